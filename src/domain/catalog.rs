@@ -1,0 +1,314 @@
+//! The catalog: the meters and plans of an environment as one document, and what applying another
+//! one would change.
+
+use serde::Serialize;
+use serde_json::Value;
+
+use super::fields::{self, Fields, Read, Violation};
+use super::limits::CATALOG_ITEMS_MAX;
+use super::meter::{Meter, has_repeats};
+use super::names::{MeterKey, PlanKey};
+use super::plan::Plan;
+
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
+pub struct Catalog {
+    pub default_plan: Option<PlanKey>,
+    pub meters: Vec<Meter>,
+    pub plans: Vec<Plan>,
+}
+
+/// One thing that applying a catalog does.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Change {
+    pub action: Action,
+    pub kind: Kind,
+    pub key: String,
+    /// For an update: which fields differ.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub fields: Vec<&'static str>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Action {
+    Create,
+    Update,
+    Delete,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Kind {
+    Catalog,
+    Meter,
+    Plan,
+}
+
+impl Catalog {
+    pub fn read(value: Value) -> Read<Self> {
+        let mut fields = Fields::of(value)?;
+        let default_plan = fields.optional("default_plan", |v| Ok(PlanKey::parse(fields::text(v)?)?));
+        let meters = fields.list("meters", CATALOG_ITEMS_MAX, Meter::read);
+        let plans = fields.list("plans", CATALOG_ITEMS_MAX, Plan::read);
+        fields.finish()?;
+        let catalog = Self { default_plan, meters, plans };
+        let flaws = catalog.inconsistencies();
+        if flaws.is_empty() { Ok(catalog) } else { Err(flaws) }
+    }
+
+    /// Reads YAML. Scalars keep their own spelling, so that no number passes through a float.
+    pub fn read_yaml(text: &str) -> Read<Self> {
+        Self::read(yaml_to_json(text)?)
+    }
+
+    pub fn meter(&self, key: &MeterKey) -> Option<&Meter> {
+        self.meters.iter().find(|meter| meter.key == *key)
+    }
+
+    fn plan(&self, key: &PlanKey) -> Option<&Plan> {
+        self.plans.iter().find(|plan| plan.key == *key)
+    }
+
+    fn inconsistencies(&self) -> Vec<Violation> {
+        let mut flaws = Vec::new();
+        let meter_keys: Vec<&MeterKey> = self.meters.iter().map(|meter| &meter.key).collect();
+        let plan_keys: Vec<&PlanKey> = self.plans.iter().map(|plan| &plan.key).collect();
+        if has_repeats(&meter_keys) {
+            flaws.push(Violation::new("duplicate_key", "uses a key twice").under("meters"));
+        }
+        if has_repeats(&plan_keys) {
+            flaws.push(Violation::new("duplicate_key", "uses a key twice").under("plans"));
+        }
+        let unknown_plan = |key: &PlanKey| Violation::new("unknown_plan", format!("there is no plan `{key}`"));
+        if let Some(key) = &self.default_plan
+            && self.plan(key).is_none()
+        {
+            flaws.push(unknown_plan(key).under("default_plan"));
+        }
+        for (index, plan) in self.plans.iter().enumerate() {
+            let at = |flaw: Violation| flaw.under(&index.to_string()).under("plans");
+            if let Some(key) = &plan.fallback_plan
+                && self.plan(key).is_none()
+            {
+                flaws.push(at(unknown_plan(key).under("fallback_plan")));
+            }
+            for (position, limit) in plan.limits.iter().enumerate() {
+                if self.meter(&limit.meter).is_none() {
+                    let flaw = Violation::new("unknown_meter", format!("there is no meter `{}`", limit.meter));
+                    flaws.push(at(flaw.under("meter").under(&position.to_string()).under("limits")));
+                }
+            }
+        }
+        flaws
+    }
+
+    /// What applying `next` to this one changes, or why it may not be: `recorded` says which
+    /// meters have seen events.
+    pub fn changes_to(&self, next: &Self, recorded: impl Fn(&MeterKey) -> bool) -> Read<Vec<Change>> {
+        let mut changes = Vec::new();
+        let mut flaws = Vec::new();
+        if self.default_plan != next.default_plan {
+            let fields = vec!["default_plan"];
+            changes.push(Change { action: Action::Update, kind: Kind::Catalog, key: "default_plan".to_owned(), fields });
+        }
+        for (index, meter) in next.meters.iter().enumerate() {
+            let change = |action, fields| Change { action, kind: Kind::Meter, key: meter.key.to_string(), fields };
+            match self.meter(&meter.key) {
+                None => changes.push(change(Action::Create, Vec::new())),
+                Some(present) if present == meter => {}
+                Some(present) => {
+                    if let Some(flaw) = refuse_meter_change(present, meter) {
+                        flaws.push(flaw.under(&index.to_string()).under("meters"));
+                    }
+                    changes.push(change(Action::Update, meter_differences(present, meter)));
+                }
+            }
+        }
+        for meter in self.meters.iter().filter(|meter| next.meter(&meter.key).is_none()) {
+            if recorded(&meter.key) {
+                let detail = format!("leaves out the meter `{}`, which has recorded usage", meter.key);
+                flaws.push(Violation::new("meter_in_use", detail).under("meters"));
+            }
+            let key = meter.key.to_string();
+            changes.push(Change { action: Action::Delete, kind: Kind::Meter, key, fields: Vec::new() });
+        }
+        for plan in &next.plans {
+            let change = |action, fields| Change { action, kind: Kind::Plan, key: plan.key.to_string(), fields };
+            match self.plan(&plan.key) {
+                None => changes.push(change(Action::Create, Vec::new())),
+                Some(present) if present == plan => {}
+                Some(present) => changes.push(change(Action::Update, plan_differences(present, plan))),
+            }
+        }
+        for plan in self.plans.iter().filter(|plan| next.plan(&plan.key).is_none()) {
+            let key = plan.key.to_string();
+            changes.push(Change { action: Action::Delete, kind: Kind::Plan, key, fields: Vec::new() });
+        }
+        if flaws.is_empty() { Ok(changes) } else { Err(flaws) }
+    }
+}
+
+/// A meter may gain dimensions, a `stripe` block and display fields; nothing else.
+fn refuse_meter_change(present: &Meter, next: &Meter) -> Option<Violation> {
+    if !present.same_counting(next) {
+        let detail = format!(
+            "event_name, aggregation, value_property and filter of the meter `{}` cannot change; make a new meter",
+            present.key
+        );
+        return Some(Violation::new("meter_immutable", detail));
+    }
+    let lost = present.dimensions.iter().find(|dimension| !next.dimensions.contains(dimension));
+    lost.map(|dimension| {
+        let detail = format!("the meter `{}` cannot lose its dimension `{dimension}`", present.key);
+        Violation::new("meter_immutable", detail).under("dimensions")
+    })
+}
+
+fn meter_differences(a: &Meter, b: &Meter) -> Vec<&'static str> {
+    differing(&[
+        ("display_name", a.display_name != b.display_name),
+        ("event_name", a.event_name != b.event_name),
+        ("aggregation", a.aggregation != b.aggregation),
+        ("value_property", a.value_property != b.value_property),
+        ("dimensions", a.dimensions != b.dimensions),
+        ("filter", a.filter != b.filter),
+        ("unit", a.unit != b.unit),
+        ("stripe", a.stripe != b.stripe),
+    ])
+}
+
+fn plan_differences(a: &Plan, b: &Plan) -> Vec<&'static str> {
+    differing(&[
+        ("name", a.name != b.name),
+        ("unmatched", a.unmatched != b.unmatched),
+        ("fallback_plan", a.fallback_plan != b.fallback_plan),
+        ("on_plan_change", a.on_plan_change != b.on_plan_change),
+        ("features", a.features != b.features),
+        ("limits", a.limits != b.limits),
+        ("prices", a.prices != b.prices),
+        ("spend_caps", a.spend_caps != b.spend_caps),
+        ("stripe_price_ids", a.stripe_price_ids != b.stripe_price_ids),
+    ])
+}
+
+fn differing(fields: &[(&'static str, bool)]) -> Vec<&'static str> {
+    fields.iter().filter(|(_, differs)| *differs).map(|(name, _)| *name).collect()
+}
+
+fn yaml_to_json(text: &str) -> Read<Value> {
+    use saphyr::{YamlLoader, YamlOwned};
+
+    fn convert(node: &YamlOwned) -> Option<Value> {
+        Some(match node {
+            YamlOwned::Representation(text, saphyr::ScalarStyle::Plain, None) => plain_scalar(text),
+            YamlOwned::Representation(text, _, _) => Value::String(text.clone()),
+            YamlOwned::Sequence(items) => Value::Array(items.iter().map(convert).collect::<Option<_>>()?),
+            YamlOwned::Mapping(map) => Value::Object(
+                map.iter()
+                    .map(|(name, value)| match name {
+                        YamlOwned::Representation(name, _, _) => Some((name.clone(), convert(value)?)),
+                        _ => None,
+                    })
+                    .collect::<Option<_>>()?,
+            ),
+            _ => return None,
+        })
+    }
+
+    fn plain_scalar(text: &str) -> Value {
+        match text {
+            "" | "~" | "null" | "Null" | "NULL" => Value::Null,
+            "true" | "True" | "TRUE" => Value::Bool(true),
+            "false" | "False" | "FALSE" => Value::Bool(false),
+            other => match other.parse::<serde_json::Number>() {
+                Ok(number) => Value::Number(number),
+                Err(_) => Value::String(other.to_owned()),
+            },
+        }
+    }
+
+    let unreadable = |why: String| vec![Violation::new("malformed_yaml", why)];
+    let mut loader = YamlLoader::<YamlOwned>::default();
+    loader.early_parse(false);
+    saphyr_parser::Parser::new_from_str(text).load(&mut loader, true).map_err(|why| unreadable(why.to_string()))?;
+    if let Some(why) = loader.error() {
+        return Err(unreadable(why.to_string()));
+    }
+    let documents = loader.into_documents();
+    match documents.as_slice() {
+        [document] => convert(document).ok_or_else(|| unreadable("has tags, or keys that are no text".to_owned())),
+        _ => Err(unreadable("must be exactly one document".to_owned())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn catalog(meters: Value) -> Catalog {
+        Catalog::read(json!({"meters": meters})).unwrap()
+    }
+
+    #[test]
+    fn a_meter_may_gain_but_not_lose() {
+        let meter = json!({"key": "m", "event_name": "e", "aggregation": "sum", "dimensions": ["a"]});
+        let changed = |field: &str, value: Value| {
+            let mut changed = meter.clone();
+            changed[field] = value;
+            catalog(json!([changed]))
+        };
+        let before = catalog(json!([meter]));
+        let verdict = |next: &Catalog, recorded: bool| match before.changes_to(next, |_| recorded) {
+            Ok(changes) => changes.into_iter().map(|c| format!("{:?} {:?}", c.action, c.fields)).collect::<String>(),
+            Err(flaws) => flaws[0].code.to_owned(),
+        };
+        let cases = [
+            (before.clone(), true, ""),
+            (changed("dimensions", json!(["a", "b"])), true, "Update [\"dimensions\"]"),
+            (changed("unit", json!("x")), true, "Update [\"unit\"]"),
+            (changed("stripe", json!({"event_name": "e"})), true, "Update [\"stripe\"]"),
+            (changed("dimensions", json!([])), false, "meter_immutable"),
+            (changed("aggregation", json!("max")), false, "meter_immutable"),
+            (changed("event_name", json!("f")), false, "meter_immutable"),
+            (catalog(json!([])), false, "Delete []"),
+            (catalog(json!([])), true, "meter_in_use"),
+        ];
+        for (next, recorded, expected) in cases {
+            assert_eq!(verdict(&next, recorded), expected, "{next:?}");
+        }
+    }
+
+    #[test]
+    fn yaml_keeps_digits_and_says_what_it_means() {
+        let yaml = "
+default_plan: free
+meters:
+  - {key: tokens, event_name: ai, aggregation: sum, unit: 'true'}
+plans:
+  - key: free
+    features: {ratio: 0.1234567890123456789, on: true, nothing: ~}
+    limits:
+      - {key: l, meter: tokens, quota: 9007199254740993.5, period: month}
+";
+        let catalog = Catalog::read_yaml(yaml).unwrap();
+        assert_eq!(catalog.plans[0].limits[0].quota.unwrap().to_string(), "9007199254740993.5");
+        assert_eq!(
+            serde_json::to_string(&catalog.plans[0].features).unwrap(),
+            r#"{"nothing":null,"on":true,"ratio":0.1234567890123456789}"#
+        );
+        assert_eq!(catalog.meters[0].unit.as_deref(), Some("true"));
+        let round = serde_json::to_value(&catalog).unwrap();
+        assert_eq!(Catalog::read(round).unwrap(), catalog);
+        assert_eq!(Catalog::read_yaml("a: [").unwrap_err()[0].code, "malformed_yaml");
+    }
+
+    #[test]
+    fn references_must_lead_somewhere() {
+        let read = |document| Catalog::read(document).unwrap_err()[0].clone();
+        let flaw = read(json!({"default_plan": "x"}));
+        assert_eq!((flaw.pointer.as_str(), flaw.code), ("/default_plan", "unknown_plan"));
+        let flaw = read(json!({"plans": [{"key": "p", "limits": [{"key": "l", "meter": "m", "quota": 1, "period": "day"}]}]}));
+        assert_eq!((flaw.pointer.as_str(), flaw.code), ("/plans/0/limits/0/meter", "unknown_meter"));
+    }
+}

@@ -1,0 +1,260 @@
+//! Reading a JSON object field by field, so that every flaw is named with a pointer (RFC 6901)
+//! and nothing unknown passes.
+
+use serde::Serialize;
+use serde_json::{Map, Value};
+
+use super::names::BadName;
+use super::quantity::Quantity;
+use super::timestamp::Timestamp;
+
+/// One flaw of the input.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Violation {
+    pub pointer: String,
+    pub code: &'static str,
+    pub detail: String,
+}
+
+/// Something read, or every flaw that was found.
+pub type Read<T> = Result<T, Vec<Violation>>;
+
+impl Violation {
+    pub fn new(code: &'static str, detail: impl Into<String>) -> Self {
+        Self { pointer: String::new(), code, detail: detail.into() }
+    }
+
+    /// A flaw as the only one found.
+    pub fn only<T>(code: &'static str, detail: impl Into<String>) -> Read<T> {
+        Err(vec![Self::new(code, detail)])
+    }
+
+    /// The same flaw, seen from the object around it.
+    #[must_use]
+    pub fn under(mut self, name: &str) -> Self {
+        let escaped = name.replace('~', "~0").replace('/', "~1");
+        self.pointer = format!("/{escaped}{}", self.pointer);
+        self
+    }
+}
+
+impl From<BadName> for Vec<Violation> {
+    fn from(bad: BadName) -> Self {
+        vec![Violation::new(bad.code, bad.detail)]
+    }
+}
+
+/// A JSON object that is being read.
+#[derive(Debug)]
+pub struct Fields {
+    rest: Map<String, Value>,
+    violations: Vec<Violation>,
+}
+
+impl Fields {
+    pub fn of(value: Value) -> Read<Self> {
+        match value {
+            Value::Object(rest) => Ok(Self { rest, violations: Vec::new() }),
+            other => Violation::only("invalid_type", format!("must be an object, not {}", kind(&other))),
+        }
+    }
+
+    /// The field, unless it is absent or null.
+    pub fn optional<T>(&mut self, name: &str, read: impl FnOnce(Value) -> Read<T>) -> Option<T> {
+        match self.rest.remove(name) {
+            None | Some(Value::Null) => None,
+            Some(value) => self.keep(name, read(value)),
+        }
+    }
+
+    /// The field: outer `None` when it is absent, inner `None` when it is null.
+    pub fn nullable<T>(&mut self, name: &str, read: impl FnOnce(Value) -> Read<T>) -> Option<Option<T>> {
+        match self.rest.remove(name) {
+            None => None,
+            Some(Value::Null) => Some(None),
+            Some(value) => self.keep(name, read(value)).map(Some),
+        }
+    }
+
+    /// The field, whose absence is a flaw.
+    pub fn required<T>(&mut self, name: &str, read: impl FnOnce(Value) -> Read<T>) -> Option<T> {
+        match self.rest.remove(name) {
+            None | Some(Value::Null) => {
+                self.violations.push(Violation::new("missing_field", format!("`{name}` is required")).under(name));
+                None
+            }
+            Some(value) => self.keep(name, read(value)),
+        }
+    }
+
+    /// Every element of an array field, read alike; an absent one is empty.
+    pub fn list<T>(&mut self, name: &str, max: usize, read: impl Fn(Value) -> Read<T>) -> Vec<T> {
+        self.optional(name, |value| items(value, max, read)).unwrap_or_default()
+    }
+
+    /// Takes a field as it is.
+    pub fn take(&mut self, name: &str) -> Option<Value> {
+        self.rest.remove(name)
+    }
+
+    /// Notes a flaw that no single field shows.
+    pub fn flaw(&mut self, violation: Violation) {
+        self.violations.push(violation);
+    }
+
+    /// What is left is unknown; what was read is good only if nothing was flawed.
+    pub fn finish(mut self) -> Read<()> {
+        for name in self.rest.keys() {
+            self.violations.push(Violation::new("unknown_field", format!("there is no field `{name}`")).under(name));
+        }
+        if self.violations.is_empty() { Ok(()) } else { Err(self.violations) }
+    }
+
+    /// Reads on without looking at what is left.
+    pub fn finish_ignoring_rest(self) -> Read<()> {
+        if self.violations.is_empty() { Ok(()) } else { Err(self.violations) }
+    }
+
+    fn keep<T>(&mut self, name: &str, read: Read<T>) -> Option<T> {
+        match read {
+            Ok(value) => Some(value),
+            Err(flaws) => {
+                self.violations.extend(flaws.into_iter().map(|flaw| flaw.under(name)));
+                None
+            }
+        }
+    }
+}
+
+/// What a JSON value is, in words.
+fn kind(value: &Value) -> &'static str {
+    match value {
+        Value::Null => "null",
+        Value::Bool(_) => "a boolean",
+        Value::Number(_) => "a number",
+        Value::String(_) => "a string",
+        Value::Array(_) => "an array",
+        Value::Object(_) => "an object",
+    }
+}
+
+pub fn text(value: Value) -> Read<String> {
+    match value {
+        Value::String(text) => Ok(text),
+        other => Violation::only("invalid_type", format!("must be a string, not {}", kind(&other))),
+    }
+}
+
+pub fn object(value: Value) -> Read<Map<String, Value>> {
+    match value {
+        Value::Object(map) => Ok(map),
+        other => Violation::only("invalid_type", format!("must be an object, not {}", kind(&other))),
+    }
+}
+
+pub fn items<T>(value: Value, max: usize, read: impl Fn(Value) -> Read<T>) -> Read<Vec<T>> {
+    let Value::Array(values) = value else {
+        return Violation::only("invalid_type", format!("must be an array, not {}", kind(&value)));
+    };
+    if values.len() > max {
+        return Violation::only("too_many", format!("must have at most {max} elements, not {}", values.len()));
+    }
+    let (mut good, mut flaws) = (Vec::with_capacity(values.len()), Vec::new());
+    for (index, value) in values.into_iter().enumerate() {
+        match read(value) {
+            Ok(item) => good.push(item),
+            Err(found) => flaws.extend(found.into_iter().map(|flaw| flaw.under(&index.to_string()))),
+        }
+    }
+    if flaws.is_empty() { Ok(good) } else { Err(flaws) }
+}
+
+/// A quantity: a JSON number or a decimal string.
+pub fn quantity(value: Value) -> Read<Quantity> {
+    match Quantity::from_json(&value) {
+        Ok(quantity) => Ok(quantity),
+        Err(why) => Violation::only("invalid_value", why.to_string()),
+    }
+}
+
+pub fn timestamp(value: Value) -> Read<Timestamp> {
+    match Timestamp::parse(&text(value)?) {
+        Ok(timestamp) => Ok(timestamp),
+        Err(why) => Violation::only("invalid_timestamp", why.to_string()),
+    }
+}
+
+/// One of a few words.
+pub fn one_of<T: Copy>(value: Value, words: &[(&'static str, T)]) -> Read<T> {
+    let given = text(value)?;
+    if let Some((_, meant)) = words.iter().find(|(word, _)| *word == given) {
+        return Ok(*meant);
+    }
+    let known: Vec<&str> = words.iter().map(|(word, _)| *word).collect();
+    Violation::only("invalid_choice", format!("must be one of {}", known.join(", ")))
+}
+
+/// Refuses NUL anywhere inside: `PostgreSQL` cannot hold it, not even escaped.
+pub fn no_nul(map: &Map<String, Value>) -> Read<()> {
+    fn clean(value: &Value) -> bool {
+        match value {
+            Value::String(text) => !text.contains('\0'),
+            Value::Array(values) => values.iter().all(clean),
+            Value::Object(map) => map.iter().all(|(name, value)| !name.contains('\0') && clean(value)),
+            Value::Null | Value::Bool(_) | Value::Number(_) => true,
+        }
+    }
+    let flaws: Vec<Violation> = map
+        .iter()
+        .filter(|(name, value)| name.contains('\0') || !clean(value))
+        .map(|(name, _)| Violation::new("nul_character", "must not contain the NUL character").under(name))
+        .collect();
+    if flaws.is_empty() { Ok(()) } else { Err(flaws) }
+}
+
+/// Refuses numbers that `PostgreSQL` would have to hold with thousands of digits.
+pub fn no_monstrous_numbers(map: &Map<String, Value>) -> Read<()> {
+    use super::limits::{PROPERTY_NUMBER_CHARS_MAX, PROPERTY_NUMBER_EXPONENT_MAX};
+    fn tame(value: &Value) -> bool {
+        match value {
+            Value::Number(number) => {
+                let text = number.as_str();
+                let exponent = text.split_once(['e', 'E']).map_or(Ok(0), |(_, exponent)| exponent.parse::<i32>());
+                text.len() <= PROPERTY_NUMBER_CHARS_MAX
+                    && exponent.is_ok_and(|e| e.abs() <= PROPERTY_NUMBER_EXPONENT_MAX)
+            }
+            Value::Array(values) => values.iter().all(tame),
+            Value::Object(map) => map.values().all(tame),
+            Value::Null | Value::Bool(_) | Value::String(_) => true,
+        }
+    }
+    let flaws: Vec<Violation> = map
+        .iter()
+        .filter(|(_, value)| !tame(value))
+        .map(|(name, _)| Violation::new("invalid_value", "has a number with too many digits").under(name))
+        .collect();
+    if flaws.is_empty() { Ok(()) } else { Err(flaws) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn every_flaw_is_named_with_its_pointer() {
+        let mut fields = Fields::of(json!({"a": 5, "b/c": {"d": 1}, "list": ["x", 2]})).unwrap();
+        fields.required("a", text);
+        fields.required("gone", text);
+        fields.list("list", 10, text);
+        let flaws = fields.finish().unwrap_err();
+        let found: Vec<(&str, &str)> = flaws.iter().map(|f| (f.pointer.as_str(), f.code)).collect();
+        let expected = [
+            ("/a", "invalid_type"),
+            ("/gone", "missing_field"),
+            ("/list/1", "invalid_type"),
+            ("/b~1c", "unknown_field"),
+        ];
+        assert_eq!(found, expected);
+    }
+}

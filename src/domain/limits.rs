@@ -1,0 +1,61 @@
+//! Every bound of the service, in one place, units last in the names.
+
+use std::time::Duration;
+
+/// A request body after decompression.
+pub const BODY_BYTES_MAX: usize = 8 * 1024 * 1024;
+/// What is read and thrown away of a body that is too large, so that the caller sees the answer.
+pub const BODY_DRAIN_BYTES_MAX: usize = 64 * 1024 * 1024;
+/// Events in one array.
+pub const BATCH_EVENTS_MAX: usize = 1_000;
+/// Subjects, event ids and sources, event names, property names.
+pub const NAME_CHARS_MAX: usize = 255;
+/// Keys of meters, plans, limits.
+pub const KEY_CHARS_MAX: usize = 100;
+/// The properties of one event, as JSON text.
+pub const PROPERTIES_BYTES_MAX: usize = 16 * 1024;
+/// A number inside properties, in its own spelling.
+pub const PROPERTY_NUMBER_CHARS_MAX: usize = 64;
+/// The exponent of a number inside properties.
+pub const PROPERTY_NUMBER_EXPONENT_MAX: i32 = 64;
+/// A subject's metadata, as JSON text.
+pub const METADATA_BYTES_MAX: usize = 16 * 1024;
+/// The reason of a void.
+pub const REASON_CHARS_MAX: usize = 1_000;
+/// A subject and its ancestors.
+pub const PATH_LEVELS_MAX: usize = 8;
+/// Dimensions of one meter.
+pub const METER_DIMENSIONS_MAX: usize = 16;
+/// Values allowed for one property of a filter.
+pub const FILTER_VALUES_MAX: usize = 100;
+/// Meters, and plans, in one catalog.
+pub const CATALOG_ITEMS_MAX: usize = 1_000;
+/// Different combinations of dimension values that one meter's rollups keep apart. Beyond it the
+/// meter is read from its events: as exact, but slower.
+pub const DIMENSION_SETS_PER_METER_MAX: i64 = 100_000;
+/// Windows in one usage answer.
+pub const USAGE_WINDOWS_MAX: usize = 50_000;
+/// Rows in one usage answer.
+pub const USAGE_ROWS_MAX: usize = 100_000;
+/// Subjects named in one usage query.
+pub const USAGE_SUBJECTS_MAX: usize = 100;
+/// Rows on a page of a list, unless asked.
+pub const PAGE_ROWS_DEFAULT: u32 = 50;
+/// Rows on a page of a list, at most.
+pub const PAGE_ROWS_MAX: u32 = 1_000;
+/// How far ahead of now an event may lie.
+pub const EVENT_AHEAD_MAX: Duration = Duration::from_secs(5 * 60);
+/// Characters of a credential worth looking at.
+pub const CREDENTIAL_CHARS_MAX: usize = 8 * 1024;
+/// Events in one transaction of a writer.
+pub const TRANSACTION_EVENTS_MAX: usize = 4_000;
+/// Events waiting for a writer of one lane.
+pub const QUEUE_EVENTS_MAX: usize = 40_000;
+/// Bytes waiting for a writer of one lane.
+pub const QUEUE_BYTES_MAX: usize = 32 * 1024 * 1024;
+/// Events that are not folded yet before writers wait for the fold.
+pub const UNFOLDED_EVENTS_MAX: i64 = 100_000;
+/// Events folded in one transaction, but for a last batch that passes it.
+pub const FOLD_EVENTS_MAX: i64 = 40_000;
+/// Batches folded in one transaction.
+pub const FOLD_BATCHES_MAX: i64 = 500;

@@ -1,0 +1,197 @@
+//! Plans as the catalog states them. They are kept and shown; what they decide comes with the gate.
+
+use serde::Serialize;
+use serde_json::{Map, Value};
+
+use super::fields::{self, Fields, Read, Violation};
+use super::limits::{CATALOG_ITEMS_MAX, NAME_CHARS_MAX};
+use super::meter::Filter;
+use super::names::{ItemKey, MeterKey, PlanKey};
+use super::quantity::Quantity;
+use super::window::Zone;
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Plan {
+    pub key: PlanKey,
+    pub name: String,
+    pub unmatched: Unmatched,
+    pub fallback_plan: Option<PlanKey>,
+    pub on_plan_change: OnPlanChange,
+    pub features: Map<String, Value>,
+    pub limits: Vec<Limit>,
+    /// Rated by a later release; kept word for word.
+    pub prices: Vec<Value>,
+    /// Decided by a later release; kept word for word.
+    pub spend_caps: Vec<Value>,
+    /// A list, or one list per environment; kept word for word.
+    pub stripe_price_ids: Value,
+}
+
+/// What happens to usage that no limit matches.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Unmatched {
+    Deny,
+    Allow,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OnPlanChange {
+    Keep,
+    Reset,
+}
+
+/// A quota on a meter, or on a slice of it, per period.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Limit {
+    pub key: ItemKey,
+    pub meter: MeterKey,
+    #[serde(skip_serializing_if = "Filter::is_empty")]
+    pub filter: Filter,
+    /// None: unlimited.
+    pub quota: Option<Quantity>,
+    pub period: Period,
+    pub anchor: Anchor,
+    pub timezone: Zone,
+    pub enforcement: Enforcement,
+    pub overage: Overage,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Period {
+    Minute,
+    Hour,
+    Day,
+    Week,
+    Month,
+    Year,
+    Lifetime,
+    Billing,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Anchor {
+    Calendar,
+    Subscription,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Enforcement {
+    Hard,
+    Soft,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Overage {
+    None,
+    Credits,
+}
+
+const PERIODS: [(&str, Period); 8] = [
+    ("minute", Period::Minute),
+    ("hour", Period::Hour),
+    ("day", Period::Day),
+    ("week", Period::Week),
+    ("month", Period::Month),
+    ("year", Period::Year),
+    ("lifetime", Period::Lifetime),
+    ("billing", Period::Billing),
+];
+
+impl Limit {
+    fn read(value: Value) -> Read<Self> {
+        let mut fields = Fields::of(value)?;
+        let key = fields.required("key", |v| Ok(ItemKey::parse(fields::text(v)?)?));
+        let meter = fields.required("meter", |v| Ok(MeterKey::parse(fields::text(v)?)?));
+        let filter = fields.optional("filter", Filter::read);
+        let quota = fields.nullable("quota", |v| {
+            let quota = fields::quantity(v)?;
+            if quota.is_negative() {
+                return Violation::only("invalid_value", "must not be negative");
+            }
+            Ok(quota)
+        });
+        let period = fields.required("period", |v| fields::one_of(v, &PERIODS));
+        let anchor = fields.optional("anchor", |v| {
+            fields::one_of(v, &[("calendar", Anchor::Calendar), ("subscription", Anchor::Subscription)])
+        });
+        let timezone = fields.optional("timezone", |v| Zone::parse(&fields::text(v)?));
+        let enforcement = fields.optional("enforcement", |v| {
+            fields::one_of(v, &[("hard", Enforcement::Hard), ("soft", Enforcement::Soft)])
+        });
+        let overage = fields
+            .optional("overage", |v| fields::one_of(v, &[("none", Overage::None), ("credits", Overage::Credits)]));
+        fields.finish()?;
+        let (Some(key), Some(meter), Some(period)) = (key, meter, period) else { return Err(Vec::new()) };
+        Ok(Self {
+            key,
+            meter,
+            filter: filter.unwrap_or_default(),
+            quota: quota.flatten(),
+            period,
+            anchor: anchor.unwrap_or(Anchor::Calendar),
+            timezone: timezone.unwrap_or_default(),
+            enforcement: enforcement.unwrap_or(Enforcement::Hard),
+            overage: overage.unwrap_or(Overage::None),
+        })
+    }
+}
+
+impl Plan {
+    pub fn read(value: Value) -> Read<Self> {
+        let mut fields = Fields::of(value)?;
+        let key = fields.required("key", |v| Ok(PlanKey::parse(fields::text(v)?)?));
+        let name = fields.optional("name", |v| {
+            let name = fields::text(v)?;
+            if name.chars().count() > NAME_CHARS_MAX || name.contains('\0') {
+                return Violation::only("too_long", format!("must have at most {NAME_CHARS_MAX} characters"));
+            }
+            Ok(name)
+        });
+        let unmatched = fields
+            .optional("unmatched", |v| fields::one_of(v, &[("deny", Unmatched::Deny), ("allow", Unmatched::Allow)]));
+        let fallback_plan = fields.optional("fallback_plan", |v| Ok(PlanKey::parse(fields::text(v)?)?));
+        let on_plan_change = fields.optional("on_plan_change", |v| {
+            fields::one_of(v, &[("keep", OnPlanChange::Keep), ("reset", OnPlanChange::Reset)])
+        });
+        let features = fields.optional("features", |v| {
+            let features = fields::object(v)?;
+            fields::no_nul(&features)?;
+            Ok(features)
+        });
+        let limits = fields.list("limits", CATALOG_ITEMS_MAX, Limit::read);
+        let prices = fields.list("prices", CATALOG_ITEMS_MAX, kept);
+        let spend_caps = fields.list("spend_caps", CATALOG_ITEMS_MAX, kept);
+        let stripe_price_ids = fields.optional("stripe_price_ids", Ok);
+        let keys: Vec<&ItemKey> = limits.iter().map(|limit| &limit.key).collect();
+        if super::meter::has_repeats(&keys) {
+            fields.flaw(Violation::new("duplicate_key", "uses a limit's key twice").under("limits"));
+        }
+        fields.finish()?;
+        let Some(key) = key else { return Err(Vec::new()) };
+        Ok(Self {
+            name: name.unwrap_or_else(|| key.to_string()),
+            key,
+            unmatched: unmatched.unwrap_or(Unmatched::Deny),
+            fallback_plan,
+            on_plan_change: on_plan_change.unwrap_or(OnPlanChange::Keep),
+            features: features.unwrap_or_default(),
+            limits,
+            prices,
+            spend_caps,
+            stripe_price_ids: stripe_price_ids.unwrap_or_else(|| Value::Array(Vec::new())),
+        })
+    }
+}
+
+/// An object kept word for word.
+fn kept(value: Value) -> Read<Value> {
+    let map = fields::object(value)?;
+    fields::no_nul(&map)?;
+    Ok(Value::Object(map))
+}

@@ -1,0 +1,245 @@
+//! Questions about usage: which slices of time can be answered from hourly rollups and which need
+//! the events themselves, and how the parts make rows.
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+
+use super::fields::Read;
+use super::limits::USAGE_WINDOWS_MAX;
+use super::meter::Aggregation;
+use super::names::{MeterKey, SubjectId};
+use super::quantity::Total;
+use super::timestamp::Timestamp;
+use super::window::{Span, Window, Zone};
+
+/// A question: a meter over a range.
+#[derive(Debug, Clone)]
+pub struct UsageQuery {
+    pub meter: MeterKey,
+    pub span: Span,
+    pub window: Option<Window>,
+    pub zone: Zone,
+    /// Empty: every subject.
+    pub subjects: Vec<SubjectId>,
+    pub descendants: bool,
+    pub group_by_subject: bool,
+    /// Dimensions of the meter.
+    pub group_by: Vec<String>,
+    /// Dimension → values that count.
+    pub filter: BTreeMap<String, Vec<String>>,
+    pub fill: bool,
+}
+
+impl UsageQuery {
+    /// The natural bounds of its windows; without a window those of the range itself.
+    pub fn bounds(&self) -> Read<Vec<Timestamp>> {
+        match self.window {
+            None => Ok(vec![self.span.from, self.span.to]),
+            Some(window) => window.bounds(self.span, &self.zone, USAGE_WINDOWS_MAX),
+        }
+    }
+}
+
+/// Where the parts of a range are read: whole UTC hours from rollups, the rest from events.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Reading {
+    pub hours: Vec<Span>,
+    pub events: Vec<Span>,
+}
+
+impl Reading {
+    /// An hour can be read from rollups where it lies in one window whole, and in no gap: hours
+    /// whose rollups are not, or no longer, what the events say.
+    pub fn plan(span: Span, bounds: &[Timestamp], gaps: &[Span]) -> Self {
+        let mut reading = Self::default();
+        for pair in bounds.windows(2) {
+            let part = span.intersect(Span { from: pair[0], to: pair[1] });
+            if part.is_empty() {
+                continue;
+            }
+            let hours = Span { from: part.from.hour_ceil(), to: part.to.hour_floor() };
+            if hours.is_empty() {
+                push(&mut reading.events, part);
+                continue;
+            }
+            push(&mut reading.events, Span { from: part.from, to: hours.from });
+            for (piece, in_gap) in cut(hours, gaps) {
+                push(if in_gap { &mut reading.events } else { &mut reading.hours }, piece);
+            }
+            push(&mut reading.events, Span { from: hours.to, to: part.to });
+        }
+        reading
+    }
+}
+
+/// Adds a span, joined to the last where they touch.
+fn push(spans: &mut Vec<Span>, span: Span) {
+    if span.is_empty() {
+        return;
+    }
+    match spans.last_mut() {
+        Some(last) if last.to == span.from => last.to = span.to,
+        _ => spans.push(span),
+    }
+}
+
+/// Cuts a span of whole hours where gaps (of whole hours) begin and end, in order.
+fn cut(span: Span, gaps: &[Span]) -> Vec<(Span, bool)> {
+    let mut edges: Vec<Timestamp> =
+        gaps.iter().flat_map(|gap| [gap.from, gap.to]).filter(|edge| span.from < *edge && *edge < span.to).collect();
+    edges.extend([span.from, span.to]);
+    edges.sort_unstable();
+    edges.dedup();
+    edges
+        .windows(2)
+        .map(|pair| {
+            let piece = Span { from: pair[0], to: pair[1] };
+            (piece, gaps.iter().any(|gap| !gap.intersect(piece).is_empty()))
+        })
+        .collect()
+}
+
+/// What was found for one window of one group: the stuff of every aggregation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Found {
+    /// Contributing events, those taken back subtracted.
+    pub count: i64,
+    pub sum: Option<Total>,
+    /// The least, the greatest or the last value, as the meter asks; members for `unique_count`.
+    pub picked: Option<Total>,
+}
+
+impl Found {
+    pub fn value(&self, aggregation: Aggregation) -> Option<Total> {
+        let found = match aggregation {
+            Aggregation::Sum => self.sum,
+            Aggregation::Count => Some(Total::from(self.count)),
+            Aggregation::Avg => self.sum.and_then(|sum| sum.average_of(self.count)),
+            Aggregation::Min | Aggregation::Max | Aggregation::Last | Aggregation::UniqueCount => self.picked,
+        };
+        found.or(aggregation.of_nothing())
+    }
+}
+
+/// What a row stands for beside its window.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Default)]
+pub struct Group {
+    pub subject: Option<String>,
+    /// In the order of `group_by`; none where the event had no such property.
+    pub dimensions: Vec<Option<String>>,
+}
+
+/// One row of an answer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct UsageRow {
+    pub window_start: Timestamp,
+    pub window_end: Timestamp,
+    pub subject: Option<String>,
+    pub group: BTreeMap<String, Option<String>>,
+    pub value: Option<Total>,
+    pub event_count: i64,
+}
+
+/// Lays out what was found, by window and then group. Groups in which nothing is left are dropped,
+/// unless windows are to be filled.
+pub fn rows(
+    query: &UsageQuery,
+    aggregation: Aggregation,
+    bounds: &[Timestamp],
+    found: BTreeMap<(usize, Group), Found>,
+) -> Vec<UsageRow> {
+    let mut found: BTreeMap<(usize, Group), Found> = found.into_iter().filter(|(_, found)| found.count != 0).collect();
+    let ungrouped = query.group_by.is_empty() && !query.group_by_subject;
+    if ungrouped && query.window.is_none() {
+        found.entry((0, Group::default())).or_default();
+    } else if query.fill {
+        let mut groups: Vec<Group> = found.keys().map(|(_, group)| group.clone()).collect();
+        groups.sort();
+        groups.dedup();
+        if ungrouped {
+            groups = vec![Group::default()];
+        }
+        for index in 0..bounds.len() - 1 {
+            for group in &groups {
+                found.entry((index, group.clone())).or_default();
+            }
+        }
+    }
+    found
+        .into_iter()
+        .map(|((index, group), found)| UsageRow {
+            window_start: bounds[index],
+            window_end: bounds[index + 1],
+            subject: group.subject,
+            group: query.group_by.iter().cloned().zip(group.dimensions).collect(),
+            value: found.value(aggregation),
+            event_count: found.count,
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn at(text: &str) -> Timestamp {
+        Timestamp::parse(text).unwrap()
+    }
+
+    fn span(from: &str, to: &str) -> Span {
+        Span { from: at(from), to: at(to) }
+    }
+
+    #[test]
+    fn edges_come_from_events() {
+        let range = span("2026-01-01T10:15:00Z", "2026-01-01T13:30:00Z");
+        let reading = Reading::plan(range, &[range.from, range.to], &[]);
+        assert_eq!(reading.hours, [span("2026-01-01T11:00:00Z", "2026-01-01T13:00:00Z")]);
+        assert_eq!(
+            reading.events,
+            [span("2026-01-01T10:15:00Z", "2026-01-01T11:00:00Z"), span("2026-01-01T13:00:00Z", "2026-01-01T13:30:00Z")]
+        );
+        let gap = span("2026-01-01T12:00:00Z", "2026-01-01T13:00:00Z");
+        let reading = Reading::plan(range, &[range.from, range.to], &[gap]);
+        assert_eq!(reading.hours, [span("2026-01-01T11:00:00Z", "2026-01-01T12:00:00Z")]);
+        assert_eq!(reading.events.last(), Some(&span("2026-01-01T12:00:00Z", "2026-01-01T13:30:00Z")));
+    }
+
+    proptest! {
+        /// Every instant of the range is read exactly once, rollups only in whole hours of one window.
+        #[test]
+        fn the_range_is_covered_once(
+            from in 0_i64..500, length in 1_i64..500,
+            cuts in prop::collection::vec(0_i64..1000, 0..8),
+            gaps in prop::collection::vec((0_i64..17, 1_i64..5), 0..4),
+        ) {
+            let minute = |m: i64| Timestamp::from_micros(m * 60_000_000).unwrap();
+            let range = Span { from: minute(from), to: minute(from + length) };
+            let mut bounds: Vec<Timestamp> = cuts.iter().map(|m| minute(*m)).collect();
+            bounds.extend([minute(0), minute(2_000)]);
+            bounds.sort_unstable();
+            bounds.dedup();
+            let gaps: Vec<Span> =
+                gaps.iter().map(|(h, n)| Span { from: minute(h * 60), to: minute((h + n) * 60) }).collect();
+            let reading = Reading::plan(range, &bounds, &gaps);
+            let inside = |spans: &[Span], t: Timestamp| spans.iter().filter(|s| s.from <= t && t < s.to).count();
+            for m in 0..1_100 {
+                let t = minute(m);
+                let expected = usize::from(range.from <= t && t < range.to);
+                prop_assert_eq!(inside(&reading.hours, t) + inside(&reading.events, t), expected);
+                if inside(&gaps, t) > 0 {
+                    prop_assert_eq!(inside(&reading.hours, t), 0);
+                }
+            }
+            for hours in &reading.hours {
+                prop_assert_eq!(hours.from, hours.from.hour_floor());
+                prop_assert_eq!(hours.to, hours.to.hour_floor());
+                for bound in &bounds {
+                    prop_assert!(*bound <= hours.from || *bound >= hours.to || *bound == bound.hour_floor());
+                }
+            }
+        }
+    }
+}

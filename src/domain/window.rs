@@ -1,0 +1,286 @@
+//! Windows of time: the natural minutes, hours, days, weeks and months of a time zone, through its
+//! clock changes.
+
+use std::fmt;
+
+use jiff::civil::{Date, Weekday};
+use jiff::tz::TimeZone;
+use jiff::{ToSpan, Zoned};
+use serde::{Serialize, Serializer};
+
+use super::fields::{Read, Violation};
+use super::timestamp::{MICROS_PER_SECOND, Timestamp};
+
+/// A half-open range of time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Span {
+    pub from: Timestamp,
+    pub to: Timestamp,
+}
+
+impl Span {
+    pub fn is_empty(self) -> bool {
+        self.from >= self.to
+    }
+
+    #[must_use]
+    pub fn intersect(self, other: Self) -> Self {
+        Self { from: self.from.max(other.from), to: self.to.min(other.to) }
+    }
+}
+
+/// A time zone by its IANA name; UTC unless said.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Zone(TimeZone);
+
+impl Default for Zone {
+    fn default() -> Self {
+        Self(TimeZone::UTC)
+    }
+}
+
+impl Zone {
+    pub fn parse(name: &str) -> Read<Self> {
+        match TimeZone::get(name) {
+            Ok(zone) if zone.iana_name().is_some() => Ok(Self(zone)),
+            _ => Violation::only("unknown_timezone", "is not an IANA time zone, such as Europe/Berlin"),
+        }
+    }
+
+    pub fn name(&self) -> &str {
+        self.0.iana_name().unwrap_or("UTC")
+    }
+}
+
+impl fmt::Display for Zone {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl Serialize for Zone {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.name())
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Window {
+    Minute,
+    Hour,
+    Day,
+    /// Starts on Monday.
+    Week,
+    Month,
+}
+
+impl Window {
+    pub const WORDS: [(&'static str, Self); 5] = [
+        ("minute", Self::Minute),
+        ("hour", Self::Hour),
+        ("day", Self::Day),
+        ("week", Self::Week),
+        ("month", Self::Month),
+    ];
+
+    /// The natural bounds of the windows that touch the span, first start to last end; refused
+    /// where they are more than `max` windows.
+    pub fn bounds(self, span: Span, zone: &Zone, max: usize) -> Read<Vec<Timestamp>> {
+        let mut bound = self.start(span.from, &zone.0);
+        let mut bounds = vec![bound];
+        while bound < span.to {
+            if bounds.len() > max {
+                let detail = format!("would make more than {max} windows; take a shorter range or a longer window");
+                return Err(vec![Violation::new("too_many_windows", detail).under("window")]);
+            }
+            bound = self.next(bound, &zone.0);
+            bounds.push(bound);
+        }
+        Ok(bounds)
+    }
+
+    /// The latest bound that is not after `at`.
+    fn start(self, at: Timestamp, zone: &TimeZone) -> Timestamp {
+        let local = at.to_jiff().to_zoned(zone.clone());
+        match self {
+            Self::Minute | Self::Hour => {
+                // the local clock runs evenly back to the last change of offset
+                let start = Timestamp::from_micros(at.micros() - self.micros_into(&local)).unwrap_or(Timestamp::MIN);
+                let last_change =
+                    zone.preceding(at.to_jiff()).next().map(|change| Timestamp::from_jiff(change.timestamp()));
+                last_change.map_or(start, |change| if change <= at { start.max(change) } else { start })
+            }
+            Self::Day | Self::Week | Self::Month => {
+                let start = first_instant(self.first_day(local.date()), zone);
+                // a day that the zone skipped has the same first instant as the next
+                if start > at { at } else { start }
+            }
+        }
+    }
+
+    /// The first bound after the bound `start`.
+    fn next(self, start: Timestamp, zone: &TimeZone) -> Timestamp {
+        let local = start.to_jiff().to_zoned(zone.clone());
+        match self {
+            Self::Minute | Self::Hour => {
+                let length = self.clock_micros();
+                let even = Timestamp::from_micros(start.micros() + length - self.micros_into(&local));
+                let even = even.unwrap_or(Timestamp::MAX);
+                let change =
+                    zone.following(start.to_jiff()).next().map(|change| Timestamp::from_jiff(change.timestamp()));
+                change.map_or(even, |change| even.min(change))
+            }
+            Self::Day | Self::Week | Self::Month => {
+                let mut day = self.first_day(local.date());
+                loop {
+                    let Some(following) = self.following_day(day) else { return Timestamp::MAX };
+                    let bound = first_instant(following, zone);
+                    if bound > start {
+                        return bound;
+                    }
+                    day = following;
+                }
+            }
+        }
+    }
+
+    fn clock_micros(self) -> i64 {
+        if self == Self::Minute { 60 * MICROS_PER_SECOND } else { 3_600 * MICROS_PER_SECOND }
+    }
+
+    /// How far the local clock is into its minute or hour.
+    fn micros_into(self, local: &Zoned) -> i64 {
+        let time = local.time();
+        let minutes = if self == Self::Minute { 0 } else { i64::from(time.minute()) };
+        (minutes * 60 + i64::from(time.second())) * MICROS_PER_SECOND + i64::from(time.subsec_nanosecond()) / 1_000
+    }
+
+    fn first_day(self, date: Date) -> Date {
+        match self {
+            Self::Week => {
+                let back = i64::from(date.weekday().since(Weekday::Monday));
+                date.checked_sub(back.days()).unwrap_or(Date::MIN)
+            }
+            Self::Month => date.first_of_month(),
+            Self::Minute | Self::Hour | Self::Day => date,
+        }
+    }
+
+    fn following_day(self, first: Date) -> Option<Date> {
+        match self {
+            Self::Week => first.checked_add(7.days()).ok(),
+            Self::Month => first.checked_add(1.month()).ok(),
+            Self::Minute | Self::Hour | Self::Day => first.checked_add(1.day()).ok(),
+        }
+    }
+}
+
+/// The first instant of a day: midnight, or what follows it where the clocks skip midnight.
+fn first_instant(date: Date, zone: &TimeZone) -> Timestamp {
+    let instant = date.to_zoned(zone.clone()).map(|midnight| Timestamp::from_jiff(midnight.timestamp()));
+    instant.unwrap_or(Timestamp::MAX)
+}
+
+/// The UTC calendar month around an instant.
+pub fn utc_month(at: Timestamp) -> Span {
+    let from = Window::Month.start(at, &TimeZone::UTC);
+    Span { from, to: Window::Month.next(from, &TimeZone::UTC) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn at(text: &str) -> Timestamp {
+        Timestamp::parse(text).unwrap()
+    }
+
+    fn bounds(window: Window, zone: &str, from: &str, to: &str) -> Vec<String> {
+        let span = Span { from: at(from), to: at(to) };
+        let bounds = window.bounds(span, &Zone::parse(zone).unwrap(), 10_000).unwrap();
+        bounds.into_iter().map(|b| b.to_string()).collect()
+    }
+
+    #[test]
+    fn days_follow_clock_changes() {
+        assert_eq!(
+            bounds(Window::Day, "Europe/Berlin", "2026-03-28T12:00:00Z", "2026-03-30T12:00:00Z"),
+            ["2026-03-27T23:00:00Z", "2026-03-28T23:00:00Z", "2026-03-29T22:00:00Z", "2026-03-30T22:00:00Z"]
+        );
+        assert_eq!(
+            bounds(Window::Day, "America/New_York", "2026-11-01T04:00:00Z", "2026-11-02T05:00:00Z"),
+            ["2026-11-01T04:00:00Z", "2026-11-02T05:00:00Z"]
+        );
+        assert_eq!(
+            bounds(Window::Day, "Asia/Kolkata", "2026-01-01T00:00:00Z", "2026-01-01T18:30:00Z"),
+            ["2025-12-31T18:30:00Z", "2026-01-01T18:30:00Z"]
+        );
+    }
+
+    #[test]
+    fn a_skipped_day_has_no_window_and_the_months_around_it_do() {
+        // Samoa had no 30 December 2011
+        assert_eq!(
+            bounds(Window::Day, "Pacific/Apia", "2011-12-29T12:00:00Z", "2011-12-31T12:00:00Z"),
+            ["2011-12-29T10:00:00Z", "2011-12-30T10:00:00Z", "2011-12-31T10:00:00Z", "2012-01-01T10:00:00Z"]
+        );
+        assert_eq!(
+            bounds(Window::Month, "Pacific/Apia", "2011-12-15T00:00:00Z", "2012-01-15T00:00:00Z"),
+            ["2011-12-01T10:00:00Z", "2011-12-31T10:00:00Z", "2012-01-31T10:00:00Z"]
+        );
+        assert_eq!(
+            bounds(Window::Month, "Pacific/Apia", "2026-01-31T10:59:00Z", "2026-01-31T11:01:00Z"),
+            ["2025-12-31T11:00:00Z", "2026-01-31T11:00:00Z", "2026-02-28T11:00:00Z"]
+        );
+    }
+
+    #[test]
+    fn hours_follow_the_local_clock() {
+        assert_eq!(
+            bounds(Window::Hour, "Asia/Kolkata", "2026-01-01T00:00:00Z", "2026-01-01T00:31:00Z"),
+            ["2025-12-31T23:30:00Z", "2026-01-01T00:30:00Z", "2026-01-01T01:30:00Z"]
+        );
+        // Lord Howe turns its clocks by half an hour
+        assert_eq!(
+            bounds(Window::Hour, "Australia/Lord_Howe", "2026-04-04T14:00:00Z", "2026-04-04T16:00:00Z"),
+            ["2026-04-04T14:00:00Z", "2026-04-04T15:00:00Z", "2026-04-04T15:30:00Z", "2026-04-04T16:30:00Z"]
+        );
+        let berlin = bounds(Window::Hour, "Europe/Berlin", "2026-10-25T00:00:00Z", "2026-10-25T02:00:00Z");
+        assert_eq!(berlin, ["2026-10-25T00:00:00Z", "2026-10-25T01:00:00Z", "2026-10-25T02:00:00Z"]);
+    }
+
+    #[test]
+    fn weeks_start_on_monday_and_counts_are_bounded() {
+        assert_eq!(
+            bounds(Window::Week, "UTC", "2026-11-20T00:00:00Z", "2026-11-23T00:00:01Z"),
+            ["2026-11-16T00:00:00Z", "2026-11-23T00:00:00Z", "2026-11-30T00:00:00Z"]
+        );
+        let span = Span { from: at("2000-01-01T00:00:00Z"), to: at("2026-01-01T00:00:00Z") };
+        let flaws = Window::Minute.bounds(span, &Zone::default(), 50_000).unwrap_err();
+        assert_eq!(flaws[0].code, "too_many_windows");
+    }
+
+    proptest! {
+        /// Bounds ascend, cover the span, and are those of any sub-span that starts in them.
+        #[test]
+        fn bounds_are_one_grid(
+            start in 0_i64..2_000_000_000,
+            hours in 1_i64..200,
+            zone in prop::sample::select(vec!["UTC", "Europe/Berlin", "America/New_York", "Asia/Kolkata",
+                "Pacific/Apia", "Australia/Lord_Howe", "America/St_Johns", "Asia/Kathmandu", "Africa/Casablanca"]),
+            window in prop::sample::select(vec![Window::Hour, Window::Day, Window::Week, Window::Month]),
+        ) {
+            let zone = Zone::parse(zone).unwrap();
+            let from = Timestamp::from_micros(start * MICROS_PER_SECOND).unwrap();
+            let to = Timestamp::from_micros((start + hours * 3_600) * MICROS_PER_SECOND).unwrap();
+            let grid = window.bounds(Span { from, to }, &zone, 10_000).unwrap();
+            prop_assert!(grid.windows(2).all(|pair| pair[0] < pair[1]));
+            prop_assert!(grid[0] <= from && *grid.last().unwrap() >= to);
+            let middle = Timestamp::from_micros(i64::midpoint(from.micros(), to.micros())).unwrap();
+            let rest = window.bounds(Span { from: middle, to }, &zone, 10_000).unwrap();
+            prop_assert!(grid.ends_with(&rest), "{grid:?} {rest:?}");
+        }
+    }
+}
