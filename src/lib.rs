@@ -11,10 +11,10 @@
 //!
 //! [`embedded`] is the private `PostgreSQL` that runs when no `DATABASE_URL` is set.
 
-// pub mod app;
+pub mod app;
 pub mod domain;
-// pub mod embedded;
-// pub mod engine;
-// pub mod http;
-// pub mod jobs;
-// pub mod store;
+pub mod embedded;
+pub mod engine;
+pub mod http;
+pub mod jobs;
+pub mod store;

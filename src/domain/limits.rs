@@ -8,6 +8,8 @@ pub const BODY_BYTES_MAX: usize = 8 * 1024 * 1024;
 pub const BODY_DRAIN_BYTES_MAX: usize = 64 * 1024 * 1024;
 /// Events in one array.
 pub const BATCH_EVENTS_MAX: usize = 1_000;
+/// Events in one NDJSON body, which is recorded as one transaction.
+pub const NDJSON_EVENTS_MAX: usize = 10_000;
 /// Subjects, event ids and sources, event names, property names.
 pub const NAME_CHARS_MAX: usize = 255;
 /// Keys of meters, plans, limits.

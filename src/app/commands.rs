@@ -1,0 +1,154 @@
+//! What the commands do, each on the database that the service uses.
+
+#![expect(clippy::print_stdout, reason = "commands answer on stdout")]
+
+use std::net::SocketAddr;
+use std::process::ExitCode;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context, bail};
+use serde::Serialize;
+
+use super::cli::{CatalogCommand, CatalogFile, Command, KeysCommand, TokenCommand};
+use super::database::Home;
+use super::serve::migrate;
+use super::settings::Settings;
+use super::{logging, serve};
+use crate::domain::catalog::Catalog;
+use crate::domain::environment::Environment;
+use crate::domain::fields::Violation;
+use crate::domain::names::SubjectId;
+use crate::engine::access::keys::KeyKind;
+use crate::engine::{Clock, Engine, EngineError};
+
+const SAMPLE_CATALOG: &str = include_str!("../../config/catalog.yaml");
+const HEALTHCHECK_MAX: Duration = Duration::from_secs(3);
+
+impl Command {
+    pub async fn run(self, mut settings: Settings) -> anyhow::Result<ExitCode> {
+        match self {
+            Self::Serve => {
+                serve(settings).await?;
+                return Ok(ExitCode::SUCCESS);
+            }
+            Self::Healthcheck => return healthcheck(&settings).await,
+            _ => {}
+        }
+        settings.log.filter = "warn".to_owned();
+        logging::start(&settings.log)?;
+        let home = Home::join(&mut settings).await?;
+        let done = self.run_on(&settings, &home).await;
+        home.close().await;
+        done
+    }
+
+    async fn run_on(self, settings: &Settings, home: &Home) -> anyhow::Result<ExitCode> {
+        migrate(&home.database).await?;
+        let clock = Clock::postgres(settings.clock.offset);
+        let engine = Engine::start(home.database.clone(), clock, settings.engine())?;
+        let done = self.run_with(&engine).await;
+        engine.stop().await;
+        done
+    }
+
+    async fn run_with(self, engine: &Engine) -> anyhow::Result<ExitCode> {
+        match self {
+            Self::Serve | Self::Healthcheck => {}
+            Self::Catalog(CatalogCommand::Apply(given)) => apply(engine, &given, false).await?,
+            Self::Catalog(CatalogCommand::Diff(given)) => apply(engine, &given, true).await?,
+            Self::Catalog(CatalogCommand::Show { environment }) => {
+                print_json(&engine.catalog(environment.into()).await?.catalog)?;
+            }
+            Self::Keys(KeysCommand::Create { environment, kind, name }) => {
+                println!("{}", engine.create_key(environment.into(), kind.into(), &name).await?);
+            }
+            Self::Keys(KeysCommand::List) => list_keys(engine).await?,
+            Self::Keys(KeysCommand::Revoke { id }) => engine.revoke_key(&id).await?,
+            Self::Token(TokenCommand::Mint { subject, environment, scope, ttl }) => {
+                let subject = SubjectId::parse(subject).context("--subject")?;
+                let expires_at = (SystemTime::now() + ttl).duration_since(UNIX_EPOCH)?.as_secs();
+                println!("{}", engine.mint_token(environment.into(), &subject, &scope, expires_at.cast_signed())?);
+            }
+            Self::Verify { environment } => return verify(engine, environment.map(Into::into)).await,
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+/// At the first start on the embedded database: the sample catalog, a key, and a command to try.
+pub(super) async fn welcome(engine: &Engine, address: SocketAddr) -> anyhow::Result<()> {
+    let environment = Environment::Test;
+    if engine.catalog(environment).await?.version > 0 {
+        return Ok(());
+    }
+    let catalog = Catalog::read_yaml(SAMPLE_CATALOG).map_err(|flaws| anyhow::anyhow!(words(&flaws)))?;
+    engine.apply_catalog(environment, catalog, false).await?;
+    let key = engine.create_key(environment, KeyKind::Secret, "first start").await?;
+    println!(
+        "A secret key for the test environment, shown this once:\n\n  export KEY={key}\n\nTry it:\n\n  \
+         curl http://{address}/v1/events -H \"Authorization: Bearer $KEY\" -H 'Content-Type: application/json' \\\n    \
+         -d '{{\"event_name\": \"ai_tokens\", \"subject\": \"user_42\", \"value\": 1500, \"properties\": {{\"model\": \"gpt-4o\"}}}}'\n  \
+         curl http://{address}/v1/subjects/user_42/usage -H \"Authorization: Bearer $KEY\"\n\n\
+         The whole interface is at http://{address}/docs\n"
+    );
+    Ok(())
+}
+
+async fn apply(engine: &Engine, given: &CatalogFile, dry_run: bool) -> anyhow::Result<()> {
+    let text = std::fs::read_to_string(&given.file).with_context(|| format!("cannot read {}", given.file.display()))?;
+    // JSON is YAML, but its strings may hold what YAML refuses
+    let is_json = given.file.extension().is_some_and(|extension| extension == "json");
+    let read = if is_json { Catalog::read(serde_json::from_str(&text)?) } else { Catalog::read_yaml(&text) };
+    let catalog = read.map_err(|flaws| anyhow::anyhow!(words(&flaws)))?;
+    match engine.apply_catalog(given.environment.into(), catalog, dry_run).await {
+        Ok(applied) => print_json(&applied),
+        Err(EngineError::Invalid(flaws)) => bail!(words(&flaws)),
+        Err(other) => Err(other.into()),
+    }
+}
+
+fn words(flaws: &[Violation]) -> String {
+    let lines: Vec<String> =
+        flaws.iter().map(|flaw| format!("{} {} ({})", flaw.pointer, flaw.detail, flaw.code)).collect();
+    format!("the catalog is not acceptable:\n  {}", lines.join("\n  "))
+}
+
+async fn list_keys(engine: &Engine) -> anyhow::Result<()> {
+    println!("{:<14}{:<13}{:<13}{:<22}{:<22}name", "id", "environment", "kind", "created", "revoked");
+    for key in engine.list_keys().await? {
+        let seconds = |text: String| text.chars().take(19).collect::<String>();
+        let revoked = key.revoked_at.map(|at| seconds(at.to_string())).unwrap_or_default();
+        let created = seconds(key.created_at.to_string());
+        println!("{:<14}{:<13}{:<13}{created:<22}{revoked:<22}{}", key.id, key.environment, key.kind, key.name);
+    }
+    Ok(())
+}
+
+async fn verify(engine: &Engine, only: Option<Environment>) -> anyhow::Result<ExitCode> {
+    let mut differences = 0;
+    for environment in Environment::ALL.into_iter().filter(|environment| only.is_none_or(|only| only == *environment)) {
+        let verdict = engine.verify(environment).await?;
+        println!(
+            "{environment}: {} events, {} rollups recounted, {} differences",
+            verdict.events, verdict.rollups, verdict.differences
+        );
+        for shown in verdict.shown {
+            println!("  {shown}");
+        }
+        differences += verdict.differences;
+    }
+    Ok(if differences == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn print_json(value: &impl Serialize) -> anyhow::Result<()> {
+    println!("{}", serde_json::to_string_pretty(value)?);
+    Ok(())
+}
+
+/// For containers: asks `/readyz` where the service listens.
+async fn healthcheck(settings: &Settings) -> anyhow::Result<ExitCode> {
+    let url = format!("http://127.0.0.1:{}/readyz", settings.http.bind.port());
+    let client = reqwest::Client::builder().timeout(HEALTHCHECK_MAX).build()?;
+    let ready = client.get(url).send().await.is_ok_and(|answer| answer.status().is_success());
+    Ok(if ready { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}

@@ -1,0 +1,90 @@
+//! Which database this process works on: the one of `DATABASE_URL`, or the embedded one, which a
+//! command joins where the service runs it.
+
+use std::fs;
+use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+
+use anyhow::Context;
+use secrecy::{ExposeSecret, SecretString};
+
+use super::settings::Settings;
+use crate::embedded::{Cluster, Purpose, running_url};
+use crate::store::Database;
+
+/// The database that every server has from the start.
+const EMBEDDED_DATABASE: &str = "postgres";
+
+/// A database, and the server under it where it is our own.
+#[derive(Debug)]
+pub(super) struct Home {
+    pub(super) database: Database,
+    pub(super) cluster: Option<Cluster>,
+    pub(super) embedded: bool,
+}
+
+impl Home {
+    /// For the service: starts the embedded server where no URL is set.
+    pub(super) async fn open(settings: &mut Settings) -> anyhow::Result<Self> {
+        match settings.database_url.clone() {
+            Some(url) => Self::at(settings, url.expose_secret(), None, false),
+            None => Self::start_embedded(settings).await,
+        }
+    }
+
+    /// For a command: joins the embedded server where the service runs, else starts it for itself.
+    pub(super) async fn join(settings: &mut Settings) -> anyhow::Result<Self> {
+        if settings.database_url.is_none()
+            && let Some(url) = running_url(&settings.postgres.folder, EMBEDDED_DATABASE).await
+        {
+            lend_token_secret(settings)?;
+            return Self::at(settings, &url, None, true);
+        }
+        Self::open(settings).await
+    }
+
+    async fn start_embedded(settings: &mut Settings) -> anyhow::Result<Self> {
+        let folder = settings.postgres.folder.clone();
+        let cluster = Cluster::start(&folder, settings.postgres.bin.as_deref(), Purpose::Service).await?;
+        lend_token_secret(settings)?;
+        let url = cluster.url(EMBEDDED_DATABASE);
+        Self::at(settings, &url, Some(cluster), true)
+    }
+
+    fn at(settings: &Settings, url: &str, cluster: Option<Cluster>, embedded: bool) -> anyhow::Result<Self> {
+        let direct = settings.postgres.direct_url.as_ref().map(ExposeSecret::expose_secret);
+        let direct = direct.filter(|_| !embedded);
+        let database = Database::new(url, direct, settings.postgres.connections_max)?;
+        Ok(Self { database, cluster, embedded })
+    }
+
+    pub(super) async fn close(self) {
+        self.database.close().await;
+        if let Some(cluster) = self.cluster {
+            cluster.stop().await;
+        }
+    }
+}
+
+/// With the embedded database, test tokens are signed with a secret made for this folder, so that
+/// `metergate token mint` works with no setting at all.
+fn lend_token_secret(settings: &mut Settings) -> anyhow::Result<()> {
+    if settings.auth.test.hs256_secret.is_some() {
+        return Ok(());
+    }
+    let path = settings.postgres.folder.join("test_token_secret");
+    let secret = read_or_make_secret(&path).with_context(|| format!("cannot use {}", path.display()))?;
+    settings.auth.test.hs256_secret = Some(SecretString::from(secret));
+    Ok(())
+}
+
+fn read_or_make_secret(path: &Path) -> std::io::Result<String> {
+    use rand::RngExt;
+    let made = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
+    if let Ok(mut file) = made {
+        let secret: String = rand::rng().sample_iter(rand::distr::Alphanumeric).take(48).map(char::from).collect();
+        file.write_all(secret.as_bytes())?;
+    }
+    fs::read_to_string(path)
+}

@@ -1,0 +1,250 @@
+//! Settings: the defaults compiled in, then `METERGATE__SECTION__KEY` variables, then the plain
+//! variables that platforms set (`DATABASE_URL`, `PORT`). Whatever is unknown or malformed stops the
+//! start and is named; a secret never prints.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use axum::http::HeaderValue;
+use config::{Config, Environment as Variables, File, FileFormat};
+use secrecy::{ExposeSecret, SecretString};
+use serde::{Deserialize, Deserializer, de};
+
+use crate::domain::environment::Environment;
+use crate::engine::EngineSettings;
+use crate::engine::access::tokens::TokenSettings;
+use crate::engine::clock::Offset;
+use crate::http::HttpSettings;
+
+const DEFAULTS: &str = include_str!("../../config/default.yaml");
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Settings {
+    pub http: Http,
+    pub postgres: Postgres,
+    pub events: Events,
+    pub fold: Fold,
+    pub auth: Auth,
+    pub clock: Clock,
+    pub log: Log,
+    /// `DATABASE_URL`; none runs the embedded `PostgreSQL`. It may hold a password.
+    #[serde(skip)]
+    pub database_url: Option<SecretString>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Http {
+    pub bind: SocketAddr,
+    #[serde(deserialize_with = "origins")]
+    pub cors_origins: Vec<HeaderValue>,
+    #[serde(deserialize_with = "duration")]
+    pub request_max: Duration,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Postgres {
+    pub bin: Option<PathBuf>,
+    pub folder: PathBuf,
+    pub connections_max: u32,
+    pub direct_url: Option<SecretString>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Events {
+    #[serde(deserialize_with = "duration")]
+    pub max_age: Duration,
+    #[serde(deserialize_with = "duration")]
+    pub wait_max: Duration,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Fold {
+    #[serde(deserialize_with = "duration")]
+    pub interval: Duration,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Auth {
+    #[serde(deserialize_with = "duration")]
+    pub credential_life: Duration,
+    pub live: Tokens,
+    pub test: Tokens,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Tokens {
+    pub hs256_secret: Option<SecretString>,
+    pub public_key: Option<String>,
+    pub jwks_url: Option<String>,
+    pub audience: String,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Clock {
+    #[serde(deserialize_with = "offset")]
+    pub offset: Offset,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Log {
+    pub format: LogFormat,
+    pub filter: String,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LogFormat {
+    Auto,
+    Json,
+    Human,
+}
+
+/// Why the settings are not good.
+#[derive(Debug, thiserror::Error)]
+pub enum SettingsError {
+    #[error("a setting is unknown or malformed: {0}")]
+    Malformed(#[from] config::ConfigError),
+    #[error("PORT is no port number")]
+    Port,
+    #[error("auth.live.hs256_secret and auth.test.hs256_secret must differ: a token belongs to one environment")]
+    SharedSecret,
+}
+
+impl Settings {
+    /// From the variables of this process.
+    pub fn load() -> Result<Self, SettingsError> {
+        Self::from_variables(std::env::vars_os().filter_map(|(name, value)| {
+            Some((name.into_string().ok()?, value.into_string().ok()?))
+        }).collect())
+    }
+
+    pub fn from_variables(variables: HashMap<String, String>) -> Result<Self, SettingsError> {
+        let set = |name: &str| variables.get(name).filter(|value| !value.is_empty()).cloned();
+        let (port, database_url) = (set("PORT"), set("DATABASE_URL"));
+        let ours = Variables::with_prefix("METERGATE").prefix_separator("__").separator("__").source(Some(variables));
+        let config = Config::builder().add_source(File::from_str(DEFAULTS, FileFormat::Yaml)).add_source(ours).build()?;
+        let mut settings: Self = config.try_deserialize()?;
+        if let Some(port) = port {
+            settings.http.bind.set_port(port.parse().map_err(|_| SettingsError::Port)?);
+        }
+        let secret = |tokens: &Tokens| tokens.hs256_secret.as_ref().map(|s| s.expose_secret().to_owned());
+        if secret(&settings.auth.live).is_some() && secret(&settings.auth.live) == secret(&settings.auth.test) {
+            return Err(SettingsError::SharedSecret);
+        }
+        settings.database_url = database_url.map(SecretString::from);
+        Ok(settings)
+    }
+
+    pub fn engine(&self) -> EngineSettings {
+        let tokens = |tokens: &Tokens| TokenSettings {
+            hs256_secret: tokens.hs256_secret.clone(),
+            public_key: tokens.public_key.clone(),
+            jwks_url: tokens.jwks_url.clone(),
+            audience: tokens.audience.clone(),
+        };
+        EngineSettings {
+            event_age_max: self.events.max_age,
+            wait_max: self.events.wait_max,
+            credential_life: self.auth.credential_life,
+            tokens: [
+                (Environment::Test, tokens(&self.auth.test)),
+                (Environment::Live, tokens(&self.auth.live)),
+            ],
+        }
+    }
+
+    pub fn http(&self) -> HttpSettings {
+        HttpSettings { cors_origins: self.http.cors_origins.clone(), request_max: self.http.request_max }
+    }
+}
+
+fn duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    humantime::parse_duration(&text)
+        .map_err(|_| de::Error::custom(format!("`{text}` is no duration, such as 60s, 15m or 1h")))
+}
+
+fn offset<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Offset, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    let (behind, length) = match text.strip_prefix('-') {
+        Some(length) => (true, length),
+        None => (false, text.strip_prefix('+').unwrap_or(&text)),
+    };
+    let length = humantime::parse_duration(length)
+        .map_err(|_| de::Error::custom(format!("`{text}` is no offset, such as 31d or -1h")))?;
+    Ok(if behind { Offset::Behind(length) } else { Offset::Ahead(length) })
+}
+
+fn origins<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<HeaderValue>, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    let origin = |origin: &str| {
+        let shaped = origin.starts_with("http://") || origin.starts_with("https://");
+        HeaderValue::from_str(origin)
+            .ok()
+            .filter(|_| shaped && !origin.ends_with('/'))
+            .ok_or_else(|| de::Error::custom(format!("`{origin}` is no origin, such as https://app.example.com")))
+    };
+    text.split(',').map(str::trim).filter(|part| !part.is_empty()).map(origin).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn load(variables: &[(&str, &str)]) -> Result<Settings, SettingsError> {
+        Settings::from_variables(variables.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect())
+    }
+
+    #[test]
+    fn variables_override_defaults() {
+        let settings = load(&[
+            ("METERGATE__HTTP__BIND", "0.0.0.0:9000"),
+            ("METERGATE__HTTP__CORS_ORIGINS", "https://a.example, http://localhost:3000"),
+            ("METERGATE__EVENTS__MAX_AGE", "35d"),
+            ("METERGATE__POSTGRES__CONNECTIONS_MAX", "4"),
+            ("METERGATE__CLOCK__OFFSET", "-1h"),
+            ("METERGATE__AUTH__TEST__HS256_SECRET", "12345678901234567890123456789012"),
+            ("PORT", "9001"),
+            ("DATABASE_URL", "postgres://u:hunter2@db/m"),
+        ])
+        .unwrap();
+        assert_eq!(settings.http.bind.to_string(), "0.0.0.0:9001");
+        assert_eq!(settings.http.cors_origins.len(), 2);
+        assert_eq!(settings.events.max_age, Duration::from_secs(35 * 86_400));
+        assert_eq!(settings.postgres.connections_max, 4);
+        assert_eq!(settings.clock.offset, Offset::Behind(Duration::from_secs(3600)));
+        let shown = format!("{settings:?}");
+        assert!(!shown.contains("hunter2") && !shown.contains("1234567890"), "{shown}");
+    }
+
+    #[test]
+    fn what_is_unknown_or_malformed_is_named() {
+        let cases = [
+            (vec![("METERGATE__HTTP__PORT", "1")], "port"),
+            (vec![("METERGATE__COLOUR", "red")], "colour"),
+            (vec![("METERGATE__FOLD__INTERVAL", "soon")], "soon"),
+            (vec![("METERGATE__POSTGRES__CONNECTIONS_MAX", "many")], "connections_max"),
+            (vec![("METERGATE__LOG__FORMAT", "xml")], "xml"),
+            (vec![("PORT", "http")], "PORT"),
+            (
+                vec![("METERGATE__AUTH__TEST__HS256_SECRET", "x"), ("METERGATE__AUTH__LIVE__HS256_SECRET", "x")],
+                "must differ",
+            ),
+        ];
+        for (variables, named) in cases {
+            let why = load(&variables).unwrap_err().to_string();
+            assert!(why.contains(named), "{variables:?}: {why}");
+        }
+    }
+}

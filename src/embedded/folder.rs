@@ -1,0 +1,41 @@
+//! What a data folder tells: its version, and the server that runs in it.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// The major version that made the data; none for an empty folder.
+pub(super) fn version_of(data: &Path) -> Option<String> {
+    fs::read_to_string(data.join("PG_VERSION")).ok().map(|text| text.trim().to_owned())
+}
+
+/// What `postmaster.pid` says, line by line (PostgreSQL's `miscadmin.h`): 1 the process id,
+/// 5 the socket folder, 8 the state.
+#[derive(Debug)]
+pub(super) struct Postmaster {
+    pub(super) pid: u32,
+    pub(super) socket: PathBuf,
+    pub(super) ready: bool,
+}
+
+impl Postmaster {
+    pub(super) fn of(data: &Path) -> Option<Self> {
+        let text = fs::read_to_string(data.join("postmaster.pid")).ok()?;
+        let line = |number: usize| text.lines().nth(number - 1).unwrap_or_default().trim();
+        Some(Self { pid: line(1).parse().ok()?, socket: PathBuf::from(line(5)), ready: line(8) == "ready" })
+    }
+
+    /// Whether its process is there and is a server. Where the system does not tell, believe it.
+    pub(super) fn is_alive(&self) -> bool {
+        if !Path::new("/proc/self").exists() {
+            return true;
+        }
+        fs::read_to_string(format!("/proc/{}/comm", self.pid)).is_ok_and(|name| name.trim() == "postgres")
+    }
+}
+
+/// The last lines of a log.
+pub(super) fn tail(log: &Path) -> String {
+    let text = fs::read_to_string(log).unwrap_or_default();
+    let lines: Vec<&str> = text.lines().collect();
+    lines[lines.len().saturating_sub(10)..].join("\n")
+}

@@ -1,0 +1,128 @@
+//! API keys: `mg_sk_live_…`, `mg_sk_test_…` (secret), `mg_pk_live_…`, `mg_pk_test_…` (publishable).
+//! What follows is 12 characters that name the key and 32 that prove it. The database keeps the
+//! name and a BLAKE3 digest of the whole (a fast hash is enough: there is nothing to guess).
+
+use rand::RngExt;
+use rand::distr::Alphanumeric;
+use serde::Serialize;
+use subtle::ConstantTimeEq;
+
+use super::{Principal, Role};
+use crate::domain::environment::Environment;
+use crate::domain::timestamp::Timestamp;
+use crate::engine::{Engine, EngineError};
+use crate::store::{Database, StoreError, api_keys};
+
+pub(super) const PREFIX: &str = "mg_";
+const ID_CHARS: usize = 12;
+const PROOF_CHARS: usize = 32;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum KeyKind {
+    Secret,
+    Publishable,
+}
+
+impl KeyKind {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Secret => "secret",
+            Self::Publishable => "publishable",
+        }
+    }
+
+    fn tag(self) -> &'static str {
+        match self {
+            Self::Secret => "sk",
+            Self::Publishable => "pk",
+        }
+    }
+}
+
+/// A key as it is listed: all but what proves it.
+#[derive(Debug, Clone)]
+pub struct KeyView {
+    pub id: String,
+    pub environment: Environment,
+    pub kind: String,
+    pub name: String,
+    pub created_at: Timestamp,
+    pub revoked_at: Option<Timestamp>,
+}
+
+impl Engine {
+    /// Makes a key; the answer is the only time it is seen.
+    pub async fn create_key(
+        &self,
+        environment: Environment,
+        kind: KeyKind,
+        name: &str,
+    ) -> Result<String, EngineError> {
+        let mut rng = rand::rng();
+        let mut characters = |count: usize| -> String {
+            (&mut rng).sample_iter(Alphanumeric).take(count).map(char::from).collect()
+        };
+        let (id, proof) = (characters(ID_CHARS), characters(PROOF_CHARS));
+        let key = format!("{PREFIX}{}_{environment}_{id}{proof}", kind.tag());
+        api_keys::insert(self.database().pool(), &id, environment, kind.as_str(), name, &digest(&key)).await?;
+        Ok(key)
+    }
+
+    pub async fn list_keys(&self) -> Result<Vec<KeyView>, EngineError> {
+        let rows = api_keys::list(self.database().pool()).await?;
+        let view = |row: api_keys::ApiKeyRow| KeyView {
+            id: row.id,
+            environment: row.environment,
+            kind: row.kind,
+            name: row.name,
+            created_at: row.created_at,
+            revoked_at: row.revoked_at,
+        };
+        Ok(rows.into_iter().map(view).collect())
+    }
+
+    /// Revokes the key with an id, or the whole key itself.
+    pub async fn revoke_key(&self, id_or_key: &str) -> Result<(), EngineError> {
+        let id = parse(id_or_key).map_or(id_or_key, |(_, _, id)| id);
+        if api_keys::revoke(self.database().pool(), id).await? {
+            return Ok(());
+        }
+        let detail = "there is no key with this id; `metergate keys list` shows them".to_owned();
+        Err(EngineError::NotFound { code: "key_not_found", detail })
+    }
+}
+
+pub(super) fn digest(key: &str) -> [u8; 32] {
+    blake3::hash(key.as_bytes()).into()
+}
+
+/// Kind, environment and id, as the key itself says.
+fn parse(key: &str) -> Option<(KeyKind, Environment, &str)> {
+    let rest = key.strip_prefix(PREFIX)?;
+    let (tag, rest) = rest.split_once('_')?;
+    let (environment, rest) = rest.split_once('_')?;
+    let kind = [KeyKind::Secret, KeyKind::Publishable].into_iter().find(|kind| kind.tag() == tag)?;
+    let shaped = rest.len() == ID_CHARS + PROOF_CHARS && rest.bytes().all(|b| b.is_ascii_alphanumeric());
+    shaped.then_some((kind, environment.parse().ok()?, rest.get(..ID_CHARS)?))
+}
+
+/// The verdict on a presented key. An error is in words, because it is shared by all who wait.
+pub(super) async fn look_up(
+    database: &Database,
+    presented: &str,
+    digest: [u8; 32],
+) -> Result<Option<Principal>, String> {
+    let Some((kind, environment, id)) = parse(presented) else { return Ok(None) };
+    let row = api_keys::find_active(database.pool(), id).await.map_err(|why: StoreError| why.to_string())?;
+    let Some(row) = row else { return Ok(None) };
+    let proven: bool = row.digest.ct_eq(&digest).into();
+    if !proven || row.environment != environment || row.kind != kind.as_str() {
+        return Ok(None);
+    }
+    let role = match kind {
+        KeyKind::Secret => Role::Secret,
+        KeyKind::Publishable => Role::Publishable,
+    };
+    Ok(Some(Principal { environment, role }))
+}

@@ -1,0 +1,85 @@
+//! Who may call: API keys and end-user tokens, each belonging to exactly one environment.
+
+pub mod keys;
+pub mod tokens;
+
+use std::sync::Arc;
+
+use moka::future::Cache;
+use secrecy::SecretString;
+
+use super::{EngineError, EngineSettings};
+use crate::domain::environment::Environment;
+use crate::domain::limits::CREDENTIAL_CHARS_MAX;
+use crate::domain::names::SubjectId;
+use crate::store::Database;
+
+use tokens::TokenVerifier;
+
+/// A caller whose credential is good.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Principal {
+    pub environment: Environment,
+    pub role: Role,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Role {
+    /// The application: everything.
+    Secret,
+    /// A page of the application: plans and quotes, nothing about any subject.
+    Publishable,
+    /// An end user: their own subject alone, and of that what the scopes say.
+    EndUser { subject: SubjectId, scopes: Vec<String> },
+}
+
+/// Credentials whose verdict is kept in memory.
+const VERDICTS_MAX: u64 = 10_000;
+
+#[derive(Debug)]
+pub struct Gatekeeper {
+    database: Database,
+    verifiers: Vec<TokenVerifier>,
+    /// Verdicts on keys, by the digest of what was presented; short-lived, so that a revocation is
+    /// heard of everywhere within seconds.
+    verdicts: Cache<[u8; 32], Option<Principal>>,
+}
+
+const BAD_CREDENTIAL: EngineError =
+    EngineError::Unauthorized { detail: "the credential is unknown, revoked, expired or not meant for this service" };
+
+impl Gatekeeper {
+    pub(super) fn new(database: Database, settings: &EngineSettings) -> Result<Self, EngineError> {
+        let verifiers = settings
+            .tokens
+            .iter()
+            .map(|(environment, settings)| TokenVerifier::new(*environment, settings.clone()))
+            .collect::<Result<_, _>>()?;
+        let verdicts = Cache::builder().max_capacity(VERDICTS_MAX).time_to_live(settings.credential_life).build();
+        Ok(Self { database, verifiers, verdicts })
+    }
+
+    /// Who presents this credential.
+    pub async fn admit(&self, credential: &SecretString) -> Result<Principal, EngineError> {
+        use secrecy::ExposeSecret;
+        let text = credential.expose_secret();
+        if text.len() > CREDENTIAL_CHARS_MAX {
+            return Err(BAD_CREDENTIAL);
+        }
+        if text.starts_with(keys::PREFIX) {
+            let digest = keys::digest(text);
+            let looked_up =
+                self.verdicts.try_get_with(digest, keys::look_up(&self.database, text, digest)).await;
+            return match looked_up {
+                Ok(verdict) => verdict.ok_or(BAD_CREDENTIAL),
+                Err(why) => Err(EngineError::unavailable(Arc::unwrap_or_clone(why))),
+            };
+        }
+        for verifier in &self.verifiers {
+            if let Some(principal) = verifier.verify(text).await {
+                return Ok(principal);
+            }
+        }
+        Err(BAD_CREDENTIAL)
+    }
+}

@@ -1,0 +1,263 @@
+//! End-user tokens: JWTs (RFC 7519) that the application hands to its users, so that a browser can
+//! ask for its own usage. The subject is `sub`, what it may is `scope`.
+//!
+//! Every configured key is bound to its algorithm: a token names one, but never chooses how a key is
+//! used. The environment is the one whose key verifies the token.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use jsonwebtoken::jwk::{AlgorithmParameters, JwkSet};
+use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation};
+use secrecy::{ExposeSecret, SecretString};
+use serde::{Deserialize, Serialize};
+use tokio::sync::Mutex;
+
+use super::{Principal, Role};
+use crate::domain::environment::Environment;
+use crate::domain::names::SubjectId;
+use crate::engine::{Engine, EngineError};
+
+/// A shorter secret could be guessed from one token.
+pub const HS256_SECRET_BYTES_MIN: usize = 32;
+/// A key that is not in the JWKS document is asked for again, but not more often.
+const JWKS_AGE_MIN: Duration = Duration::from_secs(10);
+/// After this the document is read again in any case, so that a withdrawn key is forgotten.
+const JWKS_AGE_MAX: Duration = Duration::from_secs(600);
+const JWKS_ANSWER_MAX: Duration = Duration::from_secs(5);
+const JWKS_BYTES_MAX: usize = 256 * 1024;
+
+/// How the tokens of an environment are verified; all of it may be given, or nothing.
+#[derive(Debug, Clone, Default)]
+pub struct TokenSettings {
+    pub hs256_secret: Option<SecretString>,
+    /// PEM of an RSA, P-256 or Ed25519 public key.
+    pub public_key: Option<String>,
+    pub jwks_url: Option<String>,
+    /// What `aud` must name.
+    pub audience: String,
+}
+
+#[derive(Debug, Deserialize, Serialize)]
+struct Claims {
+    sub: String,
+    exp: i64,
+    #[serde(default)]
+    scope: Scope,
+    /// Where given, it must be the environment whose key verified the token.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    environment: Option<Environment>,
+    aud: serde_json::Value,
+}
+
+/// Space-separated, as in RFC 8693, or a list.
+#[derive(Debug, Deserialize, Serialize)]
+#[serde(untagged)]
+enum Scope {
+    Words(String),
+    List(Vec<String>),
+}
+
+impl Default for Scope {
+    fn default() -> Self {
+        Self::List(Vec::new())
+    }
+}
+
+impl Scope {
+    fn into_list(self) -> Vec<String> {
+        match self {
+            Self::Words(words) => words.split_whitespace().map(str::to_owned).collect(),
+            Self::List(list) => list,
+        }
+    }
+}
+
+/// A key and the one algorithm it may be used with.
+struct BoundKey {
+    algorithm: Algorithm,
+    key: DecodingKey,
+}
+
+impl fmt::Debug for BoundKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "BoundKey({:?})", self.algorithm)
+    }
+}
+
+#[derive(Debug)]
+pub(super) struct TokenVerifier {
+    environment: Environment,
+    audience: String,
+    keys: Vec<BoundKey>,
+    jwks: Option<Jwks>,
+}
+
+impl TokenVerifier {
+    pub(super) fn new(environment: Environment, settings: TokenSettings) -> Result<Self, EngineError> {
+        let mut keys = Vec::new();
+        if let Some(secret) = &settings.hs256_secret {
+            let secret = secret.expose_secret().as_bytes();
+            if secret.len() < HS256_SECRET_BYTES_MIN {
+                let why = format!("auth.{environment}.hs256_secret must have at least {HS256_SECRET_BYTES_MIN} bytes");
+                return Err(EngineError::Internal(why));
+            }
+            keys.push(BoundKey { algorithm: Algorithm::HS256, key: DecodingKey::from_secret(secret) });
+        }
+        if let Some(pem) = &settings.public_key {
+            let key = public_key(pem.as_bytes()).ok_or_else(|| {
+                let why = format!("auth.{environment}.public_key is no PEM of an RSA, P-256 or Ed25519 public key");
+                EngineError::Internal(why)
+            })?;
+            keys.push(key);
+        }
+        let jwks = settings.jwks_url.map(Jwks::new).transpose()?;
+        Ok(Self { environment, audience: settings.audience, keys, jwks })
+    }
+
+    /// Who presents the token, if it is good here.
+    pub(super) async fn verify(&self, token: &str) -> Option<Principal> {
+        let header = jsonwebtoken::decode_header(token).ok()?;
+        for bound in self.keys.iter().filter(|bound| bound.algorithm == header.alg) {
+            if let Some(principal) = self.check(token, bound) {
+                return Some(principal);
+            }
+        }
+        let bound = self.jwks.as_ref()?.find(header.alg, header.kid.as_deref()).await?;
+        self.check(token, &bound)
+    }
+
+    fn check(&self, token: &str, bound: &BoundKey) -> Option<Principal> {
+        let mut validation = Validation::new(bound.algorithm);
+        validation.leeway = 0;
+        validation.validate_nbf = true;
+        validation.set_audience(&[&self.audience]);
+        validation.set_required_spec_claims(&["exp", "sub", "aud"]);
+        let claims = jsonwebtoken::decode::<Claims>(token, &bound.key, &validation).ok()?.claims;
+        if claims.environment.is_some_and(|environment| environment != self.environment) {
+            return None;
+        }
+        let subject = SubjectId::parse(claims.sub).ok()?;
+        let role = Role::EndUser { subject, scopes: claims.scope.into_list() };
+        Some(Principal { environment: self.environment, role })
+    }
+}
+
+fn public_key(pem: &[u8]) -> Option<BoundKey> {
+    let bound = |algorithm, key| Some(BoundKey { algorithm, key });
+    if let Ok(key) = DecodingKey::from_rsa_pem(pem) {
+        return bound(Algorithm::RS256, key);
+    }
+    if let Ok(key) = DecodingKey::from_ec_pem(pem) {
+        return bound(Algorithm::ES256, key);
+    }
+    DecodingKey::from_ed_pem(pem).ok().and_then(|key| bound(Algorithm::EdDSA, key))
+}
+
+/// A JWKS document (RFC 7517), fetched when it is needed.
+#[derive(Debug)]
+struct Jwks {
+    url: String,
+    client: reqwest::Client,
+    known: Mutex<Option<Known>>,
+}
+
+#[derive(Debug, Clone)]
+struct Known {
+    keys: Arc<JwkSet>,
+    asked_at: Instant,
+}
+
+impl Jwks {
+    fn new(url: String) -> Result<Self, EngineError> {
+        let client = reqwest::Client::builder()
+            .timeout(JWKS_ANSWER_MAX)
+            .redirect(reqwest::redirect::Policy::none())
+            .build()
+            .map_err(|why| EngineError::Internal(format!("no HTTP client: {why}")))?;
+        Ok(Self { url, client, known: Mutex::new(None) })
+    }
+
+    async fn find(&self, algorithm: Algorithm, kid: Option<&str>) -> Option<BoundKey> {
+        // one fetch at a time; the others wait for it
+        let mut known = self.known.lock().await;
+        let fresh = known.as_ref().is_some_and(|known| known.asked_at.elapsed() < JWKS_AGE_MAX);
+        if fresh && let Some(key) = pick(known.as_ref()?.keys.as_ref(), algorithm, kid) {
+            return Some(key);
+        }
+        let rested = known.as_ref().is_none_or(|known| known.asked_at.elapsed() >= JWKS_AGE_MIN);
+        if rested {
+            let keys = match self.fetch().await {
+                Ok(keys) => Arc::new(keys),
+                Err(why) => {
+                    tracing::warn!(url = %self.url, %why, "the JWKS document cannot be read");
+                    // what was known stays good while the other side is away
+                    known.as_ref().map(|known| Arc::clone(&known.keys)).unwrap_or_else(|| Arc::new(JwkSet { keys: Vec::new() }))
+                }
+            };
+            *known = Some(Known { keys, asked_at: Instant::now() });
+        }
+        pick(known.as_ref()?.keys.as_ref(), algorithm, kid)
+    }
+
+    async fn fetch(&self) -> Result<JwkSet, String> {
+        let answer = self.client.get(&self.url).send().await.map_err(|why| why.to_string())?;
+        let mut answer = answer.error_for_status().map_err(|why| why.to_string())?;
+        let mut body = Vec::new();
+        while let Some(chunk) = answer.chunk().await.map_err(|why| why.to_string())? {
+            body.extend_from_slice(&chunk);
+            if body.len() > JWKS_BYTES_MAX {
+                return Err(format!("has more than {JWKS_BYTES_MAX} bytes"));
+            }
+        }
+        serde_json::from_slice(&body).map_err(|why| why.to_string())
+    }
+}
+
+/// The key with the id, or, without an id, the only one that fits the algorithm.
+fn pick(keys: &JwkSet, algorithm: Algorithm, kid: Option<&str>) -> Option<BoundKey> {
+    let fits = |parameters: &AlgorithmParameters| match parameters {
+        AlgorithmParameters::RSA(_) => algorithm == Algorithm::RS256,
+        AlgorithmParameters::EllipticCurve(_) => algorithm == Algorithm::ES256,
+        AlgorithmParameters::OctetKeyPair(_) => algorithm == Algorithm::EdDSA,
+        // a shared secret has no place in a public document
+        _ => false,
+    };
+    let mut fitting = keys.keys.iter().filter(|jwk| fits(&jwk.algorithm));
+    let jwk = match kid {
+        Some(kid) => fitting.find(|jwk| jwk.common.key_id.as_deref() == Some(kid))?,
+        None => fitting.next().filter(|_| fitting.next().is_none())?,
+    };
+    Some(BoundKey { algorithm, key: DecodingKey::from_jwk(jwk).ok()? })
+}
+
+impl Engine {
+    /// Makes a token, for trying: signed with the environment's HS256 secret.
+    pub fn mint_token(
+        &self,
+        environment: Environment,
+        subject: &SubjectId,
+        scope: &str,
+        expires_at_seconds: i64,
+    ) -> Result<String, EngineError> {
+        let settings = self.inner.settings.tokens.iter().find(|(of, _)| *of == environment).map(|(_, s)| s);
+        let Some((secret, audience)) = settings.and_then(|s| Some((s.hs256_secret.as_ref()?, &s.audience))) else {
+            let detail = format!(
+                "no secret to sign with; set METERGATE__AUTH__{}__HS256_SECRET",
+                environment.as_str().to_uppercase()
+            );
+            return Err(EngineError::NotFound { code: "no_token_secret", detail });
+        };
+        let claims = Claims {
+            sub: subject.to_string(),
+            exp: expires_at_seconds,
+            scope: Scope::Words(scope.to_owned()),
+            environment: Some(environment),
+            aud: serde_json::Value::String(audience.clone()),
+        };
+        let key = EncodingKey::from_secret(secret.expose_secret().as_bytes());
+        jsonwebtoken::encode(&Header::new(Algorithm::HS256), &claims, &key)
+            .map_err(|why| EngineError::Internal(format!("cannot sign: {why}")))
+    }
+}

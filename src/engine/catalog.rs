@@ -1,0 +1,118 @@
+//! Applying a catalog, all or nothing, and showing the one in force.
+
+use std::collections::HashSet;
+
+use serde::Serialize;
+
+use super::{Engine, EngineError, detached};
+use crate::domain::catalog::{Catalog, Change};
+use crate::domain::environment::Environment;
+use crate::domain::meter::Meter;
+use crate::store::{self, StoreError, configuration};
+
+/// What applying a catalog did, or, as a dry run, would do.
+#[derive(Debug, Clone, Serialize)]
+pub struct Applied {
+    pub dry_run: bool,
+    /// The version in force afterwards; it rises only where something changed.
+    pub version: i64,
+    pub changes: Vec<Change>,
+}
+
+/// The catalog in force.
+#[derive(Debug, Clone, Serialize)]
+pub struct CatalogView {
+    pub version: i64,
+    #[serde(flatten)]
+    pub catalog: Catalog,
+}
+
+impl Engine {
+    pub async fn apply_catalog(
+        &self,
+        environment: Environment,
+        next: Catalog,
+        dry_run: bool,
+    ) -> Result<Applied, EngineError> {
+        let database = self.database().clone();
+        detached(async move {
+            let mut transaction = database.pool().begin().await?;
+            configuration::lock_for_change(&mut transaction, environment).await?;
+            let (present, version) = store::catalog::current(&mut transaction, environment).await?;
+            let recorded = recorded_meters(&mut transaction, environment, &present, &next).await?;
+            let changes = present.changes_to(&next, |key| recorded.contains(key.as_str()))?;
+            if dry_run || changes.is_empty() {
+                transaction.rollback().await?;
+                return Ok(Applied { dry_run, version, changes });
+            }
+            change_meters(&mut transaction, environment, &present, &next).await?;
+            store::catalog::insert_version(&mut transaction, environment, version + 1, &next).await?;
+            transaction.commit().await?;
+            Ok(Applied { dry_run, version: version + 1, changes })
+        })
+        .await
+    }
+
+    pub async fn catalog(&self, environment: Environment) -> Result<CatalogView, EngineError> {
+        let mut connection = self.database().pool().acquire().await?;
+        let (catalog, version) = store::catalog::current(&mut connection, environment).await?;
+        Ok(CatalogView { version, catalog })
+    }
+
+    pub async fn meters(&self, environment: Environment) -> Result<Vec<Meter>, EngineError> {
+        Ok(self.catalog(environment).await?.catalog.meters)
+    }
+}
+
+/// Meters that would be left out and have seen events.
+async fn recorded_meters(
+    connection: &mut sqlx::PgConnection,
+    environment: Environment,
+    present: &Catalog,
+    next: &Catalog,
+) -> Result<HashSet<String>, StoreError> {
+    let mut recorded = HashSet::new();
+    for stored in store::catalog::meters(connection, environment).await? {
+        let key = &stored.meter.key;
+        let leaves = present.meter(key).is_some() && next.meter(key).is_none();
+        if leaves && store::catalog::has_events(connection, environment, stored.event_name_id).await? {
+            recorded.insert(key.to_string());
+        }
+    }
+    Ok(recorded)
+}
+
+async fn change_meters(
+    connection: &mut sqlx::PgConnection,
+    environment: Environment,
+    present: &Catalog,
+    next: &Catalog,
+) -> Result<(), StoreError> {
+    let stored = store::catalog::meters(connection, environment).await?;
+    for old in stored.iter().filter(|old| next.meter(&old.meter.key).is_none()) {
+        store::catalog::delete_meter(connection, old.id).await?;
+    }
+    for meter in &next.meters {
+        if present.meter(&meter.key) == Some(meter) {
+            continue;
+        }
+        if let Some(old) = stored.iter().find(|old| old.meter.key == meter.key) {
+            store::catalog::update_meter(connection, old.id, meter).await?;
+            if old.meter.dimensions != meter.dimensions {
+                // its rollups do not know the new dimensions, or keep them in another order
+                store::catalog::insert_gap(connection, environment, old.id, false).await?;
+            }
+        } else {
+            let names = [meter.event_name.to_string()];
+            let known = store::catalog::knows_event_name(connection, environment, &names[0]).await?;
+            let ids = store::catalog::event_name_ids(connection, environment, &names).await?;
+            let Some((_, event_name_id)) = ids.first() else { continue };
+            let id = store::catalog::insert_meter(connection, environment, *event_name_id, meter).await?;
+            if known {
+                // there may be events already: it sees them, from the next read on
+                store::catalog::insert_gap(connection, environment, id, false).await?;
+            }
+        }
+    }
+    Ok(())
+}

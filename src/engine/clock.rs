@@ -1,0 +1,54 @@
+//! What time it is, for an environment: Postgres's clock, shifted for `test` where the settings say
+//! so; or, in tests, a time of their own.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use crate::domain::environment::Environment;
+use crate::domain::timestamp::Timestamp;
+
+#[derive(Debug, Clone)]
+pub struct Clock(Source);
+
+#[derive(Debug, Clone)]
+enum Source {
+    Postgres { test_offset: Offset },
+    Manual(Arc<Mutex<Timestamp>>),
+}
+
+/// How far the clock of the test environment is shifted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Offset {
+    Ahead(Duration),
+    Behind(Duration),
+}
+
+impl Clock {
+    pub fn postgres(test_offset: Offset) -> Self {
+        Self(Source::Postgres { test_offset })
+    }
+
+    /// A clock that stands still until it is set.
+    pub fn manual(at: Timestamp) -> Self {
+        Self(Source::Manual(Arc::new(Mutex::new(at))))
+    }
+
+    /// Sets a manual clock; any other goes on as it is.
+    pub fn set(&self, at: Timestamp) {
+        if let Source::Manual(now) = &self.0 {
+            *now.lock().unwrap_or_else(PoisonError::into_inner) = at;
+        }
+    }
+
+    /// The time, where Postgres says it is `postgres_now`.
+    pub fn now(&self, environment: Environment, postgres_now: Timestamp) -> Timestamp {
+        match &self.0 {
+            Source::Manual(now) => *now.lock().unwrap_or_else(PoisonError::into_inner),
+            Source::Postgres { test_offset } if environment == Environment::Test => match test_offset {
+                Offset::Ahead(by) => postgres_now.saturating_add(*by),
+                Offset::Behind(by) => postgres_now.saturating_sub(*by),
+            },
+            Source::Postgres { .. } => postgres_now,
+        }
+    }
+}

@@ -1,0 +1,73 @@
+//! What a use case can answer instead of its result, free of HTTP. What the caller may know is apart
+//! from what the log needs.
+
+use crate::domain::fields::Violation;
+use crate::store::StoreError;
+
+#[derive(Debug, thiserror::Error)]
+pub enum EngineError {
+    /// Parsed, but unacceptable: every flaw.
+    #[error("the input is not acceptable: {0:?}")]
+    Invalid(Vec<Violation>),
+    #[error("{detail}")]
+    NotFound { code: &'static str, detail: String },
+    #[error("{detail}")]
+    Conflict { code: &'static str, detail: String },
+    #[error("{detail}")]
+    Unauthorized { detail: &'static str },
+    #[error("{detail}")]
+    Forbidden { detail: &'static str },
+    /// Not now; later the same call may work.
+    #[error("{why}")]
+    Unavailable { code: &'static str, detail: &'static str, why: String },
+    /// A defect; the log says more than the caller is told.
+    #[error("{0}")]
+    Internal(String),
+}
+
+impl EngineError {
+    pub(super) fn invalid(violation: Violation) -> Self {
+        Self::Invalid(vec![violation])
+    }
+
+    pub(super) fn overloaded() -> Self {
+        Self::Unavailable {
+            code: "overloaded",
+            detail: "more work is waiting than can be taken; come back shortly",
+            why: "a queue is full".to_owned(),
+        }
+    }
+
+    pub(super) fn unavailable(why: impl Into<String>) -> Self {
+        Self::Unavailable {
+            code: "unavailable",
+            detail: "the database cannot answer at the moment; come back shortly",
+            why: why.into(),
+        }
+    }
+}
+
+impl From<Vec<Violation>> for EngineError {
+    fn from(violations: Vec<Violation>) -> Self {
+        Self::Invalid(violations)
+    }
+}
+
+impl From<StoreError> for EngineError {
+    fn from(error: StoreError) -> Self {
+        match error {
+            StoreError::Unavailable(_) | StoreError::Conflict(_) | StoreError::TooSlow(_) => {
+                Self::unavailable(error.to_string())
+            }
+            StoreError::Constraint { .. } | StoreError::Refused(_) | StoreError::Migration(_) | StoreError::Url(_) => {
+                Self::Internal(error.to_string())
+            }
+        }
+    }
+}
+
+impl From<sqlx::Error> for EngineError {
+    fn from(error: sqlx::Error) -> Self {
+        StoreError::from(error).into()
+    }
+}

@@ -1,0 +1,249 @@
+//! Looking at recorded events, and taking one back.
+
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use serde::Serialize;
+use serde_json::{Map, Value};
+use uuid::Uuid;
+
+use super::{Engine, EngineError, detached};
+use crate::domain::environment::Environment;
+use crate::domain::event::{Properties, event_key};
+use crate::domain::fields::Violation;
+use crate::domain::meter::dimension_value;
+use crate::domain::names::{EventId, MeterKey, Source};
+use crate::domain::quantity::Quantity;
+use crate::domain::timestamp::Timestamp;
+use crate::store::configuration::open_recording;
+use crate::store::event_list::{After, EventFilter, EventRow};
+use crate::store;
+
+/// A recorded event.
+#[derive(Debug, Clone, Serialize)]
+pub struct EventView {
+    pub id: String,
+    pub source: String,
+    pub event_name: String,
+    pub subject: String,
+    pub value: Quantity,
+    pub properties: Map<String, Value>,
+    pub timestamp: Timestamp,
+    /// The subject and its ancestors as they stood when it was recorded, nearest first.
+    pub path: Vec<String>,
+    pub voided: Option<Void>,
+}
+
+#[derive(Debug, Clone, Serialize)]
+pub struct Void {
+    pub reason: Option<String>,
+    pub voided_at: Timestamp,
+}
+
+#[derive(Debug, Clone, Serialize)]
+pub struct EventPage {
+    pub data: Vec<EventView>,
+    pub next_cursor: Option<String>,
+}
+
+/// An event and where it counts.
+#[derive(Debug, Clone, Serialize)]
+pub struct EventTrace {
+    #[serde(flatten)]
+    pub event: EventView,
+    pub batch_id: i64,
+    pub meters: Vec<MeterTrace>,
+    /// Events on their way to a billing provider; none yet.
+    pub exports: Vec<Value>,
+}
+
+/// What a meter took from an event, and the rollup it went to.
+#[derive(Debug, Clone, Serialize)]
+pub struct MeterTrace {
+    pub meter: MeterKey,
+    pub value: Quantity,
+    pub group: Map<String, Value>,
+    pub hour: Timestamp,
+    /// Whether it is in the hour's rollup; until then reads add it from the event itself.
+    pub folded: bool,
+}
+
+/// A void, made now or before.
+#[derive(Debug, Clone)]
+pub struct Voided {
+    pub id: String,
+    pub source: String,
+    pub void: Void,
+    pub replayed: bool,
+}
+
+impl EventView {
+    fn of(row: &EventRow) -> Result<Self, EngineError> {
+        let value = Quantity::from_decimal(&row.value).map_err(|why| EngineError::Internal(why.to_string()))?;
+        Ok(Self {
+            id: row.id.clone().unwrap_or_else(|| row.key.to_string()),
+            source: row.source.clone().unwrap_or_default(),
+            event_name: row.event_name.clone(),
+            subject: row.subject.clone(),
+            value,
+            properties: Properties::stored(row.properties.clone()).into_map(),
+            timestamp: row.occurred_at,
+            path: row.path.clone(),
+            voided: row.voided_at.map(|voided_at| Void { reason: row.void_reason.clone(), voided_at }),
+        })
+    }
+}
+
+fn not_found() -> EngineError {
+    EngineError::NotFound { code: "event_not_found", detail: "there is no event with this id and source".to_owned() }
+}
+
+impl Engine {
+    /// A page of events, the latest first.
+    pub async fn list_events(
+        &self,
+        environment: Environment,
+        filter: &EventFilter,
+        cursor: Option<&str>,
+        limit: u32,
+    ) -> Result<EventPage, EngineError> {
+        let after = cursor.map(read_cursor).transpose()?;
+        let mut snapshot = store::usage::snapshot(self.database().pool()).await?;
+        let paths = match &filter.subject {
+            None => None,
+            Some(subject) => {
+                let subjects = std::slice::from_ref(subject);
+                Some(store::subjects::path_ids(&mut snapshot, environment, subjects, filter.descendants).await?)
+            }
+        };
+        let mut rows =
+            store::event_list::list(&mut snapshot, environment, filter, paths.as_deref(), after, limit + 1).await?;
+        snapshot.commit().await?;
+        let more = rows.len() > limit as usize;
+        rows.truncate(limit as usize);
+        let next_cursor = rows.last().filter(|_| more).map(write_cursor);
+        let data = rows.iter().map(EventView::of).collect::<Result<_, _>>()?;
+        Ok(EventPage { data, next_cursor })
+    }
+
+    /// One event, and the meters it counts for.
+    pub async fn trace_event(
+        &self,
+        environment: Environment,
+        id: &EventId,
+        source: &Source,
+    ) -> Result<EventTrace, EngineError> {
+        let key = event_key(source, id);
+        let mut snapshot = store::usage::snapshot(self.database().pool()).await?;
+        let known = store::events::find_keys(&mut snapshot, environment, &[key]).await?;
+        let Some(known) = known.first() else { return Err(not_found()) };
+        let row = store::event_list::find(&mut snapshot, environment, key, known.occurred_at).await?;
+        let row = row.ok_or_else(|| EngineError::Internal(format!("the key {key} has no event")))?;
+        let meters = store::catalog::meters(&mut snapshot, environment).await?;
+        snapshot.commit().await?;
+
+        let event = EventView::of(&row)?;
+        let properties = Properties::stored(row.properties.clone());
+        let meters = meters
+            .into_iter()
+            .map(|stored| stored.meter)
+            .filter(|meter| meter.event_name.as_str() == row.event_name)
+            .filter_map(|meter| {
+                let value = meter.measure(event.value, &properties)?;
+                let group = meter
+                    .dimensions
+                    .iter()
+                    .map(|name| {
+                        let value = properties.get(name.as_str()).and_then(dimension_value);
+                        (name.to_string(), value.map_or(Value::Null, Value::String))
+                    })
+                    .collect();
+                Some(MeterTrace {
+                    meter: meter.key,
+                    value,
+                    group,
+                    hour: row.occurred_at.hour_floor(),
+                    folded: row.folded,
+                })
+            })
+            .collect();
+        Ok(EventTrace { event, batch_id: row.batch_id, meters, exports: Vec::new() })
+    }
+
+    /// Takes an event back: from the next read on it counts nowhere. Again is the same again.
+    pub async fn void_event(
+        &self,
+        environment: Environment,
+        id: EventId,
+        source: Source,
+        reason: Option<String>,
+    ) -> Result<Voided, EngineError> {
+        let engine = self.clone();
+        detached(async move {
+            let key = event_key(&source, &id);
+            // a void of unknown fate is simply tried again: it happens once
+            let (void, replayed) = engine.void_key(environment, key, reason.as_deref()).await?;
+            Ok(Voided { id: id.into_string(), source: source.as_str().to_owned(), void, replayed })
+        })
+        .await
+    }
+
+    async fn void_key(
+        &self,
+        environment: Environment,
+        key: Uuid,
+        reason: Option<&str>,
+    ) -> Result<(Void, bool), EngineError> {
+        let mut transaction = self.database().pool().begin().await?;
+        let opening = open_recording(&mut transaction, environment).await?;
+        let now = self.inner.clock.now(environment, opening.now);
+        let known = store::events::find_keys(&mut transaction, environment, &[key]).await?;
+        let Some(known) = known.first().copied() else { return Err(not_found()) };
+        let (at, batch_id) = (known.occurred_at, opening.batch_id);
+        let made = store::voids::insert(&mut transaction, environment, key, batch_id, reason, now).await?;
+        if made {
+            store::voids::insert_counter_event(&mut transaction, environment, key, at, batch_id).await?;
+            let row = store::event_list::find(&mut transaction, environment, key, at).await?;
+            let row = row.ok_or_else(|| EngineError::Internal(format!("the key {key} has no event")))?;
+            let dirty: Vec<i32> = store::catalog::meters(&mut transaction, environment)
+                .await?
+                .into_iter()
+                .filter(|stored| {
+                    stored.meter.aggregation.is_order_statistic()
+                        && stored.meter.event_name.as_str() == row.event_name
+                })
+                .map(|stored| stored.id)
+                .collect();
+            store::voids::insert_gaps(&mut transaction, environment, &dirty, at.hour_floor()).await?;
+        }
+        let row = store::voids::find(&mut transaction, environment, key).await?;
+        transaction.commit().await?;
+        let row = row.ok_or_else(|| EngineError::Internal("a void vanished".to_owned()))?;
+        Ok((Void { reason: row.reason, voided_at: row.voided_at }, !made))
+    }
+}
+
+/// The cursor after an event: its place in the order of the list.
+fn write_cursor(row: &EventRow) -> String {
+    let mut bytes = Vec::with_capacity(20);
+    bytes.extend(row.occurred_at.micros().to_be_bytes());
+    bytes.extend(row.batch_id.to_be_bytes());
+    bytes.extend(row.ordinal.to_be_bytes());
+    URL_SAFE_NO_PAD.encode(bytes)
+}
+
+fn read_cursor(cursor: &str) -> Result<After, EngineError> {
+    let read = || {
+        let bytes: [u8; 20] = URL_SAFE_NO_PAD.decode(cursor).ok()?.try_into().ok()?;
+        let (micros, rest) = bytes.split_first_chunk::<8>()?;
+        let (batch, rest) = rest.split_first_chunk::<8>()?;
+        let ordinal = rest.first_chunk::<4>()?;
+        Some(After {
+            occurred_at: Timestamp::from_micros(i64::from_be_bytes(*micros))?,
+            batch_id: i64::from_be_bytes(*batch),
+            ordinal: i32::from_be_bytes(*ordinal),
+        })
+    };
+    read().ok_or_else(|| {
+        EngineError::invalid(Violation::new("invalid_cursor", "is none that a list answered").under("cursor"))
+    })
+}

@@ -1,0 +1,101 @@
+//! Folding the tail into rollups, and building rollups where there are gaps; a transaction at a
+//! time, so that a job or a test can go on until nothing is left.
+
+use std::time::Instant;
+
+use super::{Engine, EngineError};
+use crate::domain::environment::Environment;
+use crate::domain::limits::{DIMENSION_SETS_PER_METER_MAX, FOLD_BATCHES_MAX, FOLD_EVENTS_MAX};
+use crate::store::{self, fold};
+
+/// Hours of a gap that are built in one transaction.
+const BUILD_HOURS_MAX: i64 = 24;
+
+impl Engine {
+    /// Folds some of the oldest batches; how many events. None where there are none, or another
+    /// replica is at it.
+    pub async fn fold_some(&self, environment: Environment) -> Result<i64, EngineError> {
+        let started = Instant::now();
+        let mut transaction = self.database().pool().begin().await?;
+        if !fold::try_lock(&mut transaction, environment).await? {
+            return Ok(0);
+        }
+        let taken = fold::take(&mut transaction, environment, FOLD_BATCHES_MAX, FOLD_EVENTS_MAX).await?;
+        if taken.batch_ids.is_empty() {
+            return Ok(0);
+        }
+        // read after the batches: a meter that is not seen here has a gap that covers them
+        let meters = store::catalog::meters(&mut transaction, environment).await?;
+        let not_kept = fold::permanent_gaps(&mut transaction, environment).await?;
+        for stored in meters {
+            if taken.event_name_ids.contains(&stored.event_name_id) && !not_kept.contains(&stored.id) {
+                fold::fold_meter(&mut transaction, environment, &stored, &taken).await?;
+            }
+        }
+        transaction.commit().await?;
+        metrics::counter!("metergate_events_folded_total").increment(taken.event_count.unsigned_abs());
+        metrics::histogram!("metergate_fold_seconds").record(started.elapsed().as_secs_f64());
+        Ok(taken.event_count)
+    }
+
+    /// Builds some hours of the oldest gap; false where there is none, or another replica is at it.
+    pub async fn build_some(&self, environment: Environment) -> Result<bool, EngineError> {
+        let mut transaction = self.database().pool().begin().await?;
+        let Some(gap) = fold::next_gap(&mut transaction, environment).await? else { return Ok(false) };
+        if !fold::try_lock(&mut transaction, environment).await? {
+            return Ok(false);
+        }
+        // again, now that nobody else can be at it
+        let Some(gap) = fold::next_gap(&mut transaction, environment).await?.filter(|now| now.id == gap.id) else {
+            return Ok(true);
+        };
+        let meters = store::catalog::meters(&mut transaction, environment).await?;
+        if let Some(stored) = meters.into_iter().find(|stored| stored.id == gap.meter_id) {
+            fold::build(&mut transaction, environment, &stored, &gap, BUILD_HOURS_MAX).await?;
+        }
+        transaction.commit().await?;
+        Ok(true)
+    }
+
+    /// Drops the rollups of meters that have too many combinations of dimension values to keep
+    /// apart: they are read from events from now on.
+    pub async fn bound_dimensions(&self, environment: Environment) -> Result<(), EngineError> {
+        let mut transaction = self.database().pool().begin().await?;
+        if !fold::try_lock(&mut transaction, environment).await? {
+            return Ok(());
+        }
+        for stored in store::catalog::meters(&mut transaction, environment).await? {
+            if fold::drop_if_too_many_sets(&mut transaction, environment, &stored).await? {
+                tracing::warn!(
+                    meter = %stored.meter.key, %environment, limit = DIMENSION_SETS_PER_METER_MAX,
+                    "too many combinations of dimension values: the meter is read from its events now, which is slow"
+                );
+            }
+        }
+        Ok(transaction.commit().await?)
+    }
+
+    /// Counts the tail, for everybody who waits for it.
+    pub async fn count_tail(&self) -> Result<i64, EngineError> {
+        let mut connection = self.database().pool().acquire().await?;
+        let events = fold::unfolded_events(&mut connection).await?;
+        self.tail().set(events);
+        metrics::gauge!("metergate_unfolded_events").set(f64::from(u32::try_from(events).unwrap_or(u32::MAX)));
+        Ok(events)
+    }
+
+    /// Makes the partitions of this month and the next.
+    pub async fn make_partitions(&self) -> Result<(), EngineError> {
+        let mut connection = self.database().connect_writer().await?;
+        let now = store::usage::now(&mut connection).await?;
+        for environment in Environment::ALL {
+            let now = self.inner.clock.now(environment, now);
+            for month in [Some(now), store::partitions::month_of(now).map(|month| month.to)].into_iter().flatten() {
+                if let Some(month) = store::partitions::month_of(month) {
+                    store::partitions::ensure(&mut connection, month).await?;
+                }
+            }
+        }
+        Ok(sqlx::Connection::close(connection).await?)
+    }
+}

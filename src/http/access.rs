@@ -1,0 +1,67 @@
+//! Who may call a route: asked before the handler, for every route, from the table.
+
+use axum::extract::{Request, State};
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+use secrecy::SecretString;
+
+use super::problem::Problem;
+use crate::engine::Engine;
+use crate::engine::access::{Principal, Role};
+
+/// Who may call a route; the application's secret key may call every one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Access {
+    Open,
+    Secret,
+    /// Also publishable keys.
+    Publishable,
+    /// Also end-user tokens, for their own subject, with the scope `usage:read`.
+    EndUser,
+}
+
+const USAGE_READ: &str = "usage:read";
+
+#[derive(Debug, Clone)]
+pub(super) struct Guard {
+    pub(super) engine: Engine,
+    pub(super) access: Access,
+}
+
+pub(super) async fn admit(State(guard): State<Guard>, mut request: Request, next: Next) -> Response {
+    if guard.access == Access::Open {
+        return next.run(request).await;
+    }
+    let principal = match identify(&guard.engine, request.headers()).await {
+        Ok(principal) => principal,
+        Err(problem) => return problem.into_response(),
+    };
+    let may = match (&principal.role, guard.access) {
+        (Role::Secret, _) | (Role::Publishable, Access::Publishable) => true,
+        (Role::EndUser { scopes, .. }, Access::EndUser) => scopes.iter().any(|scope| scope == USAGE_READ),
+        (Role::Publishable | Role::EndUser { .. }, _) => false,
+    };
+    if !may {
+        return forbidden("this credential may not call this").into_response();
+    }
+    request.extensions_mut().insert(principal);
+    next.run(request).await
+}
+
+async fn identify(engine: &Engine, headers: &HeaderMap) -> Result<Principal, Problem> {
+    let missing = || {
+        let detail = "send a key or a token as `Authorization: Bearer …`";
+        Problem::new(StatusCode::UNAUTHORIZED, "unauthorized", detail)
+    };
+    let value = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok()).ok_or_else(missing)?;
+    let (scheme, credential) = value.split_once(' ').ok_or_else(missing)?;
+    if !scheme.eq_ignore_ascii_case("bearer") {
+        return Err(missing());
+    }
+    Ok(engine.gatekeeper().admit(&SecretString::from(credential.trim())).await?)
+}
+
+pub(super) fn forbidden(detail: &str) -> Problem {
+    Problem::new(StatusCode::FORBIDDEN, "forbidden", detail)
+}

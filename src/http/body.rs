@@ -1,0 +1,71 @@
+//! Reading bodies: bounded after decompression, parsed once.
+
+use axum::body::{Body, Bytes};
+use axum::http::{HeaderMap, StatusCode, header};
+use http_body_util::BodyExt;
+use serde_json::Value;
+
+use super::problem::Problem;
+use crate::domain::limits::{BODY_BYTES_MAX, BODY_DRAIN_BYTES_MAX};
+
+/// The media type without its parameters, in lower case; `application/json` where none is given.
+pub(super) fn media_type(headers: &HeaderMap) -> String {
+    let given = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
+    let essence = given.unwrap_or("application/json").split(';').next().unwrap_or_default();
+    essence.trim().to_ascii_lowercase()
+}
+
+pub(super) fn unsupported(media_type: &str, supported: &str) -> Problem {
+    let detail = format!("the media type {media_type} is not taken here; send {supported}");
+    Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type", detail)
+}
+
+/// The whole body, which must not be empty.
+pub(super) async fn read(body: Body) -> Result<Bytes, Problem> {
+    let mut body = body;
+    let mut bytes = Vec::new();
+    let mut drained = 0;
+    while let Some(frame) = body.frame().await {
+        let frame = frame.map_err(|_| Problem::bad_request("malformed_body", "the body ends early, or is not encoded as its content-encoding says"))?;
+        let Ok(data) = frame.into_data() else { continue };
+        if bytes.len() + data.len() <= BODY_BYTES_MAX && drained == 0 {
+            bytes.extend_from_slice(&data);
+            continue;
+        }
+        // read on for a while, so that a caller who is still sending sees the answer
+        bytes = Vec::new();
+        drained += data.len();
+        if drained > BODY_DRAIN_BYTES_MAX {
+            break;
+        }
+    }
+    if drained > 0 {
+        let detail = format!("the body may have at most {BODY_BYTES_MAX} bytes, decompressed");
+        return Err(Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", detail));
+    }
+    if bytes.iter().all(u8::is_ascii_whitespace) {
+        return Err(Problem::bad_request("empty_body", "the body is empty"));
+    }
+    Ok(Bytes::from(bytes))
+}
+
+/// A JSON document.
+pub(super) fn parse(bytes: &[u8]) -> Result<Value, Problem> {
+    serde_json::from_slice(bytes).map_err(|why| Problem::bad_request("malformed_json", format!("the body is no JSON: {why}")))
+}
+
+/// A JSON body.
+pub(super) async fn json(headers: &HeaderMap, body: Body) -> Result<Value, Problem> {
+    let media_type = media_type(headers);
+    if media_type != "application/json" {
+        return Err(unsupported(&media_type, "application/json"));
+    }
+    parse(&read(body).await?)
+}
+
+/// A JSON body, or nothing at all.
+pub(super) async fn json_or_empty(headers: &HeaderMap, body: Body) -> Result<Option<Value>, Problem> {
+    let empty = headers.get(header::CONTENT_LENGTH).is_none_or(|length| length == "0")
+        && !headers.contains_key(header::TRANSFER_ENCODING);
+    if empty { Ok(None) } else { json(headers, body).await.map(Some) }
+}

@@ -1,0 +1,49 @@
+//! The same rows as CSV (RFC 4180).
+
+use axum::http::header;
+use axum::response::{IntoResponse, Response};
+
+use super::problem::Problem;
+use crate::domain::usage::{UsageQuery, UsageRow};
+use crate::engine::{EngineError, Report};
+
+/// One line per row; a dimension's column is named after it.
+pub(super) fn usage(query: &UsageQuery, rows: &[UsageRow]) -> Result<Response, Problem> {
+    let mut header = vec!["window_start".to_owned(), "window_end".to_owned(), "subject".to_owned()];
+    header.extend(query.group_by.iter().cloned());
+    header.extend(["value".to_owned(), "event_count".to_owned()]);
+    let lines = rows.iter().map(|row| {
+        let mut line = vec![row.window_start.to_string(), row.window_end.to_string()];
+        line.push(row.subject.clone().unwrap_or_default());
+        line.extend(query.group_by.iter().map(|name| row.group.get(name).cloned().flatten().unwrap_or_default()));
+        line.push(row.value.map(|value| value.to_string()).unwrap_or_default());
+        line.push(row.event_count.to_string());
+        line
+    });
+    write(header, lines)
+}
+
+/// One line per meter.
+pub(super) fn report(report: &Report) -> Result<Response, Problem> {
+    let header = ["meter", "unit", "value", "event_count"].map(str::to_owned).to_vec();
+    let lines = report.meters.iter().map(|meter| {
+        vec![
+            meter.meter.to_string(),
+            meter.unit.clone().unwrap_or_default(),
+            meter.value.map(|value| value.to_string()).unwrap_or_default(),
+            meter.event_count.to_string(),
+        ]
+    });
+    write(header, lines)
+}
+
+fn write(header: Vec<String>, lines: impl Iterator<Item = Vec<String>>) -> Result<Response, Problem> {
+    let mut writer = csv::Writer::from_writer(Vec::new());
+    let failed = |why: String| Problem::from(EngineError::Internal(format!("csv: {why}")));
+    writer.write_record(&header).map_err(|why| failed(why.to_string()))?;
+    for line in lines {
+        writer.write_record(&line).map_err(|why| failed(why.to_string()))?;
+    }
+    let bytes = writer.into_inner().map_err(|why| failed(why.to_string()))?;
+    Ok(([(header::CONTENT_TYPE, "text/csv; charset=utf-8")], bytes).into_response())
+}

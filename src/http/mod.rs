@@ -1,0 +1,128 @@
+//! HTTP: every route on one screen, handlers of a few lines, one file per resource. Nothing is
+//! decided here; requests become calls of the engine, and what it answers becomes JSON or a problem.
+
+mod access;
+mod body;
+mod catalog;
+mod csv;
+mod events;
+mod observe;
+mod operations;
+mod problem;
+mod query;
+mod subjects;
+mod usage;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::http::{HeaderName, HeaderValue, Method, StatusCode, header};
+use axum::routing::{MethodRouter, get, post, put};
+use axum::{Router, middleware};
+use metrics_exporter_prometheus::PrometheusHandle;
+use tower_http::catch_panic::CatchPanicLayer;
+use tower_http::cors::CorsLayer;
+use tower_http::decompression::RequestDecompressionLayer;
+use tower_http::timeout::TimeoutLayer;
+
+pub use access::Access;
+
+use crate::engine::Engine;
+
+/// What every handler can reach.
+#[derive(Debug, Clone)]
+pub struct Api {
+    pub engine: Engine,
+    pub metrics: Arc<Option<PrometheusHandle>>,
+}
+
+#[derive(Debug, Clone)]
+pub struct HttpSettings {
+    /// Origins whose pages may call what publishable keys and end-user tokens may call.
+    pub cors_origins: Vec<HeaderValue>,
+    /// How long a request may take, reading its body included.
+    pub request_max: Duration,
+}
+
+/// One line of the table: a method and a path, who may call it, and what answers.
+#[derive(Debug)]
+pub struct Route {
+    pub method: Method,
+    pub path: &'static str,
+    pub access: Access,
+    handler: MethodRouter<Api>,
+}
+
+impl Route {
+    fn new(path: &'static str, access: Access, (method, handler): (Method, MethodRouter<Api>)) -> Self {
+        Self { method, path, access, handler }
+    }
+}
+
+/// The whole interface.
+pub fn routes() -> Vec<Route> {
+    use Access::{EndUser, Open, Publishable, Secret};
+    macro_rules! at {
+        (get $handler:path) => {
+            (Method::GET, get($handler))
+        };
+        (post $handler:path) => {
+            (Method::POST, post($handler))
+        };
+        (put $handler:path) => {
+            (Method::PUT, put($handler))
+        };
+    }
+    vec![
+        Route::new("/v1/events", Secret, at!(post events::record)),
+        Route::new("/v1/events", Secret, at!(get events::list)),
+        Route::new("/v1/events/{id}", Secret, at!(get events::trace)),
+        Route::new("/v1/events/{id}/void", Secret, at!(post events::void)),
+        Route::new("/v1/usage", EndUser, at!(get usage::usage)),
+        Route::new("/v1/subjects", Secret, at!(get subjects::list)),
+        Route::new("/v1/subjects/{subject}", Secret, at!(put subjects::put)),
+        Route::new("/v1/subjects/{subject}", Secret, at!(get subjects::get)),
+        Route::new("/v1/subjects/{subject}/usage", EndUser, at!(get usage::report)),
+        Route::new("/v1/catalog", Secret, at!(put catalog::apply)),
+        Route::new("/v1/catalog", Secret, at!(get catalog::show)),
+        Route::new("/v1/meters", Secret, at!(get catalog::meters)),
+        Route::new("/v1/plans", Publishable, at!(get catalog::plans)),
+        Route::new("/healthz", Open, at!(get operations::healthz)),
+        Route::new("/readyz", Open, at!(get operations::readyz)),
+        Route::new("/metrics", Open, at!(get operations::metrics)),
+        Route::new("/openapi.yaml", Open, at!(get operations::openapi)),
+    ]
+}
+
+/// The service that answers requests.
+pub fn router(api: Api, settings: &HttpSettings) -> Router {
+    let mut router = Router::new();
+    for route in routes() {
+        let guard = access::Guard { engine: api.engine.clone(), access: route.access };
+        let guarded = route.handler.route_layer(middleware::from_fn_with_state(guard, access::admit));
+        // browsers may call what their credentials may
+        let handler = match route.access {
+            Access::EndUser | Access::Publishable => guarded.layer(cors(settings)),
+            Access::Open | Access::Secret => guarded,
+        };
+        router = router.route(route.path, handler);
+    }
+    router
+        .merge(operations::docs())
+        .fallback(problem::no_such_path)
+        .method_not_allowed_fallback(problem::no_such_method)
+        .layer(RequestDecompressionLayer::new().no_br().no_deflate())
+        .layer(TimeoutLayer::with_status_code(StatusCode::SERVICE_UNAVAILABLE, settings.request_max))
+        .layer(CatchPanicLayer::custom(problem::of_panic))
+        .layer(middleware::from_fn(observe::observe))
+        .with_state(api)
+}
+
+fn cors(settings: &HttpSettings) -> CorsLayer {
+    CorsLayer::new()
+        .allow_origin(settings.cors_origins.clone())
+        .allow_methods([Method::GET])
+        .allow_headers([header::AUTHORIZATION, header::ACCEPT, HeaderName::from_static("x-request-id")])
+        .expose_headers([HeaderName::from_static("x-request-id"), header::RETRY_AFTER])
+        .max_age(Duration::from_secs(3600))
+}

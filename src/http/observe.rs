@@ -1,0 +1,88 @@
+//! What every request gets: an id, a measurement, a line in the log, and a problem as its body where
+//! a layer answered with a bare status.
+
+use std::time::Instant;
+
+use axum::extract::{MatchedPath, Request};
+use axum::http::{HeaderName, HeaderValue, Method, StatusCode, header};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+
+use super::problem::{Cause, MEDIA_TYPE, Problem};
+
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+const REQUEST_ID_CHARS_MAX: usize = 128;
+
+pub(super) async fn observe(request: Request, next: Next) -> Response {
+    let started = Instant::now();
+    let request_id = request_id(&request);
+    let method = request.method().clone();
+    let route = request.extensions().get::<MatchedPath>().map_or("unmatched", MatchedPath::as_str).to_owned();
+    let mut response = next.run(request).await;
+    if is_bare_error(&response) {
+        let headers = response.headers().clone();
+        response = Problem::of_status(response.status()).into_response();
+        for (name, value) in headers.iter().filter(|(name, _)| *name == header::ACCEPT_ENCODING) {
+            response.headers_mut().insert(name, value.clone());
+        }
+    }
+    measure(&method, &route, response.status(), started);
+    log(&method, &route, &response, &request_id, started);
+    response.headers_mut().insert(REQUEST_ID, request_id);
+    response
+}
+
+/// The caller's id where it is decent, else a new one.
+fn request_id(request: &Request) -> HeaderValue {
+    let decent = |value: &&HeaderValue| {
+        let bytes = value.as_bytes();
+        !bytes.is_empty() && bytes.len() <= REQUEST_ID_CHARS_MAX && bytes.iter().all(u8::is_ascii_graphic)
+    };
+    request.headers().get(REQUEST_ID).filter(decent).cloned().unwrap_or_else(|| {
+        let made = uuid::Uuid::now_v7().to_string();
+        HeaderValue::try_from(made).unwrap_or_else(|_| HeaderValue::from_static("none"))
+    })
+}
+
+fn is_bare_error(response: &Response) -> bool {
+    let status = response.status();
+    let described = response.headers().get(header::CONTENT_TYPE).is_some_and(|value| value == MEDIA_TYPE);
+    (status.is_client_error() || status.is_server_error()) && !described
+}
+
+fn measure(method: &Method, route: &str, status: StatusCode, started: Instant) {
+    let labels = [
+        ("method", known_method(method).to_owned()),
+        ("route", route.to_owned()),
+        ("status", status.as_u16().to_string()),
+    ];
+    metrics::counter!("metergate_http_requests_total", &labels).increment(1);
+    metrics::histogram!("metergate_http_request_seconds", &labels[..2]).record(started.elapsed().as_secs_f64());
+}
+
+/// A method may be any word: only those we know become a label.
+fn known_method(method: &Method) -> &'static str {
+    match *method {
+        Method::GET => "GET",
+        Method::POST => "POST",
+        Method::PUT => "PUT",
+        Method::DELETE => "DELETE",
+        Method::OPTIONS => "OPTIONS",
+        Method::HEAD => "HEAD",
+        _ => "other",
+    }
+}
+
+fn log(method: &Method, route: &str, response: &Response, request_id: &HeaderValue, started: Instant) {
+    let status = response.status().as_u16();
+    let milliseconds = started.elapsed().as_secs_f64() * 1_000.0;
+    let request_id = request_id.to_str().unwrap_or_default();
+    let cause = response.extensions().get::<Cause>();
+    let code = cause.map_or("", |cause| cause.code);
+    match cause.and_then(|cause| cause.internal.as_deref()) {
+        Some(why) if status == 500 => tracing::error!(%method, route, status, milliseconds, request_id, code, why, "request"),
+        Some(why) => tracing::warn!(%method, route, status, milliseconds, request_id, code, why, "request"),
+        None if status >= 400 => tracing::info!(%method, route, status, milliseconds, request_id, code, "request"),
+        None => tracing::debug!(%method, route, status, milliseconds, request_id, "request"),
+    }
+}

@@ -1,0 +1,52 @@
+//! What operators and tools ask: health, metrics, and the description of the interface.
+
+use axum::Router;
+use axum::extract::State;
+use axum::http::header;
+use axum::response::{IntoResponse, Response};
+use axum::Json;
+use serde_json::json;
+use utoipa_swagger_ui::{Config, SwaggerUi};
+
+use super::Api;
+use super::problem::Problem;
+use crate::engine::EngineError;
+
+/// The description of the interface, as it is in the project.
+pub(super) const OPENAPI: &str = include_str!("../../openapi.yaml");
+
+/// The process runs.
+pub(super) async fn healthz() -> Response {
+    Json(json!({"status": "ok"})).into_response()
+}
+
+/// The database can be reached and is migrated.
+pub(super) async fn readyz(State(api): State<Api>) -> Result<Response, Problem> {
+    if api.engine.is_ready().await? {
+        return Ok(Json(json!({"status": "ready"})).into_response());
+    }
+    Err(Problem::from(EngineError::Unavailable {
+        code: "not_migrated",
+        detail: "the database lacks migrations of this version; they run at its start",
+        why: "migrations are missing".to_owned(),
+    }))
+}
+
+/// Prometheus's text format.
+pub(super) async fn metrics(State(api): State<Api>) -> Response {
+    let pool = api.engine.database().pool();
+    metrics::gauge!("metergate_pool_connections").set(f64::from(pool.size()));
+    let idle = u32::try_from(pool.num_idle()).unwrap_or(u32::MAX);
+    metrics::gauge!("metergate_pool_idle_connections").set(f64::from(idle));
+    let text = api.metrics.as_ref().as_ref().map(metrics_exporter_prometheus::PrometheusHandle::render);
+    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text.unwrap_or_default()).into_response()
+}
+
+pub(super) async fn openapi() -> Response {
+    ([(header::CONTENT_TYPE, "application/yaml; charset=utf-8")], OPENAPI).into_response()
+}
+
+/// A page that shows the description, with all it needs from this binary.
+pub(super) fn docs() -> Router<Api> {
+    SwaggerUi::new("/docs").config(Config::from("/openapi.yaml").validator_url("none")).into()
+}

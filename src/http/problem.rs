@@ -1,0 +1,155 @@
+//! Problems (RFC 9457): the one place where what went wrong becomes a status, a stable code and
+//! words that say what to do.
+
+use std::any::Any;
+
+use axum::body::Body;
+use axum::extract::OriginalUri;
+use axum::http::{Method, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use serde::Serialize;
+
+use crate::domain::fields::Violation;
+use crate::engine::EngineError;
+
+pub(super) const MEDIA_TYPE: &str = "application/problem+json";
+/// What a caller is told to wait, in seconds.
+const RETRY_AFTER_SECONDS: &str = "1";
+
+#[derive(Debug)]
+pub(super) struct Problem {
+    status: StatusCode,
+    code: &'static str,
+    detail: String,
+    errors: Vec<Violation>,
+    /// For the log alone.
+    internal: Option<String>,
+}
+
+#[derive(Serialize)]
+struct Document<'a> {
+    r#type: String,
+    title: &'a str,
+    status: u16,
+    detail: &'a str,
+    code: &'a str,
+    #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    errors: &'a [Violation],
+}
+
+/// What the log is told beside the answer.
+#[derive(Debug, Clone)]
+pub(super) struct Cause {
+    pub(super) code: &'static str,
+    pub(super) internal: Option<String>,
+}
+
+impl Problem {
+    pub(super) fn new(status: StatusCode, code: &'static str, detail: impl Into<String>) -> Self {
+        Self { status, code, detail: detail.into(), errors: Vec::new(), internal: None }
+    }
+
+    pub(super) fn bad_request(code: &'static str, detail: impl Into<String>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, code, detail)
+    }
+
+    /// What was parsed but is not acceptable. An id that says something else elsewhere is a conflict.
+    pub(super) fn invalid(errors: Vec<Violation>) -> Self {
+        let first = errors.first().cloned().unwrap_or_else(|| Violation::new("invalid", "is not acceptable"));
+        let status =
+            if first.code == "id_reused" { StatusCode::CONFLICT } else { StatusCode::UNPROCESSABLE_ENTITY };
+        let more = match errors.len() {
+            0 | 1 => String::new(),
+            count => format!(" (and {} more)", count - 1),
+        };
+        let place = if first.pointer.is_empty() { "the input" } else { &first.pointer };
+        let detail = format!("{place}: {}{more}", first.detail);
+        Self { status, code: first.code, detail, errors, internal: None }
+    }
+
+    /// A bare status, as layers answer it.
+    pub(super) fn of_status(status: StatusCode) -> Self {
+        let (code, detail) = match status {
+            StatusCode::BAD_REQUEST => ("bad_request", "the request cannot be read"),
+            StatusCode::UNSUPPORTED_MEDIA_TYPE => {
+                ("unsupported_encoding", "the body may be sent as it is, or with content-encoding gzip or zstd")
+            }
+            StatusCode::PAYLOAD_TOO_LARGE => ("body_too_large", "the body is too large"),
+            StatusCode::SERVICE_UNAVAILABLE => ("timeout", "the request took too long; what it sent may or may not be recorded: send it again with the same ids"),
+            StatusCode::INTERNAL_SERVER_ERROR => ("internal_error", "something is wrong on our side; the request id helps to find it"),
+            _ => ("failed", "the request failed"),
+        };
+        Self::new(status, code, detail)
+    }
+}
+
+impl From<EngineError> for Problem {
+    fn from(error: EngineError) -> Self {
+        match error {
+            EngineError::Invalid(violations) => Self::invalid(violations),
+            EngineError::NotFound { code, detail } => Self::new(StatusCode::NOT_FOUND, code, detail),
+            EngineError::Conflict { code, detail } => Self::new(StatusCode::CONFLICT, code, detail),
+            EngineError::Unauthorized { detail } => Self::new(StatusCode::UNAUTHORIZED, "unauthorized", detail),
+            EngineError::Forbidden { detail } => Self::new(StatusCode::FORBIDDEN, "forbidden", detail),
+            EngineError::Unavailable { code, detail, why } => {
+                Self { internal: Some(why), ..Self::new(StatusCode::SERVICE_UNAVAILABLE, code, detail) }
+            }
+            EngineError::Internal(why) => {
+                Self { internal: Some(why), ..Self::of_status(StatusCode::INTERNAL_SERVER_ERROR) }
+            }
+        }
+    }
+}
+
+impl From<Vec<Violation>> for Problem {
+    fn from(violations: Vec<Violation>) -> Self {
+        Self::invalid(violations)
+    }
+}
+
+impl IntoResponse for Problem {
+    fn into_response(self) -> Response {
+        let document = Document {
+            r#type: format!("urn:metergate:problem:{}", self.code),
+            title: self.status.canonical_reason().unwrap_or("Error"),
+            status: self.status.as_u16(),
+            detail: &self.detail,
+            code: self.code,
+            errors: &self.errors,
+        };
+        // strings and numbers always serialise
+        let json = serde_json::to_vec(&document).unwrap_or_default();
+        let mut response = Response::new(Body::from(json));
+        *response.status_mut() = self.status;
+        let headers = response.headers_mut();
+        headers.insert(header::CONTENT_TYPE, header::HeaderValue::from_static(MEDIA_TYPE));
+        if self.status == StatusCode::UNAUTHORIZED {
+            headers.insert(header::WWW_AUTHENTICATE, header::HeaderValue::from_static("Bearer"));
+        }
+        if matches!(self.status, StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE) {
+            headers.insert(header::RETRY_AFTER, header::HeaderValue::from_static(RETRY_AFTER_SECONDS));
+        }
+        response.extensions_mut().insert(Cause { code: self.code, internal: self.internal });
+        response
+    }
+}
+
+pub(super) async fn no_such_path(OriginalUri(uri): OriginalUri) -> Problem {
+    let detail = format!("there is nothing at {}; /docs shows what there is", uri.path());
+    Problem::new(StatusCode::NOT_FOUND, "not_found", detail)
+}
+
+pub(super) async fn no_such_method(method: Method, OriginalUri(uri): OriginalUri) -> Problem {
+    let detail = format!("{method} is not possible at {}; /docs shows what is", uri.path());
+    Problem::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", detail)
+}
+
+pub(super) fn of_panic(panic: Box<dyn Any + Send>) -> Response {
+    let why = panic
+        .downcast_ref::<String>()
+        .cloned()
+        .or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()))
+        .unwrap_or_default();
+    Problem { internal: Some(format!("panic: {why}")), ..Problem::of_status(StatusCode::INTERNAL_SERVER_ERROR) }
+        .into_response()
+}

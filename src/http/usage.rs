@@ -1,0 +1,134 @@
+//! `/v1/usage` and the usage report of a subject, as JSON or CSV.
+
+use axum::Json;
+use axum::extract::{Extension, Path, State};
+use axum::http::{HeaderMap, Uri, header};
+use axum::response::{IntoResponse, Response};
+use serde::Serialize;
+
+use super::access::forbidden;
+use super::problem::Problem;
+use super::query::{self, Parameters};
+use super::{Api, csv, subjects};
+use crate::domain::fields::Violation;
+use crate::domain::limits::{FILTER_VALUES_MAX, METER_DIMENSIONS_MAX, USAGE_SUBJECTS_MAX};
+use crate::domain::names::{MeterKey, SubjectId};
+use crate::domain::timestamp::Timestamp;
+use crate::domain::usage::{UsageQuery, UsageRow};
+use crate::domain::window::{Span, Window, Zone};
+use crate::engine::access::{Principal, Role};
+
+#[derive(Serialize)]
+struct Usage<'a> {
+    meter: &'a MeterKey,
+    from: Timestamp,
+    to: Timestamp,
+    window: Option<Window>,
+    timezone: &'a Zone,
+    data: &'a [UsageRow],
+}
+
+pub(super) async fn usage(
+    State(api): State<Api>,
+    Extension(principal): Extension<Principal>,
+    uri: Uri,
+    headers: HeaderMap,
+) -> Result<Response, Problem> {
+    let mut query = read_query(&uri)?;
+    restrict(&mut query, &principal)?;
+    let rows = api.engine.usage(principal.environment, &query).await?;
+    if wants_csv(&headers) {
+        return csv::usage(&query, &rows);
+    }
+    let answer = Usage {
+        meter: &query.meter,
+        from: query.span.from,
+        to: query.span.to,
+        window: query.window,
+        timezone: &query.zone,
+        data: &rows,
+    };
+    Ok(Json(answer).into_response())
+}
+
+pub(super) async fn report(
+    State(api): State<Api>,
+    Extension(principal): Extension<Principal>,
+    Path(subject): Path<String>,
+    uri: Uri,
+    headers: HeaderMap,
+) -> Result<Response, Problem> {
+    Parameters::of(&uri).finish()?;
+    let subject = subjects::in_path(subject)?;
+    if let Role::EndUser { subject: own, .. } = &principal.role
+        && *own != subject
+    {
+        return Err(forbidden("a token shows its own subject alone"));
+    }
+    let report = api.engine.report(principal.environment, subject).await?;
+    if wants_csv(&headers) { csv::report(&report) } else { Ok(Json(report).into_response()) }
+}
+
+/// An end user asks for themselves alone, whether they say so or not.
+fn restrict(query: &mut UsageQuery, principal: &Principal) -> Result<(), Problem> {
+    let Role::EndUser { subject, .. } = &principal.role else { return Ok(()) };
+    if query.descendants {
+        return Err(forbidden("a token never shows descendants"));
+    }
+    if query.subjects.iter().any(|asked| asked != subject) {
+        return Err(forbidden("a token shows its own subject alone"));
+    }
+    query.subjects = vec![subject.clone()];
+    Ok(())
+}
+
+fn read_query(uri: &Uri) -> Result<UsageQuery, Problem> {
+    let mut parameters = Parameters::of(uri);
+    let meter = parameters.required("meter", |key| Ok(MeterKey::parse(key)?));
+    let from = parameters.required("from", query::timestamp);
+    let to = parameters.required("to", query::timestamp);
+    let window = parameters.optional("window", |value| query::word(value, &Window::WORDS));
+    let zone = parameters.optional("timezone", |name| Zone::parse(&name)).unwrap_or_default();
+    let subjects: Vec<SubjectId> = parameters.all("subject", subjects::parse);
+    let descendants = parameters.flag("descendants");
+    let grouping = parameters.optional("group_by", query::text).unwrap_or_default();
+    let filter = parameters.bracketed("filter");
+    let fill = parameters.flag("fill");
+
+    let too_many = |what: &str, max: usize| Violation::new("too_many", format!("must be at most {max}")).under(what);
+    if subjects.len() > USAGE_SUBJECTS_MAX {
+        parameters.flaw(too_many("subject", USAGE_SUBJECTS_MAX));
+    }
+    if filter.values().any(|values| values.len() > FILTER_VALUES_MAX) {
+        parameters.flaw(too_many("filter", FILTER_VALUES_MAX));
+    }
+    if filter.values().flatten().any(|value| value.contains('\0')) {
+        parameters.flaw(Violation::new("nul_character", "must not contain the NUL character").under("filter"));
+    }
+    if let (Some(from), Some(to)) = (from, to)
+        && from > to
+    {
+        parameters.flaw(Violation::new("invalid_range", "must not be after `to`").under("from"));
+    }
+    let mut group_by: Vec<String> = Vec::new();
+    let mut group_by_subject = false;
+    for name in grouping.split(',').map(str::trim).filter(|name| !name.is_empty()) {
+        if name == "subject" {
+            group_by_subject = true;
+        } else if !group_by.iter().any(|known| known == name) {
+            group_by.push(name.to_owned());
+        }
+    }
+    if group_by.len() > METER_DIMENSIONS_MAX {
+        parameters.flaw(too_many("group_by", METER_DIMENSIONS_MAX));
+    }
+    parameters.finish()?;
+    // what is required and flawed has been refused by now
+    let (Some(meter), Some(from), Some(to)) = (meter, from, to) else { return Err(Problem::invalid(Vec::new())) };
+    let span = Span { from, to };
+    Ok(UsageQuery { meter, span, window, zone, subjects, descendants, group_by_subject, group_by, filter, fill })
+}
+
+fn wants_csv(headers: &HeaderMap) -> bool {
+    headers.get(header::ACCEPT).and_then(|value| value.to_str().ok()).is_some_and(|accept| accept.contains("text/csv"))
+}

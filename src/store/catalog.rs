@@ -1,0 +1,192 @@
+//! Catalogs and their meters.
+
+use serde_json::Value;
+use sqlx::types::Json;
+use sqlx::{PgConnection, Row};
+
+use super::StoreError;
+use crate::domain::catalog::Catalog;
+use crate::domain::environment::Environment;
+use crate::domain::meter::Meter;
+use crate::domain::timestamp::Timestamp;
+
+/// A meter with the numbers it has in the tables.
+#[derive(Debug, Clone)]
+pub struct StoredMeter {
+    pub id: i32,
+    pub event_name_id: i32,
+    pub meter: Meter,
+}
+
+/// The catalog in force and its version; the empty one, version 0, before any was applied.
+pub async fn current(
+    connection: &mut PgConnection,
+    environment: Environment,
+) -> Result<(Catalog, i64), StoreError> {
+    let row =
+        sqlx::query("select document, version from catalogs where environment = $1 order by version desc limit 1")
+            .bind(environment.code())
+            .fetch_optional(connection)
+            .await?;
+    let Some(row) = row else { return Ok((Catalog::default(), 0)) };
+    let Json(document): Json<Value> = row.try_get("document")?;
+    Ok((stored(Catalog::read(document))?, row.try_get("version")?))
+}
+
+pub async fn insert_version(
+    connection: &mut PgConnection,
+    environment: Environment,
+    version: i64,
+    catalog: &Catalog,
+) -> Result<(), StoreError> {
+    sqlx::query("insert into catalogs (environment, version, document) values ($1, $2, $3)")
+        .bind(environment.code())
+        .bind(version)
+        .bind(Json(catalog))
+        .execute(connection)
+        .await?;
+    Ok(())
+}
+
+/// Every meter of the environment, by key.
+pub async fn meters(
+    connection: &mut PgConnection,
+    environment: Environment,
+) -> Result<Vec<StoredMeter>, StoreError> {
+    let rows = sqlx::query("select id, event_name_id, definition from meters where environment = $1 order by key")
+        .bind(environment.code())
+        .fetch_all(connection)
+        .await?;
+    rows.iter().map(read_meter).collect()
+}
+
+pub async fn meter(
+    connection: &mut PgConnection,
+    environment: Environment,
+    key: &str,
+) -> Result<Option<StoredMeter>, StoreError> {
+    let row = sqlx::query("select id, event_name_id, definition from meters where environment = $1 and key = $2")
+        .bind(environment.code())
+        .bind(key)
+        .fetch_optional(connection)
+        .await?;
+    row.as_ref().map(read_meter).transpose()
+}
+
+fn read_meter(row: &sqlx::postgres::PgRow) -> Result<StoredMeter, StoreError> {
+    let Json(definition): Json<Value> = row.try_get("definition")?;
+    Ok(StoredMeter {
+        id: row.try_get("id")?,
+        event_name_id: row.try_get("event_name_id")?,
+        meter: stored(Meter::read(definition))?,
+    })
+}
+
+/// What we stored, we can read.
+fn stored<T>(read: crate::domain::fields::Read<T>) -> Result<T, StoreError> {
+    read.map_err(|flaws| StoreError::Refused(sqlx::Error::Decode(format!("stored catalog: {flaws:?}").into())))
+}
+
+pub async fn insert_meter(
+    connection: &mut PgConnection,
+    environment: Environment,
+    event_name_id: i32,
+    meter: &Meter,
+) -> Result<i32, StoreError> {
+    let id = sqlx::query_scalar(
+        "insert into meters (environment, key, event_name_id, definition) values ($1, $2, $3, $4) returning id",
+    )
+    .bind(environment.code())
+    .bind(meter.key.as_str())
+    .bind(event_name_id)
+    .bind(Json(meter))
+    .fetch_one(connection)
+    .await?;
+    Ok(id)
+}
+
+pub async fn update_meter(connection: &mut PgConnection, id: i32, meter: &Meter) -> Result<(), StoreError> {
+    sqlx::query("update meters set definition = $2 where id = $1")
+        .bind(id)
+        .bind(Json(meter))
+        .execute(connection)
+        .await?;
+    Ok(())
+}
+
+pub async fn delete_meter(connection: &mut PgConnection, id: i32) -> Result<(), StoreError> {
+    sqlx::query("delete from meters where id = $1").bind(id).execute(connection).await?;
+    Ok(())
+}
+
+/// Whether any event of that name was ever recorded. Exact while nobody records.
+pub async fn has_events(
+    connection: &mut PgConnection,
+    environment: Environment,
+    event_name_id: i32,
+) -> Result<bool, StoreError> {
+    let found = sqlx::query_scalar(
+        "select exists (select from events where environment = $1 and event_name_id = $2)",
+    )
+    .bind(environment.code())
+    .bind(event_name_id)
+    .fetch_one(connection)
+    .await?;
+    Ok(found)
+}
+
+/// Marks all hours of a meter as not built: reads take its events until a job has caught up.
+pub async fn insert_gap(
+    connection: &mut PgConnection,
+    environment: Environment,
+    meter_id: i32,
+    permanent: bool,
+) -> Result<(), StoreError> {
+    sqlx::query(
+        "insert into rollup_gaps (environment, meter_id, from_hour, to_hour, permanent) values ($1, $2, $3, $4, $5)",
+    )
+    .bind(environment.code())
+    .bind(meter_id)
+    .bind(Timestamp::MIN.hour_floor())
+    .bind(Timestamp::MAX.hour_floor())
+    .bind(permanent)
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+/// Whether the name was ever used, by an event or a meter.
+pub async fn knows_event_name(
+    connection: &mut PgConnection,
+    environment: Environment,
+    name: &str,
+) -> Result<bool, StoreError> {
+    let known = sqlx::query_scalar("select exists (select from event_names where environment = $1 and name = $2)")
+        .bind(environment.code())
+        .bind(name)
+        .fetch_one(connection)
+        .await?;
+    Ok(known)
+}
+
+/// The numbers of event names, made where they are missing.
+pub async fn event_name_ids(
+    connection: &mut PgConnection,
+    environment: Environment,
+    names: &[String],
+) -> Result<Vec<(String, i32)>, StoreError> {
+    sqlx::query(
+        "insert into event_names (environment, name) select $1, name from unnest($2::text[]) name
+         on conflict on constraint event_names_name do nothing",
+    )
+    .bind(environment.code())
+    .bind(names)
+    .execute(&mut *connection)
+    .await?;
+    let rows = sqlx::query("select name, id from event_names where environment = $1 and name = any($2)")
+        .bind(environment.code())
+        .bind(names)
+        .fetch_all(connection)
+        .await?;
+    rows.iter().map(|row| Ok((row.try_get("name")?, row.try_get("id")?))).collect()
+}

@@ -1,0 +1,128 @@
+//! The lock around an environment's configuration: its catalog, tree and customers. Whoever records
+//! holds it shared, whoever changes holds it exclusively and raises the version; so what is cached
+//! under a version is true for as long as the shared lock is held.
+
+use sqlx::{PgConnection, Row};
+
+use super::StoreError;
+use crate::domain::environment::Environment;
+use crate::domain::timestamp::Timestamp;
+
+/// First half of the advisory lock's key; the second is the environment.
+const LOCK: i32 = 0x4d47_0001;
+
+/// What a transaction learns at its start.
+#[derive(Debug, Clone, Copy)]
+pub struct Opening {
+    pub config_version: i64,
+    /// Postgres's clock, read after the lock.
+    pub now: Timestamp,
+    /// Identifies the transaction where its commit's fate is unknown.
+    pub transaction_id: i64,
+    /// A fresh batch number.
+    pub batch_id: i64,
+}
+
+/// Begins a transaction that records: the shared lock, then, so that its snapshot follows the
+/// lock, the version.
+pub async fn begin_recording(
+    connection: &mut PgConnection,
+    environment: Environment,
+) -> Result<Opening, StoreError> {
+    let begin = match environment {
+        Environment::Test => "begin; select pg_advisory_xact_lock_shared(1296498689, 0)",
+        Environment::Live => "begin; select pg_advisory_xact_lock_shared(1296498689, 1)",
+    };
+    sqlx::raw_sql(begin).execute(&mut *connection).await?;
+    opening(connection, environment).await
+}
+
+/// The same within a transaction that has just begun.
+pub async fn open_recording(
+    connection: &mut PgConnection,
+    environment: Environment,
+) -> Result<Opening, StoreError> {
+    sqlx::query("select pg_advisory_xact_lock_shared($1, $2)")
+        .bind(LOCK)
+        .bind(i32::from(environment.code()))
+        .execute(&mut *connection)
+        .await?;
+    opening(connection, environment).await
+}
+
+async fn opening(connection: &mut PgConnection, environment: Environment) -> Result<Opening, StoreError> {
+    let row = sqlx::query(
+        "select config_version, clock_timestamp() as now, pg_current_xact_id()::text::bigint as transaction_id,
+                nextval('batch_ids') as batch_id
+         from environments where environment = $1",
+    )
+    .bind(environment.code())
+    .fetch_one(&mut *connection)
+    .await?;
+    Ok(Opening {
+        config_version: row.try_get("config_version")?,
+        now: row.try_get("now")?,
+        transaction_id: row.try_get("transaction_id")?,
+        batch_id: row.try_get("batch_id")?,
+    })
+}
+
+/// Within a transaction: waits until nobody records, raises the version and keeps the lock.
+pub async fn lock_for_change(connection: &mut PgConnection, environment: Environment) -> Result<(), StoreError> {
+    sqlx::query("select pg_advisory_xact_lock($1, $2)")
+        .bind(LOCK)
+        .bind(i32::from(environment.code()))
+        .execute(&mut *connection)
+        .await?;
+    sqlx::query("update environments set config_version = config_version + 1 where environment = $1")
+        .bind(environment.code())
+        .execute(&mut *connection)
+        .await?;
+    Ok(())
+}
+
+pub async fn version(connection: &mut PgConnection, environment: Environment) -> Result<i64, StoreError> {
+    let version = sqlx::query_scalar("select config_version from environments where environment = $1")
+        .bind(environment.code())
+        .fetch_one(connection)
+        .await?;
+    Ok(version)
+}
+
+/// How a transaction ended whose commit was not answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fate {
+    Committed,
+    Aborted,
+    InProgress,
+    /// Too long ago, or another server: nothing is known.
+    Unknown,
+}
+
+pub async fn fate(connection: &mut PgConnection, transaction_id: i64) -> Result<Fate, StoreError> {
+    let status: Result<Option<String>, sqlx::Error> = sqlx::query_scalar("select pg_xact_status($1::text::xid8)")
+        .bind(transaction_id.to_string())
+        .fetch_one(connection)
+        .await;
+    match status {
+        Ok(status) => Ok(match status.as_deref() {
+            Some("committed") => Fate::Committed,
+            Some("aborted") => Fate::Aborted,
+            Some("in progress") => Fate::InProgress,
+            _ => Fate::Unknown,
+        }),
+        // an id from the future: another server
+        Err(error) => match StoreError::from(error) {
+            StoreError::Refused(_) => Ok(Fate::Unknown),
+            other => Err(other),
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn both_spellings_of_the_lock_agree() {
+        assert_eq!(super::LOCK, 1_296_498_689);
+    }
+}

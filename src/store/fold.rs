@@ -1,0 +1,285 @@
+//! Folding: moving what unfolded batches say into hourly rollups, and building rollups anew where
+//! they are not what the events say. One transaction folds an environment at a time, over all
+//! replicas; whoever records is not in its way.
+
+use sqlx::{PgConnection, Postgres, QueryBuilder, Row};
+
+use super::StoreError;
+use super::catalog::StoredMeter;
+use super::measures::{Scope, join_columns, push_measures, rollup_columns};
+use crate::domain::environment::Environment;
+use crate::domain::limits::DIMENSION_SETS_PER_METER_MAX;
+use crate::domain::meter::Aggregation;
+use crate::domain::names::PropertyName;
+use crate::domain::timestamp::{MICROS_PER_HOUR, Timestamp};
+use crate::domain::window::Span;
+
+const LOCK: i32 = 0x4d47_0003;
+
+/// Within a transaction: takes the right to fold the environment; false where another has it.
+pub async fn try_lock(connection: &mut PgConnection, environment: Environment) -> Result<bool, StoreError> {
+    let locked = sqlx::query_scalar("select pg_try_advisory_xact_lock($1, $2)")
+        .bind(LOCK)
+        .bind(i32::from(environment.code()))
+        .fetch_one(connection)
+        .await?;
+    Ok(locked)
+}
+
+/// How many events are recorded but not folded.
+pub async fn unfolded_events(connection: &mut PgConnection) -> Result<i64, StoreError> {
+    let count = sqlx::query_scalar("select coalesce(sum(event_count), 0)::bigint from unfolded")
+        .fetch_one(connection)
+        .await?;
+    Ok(count)
+}
+
+/// Batches that were unfolded until this transaction took them.
+#[derive(Debug, Default)]
+pub struct Taken {
+    pub batch_ids: Vec<i64>,
+    pub event_count: i64,
+    pub event_name_ids: Vec<i32>,
+    /// First and last event, both included.
+    within: Option<Span>,
+}
+
+/// Takes the oldest batches, up to a number of events.
+pub async fn take(
+    connection: &mut PgConnection,
+    environment: Environment,
+    batches_max: i64,
+    events_max: i64,
+) -> Result<Taken, StoreError> {
+    let rows = sqlx::query(
+        "delete from unfolded u using (
+             select batch_id from (
+                 select batch_id, sum(event_count) over (order by batch_id) - event_count as before
+                 from (select batch_id, event_count from unfolded where environment = $1
+                       order by batch_id limit $2) oldest) counted
+             where before < $3) chosen
+         where u.batch_id = chosen.batch_id
+         returning u.batch_id, u.first_at, u.last_at, u.event_count, u.event_name_ids",
+    )
+    .bind(environment.code())
+    .bind(batches_max)
+    .bind(events_max)
+    .fetch_all(connection)
+    .await?;
+    let mut taken = Taken::default();
+    for row in rows {
+        let (first, last): (Timestamp, Timestamp) = (row.try_get("first_at")?, row.try_get("last_at")?);
+        let count: i32 = row.try_get("event_count")?;
+        let names: Vec<i32> = row.try_get("event_name_ids")?;
+        taken.batch_ids.push(row.try_get("batch_id")?);
+        taken.event_count += i64::from(count);
+        taken.event_name_ids.extend(names);
+        taken.within = Some(taken.within.map_or(Span { from: first, to: last }, |within| Span {
+            from: within.from.min(first),
+            to: within.to.max(last),
+        }));
+    }
+    taken.event_name_ids.sort_unstable();
+    taken.event_name_ids.dedup();
+    Ok(taken)
+}
+
+/// Adds what the taken batches say to the rollups of a meter.
+pub async fn fold_meter(
+    connection: &mut PgConnection,
+    environment: Environment,
+    stored: &StoredMeter,
+    taken: &Taken,
+) -> Result<(), StoreError> {
+    let Some(within) = taken.within else { return Ok(()) };
+    let scope = Scope::Batches { batch_ids: &taken.batch_ids, within };
+    add_to_rollups(connection, environment, stored, &scope).await
+}
+
+/// Writes what the events of a scope say into the rollups, added to what is there.
+async fn add_to_rollups(
+    connection: &mut PgConnection,
+    environment: Environment,
+    stored: &StoredMeter,
+    scope: &Scope<'_>,
+) -> Result<(), StoreError> {
+    let dimensions: Vec<String> =
+        stored.meter.dimensions.iter().cloned().map(PropertyName::into_string).collect();
+    let aggregation = stored.meter.aggregation;
+    let columns = rollup_columns(aggregation);
+
+    let mut sql = QueryBuilder::new("with measures as (");
+    push_measures(&mut sql, environment, stored, &dimensions, None, scope);
+    sql.push("), grouped as materialized (select path_id, date_bin('1 hour', at, '2000-01-01T00:00:00Z') as hour, members, sum(sign) as count");
+    for (name, made) in columns {
+        sql.push(format!(", {made} as {name}"));
+    }
+    sql.push(" from measures group by 1, 2, 3), sets as materialized (select distinct members, text_digest(members::text) as digest from grouped),");
+    sql.push(" fresh as (insert into dimension_sets (environment, meter_id, digest, members) select ");
+    sql.push_bind(environment.code()).push(", ").push_bind(stored.id);
+    sql.push(", digest, members from sets on conflict on constraint dimension_sets_digest do nothing returning id, members),");
+    sql.push(" known as (select id, members from fresh union all select d.id, s.members from sets s join dimension_sets d on d.digest = s.digest and d.meter_id = ");
+    sql.push_bind(stored.id);
+    sql.push(") insert into rollups (environment, meter_id, path_id, hour, dimension_set_id, count");
+    for (name, _) in columns {
+        sql.push(format!(", {name}"));
+    }
+    sql.push(") select ").push_bind(environment.code()).push(", ").push_bind(stored.id);
+    sql.push(", g.path_id, g.hour, k.id, g.count");
+    for (name, _) in columns {
+        sql.push(format!(", g.{name}"));
+    }
+    sql.push(" from grouped g join known k on k.members = g.members order by g.path_id, g.hour, k.id");
+    sql.push(" on conflict on constraint rollups_pk do update set count = rollups.count + excluded.count");
+    for (name, _) in columns {
+        sql.push(format!(", {name} = {}", join_columns(name).1));
+    }
+    sql.build().persistent(false).execute(&mut *connection).await?;
+
+    if aggregation == Aggregation::UniqueCount {
+        add_members(connection, environment, stored, &dimensions, scope).await?;
+    }
+    Ok(())
+}
+
+async fn add_members(
+    connection: &mut PgConnection,
+    environment: Environment,
+    stored: &StoredMeter,
+    dimensions: &[String],
+    scope: &Scope<'_>,
+) -> Result<(), StoreError> {
+    let mut sql = QueryBuilder::new("with measures as (");
+    push_measures(&mut sql, environment, stored, dimensions, None, scope);
+    sql.push("), grouped as (select path_id, date_bin('1 hour', at, '2000-01-01T00:00:00Z') as hour, members, member, sum(sign) as refs from measures group by 1, 2, 3, 4)");
+    sql.push(" insert into rollup_members (environment, meter_id, path_id, hour, dimension_set_id, member, refs) select ");
+    sql.push_bind(environment.code()).push(", ").push_bind(stored.id);
+    sql.push(", g.path_id, g.hour, d.id, g.member, g.refs from grouped g join dimension_sets d on d.digest = text_digest(g.members::text) and d.meter_id = ");
+    sql.push_bind(stored.id);
+    sql.push(" order by g.path_id, g.hour, d.id, g.member on conflict on constraint rollup_members_pk do update set refs = rollup_members.refs + excluded.refs");
+    sql.build().persistent(false).execute(connection).await?;
+    Ok(())
+}
+
+/// Hours of a meter that have to be built.
+#[derive(Debug, Clone, Copy)]
+pub struct Gap {
+    pub id: i64,
+    pub meter_id: i32,
+    pub span: Span,
+}
+
+/// The oldest gap that is to be built.
+pub async fn next_gap(connection: &mut PgConnection, environment: Environment) -> Result<Option<Gap>, StoreError> {
+    let row = sqlx::query(
+        "select id, meter_id, from_hour, to_hour from rollup_gaps where environment = $1 and not permanent
+         order by id limit 1",
+    )
+    .bind(environment.code())
+    .fetch_optional(connection)
+    .await?;
+    row.map(|row| {
+        let span = Span { from: row.try_get("from_hour")?, to: row.try_get("to_hour")? };
+        Ok(Gap { id: row.try_get("id")?, meter_id: row.try_get("meter_id")?, span })
+    })
+    .transpose()
+}
+
+/// Builds the first hours of a gap anew, up to `hours_max` from the first that has events, and takes
+/// them out of the gap.
+pub async fn build(
+    connection: &mut PgConnection,
+    environment: Environment,
+    stored: &StoredMeter,
+    gap: &Gap,
+    hours_max: i64,
+) -> Result<(), StoreError> {
+    let first: Option<Timestamp> = first_event(connection, environment, gap.span).await?;
+    let chunk = match first {
+        None => gap.span,
+        Some(first) => {
+            let end = Timestamp::from_micros(first.hour_floor().micros() + hours_max * MICROS_PER_HOUR);
+            Span { from: gap.span.from, to: end.unwrap_or(Timestamp::MAX).min(gap.span.to) }
+        }
+    };
+    for table in ["rollups", "rollup_members"] {
+        let delete = format!("delete from {table} where environment = $1 and meter_id = $2 and hour >= $3 and hour < $4");
+        sqlx::query(sqlx::AssertSqlSafe(delete))
+            .bind(environment.code())
+            .bind(stored.id)
+            .bind(chunk.from)
+            .bind(chunk.to)
+            .execute(&mut *connection)
+            .await?;
+    }
+    add_to_rollups(connection, environment, stored, &Scope::Folded(chunk)).await?;
+    let rest = Span { from: chunk.to, to: gap.span.to };
+    if rest.is_empty() || first_event(connection, environment, rest).await?.is_none() {
+        sqlx::query("delete from rollup_gaps where id = $1").bind(gap.id).execute(connection).await?;
+    } else {
+        sqlx::query("update rollup_gaps set from_hour = $2 where id = $1")
+            .bind(gap.id)
+            .bind(rest.from)
+            .execute(connection)
+            .await?;
+    }
+    Ok(())
+}
+
+async fn first_event(
+    connection: &mut PgConnection,
+    environment: Environment,
+    within: Span,
+) -> Result<Option<Timestamp>, StoreError> {
+    let first = sqlx::query_scalar(
+        "select occurred_at from events where environment = $1 and occurred_at >= $2 and occurred_at < $3
+         order by occurred_at limit 1",
+    )
+    .bind(environment.code())
+    .bind(within.from)
+    .bind(within.to)
+    .fetch_optional(connection)
+    .await?;
+    Ok(first)
+}
+
+/// Whether a meter has more combinations of dimension values than its rollups keep apart. If so its
+/// rollups are dropped for good.
+pub async fn drop_if_too_many_sets(
+    connection: &mut PgConnection,
+    environment: Environment,
+    stored: &StoredMeter,
+) -> Result<bool, StoreError> {
+    let sets: i64 = sqlx::query_scalar("select count(*) from (select from dimension_sets where meter_id = $1 limit $2) s")
+        .bind(stored.id)
+        .bind(DIMENSION_SETS_PER_METER_MAX + 1)
+        .fetch_one(&mut *connection)
+        .await?;
+    if sets <= DIMENSION_SETS_PER_METER_MAX {
+        return Ok(false);
+    }
+    for table in ["rollups", "rollup_members", "rollup_gaps", "dimension_sets"] {
+        let delete = format!("delete from {table} where meter_id = $1");
+        sqlx::query(sqlx::AssertSqlSafe(delete)).bind(stored.id).execute(&mut *connection).await?;
+    }
+    super::catalog::insert_gap(connection, environment, stored.id, true).await?;
+    Ok(true)
+}
+
+/// Meters that are not folded: their gap is permanent.
+pub async fn permanent_gaps(
+    connection: &mut PgConnection,
+    environment: Environment,
+) -> Result<Vec<i32>, StoreError> {
+    let ids = sqlx::query_scalar("select meter_id from rollup_gaps where environment = $1 and permanent")
+        .bind(environment.code())
+        .fetch_all(connection)
+        .await?;
+    Ok(ids)
+}
+
+/// Begins a transaction of the folder's.
+pub async fn begin(connection: &mut PgConnection) -> Result<sqlx::Transaction<'_, Postgres>, StoreError> {
+    use sqlx::Connection;
+    Ok(connection.begin().await?)
+}

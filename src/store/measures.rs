@@ -1,0 +1,167 @@
+//! What a meter takes from events, as SQL: one description, from which rollups are folded, usage is
+//! read, and everything is recounted. `Meter::measure` says the same of a single event.
+//!
+//! A relation of measures has the columns `path_id`, `at`, `members` (the values of some of the
+//! meter's dimensions, in order), `sign`, `number`, `mark` (for `last`), `member` (for
+//! `unique_count`), and `live` (recorded and not taken back).
+
+use sqlx::{Postgres, QueryBuilder};
+
+use super::catalog::StoredMeter;
+use crate::domain::environment::Environment;
+use crate::domain::meter::Aggregation;
+use crate::domain::timestamp::Timestamp;
+use crate::domain::window::Span;
+
+/// Which events are looked at.
+#[derive(Debug, Clone)]
+pub(super) enum Scope<'a> {
+    /// Those of some batches, which lie within a span.
+    Batches { batch_ids: &'a [i64], within: Span },
+    /// Those of some batches that also lie in one of the spans.
+    BatchesWithin { batch_ids: &'a [i64], within: Span, spans: &'a [Span] },
+    /// Those that lie in the spans.
+    Spans(&'a [Span]),
+    /// Those in a span whose batch has been folded.
+    Folded(Span),
+}
+
+/// Writes `select …` of the measures of a meter. `dimensions`: which to take, by name. `paths`: none
+/// for every path.
+pub(super) fn push_measures(
+    sql: &mut QueryBuilder<Postgres>,
+    environment: Environment,
+    stored: &StoredMeter,
+    dimensions: &[String],
+    paths: Option<&[i64]>,
+    scope: &Scope<'_>,
+) {
+    let meter = &stored.meter;
+    sql.push("select * from (select e.path_id, e.occurred_at as at, e.sign, array[");
+    for (index, dimension) in dimensions.iter().enumerate() {
+        sql.push(if index == 0 { "" } else { ", " });
+        sql.push("dimension_value(e.properties -> ").push_bind(dimension.clone()).push(")");
+    }
+    sql.push("]::text[] as members, ");
+    match (meter.aggregation, meter.property()) {
+        (Aggregation::Count, _) => sql.push("1::numeric as number"),
+        (Aggregation::UniqueCount, None) => sql.push("1::numeric as number, text_digest(trim_scale(e.value)::text) as member"),
+        (Aggregation::UniqueCount, Some(property)) => sql
+            .push("case when dimension_value(e.properties -> ")
+            .push_bind(property.to_owned())
+            .push(") is not null then 1::numeric end as number, text_digest(dimension_value(e.properties -> ")
+            .push_bind(property.to_owned())
+            .push(")) as member"),
+        (_, None) => sql.push("e.value as number"),
+        (_, Some(property)) => {
+            sql.push("quantity_value(e.properties -> ").push_bind(property.to_owned()).push(") as number")
+        }
+    };
+    if meter.aggregation == Aggregation::Last {
+        sql.push(", e.batch_id, e.ordinal");
+    }
+    if meter.aggregation.is_order_statistic() {
+        sql.push(
+            ", e.sign = 1 and not exists (select from voids v where v.environment = e.environment and v.key = e.key)
+             as live",
+        );
+    }
+    match scope {
+        // each of several spans is looked up by itself, so that the index serves every one
+        Scope::Spans(spans) if spans.len() > 1 => {
+            let (from, to) = columns(spans);
+            sql.push(" from unnest(").push_bind(from).push(", ").push_bind(to);
+            sql.push(") as span (s, e) cross join lateral (select * from events e where ");
+            push_identity(sql, environment, stored, paths);
+            sql.push(" and e.occurred_at >= span.s and e.occurred_at < span.e offset 0) e where true");
+        }
+        _ => {
+            sql.push(" from events e where ");
+            push_identity(sql, environment, stored, paths);
+        }
+    }
+    for (property, allowed) in meter.filter.iter() {
+        sql.push(" and dimension_value(e.properties -> ").push_bind(property.to_owned());
+        sql.push(") = any(").push_bind(allowed.to_vec()).push(")");
+    }
+    push_scope(sql, scope);
+    sql.push(") measure where number is not null");
+}
+
+fn push_identity(
+    sql: &mut QueryBuilder<Postgres>,
+    environment: Environment,
+    stored: &StoredMeter,
+    paths: Option<&[i64]>,
+) {
+    sql.push("e.environment = ").push_bind(environment.code());
+    sql.push(" and e.event_name_id = ").push_bind(stored.event_name_id);
+    match paths {
+        None => {}
+        Some([path]) => {
+            sql.push(" and e.path_id = ").push_bind(*path);
+        }
+        Some(paths) => {
+            sql.push(" and e.path_id = any(").push_bind(paths.to_vec()).push(")");
+        }
+    }
+}
+
+fn push_scope(sql: &mut QueryBuilder<Postgres>, scope: &Scope<'_>) {
+    match scope {
+        Scope::Batches { batch_ids, within } => push_batches(sql, batch_ids, *within),
+        Scope::BatchesWithin { batch_ids, within, spans } => {
+            push_batches(sql, batch_ids, *within);
+            let (from, to) = columns(spans);
+            sql.push(" and exists (select from unnest(").push_bind(from).push(", ").push_bind(to);
+            sql.push(") as span (s, e) where e.occurred_at >= span.s and e.occurred_at < span.e)");
+        }
+        Scope::Spans([span]) => push_span(sql, *span),
+        // joined already
+        Scope::Spans(_) => {}
+        Scope::Folded(span) => {
+            push_span(sql, *span);
+            sql.push(" and not exists (select from unfolded u where u.batch_id = e.batch_id)");
+        }
+    }
+}
+
+fn push_batches(sql: &mut QueryBuilder<Postgres>, batch_ids: &[i64], within: Span) {
+    sql.push(" and e.batch_id = any(").push_bind(batch_ids.to_vec()).push(")");
+    // both ends count: they are those of events, not of a range
+    sql.push(" and e.occurred_at >= ").push_bind(within.from);
+    sql.push(" and e.occurred_at <= ").push_bind(within.to);
+}
+
+fn push_span(sql: &mut QueryBuilder<Postgres>, span: Span) {
+    sql.push(" and e.occurred_at >= ").push_bind(span.from).push(" and e.occurred_at < ").push_bind(span.to);
+}
+
+pub(super) fn columns(spans: &[Span]) -> (Vec<Timestamp>, Vec<Timestamp>) {
+    spans.iter().map(|span| (span.from, span.to)).unzip()
+}
+
+/// The columns that a rollup of this aggregation fills beside `count`: names, and how they are made
+/// from measures.
+pub(super) fn rollup_columns(aggregation: Aggregation) -> &'static [(&'static str, &'static str)] {
+    match aggregation {
+        Aggregation::Sum | Aggregation::Avg => &[("sum", "sum(sign * number)")],
+        Aggregation::Count | Aggregation::UniqueCount => &[],
+        Aggregation::Min => &[("min", "min(number) filter (where live)")],
+        Aggregation::Max => &[("max", "max(number) filter (where live)")],
+        Aggregation::Last => &[(
+            "last",
+            "max(array[extract(epoch from at), batch_id, ordinal, number]) filter (where live)",
+        )],
+    }
+}
+
+/// How rollup columns of the same name join.
+pub(super) fn join_columns(column: &str) -> (&'static str, &'static str) {
+    match column {
+        "sum" => ("sum(sum)", "rollups.sum + excluded.sum"),
+        "min" => ("min(min)", "least(rollups.min, excluded.min)"),
+        "max" => ("max(max)", "greatest(rollups.max, excluded.max)"),
+        _ => ("max(last)", "greatest(rollups.last, excluded.last)"),
+    }
+}

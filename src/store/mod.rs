@@ -1,0 +1,21 @@
+//! All SQL, and only SQL. One file per table family. What is decided is decided by the callers;
+//! what must hold under concurrency is held here by row locks and unique constraints.
+
+pub mod api_keys;
+pub mod catalog;
+pub mod configuration;
+pub mod connect;
+pub mod error;
+pub mod event_list;
+pub mod events;
+pub mod fold;
+pub mod measures;
+pub mod partitions;
+pub mod subjects;
+mod types;
+pub mod usage;
+pub mod verify;
+pub mod voids;
+
+pub use connect::Database;
+pub use error::StoreError;

@@ -1,0 +1,257 @@
+//! Subjects, their tree, and the customers they are mapped to.
+
+use serde_json::{Map, Value};
+use sqlx::types::Json;
+use sqlx::{PgConnection, Row};
+
+use super::StoreError;
+use crate::domain::environment::Environment;
+use crate::domain::timestamp::Timestamp;
+
+/// What recording needs to know of a subject.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Position {
+    pub path_id: i64,
+    /// The nearest customer on the path.
+    pub customer_id: Option<i64>,
+}
+
+#[derive(Debug, Clone)]
+pub struct SubjectRow {
+    pub id: i64,
+    pub subject: String,
+    pub parent: Option<String>,
+    /// Names of the subject and its ancestors, nearest first.
+    pub path: Vec<String>,
+    pub stripe_customer_id: Option<String>,
+    pub metadata: Map<String, Value>,
+    pub created_at: Timestamp,
+    pub updated_at: Timestamp,
+}
+
+/// Where the subjects that exist stand.
+pub async fn positions(
+    connection: &mut PgConnection,
+    environment: Environment,
+    names: &[String],
+) -> Result<Vec<(String, Position)>, StoreError> {
+    let rows = sqlx::query(
+        "select s.subject, s.path_id, (
+             select c.customer_id
+             from paths p, unnest(p.ancestors) with ordinality as a (id, level)
+             join subjects c on c.id = a.id
+             where p.id = s.path_id and c.customer_id is not null
+             order by a.level limit 1) as customer_id
+         from subjects s where s.environment = $1 and s.subject = any($2)",
+    )
+    .bind(environment.code())
+    .bind(names)
+    .fetch_all(connection)
+    .await?;
+    rows.iter()
+        .map(|row| {
+            let position = Position { path_id: row.try_get("path_id")?, customer_id: row.try_get("customer_id")? };
+            Ok((row.try_get("subject")?, position))
+        })
+        .collect()
+}
+
+/// Makes the subjects that do not exist yet, each as a root. `names` ascend, so that two
+/// transactions that make the same ones wait for each other in one order.
+pub async fn insert_missing(
+    connection: &mut PgConnection,
+    environment: Environment,
+    names: &[String],
+) -> Result<(), StoreError> {
+    sqlx::query(
+        "with fresh as (
+             insert into subjects (environment, subject, id, path_id)
+             select $1, name, id, id
+             from (select name, nextval('subject_ids') as id from unnest($2::text[]) name) made
+             on conflict on constraint subjects_subject do nothing
+             returning id)
+         insert into paths (id, environment, subject_id, ancestors) select id, $1, id, array[id] from fresh",
+    )
+    .bind(environment.code())
+    .bind(names)
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+const SELECT: &str = "select s.id, s.subject, parent.subject as parent, c.stripe_customer_id, s.metadata, s.created_at,
+        s.updated_at, array(
+            select a.subject from paths p, unnest(p.ancestors) with ordinality as level (id, n)
+            join subjects a on a.id = level.id where p.id = s.path_id order by level.n) as path
+     from subjects s
+     left join subjects parent on parent.id = s.parent_id
+     left join customers c on c.id = s.customer_id
+     where s.environment = $1";
+
+fn read(row: &sqlx::postgres::PgRow) -> Result<SubjectRow, StoreError> {
+    let Json(metadata): Json<Map<String, Value>> = row.try_get("metadata")?;
+    Ok(SubjectRow {
+        id: row.try_get("id")?,
+        subject: row.try_get("subject")?,
+        parent: row.try_get("parent")?,
+        path: row.try_get("path")?,
+        stripe_customer_id: row.try_get("stripe_customer_id")?,
+        metadata,
+        created_at: row.try_get("created_at")?,
+        updated_at: row.try_get("updated_at")?,
+    })
+}
+
+pub async fn find(
+    connection: &mut PgConnection,
+    environment: Environment,
+    name: &str,
+) -> Result<Option<SubjectRow>, StoreError> {
+    let sql = sqlx::AssertSqlSafe(format!("{SELECT} and s.subject = $2"));
+    let row = sqlx::query(sql).bind(environment.code()).bind(name).fetch_optional(connection).await?;
+    row.as_ref().map(read).transpose()
+}
+
+/// A page of subjects in the order they were made, after the one with the id `after`; children of
+/// `parent` alone where one is named.
+pub async fn list(
+    connection: &mut PgConnection,
+    environment: Environment,
+    parent: Option<&str>,
+    after: i64,
+    limit: u32,
+) -> Result<Vec<SubjectRow>, StoreError> {
+    let sql = format!("{SELECT} and s.id > $2 and ($3::text is null or parent.subject = $3) order by s.id limit $4");
+    let rows = sqlx::query(sqlx::AssertSqlSafe(sql))
+        .bind(environment.code())
+        .bind(after)
+        .bind(parent)
+        .bind(i64::from(limit))
+        .fetch_all(connection)
+        .await?;
+    rows.iter().map(read).collect()
+}
+
+/// The levels of a subject's own subtree, itself included, and whether `other` lies in it.
+pub async fn subtree(
+    connection: &mut PgConnection,
+    subject_id: i64,
+    other: i64,
+) -> Result<(usize, bool), StoreError> {
+    let row = sqlx::query(
+        "with recursive below (id, level) as (
+             select $1::bigint, 1
+             union all
+             select s.id, b.level + 1 from below b join subjects s on s.parent_id = b.id)
+         select max(level) as height, bool_or(id = $2) as is_below from below",
+    )
+    .bind(subject_id)
+    .bind(other)
+    .fetch_one(connection)
+    .await?;
+    let height: i32 = row.try_get("height")?;
+    Ok((usize::try_from(height).unwrap_or(usize::MAX), row.try_get("is_below")?))
+}
+
+/// Moves a subject, and gives it and all below it their new paths; old paths stay, for what was
+/// recorded under them. The caller holds the configuration lock.
+pub async fn set_parent(
+    connection: &mut PgConnection,
+    environment: Environment,
+    subject_id: i64,
+    parent_id: Option<i64>,
+) -> Result<(), StoreError> {
+    sqlx::query("update subjects set parent_id = $2, updated_at = now() where id = $1")
+        .bind(subject_id)
+        .bind(parent_id)
+        .execute(&mut *connection)
+        .await?;
+    sqlx::query(
+        "with recursive moved (id, ancestors) as (
+             select s.id, array[s.id] || coalesce(
+                 (select p.ancestors from subjects parent join paths p on p.id = parent.path_id
+                  where parent.id = s.parent_id), '{}')
+             from subjects s where s.id = $2
+             union all
+             select s.id, array[s.id] || m.ancestors from moved m join subjects s on s.parent_id = m.id),
+         made as (
+             insert into paths (id, environment, subject_id, ancestors)
+             select nextval('subject_ids'), $1, id, ancestors from moved
+             on conflict on constraint paths_ancestors do nothing
+             returning id, subject_id),
+         standing as (
+             select id, subject_id from made
+             union all
+             select p.id, p.subject_id from moved m
+             join paths p on p.environment = $1 and p.ancestors = m.ancestors)
+         update subjects s set path_id = standing.id from standing where s.id = standing.subject_id",
+    )
+    .bind(environment.code())
+    .bind(subject_id)
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+/// Maps a subject to a customer, or to none. Two subjects cannot share one: `subjects_customer`.
+pub async fn set_customer(
+    connection: &mut PgConnection,
+    environment: Environment,
+    subject_id: i64,
+    stripe_customer_id: Option<&str>,
+) -> Result<(), StoreError> {
+    if let Some(customer) = stripe_customer_id {
+        sqlx::query(
+            "insert into customers (environment, stripe_customer_id) values ($1, $2)
+             on conflict on constraint customers_stripe_customer_id do nothing",
+        )
+        .bind(environment.code())
+        .bind(customer)
+        .execute(&mut *connection)
+        .await?;
+    }
+    sqlx::query(
+        "update subjects set updated_at = now(), customer_id =
+             (select c.id from customers c where c.environment = $2 and c.stripe_customer_id = $3)
+         where id = $1",
+    )
+    .bind(subject_id)
+    .bind(environment.code())
+    .bind(stripe_customer_id)
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+pub async fn set_metadata(
+    connection: &mut PgConnection,
+    subject_id: i64,
+    metadata: &Map<String, Value>,
+) -> Result<(), StoreError> {
+    sqlx::query("update subjects set metadata = $2, updated_at = now() where id = $1")
+        .bind(subject_id)
+        .bind(Json(metadata))
+        .execute(connection)
+        .await?;
+    Ok(())
+}
+
+/// The paths under which usage of the subjects was recorded; with `descendants`, also the paths of
+/// all that stood below them then.
+pub async fn path_ids(
+    connection: &mut PgConnection,
+    environment: Environment,
+    names: &[String],
+    descendants: bool,
+) -> Result<Vec<i64>, StoreError> {
+    let of_themselves = "select p.id from paths p join subjects s on s.id = p.subject_id
+         where s.environment = $1 and s.subject = any($2)";
+    let with_descendants = "select p.id from paths p
+         where p.ancestors && array(select id from subjects where environment = $1 and subject = any($2))";
+    let ids = sqlx::query_scalar(if descendants { with_descendants } else { of_themselves })
+        .bind(environment.code())
+        .bind(names)
+        .fetch_all(connection)
+        .await?;
+    Ok(ids)
+}

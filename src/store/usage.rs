@@ -1,0 +1,268 @@
+//! Reading usage: rollups for whole hours, events for the edges, for what is not folded, and for
+//! hours whose rollups are not what the events say; all in one snapshot.
+
+use std::collections::BTreeMap;
+
+use sqlx::{PgConnection, PgPool, Postgres, QueryBuilder, Row, Transaction};
+
+use super::StoreError;
+use super::catalog::StoredMeter;
+use super::measures::{Scope, columns, join_columns, push_measures, rollup_columns};
+use crate::domain::environment::Environment;
+use crate::domain::limits::USAGE_ROWS_MAX;
+use crate::domain::meter::Aggregation;
+use crate::domain::names::PropertyName;
+use crate::domain::quantity::Total;
+use crate::domain::timestamp::Timestamp;
+use crate::domain::usage::{Found, Group, Reading, UsageQuery};
+use crate::domain::window::Span;
+
+/// One snapshot of the database, in which several statements agree.
+pub async fn snapshot(pool: &PgPool) -> Result<Transaction<'static, Postgres>, StoreError> {
+    Ok(pool.begin_with("begin isolation level repeatable read, read only").await?)
+}
+
+/// What the clock of the database says.
+pub async fn now(connection: &mut PgConnection) -> Result<Timestamp, StoreError> {
+    Ok(sqlx::query_scalar("select clock_timestamp()").fetch_one(connection).await?)
+}
+
+/// Hours of a meter that are not to be read from rollups.
+pub async fn gaps(
+    connection: &mut PgConnection,
+    environment: Environment,
+    meter_id: i32,
+    span: Span,
+) -> Result<Vec<Span>, StoreError> {
+    let rows = sqlx::query(
+        "select from_hour, to_hour from rollup_gaps
+         where environment = $1 and meter_id = $2 and from_hour < $4 and to_hour > $3",
+    )
+    .bind(environment.code())
+    .bind(meter_id)
+    .bind(span.from)
+    .bind(span.to)
+    .fetch_all(connection)
+    .await?;
+    rows.iter().map(|row| Ok(Span { from: row.try_get("from_hour")?, to: row.try_get("to_hour")? })).collect()
+}
+
+/// The batches that are not folded and may have events of a name in a span, and where these lie.
+async fn unfolded(
+    connection: &mut PgConnection,
+    environment: Environment,
+    event_name_id: i32,
+    span: Span,
+) -> Result<(Vec<i64>, Option<Span>), StoreError> {
+    let row = sqlx::query(
+        "select coalesce(array_agg(batch_id), '{}') as batch_ids, min(first_at) as first, max(last_at) as last
+         from unfolded
+         where environment = $1 and first_at < $3 and last_at >= $2 and event_name_ids @> array[$4::int]",
+    )
+    .bind(environment.code())
+    .bind(span.from)
+    .bind(span.to)
+    .bind(event_name_id)
+    .fetch_one(connection)
+    .await?;
+    let (first, last): (Option<Timestamp>, Option<Timestamp>) = (row.try_get("first")?, row.try_get("last")?);
+    Ok((row.try_get("batch_ids")?, first.zip(last).map(|(from, to)| Span { from, to })))
+}
+
+/// What a question finds, by window and group. More rows than one answer may have: one too many.
+pub async fn find(
+    connection: &mut PgConnection,
+    environment: Environment,
+    stored: &StoredMeter,
+    query: &UsageQuery,
+    paths: Option<&[i64]>,
+    bounds: &[Timestamp],
+    reading: &Reading,
+) -> Result<BTreeMap<(usize, Group), Found>, StoreError> {
+    let dimensions = needed_dimensions(query);
+    let mut sql = QueryBuilder::new("with parts as (");
+    let mut parts = 0;
+    if !reading.hours.is_empty() {
+        push_rollups(&mut sql, environment, stored, &dimensions, paths, &reading.hours);
+        parts += 1;
+        let (batch_ids, within) = unfolded(connection, environment, stored.event_name_id, query.span).await?;
+        if let Some(within) = within {
+            let scope = Scope::BatchesWithin { batch_ids: &batch_ids, within, spans: &reading.hours };
+            sql.push(" union all ");
+            push_events(&mut sql, environment, stored, &dimensions, paths, &scope);
+        }
+    }
+    if !reading.events.is_empty() {
+        sql.push(if parts == 0 { "" } else { " union all " });
+        push_events(&mut sql, environment, stored, &dimensions, paths, &Scope::Spans(&reading.events));
+        parts += 1;
+    }
+    if parts == 0 {
+        return Ok(BTreeMap::new());
+    }
+    push_grouping(&mut sql, stored.meter.aggregation, query, &dimensions, bounds);
+    let rows = sql.build().persistent(false).fetch_all(connection).await?;
+    let mut found = BTreeMap::new();
+    for row in rows {
+        let window: i32 = row.try_get("w")?;
+        let mut group = Group { subject: row.try_get("subject")?, dimensions: Vec::new() };
+        for index in 0..query.group_by.len() {
+            group.dimensions.push(row.try_get(format!("g{index}").as_str())?);
+        }
+        let total = |name: &str| -> Result<Option<Total>, StoreError> {
+            let text: Option<String> = row.try_get(name)?;
+            text.map(|text| Total::from_decimal(&text))
+                .transpose()
+                .map_err(|why| StoreError::Refused(sqlx::Error::Decode(why.into())))
+        };
+        let entry = Found { count: row.try_get("count")?, sum: total("sum")?, picked: total("picked")? };
+        // width_bucket counts from 1
+        found.insert((usize::try_from(window - 1).unwrap_or_default(), group), entry);
+    }
+    Ok(found)
+}
+
+/// The dimensions that are shown or looked at, once each.
+fn needed_dimensions(query: &UsageQuery) -> Vec<String> {
+    let mut needed = query.group_by.clone();
+    needed.extend(query.filter.keys().filter(|name| !query.group_by.contains(name)).cloned());
+    needed
+}
+
+/// Columns of a part: `path_id`, `at`, `members`, `count`, the rollup columns of the aggregation, and
+/// for `unique_count` `member`.
+fn push_rollups(
+    sql: &mut QueryBuilder<Postgres>,
+    environment: Environment,
+    stored: &StoredMeter,
+    dimensions: &[String],
+    paths: Option<&[i64]>,
+    hours: &[Span],
+) {
+    let unique = stored.meter.aggregation == Aggregation::UniqueCount;
+    let position = |name: &String| {
+        stored.meter.dimensions.iter().map(PropertyName::as_str).position(|d| d == name).unwrap_or_default() + 1
+    };
+    sql.push("select r.path_id, r.hour as at, ");
+    if dimensions.is_empty() {
+        sql.push("'{}'::text[] as members");
+    } else {
+        let members: Vec<String> = dimensions.iter().map(|name| format!("d.members[{}]", position(name))).collect();
+        sql.push(format!("array[{}]::text[] as members", members.join(", ")));
+    }
+    sql.push(if unique { ", r.refs as count, r.member" } else { ", r.count" });
+    for (name, _) in rollup_columns(stored.meter.aggregation) {
+        sql.push(format!(", r.{name}"));
+    }
+    sql.push(" from ");
+    let table = if unique { "rollup_members" } else { "rollups" };
+    if let [hours] = hours {
+        sql.push(format!("(select * from {table} where environment = ")).push_bind(environment.code());
+        sql.push(" and meter_id = ").push_bind(stored.id);
+        push_paths(sql, paths);
+        sql.push(" and hour >= ").push_bind(hours.from).push(" and hour < ").push_bind(hours.to).push(") r");
+    } else {
+        let (from, to) = columns(hours);
+        sql.push("unnest(").push_bind(from).push(", ").push_bind(to).push(") as span (s, e) cross join lateral (");
+        sql.push(format!("select * from {table} where environment = ")).push_bind(environment.code());
+        sql.push(" and meter_id = ").push_bind(stored.id);
+        push_paths(sql, paths);
+        sql.push(" and hour >= span.s and hour < span.e offset 0) r");
+    }
+    if !dimensions.is_empty() {
+        sql.push(" join dimension_sets d on d.id = r.dimension_set_id");
+    }
+}
+
+fn push_paths(sql: &mut QueryBuilder<Postgres>, paths: Option<&[i64]>) {
+    match paths {
+        None => {}
+        Some([path]) => {
+            sql.push(" and path_id = ").push_bind(*path);
+        }
+        Some(paths) => {
+            sql.push(" and path_id = any(").push_bind(paths.to_vec()).push(")");
+        }
+    }
+}
+
+fn push_events(
+    sql: &mut QueryBuilder<Postgres>,
+    environment: Environment,
+    stored: &StoredMeter,
+    dimensions: &[String],
+    paths: Option<&[i64]>,
+    scope: &Scope<'_>,
+) {
+    sql.push("select path_id, at, members, sign::bigint");
+    match stored.meter.aggregation {
+        Aggregation::Sum | Aggregation::Avg => sql.push(", sign * number"),
+        Aggregation::Count => sql.push(""),
+        Aggregation::UniqueCount => sql.push(", member"),
+        Aggregation::Min | Aggregation::Max => sql.push(", case when live then number end"),
+        Aggregation::Last => {
+            sql.push(", case when live then array[extract(epoch from at), batch_id, ordinal, number] end")
+        }
+    };
+    // the first part of a union names its columns: those of rollups, or these
+    sql.push(" from (");
+    push_measures(sql, environment, stored, dimensions, paths, scope);
+    sql.push(") measures");
+}
+
+fn push_grouping(
+    sql: &mut QueryBuilder<Postgres>,
+    aggregation: Aggregation,
+    query: &UsageQuery,
+    dimensions: &[String],
+    bounds: &[Timestamp],
+) {
+    let unique = aggregation == Aggregation::UniqueCount;
+    let joined = rollup_columns(aggregation).first().map(|(name, _)| *name);
+    sql.push("), named (path_id, at, members, count");
+    if unique {
+        sql.push(", member");
+    }
+    if let Some(name) = joined {
+        sql.push(format!(", {name}"));
+    }
+    sql.push(") as (select * from parts), grouped as (select width_bucket(at, ").push_bind(bounds.to_vec());
+    sql.push(") as w");
+    sql.push(if query.group_by_subject { ", s.subject" } else { ", null::text as subject" });
+    for index in 0..query.group_by.len() {
+        sql.push(format!(", members[{}] as g{index}", index + 1));
+    }
+    sql.push(if unique { ", member" } else { "" });
+    sql.push(", sum(count)::bigint as count");
+    let shown = match joined {
+        Some("sum") => "sum(sum)::text as sum, null::text as picked".to_owned(),
+        Some("last") => "null::text as sum, (max(last))[4]::text as picked".to_owned(),
+        Some(name) => format!("null::text as sum, {}::text as picked", join_columns(name).0),
+        None => "null::text as sum, null::text as picked".to_owned(),
+    };
+    sql.push(format!(", {shown} from named"));
+    if query.group_by_subject {
+        sql.push(" join paths p on p.id = named.path_id join subjects s on s.id = p.subject_id");
+    }
+    let mut joiner = " where ";
+    for (name, allowed) in &query.filter {
+        let position = dimensions.iter().position(|d| d == name).unwrap_or_default() + 1;
+        sql.push(format!("{joiner}members[{position}] = any(")).push_bind(allowed.clone()).push(")");
+        joiner = " and ";
+    }
+    let keys = 2 + query.group_by.len();
+    let list = |count: usize| (1..=count).map(|n| n.to_string()).collect::<Vec<_>>().join(", ");
+    sql.push(format!(" group by {}", list(keys + usize::from(unique))));
+    if unique {
+        let groups: String = (0..query.group_by.len()).map(|index| format!(", g{index}")).collect();
+        sql.push(format!(
+            ") select w, subject{groups}, sum(count)::bigint as count, null::text as sum,
+               (count(*) filter (where count > 0))::text as picked
+             from grouped group by {}",
+            list(keys)
+        ));
+    } else {
+        sql.push(") select * from grouped");
+    }
+    sql.push(" limit ").push_bind(i64::try_from(USAGE_ROWS_MAX + 1).unwrap_or(i64::MAX));
+}

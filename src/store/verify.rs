@@ -1,0 +1,144 @@
+//! Recounting everything from the events, and naming what differs.
+
+use sqlx::{PgConnection, QueryBuilder, Row};
+
+use super::StoreError;
+use super::catalog::StoredMeter;
+use super::measures::{Scope, push_measures, rollup_columns};
+use crate::domain::environment::Environment;
+use crate::domain::meter::Aggregation;
+use crate::domain::names::PropertyName;
+use crate::domain::timestamp::Timestamp;
+use crate::domain::window::Span;
+
+/// Differences that are shown; all are counted.
+const SHOWN: i64 = 20;
+
+#[derive(Debug, Default)]
+pub struct Differences {
+    pub count: i64,
+    pub shown: Vec<String>,
+}
+
+impl Differences {
+    fn note(&mut self, count: i64, shown: String) {
+        self.count += count;
+        self.shown.push(shown);
+    }
+}
+
+/// Turns off what would end a long count; the snapshot is the caller's.
+pub async fn allow_long(connection: &mut PgConnection) -> Result<(), StoreError> {
+    sqlx::raw_sql("set local statement_timeout = 0; set local work_mem = '256MB'").execute(connection).await?;
+    Ok(())
+}
+
+/// Every event has its key and every key its event, once; every void its counter-event, once.
+pub async fn keys(
+    connection: &mut PgConnection,
+    environment: Environment,
+    differences: &mut Differences,
+) -> Result<i64, StoreError> {
+    let row = sqlx::query(
+        "with recorded as (
+             select key, count(*) filter (where sign = 1) as made, count(*) filter (where sign = -1) as countered,
+                    min(occurred_at) filter (where sign = 1) as occurred_at,
+                    min(batch_id) filter (where sign = 1) as batch_id, count(distinct value) as spoken
+             from events where environment = $1 group by key)
+         select count(r.key) as events,
+             count(*) filter (where r.made is distinct from 1) as not_once,
+             count(*) filter (where k.key is null or r.key is null) as without_other,
+             count(*) filter (where k.occurred_at <> r.occurred_at or k.batch_id <> r.batch_id) as elsewhere,
+             count(*) filter (where coalesce(r.countered, 0) <> (v.key is not null)::int) as void_differs
+         from recorded r
+         full join (select * from event_keys where environment = $1) k on k.key = r.key
+         left join voids v on v.environment = $1 and v.key = coalesce(r.key, k.key)",
+    )
+    .bind(environment.code())
+    .fetch_one(connection)
+    .await?;
+    for (column, meaning) in [
+        ("not_once", "keys without exactly one event"),
+        ("without_other", "events without a key, or keys without an event"),
+        ("elsewhere", "keys that point to another time or batch than their event's"),
+        ("void_differs", "voids without exactly one counter-event, or counter-events without a void"),
+    ] {
+        let count: i64 = row.try_get(column)?;
+        if count > 0 {
+            differences.note(count, format!("{environment}: {count} {meaning}"));
+        }
+    }
+    Ok(row.try_get("events")?)
+}
+
+/// The rollups of a meter, where there is no gap, are what the folded events say. How many were
+/// compared.
+pub async fn rollups(
+    connection: &mut PgConnection,
+    environment: Environment,
+    stored: &StoredMeter,
+    differences: &mut Differences,
+) -> Result<i64, StoreError> {
+    let unique = stored.meter.aggregation == Aggregation::UniqueCount;
+    let mut compared = compare(connection, environment, stored, false, differences).await?;
+    if unique {
+        compared += compare(connection, environment, stored, true, differences).await?;
+    }
+    Ok(compared)
+}
+
+async fn compare(
+    connection: &mut PgConnection,
+    environment: Environment,
+    stored: &StoredMeter,
+    of_members: bool,
+    differences: &mut Differences,
+) -> Result<i64, StoreError> {
+    let dimensions: Vec<String> = stored.meter.dimensions.iter().cloned().map(PropertyName::into_string).collect();
+    let (table, count, member) = if of_members {
+        ("rollup_members", "refs", ", member")
+    } else {
+        ("rollups", "count", "")
+    };
+    let columns = if of_members { &[][..] } else { rollup_columns(stored.meter.aggregation) };
+    let everything = Span { from: Timestamp::MIN, to: Timestamp::MAX };
+    let mut sql = QueryBuilder::new("with measures as (");
+    push_measures(&mut sql, environment, stored, &dimensions, None, &Scope::Folded(everything));
+    sql.push(format!("), counted as (select path_id, date_bin('1 hour', at, '2000-01-01T00:00:00Z') as hour, members{member}, sum(sign)::bigint as count"));
+    for (name, made) in columns {
+        sql.push(format!(", {made} as {name}"));
+    }
+    sql.push(format!(" from measures group by path_id, hour, members{member}), kept as (select r.path_id, r.hour, d.members{}, r.{count} as count", member.replace(", ", ", r.")));
+    for (name, _) in columns {
+        sql.push(format!(", r.{name}"));
+    }
+    sql.push(format!(" from {table} r join dimension_sets d on d.id = r.dimension_set_id where r.environment = "));
+    sql.push_bind(environment.code()).push(" and r.meter_id = ").push_bind(stored.id);
+    sql.push("), compared as (select coalesce(c.path_id, k.path_id) as path_id, coalesce(c.hour, k.hour) as hour, coalesce(c.members, k.members) as members, ");
+    // a bucket in which everything was taken back may be there or not
+    sql.push("coalesce(c.count, 0) = coalesce(k.count, 0)");
+    for (name, _) in columns {
+        if *name == "sum" {
+            sql.push(" and coalesce(c.sum, 0) = coalesce(k.sum, 0)");
+        } else {
+            sql.push(format!(" and c.{name} is not distinct from k.{name}"));
+        }
+    }
+    sql.push(" as same, coalesce(c.count, 0) as counted, coalesce(k.count, 0) as kept from counted c full join kept k on k.path_id = c.path_id and k.hour = c.hour and k.members = c.members");
+    if of_members {
+        sql.push(" and k.member = c.member");
+    }
+    sql.push("), judged as (select * from compared c where not exists (select from rollup_gaps g where g.environment = ");
+    sql.push_bind(environment.code()).push(" and g.meter_id = ").push_bind(stored.id);
+    sql.push(" and c.hour >= g.from_hour and c.hour < g.to_hour))");
+    sql.push(" select (select count(*) from judged) as compared, (select count(*) from judged where not same) as wrong, array(select format('path %s, hour %s, %s: %s events, rollup has %s', path_id, hour, members, counted, kept) from judged where not same order by hour limit ");
+    sql.push_bind(SHOWN).push(") as shown");
+    let row = sql.build().persistent(false).fetch_one(connection).await?;
+    let wrong: i64 = row.try_get("wrong")?;
+    if wrong > 0 {
+        let shown: Vec<String> = row.try_get("shown")?;
+        let key = &stored.meter.key;
+        differences.note(wrong, format!("{environment}: {wrong} {table} of meter {key} differ: {}", shown.join("; ")));
+    }
+    Ok(row.try_get("compared")?)
+}
