@@ -1,4 +1,4 @@
-//! Metergate meters usage and gates it, beside the biller. One binary and one `PostgreSQL`.
+//! Metergate meters usage and gates it, beside the biller. One binary and one PostgreSQL.
 //!
 //! The rooms, from the door inwards; imports only ever point down this list:
 //!
@@ -9,7 +9,7 @@
 //! - [`store`]: all SQL, and only SQL
 //! - [`domain`]: pure rules: quantities, events, meters, windows. No I/O, no async, no clock
 //!
-//! [`embedded`] is the private `PostgreSQL` that runs when no `DATABASE_URL` is set.
+//! [`embedded`] is the private PostgreSQL that runs when no `DATABASE_URL` is set.
 
 pub mod app;
 pub mod domain;

@@ -8,7 +8,7 @@ use clap::{Parser, Subcommand, ValueEnum};
 use crate::domain::environment::Environment;
 use crate::engine::access::keys::KeyKind;
 
-/// Metering and limits beside Stripe: one binary and `PostgreSQL`.
+/// Metering and limits beside Stripe: one binary and PostgreSQL.
 #[derive(Debug, Parser)]
 #[command(name = "metergate", version, about)]
 pub struct Cli {

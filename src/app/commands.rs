@@ -34,7 +34,7 @@ impl Command {
             Self::Healthcheck => return healthcheck(&settings).await,
             _ => {}
         }
-        settings.log.filter = "warn".to_owned();
+        "warn".clone_into(&mut settings.log.filter);
         logging::start(&settings.log)?;
         let home = Home::join(&mut settings).await?;
         let done = self.run_on(&settings, &home).await;
@@ -66,8 +66,12 @@ impl Command {
             Self::Keys(KeysCommand::Revoke { id }) => engine.revoke_key(&id).await?,
             Self::Token(TokenCommand::Mint { subject, environment, scope, ttl }) => {
                 let subject = SubjectId::parse(subject).context("--subject")?;
+                #[expect(clippy::disallowed_methods, reason = "a command is asked now")]
                 let expires_at = (SystemTime::now() + ttl).duration_since(UNIX_EPOCH)?.as_secs();
-                println!("{}", engine.mint_token(environment.into(), &subject, &scope, expires_at.cast_signed())?);
+                println!(
+                    "{}",
+                    engine.mint_token(environment.into(), &subject, &scope, expires_at.cast_signed())?
+                );
             }
             Self::Verify { environment } => return verify(engine, environment.map(Into::into)).await,
         }
@@ -95,7 +99,8 @@ pub(super) async fn welcome(engine: &Engine, address: SocketAddr) -> anyhow::Res
 }
 
 async fn apply(engine: &Engine, given: &CatalogFile, dry_run: bool) -> anyhow::Result<()> {
-    let text = std::fs::read_to_string(&given.file).with_context(|| format!("cannot read {}", given.file.display()))?;
+    let text = std::fs::read_to_string(&given.file)
+        .with_context(|| format!("cannot read {}", given.file.display()))?;
     // JSON is YAML, but its strings may hold what YAML refuses
     let is_json = given.file.extension().is_some_and(|extension| extension == "json");
     let read = if is_json { Catalog::read(serde_json::from_str(&text)?) } else { Catalog::read_yaml(&text) };
@@ -119,14 +124,19 @@ async fn list_keys(engine: &Engine) -> anyhow::Result<()> {
         let seconds = |text: String| text.chars().take(19).collect::<String>();
         let revoked = key.revoked_at.map(|at| seconds(at.to_string())).unwrap_or_default();
         let created = seconds(key.created_at.to_string());
-        println!("{:<14}{:<13}{:<13}{created:<22}{revoked:<22}{}", key.id, key.environment, key.kind, key.name);
+        println!(
+            "{:<14}{:<13}{:<13}{created:<22}{revoked:<22}{}",
+            key.id, key.environment, key.kind, key.name
+        );
     }
     Ok(())
 }
 
 async fn verify(engine: &Engine, only: Option<Environment>) -> anyhow::Result<ExitCode> {
     let mut differences = 0;
-    for environment in Environment::ALL.into_iter().filter(|environment| only.is_none_or(|only| only == *environment)) {
+    for environment in
+        Environment::ALL.into_iter().filter(|environment| only.is_none_or(|only| only == *environment))
+    {
         let verdict = engine.verify(environment).await?;
         println!(
             "{environment}: {} events, {} rollups recounted, {} differences",

@@ -83,7 +83,8 @@ fn read_or_make_secret(path: &Path) -> std::io::Result<String> {
     use rand::RngExt;
     let made = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
     if let Ok(mut file) = made {
-        let secret: String = rand::rng().sample_iter(rand::distr::Alphanumeric).take(48).map(char::from).collect();
+        let secret: String =
+            rand::rng().sample_iter(rand::distr::Alphanumeric).take(48).map(char::from).collect();
         file.write_all(secret.as_bytes())?;
     }
     fs::read_to_string(path)

@@ -15,7 +15,8 @@ pub fn start(log: &Log) -> anyhow::Result<()> {
         LogFormat::Human => false,
         LogFormat::Auto => !std::io::stderr().is_terminal(),
     };
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
+    let builder =
+        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
     // a second start in one process, as tests do it, keeps the first
     let started = if json { builder.json().flatten_event(true).try_init() } else { builder.try_init() };
     started.ok();

@@ -23,7 +23,7 @@ use crate::store::{Database, StoreError};
 /// How long open connections may take to finish at a stop.
 const DRAIN_MAX: Duration = Duration::from_secs(25);
 /// How long the start waits for a database that is not there yet.
-const DATABASE_WAIT_MAX: Duration = Duration::from_secs(60);
+const DATABASE_WAIT_MAX: Duration = Duration::from_mins(1);
 /// How often metrics are tidied, so that what nobody scrapes does not pile up.
 const METRICS_UPKEEP: Duration = Duration::from_secs(5);
 
@@ -48,7 +48,8 @@ impl Service {
             .await
             .with_context(|| format!("cannot listen on {}", settings.http.bind))?;
         let address = listener.local_addr()?;
-        let router = http::router(Api { engine: engine.clone(), metrics: Arc::new(metrics()) }, &settings.http());
+        let router =
+            http::router(Api { engine: engine.clone(), metrics: Arc::new(metrics()) }, &settings.http());
         let (stop, stopped) = oneshot::channel::<()>();
         // answers are small: they leave at once
         let listener = axum::serve::ListenerExt::tap_io(listener, |stream| {
@@ -130,10 +131,15 @@ fn metrics() -> Option<PrometheusHandle> {
     static RECORDER: OnceLock<Option<PrometheusHandle>> = OnceLock::new();
     RECORDER
         .get_or_init(|| {
-            let seconds = [0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
-            let events = [1.0, 2.0, 5.0, 10.0, 25.0, 50.0, 100.0, 250.0, 500.0, 1_000.0, 2_000.0, 4_000.0, 10_000.0];
+            let seconds =
+                [0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
+            let events =
+                [1.0, 2.0, 5.0, 10.0, 25.0, 50.0, 100.0, 250.0, 500.0, 1_000.0, 2_000.0, 4_000.0, 10_000.0];
             let handle = PrometheusBuilder::new()
-                .set_buckets_for_metric(metrics_exporter_prometheus::Matcher::Suffix("_seconds".to_owned()), &seconds)
+                .set_buckets_for_metric(
+                    metrics_exporter_prometheus::Matcher::Suffix("_seconds".to_owned()),
+                    &seconds,
+                )
                 .and_then(|builder| {
                     let matcher = metrics_exporter_prometheus::Matcher::Suffix("_batch_events".to_owned());
                     builder.set_buckets_for_metric(matcher, &events)

@@ -30,7 +30,7 @@ pub struct Settings {
     pub auth: Auth,
     pub clock: Clock,
     pub log: Log,
-    /// `DATABASE_URL`; none runs the embedded `PostgreSQL`. It may hold a password.
+    /// `DATABASE_URL`; none runs the embedded PostgreSQL. It may hold a password.
     #[serde(skip)]
     pub database_url: Option<SecretString>,
 }
@@ -117,29 +117,40 @@ pub enum SettingsError {
     Malformed(#[from] config::ConfigError),
     #[error("PORT is no port number")]
     Port,
-    #[error("auth.live.hs256_secret and auth.test.hs256_secret must differ: a token belongs to one environment")]
+    #[error(
+        "auth.live.hs256_secret and auth.test.hs256_secret must differ: a token belongs to one environment"
+    )]
     SharedSecret,
 }
 
 impl Settings {
     /// From the variables of this process.
     pub fn load() -> Result<Self, SettingsError> {
-        Self::from_variables(std::env::vars_os().filter_map(|(name, value)| {
-            Some((name.into_string().ok()?, value.into_string().ok()?))
-        }).collect())
+        Self::from_variables(
+            std::env::vars_os()
+                .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
+                .collect(),
+        )
     }
 
     pub fn from_variables(variables: HashMap<String, String>) -> Result<Self, SettingsError> {
         let set = |name: &str| variables.get(name).filter(|value| !value.is_empty()).cloned();
         let (port, database_url) = (set("PORT"), set("DATABASE_URL"));
-        let ours = Variables::with_prefix("METERGATE").prefix_separator("__").separator("__").source(Some(variables));
-        let config = Config::builder().add_source(File::from_str(DEFAULTS, FileFormat::Yaml)).add_source(ours).build()?;
+        let ours = Variables::with_prefix("METERGATE")
+            .prefix_separator("__")
+            .separator("__")
+            .source(Some(variables));
+        let config = Config::builder()
+            .add_source(File::from_str(DEFAULTS, FileFormat::Yaml))
+            .add_source(ours)
+            .build()?;
         let mut settings: Self = config.try_deserialize()?;
         if let Some(port) = port {
             settings.http.bind.set_port(port.parse().map_err(|_| SettingsError::Port)?);
         }
         let secret = |tokens: &Tokens| tokens.hs256_secret.as_ref().map(|s| s.expose_secret().to_owned());
-        if secret(&settings.auth.live).is_some() && secret(&settings.auth.live) == secret(&settings.auth.test) {
+        if secret(&settings.auth.live).is_some() && secret(&settings.auth.live) == secret(&settings.auth.test)
+        {
             return Err(SettingsError::SharedSecret);
         }
         settings.database_url = database_url.map(SecretString::from);
@@ -190,10 +201,9 @@ fn origins<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<HeaderValue
     let text = String::deserialize(deserializer)?;
     let origin = |origin: &str| {
         let shaped = origin.starts_with("http://") || origin.starts_with("https://");
-        HeaderValue::from_str(origin)
-            .ok()
-            .filter(|_| shaped && !origin.ends_with('/'))
-            .ok_or_else(|| de::Error::custom(format!("`{origin}` is no origin, such as https://app.example.com")))
+        HeaderValue::from_str(origin).ok().filter(|_| shaped && !origin.ends_with('/')).ok_or_else(|| {
+            de::Error::custom(format!("`{origin}` is no origin, such as https://app.example.com"))
+        })
     };
     text.split(',').map(str::trim).filter(|part| !part.is_empty()).map(origin).collect()
 }
@@ -221,9 +231,9 @@ mod tests {
         .unwrap();
         assert_eq!(settings.http.bind.to_string(), "0.0.0.0:9001");
         assert_eq!(settings.http.cors_origins.len(), 2);
-        assert_eq!(settings.events.max_age, Duration::from_secs(35 * 86_400));
+        assert_eq!(settings.events.max_age, Duration::from_hours(35 * 24));
         assert_eq!(settings.postgres.connections_max, 4);
-        assert_eq!(settings.clock.offset, Offset::Behind(Duration::from_secs(3600)));
+        assert_eq!(settings.clock.offset, Offset::Behind(Duration::from_hours(1)));
         let shown = format!("{settings:?}");
         assert!(!shown.contains("hunter2") && !shown.contains("1234567890"), "{shown}");
     }
@@ -238,7 +248,10 @@ mod tests {
             (vec![("METERGATE__LOG__FORMAT", "xml")], "xml"),
             (vec![("PORT", "http")], "PORT"),
             (
-                vec![("METERGATE__AUTH__TEST__HS256_SECRET", "x"), ("METERGATE__AUTH__LIVE__HS256_SECRET", "x")],
+                vec![
+                    ("METERGATE__AUTH__TEST__HS256_SECRET", "x"),
+                    ("METERGATE__AUTH__LIVE__HS256_SECRET", "x"),
+                ],
                 "must differ",
             ),
         ];

@@ -79,7 +79,8 @@ impl Catalog {
         if has_repeats(&plan_keys) {
             flaws.push(Violation::new("duplicate_key", "uses a key twice").under("plans"));
         }
-        let unknown_plan = |key: &PlanKey| Violation::new("unknown_plan", format!("there is no plan `{key}`"));
+        let unknown_plan =
+            |key: &PlanKey| Violation::new("unknown_plan", format!("there is no plan `{key}`"));
         if let Some(key) = &self.default_plan
             && self.plan(key).is_none()
         {
@@ -94,7 +95,8 @@ impl Catalog {
             }
             for (position, limit) in plan.limits.iter().enumerate() {
                 if self.meter(&limit.meter).is_none() {
-                    let flaw = Violation::new("unknown_meter", format!("there is no meter `{}`", limit.meter));
+                    let flaw =
+                        Violation::new("unknown_meter", format!("there is no meter `{}`", limit.meter));
                     flaws.push(at(flaw.under("meter").under(&position.to_string()).under("limits")));
                 }
             }
@@ -109,10 +111,16 @@ impl Catalog {
         let mut flaws = Vec::new();
         if self.default_plan != next.default_plan {
             let fields = vec!["default_plan"];
-            changes.push(Change { action: Action::Update, kind: Kind::Catalog, key: "default_plan".to_owned(), fields });
+            changes.push(Change {
+                action: Action::Update,
+                kind: Kind::Catalog,
+                key: "default_plan".to_owned(),
+                fields,
+            });
         }
         for (index, meter) in next.meters.iter().enumerate() {
-            let change = |action, fields| Change { action, kind: Kind::Meter, key: meter.key.to_string(), fields };
+            let change =
+                |action, fields| Change { action, kind: Kind::Meter, key: meter.key.to_string(), fields };
             match self.meter(&meter.key) {
                 None => changes.push(change(Action::Create, Vec::new())),
                 Some(present) if present == meter => {}
@@ -133,7 +141,8 @@ impl Catalog {
             changes.push(Change { action: Action::Delete, kind: Kind::Meter, key, fields: Vec::new() });
         }
         for plan in &next.plans {
-            let change = |action, fields| Change { action, kind: Kind::Plan, key: plan.key.to_string(), fields };
+            let change =
+                |action, fields| Change { action, kind: Kind::Plan, key: plan.key.to_string(), fields };
             match self.plan(&plan.key) {
                 None => changes.push(change(Action::Create, Vec::new())),
                 Some(present) if present == plan => {}
@@ -230,13 +239,17 @@ fn yaml_to_json(text: &str) -> Read<Value> {
     let unreadable = |why: String| vec![Violation::new("malformed_yaml", why)];
     let mut loader = YamlLoader::<YamlOwned>::default();
     loader.early_parse(false);
-    saphyr_parser::Parser::new_from_str(text).load(&mut loader, true).map_err(|why| unreadable(why.to_string()))?;
+    saphyr_parser::Parser::new_from_str(text)
+        .load(&mut loader, true)
+        .map_err(|why| unreadable(why.to_string()))?;
     if let Some(why) = loader.error() {
         return Err(unreadable(why.to_string()));
     }
     let documents = loader.into_documents();
     match documents.as_slice() {
-        [document] => convert(document).ok_or_else(|| unreadable("has tags, or keys that are no text".to_owned())),
+        [document] => {
+            convert(document).ok_or_else(|| unreadable("has tags, or keys that are no text".to_owned()))
+        }
         _ => Err(unreadable("must be exactly one document".to_owned())),
     }
 }
@@ -260,7 +273,9 @@ mod tests {
         };
         let before = catalog(json!([meter]));
         let verdict = |next: &Catalog, recorded: bool| match before.changes_to(next, |_| recorded) {
-            Ok(changes) => changes.into_iter().map(|c| format!("{:?} {:?}", c.action, c.fields)).collect::<String>(),
+            Ok(changes) => {
+                changes.into_iter().map(|c| format!("{:?} {:?}", c.action, c.fields)).collect::<String>()
+            }
             Err(flaws) => flaws[0].code.to_owned(),
         };
         let cases = [
@@ -308,7 +323,9 @@ plans:
         let read = |document| Catalog::read(document).unwrap_err()[0].clone();
         let flaw = read(json!({"default_plan": "x"}));
         assert_eq!((flaw.pointer.as_str(), flaw.code), ("/default_plan", "unknown_plan"));
-        let flaw = read(json!({"plans": [{"key": "p", "limits": [{"key": "l", "meter": "m", "quota": 1, "period": "day"}]}]}));
+        let flaw = read(
+            json!({"plans": [{"key": "p", "limits": [{"key": "l", "meter": "m", "quota": 1, "period": "day"}]}]}),
+        );
         assert_eq!((flaw.pointer.as_str(), flaw.code), ("/plans/0/limits/0/meter", "unknown_meter"));
     }
 }

@@ -20,7 +20,10 @@ impl Properties {
         fields::no_monstrous_numbers(&map)?;
         let properties = Self(map);
         if properties.to_json().is_some_and(|json| json.len() > PROPERTIES_BYTES_MAX) {
-            return Violation::only("too_long", format!("must have at most {PROPERTIES_BYTES_MAX} bytes as JSON"));
+            return Violation::only(
+                "too_long",
+                format!("must have at most {PROPERTIES_BYTES_MAX} bytes as JSON"),
+            );
         }
         Ok(properties)
     }
@@ -86,7 +89,7 @@ impl Event {
         })
     }
 
-    /// Reads a `CloudEvents` 1.0 event in JSON form. `type` is the event name; `data` is the
+    /// Reads a CloudEvents 1.0 event in JSON form. `type` is the event name; `data` is the
     /// properties, but for its `value`; extension attributes are ignored.
     pub fn read_cloudevent(value: Value) -> Read<Self> {
         let mut fields = Fields::of(value)?;
@@ -103,9 +106,8 @@ impl Event {
             let mut data = fields::object(data)?;
             let value = match data.remove("value") {
                 None | Some(Value::Null) => Quantity::ONE,
-                Some(value) => {
-                    fields::quantity(value).map_err(|flaws| flaws.into_iter().map(|f| f.under("value")).collect::<Vec<_>>())?
-                }
+                Some(value) => fields::quantity(value)
+                    .map_err(|flaws| flaws.into_iter().map(|f| f.under("value")).collect::<Vec<_>>())?,
             };
             Ok((value, Properties::read(Value::Object(data))?))
         });
@@ -128,7 +130,7 @@ impl Event {
 }
 
 /// What makes an event count once in its environment: the id itself where it is a canonical
-/// `UUIDv7` without a source (neighbours in time are then neighbours in the index), else a `UUIDv8`
+/// UUIDv7 without a source (neighbours in time are then neighbours in the index), else a UUIDv8
 /// from BLAKE3 of (length of source, source, id).
 pub fn event_key(source: &Source, id: &EventId) -> Uuid {
     if source.is_empty()
@@ -156,14 +158,19 @@ fn canonical_uuid_v7(id: &str) -> Option<Uuid> {
 }
 
 /// Why an event's time cannot be recorded now.
-pub fn refuse_time(timestamp: Timestamp, now: Timestamp, age_max: Option<std::time::Duration>) -> Option<Violation> {
+pub fn refuse_time(
+    timestamp: Timestamp,
+    now: Timestamp,
+    age_max: Option<std::time::Duration>,
+) -> Option<Violation> {
     if timestamp > now.saturating_add(EVENT_AHEAD_MAX) {
         let detail = format!("lies more than {} s ahead of now, {now}", EVENT_AHEAD_MAX.as_secs());
         return Some(Violation::new("timestamp_in_future", detail).under("timestamp"));
     }
     let oldest = now.saturating_sub(age_max?);
     (timestamp < oldest).then(|| {
-        let detail = format!("lies before {oldest}, the oldest time taken; load history with `?backfill=true`");
+        let detail =
+            format!("lies before {oldest}, the oldest time taken; load history with `?backfill=true`");
         Violation::new("timestamp_too_old", detail).under("timestamp")
     })
 }
@@ -174,7 +181,7 @@ fn digest_text(hasher: &mut blake3::Hasher, text: &str) {
 }
 
 fn digest_map(hasher: &mut blake3::Hasher, map: &Map<String, Value>) {
-    hasher.update(&[b'{']);
+    hasher.update(b"{");
     hasher.update(&(map.len() as u64).to_le_bytes());
     // the map is sorted by name
     for (name, value) in map {
@@ -264,7 +271,9 @@ mod tests {
 
     #[test]
     fn content_is_what_is_said_not_how_it_is_spelled_or_when() {
-        let first = event(json!({"event_name": "e", "subject": "s", "value": 1.50, "properties": {"a": 1, "b": "x"}}));
+        let first = event(
+            json!({"event_name": "e", "subject": "s", "value": 1.50, "properties": {"a": 1, "b": "x"}}),
+        );
         let same = event(json!({"subject": "s", "event_name": "e", "value": "1.5",
             "properties": {"b": "x", "a": 1.0}, "timestamp": "2026-01-01T00:00:00Z", "id": "other"}));
         assert_eq!(first.content(), same.content());
@@ -322,7 +331,7 @@ mod tests {
     fn times_are_taken_within_a_window() {
         let at = |text: &str| Timestamp::parse(text).unwrap();
         let now = at("2026-11-20T10:00:00Z");
-        let day = Some(std::time::Duration::from_secs(86_400));
+        let day = Some(std::time::Duration::from_hours(24));
         let code = |time: &str, age| refuse_time(at(time), now, age).map(|flaw| flaw.code);
         assert_eq!(code("2026-11-20T10:05:00Z", day), None);
         assert_eq!(code("2026-11-20T10:05:00.000001Z", day), Some("timestamp_in_future"));

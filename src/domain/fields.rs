@@ -80,7 +80,8 @@ impl Fields {
     pub fn required<T>(&mut self, name: &str, read: impl FnOnce(Value) -> Read<T>) -> Option<T> {
         match self.rest.remove(name) {
             None | Some(Value::Null) => {
-                self.violations.push(Violation::new("missing_field", format!("`{name}` is required")).under(name));
+                self.violations
+                    .push(Violation::new("missing_field", format!("`{name}` is required")).under(name));
                 None
             }
             Some(value) => self.keep(name, read(value)),
@@ -105,7 +106,8 @@ impl Fields {
     /// What is left is unknown; what was read is good only if nothing was flawed.
     pub fn finish(mut self) -> Read<()> {
         for name in self.rest.keys() {
-            self.violations.push(Violation::new("unknown_field", format!("there is no field `{name}`")).under(name));
+            self.violations
+                .push(Violation::new("unknown_field", format!("there is no field `{name}`")).under(name));
         }
         if self.violations.is_empty() { Ok(()) } else { Err(self.violations) }
     }
@@ -157,7 +159,10 @@ pub fn items<T>(value: Value, max: usize, read: impl Fn(Value) -> Read<T>) -> Re
         return Violation::only("invalid_type", format!("must be an array, not {}", kind(&value)));
     };
     if values.len() > max {
-        return Violation::only("too_many", format!("must have at most {max} elements, not {}", values.len()));
+        return Violation::only(
+            "too_many",
+            format!("must have at most {max} elements, not {}", values.len()),
+        );
     }
     let (mut good, mut flaws) = (Vec::with_capacity(values.len()), Vec::new());
     for (index, value) in values.into_iter().enumerate() {
@@ -194,7 +199,7 @@ pub fn one_of<T: Copy>(value: Value, words: &[(&'static str, T)]) -> Read<T> {
     Violation::only("invalid_choice", format!("must be one of {}", known.join(", ")))
 }
 
-/// Refuses NUL anywhere inside: `PostgreSQL` cannot hold it, not even escaped.
+/// Refuses NUL anywhere inside: PostgreSQL cannot hold it, not even escaped.
 pub fn no_nul(map: &Map<String, Value>) -> Read<()> {
     fn clean(value: &Value) -> bool {
         match value {
@@ -212,14 +217,15 @@ pub fn no_nul(map: &Map<String, Value>) -> Read<()> {
     if flaws.is_empty() { Ok(()) } else { Err(flaws) }
 }
 
-/// Refuses numbers that `PostgreSQL` would have to hold with thousands of digits.
+/// Refuses numbers that PostgreSQL would have to hold with thousands of digits.
 pub fn no_monstrous_numbers(map: &Map<String, Value>) -> Read<()> {
     use super::limits::{PROPERTY_NUMBER_CHARS_MAX, PROPERTY_NUMBER_EXPONENT_MAX};
     fn tame(value: &Value) -> bool {
         match value {
             Value::Number(number) => {
                 let text = number.as_str();
-                let exponent = text.split_once(['e', 'E']).map_or(Ok(0), |(_, exponent)| exponent.parse::<i32>());
+                let exponent =
+                    text.split_once(['e', 'E']).map_or(Ok(0), |(_, exponent)| exponent.parse::<i32>());
                 text.len() <= PROPERTY_NUMBER_CHARS_MAX
                     && exponent.is_ok_and(|e| e.abs() <= PROPERTY_NUMBER_EXPONENT_MAX)
             }

@@ -46,7 +46,7 @@ pub const PAGE_ROWS_DEFAULT: u32 = 50;
 /// Rows on a page of a list, at most.
 pub const PAGE_ROWS_MAX: u32 = 1_000;
 /// How far ahead of now an event may lie.
-pub const EVENT_AHEAD_MAX: Duration = Duration::from_secs(5 * 60);
+pub const EVENT_AHEAD_MAX: Duration = Duration::from_mins(5);
 /// Characters of a credential worth looking at.
 pub const CREDENTIAL_CHARS_MAX: usize = 8 * 1024;
 /// Events in one transaction of a writer.

@@ -194,7 +194,8 @@ impl Meter {
         let display_name = fields.optional("display_name", short_text);
         let event_name = fields.required("event_name", |v| Ok(EventName::parse(fields::text(v)?)?));
         let aggregation = fields.required("aggregation", |v| fields::one_of(v, &Aggregation::WORDS));
-        let value_property = fields.optional("value_property", |v| Ok(PropertyName::parse(fields::text(v)?)?));
+        let value_property =
+            fields.optional("value_property", |v| Ok(PropertyName::parse(fields::text(v)?)?));
         let dimensions =
             fields.list("dimensions", METER_DIMENSIONS_MAX, |v| Ok(PropertyName::parse(fields::text(v)?)?));
         let filter = fields.optional("filter", Filter::read);
@@ -290,7 +291,10 @@ impl Meter {
 fn short_text(value: Value) -> Read<String> {
     let text = fields::text(value)?;
     if text.chars().count() > NAME_CHARS_MAX || text.contains('\0') {
-        return Violation::only("too_long", format!("must have at most {NAME_CHARS_MAX} characters, none of them NUL"));
+        return Violation::only(
+            "too_long",
+            format!("must have at most {NAME_CHARS_MAX} characters, none of them NUL"),
+        );
     }
     Ok(text)
 }
@@ -309,8 +313,10 @@ mod tests {
     #[test]
     fn measures_follow_the_value_property() {
         let meter = |aggregation: &str, property: Option<&str>| {
-            Meter::read(json!({"key": "m", "event_name": "e", "aggregation": aggregation, "value_property": property,
-                "filter": {"tier": ["1", "pro"]}}))
+            Meter::read(
+                json!({"key": "m", "event_name": "e", "aggregation": aggregation, "value_property": property,
+                "filter": {"tier": ["1", "pro"]}}),
+            )
             .unwrap()
         };
         let taken = |meter: &Meter, properties: Value| {
@@ -333,7 +339,8 @@ mod tests {
         for (meter, properties, expected) in cases {
             assert_eq!(taken(&meter, properties.clone()).as_deref(), expected, "{meter:?} {properties}");
         }
-        let refused = |meter: &Meter, properties| meter.refuses(&Properties::read(properties).unwrap()).is_some();
+        let refused =
+            |meter: &Meter, properties| meter.refuses(&Properties::read(properties).unwrap()).is_some();
         assert!(refused(&meter("sum", Some("n")), json!({"tier": 1, "n": "many"})));
         assert!(!refused(&meter("sum", Some("n")), json!({"tier": "free", "n": "many"})));
         assert!(!refused(&meter("sum", Some("n")), json!({"tier": 1})));

@@ -10,7 +10,7 @@ pub mod meter;
 pub mod names;
 pub mod plan;
 pub mod quantity;
-pub mod tree;
 pub mod timestamp;
+pub mod tree;
 pub mod usage;
 pub mod window;

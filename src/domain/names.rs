@@ -18,7 +18,7 @@ fn bad(code: &'static str, detail: impl Into<String>) -> BadName {
     BadName { code, detail: detail.into() }
 }
 
-/// Free text of 1 to 255 characters. NUL is refused because `PostgreSQL` cannot hold it.
+/// Free text of 1 to 255 characters. NUL is refused because PostgreSQL cannot hold it.
 fn free_text(text: &str) -> Result<(), BadName> {
     if text.is_empty() {
         return Err(bad("empty", "must not be empty"));

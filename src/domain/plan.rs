@@ -124,8 +124,9 @@ impl Limit {
         let enforcement = fields.optional("enforcement", |v| {
             fields::one_of(v, &[("hard", Enforcement::Hard), ("soft", Enforcement::Soft)])
         });
-        let overage = fields
-            .optional("overage", |v| fields::one_of(v, &[("none", Overage::None), ("credits", Overage::Credits)]));
+        let overage = fields.optional("overage", |v| {
+            fields::one_of(v, &[("none", Overage::None), ("credits", Overage::Credits)])
+        });
         fields.finish()?;
         let (Some(key), Some(meter), Some(period)) = (key, meter, period) else { return Err(Vec::new()) };
         Ok(Self {
@@ -153,8 +154,9 @@ impl Plan {
             }
             Ok(name)
         });
-        let unmatched = fields
-            .optional("unmatched", |v| fields::one_of(v, &[("deny", Unmatched::Deny), ("allow", Unmatched::Allow)]));
+        let unmatched = fields.optional("unmatched", |v| {
+            fields::one_of(v, &[("deny", Unmatched::Deny), ("allow", Unmatched::Allow)])
+        });
         let fallback_plan = fields.optional("fallback_plan", |v| Ok(PlanKey::parse(fields::text(v)?)?));
         let on_plan_change = fields.optional("on_plan_change", |v| {
             fields::one_of(v, &[("keep", OnPlanChange::Keep), ("reset", OnPlanChange::Reset)])

@@ -159,7 +159,8 @@ fn parse_nanos(text: &str) -> Result<i128, NotAQuantity> {
 }
 
 fn write_nanos(nanos: i128, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-    let (units, fraction) = (nanos.unsigned_abs() / NANOS.unsigned_abs(), nanos.unsigned_abs() % NANOS.unsigned_abs());
+    let (units, fraction) =
+        (nanos.unsigned_abs() / NANOS.unsigned_abs(), nanos.unsigned_abs() % NANOS.unsigned_abs());
     if nanos < 0 {
         f.write_str("-")?;
     }
@@ -248,7 +249,8 @@ mod tests {
 
     #[test]
     fn averages_round_half_away_from_zero() {
-        let average = |sum: &str, count| Total::from_decimal(sum).unwrap().average_of(count).map(|t| t.to_string());
+        let average =
+            |sum: &str, count| Total::from_decimal(sum).unwrap().average_of(count).map(|t| t.to_string());
         assert_eq!(average("123.456789012", 2).as_deref(), Some("61.728394506"));
         assert_eq!(average("0.000000001", 2).as_deref(), Some("0.000000001"));
         assert_eq!(average("-0.000000001", 2).as_deref(), Some("-0.000000001"));

@@ -34,7 +34,8 @@ impl Timestamp {
             && bytes[13] == b':'
             && bytes[16] == b':'
             && bytes.iter().all(|b| b.is_ascii_digit() || b"Tt zZ:.+-".contains(b))
-            && (matches!(bytes[bytes.len() - 1], b'Z' | b'z') || matches!(bytes[bytes.len() - 6], b'+' | b'-'));
+            && (matches!(bytes[bytes.len() - 1], b'Z' | b'z')
+                || matches!(bytes[bytes.len() - 6], b'+' | b'-'));
         if !shaped {
             return Err(NotATimestamp);
         }

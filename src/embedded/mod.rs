@@ -1,11 +1,11 @@
-//! A private `PostgreSQL` under a folder of the service's own, for when no `DATABASE_URL` is set,
+//! A private PostgreSQL under a folder of the service's own, for when no `DATABASE_URL` is set,
 //! and the throwaway clusters of the tests.
 //!
 //! Promises: needs no root and works as root (the server then runs as `postgres`, else `nobody`);
 //! a Unix socket and no port; data kept between runs; a clean stop with the program. A guardian
 //! process notices when the program dies without stopping it, kill -9 included, and stops the
 //! server then, so that nothing is left that blocks the next start. Crash recovery is
-//! `PostgreSQL`'s own.
+//! PostgreSQL's own.
 
 mod account;
 mod binaries;
@@ -24,9 +24,9 @@ pub use binaries::Binaries;
 use folder::Postmaster;
 
 /// How long a server may take to start, crash recovery included.
-const START_MAX: Duration = Duration::from_secs(120);
+const START_MAX: Duration = Duration::from_mins(2);
 /// How long a stopping server may take before the start gives up on it.
-const STOP_MAX: Duration = Duration::from_secs(60);
+const STOP_MAX: Duration = Duration::from_mins(1);
 const POLL: Duration = Duration::from_millis(5);
 /// A Unix socket's path is limited by the kernel.
 const SOCKET_PATH_BYTES_MAX: usize = 100;
@@ -34,11 +34,17 @@ const LOG_BYTES_MAX: u64 = 16 * 1024 * 1024;
 
 #[derive(Debug, thiserror::Error)]
 pub enum EmbeddedError {
-    #[error("no PostgreSQL server programs were found or could be downloaded ({0}); install PostgreSQL (Debian: `apt-get install postgresql`, macOS: `brew install postgresql`), name their folder in METERGATE__POSTGRES__BIN, or set DATABASE_URL")]
+    #[error(
+        "no PostgreSQL server programs were found or could be downloaded ({0}); install PostgreSQL (Debian: `apt-get install postgresql`, macOS: `brew install postgresql`), name their folder in METERGATE__POSTGRES__BIN, or set DATABASE_URL"
+    )]
     NoBinaries(String),
-    #[error("the data in {folder} was made by PostgreSQL {made_by}, and no server programs of that version were found; install them, or name their folder in METERGATE__POSTGRES__BIN")]
+    #[error(
+        "the data in {folder} was made by PostgreSQL {made_by}, and no server programs of that version were found; install them, or name their folder in METERGATE__POSTGRES__BIN"
+    )]
     OtherVersion { folder: String, made_by: String },
-    #[error("another metergate (process {pid}) is using {folder}; stop it, or run this one in another folder or with DATABASE_URL")]
+    #[error(
+        "another metergate (process {pid}) is using {folder}; stop it, or run this one in another folder or with DATABASE_URL"
+    )]
     InUse { folder: String, pid: String },
     #[error("cannot use {path}: {why}")]
     Folder { path: String, why: std::io::Error },
@@ -125,7 +131,9 @@ impl Cluster {
     async fn wait_until_ready(&mut self, log: &Path) -> Result<(), EmbeddedError> {
         let deadline = Instant::now() + START_MAX;
         loop {
-            if Postmaster::of(&self.data).is_some_and(|postmaster| postmaster.pid == self.server.id() && postmaster.ready) {
+            if Postmaster::of(&self.data)
+                .is_some_and(|postmaster| postmaster.pid == self.server.id() && postmaster.ready)
+            {
                 return Ok(());
             }
             let ended = self.server.try_wait().ok().flatten().is_some();
@@ -166,12 +174,20 @@ fn url(socket: &Path, database: &str) -> String {
 /// Takes the folder for this process; freed by the kernel however the process ends.
 fn lock(folder: &Path) -> Result<File, EmbeddedError> {
     let path = folder.join("lock");
-    let mut file =
-        OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path).map_err(at(&path))?;
+    let mut file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .open(&path)
+        .map_err(at(&path))?;
     if file.try_lock().is_err() {
         let mut pid = String::new();
         file.read_to_string(&mut pid).ok();
-        return Err(EmbeddedError::InUse { folder: folder.display().to_string(), pid: pid.trim().to_owned() });
+        return Err(EmbeddedError::InUse {
+            folder: folder.display().to_string(),
+            pid: pid.trim().to_owned(),
+        });
     }
     file.set_len(0).and_then(|()| writeln!(file, "{}", std::process::id())).map_err(at(&path))?;
     Ok(file)
@@ -184,7 +200,8 @@ fn data_folder(folder: &Path, account: Option<&Account>) -> Result<PathBuf, Embe
     if fs::symlink_metadata(&data).is_err() {
         match account {
             Some(account) if !account.can_reach(folder) => {
-                let elsewhere = Path::new("/var/lib").join(format!("metergate-{}", uuid::Uuid::now_v7().simple()));
+                let elsewhere =
+                    Path::new("/var/lib").join(format!("metergate-{}", uuid::Uuid::now_v7().simple()));
                 fs::create_dir_all(&elsewhere).map_err(at(&elsewhere))?;
                 symlink(&elsewhere, &data).map_err(at(&data))?;
             }
@@ -314,7 +331,9 @@ fn spawn_server(
         set("full_page_writes", "off");
     }
     server.stdin(Stdio::null()).stdout(output).stderr(errors);
-    server.spawn().map_err(|why| EmbeddedError::Program { program: "postgres".to_owned(), why: why.to_string() })
+    server
+        .spawn()
+        .map_err(|why| EmbeddedError::Program { program: "postgres".to_owned(), why: why.to_string() })
 }
 
 /// A shell that waits for the end of its input, which comes when this process stops or dies.
@@ -329,9 +348,16 @@ fn spawn_guardian(
         Purpose::Service => ("fast", ":"),
         Purpose::Throwaway => ("immediate", r#"rm -rf "$3""#),
     };
-    let script = format!(r#"read line; [ -f "$2/postmaster.pid" ] && "$1" stop -s -w -m {mode} -D "$2"; {after}"#);
+    let script =
+        format!(r#"read line; [ -f "$2/postmaster.pid" ] && "$1" stop -s -w -m {mode} -D "$2"; {after}"#);
     let mut guardian = command(Path::new("/bin/sh"), account);
-    guardian.args(["-c", &script, "metergate-guardian"]).arg(binaries.program("pg_ctl")).arg(data).arg(folder);
+    guardian
+        .args(["-c", &script, "metergate-guardian"])
+        .arg(binaries.program("pg_ctl"))
+        .arg(data)
+        .arg(folder);
     guardian.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
-    guardian.spawn().map_err(|why| EmbeddedError::Program { program: "/bin/sh".to_owned(), why: why.to_string() })
+    guardian
+        .spawn()
+        .map_err(|why| EmbeddedError::Program { program: "/bin/sh".to_owned(), why: why.to_string() })
 }

@@ -92,6 +92,7 @@ async fn change_meters(
     for old in stored.iter().filter(|old| next.meter(&old.meter.key).is_none()) {
         store::catalog::delete_meter(connection, old.id).await?;
     }
+    let known = store::catalog::known_event_names(connection, environment).await?;
     for meter in &next.meters {
         if present.meter(&meter.key) == Some(meter) {
             continue;
@@ -104,11 +105,10 @@ async fn change_meters(
             }
         } else {
             let names = [meter.event_name.to_string()];
-            let known = store::catalog::knows_event_name(connection, environment, &names[0]).await?;
             let ids = store::catalog::event_name_ids(connection, environment, &names).await?;
             let Some((_, event_name_id)) = ids.first() else { continue };
             let id = store::catalog::insert_meter(connection, environment, *event_name_id, meter).await?;
-            if known {
+            if known.contains(&names[0]) {
                 // there may be events already: it sees them, from the next read on
                 store::catalog::insert_gap(connection, environment, id, false).await?;
             }

@@ -59,9 +59,10 @@ impl From<StoreError> for EngineError {
             StoreError::Unavailable(_) | StoreError::Conflict(_) | StoreError::TooSlow(_) => {
                 Self::unavailable(error.to_string())
             }
-            StoreError::Constraint { .. } | StoreError::Refused(_) | StoreError::Migration(_) | StoreError::Url(_) => {
-                Self::Internal(error.to_string())
-            }
+            StoreError::Constraint { .. }
+            | StoreError::Refused(_)
+            | StoreError::Migration(_)
+            | StoreError::Url(_) => Self::Internal(error.to_string()),
         }
     }
 }

@@ -14,9 +14,9 @@ use crate::domain::meter::dimension_value;
 use crate::domain::names::{EventId, MeterKey, Source};
 use crate::domain::quantity::Quantity;
 use crate::domain::timestamp::Timestamp;
+use crate::store;
 use crate::store::configuration::open_recording;
 use crate::store::event_list::{After, EventFilter, EventRow};
-use crate::store;
 
 /// A recorded event.
 #[derive(Debug, Clone, Serialize)]
@@ -78,7 +78,8 @@ pub struct Voided {
 
 impl EventView {
     fn of(row: &EventRow) -> Result<Self, EngineError> {
-        let value = Quantity::from_decimal(&row.value).map_err(|why| EngineError::Internal(why.to_string()))?;
+        let value =
+            Quantity::from_decimal(&row.value).map_err(|why| EngineError::Internal(why.to_string()))?;
         Ok(Self {
             id: row.id.clone().unwrap_or_else(|| row.key.to_string()),
             source: row.source.clone().unwrap_or_default(),
@@ -94,7 +95,10 @@ impl EventView {
 }
 
 fn not_found() -> EngineError {
-    EngineError::NotFound { code: "event_not_found", detail: "there is no event with this id and source".to_owned() }
+    EngineError::NotFound {
+        code: "event_not_found",
+        detail: "there is no event with this id and source".to_owned(),
+    }
 }
 
 impl Engine {
@@ -112,11 +116,15 @@ impl Engine {
             None => None,
             Some(subject) => {
                 let subjects = std::slice::from_ref(subject);
-                Some(store::subjects::path_ids(&mut snapshot, environment, subjects, filter.descendants).await?)
+                Some(
+                    store::subjects::path_ids(&mut snapshot, environment, subjects, filter.descendants)
+                        .await?,
+                )
             }
         };
         let mut rows =
-            store::event_list::list(&mut snapshot, environment, filter, paths.as_deref(), after, limit + 1).await?;
+            store::event_list::list(&mut snapshot, environment, filter, paths.as_deref(), after, limit + 1)
+                .await?;
         snapshot.commit().await?;
         let more = rows.len() > limit as usize;
         rows.truncate(limit as usize);

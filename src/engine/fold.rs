@@ -46,7 +46,8 @@ impl Engine {
             return Ok(false);
         }
         // again, now that nobody else can be at it
-        let Some(gap) = fold::next_gap(&mut transaction, environment).await?.filter(|now| now.id == gap.id) else {
+        let Some(gap) = fold::next_gap(&mut transaction, environment).await?.filter(|now| now.id == gap.id)
+        else {
             return Ok(true);
         };
         let meters = store::catalog::meters(&mut transaction, environment).await?;
@@ -80,7 +81,8 @@ impl Engine {
         let mut connection = self.database().pool().acquire().await?;
         let events = fold::unfolded_events(&mut connection).await?;
         self.tail().set(events);
-        metrics::gauge!("metergate_unfolded_events").set(f64::from(u32::try_from(events).unwrap_or(u32::MAX)));
+        metrics::gauge!("metergate_unfolded_events")
+            .set(f64::from(u32::try_from(events).unwrap_or(u32::MAX)));
         Ok(events)
     }
 
@@ -90,7 +92,9 @@ impl Engine {
         let now = store::usage::now(&mut connection).await?;
         for environment in Environment::ALL {
             let now = self.inner.clock.now(environment, now);
-            for month in [Some(now), store::partitions::month_of(now).map(|month| month.to)].into_iter().flatten() {
+            for month in
+                [Some(now), store::partitions::month_of(now).map(|month| month.to)].into_iter().flatten()
+            {
                 if let Some(month) = store::partitions::month_of(month) {
                     store::partitions::ensure(&mut connection, month).await?;
                 }

@@ -15,7 +15,6 @@ use crate::store::{self, StoreError, configuration};
 
 /// What a call wants to change: outer `None` leaves a field as it is, inner `None` clears it.
 #[derive(Debug, Clone, Default)]
-#[expect(clippy::option_option, reason = "absent and null mean different things")]
 pub struct SubjectChange {
     pub parent: Option<Option<SubjectId>>,
     pub stripe_customer_id: Option<Option<StripeCustomerId>>,
@@ -33,7 +32,10 @@ impl SubjectChange {
             fields::no_nul(&map)?;
             fields::no_monstrous_numbers(&map)?;
             if serde_json::to_string(&map).is_ok_and(|json| json.len() > METADATA_BYTES_MAX) {
-                return Violation::only("too_long", format!("must have at most {METADATA_BYTES_MAX} bytes as JSON"));
+                return Violation::only(
+                    "too_long",
+                    format!("must have at most {METADATA_BYTES_MAX} bytes as JSON"),
+                );
             }
             Ok(map)
         });
@@ -136,7 +138,9 @@ impl Engine {
         let after = match cursor {
             None => 0,
             Some(cursor) => cursor.parse::<i64>().map_err(|_| {
-                EngineError::invalid(Violation::new("invalid_cursor", "is none that a list answered").under("cursor"))
+                EngineError::invalid(
+                    Violation::new("invalid_cursor", "is none that a list answered").under("cursor"),
+                )
             })?,
         };
         let mut connection = self.database().pool().acquire().await?;

@@ -50,7 +50,11 @@ pub struct MeterUsage {
 }
 
 impl Engine {
-    pub async fn usage(&self, environment: Environment, query: &UsageQuery) -> Result<Vec<UsageRow>, EngineError> {
+    pub async fn usage(
+        &self,
+        environment: Environment,
+        query: &UsageQuery,
+    ) -> Result<Vec<UsageRow>, EngineError> {
         let mut snapshot = store::usage::snapshot(self.database().pool()).await?;
         let stored = store::catalog::meter(&mut snapshot, environment, query.meter.as_str()).await?;
         let Some(stored) = stored else {
@@ -139,7 +143,8 @@ async fn answer(
     };
     let rows = rows(query, stored.meter.aggregation, &bounds, found);
     if rows.len() > USAGE_ROWS_MAX {
-        let detail = format!("would have more than {USAGE_ROWS_MAX} rows; take a shorter range or fewer groups");
+        let detail =
+            format!("would have more than {USAGE_ROWS_MAX} rows; take a shorter range or fewer groups");
         return Err(EngineError::invalid(Violation::new("too_many_rows", detail)));
     }
     Ok(rows)

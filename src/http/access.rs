@@ -54,7 +54,8 @@ async fn identify(engine: &Engine, headers: &HeaderMap) -> Result<Principal, Pro
         let detail = "send a key or a token as `Authorization: Bearer …`";
         Problem::new(StatusCode::UNAUTHORIZED, "unauthorized", detail)
     };
-    let value = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok()).ok_or_else(missing)?;
+    let value =
+        headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok()).ok_or_else(missing)?;
     let (scheme, credential) = value.split_once(' ').ok_or_else(missing)?;
     if !scheme.eq_ignore_ascii_case("bearer") {
         return Err(missing());

@@ -26,7 +26,12 @@ pub(super) async fn read(body: Body) -> Result<Bytes, Problem> {
     let mut bytes = Vec::new();
     let mut drained = 0;
     while let Some(frame) = body.frame().await {
-        let frame = frame.map_err(|_| Problem::bad_request("malformed_body", "the body ends early, or is not encoded as its content-encoding says"))?;
+        let frame = frame.map_err(|_| {
+            Problem::bad_request(
+                "malformed_body",
+                "the body ends early, or is not encoded as its content-encoding says",
+            )
+        })?;
         let Ok(data) = frame.into_data() else { continue };
         if bytes.len() + data.len() <= BODY_BYTES_MAX && drained == 0 {
             bytes.extend_from_slice(&data);
@@ -51,7 +56,8 @@ pub(super) async fn read(body: Body) -> Result<Bytes, Problem> {
 
 /// A JSON document.
 pub(super) fn parse(bytes: &[u8]) -> Result<Value, Problem> {
-    serde_json::from_slice(bytes).map_err(|why| Problem::bad_request("malformed_json", format!("the body is no JSON: {why}")))
+    serde_json::from_slice(bytes)
+        .map_err(|why| Problem::bad_request("malformed_json", format!("the body is no JSON: {why}")))
 }
 
 /// A JSON body.

@@ -15,7 +15,7 @@ use super::{Api, subjects};
 use crate::domain::event::Event;
 use crate::domain::fields::{self, Fields, Read, Violation};
 use crate::domain::limits::{BATCH_EVENTS_MAX, NDJSON_EVENTS_MAX, REASON_CHARS_MAX};
-use crate::domain::names::{EventId, EventName, Source};
+use crate::domain::names::{EventId, EventName, Source, SubjectId};
 use crate::engine::Outcome;
 use crate::engine::access::Principal;
 use crate::store::event_list::EventFilter;
@@ -68,7 +68,9 @@ pub(super) async fn record(
             let outcomes = api.engine.record(principal.environment, vec![event], backfill).await?;
             match outcomes.into_iter().next() {
                 Some(Outcome::Rejected(violation)) => Err(Problem::invalid(vec![violation])),
-                Some(Outcome::Duplicate) => Ok(Json(Recorded { accepted: 0, duplicates: 1, rejected: Vec::new() }).into_response()),
+                Some(Outcome::Duplicate) => {
+                    Ok(Json(Recorded { accepted: 0, duplicates: 1, rejected: Vec::new() }).into_response())
+                }
                 _ => Ok(Json(Recorded { accepted: 1, duplicates: 0, rejected: Vec::new() }).into_response()),
             }
         }
@@ -117,7 +119,8 @@ async fn record_many(
 impl Rejection {
     fn of(index: usize, id: Option<String>, violation: Option<Violation>) -> Self {
         let violation = violation.unwrap_or_else(|| Violation::new("invalid", "is not acceptable"));
-        let place = if violation.pointer.is_empty() { String::new() } else { format!("{}: ", violation.pointer) };
+        let place =
+            if violation.pointer.is_empty() { String::new() } else { format!("{}: ", violation.pointer) };
         Self { index, id, code: violation.code, detail: format!("{place}{}", violation.detail) }
     }
 }
@@ -127,7 +130,9 @@ async fn payload(headers: &HeaderMap, body: Body) -> Result<(Payload, ReadEvent)
     let (read, is_lines): (ReadEvent, bool) = match media_type.as_str() {
         "application/json" => (Event::read, false),
         "application/x-ndjson" | "application/ndjson" => (Event::read, true),
-        "application/cloudevents+json" | "application/cloudevents-batch+json" => (Event::read_cloudevent, false),
+        "application/cloudevents+json" | "application/cloudevents-batch+json" => {
+            (Event::read_cloudevent, false)
+        }
         other => return Err(body::unsupported(other, MEDIA_TYPES)),
     };
     let bytes = body::read(body).await?;
@@ -175,11 +180,14 @@ fn lines(bytes: &[u8]) -> Result<Vec<Value>, Problem> {
 }
 
 fn idempotency_key(headers: &HeaderMap) -> Result<Option<EventId>, Problem> {
-    let flaw = |detail: String| Problem::invalid(vec![Violation::new("invalid_idempotency_key", detail).under("id")]);
+    let flaw = |detail: String| {
+        Problem::invalid(vec![Violation::new("invalid_idempotency_key", detail).under("id")])
+    };
     headers
         .get(HeaderName::from_static("idempotency-key"))
         .map(|value| {
-            let text = value.to_str().map_err(|_| flaw("the header Idempotency-Key is not ASCII".to_owned()))?;
+            let text =
+                value.to_str().map_err(|_| flaw("the header Idempotency-Key is not ASCII".to_owned()))?;
             EventId::parse(text).map_err(|bad| flaw(format!("the header Idempotency-Key {bad}")))
         })
         .transpose()
@@ -192,7 +200,7 @@ pub(super) async fn list(
 ) -> Result<Response, Problem> {
     let mut parameters = Parameters::of(&uri);
     let filter = EventFilter {
-        subject: parameters.optional("subject", subjects::parse).map(|subject| subject.into_string()),
+        subject: parameters.optional("subject", subjects::parse).map(SubjectId::into_string),
         descendants: parameters.flag("descendants"),
         event_name: parameters
             .optional("event_name", |name| Ok(EventName::parse(name)?))
@@ -200,7 +208,8 @@ pub(super) async fn list(
         source: parameters.optional("source", query::text),
         from: parameters.optional("from", query::timestamp),
         to: parameters.optional("to", query::timestamp),
-        voided: parameters.optional("voided", |value| query::word(value, &[("true", true), ("false", false)])),
+        voided: parameters
+            .optional("voided", |value| query::word(value, &[("true", true), ("false", false)])),
     };
     if let (Some(from), Some(to)) = (filter.from, filter.to)
         && from > to

@@ -124,5 +124,5 @@ fn cors(settings: &HttpSettings) -> CorsLayer {
         .allow_methods([Method::GET])
         .allow_headers([header::AUTHORIZATION, header::ACCEPT, HeaderName::from_static("x-request-id")])
         .expose_headers([HeaderName::from_static("x-request-id"), header::RETRY_AFTER])
-        .max_age(Duration::from_secs(3600))
+        .max_age(Duration::from_hours(1))
 }

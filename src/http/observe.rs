@@ -57,7 +57,8 @@ fn measure(method: &Method, route: &str, status: StatusCode, started: Instant) {
         ("status", status.as_u16().to_string()),
     ];
     metrics::counter!("metergate_http_requests_total", &labels).increment(1);
-    metrics::histogram!("metergate_http_request_seconds", &labels[..2]).record(started.elapsed().as_secs_f64());
+    metrics::histogram!("metergate_http_request_seconds", &labels[..2])
+        .record(started.elapsed().as_secs_f64());
 }
 
 /// A method may be any word: only those we know become a label.
@@ -80,9 +81,17 @@ fn log(method: &Method, route: &str, response: &Response, request_id: &HeaderVal
     let cause = response.extensions().get::<Cause>();
     let code = cause.map_or("", |cause| cause.code);
     match cause.and_then(|cause| cause.internal.as_deref()) {
-        Some(why) if status == 500 => tracing::error!(%method, route, status, milliseconds, request_id, code, why, "request"),
-        Some(why) => tracing::warn!(%method, route, status, milliseconds, request_id, code, why, "request"),
-        None if status >= 400 => tracing::info!(%method, route, status, milliseconds, request_id, code, "request"),
-        None => tracing::debug!(%method, route, status, milliseconds, request_id, "request"),
+        Some(why) if status == 500 => {
+            tracing::error!(%method, route, status, milliseconds, request_id, code, why, "request");
+        }
+        Some(why) => {
+            tracing::warn!(%method, route, status, milliseconds, request_id, code, why, "request");
+        }
+        None if status >= 400 => {
+            tracing::info!(%method, route, status, milliseconds, request_id, code, "request");
+        }
+        None => {
+            tracing::debug!(%method, route, status, milliseconds, request_id, "request");
+        }
     }
 }

@@ -1,10 +1,10 @@
 //! What operators and tools ask: health, metrics, and the description of the interface.
 
+use axum::Json;
 use axum::Router;
 use axum::extract::State;
 use axum::http::header;
 use axum::response::{IntoResponse, Response};
-use axum::Json;
 use serde_json::json;
 use utoipa_swagger_ui::{Config, SwaggerUi};
 
@@ -39,7 +39,8 @@ pub(super) async fn metrics(State(api): State<Api>) -> Response {
     let idle = u32::try_from(pool.num_idle()).unwrap_or(u32::MAX);
     metrics::gauge!("metergate_pool_idle_connections").set(f64::from(idle));
     let text = api.metrics.as_ref().as_ref().map(metrics_exporter_prometheus::PrometheusHandle::render);
-    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text.unwrap_or_default()).into_response()
+    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text.unwrap_or_default())
+        .into_response()
 }
 
 pub(super) async fn openapi() -> Response {

@@ -71,12 +71,18 @@ impl Problem {
     pub(super) fn of_status(status: StatusCode) -> Self {
         let (code, detail) = match status {
             StatusCode::BAD_REQUEST => ("bad_request", "the request cannot be read"),
-            StatusCode::UNSUPPORTED_MEDIA_TYPE => {
-                ("unsupported_encoding", "the body may be sent as it is, or with content-encoding gzip or zstd")
-            }
+            StatusCode::UNSUPPORTED_MEDIA_TYPE => (
+                "unsupported_encoding",
+                "the body may be sent as it is, or with content-encoding gzip or zstd",
+            ),
             StatusCode::PAYLOAD_TOO_LARGE => ("body_too_large", "the body is too large"),
-            StatusCode::SERVICE_UNAVAILABLE => ("timeout", "the request took too long; what it sent may or may not be recorded: send it again with the same ids"),
-            StatusCode::INTERNAL_SERVER_ERROR => ("internal_error", "something is wrong on our side; the request id helps to find it"),
+            StatusCode::SERVICE_UNAVAILABLE => (
+                "timeout",
+                "the request took too long; what it sent may or may not be recorded: send it again with the same ids",
+            ),
+            StatusCode::INTERNAL_SERVER_ERROR => {
+                ("internal_error", "something is wrong on our side; the request id helps to find it")
+            }
             _ => ("failed", "the request failed"),
         };
         Self::new(status, code, detail)
@@ -89,7 +95,9 @@ impl From<EngineError> for Problem {
             EngineError::Invalid(violations) => Self::invalid(violations),
             EngineError::NotFound { code, detail } => Self::new(StatusCode::NOT_FOUND, code, detail),
             EngineError::Conflict { code, detail } => Self::new(StatusCode::CONFLICT, code, detail),
-            EngineError::Unauthorized { detail } => Self::new(StatusCode::UNAUTHORIZED, "unauthorized", detail),
+            EngineError::Unauthorized { detail } => {
+                Self::new(StatusCode::UNAUTHORIZED, "unauthorized", detail)
+            }
             EngineError::Forbidden { detail } => Self::new(StatusCode::FORBIDDEN, "forbidden", detail),
             EngineError::Unavailable { code, detail, why } => {
                 Self { internal: Some(why), ..Self::new(StatusCode::SERVICE_UNAVAILABLE, code, detail) }
@@ -150,6 +158,9 @@ pub(super) fn of_panic(panic: Box<dyn Any + Send>) -> Response {
         .cloned()
         .or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()))
         .unwrap_or_default();
-    Problem { internal: Some(format!("panic: {why}")), ..Problem::of_status(StatusCode::INTERNAL_SERVER_ERROR) }
-        .into_response()
+    Problem {
+        internal: Some(format!("panic: {why}")),
+        ..Problem::of_status(StatusCode::INTERNAL_SERVER_ERROR)
+    }
+    .into_response()
 }

@@ -39,14 +39,16 @@ impl Parameters {
     pub(super) fn optional<T>(&mut self, name: &str, read: impl Fn(String) -> Read<T>) -> Option<T> {
         let mut values = self.all(name, read);
         if values.len() > 1 {
-            self.violations.push(Violation::new("duplicate_parameter", "is given more than once").under(name));
+            self.violations
+                .push(Violation::new("duplicate_parameter", "is given more than once").under(name));
         }
         values.pop()
     }
 
     pub(super) fn required<T>(&mut self, name: &str, read: impl Fn(String) -> Read<T>) -> Option<T> {
         if !self.rest.iter().any(|(given, _)| given == name) {
-            self.violations.push(Violation::new("missing_parameter", format!("`{name}` is required")).under(name));
+            self.violations
+                .push(Violation::new("missing_parameter", format!("`{name}` is required")).under(name));
         }
         self.optional(name, read)
     }
@@ -78,7 +80,9 @@ impl Parameters {
     pub(super) fn limit(&mut self) -> u32 {
         self.optional("limit", |value| match value.parse::<u32>() {
             Ok(limit) if (1..=PAGE_ROWS_MAX).contains(&limit) => Ok(limit),
-            _ => Violation::only("invalid_value", format!("must be a whole number from 1 to {PAGE_ROWS_MAX}")),
+            _ => {
+                Violation::only("invalid_value", format!("must be a whole number from 1 to {PAGE_ROWS_MAX}"))
+            }
         })
         .unwrap_or(PAGE_ROWS_DEFAULT)
     }

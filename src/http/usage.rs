@@ -95,7 +95,8 @@ fn read_query(uri: &Uri) -> Result<UsageQuery, Problem> {
     let filter = parameters.bracketed("filter");
     let fill = parameters.flag("fill");
 
-    let too_many = |what: &str, max: usize| Violation::new("too_many", format!("must be at most {max}")).under(what);
+    let too_many =
+        |what: &str, max: usize| Violation::new("too_many", format!("must be at most {max}")).under(what);
     if subjects.len() > USAGE_SUBJECTS_MAX {
         parameters.flaw(too_many("subject", USAGE_SUBJECTS_MAX));
     }
@@ -103,7 +104,8 @@ fn read_query(uri: &Uri) -> Result<UsageQuery, Problem> {
         parameters.flaw(too_many("filter", FILTER_VALUES_MAX));
     }
     if filter.values().flatten().any(|value| value.contains('\0')) {
-        parameters.flaw(Violation::new("nul_character", "must not contain the NUL character").under("filter"));
+        parameters
+            .flaw(Violation::new("nul_character", "must not contain the NUL character").under("filter"));
     }
     if let (Some(from), Some(to)) = (from, to)
         && from > to
@@ -124,11 +126,27 @@ fn read_query(uri: &Uri) -> Result<UsageQuery, Problem> {
     }
     parameters.finish()?;
     // what is required and flawed has been refused by now
-    let (Some(meter), Some(from), Some(to)) = (meter, from, to) else { return Err(Problem::invalid(Vec::new())) };
+    let (Some(meter), Some(from), Some(to)) = (meter, from, to) else {
+        return Err(Problem::invalid(Vec::new()));
+    };
     let span = Span { from, to };
-    Ok(UsageQuery { meter, span, window, zone, subjects, descendants, group_by_subject, group_by, filter, fill })
+    Ok(UsageQuery {
+        meter,
+        span,
+        window,
+        zone,
+        subjects,
+        descendants,
+        group_by_subject,
+        group_by,
+        filter,
+        fill,
+    })
 }
 
 fn wants_csv(headers: &HeaderMap) -> bool {
-    headers.get(header::ACCEPT).and_then(|value| value.to_str().ok()).is_some_and(|accept| accept.contains("text/csv"))
+    headers
+        .get(header::ACCEPT)
+        .and_then(|value| value.to_str().ok())
+        .is_some_and(|accept| accept.contains("text/csv"))
 }

@@ -12,7 +12,7 @@ use crate::domain::limits::FOLD_EVENTS_MAX;
 use crate::engine::{Engine, EngineError};
 
 /// How often dimension values are counted and partitions are made.
-const UPKEEP_INTERVAL: Duration = Duration::from_secs(300);
+const UPKEEP_INTERVAL: Duration = Duration::from_mins(5);
 
 /// The jobs of a service, until they are told to stop.
 #[derive(Debug)]

@@ -1,5 +1,7 @@
 //! Catalogs and their meters.
 
+use std::collections::HashSet;
+
 use serde_json::Value;
 use sqlx::types::Json;
 use sqlx::{PgConnection, Row};
@@ -23,11 +25,12 @@ pub async fn current(
     connection: &mut PgConnection,
     environment: Environment,
 ) -> Result<(Catalog, i64), StoreError> {
-    let row =
-        sqlx::query("select document, version from catalogs where environment = $1 order by version desc limit 1")
-            .bind(environment.code())
-            .fetch_optional(connection)
-            .await?;
+    let row = sqlx::query(
+        "select document, version from catalogs where environment = $1 order by version desc limit 1",
+    )
+    .bind(environment.code())
+    .fetch_optional(connection)
+    .await?;
     let Some(row) = row else { return Ok((Catalog::default(), 0)) };
     let Json(document): Json<Value> = row.try_get("document")?;
     Ok((stored(Catalog::read(document))?, row.try_get("version")?))
@@ -53,10 +56,11 @@ pub async fn meters(
     connection: &mut PgConnection,
     environment: Environment,
 ) -> Result<Vec<StoredMeter>, StoreError> {
-    let rows = sqlx::query("select id, event_name_id, definition from meters where environment = $1 order by key")
-        .bind(environment.code())
-        .fetch_all(connection)
-        .await?;
+    let rows =
+        sqlx::query("select id, event_name_id, definition from meters where environment = $1 order by key")
+            .bind(environment.code())
+            .fetch_all(connection)
+            .await?;
     rows.iter().map(read_meter).collect()
 }
 
@@ -65,11 +69,12 @@ pub async fn meter(
     environment: Environment,
     key: &str,
 ) -> Result<Option<StoredMeter>, StoreError> {
-    let row = sqlx::query("select id, event_name_id, definition from meters where environment = $1 and key = $2")
-        .bind(environment.code())
-        .bind(key)
-        .fetch_optional(connection)
-        .await?;
+    let row =
+        sqlx::query("select id, event_name_id, definition from meters where environment = $1 and key = $2")
+            .bind(environment.code())
+            .bind(key)
+            .fetch_optional(connection)
+            .await?;
     row.as_ref().map(read_meter).transpose()
 }
 
@@ -84,7 +89,9 @@ fn read_meter(row: &sqlx::postgres::PgRow) -> Result<StoredMeter, StoreError> {
 
 /// What we stored, we can read.
 fn stored<T>(read: crate::domain::fields::Read<T>) -> Result<T, StoreError> {
-    read.map_err(|flaws| StoreError::Refused(sqlx::Error::Decode(format!("stored catalog: {flaws:?}").into())))
+    read.map_err(|flaws| {
+        StoreError::Refused(sqlx::Error::Decode(format!("stored catalog: {flaws:?}").into()))
+    })
 }
 
 pub async fn insert_meter(
@@ -155,18 +162,16 @@ pub async fn insert_gap(
     Ok(())
 }
 
-/// Whether the name was ever used, by an event or a meter.
-pub async fn knows_event_name(
+/// Every name that an event or a meter ever used.
+pub async fn known_event_names(
     connection: &mut PgConnection,
     environment: Environment,
-    name: &str,
-) -> Result<bool, StoreError> {
-    let known = sqlx::query_scalar("select exists (select from event_names where environment = $1 and name = $2)")
+) -> Result<HashSet<String>, StoreError> {
+    let names: Vec<String> = sqlx::query_scalar("select name from event_names where environment = $1")
         .bind(environment.code())
-        .bind(name)
-        .fetch_one(connection)
+        .fetch_all(connection)
         .await?;
-    Ok(known)
+    Ok(names.into_iter().collect())
 }
 
 /// The numbers of event names, made where they are missing.

@@ -68,7 +68,10 @@ async fn opening(connection: &mut PgConnection, environment: Environment) -> Res
 }
 
 /// Within a transaction: waits until nobody records, raises the version and keeps the lock.
-pub async fn lock_for_change(connection: &mut PgConnection, environment: Environment) -> Result<(), StoreError> {
+pub async fn lock_for_change(
+    connection: &mut PgConnection,
+    environment: Environment,
+) -> Result<(), StoreError> {
     sqlx::query("select pg_advisory_xact_lock($1, $2)")
         .bind(LOCK)
         .bind(i32::from(environment.code()))
@@ -100,10 +103,11 @@ pub enum Fate {
 }
 
 pub async fn fate(connection: &mut PgConnection, transaction_id: i64) -> Result<Fate, StoreError> {
-    let status: Result<Option<String>, sqlx::Error> = sqlx::query_scalar("select pg_xact_status($1::text::xid8)")
-        .bind(transaction_id.to_string())
-        .fetch_one(connection)
-        .await;
+    let status: Result<Option<String>, sqlx::Error> =
+        sqlx::query_scalar("select pg_xact_status($1::text::xid8)")
+            .bind(transaction_id.to_string())
+            .fetch_one(connection)
+            .await;
     match status {
         Ok(status) => Ok(match status.as_deref() {
             Some("committed") => Fate::Committed,

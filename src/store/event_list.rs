@@ -48,7 +48,8 @@ pub struct EventFilter {
     pub voided: Option<bool>,
 }
 
-const COLUMNS: &str = "select e.key, e.id, e.source, n.name as event_name, e.value::text as value, e.properties,
+const COLUMNS: &str =
+    "select e.key, e.id, e.source, n.name as event_name, e.value::text as value, e.properties,
         e.occurred_at, e.batch_id, e.ordinal, v.reason as void_reason, v.voided_at,
         array(select a.subject from paths p, unnest(p.ancestors) with ordinality as level (id, n)
               join subjects a on a.id = level.id where p.id = e.path_id order by level.n) as path,
@@ -115,7 +116,8 @@ pub async fn list(
         sql.push(" and (e.occurred_at, e.batch_id, e.ordinal) < (").push_bind(after.occurred_at);
         sql.push(", ").push_bind(after.batch_id).push(", ").push_bind(after.ordinal).push(")");
     }
-    sql.push(" order by e.occurred_at desc, e.batch_id desc, e.ordinal desc limit ").push_bind(i64::from(limit));
+    sql.push(" order by e.occurred_at desc, e.batch_id desc, e.ordinal desc limit ")
+        .push_bind(i64::from(limit));
     let rows = sql.build().persistent(false).fetch_all(connection).await?;
     rows.iter().map(read).collect()
 }

@@ -101,7 +101,8 @@ pub async fn insert_batch(
     batch_id: i64,
     columns: &EventColumns,
 ) -> Result<(), StoreError> {
-    let (Some(first), Some(last)) = (columns.occurred_at.iter().min(), columns.occurred_at.iter().max()) else {
+    let (Some(first), Some(last)) = (columns.occurred_at.iter().min(), columns.occurred_at.iter().max())
+    else {
         return Ok(());
     };
     sqlx::query(

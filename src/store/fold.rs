@@ -170,7 +170,10 @@ pub struct Gap {
 }
 
 /// The oldest gap that is to be built.
-pub async fn next_gap(connection: &mut PgConnection, environment: Environment) -> Result<Option<Gap>, StoreError> {
+pub async fn next_gap(
+    connection: &mut PgConnection,
+    environment: Environment,
+) -> Result<Option<Gap>, StoreError> {
     let row = sqlx::query(
         "select id, meter_id, from_hour, to_hour from rollup_gaps where environment = $1 and not permanent
          order by id limit 1",
@@ -203,7 +206,9 @@ pub async fn build(
         }
     };
     for table in ["rollups", "rollup_members"] {
-        let delete = format!("delete from {table} where environment = $1 and meter_id = $2 and hour >= $3 and hour < $4");
+        let delete = format!(
+            "delete from {table} where environment = $1 and meter_id = $2 and hour >= $3 and hour < $4"
+        );
         sqlx::query(sqlx::AssertSqlSafe(delete))
             .bind(environment.code())
             .bind(stored.id)
@@ -250,11 +255,13 @@ pub async fn drop_if_too_many_sets(
     environment: Environment,
     stored: &StoredMeter,
 ) -> Result<bool, StoreError> {
-    let sets: i64 = sqlx::query_scalar("select count(*) from (select from dimension_sets where meter_id = $1 limit $2) s")
-        .bind(stored.id)
-        .bind(DIMENSION_SETS_PER_METER_MAX + 1)
-        .fetch_one(&mut *connection)
-        .await?;
+    let sets: i64 = sqlx::query_scalar(
+        "select count(*) from (select from dimension_sets where meter_id = $1 limit $2) s",
+    )
+    .bind(stored.id)
+    .bind(DIMENSION_SETS_PER_METER_MAX + 1)
+    .fetch_one(&mut *connection)
+    .await?;
     if sets <= DIMENSION_SETS_PER_METER_MAX {
         return Ok(false);
     }

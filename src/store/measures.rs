@@ -45,7 +45,9 @@ pub(super) fn push_measures(
     sql.push("]::text[] as members, ");
     match (meter.aggregation, meter.property()) {
         (Aggregation::Count, _) => sql.push("1::numeric as number"),
-        (Aggregation::UniqueCount, None) => sql.push("1::numeric as number, text_digest(trim_scale(e.value)::text) as member"),
+        (Aggregation::UniqueCount, None) => {
+            sql.push("1::numeric as number, text_digest(trim_scale(e.value)::text) as member")
+        }
         (Aggregation::UniqueCount, Some(property)) => sql
             .push("case when dimension_value(e.properties -> ")
             .push_bind(property.to_owned())
@@ -149,10 +151,9 @@ pub(super) fn rollup_columns(aggregation: Aggregation) -> &'static [(&'static st
         Aggregation::Count | Aggregation::UniqueCount => &[],
         Aggregation::Min => &[("min", "min(number) filter (where live)")],
         Aggregation::Max => &[("max", "max(number) filter (where live)")],
-        Aggregation::Last => &[(
-            "last",
-            "max(array[extract(epoch from at), batch_id, ordinal, number]) filter (where live)",
-        )],
+        Aggregation::Last => {
+            &[("last", "max(array[extract(epoch from at), batch_id, ordinal, number]) filter (where live)")]
+        }
     }
 }
 

@@ -50,7 +50,8 @@ pub async fn positions(
     .await?;
     rows.iter()
         .map(|row| {
-            let position = Position { path_id: row.try_get("path_id")?, customer_id: row.try_get("customer_id")? };
+            let position =
+                Position { path_id: row.try_get("path_id")?, customer_id: row.try_get("customer_id")? };
             Ok((row.try_get("subject")?, position))
         })
         .collect()
@@ -79,7 +80,8 @@ pub async fn insert_missing(
     Ok(())
 }
 
-const SELECT: &str = "select s.id, s.subject, parent.subject as parent, c.stripe_customer_id, s.metadata, s.created_at,
+const SELECT: &str =
+    "select s.id, s.subject, parent.subject as parent, c.stripe_customer_id, s.metadata, s.created_at,
         s.updated_at, array(
             select a.subject from paths p, unnest(p.ancestors) with ordinality as level (id, n)
             join subjects a on a.id = level.id where p.id = s.path_id order by level.n) as path
@@ -121,7 +123,9 @@ pub async fn list(
     after: i64,
     limit: u32,
 ) -> Result<Vec<SubjectRow>, StoreError> {
-    let sql = format!("{SELECT} and s.id > $2 and ($3::text is null or parent.subject = $3) order by s.id limit $4");
+    let sql = format!(
+        "{SELECT} and s.id > $2 and ($3::text is null or parent.subject = $3) order by s.id limit $4"
+    );
     let rows = sqlx::query(sqlx::AssertSqlSafe(sql))
         .bind(environment.code())
         .bind(after)

@@ -1,4 +1,4 @@
-//! How the domain's types travel to and from `PostgreSQL`, in its binary formats.
+//! How the domain's types travel to and from PostgreSQL, in its binary formats.
 
 use sqlx::encode::IsNull;
 use sqlx::error::BoxDynError;
@@ -8,7 +8,7 @@ use sqlx::{Decode, Encode, Postgres, Type};
 use crate::domain::quantity::Quantity;
 use crate::domain::timestamp::{MICROS_PER_SECOND, Timestamp};
 
-/// 2000-01-01T00:00:00Z, from which `PostgreSQL` counts its microseconds.
+/// 2000-01-01T00:00:00Z, from which PostgreSQL counts its microseconds.
 const POSTGRES_EPOCH_MICROS: i64 = 946_684_800 * MICROS_PER_SECOND;
 
 impl Type<Postgres> for Timestamp {
@@ -54,7 +54,7 @@ impl PgHasArrayType for Quantity {
 
 impl Encode<'_, Postgres> for Quantity {
     /// `numeric` is a count of base-10000 digits, the weight of the first, a sign, the number of
-    /// decimal digits after the point, and the digits (`PostgreSQL`'s `numeric_send`).
+    /// decimal digits after the point, and the digits (PostgreSQL's `numeric_send`).
     fn encode_by_ref(&self, buffer: &mut PgArgumentBuffer) -> Result<IsNull, BoxDynError> {
         let nanos = self.nanos();
         let negative = nanos < 0;

@@ -141,13 +141,15 @@ fn push_rollups(
 ) {
     let unique = stored.meter.aggregation == Aggregation::UniqueCount;
     let position = |name: &String| {
-        stored.meter.dimensions.iter().map(PropertyName::as_str).position(|d| d == name).unwrap_or_default() + 1
+        stored.meter.dimensions.iter().map(PropertyName::as_str).position(|d| d == name).unwrap_or_default()
+            + 1
     };
     sql.push("select r.path_id, r.hour as at, ");
     if dimensions.is_empty() {
         sql.push("'{}'::text[] as members");
     } else {
-        let members: Vec<String> = dimensions.iter().map(|name| format!("d.members[{}]", position(name))).collect();
+        let members: Vec<String> =
+            dimensions.iter().map(|name| format!("d.members[{}]", position(name))).collect();
         sql.push(format!("array[{}]::text[] as members", members.join(", ")));
     }
     sql.push(if unique { ", r.refs as count, r.member" } else { ", r.count" });
@@ -163,7 +165,11 @@ fn push_rollups(
         sql.push(" and hour >= ").push_bind(hours.from).push(" and hour < ").push_bind(hours.to).push(") r");
     } else {
         let (from, to) = columns(hours);
-        sql.push("unnest(").push_bind(from).push(", ").push_bind(to).push(") as span (s, e) cross join lateral (");
+        sql.push("unnest(")
+            .push_bind(from)
+            .push(", ")
+            .push_bind(to)
+            .push(") as span (s, e) cross join lateral (");
         sql.push(format!("select * from {table} where environment = ")).push_bind(environment.code());
         sql.push(" and meter_id = ").push_bind(stored.id);
         push_paths(sql, paths);
@@ -244,17 +250,18 @@ fn push_grouping(
     if query.group_by_subject {
         sql.push(" join paths p on p.id = named.path_id join subjects s on s.id = p.subject_id");
     }
-    let mut joiner = " where ";
+    let mut conjunction = " where ";
     for (name, allowed) in &query.filter {
         let position = dimensions.iter().position(|d| d == name).unwrap_or_default() + 1;
-        sql.push(format!("{joiner}members[{position}] = any(")).push_bind(allowed.clone()).push(")");
-        joiner = " and ";
+        sql.push(format!("{conjunction}members[{position}] = any(")).push_bind(allowed.clone()).push(")");
+        conjunction = " and ";
     }
     let keys = 2 + query.group_by.len();
     let list = |count: usize| (1..=count).map(|n| n.to_string()).collect::<Vec<_>>().join(", ");
     sql.push(format!(" group by {}", list(keys + usize::from(unique))));
     if unique {
-        let groups: String = (0..query.group_by.len()).map(|index| format!(", g{index}")).collect();
+        let groups: Vec<String> = (0..query.group_by.len()).map(|index| format!(", g{index}")).collect();
+        let groups = groups.concat();
         sql.push(format!(
             ") select w, subject{groups}, sum(count)::bigint as count, null::text as sum,
                (count(*) filter (where count > 0))::text as picked

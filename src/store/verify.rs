@@ -29,7 +29,9 @@ impl Differences {
 
 /// Turns off what would end a long count; the snapshot is the caller's.
 pub async fn allow_long(connection: &mut PgConnection) -> Result<(), StoreError> {
-    sqlx::raw_sql("set local statement_timeout = 0; set local work_mem = '256MB'").execute(connection).await?;
+    sqlx::raw_sql("set local statement_timeout = 0; set local work_mem = '256MB'")
+        .execute(connection)
+        .await?;
     Ok(())
 }
 
@@ -94,12 +96,10 @@ async fn compare(
     of_members: bool,
     differences: &mut Differences,
 ) -> Result<i64, StoreError> {
-    let dimensions: Vec<String> = stored.meter.dimensions.iter().cloned().map(PropertyName::into_string).collect();
-    let (table, count, member) = if of_members {
-        ("rollup_members", "refs", ", member")
-    } else {
-        ("rollups", "count", "")
-    };
+    let dimensions: Vec<String> =
+        stored.meter.dimensions.iter().cloned().map(PropertyName::into_string).collect();
+    let (table, count, member) =
+        if of_members { ("rollup_members", "refs", ", member") } else { ("rollups", "count", "") };
     let columns = if of_members { &[][..] } else { rollup_columns(stored.meter.aggregation) };
     let everything = Span { from: Timestamp::MIN, to: Timestamp::MAX };
     let mut sql = QueryBuilder::new("with measures as (");
@@ -112,7 +112,9 @@ async fn compare(
     for (name, _) in columns {
         sql.push(format!(", r.{name}"));
     }
-    sql.push(format!(" from {table} r join dimension_sets d on d.id = r.dimension_set_id where r.environment = "));
+    sql.push(format!(
+        " from {table} r join dimension_sets d on d.id = r.dimension_set_id where r.environment = "
+    ));
     sql.push_bind(environment.code()).push(" and r.meter_id = ").push_bind(stored.id);
     sql.push("), compared as (select coalesce(c.path_id, k.path_id) as path_id, coalesce(c.hour, k.hour) as hour, coalesce(c.members, k.members) as members, ");
     // a bucket in which everything was taken back may be there or not
@@ -138,7 +140,10 @@ async fn compare(
     if wrong > 0 {
         let shown: Vec<String> = row.try_get("shown")?;
         let key = &stored.meter.key;
-        differences.note(wrong, format!("{environment}: {wrong} {table} of meter {key} differ: {}", shown.join("; ")));
+        differences.note(
+            wrong,
+            format!("{environment}: {wrong} {table} of meter {key} differ: {}", shown.join("; ")),
+        );
     }
     Ok(row.try_get("compared")?)
 }

@@ -23,7 +23,8 @@ pub async fn find(
         .bind(key)
         .fetch_optional(connection)
         .await?;
-    row.map(|row| Ok(VoidRow { reason: row.try_get("reason")?, voided_at: row.try_get("voided_at")? })).transpose()
+    row.map(|row| Ok(VoidRow { reason: row.try_get("reason")?, voided_at: row.try_get("voided_at")? }))
+        .transpose()
 }
 
 /// Notes that the event is taken back; false where it already was. A second caller waits for the

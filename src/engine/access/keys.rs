@@ -65,7 +65,8 @@ impl Engine {
         };
         let (id, proof) = (characters(ID_CHARS), characters(PROOF_CHARS));
         let key = format!("{PREFIX}{}_{environment}_{id}{proof}", kind.tag());
-        api_keys::insert(self.database().pool(), &id, environment, kind.as_str(), name, &digest(&key)).await?;
+        api_keys::insert(self.database().pool(), &id, environment, kind.as_str(), name, &digest(&key))
+            .await?;
         Ok(key)
     }
 

@@ -45,8 +45,9 @@ pub struct Gatekeeper {
     verdicts: Cache<[u8; 32], Option<Principal>>,
 }
 
-const BAD_CREDENTIAL: EngineError =
-    EngineError::Unauthorized { detail: "the credential is unknown, revoked, expired or not meant for this service" };
+const BAD_CREDENTIAL: EngineError = EngineError::Unauthorized {
+    detail: "the credential is unknown, revoked, expired or not meant for this service",
+};
 
 impl Gatekeeper {
     pub(super) fn new(database: Database, settings: &EngineSettings) -> Result<Self, EngineError> {
@@ -55,7 +56,8 @@ impl Gatekeeper {
             .iter()
             .map(|(environment, settings)| TokenVerifier::new(*environment, settings.clone()))
             .collect::<Result<_, _>>()?;
-        let verdicts = Cache::builder().max_capacity(VERDICTS_MAX).time_to_live(settings.credential_life).build();
+        let verdicts =
+            Cache::builder().max_capacity(VERDICTS_MAX).time_to_live(settings.credential_life).build();
         Ok(Self { database, verifiers, verdicts })
     }
 

@@ -24,7 +24,7 @@ pub const HS256_SECRET_BYTES_MIN: usize = 32;
 /// A key that is not in the JWKS document is asked for again, but not more often.
 const JWKS_AGE_MIN: Duration = Duration::from_secs(10);
 /// After this the document is read again in any case, so that a withdrawn key is forgotten.
-const JWKS_AGE_MAX: Duration = Duration::from_secs(600);
+const JWKS_AGE_MAX: Duration = Duration::from_mins(10);
 const JWKS_ANSWER_MAX: Duration = Duration::from_secs(5);
 const JWKS_BYTES_MAX: usize = 256 * 1024;
 
@@ -100,14 +100,17 @@ impl TokenVerifier {
         if let Some(secret) = &settings.hs256_secret {
             let secret = secret.expose_secret().as_bytes();
             if secret.len() < HS256_SECRET_BYTES_MIN {
-                let why = format!("auth.{environment}.hs256_secret must have at least {HS256_SECRET_BYTES_MIN} bytes");
+                let why = format!(
+                    "auth.{environment}.hs256_secret must have at least {HS256_SECRET_BYTES_MIN} bytes"
+                );
                 return Err(EngineError::Internal(why));
             }
             keys.push(BoundKey { algorithm: Algorithm::HS256, key: DecodingKey::from_secret(secret) });
         }
         if let Some(pem) = &settings.public_key {
             let key = public_key(pem.as_bytes()).ok_or_else(|| {
-                let why = format!("auth.{environment}.public_key is no PEM of an RSA, P-256 or Ed25519 public key");
+                let why =
+                    format!("auth.{environment}.public_key is no PEM of an RSA, P-256 or Ed25519 public key");
                 EngineError::Internal(why)
             })?;
             keys.push(key);
@@ -193,7 +196,10 @@ impl Jwks {
                 Err(why) => {
                     tracing::warn!(url = %self.url, %why, "the JWKS document cannot be read");
                     // what was known stays good while the other side is away
-                    known.as_ref().map(|known| Arc::clone(&known.keys)).unwrap_or_else(|| Arc::new(JwkSet { keys: Vec::new() }))
+                    known.as_ref().map_or_else(
+                        || Arc::new(JwkSet { keys: Vec::new() }),
+                        |known| Arc::clone(&known.keys),
+                    )
                 }
             };
             *known = Some(Known { keys, asked_at: Instant::now() });
@@ -242,7 +248,8 @@ impl Engine {
         expires_at_seconds: i64,
     ) -> Result<String, EngineError> {
         let settings = self.inner.settings.tokens.iter().find(|(of, _)| *of == environment).map(|(_, s)| s);
-        let Some((secret, audience)) = settings.and_then(|s| Some((s.hs256_secret.as_ref()?, &s.audience))) else {
+        let Some((secret, audience)) = settings.and_then(|s| Some((s.hs256_secret.as_ref()?, &s.audience)))
+        else {
             let detail = format!(
                 "no secret to sign with; set METERGATE__AUTH__{}__HS256_SECRET",
                 environment.as_str().to_uppercase()

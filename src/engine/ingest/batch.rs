@@ -24,7 +24,11 @@ use crate::store::{self, StoreError};
 pub(super) enum Attempt {
     Committed(Vec<Judged>),
     /// The commit was sent and not answered.
-    Unanswered { transaction_id: i64, batch_id: i64, judged: Vec<Judged> },
+    Unanswered {
+        transaction_id: i64,
+        batch_id: i64,
+        judged: Vec<Judged>,
+    },
     /// Nothing was done: these months need their partitions first.
     MissingMonths(Vec<Span>),
 }
@@ -63,7 +67,8 @@ pub(super) async fn attempt(
     let winners = winners(&candidates);
 
     let mut fresh = Fresh::default();
-    let positions = locate(connection, environment, &configuration, &candidates, &winners, &mut fresh).await?;
+    let positions =
+        locate(connection, environment, &configuration, &candidates, &winners, &mut fresh).await?;
     let known = take_keys(connection, environment, opening.batch_id, &candidates, &winners).await?;
     let (judged, recorded) = judge(&candidates, &winners, &known, opening.batch_id, uncertain);
 
@@ -182,8 +187,11 @@ async fn locate(
     unknown.retain(|name, _| !existing.contains(name));
     if !unknown.is_empty() {
         let keys: Vec<Uuid> = unknown.values().flatten().copied().collect();
-        let taken: HashSet<Uuid> =
-            store::events::find_keys(connection, environment, &keys).await?.iter().map(|row| row.key).collect();
+        let taken: HashSet<Uuid> = store::events::find_keys(connection, environment, &keys)
+            .await?
+            .iter()
+            .map(|row| row.key)
+            .collect();
         unknown.retain(|_, keys| keys.iter().any(|key| !taken.contains(key)));
         let mut names: Vec<String> = unknown.into_keys().map(str::to_owned).collect();
         names.sort_unstable();
@@ -213,8 +221,11 @@ async fn take_keys(
         columns.occurred_at.push(candidates[index].occurred_at);
         columns.timestamp_given.push(candidates[index].event.timestamp.is_some());
     }
-    let taken =
-        if columns.keys.is_empty() { 0 } else { store::events::insert_keys(connection, environment, batch_id, &columns).await? };
+    let taken = if columns.keys.is_empty() {
+        0
+    } else {
+        store::events::insert_keys(connection, environment, batch_id, &columns).await?
+    };
     let mut asked: Vec<Uuid> =
         candidates.iter().filter(|c| c.objection.is_some()).map(|c| c.event.key).collect();
     if taken < columns.keys.len() as u64 {
@@ -258,9 +269,12 @@ fn judge(
                 Outcome::Accepted
             }
             // an attempt of ours, which was not known to be committed, was
-            (Some(first), _) if winner == Some(index) && uncertain.contains(&first.batch_id) => Outcome::Accepted,
+            (Some(first), _) if winner == Some(index) && uncertain.contains(&first.batch_id) => {
+                Outcome::Accepted
+            }
             (Some(first), objection) => {
-                let same_time = !first.timestamp_given || event.timestamp.is_none_or(|at| at == first.occurred_at);
+                let same_time =
+                    !first.timestamp_given || event.timestamp.is_none_or(|at| at == first.occurred_at);
                 match (first.content == event.content && same_time, objection) {
                     (true, _) => Outcome::Duplicate,
                     (false, Some(objection)) => Outcome::Rejected(objection.clone()),
@@ -320,7 +334,8 @@ fn event_columns(
     for (ordinal, index) in recorded.iter().enumerate() {
         let Candidate { event, occurred_at, .. } = &candidates[*index];
         // both were looked up for every winner
-        let (Some(position), Some(name)) = (positions.get(&event.subject), names.get(&event.event_name)) else {
+        let (Some(position), Some(name)) = (positions.get(&event.subject), names.get(&event.event_name))
+        else {
             unreachable!("every recorded event has a position and a name")
         };
         columns.path_ids.push(position.path_id);
@@ -350,5 +365,6 @@ fn note_metrics(judged: &[Judged]) {
     for (outcome, count) in [("accepted", accepted), ("duplicate", duplicates), ("rejected", rejected)] {
         metrics::counter!("metergate_events_total", "outcome" => outcome).increment(count);
     }
-    metrics::histogram!("metergate_ingest_batch_events").record(f64::from(u32::try_from(judged.len()).unwrap_or(u32::MAX)));
+    metrics::histogram!("metergate_ingest_batch_events")
+        .record(f64::from(u32::try_from(judged.len()).unwrap_or(u32::MAX)));
 }

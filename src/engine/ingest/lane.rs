@@ -73,7 +73,12 @@ struct Lane {
 const BYTES_PER_PERMIT: usize = 1024;
 
 impl Lane {
-    fn start(environment: Environment, name: &str, writers: usize, workplace: &Workplace) -> (Self, Vec<JoinHandle<()>>) {
+    fn start(
+        environment: Environment,
+        name: &str,
+        writers: usize,
+        workplace: &Workplace,
+    ) -> (Self, Vec<JoinHandle<()>>) {
         let (queue, jobs) = mpsc::unbounded_channel();
         let shared =
             Arc::new(Queue { jobs: tokio::sync::Mutex::new(jobs), name: format!("{environment}_{name}") });
@@ -88,7 +93,12 @@ impl Lane {
         (lane, tasks)
     }
 
-    fn submit(&self, events: Vec<Prepared>, backfill: bool, deadline: Instant) -> Result<oneshot::Receiver<Answer>, EngineError> {
+    fn submit(
+        &self,
+        events: Vec<Prepared>,
+        backfill: bool,
+        deadline: Instant,
+    ) -> Result<oneshot::Receiver<Answer>, EngineError> {
         let bytes: usize = events.iter().map(Prepared::bytes).sum();
         let room = |semaphore: &Arc<Semaphore>, wanted: usize, all: usize| {
             // one call that is larger than the queue may still pass alone
@@ -106,10 +116,19 @@ impl Lane {
     }
 }
 
+/// The lanes of an environment.
+#[derive(Debug)]
+struct LanePair {
+    environment: Environment,
+    single: Lane,
+    bulk: Lane,
+}
+
 /// The lanes of both environments.
 #[derive(Debug)]
 pub(in crate::engine) struct Lanes {
-    open: Mutex<Option<Vec<(Environment, [Lane; 2])>>>,
+    /// None once they are closed.
+    open: Mutex<Option<[LanePair; 2]>>,
     writers: Mutex<Vec<JoinHandle<()>>>,
 }
 
@@ -119,15 +138,13 @@ const BULK_WRITERS: usize = 2;
 impl Lanes {
     pub(in crate::engine) fn start(workplace: &Workplace) -> Self {
         let mut writers = Vec::new();
-        let open = Environment::ALL
-            .map(|environment| {
-                let (single, single_writers) = Lane::start(environment, "single", 1, workplace);
-                let (bulk, bulk_writers) = Lane::start(environment, "bulk", BULK_WRITERS, workplace);
-                writers.extend(single_writers);
-                writers.extend(bulk_writers);
-                (environment, [single, bulk])
-            })
-            .into();
+        let open = Environment::ALL.map(|environment| {
+            let (single, single_writers) = Lane::start(environment, "single", 1, workplace);
+            let (bulk, bulk_writers) = Lane::start(environment, "bulk", BULK_WRITERS, workplace);
+            writers.extend(single_writers);
+            writers.extend(bulk_writers);
+            LanePair { environment, single, bulk }
+        });
         Self { open: Mutex::new(Some(open)), writers: Mutex::new(writers) }
     }
 
@@ -141,8 +158,9 @@ impl Lanes {
         let deadline = Instant::now() + wait_max;
         let answered = {
             let open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
-            let lanes = open.as_ref().and_then(|lanes| lanes.iter().find(|(of, _)| *of == environment));
-            let Some((_, [single, bulk])) = lanes else {
+            let lanes =
+                open.as_ref().and_then(|pairs| pairs.iter().find(|pair| pair.environment == environment));
+            let Some(LanePair { single, bulk, .. }) = lanes else {
                 return Err(EngineError::unavailable("the service is stopping"));
             };
             let lane = if events.len() == 1 { single } else { bulk };

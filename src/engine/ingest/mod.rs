@@ -17,11 +17,11 @@ use uuid::Uuid;
 
 use super::{Engine, EngineError};
 use crate::domain::environment::Environment;
+use crate::domain::event::Properties;
 use crate::domain::event::{Event, event_key, key_is_id};
 use crate::domain::fields::Violation;
 use crate::domain::names::EventId;
 use crate::domain::quantity::Quantity;
-use crate::domain::event::Properties;
 use crate::domain::timestamp::Timestamp;
 use crate::store::Database;
 

@@ -6,9 +6,9 @@ use std::time::{Duration, Instant};
 
 use sqlx::PgConnection;
 
+use super::Workplace;
 use super::batch::{self, Attempt, Judged};
 use super::lane::{Answer, Job, Queue};
-use super::Workplace;
 use crate::domain::environment::Environment;
 use crate::engine::EngineError;
 use crate::store::configuration::{Fate, fate};
@@ -68,7 +68,9 @@ impl Writer {
                 Err(why) => {
                     for job in jobs {
                         job.answer(Err(match &why {
-                            StoreError::Conflict(_) | StoreError::TooSlow(_) => EngineError::unavailable(why.to_string()),
+                            StoreError::Conflict(_) | StoreError::TooSlow(_) => {
+                                EngineError::unavailable(why.to_string())
+                            }
                             _ => EngineError::Internal(why.to_string()),
                         }));
                     }
@@ -108,7 +110,9 @@ impl Writer {
                     self.connection = None;
                     match why {
                         StoreError::Unavailable(_) => pause.rest().await,
-                        StoreError::Conflict(_) | StoreError::TooSlow(_) if conflicts < CONFLICTS_MAX => conflicts += 1,
+                        StoreError::Conflict(_) | StoreError::TooSlow(_) if conflicts < CONFLICTS_MAX => {
+                            conflicts += 1;
+                        }
                         _ => return Err(why),
                     }
                 }
