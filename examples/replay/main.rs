@@ -40,7 +40,7 @@ struct Arguments {
     file: PathBuf,
     #[arg(long, default_value = "http://127.0.0.1:8080")]
     url: String,
-    /// A secret key; without it METERGATE_KEY or KEY of the environment
+    /// A secret key; without it `METERGATE_KEY` or `KEY` of the environment
     #[arg(long, env = "METERGATE_KEY", hide_env_values = true)]
     key: Option<String>,
     /// Events in one call
