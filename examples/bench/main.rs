@@ -1,0 +1,94 @@
+//! The benchmark: what the service does per second, beside what `PostgreSQL` itself does on the same
+//! machine in the same minutes.
+//!
+//! ```text
+//! cargo run --release --example bench [-- --quick] [-- --large]
+//! ```
+//!
+//! Starts all it needs: a private `PostgreSQL` with fsync on in a temporary folder, and the service as
+//! a process of its own, so that its memory can be told from the generator's. Everything that is sent
+//! is made before the clock runs. The service and what it is compared with are measured in turns,
+//! and the medians count. Prints one table; `docs/benchmarks.md` says what its rows mean.
+
+#![expect(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "the table goes to stdout, progress to stderr"
+)]
+
+mod baseline;
+mod events;
+mod http;
+mod machine;
+mod report;
+mod rounds;
+mod service;
+
+use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use clap::Parser;
+use metergate::embedded::{Cluster, Purpose};
+use sqlx::{Connection as _, PgConnection};
+
+use rounds::Bench;
+
+/// No run takes longer.
+const RUN_MAX: Duration = Duration::from_mins(15);
+
+/// Measure the service beside `PostgreSQL` itself, and print one table
+#[derive(Debug, Clone, Parser)]
+pub(crate) struct Arguments {
+    /// About half a minute: less of everything
+    #[arg(long)]
+    quick: bool,
+    /// Again with 10 million events in the database
+    #[arg(long)]
+    large: bool,
+    /// Where the temporary folder with the data is made; on a disk, or syncing means nothing
+    #[arg(long)]
+    folder: Option<PathBuf>,
+}
+
+fn main() -> anyhow::Result<ExitCode> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let mut given = std::env::args().skip(1).peekable();
+    if given.peek().is_some_and(|first| first == service::AS_METERGATE) {
+        return runtime.block_on(service::be_metergate(given));
+    }
+    runtime.block_on(measure(Arguments::parse()))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn measure(arguments: Arguments) -> anyhow::Result<()> {
+    let parent = arguments.folder.clone().unwrap_or_else(std::env::temp_dir);
+    // as root, the server runs under another account, which has to reach its data
+    let open_to_read = std::fs::Permissions::from_mode(0o755);
+    let folder =
+        tempfile::Builder::new().prefix("metergate-bench-").permissions(open_to_read).tempdir_in(parent)?;
+    eprintln!("starting PostgreSQL in {}", folder.path().display());
+    let cluster = Cluster::start(folder.path(), None, Purpose::Service).await?;
+    let done = tokio::select! {
+        done = tokio::time::timeout(RUN_MAX, run(&arguments, &cluster, folder.path())) => done,
+        _ = tokio::signal::ctrl_c() => Ok(Err(anyhow::anyhow!("interrupted"))),
+    };
+    cluster.stop().await;
+    done.context("it took too long")?
+}
+
+async fn run(arguments: &Arguments, cluster: &Cluster, folder: &std::path::Path) -> anyhow::Result<()> {
+    let mut connection = PgConnection::connect(&cluster.url("postgres")).await?;
+    let postgres: String = sqlx::query_scalar("show server_version").fetch_one(&mut connection).await?;
+    let fsync: String = sqlx::query_scalar("show fsync").fetch_one(&mut connection).await?;
+    if fsync != "on" {
+        bail!("fsync is {fsync}");
+    }
+    let machine = machine::describe(folder, &postgres);
+    eprintln!("{machine}");
+    let table = Bench::prepare(arguments, cluster, folder).await?.run().await?;
+    println!("{machine}\n\n{}", table.markdown());
+    Ok(())
+}
