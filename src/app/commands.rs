@@ -157,7 +157,11 @@ fn print_json(value: &impl Serialize) -> anyhow::Result<()> {
 
 /// For containers: asks `/readyz` where the service listens.
 async fn healthcheck(settings: &Settings) -> anyhow::Result<ExitCode> {
-    let url = format!("http://127.0.0.1:{}/readyz", settings.http.bind.port());
+    let mut address = settings.http.bind;
+    if address.ip().is_unspecified() {
+        address.set_ip(std::net::Ipv4Addr::LOCALHOST.into());
+    }
+    let url = format!("http://{address}/readyz");
     let client = reqwest::Client::builder().timeout(HEALTHCHECK_MAX).build()?;
     let ready = client.get(url).send().await.is_ok_and(|answer| answer.status().is_success());
     Ok(if ready { ExitCode::SUCCESS } else { ExitCode::FAILURE })

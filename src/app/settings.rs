@@ -50,6 +50,7 @@ pub struct Http {
 pub struct Postgres {
     pub bin: Option<PathBuf>,
     pub folder: PathBuf,
+    #[serde(deserialize_with = "connections")]
     pub connections_max: u32,
     pub direct_url: Option<SecretString>,
 }
@@ -84,6 +85,7 @@ pub struct Auth {
 pub struct Tokens {
     pub hs256_secret: Option<SecretString>,
     pub public_key: Option<String>,
+    #[serde(deserialize_with = "http_url")]
     pub jwks_url: Option<String>,
     pub audience: String,
 }
@@ -114,7 +116,7 @@ pub enum LogFormat {
 #[derive(Debug, thiserror::Error)]
 pub enum SettingsError {
     #[error("a setting is unknown or malformed: {0}")]
-    Malformed(#[from] config::ConfigError),
+    Malformed(String),
     #[error("PORT is no port number")]
     Port,
     #[error(
@@ -143,8 +145,9 @@ impl Settings {
         let config = Config::builder()
             .add_source(File::from_str(DEFAULTS, FileFormat::Yaml))
             .add_source(ours)
-            .build()?;
-        let mut settings: Self = config.try_deserialize()?;
+            .build()
+            .map_err(malformed)?;
+        let mut settings: Self = config.try_deserialize().map_err(malformed)?;
         if let Some(port) = port {
             settings.http.bind.set_port(port.parse().map_err(|_| SettingsError::Port)?);
         }
@@ -180,6 +183,10 @@ impl Settings {
     }
 }
 
+fn malformed(why: config::ConfigError) -> SettingsError {
+    SettingsError::Malformed(why.to_string())
+}
+
 fn duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
     let text = String::deserialize(deserializer)?;
     humantime::parse_duration(&text)
@@ -195,6 +202,21 @@ fn offset<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Offset, D::Error
     let length = humantime::parse_duration(length)
         .map_err(|_| de::Error::custom(format!("`{text}` is no offset, such as 31d or -1h")))?;
     Ok(if behind { Offset::Behind(length) } else { Offset::Ahead(length) })
+}
+
+fn connections<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u32, D::Error> {
+    match u32::deserialize(deserializer)? {
+        count @ 1..=1_000 => Ok(count),
+        count => Err(de::Error::custom(format!("connections_max is {count}, not 1 to 1000"))),
+    }
+}
+
+fn http_url<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
+    let Some(text) = Option::<String>::deserialize(deserializer)? else { return Ok(None) };
+    match reqwest::Url::parse(&text) {
+        Ok(url) if matches!(url.scheme(), "http" | "https") => Ok(Some(text)),
+        _ => Err(de::Error::custom(format!("`{text}` is no http or https URL"))),
+    }
 }
 
 fn origins<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<HeaderValue>, D::Error> {
@@ -245,6 +267,8 @@ mod tests {
             (vec![("METERGATE__COLOUR", "red")], "colour"),
             (vec![("METERGATE__FOLD__INTERVAL", "soon")], "soon"),
             (vec![("METERGATE__POSTGRES__CONNECTIONS_MAX", "many")], "connections_max"),
+            (vec![("METERGATE__POSTGRES__CONNECTIONS_MAX", "0")], "connections_max"),
+            (vec![("METERGATE__AUTH__LIVE__JWKS_URL", "keys.json")], "keys.json"),
             (vec![("METERGATE__LOG__FORMAT", "xml")], "xml"),
             (vec![("PORT", "http")], "PORT"),
             (

@@ -46,7 +46,10 @@ pub enum Kind {
 
 impl Catalog {
     pub fn read(value: Value) -> Read<Self> {
-        let mut fields = Fields::of(value)?;
+        let map = fields::object(value)?;
+        fields::no_nul(&map)?;
+        fields::no_monstrous_numbers(&map)?;
+        let mut fields = Fields::of(Value::Object(map))?;
         let default_plan = fields.optional("default_plan", |v| Ok(PlanKey::parse(fields::text(v)?)?));
         let meters = fields.list("meters", CATALOG_ITEMS_MAX, Meter::read);
         let plans = fields.list("plans", CATALOG_ITEMS_MAX, Plan::read);

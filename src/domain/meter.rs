@@ -93,7 +93,7 @@ fn scalar(value: Value) -> Read<String> {
     dimension_value(&value).map_or_else(
         || Violation::only("invalid_type", "must be a string, a number or a boolean"),
         |text| {
-            if text.len() > NAME_CHARS_MAX * 4 {
+            if text.chars().count() > NAME_CHARS_MAX {
                 return Violation::only("too_long", format!("must have at most {NAME_CHARS_MAX} characters"));
             }
             Ok(text)
@@ -207,10 +207,6 @@ impl Meter {
         if dimensions.iter().any(|d| d.as_str() == "subject") {
             let detail = "`subject` is a word of the usage report, not a property";
             fields.flaw(Violation::new("invalid_key", detail).under("dimensions"));
-        }
-        if aggregation == Some(Aggregation::UniqueCount) && value_property.is_none() {
-            let detail = "is required for unique_count: what is to be unique";
-            fields.flaw(Violation::new("missing_field", detail).under("value_property"));
         }
         if let (Some(stripe), Some(aggregation)) = (&stripe, aggregation) {
             let fits = match stripe.formula {

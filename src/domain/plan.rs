@@ -149,7 +149,7 @@ impl Plan {
         let key = fields.required("key", |v| Ok(PlanKey::parse(fields::text(v)?)?));
         let name = fields.optional("name", |v| {
             let name = fields::text(v)?;
-            if name.chars().count() > NAME_CHARS_MAX || name.contains('\0') {
+            if name.chars().count() > NAME_CHARS_MAX {
                 return Violation::only("too_long", format!("must have at most {NAME_CHARS_MAX} characters"));
             }
             Ok(name)
@@ -161,15 +161,11 @@ impl Plan {
         let on_plan_change = fields.optional("on_plan_change", |v| {
             fields::one_of(v, &[("keep", OnPlanChange::Keep), ("reset", OnPlanChange::Reset)])
         });
-        let features = fields.optional("features", |v| {
-            let features = fields::object(v)?;
-            fields::no_nul(&features)?;
-            Ok(features)
-        });
+        let features = fields.optional("features", fields::object);
         let limits = fields.list("limits", CATALOG_ITEMS_MAX, Limit::read);
         let prices = fields.list("prices", CATALOG_ITEMS_MAX, kept);
         let spend_caps = fields.list("spend_caps", CATALOG_ITEMS_MAX, kept);
-        let stripe_price_ids = fields.optional("stripe_price_ids", Ok);
+        let stripe_price_ids = fields.optional("stripe_price_ids", price_ids);
         let keys: Vec<&ItemKey> = limits.iter().map(|limit| &limit.key).collect();
         if super::meter::has_repeats(&keys) {
             fields.flaw(Violation::new("duplicate_key", "uses a limit's key twice").under("limits"));
@@ -193,7 +189,20 @@ impl Plan {
 
 /// An object kept word for word.
 fn kept(value: Value) -> Read<Value> {
-    let map = fields::object(value)?;
-    fields::no_nul(&map)?;
-    Ok(Value::Object(map))
+    fields::object(value).map(Value::Object)
+}
+
+/// `["price_…"]`, or `{"test": […], "live": […]}`.
+fn price_ids(value: Value) -> Read<Value> {
+    let list = |value: Value| fields::items(value, CATALOG_ITEMS_MAX, fields::text);
+    if value.is_array() {
+        return list(value).map(Value::from);
+    }
+    let mut fields = Fields::of(value)?;
+    let read = ["live", "test"]
+        .map(|environment| (environment, fields.list(environment, CATALOG_ITEMS_MAX, fields::text)));
+    fields.finish()?;
+    Ok(Value::Object(
+        read.into_iter().map(|(environment, ids)| (environment.to_owned(), ids.into())).collect(),
+    ))
 }

@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
-use super::fields::Read;
-use super::limits::USAGE_WINDOWS_MAX;
+use super::fields::{Read, Violation};
+use super::limits::{USAGE_ROWS_MAX, USAGE_WINDOWS_MAX};
 use super::meter::Aggregation;
 use super::names::{MeterKey, SubjectId};
 use super::quantity::Total;
@@ -145,13 +145,13 @@ pub struct UsageRow {
 }
 
 /// Lays out what was found, by window and then group. Groups in which nothing is left are dropped,
-/// unless windows are to be filled.
+/// unless windows are to be filled. Refused where that would be more rows than an answer may have.
 pub fn rows(
     query: &UsageQuery,
     aggregation: Aggregation,
     bounds: &[Timestamp],
     found: BTreeMap<(usize, Group), Found>,
-) -> Vec<UsageRow> {
+) -> Read<Vec<UsageRow>> {
     let mut found: BTreeMap<(usize, Group), Found> =
         found.into_iter().filter(|(_, found)| found.count != 0).collect();
     let ungrouped = query.group_by.is_empty() && !query.group_by_subject;
@@ -164,23 +164,32 @@ pub fn rows(
         if ungrouped {
             groups = vec![Group::default()];
         }
+        refuse_too_many((bounds.len() - 1).saturating_mul(groups.len()))?;
         for index in 0..bounds.len() - 1 {
             for group in &groups {
                 found.entry((index, group.clone())).or_default();
             }
         }
     }
-    found
-        .into_iter()
-        .map(|((index, group), found)| UsageRow {
-            window_start: bounds[index],
-            window_end: bounds[index + 1],
-            subject: group.subject,
-            group: query.group_by.iter().cloned().zip(group.dimensions).collect(),
-            value: found.value(aggregation),
-            event_count: found.count,
-        })
-        .collect()
+    refuse_too_many(found.len())?;
+    let row = |((index, group), found): ((usize, Group), Found)| UsageRow {
+        window_start: bounds[index],
+        window_end: bounds[index + 1],
+        subject: group.subject,
+        group: query.group_by.iter().cloned().zip(group.dimensions).collect(),
+        value: found.value(aggregation),
+        event_count: found.count,
+    };
+    Ok(found.into_iter().map(row).collect())
+}
+
+fn refuse_too_many(rows: usize) -> Read<()> {
+    if rows > USAGE_ROWS_MAX {
+        let detail =
+            format!("would have more than {USAGE_ROWS_MAX} rows; take a shorter range or fewer groups");
+        return Violation::only("too_many_rows", detail);
+    }
+    Ok(())
 }
 
 #[cfg(test)]

@@ -8,7 +8,6 @@ use sqlx::PgConnection;
 use super::{Engine, EngineError};
 use crate::domain::environment::Environment;
 use crate::domain::fields::Violation;
-use crate::domain::limits::USAGE_ROWS_MAX;
 use crate::domain::names::{MeterKey, SubjectId};
 use crate::domain::quantity::Total;
 use crate::domain::timestamp::Timestamp;
@@ -67,9 +66,14 @@ impl Engine {
         Ok(rows)
     }
 
-    /// The usage report of a subject, all that stands below it included. A subject that was never
-    /// heard of has used nothing.
-    pub async fn report(&self, environment: Environment, subject: SubjectId) -> Result<Report, EngineError> {
+    /// The usage report of a subject; with `descendants` all that stands below it included. A
+    /// subject that was never heard of has used nothing.
+    pub async fn report(
+        &self,
+        environment: Environment,
+        subject: SubjectId,
+        descendants: bool,
+    ) -> Result<Report, EngineError> {
         let mut snapshot = store::usage::snapshot(self.database().pool()).await?;
         let now = self.inner.clock.now(environment, store::usage::now(&mut snapshot).await?);
         let span = utc_month(now);
@@ -81,7 +85,7 @@ impl Engine {
                 window: None,
                 zone: Zone::default(),
                 subjects: vec![subject.clone()],
-                descendants: true,
+                descendants,
                 group_by_subject: false,
                 group_by: Vec::new(),
                 filter: BTreeMap::new(),
@@ -141,11 +145,5 @@ async fn answer(
         let reading = Reading::plan(query.span, &bounds, &gaps);
         store::usage::find(snapshot, environment, stored, query, paths.as_deref(), &bounds, &reading).await?
     };
-    let rows = rows(query, stored.meter.aggregation, &bounds, found);
-    if rows.len() > USAGE_ROWS_MAX {
-        let detail =
-            format!("would have more than {USAGE_ROWS_MAX} rows; take a shorter range or fewer groups");
-        return Err(EngineError::invalid(Violation::new("too_many_rows", detail)));
-    }
-    Ok(rows)
+    Ok(rows(query, stored.meter.aggregation, &bounds, found)?)
 }

@@ -34,7 +34,12 @@ async fn read(headers: &HeaderMap, body: Body) -> Result<Catalog, Problem> {
             let bytes = body::read(body).await?;
             let text = std::str::from_utf8(&bytes)
                 .map_err(|_| Problem::bad_request("malformed_yaml", "the body is not UTF-8"))?;
-            Ok(Catalog::read_yaml(text)?)
+            Catalog::read_yaml(text).map_err(|flaws| match flaws.first() {
+                Some(flaw) if flaw.code == "malformed_yaml" => {
+                    Problem::bad_request(flaw.code, flaw.detail.clone())
+                }
+                _ => Problem::invalid(flaws),
+            })
         }
         other => Err(body::unsupported(other, "application/json or application/yaml")),
     }

@@ -61,7 +61,7 @@ pub(super) async fn record(
     let (payload, read) = payload(&headers, body).await?;
     match payload {
         Payload::One(value) => {
-            let mut event = read(value)?;
+            let mut event = read(value).inspect_err(|_| count_unreadable(1))?;
             if event.id.is_none() {
                 event.id = idempotency_key(&headers)?;
             }
@@ -101,6 +101,7 @@ async fn record_many(
             Err(flaws) => rejected.push(Rejection::of(index, id, flaws.into_iter().next())),
         }
     }
+    count_unreadable(rejected.len());
     let (mut accepted, mut duplicates) = (0, 0);
     if !events.is_empty() {
         let outcomes = api.engine.record(principal.environment, events, backfill).await?;
@@ -114,6 +115,11 @@ async fn record_many(
     }
     rejected.sort_by_key(|rejection| rejection.index);
     Ok(Recorded { accepted, duplicates, rejected })
+}
+
+/// Events that never reach the engine are rejected all the same.
+fn count_unreadable(events: usize) {
+    metrics::counter!("metergate_events_total", "outcome" => "rejected").increment(events as u64);
 }
 
 impl Rejection {

@@ -96,21 +96,23 @@ pub fn routes() -> Vec<Route> {
 
 /// The service that answers requests.
 pub fn router(api: Api, settings: &HttpSettings) -> Router {
-    let mut router = Router::new();
+    // browsers may call what their credentials may
+    let (mut plain, mut browsers) = (Router::new(), Router::new());
     for route in routes() {
         let guard = access::Guard { engine: api.engine.clone(), access: route.access };
         let guarded = route.handler.route_layer(middleware::from_fn_with_state(guard, access::admit));
-        // browsers may call what their credentials may
-        let handler = match route.access {
-            Access::EndUser | Access::Publishable => guarded.layer(cors(settings)),
-            Access::Open | Access::Secret => guarded,
-        };
-        router = router.route(route.path, handler);
+        match route.access {
+            Access::EndUser | Access::Publishable => browsers = browsers.route(route.path, guarded),
+            Access::Open | Access::Secret => plain = plain.route(route.path, guarded),
+        }
     }
-    router
+    // a preflight is no method of a route: CORS stands around the answer to those, too
+    let browsers = browsers.method_not_allowed_fallback(problem::no_such_method).layer(cors(settings));
+    plain
+        .method_not_allowed_fallback(problem::no_such_method)
+        .merge(browsers)
         .merge(operations::docs())
         .fallback(problem::no_such_path)
-        .method_not_allowed_fallback(problem::no_such_method)
         .layer(RequestDecompressionLayer::new().no_br().no_deflate())
         .layer(TimeoutLayer::with_status_code(StatusCode::SERVICE_UNAVAILABLE, settings.request_max))
         .layer(CatchPanicLayer::custom(problem::of_panic))

@@ -60,12 +60,14 @@ pub(super) async fn report(
 ) -> Result<Response, Problem> {
     Parameters::of(&uri).finish()?;
     let subject = subjects::in_path(subject)?;
-    if let Role::EndUser { subject: own, .. } = &principal.role
-        && *own != subject
-    {
-        return Err(forbidden("a token shows its own subject alone"));
-    }
-    let report = api.engine.report(principal.environment, subject).await?;
+    let end_user = match &principal.role {
+        Role::EndUser { subject: own, .. } if *own != subject => {
+            return Err(forbidden("a token shows its own subject alone"));
+        }
+        role => matches!(role, Role::EndUser { .. }),
+    };
+    // the application sees all below; an end user never does
+    let report = api.engine.report(principal.environment, subject, !end_user).await?;
     if wants_csv(&headers) { csv::report(&report) } else { Ok(Json(report).into_response()) }
 }
 

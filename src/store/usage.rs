@@ -258,7 +258,7 @@ fn push_grouping(
     }
     let keys = 2 + query.group_by.len();
     let list = |count: usize| (1..=count).map(|n| n.to_string()).collect::<Vec<_>>().join(", ");
-    sql.push(format!(" group by {}", list(keys + usize::from(unique))));
+    sql.push(format!(" group by {} having sum(count) <> 0", list(keys + usize::from(unique))));
     if unique {
         let groups: Vec<String> = (0..query.group_by.len()).map(|index| format!(", g{index}")).collect();
         let groups = groups.concat();

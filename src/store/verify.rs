@@ -45,7 +45,7 @@ pub async fn keys(
         "with recorded as (
              select key, count(*) filter (where sign = 1) as made, count(*) filter (where sign = -1) as countered,
                     min(occurred_at) filter (where sign = 1) as occurred_at,
-                    min(batch_id) filter (where sign = 1) as batch_id, count(distinct value) as spoken
+                    min(batch_id) filter (where sign = 1) as batch_id
              from events where environment = $1 group by key)
          select count(r.key) as events,
              count(*) filter (where r.made is distinct from 1) as not_once,

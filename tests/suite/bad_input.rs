@@ -1,0 +1,246 @@
+//! Bad input: each with its problem and code, and nothing half-done.
+
+use axum::body::Body;
+use axum::http::Method;
+use serde_json::{Value, json};
+
+use crate::support::TestService;
+
+async fn service() -> TestService {
+    TestService::with_meters(json!([
+        {"key": "m", "event_name": "e", "aggregation": "sum", "dimensions": ["model"]},
+        {"key": "n", "event_name": "e", "aggregation": "sum", "value_property": "n"},
+    ]))
+    .await
+}
+
+/// After all that was refused: no event, no subject.
+async fn nothing_is_left(service: &TestService) {
+    assert_eq!(service.get("/v1/events").await.json()["data"], json!([]));
+    assert_eq!(service.get("/v1/subjects").await.json()["data"], json!([]));
+    service.verify().await;
+}
+
+#[tokio::test]
+async fn single_events() {
+    let service = service().await;
+    let event = |field: &str, value: Value| {
+        let mut event = json!({"event_name": "e", "subject": "s"});
+        event[field] = value;
+        event.to_string()
+    };
+    let number =
+        |field: &str, text: &str| format!(r#"{{"event_name": "e", "subject": "s", "{field}": {text}}}"#);
+    let cases: Vec<(String, u16, &str, &str)> = vec![
+        (String::new(), 400, "empty_body", ""),
+        (" \n".to_owned(), 400, "empty_body", ""),
+        ("{".to_owned(), 400, "malformed_json", ""),
+        ("{\"event_name\": \"e\"} x".to_owned(), 400, "malformed_json", ""),
+        ("\u{feff}{}".to_owned(), 400, "malformed_json", ""),
+        (number("value", "NaN"), 400, "malformed_json", ""),
+        (number("value", "Infinity"), 400, "malformed_json", ""),
+        (format!("{}1{}", "[".repeat(200), "]".repeat(200)), 400, "malformed_json", ""),
+        ("\"text\"".to_owned(), 422, "invalid_type", ""),
+        ("5".to_owned(), 422, "invalid_type", ""),
+        ("null".to_owned(), 422, "invalid_type", ""),
+        ("{}".to_owned(), 422, "missing_field", "/event_name"),
+        ("[]".to_owned(), 422, "empty", ""),
+        (event("event_name", json!(5)), 422, "invalid_type", "/event_name"),
+        (event("event_name", json!("")), 422, "empty", "/event_name"),
+        (event("subject", json!(null)), 422, "missing_field", "/subject"),
+        (event("subject", json!("s".repeat(256))), 422, "too_long", "/subject"),
+        (event("subject", json!("a\0b")), 422, "nul_character", "/subject"),
+        (event("id", json!("i".repeat(256))), 422, "too_long", "/id"),
+        (event("id", json!("a\0b")), 422, "nul_character", "/id"),
+        (event("id", json!(7)), 422, "invalid_type", "/id"),
+        (event("source", json!("s".repeat(256))), 422, "too_long", "/source"),
+        (event("value", json!("NaN")), 422, "invalid_value", "/value"),
+        (event("value", json!(true)), 422, "invalid_value", "/value"),
+        (number("value", "1234567890123456789012345678901234567890"), 422, "invalid_value", "/value"),
+        (number("value", "0.1234567891"), 422, "invalid_value", "/value"),
+        (number("value", "1e30"), 422, "invalid_value", "/value"),
+        (number("value", "1e-30"), 422, "invalid_value", "/value"),
+        (number("value", "1e999999999999"), 422, "invalid_value", "/value"),
+        (event("properties", json!([1])), 422, "invalid_type", "/properties"),
+        (event("properties", json!({"a": {"b": ["x\0"]}})), 422, "nul_character", "/properties/a"),
+        (event("properties", json!({"a\0": 1})), 422, "nul_character", "/properties/a\0"),
+        (number("properties", r#"{"a": 1e400000}"#), 422, "invalid_value", "/properties/a"),
+        (event("properties", json!({"a": "x".repeat(17_000)})), 422, "too_long", "/properties"),
+        (event("properties", json!({"n": "abc"})), 422, "invalid_value", "/properties/n"),
+        (event("properties", json!({"n": {}})), 422, "invalid_value", "/properties/n"),
+        (number("properties", r#"{"n": 0.1234567891}"#), 422, "invalid_value", "/properties/n"),
+        (event("timestamp", json!("2026-11-20")), 422, "invalid_timestamp", "/timestamp"),
+        (event("timestamp", json!(1_700_000_000)), 422, "invalid_type", "/timestamp"),
+        (event("timestamp", json!("2026-10-21T11:59:59Z")), 422, "timestamp_too_old", "/timestamp"),
+        (event("timestamp", json!("2026-11-20T12:05:01Z")), 422, "timestamp_in_future", "/timestamp"),
+        (event("colour", json!("red")), 422, "unknown_field", "/colour"),
+    ];
+    for (body, status, code, pointer) in cases {
+        let answer = service
+            .send_typed(Method::POST, "/v1/events", "application/json", body.clone().into_bytes())
+            .await;
+        assert_eq!(
+            (answer.status.as_u16(), answer.code().as_str()),
+            (status, code),
+            "{body}: {}",
+            answer.text
+        );
+        assert_eq!(answer.headers["content-type"], "application/problem+json");
+        let problem = answer.json();
+        assert_eq!(problem["status"], status);
+        for member in ["type", "title", "detail"] {
+            assert!(problem[member].as_str().is_some_and(|text| !text.is_empty()), "{body}: {problem}");
+        }
+        if status == 422 {
+            assert_eq!(problem["errors"][0]["pointer"], pointer, "{body}");
+            assert_eq!(problem["errors"][0]["code"], code, "{body}");
+        }
+    }
+    nothing_is_left(&service).await;
+}
+
+#[tokio::test]
+async fn bodies() {
+    use std::io::Write;
+    let service = service().await;
+    let gzip = |bytes: &[u8]| {
+        let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::best());
+        gzip.write_all(bytes).unwrap();
+        gzip.finish().unwrap()
+    };
+    let spaces = vec![b' '; 200 * 1024 * 1024];
+    let event = br#"{"event_name": "e", "subject": "s"}"#.to_vec();
+    let truncated = gzip(&event)[..20].to_vec();
+    let cases: Vec<(&str, Option<&str>, Vec<u8>, u16, &str)> = vec![
+        ("application/json", None, vec![b'x'; 20 * 1024 * 1024], 413, "body_too_large"),
+        ("application/json", Some("gzip"), gzip(&spaces), 413, "body_too_large"),
+        ("application/json", Some("zstd"), zstd::encode_all(&spaces[..], 1).unwrap(), 413, "body_too_large"),
+        ("application/json", Some("gzip"), event.clone(), 400, "malformed_body"),
+        ("application/json", Some("gzip"), truncated, 400, "malformed_body"),
+        ("application/json", Some("br"), event.clone(), 415, "unsupported_encoding"),
+        ("text/plain", None, event.clone(), 415, "unsupported_media_type"),
+        ("application/x-www-form-urlencoded", None, event.clone(), 415, "unsupported_media_type"),
+        (
+            "application/x-ndjson",
+            None,
+            b"{\"event_name\": \"e\", \"subject\": \"s\"}\n{".to_vec(),
+            400,
+            "malformed_json",
+        ),
+        ("application/x-ndjson", None, b"\n\n".to_vec(), 400, "empty_body"),
+        ("application/cloudevents-batch+json", None, event.clone(), 422, "invalid_type"),
+        ("application/cloudevents+json", None, b"[]".to_vec(), 422, "invalid_type"),
+        ("application/json", None, vec![0xff, 0xfe, b'{', b'}'], 400, "malformed_json"),
+    ];
+    for (media_type, encoding, body, status, code) in cases {
+        let mut request = service.request(Method::POST, "/v1/events").header("content-type", media_type);
+        if let Some(encoding) = encoding {
+            request = request.header("content-encoding", encoding);
+        }
+        let answer = service.send(request.body(Body::from(body)).unwrap()).await;
+        assert_eq!(
+            (answer.status.as_u16(), answer.code().as_str()),
+            (status, code),
+            "{media_type} {encoding:?}"
+        );
+    }
+    nothing_is_left(&service).await;
+}
+
+#[tokio::test]
+async fn batches() {
+    let service = service().await;
+    let event = json!({"event_name": "e", "subject": "s"});
+    let answer = service.post("/v1/events", &json!(vec![event.clone(); 1001])).await;
+    assert_eq!((answer.status.as_u16(), answer.code().as_str()), (422, "too_many_events"));
+    nothing_is_left(&service).await;
+
+    let mut batch = vec![event.clone(); 1000];
+    batch[500] = json!({"id": "bad", "event_name": "e", "subject": "s2", "value": "NaN"});
+    let answer = service.post("/v1/events", &json!(batch)).await;
+    assert_eq!((answer.status.as_u16(), answer.json()["accepted"].clone()), (200, json!(999)));
+    let rejected = &answer.json()["rejected"];
+    assert_eq!(rejected.as_array().unwrap().len(), 1);
+    assert_eq!((rejected[0]["index"].clone(), rejected[0]["id"].clone()), (json!(500), json!("bad")));
+    assert_eq!(rejected[0]["code"], "invalid_value");
+    assert!(rejected[0]["detail"].as_str().unwrap().contains("/value"));
+    assert_eq!(service.get("/v1/subjects/s2").await.status.as_u16(), 404);
+
+    let mixed = json!([5, {}, {"event_name": "e", "subject": "s", "x": 1}, event,
+        {"id": "old", "event_name": "e", "subject": "s", "timestamp": "2020-01-01T00:00:00Z"},
+        {"id": "twice", "event_name": "e", "subject": "s"}, {"id": "twice", "event_name": "e", "subject": "s"},
+        {"id": "twice", "event_name": "e", "subject": "other"}]);
+    let answer = service.post("/v1/events", &mixed).await.json();
+    assert_eq!((answer["accepted"].clone(), answer["duplicates"].clone()), (json!(2), json!(1)));
+    let codes: Vec<(u64, &str)> = answer["rejected"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|rejection| (rejection["index"].as_u64().unwrap(), rejection["code"].as_str().unwrap()))
+        .collect();
+    let expected = [
+        (0, "invalid_type"),
+        (1, "missing_field"),
+        (2, "unknown_field"),
+        (4, "timestamp_too_old"),
+        (7, "id_reused"),
+    ];
+    assert_eq!(codes, expected);
+    service.verify().await;
+}
+
+#[tokio::test]
+async fn queries() {
+    let service = service().await;
+    let range = "from=2026-11-01T00:00:00Z&to=2026-12-01T00:00:00Z";
+    let cases = [
+        (format!("/v1/usage?{range}"), "missing_parameter", "/meter"),
+        ("/v1/usage?meter=m&to=2026-11-01T00:00:00Z".to_owned(), "missing_parameter", "/from"),
+        (format!("/v1/usage?meter=none&{range}"), "unknown_meter", "/meter"),
+        (
+            "/v1/usage?meter=m&from=2026-12-01T00:00:00Z&to=2026-11-01T00:00:00Z".to_owned(),
+            "invalid_range",
+            "/from",
+        ),
+        ("/v1/usage?meter=m&from=yesterday&to=2026-11-01T00:00:00Z".to_owned(), "invalid_timestamp", "/from"),
+        (format!("/v1/usage?meter=m&{range}&window=fortnight"), "invalid_choice", "/window"),
+        (format!("/v1/usage?meter=m&{range}&timezone=Mars/Olympus"), "unknown_timezone", "/timezone"),
+        (format!("/v1/usage?meter=m&{range}&group_by=colour"), "unknown_dimension", "/group_by"),
+        (format!("/v1/usage?meter=m&{range}&filter[colour]=red"), "unknown_dimension", "/filter"),
+        (format!("/v1/usage?meter=m&{range}&fill=maybe"), "invalid_choice", "/fill"),
+        (format!("/v1/usage?meter=m&{range}&colour=red"), "unknown_parameter", "/colour"),
+        (format!("/v1/usage?meter=m&meter=n&{range}"), "duplicate_parameter", "/meter"),
+        (format!("/v1/usage?meter=m&{range}&subject={}", "s".repeat(256)), "too_long", "/subject"),
+        (format!("/v1/usage?meter=m&{range}&subject=%00"), "nul_character", "/subject"),
+        (format!("/v1/usage?meter=m&{range}&filter[model]=%00"), "nul_character", "/filter"),
+        (
+            "/v1/usage?meter=m&from=1990-01-01T00:00:00Z&to=2026-11-01T00:00:00Z&window=minute&fill=true"
+                .to_owned(),
+            "too_many_windows",
+            "/window",
+        ),
+        ("/v1/events?limit=0".to_owned(), "invalid_value", "/limit"),
+        ("/v1/events?limit=1001".to_owned(), "invalid_value", "/limit"),
+        ("/v1/events/%00".to_owned(), "nul_character", "/id"),
+        (format!("/v1/subjects/{}", "s".repeat(256)), "too_long", "/subject"),
+    ];
+    for (path, code, pointer) in cases {
+        let answer = service.get(&path).await;
+        assert_eq!((answer.status.as_u16(), answer.code().as_str()), (422, code), "{path}: {}", answer.text);
+        assert_eq!(answer.json()["errors"][0]["pointer"], pointer, "{path}");
+    }
+    for (method, path, status, code) in [
+        (Method::GET, "/v1/nothing", 404, "not_found"),
+        (Method::DELETE, "/v1/events", 405, "method_not_allowed"),
+        (Method::GET, "/v1/events/%ff", 400, "bad_request"),
+    ] {
+        let request = service.request(method, path).body(Body::empty()).unwrap();
+        let answer = service.send(request).await;
+        assert_eq!(
+            (answer.status.as_u16(), answer.code().as_str()),
+            (status, code),
+            "{path}: {}",
+            answer.text
+        );
+    }
+}

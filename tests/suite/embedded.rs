@@ -1,0 +1,121 @@
+//! The binary with no setting at all: its own PostgreSQL, kept between runs, found by commands.
+
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::process::{Output, Stdio};
+
+use serde_json::{Value, json};
+use tokio::process::Command;
+
+use crate::support::service::Process;
+
+const BINARY: &str = env!("CARGO_BIN_EXE_metergate");
+
+async fn command(folder: &Path, arguments: &[&str]) -> Output {
+    let mut command = Command::new(BINARY);
+    command.current_dir(folder).args(arguments).env_remove("DATABASE_URL").stdin(Stdio::null());
+    command.output().await.unwrap()
+}
+
+async fn key(folder: &Path) -> String {
+    let made = command(folder, &["keys", "create", "--environment", "test", "--kind", "secret"]).await;
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    let key = String::from_utf8(made.stdout).unwrap();
+    assert!(key.starts_with("mg_sk_test_") && key.lines().count() == 1, "{key}");
+    key.trim().to_owned()
+}
+
+async fn total(process: &Process, key: &str) -> Value {
+    let url = format!("{}/v1/subjects/s/usage", process.base);
+    let report: Value =
+        reqwest::Client::new().get(url).bearer_auth(key).send().await.unwrap().json().await.unwrap();
+    report["meters"][0]["value"].clone()
+}
+
+async fn record(process: &Process, key: &str) {
+    let event = json!({"event_name": "ai_tokens", "subject": "s", "value": 2});
+    let url = format!("{}/v1/events", process.base);
+    let answer = reqwest::Client::new().post(url).bearer_auth(key).json(&event).send().await.unwrap();
+    assert_eq!(answer.status().as_u16(), 200);
+}
+
+#[tokio::test]
+async fn data_survives_stops_and_kills_and_commands_join() {
+    // a folder that only its owner can reach, as a clone in a private home
+    let folder = tempfile::tempdir().unwrap();
+    let start = || Process::start_with(&[], folder.path());
+
+    let first = start().await;
+    let key = key(folder.path()).await;
+    record(&first, &key).await;
+    // two cannot have one folder, and the second says so in one line
+    let second = command(folder.path(), &[]).await;
+    let said = String::from_utf8_lossy(&second.stderr).into_owned();
+    let word = said.lines().find(|line| line.starts_with("metergate: ")).unwrap_or_default().to_owned();
+    assert!(!second.status.success() && word.contains("another metergate"), "{said}");
+    let token = command(folder.path(), &["token", "mint", "--subject", "s"]).await;
+    assert_eq!(total(&first, String::from_utf8(token.stdout).unwrap().trim()).await, 2);
+    first.stop().await;
+    assert!(
+        !folder.path().join(".metergate/data/postmaster.pid").exists(),
+        "the server went with the program"
+    );
+
+    let second = start().await;
+    assert_eq!(total(&second, &key).await, 2);
+    record(&second, &key).await;
+    second.kill().await;
+
+    let third = start().await;
+    assert_eq!(total(&third, &key).await, 4);
+    let verified = command(folder.path(), &["verify"]).await;
+    assert!(verified.status.success(), "{}", String::from_utf8_lossy(&verified.stdout));
+    third.stop().await;
+
+    // without a service, a command runs the database for itself
+    let alone = command(folder.path(), &["catalog", "show"]).await;
+    let shown: Value = serde_json::from_slice(&alone.stdout).unwrap();
+    assert_eq!(shown["default_plan"], "free");
+    // where the server's account cannot reach the folder, the data lies elsewhere: tidy that too
+    if let Ok(elsewhere) = std::fs::read_link(folder.path().join(".metergate/data")) {
+        std::fs::remove_dir_all(elsewhere).unwrap();
+    }
+}
+
+#[tokio::test]
+async fn an_ordinary_user_needs_nothing_either() {
+    let folder = tempfile::tempdir().unwrap();
+    let made = std::fs::metadata(folder.path()).unwrap();
+    if std::os::unix::fs::MetadataExt::uid(&made) != 0 {
+        // this whole run is the ordinary user's
+        return;
+    }
+    std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
+    let home = folder.path().join("home");
+    std::fs::create_dir(&home).unwrap();
+    let (user, binary) = (65_534, home.join("metergate"));
+    std::fs::copy(BINARY, &binary).unwrap();
+    std::os::unix::fs::chown(&home, Some(user), Some(user)).unwrap();
+    let mut command = Command::new(&binary);
+    command.current_dir(&home).args(["catalog", "show"]).env_remove("DATABASE_URL").uid(user).gid(user);
+    let output = command.output().await.unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(home.join(".metergate/data/PG_VERSION").exists());
+}
+
+#[tokio::test]
+async fn what_is_wrong_with_a_setting_stops_the_start_and_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    for (name, value, named) in [
+        ("METERGATE__HTTP__COLOUR", "red", "colour"),
+        ("METERGATE__EVENTS__MAX_AGE", "soon", "soon"),
+        ("METERGATE__POSTGRES__BIN", "/nowhere", "/nowhere"),
+        ("DATABASE_URL", "not a url", "DATABASE_URL"),
+    ] {
+        let mut command = Command::new(BINARY);
+        command.current_dir(folder.path()).env_remove("DATABASE_URL").env(name, value).stdin(Stdio::null());
+        let output = command.output().await.unwrap();
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(!output.status.success() && said.contains(named), "{name}: {said}");
+    }
+}

@@ -1,0 +1,63 @@
+//! The house stays as it was planned: imports only point down the list of rooms.
+
+use std::fs;
+use std::path::Path;
+
+/// From the door inwards; a room may import only rooms after it.
+const ROOMS: [(&str, &[&str]); 7] = [
+    ("app", &["http", "jobs", "engine", "store", "domain", "embedded"]),
+    ("http", &["engine", "store", "domain"]),
+    ("jobs", &["engine", "domain"]),
+    ("engine", &["store", "domain"]),
+    ("store", &["domain"]),
+    ("embedded", &[]),
+    ("domain", &[]),
+];
+
+fn sources(folder: &Path, found: &mut Vec<(String, String)>) {
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            sources(&path, found);
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            found.push((path.display().to_string(), fs::read_to_string(&path).unwrap()));
+        }
+    }
+}
+
+#[test]
+fn imports_point_down() {
+    for (room, allowed) in ROOMS {
+        let mut files = Vec::new();
+        sources(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src").join(room), &mut files);
+        assert!(!files.is_empty(), "{room}");
+        for (path, text) in files {
+            for used in text.split("crate::").skip(1) {
+                let used: String =
+                    used.chars().take_while(|c| c.is_ascii_alphanumeric() || *c == '_').collect();
+                assert!(used == room || allowed.contains(&used.as_str()), "{path} imports {used}");
+            }
+        }
+    }
+}
+
+#[test]
+fn every_room_keeps_to_its_trade() {
+    let rules = [
+        ("domain", &["sqlx::", "axum::", "tokio::", "async fn", "now()"][..]),
+        ("engine", &["axum::", "sqlx::query"]),
+        ("http", &["sqlx::"]),
+        ("jobs", &["sqlx::", "axum::"]),
+        ("store", &["axum::"]),
+    ];
+    for (room, banned) in rules {
+        let mut files = Vec::new();
+        sources(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src").join(room), &mut files);
+        for (path, text) in files {
+            let code = text.split("#[cfg(test)]").next().unwrap();
+            for word in banned {
+                assert!(!code.contains(word), "{path} has {word}");
+            }
+        }
+    }
+}

@@ -1,0 +1,19 @@
+//! The tests from outside: one binary, so that a run starts one throwaway cluster.
+
+#![expect(clippy::unwrap_used, reason = "a test ends where something is not as it should be")]
+
+mod support;
+
+mod access;
+mod aggregations;
+mod bad_input;
+mod catalog;
+mod embedded;
+mod events;
+mod folding;
+mod house;
+mod interface;
+mod outages;
+mod subjects;
+mod trace;
+mod windows;

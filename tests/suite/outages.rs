@@ -1,0 +1,204 @@
+//! The database goes away, in whole and in part, at the worst moments: everything acknowledged is
+//! there afterwards, nothing twice, and the service never ends.
+
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::time::Duration;
+
+use axum::http::StatusCode;
+use futures::future::join_all;
+use metergate::embedded::{Cluster, Purpose};
+use metergate::store::Database;
+use serde_json::json;
+use sqlx::Connection;
+
+use crate::support::proxy::Proxy;
+use crate::support::service::{Answer, Process, engine_settings};
+use crate::support::{TestService, cluster};
+
+const NOVEMBER: &str = "from=2026-11-01T00:00:00Z&to=2026-12-01T00:00:00Z";
+
+/// A service whose connection can be cut, and which does not let its callers wait for long.
+async fn service_behind_proxy() -> (TestService, Proxy) {
+    let url = cluster::database_url().await;
+    let proxy = Proxy::start(&url);
+    let mut settings = engine_settings();
+    settings.wait_max = Duration::from_millis(50);
+    let service = TestService::at_url(&proxy.url(&url), settings).await;
+    service.apply(json!({"meters": [{"key": "m", "event_name": "e", "aggregation": "sum"}]})).await;
+    (service, proxy)
+}
+
+async fn send(service: &TestService, id: &str) -> Answer {
+    service.post("/v1/events", &json!({"id": id, "event_name": "e", "subject": "s", "value": 3})).await
+}
+
+#[tokio::test]
+async fn while_the_database_is_away_calls_are_answered_503() {
+    let (service, proxy) = service_behind_proxy().await;
+    assert_eq!(send(&service, "before").await.status, StatusCode::OK);
+    proxy.cut();
+    let paths = [
+        "/v1/usage?meter=m&from=2026-11-01T00:00:00Z&to=2026-12-01T00:00:00Z",
+        "/readyz",
+        "/v1/events/before",
+    ];
+    for path in paths {
+        let answer = service.get(path).await;
+        assert_eq!(answer.status, StatusCode::SERVICE_UNAVAILABLE, "{path}: {}", answer.text);
+        assert_eq!(answer.headers["retry-after"], "1");
+        assert!(!answer.text.contains("sock") && !answer.text.contains("os error"), "{}", answer.text);
+    }
+    assert_eq!(service.get("/healthz").await.status, StatusCode::OK);
+    let answers = join_all((0..50).map(|n| {
+        let service = &service;
+        async move { send(service, &format!("during{n}")).await.status }
+    }))
+    .await;
+    assert!(answers.iter().all(|status| *status == StatusCode::SERVICE_UNAVAILABLE));
+    proxy.mend();
+    let mut status = send(&service, "after").await.status;
+    while status != StatusCode::OK {
+        status = send(&service, "after").await.status;
+    }
+    assert_eq!(
+        service.values(&format!("meter=m&{NOVEMBER}")).await,
+        ["6"],
+        "what was refused was not recorded"
+    );
+    service.verify().await;
+}
+
+#[tokio::test]
+async fn a_commit_whose_answer_is_lost_is_settled_either_way() {
+    let (service, proxy) = service_behind_proxy().await;
+    send(&service, "first contact").await;
+    for (round, delivered) in [(0, true), (1, false), (2, true), (3, false)] {
+        proxy.swallow_commits(1, delivered);
+        let calls = (0..20).map(|n| {
+            let service = &service;
+            async move { send(service, &format!("r{round}n{n}")).await }
+        });
+        for answer in join_all(calls).await {
+            // told as what it is: recorded by this call, once
+            assert_eq!(answer.json()["accepted"], 1, "{}", answer.text);
+        }
+        assert_eq!(proxy.swallowed(), round + 1, "the commit was really lost");
+    }
+    assert_eq!(service.values(&format!("meter=m&{NOVEMBER}")).await, ["243"]);
+    service.verify().await;
+}
+
+#[tokio::test]
+async fn backends_terminated_under_load_lose_and_double_nothing() {
+    let (service, _proxy) = service_behind_proxy().await;
+    let acknowledged = AtomicU32::new(0);
+    let terminator = async {
+        let mut connection = sqlx::PgConnection::connect(&service.url).await.unwrap();
+        for round in 1..=25 {
+            let one = "select pg_terminate_backend(pid) from pg_stat_activity
+                 where datname = current_database() and pid <> pg_backend_pid() and backend_type = 'client backend'
+                 order by random() limit 1";
+            sqlx::query(one).execute(&mut connection).await.unwrap();
+            // then let some work be done
+            while acknowledged.load(Ordering::SeqCst) < round * 20 {
+                tokio::task::yield_now().await;
+            }
+        }
+    };
+    let load = async {
+        let callers = (0..16).map(|caller| {
+            let (service, acknowledged) = (&service, &acknowledged);
+            async move {
+                for n in 0..40 {
+                    let id = format!("c{caller}n{n}");
+                    // a caller tries again until it is acknowledged
+                    while send(service, &id).await.status != StatusCode::OK {}
+                    acknowledged.fetch_add(1, Ordering::SeqCst);
+                }
+            }
+        });
+        join_all(callers).await;
+    };
+    tokio::join!(load, terminator);
+    let mut rows = service.get(&format!("/v1/usage?meter=m&{NOVEMBER}")).await;
+    while rows.status != StatusCode::OK {
+        rows = service.get(&format!("/v1/usage?meter=m&{NOVEMBER}")).await;
+    }
+    assert_eq!(rows.json()["data"][0]["value"], 16 * 40 * 3);
+    service.verify().await;
+}
+
+#[tokio::test]
+async fn a_server_that_stops_and_starts_again_is_found_again() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::set_permissions(folder.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let server = Cluster::start(folder.path(), None, Purpose::Service).await.unwrap();
+    let url = server.url("postgres");
+    let database = Database::new(&url, None, 1).unwrap();
+    database.migrate().await.unwrap();
+    database.close().await;
+    let mut settings = engine_settings();
+    settings.wait_max = Duration::from_millis(100);
+    let service = TestService::at_url(&url, settings).await;
+    service.apply(json!({"meters": [{"key": "m", "event_name": "e", "aggregation": "sum"}]})).await;
+    let process = Process::start(&url).await;
+    let client = reqwest::Client::new();
+    let call = async |id: &str| {
+        let event = json!({"id": id, "event_name": "e", "subject": "s", "value": 1});
+        let request =
+            client.post(format!("{}/v1/events", process.base)).bearer_auth(&service.key).json(&event);
+        request.send().await.unwrap().status().as_u16()
+    };
+    assert_eq!(call("a").await, 200);
+    let acknowledged = AtomicU32::new(1);
+    let refused = AtomicU32::new(0);
+    let stop_loading = AtomicBool::new(false);
+    let load = async {
+        let callers = (0..8).map(|caller| {
+            let (call, acknowledged, refused, stop_loading) = (&call, &acknowledged, &refused, &stop_loading);
+            async move {
+                let mut n = 0;
+                while !stop_loading.load(Ordering::SeqCst) {
+                    let id = format!("c{caller}n{n}");
+                    loop {
+                        match call(&id).await {
+                            200 => break,
+                            503 => refused.fetch_add(1, Ordering::SeqCst),
+                            other => panic!("{other}"),
+                        };
+                    }
+                    acknowledged.fetch_add(1, Ordering::SeqCst);
+                    n += 1;
+                }
+            }
+        });
+        join_all(callers).await;
+    };
+    let outage = async {
+        while acknowledged.load(Ordering::SeqCst) < 50 {
+            tokio::task::yield_now().await;
+        }
+        server.stop().await;
+        while refused.load(Ordering::SeqCst) < 8 {
+            tokio::task::yield_now().await;
+        }
+        let server = Cluster::start(folder.path(), None, Purpose::Service).await.unwrap();
+        let before = acknowledged.load(Ordering::SeqCst);
+        while acknowledged.load(Ordering::SeqCst) < before + 50 {
+            tokio::task::yield_now().await;
+        }
+        stop_loading.store(true, Ordering::SeqCst);
+        server
+    };
+    let ((), server) = tokio::join!(load, outage);
+    process.stop().await;
+    let mut counted =
+        service.get("/v1/usage?meter=m&from=2026-01-01T00:00:00Z&to=2028-01-01T00:00:00Z").await;
+    while counted.status != StatusCode::OK {
+        counted = service.get("/v1/usage?meter=m&from=2026-01-01T00:00:00Z&to=2028-01-01T00:00:00Z").await;
+    }
+    assert_eq!(counted.json()["data"][0]["value"], acknowledged.load(Ordering::SeqCst));
+    service.verify().await;
+    service.engine.database().close().await;
+    server.stop().await;
+}

@@ -1,0 +1,8 @@
+//! What the tests stand on: a throwaway cluster for the run, a database of its own for each test,
+//! the service in process or as processes, and a connection that can be cut.
+
+pub(crate) mod cluster;
+pub(crate) mod proxy;
+pub(crate) mod service;
+
+pub(crate) use service::{TestService, at};

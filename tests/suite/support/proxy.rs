@@ -1,0 +1,115 @@
+//! A proxy in front of PostgreSQL whose connections a test can cut, also at the worst moment: after
+//! a commit was sent, before it is answered.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::watch;
+
+pub(crate) struct Proxy {
+    folder: tempfile::TempDir,
+    state: Arc<State>,
+}
+
+struct State {
+    real: PathBuf,
+    /// No connection lives or is made while this is false.
+    up: watch::Sender<bool>,
+    /// How many commits are yet to lose their answer.
+    swallow: AtomicU32,
+    swallowed: AtomicU32,
+    deliver_commits: AtomicBool,
+}
+
+impl Proxy {
+    /// In front of the server that `url` leads to.
+    pub(crate) fn start(url: &str) -> Self {
+        let host = form_urlencoded::parse(url.split_once('?').unwrap().1.as_bytes())
+            .find(|(name, _)| name == "host")
+            .map(|(_, host)| host.into_owned())
+            .unwrap();
+        let folder = tempfile::Builder::new().prefix("mgp").tempdir().unwrap();
+        let state = Arc::new(State {
+            real: PathBuf::from(host).join(".s.PGSQL.5432"),
+            up: watch::Sender::new(true),
+            swallow: AtomicU32::new(0),
+            swallowed: AtomicU32::new(0),
+            deliver_commits: AtomicBool::new(true),
+        });
+        let listener = UnixListener::bind(folder.path().join(".s.PGSQL.5432")).unwrap();
+        let accepting = Arc::clone(&state);
+        tokio::spawn(async move {
+            while let Ok((client, _)) = listener.accept().await {
+                tokio::spawn(pass(client, Arc::clone(&accepting)));
+            }
+        });
+        Self { folder, state }
+    }
+
+    /// The same database through the proxy.
+    pub(crate) fn url(&self, url: &str) -> String {
+        let host: String =
+            form_urlencoded::byte_serialize(self.folder.path().display().to_string().as_bytes()).collect();
+        format!("{}?host={host}&sslmode=disable", url.split_once('?').unwrap().0)
+    }
+
+    /// Cuts every connection, and lets none be made.
+    pub(crate) fn cut(&self) {
+        self.state.up.send_replace(false);
+    }
+
+    pub(crate) fn mend(&self) {
+        self.state.up.send_replace(true);
+    }
+
+    /// The next commits lose their answer; whether the server gets them at all.
+    pub(crate) fn swallow_commits(&self, count: u32, delivered: bool) {
+        self.state.deliver_commits.store(delivered, Ordering::SeqCst);
+        self.state.swallow.store(count, Ordering::SeqCst);
+    }
+
+    pub(crate) fn swallowed(&self) -> u32 {
+        self.state.swallowed.load(Ordering::SeqCst)
+    }
+}
+
+async fn pass(mut client: UnixStream, state: Arc<State>) {
+    let mut up = state.up.subscribe();
+    if !*up.borrow() {
+        return;
+    }
+    let Ok(mut server) = UnixStream::connect(&state.real).await else { return };
+    let (mut from_client, mut from_server) = (vec![0; 65_536], vec![0; 65_536]);
+    loop {
+        tokio::select! {
+            () = cut(&mut up) => return,
+            read = client.read(&mut from_client) => {
+                let Ok(count @ 1..) = read else { return };
+                // a simple query: 'Q', its length, the text
+                let is_commit = from_client[..count].starts_with(b"Q\0\0\0\x0bcommit\0");
+                let take = |left: u32| left.checked_sub(1);
+                if is_commit && state.swallow.fetch_update(Ordering::SeqCst, Ordering::SeqCst, take).is_ok() {
+                    if state.deliver_commits.load(Ordering::SeqCst) {
+                        server.write_all(&from_client[..count]).await.ok();
+                        // the server answers only when it is done
+                        server.read(&mut from_server).await.ok();
+                    }
+                    state.swallowed.fetch_add(1, Ordering::SeqCst);
+                    return;
+                }
+                if server.write_all(&from_client[..count]).await.is_err() { return }
+            }
+            read = server.read(&mut from_server) => {
+                let Ok(count @ 1..) = read else { return };
+                if client.write_all(&from_server[..count]).await.is_err() { return }
+            }
+        }
+    }
+}
+
+async fn cut(up: &mut watch::Receiver<bool>) {
+    up.wait_for(|up| !up).await.ok();
+}

@@ -1,0 +1,230 @@
+//! The service under test. In process: the real router on a real database, with a clock of the
+//! test's own and folding only when the test says so. As a process: the real binary.
+
+use std::process::Stdio;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::Body;
+use axum::http::{Method, Request, StatusCode};
+use http_body_util::BodyExt;
+use metergate::domain::catalog::Catalog;
+use metergate::domain::environment::Environment;
+use metergate::domain::timestamp::Timestamp;
+use metergate::engine::access::keys::KeyKind;
+use metergate::engine::access::tokens::TokenSettings;
+use metergate::engine::{Clock, Engine, EngineSettings};
+use metergate::http::{Api, HttpSettings, router};
+use metergate::store::Database;
+use secrecy::SecretString;
+use serde_json::{Value, json};
+use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::process::{Child, Command};
+use tower::ServiceExt;
+
+use super::cluster;
+
+pub(crate) const TEST_SECRET: &str = "the-secret-of-the-test-environment!!";
+pub(crate) const LIVE_SECRET: &str = "the-secret-of-the-live-environment!!";
+/// What the clock of a test says until it is set.
+pub(crate) const NOON: &str = "2026-11-20T12:00:00Z";
+
+pub(crate) fn at(text: &str) -> Timestamp {
+    Timestamp::parse(text).unwrap()
+}
+
+pub(crate) struct TestService {
+    pub(crate) engine: Engine,
+    pub(crate) clock: Clock,
+    pub(crate) url: String,
+    pub(crate) key: String,
+    router: Router,
+}
+
+#[derive(Debug)]
+pub(crate) struct Answer {
+    pub(crate) status: StatusCode,
+    pub(crate) headers: axum::http::HeaderMap,
+    pub(crate) text: String,
+}
+
+impl Answer {
+    pub(crate) fn json(&self) -> Value {
+        serde_json::from_str(&self.text).unwrap_or_else(|why| panic!("{why}: {}", self.text))
+    }
+
+    pub(crate) fn code(&self) -> String {
+        self.json()["code"].as_str().unwrap_or_default().to_owned()
+    }
+}
+
+pub(crate) fn engine_settings() -> EngineSettings {
+    let tokens = |secret: &str| TokenSettings {
+        hs256_secret: Some(SecretString::from(secret)),
+        audience: "metergate".to_owned(),
+        ..TokenSettings::default()
+    };
+    EngineSettings {
+        event_age_max: Duration::from_hours(30 * 24),
+        wait_max: Duration::from_secs(5),
+        credential_life: Duration::from_millis(1),
+        tokens: [(Environment::Test, tokens(TEST_SECRET)), (Environment::Live, tokens(LIVE_SECRET))],
+    }
+}
+
+impl TestService {
+    pub(crate) async fn start() -> Self {
+        Self::at_url(&cluster::database_url().await, engine_settings()).await
+    }
+
+    /// With these meters in the test environment.
+    pub(crate) async fn with_meters(meters: Value) -> Self {
+        let service = Self::start().await;
+        service.apply(json!({ "meters": meters })).await;
+        service
+    }
+
+    pub(crate) async fn at_url(url: &str, settings: EngineSettings) -> Self {
+        let database = Database::new(url, None, 8).unwrap();
+        let clock = Clock::manual(at(NOON));
+        let engine = Engine::start(database, clock.clone(), settings).unwrap();
+        let key = engine.create_key(Environment::Test, KeyKind::Secret, "test").await.unwrap();
+        let http = HttpSettings {
+            cors_origins: vec!["https://app.example".parse().unwrap()],
+            request_max: Duration::from_secs(30),
+        };
+        let router = router(Api { engine: engine.clone(), metrics: Arc::new(None) }, &http);
+        Self { engine, clock, url: url.to_owned(), key, router }
+    }
+
+    pub(crate) async fn apply(&self, catalog: Value) {
+        let catalog = Catalog::read(catalog).unwrap();
+        self.engine.apply_catalog(Environment::Test, catalog, false).await.unwrap();
+    }
+
+    pub(crate) async fn send(&self, request: Request<Body>) -> Answer {
+        let response = self.router.clone().oneshot(request).await.unwrap();
+        let (parts, body) = response.into_parts();
+        let bytes = body.collect().await.unwrap().to_bytes();
+        Answer {
+            status: parts.status,
+            headers: parts.headers,
+            text: String::from_utf8_lossy(&bytes).into_owned(),
+        }
+    }
+
+    pub(crate) fn request(&self, method: Method, path: &str) -> axum::http::request::Builder {
+        Request::builder().method(method).uri(path).header("authorization", format!("Bearer {}", self.key))
+    }
+
+    pub(crate) async fn get(&self, path: &str) -> Answer {
+        self.send(self.request(Method::GET, path).body(Body::empty()).unwrap()).await
+    }
+
+    pub(crate) async fn get_as(&self, credential: &str, path: &str) -> Answer {
+        let request = Request::builder().uri(path).header("authorization", format!("Bearer {credential}"));
+        self.send(request.body(Body::empty()).unwrap()).await
+    }
+
+    pub(crate) async fn send_json(&self, method: Method, path: &str, body: &Value) -> Answer {
+        self.send_typed(method, path, "application/json", body.to_string().into_bytes()).await
+    }
+
+    pub(crate) async fn send_typed(
+        &self,
+        method: Method,
+        path: &str,
+        media_type: &str,
+        body: Vec<u8>,
+    ) -> Answer {
+        let request = self.request(method, path).header("content-type", media_type);
+        self.send(request.body(Body::from(body)).unwrap()).await
+    }
+
+    pub(crate) async fn post(&self, path: &str, body: &Value) -> Answer {
+        self.send_json(Method::POST, path, body).await
+    }
+
+    pub(crate) async fn put(&self, path: &str, body: &Value) -> Answer {
+        self.send_json(Method::PUT, path, body).await
+    }
+
+    /// Records events that must all be accepted.
+    pub(crate) async fn record(&self, events: &Value) {
+        let answer = self.post("/v1/events?backfill=true", events).await;
+        let expected = events.as_array().map_or(1, Vec::len);
+        assert_eq!(answer.status, StatusCode::OK, "{}", answer.text);
+        assert_eq!(answer.json()["accepted"], expected, "{}", answer.text);
+    }
+
+    /// The rows of a usage query.
+    pub(crate) async fn usage(&self, query: &str) -> Vec<Value> {
+        let answer = self.get(&format!("/v1/usage?{query}")).await;
+        assert_eq!(answer.status, StatusCode::OK, "{query}: {}", answer.text);
+        answer.json()["data"].as_array().unwrap().clone()
+    }
+
+    /// The values of a usage query, as written.
+    pub(crate) async fn values(&self, query: &str) -> Vec<String> {
+        self.usage(query).await.iter().map(|row| row["value"].to_string()).collect()
+    }
+
+    /// Folds everything, and builds all gaps.
+    pub(crate) async fn fold(&self) {
+        while self.engine.fold_some(Environment::Test).await.unwrap() > 0 {}
+        while self.engine.build_some(Environment::Test).await.unwrap() {}
+    }
+
+    pub(crate) async fn verify(&self) {
+        let verdict = self.engine.verify(Environment::Test).await.unwrap();
+        assert_eq!(verdict.differences, 0, "{:?}", verdict.shown);
+    }
+}
+
+/// The real binary, serving a database.
+pub(crate) struct Process {
+    pub(crate) child: Child,
+    pub(crate) base: String,
+}
+
+impl Process {
+    /// Starts it on a free port, and waits until it listens.
+    pub(crate) async fn start(url: &str) -> Self {
+        Self::start_with(&[("DATABASE_URL", url)], &std::env::temp_dir()).await
+    }
+
+    pub(crate) async fn start_with(variables: &[(&str, &str)], folder: &std::path::Path) -> Self {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_metergate"));
+        command.current_dir(folder).env("METERGATE__HTTP__BIND", "127.0.0.1:0");
+        command.env("METERGATE__LOG__FORMAT", "json").envs(variables.iter().copied());
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).kill_on_drop(true);
+        let mut child = command.spawn().unwrap();
+        let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
+        let mut said = String::new();
+        let address = loop {
+            let Some(line) = lines.next_line().await.unwrap() else { panic!("did not start: {said}") };
+            said.push_str(&line);
+            let line: Value = serde_json::from_str(&line).unwrap_or_default();
+            if line["message"] == "listening" {
+                break line["address"].as_str().unwrap().to_owned();
+            }
+        };
+        // keep reading, so that it never waits for us
+        tokio::spawn(async move { while let Ok(Some(_)) = lines.next_line().await {} });
+        Self { child, base: format!("http://{address}") }
+    }
+
+    /// `kill -9`.
+    pub(crate) async fn kill(mut self) {
+        self.child.kill().await.unwrap();
+    }
+
+    /// Asks it to stop and waits; it must end well.
+    pub(crate) async fn stop(mut self) {
+        let pid = self.child.id().unwrap().to_string();
+        let asked = Command::new("kill").args(["-TERM", &pid]).status().await.unwrap();
+        assert!(asked.success());
+        assert!(self.child.wait().await.unwrap().success());
+    }
+}
