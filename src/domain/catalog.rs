@@ -269,26 +269,26 @@ mod tests {
     #[test]
     fn a_meter_may_gain_but_not_lose() {
         let meter = json!({"key": "m", "event_name": "e", "aggregation": "sum", "dimensions": ["a"]});
-        let changed = |field: &str, value: Value| {
-            let mut changed = meter.clone();
-            changed[field] = value;
-            catalog(json!([changed]))
+        let altered = |field: &str, value: Value| {
+            let mut other = meter.clone();
+            other[field] = value;
+            catalog(json!([other]))
         };
         let before = catalog(json!([meter]));
         let verdict = |next: &Catalog, recorded: bool| match before.changes_to(next, |_| recorded) {
             Ok(changes) => {
-                changes.into_iter().map(|c| format!("{:?} {:?}", c.action, c.fields)).collect::<String>()
+                changes.iter().map(|c| format!("{:?} {:?}", c.action, c.fields)).collect::<Vec<_>>().concat()
             }
             Err(flaws) => flaws[0].code.to_owned(),
         };
         let cases = [
             (before.clone(), true, ""),
-            (changed("dimensions", json!(["a", "b"])), true, "Update [\"dimensions\"]"),
-            (changed("unit", json!("x")), true, "Update [\"unit\"]"),
-            (changed("stripe", json!({"event_name": "e"})), true, "Update [\"stripe\"]"),
-            (changed("dimensions", json!([])), false, "meter_immutable"),
-            (changed("aggregation", json!("max")), false, "meter_immutable"),
-            (changed("event_name", json!("f")), false, "meter_immutable"),
+            (altered("dimensions", json!(["a", "b"])), true, "Update [\"dimensions\"]"),
+            (altered("unit", json!("x")), true, "Update [\"unit\"]"),
+            (altered("stripe", json!({"event_name": "e"})), true, "Update [\"stripe\"]"),
+            (altered("dimensions", json!([])), false, "meter_immutable"),
+            (altered("aggregation", json!("max")), false, "meter_immutable"),
+            (altered("event_name", json!("f")), false, "meter_immutable"),
             (catalog(json!([])), false, "Delete []"),
             (catalog(json!([])), true, "meter_in_use"),
         ];

@@ -22,6 +22,18 @@ pub(super) fn unsupported(media_type: &str, supported: &str) -> Problem {
 
 /// The whole body, which must not be empty.
 pub(super) async fn read(body: Body) -> Result<Bytes, Problem> {
+    let bytes = read_any(body).await?;
+    if is_empty(&bytes) {
+        return Err(Problem::bad_request("empty_body", "the body is empty"));
+    }
+    Ok(bytes)
+}
+
+fn is_empty(bytes: &[u8]) -> bool {
+    bytes.iter().all(u8::is_ascii_whitespace)
+}
+
+async fn read_any(body: Body) -> Result<Bytes, Problem> {
     let mut body = body;
     let mut bytes = Vec::new();
     let mut drained = 0;
@@ -48,9 +60,6 @@ pub(super) async fn read(body: Body) -> Result<Bytes, Problem> {
         let detail = format!("the body may have at most {BODY_BYTES_MAX} bytes, decompressed");
         return Err(Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", detail));
     }
-    if bytes.iter().all(u8::is_ascii_whitespace) {
-        return Err(Problem::bad_request("empty_body", "the body is empty"));
-    }
     Ok(Bytes::from(bytes))
 }
 
@@ -62,16 +71,23 @@ pub(super) fn parse(bytes: &[u8]) -> Result<Value, Problem> {
 
 /// A JSON body.
 pub(super) async fn json(headers: &HeaderMap, body: Body) -> Result<Value, Problem> {
-    let media_type = media_type(headers);
-    if media_type != "application/json" {
-        return Err(unsupported(&media_type, "application/json"));
-    }
+    must_be_json(headers)?;
     parse(&read(body).await?)
+}
+
+fn must_be_json(headers: &HeaderMap) -> Result<(), Problem> {
+    match media_type(headers).as_str() {
+        "application/json" => Ok(()),
+        other => Err(unsupported(other, "application/json")),
+    }
 }
 
 /// A JSON body, or nothing at all.
 pub(super) async fn json_or_empty(headers: &HeaderMap, body: Body) -> Result<Option<Value>, Problem> {
-    let empty = headers.get(header::CONTENT_LENGTH).is_none_or(|length| length == "0")
-        && !headers.contains_key(header::TRANSFER_ENCODING);
-    if empty { Ok(None) } else { json(headers, body).await.map(Some) }
+    let bytes = read_any(body).await?;
+    if is_empty(&bytes) {
+        return Ok(None);
+    }
+    must_be_json(headers)?;
+    parse(&bytes).map(Some)
 }

@@ -55,14 +55,14 @@ async fn every_route_but_the_open_ones_refuses_strangers() {
             }
             service.send(request.body(Body::empty()).unwrap()).await.status
         };
-        let (nobody, forger) = (call(None).await, call(Some(&forged)).await);
+        let (nobody, liar) = (call(None).await, call(Some(&forged)).await);
         let (page, user) = (call(Some(&publishable)).await, call(Some(&token)).await);
         let name = format!("{} {path}", route.method);
         if route.access == Access::Open {
             assert!(nobody.is_success(), "{name}: {nobody}");
             continue;
         }
-        assert_eq!((nobody, forger), (StatusCode::UNAUTHORIZED, StatusCode::UNAUTHORIZED), "{name}");
+        assert_eq!((nobody, liar), (StatusCode::UNAUTHORIZED, StatusCode::UNAUTHORIZED), "{name}");
         assert_eq!(page == StatusCode::FORBIDDEN, route.access != Access::Publishable, "{name}: {page}");
         assert_eq!(user == StatusCode::FORBIDDEN, route.access != Access::EndUser, "{name}: {user}");
     }

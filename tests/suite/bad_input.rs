@@ -99,6 +99,9 @@ async fn single_events() {
     nothing_is_left(&service).await;
 }
 
+/// Media type, encoding, body, and the status and code it is answered with.
+type Case = (&'static str, Option<&'static str>, Vec<u8>, u16, &'static str);
+
 #[tokio::test]
 async fn bodies() {
     use std::io::Write;
@@ -111,7 +114,7 @@ async fn bodies() {
     let spaces = vec![b' '; 200 * 1024 * 1024];
     let event = br#"{"event_name": "e", "subject": "s"}"#.to_vec();
     let truncated = gzip(&event)[..20].to_vec();
-    let cases: Vec<(&str, Option<&str>, Vec<u8>, u16, &str)> = vec![
+    let cases: Vec<Case> = vec![
         ("application/json", None, vec![b'x'; 20 * 1024 * 1024], 413, "body_too_large"),
         ("application/json", Some("gzip"), gzip(&spaces), 413, "body_too_large"),
         ("application/json", Some("zstd"), zstd::encode_all(&spaces[..], 1).unwrap(), 413, "body_too_large"),

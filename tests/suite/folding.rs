@@ -152,33 +152,33 @@ fn expected(facts: &[(Fact, bool)], ask: &Question) -> BTreeMap<Key, (String, us
 }
 
 async fn ask(service: &TestService, ask: &Question) -> BTreeMap<Key, (String, usize)> {
-    let mut query = format!(
+    let mut query = vec![format!(
         "meter={}&from={}&to={}",
         AGGREGATIONS[ask.aggregation],
         time(ask.from),
         time(ask.from + ask.minutes)
-    );
+    )];
     if let Some((length, shift)) = ask.window {
         let word = match length {
             1 => "minute",
             60 => "hour",
             _ => "day",
         };
-        query += &format!("&window={word}&timezone={}", if shift == 0 { "UTC" } else { "Asia/Kolkata" });
+        query.push(format!("window={word}&timezone={}", if shift == 0 { "UTC" } else { "Asia/Kolkata" }));
     }
     let groups: Vec<&str> = [("model", ask.by_model), ("subject", ask.by_subject)]
         .iter()
         .filter(|(_, by)| *by)
         .map(|(g, _)| *g)
         .collect();
-    query += &format!("&group_by={}", groups.join(","));
+    query.push(format!("group_by={}", groups.join(",")));
     if let Some(model) = ask.only_model.and_then(|only| MODELS[only]) {
-        query += &format!("&filter[model]={model}");
+        query.push(format!("filter[model]={model}"));
     }
     if let Some((subject, descendants)) = ask.subject {
-        query += &format!("&subject={}&descendants={descendants}", SUBJECTS[subject].0);
+        query.push(format!("subject={}&descendants={descendants}", SUBJECTS[subject].0));
     }
-    let rows = service.usage(&query).await;
+    let rows = service.usage(&query.join("&")).await;
     let text = |value: &Value| value.as_str().map(str::to_owned);
     rows.iter()
         .map(|row| {

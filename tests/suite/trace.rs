@@ -129,12 +129,12 @@ async fn over_two_processes_of_which_one_is_killed_in_mid_load() {
     let batches: Vec<&[Value]> = trace.events.chunks(trace.events.len().div_ceil(40)).collect();
     let (base, other) = (first.base.clone(), second.base.clone());
     let dying = async {
-        let sent = join_all(batches.iter().map(|batch| send(&base, batch)));
+        let all = join_all(batches.iter().map(|batch| send(&base, batch)));
         let killed = async {
             send(&base, batches[0]).await;
             first.kill().await;
         };
-        tokio::join!(sent, killed).0
+        tokio::join!(all, killed).0
     };
     let living = async {
         let mut answered = Vec::new();
