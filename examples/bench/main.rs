@@ -8,7 +8,7 @@
 //! Starts all it needs: a private `PostgreSQL` with fsync on in a temporary folder, and the service as
 //! a process of its own, so that its memory can be told from the generator's. Everything that is sent
 //! is made before the clock runs. The service and what it is compared with are measured in turns,
-//! and the medians count. Prints one table; `docs/benchmarks.md` says what its rows mean.
+//! and the medians of the rounds and of their ratios count. Prints one table; `docs/benchmarks.md` says what its rows mean.
 
 #![expect(
     clippy::print_stdout,

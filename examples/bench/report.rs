@@ -17,6 +17,14 @@ pub(crate) fn median(values: &[f64]) -> f64 {
     }
 }
 
+/// The median of the rounds' own ratios: what disturbs the machine for a while disturbs both sides of
+/// a round.
+pub(crate) fn median_ratio(measured: &[f64], against: &[f64]) -> f64 {
+    let ratios: Vec<f64> =
+        measured.iter().zip(against).map(|(measured, against)| measured / against).collect();
+    median(&ratios)
+}
+
 /// A rate, with what it varied between.
 pub(crate) fn rate(values: &[f64], unit: &str) -> String {
     let least = values.iter().copied().fold(f64::INFINITY, f64::min);

@@ -15,7 +15,7 @@ use super::Arguments;
 use super::baseline;
 use super::events::{self, EVENT_NAME, SUBJECTS};
 use super::http::{self, Connection, Measured};
-use super::report::{Table, float, median, milliseconds, rate, thousands};
+use super::report::{Table, float, median, median_ratio, milliseconds, rate, thousands};
 use super::service::{Service, command};
 
 /// What the answer to a batch, and to a single event, must say.
@@ -280,20 +280,20 @@ impl<'a> Bench<'a> {
             "batches of 500, 8 connections",
             rate(&few.batches, "events/s"),
             format!("2 × `COPY`: {}", rate(&few.copy, "rows/s")),
-            Some(median(&few.batches) / median(&few.copy)),
+            Some(median_ratio(&few.batches, &few.copy)),
             "0.5",
         );
         self.table.add(
             "the same, until all is in the rollups",
             rate(&few.folded, "events/s"),
             String::new(),
-            Some(median(&few.folded) / median(&few.copy)),
+            Some(median_ratio(&few.folded, &few.copy)),
             "",
         );
         let pgbench = if few.pgbench.is_empty() {
             ("pgbench is not installed".to_owned(), None)
         } else {
-            let ratio = median(&few.singles) / median(&few.pgbench);
+            let ratio = median_ratio(&few.singles, &few.pgbench);
             (format!("`pgbench -c 64 -j 2 -M prepared`: {}", rate(&few.pgbench, "tps")), Some(ratio))
         };
         self.table.add(

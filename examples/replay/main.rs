@@ -11,7 +11,7 @@
 //! them). Ids depend on the rows alone, so a second load changes no total. The trace is of 2023:
 //! events are sent with `?backfill=true`, unless `--shift-to-now` moves them to end now.
 
-#![expect(clippy::print_stdout, reason = "a program that answers on stdout")]
+#![expect(clippy::print_stdout, clippy::print_stderr, reason = "a program that answers there")]
 
 mod client;
 mod trace;
@@ -19,6 +19,7 @@ mod trace;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::PathBuf;
+use std::process::ExitCode;
 use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use anyhow::{Context, bail, ensure};
@@ -56,7 +57,17 @@ struct Arguments {
 }
 
 #[tokio::main]
-async fn main() -> anyhow::Result<()> {
+async fn main() -> ExitCode {
+    match replay().await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(why) => {
+            eprintln!("replay: {why:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn replay() -> anyhow::Result<()> {
     let arguments = Arguments::parse();
     let key = arguments.key.clone().or_else(|| std::env::var("KEY").ok());
     let key = key.context("no key: give --key, or set METERGATE_KEY or KEY")?;

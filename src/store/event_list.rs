@@ -6,6 +6,7 @@ use sqlx::{PgConnection, Postgres, QueryBuilder, Row};
 use uuid::Uuid;
 
 use super::StoreError;
+use super::measures::push_paths;
 use crate::domain::environment::Environment;
 use crate::domain::timestamp::Timestamp;
 
@@ -91,9 +92,7 @@ pub async fn list(
 ) -> Result<Vec<EventRow>, StoreError> {
     let mut sql = QueryBuilder::<Postgres>::new(COLUMNS);
     sql.push_bind(environment.code());
-    if let Some(paths) = paths {
-        sql.push(" and e.path_id = any(").push_bind(paths.to_vec()).push(")");
-    }
+    push_paths(&mut sql, "e.path_id", paths);
     if let Some(name) = &filter.event_name {
         sql.push(" and e.event_name_id = (select id from event_names where environment = ");
         sql.push_bind(environment.code()).push(" and name = ").push_bind(name.clone()).push(")");

@@ -98,13 +98,18 @@ fn push_identity(
 ) {
     sql.push("e.environment = ").push_bind(environment.code());
     sql.push(" and e.event_name_id = ").push_bind(stored.event_name_id);
+    push_paths(sql, "e.path_id", paths);
+}
+
+/// Restricts a column to some paths.
+pub(super) fn push_paths(sql: &mut QueryBuilder<Postgres>, column: &str, paths: Option<&[i64]>) {
     match paths {
         None => {}
         Some([path]) => {
-            sql.push(" and e.path_id = ").push_bind(*path);
+            sql.push(format!(" and {column} = ")).push_bind(*path);
         }
         Some(paths) => {
-            sql.push(" and e.path_id = any(").push_bind(paths.to_vec()).push(")");
+            sql.push(format!(" and {column} = any(")).push_bind(paths.to_vec()).push(")");
         }
     }
 }

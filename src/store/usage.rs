@@ -7,7 +7,7 @@ use sqlx::{PgConnection, PgPool, Postgres, QueryBuilder, Row, Transaction};
 
 use super::StoreError;
 use super::catalog::StoredMeter;
-use super::measures::{Scope, columns, join_columns, push_measures, rollup_columns};
+use super::measures::{Scope, columns, join_columns, push_measures, push_paths, rollup_columns};
 use crate::domain::environment::Environment;
 use crate::domain::limits::USAGE_ROWS_MAX;
 use crate::domain::meter::Aggregation;
@@ -161,7 +161,7 @@ fn push_rollups(
     if let [hours] = hours {
         sql.push(format!("(select * from {table} where environment = ")).push_bind(environment.code());
         sql.push(" and meter_id = ").push_bind(stored.id);
-        push_paths(sql, paths);
+        push_paths(sql, "path_id", paths);
         sql.push(" and hour >= ").push_bind(hours.from).push(" and hour < ").push_bind(hours.to).push(") r");
     } else {
         let (from, to) = columns(hours);
@@ -172,23 +172,11 @@ fn push_rollups(
             .push(") as span (s, e) cross join lateral (");
         sql.push(format!("select * from {table} where environment = ")).push_bind(environment.code());
         sql.push(" and meter_id = ").push_bind(stored.id);
-        push_paths(sql, paths);
+        push_paths(sql, "path_id", paths);
         sql.push(" and hour >= span.s and hour < span.e offset 0) r");
     }
     if !dimensions.is_empty() {
         sql.push(" join dimension_sets d on d.id = r.dimension_set_id");
-    }
-}
-
-fn push_paths(sql: &mut QueryBuilder<Postgres>, paths: Option<&[i64]>) {
-    match paths {
-        None => {}
-        Some([path]) => {
-            sql.push(" and path_id = ").push_bind(*path);
-        }
-        Some(paths) => {
-            sql.push(" and path_id = any(").push_bind(paths.to_vec()).push(")");
-        }
     }
 }
 
