@@ -77,18 +77,17 @@ impl From<SubjectRow> for SubjectView {
 }
 
 impl Engine {
-    /// Makes a subject, or changes it; also whether it was made.
+    /// Makes a subject, or changes it.
     pub async fn put_subject(
         &self,
         environment: Environment,
         subject: SubjectId,
         change: SubjectChange,
-    ) -> Result<(SubjectView, bool), EngineError> {
+    ) -> Result<SubjectView, EngineError> {
         let database = self.database().clone();
         detached(async move {
             let mut transaction = database.pool().begin().await?;
             configuration::lock_for_change(&mut transaction, environment).await?;
-            let before = store::subjects::find(&mut transaction, environment, subject.as_str()).await?;
             let mut names = vec![subject.to_string()];
             names.extend(change.parent.iter().flatten().map(ToString::to_string));
             names.sort_unstable();
@@ -109,7 +108,7 @@ impl Engine {
             }
             let row = existing(&mut transaction, environment, &subject).await?;
             transaction.commit().await?;
-            Ok((row.into(), before.is_none()))
+            Ok(row.into())
         })
         .await
     }

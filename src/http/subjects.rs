@@ -3,7 +3,7 @@
 use axum::Json;
 use axum::body::Body;
 use axum::extract::{Extension, Path, State};
-use axum::http::{HeaderMap, StatusCode, Uri};
+use axum::http::{HeaderMap, Uri};
 use axum::response::{IntoResponse, Response};
 
 use super::problem::Problem;
@@ -35,9 +35,7 @@ pub(super) async fn put(
     Parameters::of(&uri).finish()?;
     let subject = in_path(subject)?;
     let change = SubjectChange::read(body::json(&headers, body).await?)?;
-    let (view, made) = api.engine.put_subject(principal.environment, subject, change).await?;
-    let status = if made { StatusCode::CREATED } else { StatusCode::OK };
-    Ok((status, Json(view)).into_response())
+    Ok(Json(api.engine.put_subject(principal.environment, subject, change).await?).into_response())
 }
 
 pub(super) async fn get(
