@@ -20,6 +20,13 @@ async fn main() -> ExitCode {
 
 #[expect(clippy::print_stderr, reason = "the last word of a program that could not do its work")]
 fn fail(why: &anyhow::Error) -> ExitCode {
-    eprintln!("metergate: {why:#}");
+    // a cause whose words an error already says is not said again
+    let mut said = why.to_string();
+    for cause in why.chain().skip(1).map(ToString::to_string) {
+        if !said.contains(&cause) {
+            said = format!("{said}: {cause}");
+        }
+    }
+    eprintln!("metergate: {said}");
     ExitCode::FAILURE
 }

@@ -22,6 +22,8 @@ use crate::engine::access::keys::KeyKind;
 use crate::engine::{Clock, Engine, EngineError};
 
 const SAMPLE_CATALOG: &str = include_str!("../../config/catalog.yaml");
+/// A command does not wait for a database as long as the service does.
+const DATABASE_WAIT_MAX: Duration = Duration::from_secs(5);
 const HEALTHCHECK_MAX: Duration = Duration::from_secs(3);
 
 impl Command {
@@ -43,7 +45,7 @@ impl Command {
     }
 
     async fn run_on(self, settings: &Settings, home: &Home) -> anyhow::Result<ExitCode> {
-        migrate(&home.database).await?;
+        migrate(&home.database, DATABASE_WAIT_MAX).await?;
         let clock = Clock::postgres(settings.clock.offset);
         let engine = Engine::start(home.database.clone(), clock, settings.engine())?;
         let done = self.run_with(&engine).await;
@@ -162,7 +164,7 @@ async fn healthcheck(settings: &Settings) -> anyhow::Result<ExitCode> {
         address.set_ip(std::net::Ipv4Addr::LOCALHOST.into());
     }
     let url = format!("http://{address}/readyz");
-    let client = reqwest::Client::builder().timeout(HEALTHCHECK_MAX).build()?;
+    let client = reqwest::Client::builder().timeout(HEALTHCHECK_MAX).no_proxy().build()?;
     let ready = client.get(url).send().await.is_ok_and(|answer| answer.status().is_success());
     Ok(if ready { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

@@ -22,7 +22,7 @@ use crate::store::{Database, StoreError};
 
 /// How long open connections may take to finish at a stop.
 const DRAIN_MAX: Duration = Duration::from_secs(25);
-/// How long the start waits for a database that is not there yet.
+/// How long the service waits at its start for a database that is not there yet.
 const DATABASE_WAIT_MAX: Duration = Duration::from_mins(1);
 /// How often metrics are tidied, so that what nobody scrapes does not pile up.
 const METRICS_UPKEEP: Duration = Duration::from_secs(5);
@@ -98,7 +98,7 @@ pub async fn serve(mut settings: Settings) -> anyhow::Result<()> {
 async fn run(settings: &Settings, home: &Home, told_to_stop: impl Future<Output = ()>) -> anyhow::Result<()> {
     tokio::pin!(told_to_stop);
     tokio::select! {
-        migrated = migrate(&home.database) => migrated?,
+        migrated = migrate(&home.database, DATABASE_WAIT_MAX) => migrated?,
         () = &mut told_to_stop => return Ok(()),
     }
     let service = Service::start(settings, home.database.clone()).await?;
@@ -113,8 +113,8 @@ async fn run(settings: &Settings, home: &Home, told_to_stop: impl Future<Output 
 }
 
 /// Migrates, once the database is there: beside a service, a database may start later.
-pub(super) async fn migrate(database: &Database) -> anyhow::Result<()> {
-    let deadline = tokio::time::Instant::now() + DATABASE_WAIT_MAX;
+pub(super) async fn migrate(database: &Database, wait_max: Duration) -> anyhow::Result<()> {
+    let deadline = tokio::time::Instant::now() + wait_max;
     loop {
         match database.migrate().await {
             Err(StoreError::Unavailable(why)) if tokio::time::Instant::now() < deadline => {

@@ -35,7 +35,7 @@ const LOG_BYTES_MAX: u64 = 16 * 1024 * 1024;
 #[derive(Debug, thiserror::Error)]
 pub enum EmbeddedError {
     #[error(
-        "no PostgreSQL server programs were found or could be downloaded ({0}); install PostgreSQL (Debian: `apt-get install postgresql`, macOS: `brew install postgresql`), name their folder in METERGATE__POSTGRES__BIN, or set DATABASE_URL"
+        "no PostgreSQL to run on: set DATABASE_URL, or, to run an embedded one, install the server programs (Debian: `apt-get install postgresql`, macOS: `brew install postgresql`) or name their folder in METERGATE__POSTGRES__BIN; none were found or could be downloaded ({0})"
     )]
     NoBinaries(String),
     #[error(

@@ -223,7 +223,8 @@ impl Process {
     /// Asks it to stop and waits; it must end well.
     pub(crate) async fn stop(mut self) {
         let pid = self.child.id().unwrap().to_string();
-        let asked = Command::new("kill").args(["-TERM", &pid]).status().await.unwrap();
+        // the shell has its own `kill`; a small system may have no other
+        let asked = Command::new("sh").args(["-c", "kill -TERM $0", &pid]).status().await.unwrap();
         assert!(asked.success());
         assert!(self.child.wait().await.unwrap().success());
     }
