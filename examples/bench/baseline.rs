@@ -99,7 +99,6 @@ pub(crate) async fn copy_rate(url: &str, rows: usize) -> anyhow::Result<f64> {
     for _ in 0..STREAMS {
         connections.push(PgConnection::connect(url).await?);
     }
-    sqlx::raw_sql("checkpoint").execute(&mut connection).await?;
     let started = Instant::now();
     let tasks: Vec<_> = streams
         .into_iter()

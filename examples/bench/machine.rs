@@ -32,3 +32,35 @@ pub(crate) fn describe(data: &Path, postgres: &str) -> String {
         load.unwrap_or_else(unknown)
     )
 }
+
+/// Fields of `/proc/PID/stat` from the third on.
+fn stat(pid: u32) -> Option<Vec<u64>> {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // the name before may hold anything, its closing parenthesis is the last one
+    let (_, rest) = text.rsplit_once(')')?;
+    Some(rest.split_whitespace().map(|field| field.parse().unwrap_or(0)).collect())
+}
+
+const PARENT: usize = 1;
+const USER: usize = 11;
+const CHILDREN: usize = 13;
+const TICKS_PER_SECOND: f64 = 100.0;
+
+/// What a server (all of its processes, ended ones included) and maybe another process have used of
+/// the processors, in seconds. None where the kernel does not say so.
+pub(crate) fn cpu_seconds(data: &Path, other: Option<u32>) -> Option<f64> {
+    let pid_file = std::fs::read_to_string(data.join("postmaster.pid")).ok()?;
+    let postmaster: u32 = pid_file.lines().next()?.trim().parse().ok()?;
+    let own = |fields: &[u64]| fields.get(USER..CHILDREN).map_or(0, |both| both.iter().sum::<u64>());
+    let server = stat(postmaster)?;
+    let mut ticks = own(&server) + server.get(CHILDREN..CHILDREN + 2)?.iter().sum::<u64>();
+    let processes = std::fs::read_dir("/proc").ok()?.flatten();
+    for pid in processes.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok()) {
+        if let Some(fields) = stat(pid)
+            && (fields.get(PARENT) == Some(&u64::from(postmaster)) || Some(pid) == other)
+        {
+            ticks += own(&fields);
+        }
+    }
+    Some(f64::from(u32::try_from(ticks).ok()?) / TICKS_PER_SECOND)
+}

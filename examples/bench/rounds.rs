@@ -15,6 +15,7 @@ use super::Arguments;
 use super::baseline;
 use super::events::{self, EVENT_NAME, SUBJECTS};
 use super::http::{self, Connection, Measured};
+use super::machine;
 use super::report::{Table, float, median, median_ratio, milliseconds, rate, thousands};
 use super::service::{Service, command};
 
@@ -74,6 +75,17 @@ struct Rates {
     batch_latency: Vec<[f64; 2]>,
     single_latency: Vec<[f64; 2]>,
     refused: usize,
+    /// What of the processors the service and the server used for an event, the fold included, and
+    /// the server alone for a row of `COPY` or a transaction of `pgbench`; in microseconds.
+    cpu: Cpu,
+}
+
+#[derive(Debug, Default)]
+struct Cpu {
+    batches: Vec<f64>,
+    copy: Vec<f64>,
+    singles: Vec<f64>,
+    pgbench: Vec<f64>,
 }
 
 pub(crate) struct Bench<'a> {
@@ -220,14 +232,21 @@ impl<'a> Bench<'a> {
         let mut rates = Rates::default();
         for round in 1..=rounds {
             self.measure_batches(&mut rates).await?;
+            self.checkpoint().await?;
+            let before = self.cpu_seconds(None);
             let copied = baseline::copy_rate(&self.cluster.url(BASELINE), self.size.batch_events).await?;
+            rates.cpu.copy.extend(micros_each(before, self.cpu_seconds(None), float(self.size.batch_events)));
             rates.copy.push(copied);
             self.measure_singles(&mut rates).await?;
             let socket = socket(self.cluster)?;
             if let Some(pgbench) = &self.pgbench {
                 self.checkpoint().await?;
+                let before = self.cpu_seconds(None);
                 let done = baseline::pgbench_rate(pgbench, &socket, BASELINE, self.folder, self.size.single);
-                rates.pgbench.push(done.await?);
+                let tps = done.await?;
+                let transactions = tps * self.size.single.as_secs_f64();
+                rates.cpu.pgbench.extend(micros_each(before, self.cpu_seconds(None), transactions));
+                rates.pgbench.push(tps);
             }
             eprintln!(
                 "round {round} of {rounds}: batches {} events/s ({} until folded), COPY {} rows/s, singles {} calls/s, pgbench {}",
@@ -241,6 +260,11 @@ impl<'a> Bench<'a> {
         Ok(rates)
     }
 
+    /// The processors' time of the server, and of the service where it is named.
+    fn cpu_seconds(&self, service: Option<&Service>) -> Option<f64> {
+        machine::cpu_seconds(&self.folder.join("data"), service.and_then(Service::pid))
+    }
+
     async fn checkpoint(&self) -> anyhow::Result<()> {
         admin(self.cluster, "checkpoint").await
     }
@@ -250,10 +274,13 @@ impl<'a> Bench<'a> {
         let requests: Vec<Vec<u8>> =
             (0..count).map(|_| self.post(&events::body(events::random_subjects(BATCH_EVENTS)))).collect();
         self.checkpoint().await?;
+        let before = self.cpu_seconds(Some(self.service()?));
         let started = Instant::now();
         let measured = self.drive(requests, BATCH_CONNECTIONS, BATCH_ACCEPTED).await?;
         self.wait_until_folded().await?;
-        rates.folded.push(float(measured.calls * BATCH_EVENTS) / started.elapsed().as_secs_f64());
+        let events = float(measured.calls * BATCH_EVENTS);
+        rates.folded.push(events / started.elapsed().as_secs_f64());
+        rates.cpu.batches.extend(micros_each(before, self.cpu_seconds(Some(self.service()?)), events));
         rates.batches.push(measured.calls_per_second() * float(BATCH_EVENTS));
         rates.batch_latency.push([50, 99].map(|percent| measured.percentile(percent).as_secs_f64()));
         rates.refused += measured.refused;
@@ -265,10 +292,14 @@ impl<'a> Bench<'a> {
         let requests: Vec<Vec<u8>> =
             events::random_subjects(count).map(|subject| self.post(&events::body([subject]))).collect();
         self.checkpoint().await?;
-        let address = self.service()?.address;
+        let service = self.service()?;
+        let before = self.cpu_seconds(Some(service));
         let measured =
-            http::drive(address, requests, SINGLE_CONNECTIONS, self.size.single, SINGLE_ACCEPTED).await?;
+            http::drive(service.address, requests, SINGLE_CONNECTIONS, self.size.single, SINGLE_ACCEPTED)
+                .await?;
         self.wait_until_folded().await?;
+        let after = self.cpu_seconds(Some(service));
+        rates.cpu.singles.extend(micros_each(before, after, float(measured.calls)));
         rates.singles.push(measured.calls_per_second());
         rates.single_latency.push([50, 99].map(|percent| measured.percentile(percent).as_secs_f64()));
         rates.refused += measured.refused;
@@ -303,6 +334,8 @@ impl<'a> Bench<'a> {
             pgbench.1,
             "1.5",
         );
+        self.note_cpu("processor time per event, in batches", "`COPY`", &few.cpu.batches, &few.cpu.copy);
+        self.note_cpu("processor time per event, single", "`pgbench`", &few.cpu.singles, &few.cpu.pgbench);
         self.table.add_alone("a batch's answer: p50 / p99", latency(&few.batch_latency), "");
         self.table.add_alone(
             "a single event's answer at 64 connections: p50 / p99",
@@ -310,6 +343,17 @@ impl<'a> Bench<'a> {
             "",
         );
         self.table.add_alone("calls told to come back (503)", few.refused.to_string(), "0");
+    }
+
+    /// The ratio is turned round, so that here too more is better.
+    fn note_cpu(&mut self, what: &str, against: &str, measured: &[f64], compared: &[f64]) {
+        if measured.is_empty() || compared.is_empty() {
+            return;
+        }
+        let ratio = median_ratio(compared, measured);
+        let (measured, compared) = (median(measured), median(compared));
+        let against = format!("{against}, the server alone: {compared:.1} µs");
+        self.table.add(what, format!("{measured:.1} µs"), against, Some(ratio), "");
     }
 
     fn note_large(&mut self, few: &Rates, many: &Rates) {
@@ -419,6 +463,11 @@ impl<'a> Bench<'a> {
         self.table.add_alone("start to ready, on an existing database", measured, "< 500 ms");
         Ok(())
     }
+}
+
+/// Microseconds per event, where the kernel tells.
+fn micros_each(before: Option<f64>, after: Option<f64>, count: f64) -> Option<f64> {
+    Some((after? - before?) * 1e6 / count)
 }
 
 /// Median over the rounds of the median and of the 99th percentile.

@@ -79,6 +79,10 @@ impl Service {
         Some(kibibytes / 1024.0)
     }
 
+    pub(crate) fn pid(&self) -> Option<u32> {
+        self.child.id()
+    }
+
     pub(crate) async fn stop(mut self) -> anyhow::Result<()> {
         let pid = self.child.id().context("the service has ended")?;
         // waiting would close its input, and end it at once
