@@ -21,6 +21,8 @@ use crate::domain::names::SubjectId;
 use crate::engine::access::keys::KeyKind;
 use crate::engine::{Clock, Engine, EngineError};
 
+/// Applied at the first start on the embedded database; else the one compiled in.
+const CATALOG_FILE: &str = "config/catalog.yaml";
 const SAMPLE_CATALOG: &str = include_str!("../../config/catalog.yaml");
 /// A command does not wait for a database as long as the service does.
 const DATABASE_WAIT_MAX: Duration = Duration::from_secs(5);
@@ -87,7 +89,9 @@ pub(super) async fn welcome(engine: &Engine, address: SocketAddr) -> anyhow::Res
     if engine.catalog(environment).await?.version > 0 {
         return Ok(());
     }
-    let catalog = Catalog::read_yaml(SAMPLE_CATALOG).map_err(|flaws| anyhow::anyhow!(words(&flaws)))?;
+    let edited = std::fs::read_to_string(CATALOG_FILE).ok();
+    let catalog = Catalog::read_yaml(edited.as_deref().unwrap_or(SAMPLE_CATALOG))
+        .map_err(|flaws| anyhow::anyhow!(words(&flaws)))?;
     engine.apply_catalog(environment, catalog, false).await?;
     let key = engine.create_key(environment, KeyKind::Secret, "first start").await?;
     println!(

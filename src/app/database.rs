@@ -59,6 +59,15 @@ impl Home {
         Ok(Self { database, cluster, embedded })
     }
 
+    /// Starts the embedded server again where it ended by itself.
+    pub(super) async fn keep_running(&mut self) {
+        if let Some(cluster) = &mut self.cluster
+            && let Err(why) = cluster.revive().await
+        {
+            tracing::error!(%why, "the embedded PostgreSQL does not start again");
+        }
+    }
+
     pub(super) async fn close(self) {
         self.database.close().await;
         if let Some(cluster) = self.cluster {

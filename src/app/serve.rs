@@ -24,6 +24,8 @@ use crate::store::{Database, StoreError};
 const DRAIN_MAX: Duration = Duration::from_secs(25);
 /// How long the service waits at its start for a database that is not there yet.
 const DATABASE_WAIT_MAX: Duration = Duration::from_mins(1);
+/// How often the embedded server is looked at.
+const SERVER_WATCH: Duration = Duration::from_secs(1);
 /// How often metrics are tidied, so that what nobody scrapes does not pile up.
 const METRICS_UPKEEP: Duration = Duration::from_secs(5);
 
@@ -80,14 +82,14 @@ pub async fn serve(mut settings: Settings) -> anyhow::Result<()> {
     logging::start(&settings.log)?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
-    let home = Home::open(&mut settings).await?;
-    let ended = run(&settings, &home, async {
+    let mut home = Home::open(&mut settings).await?;
+    let told_to_stop = async {
         tokio::select! {
             _ = interrupt.recv() => {}
             _ = terminate.recv() => {}
         }
-    })
-    .await;
+    };
+    let ended = run(&settings, &mut home, told_to_stop).await;
     home.close().await;
     if ended.is_ok() {
         tracing::info!("stopped");
@@ -95,7 +97,11 @@ pub async fn serve(mut settings: Settings) -> anyhow::Result<()> {
     ended
 }
 
-async fn run(settings: &Settings, home: &Home, told_to_stop: impl Future<Output = ()>) -> anyhow::Result<()> {
+async fn run(
+    settings: &Settings,
+    home: &mut Home,
+    told_to_stop: impl Future<Output = ()>,
+) -> anyhow::Result<()> {
     tokio::pin!(told_to_stop);
     tokio::select! {
         migrated = migrate(&home.database, DATABASE_WAIT_MAX) => migrated?,
@@ -106,7 +112,12 @@ async fn run(settings: &Settings, home: &Home, told_to_stop: impl Future<Output 
     if home.embedded {
         commands::welcome(&service.engine, service.address).await?;
     }
-    told_to_stop.await;
+    loop {
+        tokio::select! {
+            () = &mut told_to_stop => break,
+            () = tokio::time::sleep(SERVER_WATCH) => home.keep_running().await,
+        }
+    }
     tracing::info!("stopping");
     service.stop().await;
     Ok(())

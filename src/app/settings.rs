@@ -1,4 +1,4 @@
-//! Settings: the defaults compiled in, then `METERGATE__SECTION__KEY` variables, then the plain
+//! Settings: the defaults compiled in, then `config/default.yaml` where the service starts, then `METERGATE__SECTION__KEY` variables, then the plain
 //! variables that platforms set (`DATABASE_URL`, `PORT`). Whatever is unknown or malformed stops the
 //! start and is named; a secret never prints.
 
@@ -18,6 +18,8 @@ use crate::engine::access::tokens::TokenSettings;
 use crate::engine::clock::Offset;
 use crate::http::HttpSettings;
 
+/// The same file where the service is started, if there is one: an edit counts.
+const FILE: &str = "config/default.yaml";
 const DEFAULTS: &str = include_str!("../../config/default.yaml");
 
 #[derive(Debug, Deserialize)]
@@ -144,6 +146,7 @@ impl Settings {
             .source(Some(variables));
         let config = Config::builder()
             .add_source(File::from_str(DEFAULTS, FileFormat::Yaml))
+            .add_source(File::new(FILE, FileFormat::Yaml).required(false))
             .add_source(ours)
             .build()
             .map_err(malformed)?;

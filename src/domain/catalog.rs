@@ -50,6 +50,8 @@ impl Catalog {
         fields::no_nul(&map)?;
         fields::no_monstrous_numbers(&map)?;
         let mut fields = Fields::of(Value::Object(map))?;
+        // shown with the document, and no part of it
+        fields.take("version");
         let default_plan = fields.optional("default_plan", |v| Ok(PlanKey::parse(fields::text(v)?)?));
         let meters = fields.list("meters", CATALOG_ITEMS_MAX, Meter::read);
         let plans = fields.list("plans", CATALOG_ITEMS_MAX, Plan::read);

@@ -53,6 +53,7 @@ impl Reading {
     /// whose rollups are not, or no longer, what the events say.
     pub fn plan(span: Span, bounds: &[Timestamp], gaps: &[Span]) -> Self {
         let mut reading = Self::default();
+        let gaps = merged(gaps);
         for pair in bounds.windows(2) {
             let part = span.intersect(Span { from: pair[0], to: pair[1] });
             if part.is_empty() {
@@ -64,7 +65,7 @@ impl Reading {
                 continue;
             }
             push(&mut reading.events, Span { from: part.from, to: hours.from });
-            for (piece, in_gap) in cut(hours, gaps) {
+            for (piece, in_gap) in cut(hours, &gaps) {
                 push(if in_gap { &mut reading.events } else { &mut reading.hours }, piece);
             }
             push(&mut reading.events, Span { from: hours.to, to: part.to });
@@ -84,8 +85,25 @@ fn push(spans: &mut Vec<Span>, span: Span) {
     }
 }
 
-/// Cuts a span of whole hours where gaps (of whole hours) begin and end, in order.
+/// The same hours as few spans, in order.
+fn merged(gaps: &[Span]) -> Vec<Span> {
+    let mut sorted = gaps.to_vec();
+    sorted.sort_unstable_by_key(|gap| (gap.from, gap.to));
+    let mut merged: Vec<Span> = Vec::new();
+    for gap in sorted {
+        match merged.last_mut() {
+            Some(last) if gap.from <= last.to => last.to = last.to.max(gap.to),
+            _ => merged.push(gap),
+        }
+    }
+    merged
+}
+
+/// Cuts a span of whole hours where gaps (of whole hours, merged) begin and end, in order.
 fn cut(span: Span, gaps: &[Span]) -> Vec<(Span, bool)> {
+    let first = gaps.partition_point(|gap| gap.to <= span.from);
+    let end = gaps.partition_point(|gap| gap.from < span.to);
+    let gaps = &gaps[first..end.max(first)];
     let mut edges: Vec<Timestamp> = gaps
         .iter()
         .flat_map(|gap| [gap.from, gap.to])

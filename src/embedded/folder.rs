@@ -24,12 +24,13 @@ impl Postmaster {
         Some(Self { pid: line(1).parse().ok()?, socket: PathBuf::from(line(5)), ready: line(8) == "ready" })
     }
 
-    /// Whether its process is there and is a server. Where the system does not tell, believe it.
-    pub(super) fn is_alive(&self) -> bool {
+    /// Whether its process is the server of this data folder, and not one that was given the same
+    /// number later: a server works in its data folder. Where the system does not tell, believe it.
+    pub(super) fn is_alive(&self, data: &Path) -> bool {
         if !Path::new("/proc/self").exists() {
             return true;
         }
-        fs::read_to_string(format!("/proc/{}/comm", self.pid)).is_ok_and(|name| name.trim() == "postgres")
+        fs::read_link(format!("/proc/{}/cwd", self.pid)).is_ok_and(|folder| folder == data)
     }
 }
 

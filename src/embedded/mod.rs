@@ -27,6 +27,8 @@ use folder::Postmaster;
 const START_MAX: Duration = Duration::from_mins(2);
 /// How long a stopping server may take before the start gives up on it.
 const STOP_MAX: Duration = Duration::from_mins(1);
+/// How long a start waits for a process that is about to leave the folder.
+const LOCK_WAIT_MAX: Duration = Duration::from_secs(3);
 const POLL: Duration = Duration::from_millis(5);
 /// A Unix socket's path is limited by the kernel.
 const SOCKET_PATH_BYTES_MAX: usize = 100;
@@ -74,6 +76,8 @@ pub struct Cluster {
     account: Option<Account>,
     data: PathBuf,
     socket: PathBuf,
+    log: PathBuf,
+    purpose: Purpose,
     server: Child,
     guardian: Child,
     /// Held as long as the folder is ours.
@@ -85,7 +89,7 @@ impl Cluster {
     pub async fn start(folder: &Path, bin: Option<&Path>, purpose: Purpose) -> Result<Self, EmbeddedError> {
         fs::create_dir_all(folder).map_err(at(folder))?;
         let folder = folder.canonicalize().map_err(at(folder))?;
-        let lock = lock(&folder)?;
+        let lock = lock(&folder).await?;
         let account = account::server_account();
         if let (Purpose::Throwaway, Some(account)) = (purpose, account) {
             // the guardian removes it, and runs as the server does
@@ -101,8 +105,9 @@ impl Cluster {
         let log = folder.join("postgres.log");
         let server = spawn_server(&binaries, account.as_ref(), &data, &socket, &log, purpose)?;
         let guardian = spawn_guardian(&binaries, account.as_ref(), &data, &folder, purpose)?;
-        let mut cluster = Self { binaries, account, data, socket, server, guardian, _lock: lock };
-        cluster.wait_until_ready(&log).await?;
+        let mut cluster =
+            Self { binaries, account, data, socket, log, purpose, server, guardian, _lock: lock };
+        cluster.wait_until_ready().await?;
         Ok(cluster)
     }
 
@@ -111,11 +116,30 @@ impl Cluster {
         url(&self.socket, database)
     }
 
+    /// Starts the server again where it ended by itself; nothing while it runs.
+    pub async fn revive(&mut self) -> Result<(), EmbeddedError> {
+        if !self.has_ended() {
+            return Ok(());
+        }
+        tracing::error!("the embedded PostgreSQL ended; starting it again");
+        let account = self.account.as_ref();
+        stop_orphan(&self.binaries, account, &self.data)?;
+        self.server =
+            spawn_server(&self.binaries, account, &self.data, &self.socket, &self.log, self.purpose)?;
+        self.wait_until_ready().await
+    }
+
+    fn has_ended(&mut self) -> bool {
+        self.server.try_wait().is_ok_and(|status| status.is_some())
+    }
+
     /// Stops the server cleanly and waits for it.
     pub async fn stop(mut self) {
-        let stopped = pg_ctl_stop(&self.binaries, self.account.as_ref(), &self.data).status();
-        if !stopped.is_ok_and(|status| status.success()) {
-            tracing::warn!("PostgreSQL did not stop when asked; its guardian will try again");
+        if !self.has_ended() {
+            let stopped = pg_ctl_stop(&self.binaries, self.account.as_ref(), &self.data).status();
+            if !stopped.is_ok_and(|status| status.success()) {
+                tracing::warn!("PostgreSQL did not stop when asked; its guardian will try again");
+            }
         }
         // the server is our child: reap it, but do not wait for ever
         let deadline = Instant::now() + STOP_MAX;
@@ -128,7 +152,7 @@ impl Cluster {
         }
     }
 
-    async fn wait_until_ready(&mut self, log: &Path) -> Result<(), EmbeddedError> {
+    async fn wait_until_ready(&mut self) -> Result<(), EmbeddedError> {
         let deadline = Instant::now() + START_MAX;
         loop {
             if Postmaster::of(&self.data)
@@ -138,7 +162,7 @@ impl Cluster {
             }
             let ended = self.server.try_wait().ok().flatten().is_some();
             if ended || Instant::now() > deadline {
-                return Err(EmbeddedError::NotStarted(folder::tail(log)));
+                return Err(EmbeddedError::NotStarted(folder::tail(&self.log)));
             }
             tokio::time::sleep(POLL).await;
         }
@@ -172,7 +196,7 @@ fn url(socket: &Path, database: &str) -> String {
 }
 
 /// Takes the folder for this process; freed by the kernel however the process ends.
-fn lock(folder: &Path) -> Result<File, EmbeddedError> {
+async fn lock(folder: &Path) -> Result<File, EmbeddedError> {
     let path = folder.join("lock");
     let mut file = OpenOptions::new()
         .read(true)
@@ -181,7 +205,13 @@ fn lock(folder: &Path) -> Result<File, EmbeddedError> {
         .truncate(false)
         .open(&path)
         .map_err(at(&path))?;
-    if file.try_lock().is_err() {
+    let deadline = Instant::now() + LOCK_WAIT_MAX;
+    while file.try_lock().is_err() {
+        // a process that was killed a moment ago may not be gone yet
+        if Instant::now() < deadline {
+            tokio::time::sleep(POLL).await;
+            continue;
+        }
         let mut pid = String::new();
         file.read_to_string(&mut pid).ok();
         return Err(EmbeddedError::InUse {
@@ -240,7 +270,7 @@ fn socket_folder(data: &Path, account: Option<&Account>) -> Result<PathBuf, Embe
 fn stop_orphan(binaries: &Binaries, account: Option<&Account>, data: &Path) -> Result<(), EmbeddedError> {
     let deadline = Instant::now() + STOP_MAX;
     while let Some(postmaster) = Postmaster::of(data) {
-        if !postmaster.is_alive() {
+        if !postmaster.is_alive(data) {
             // its process id is gone, or belongs to something else by now
             let pid_file = data.join("postmaster.pid");
             fs::remove_file(&pid_file).map_err(at(&pid_file))?;

@@ -8,21 +8,28 @@ use crate::domain::environment::Environment;
 use crate::domain::limits::{DIMENSION_SETS_PER_METER_MAX, FOLD_BATCHES_MAX, FOLD_EVENTS_MAX};
 use crate::store::{self, fold};
 
-/// Hours of a gap that are built in one transaction.
-const BUILD_HOURS_MAX: i64 = 24;
+/// Events of the hours of a gap that are built in one transaction, but for a last hour that passes it.
+const BUILD_EVENTS_MAX: i64 = 200_000;
+
+/// What one transaction folded.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Folded {
+    pub events: i64,
+    /// About as much as one transaction takes: there may be more.
+    pub is_full: bool,
+}
 
 impl Engine {
-    /// Folds some of the oldest batches; how many events. None where there are none, or another
-    /// replica is at it.
-    pub async fn fold_some(&self, environment: Environment) -> Result<i64, EngineError> {
+    /// Folds some of the oldest batches. Nothing where there are none, or another replica is at it.
+    pub async fn fold_some(&self, environment: Environment) -> Result<Folded, EngineError> {
         let started = Instant::now();
         let mut transaction = self.database().pool().begin().await?;
         if !fold::try_lock(&mut transaction, environment).await? {
-            return Ok(0);
+            return Ok(Folded::default());
         }
         let taken = fold::take(&mut transaction, environment, FOLD_BATCHES_MAX, FOLD_EVENTS_MAX).await?;
         if taken.batch_ids.is_empty() {
-            return Ok(0);
+            return Ok(Folded::default());
         }
         // read after the batches: a meter that is not seen here has a gap that covers them
         let meters = store::catalog::meters(&mut transaction, environment).await?;
@@ -35,7 +42,9 @@ impl Engine {
         transaction.commit().await?;
         metrics::counter!("metergate_events_folded_total").increment(taken.event_count.unsigned_abs());
         metrics::histogram!("metergate_fold_seconds").record(started.elapsed().as_secs_f64());
-        Ok(taken.event_count)
+        let is_full = taken.event_count >= FOLD_EVENTS_MAX / 2
+            || i64::try_from(taken.batch_ids.len()).is_ok_and(|batches| batches >= FOLD_BATCHES_MAX);
+        Ok(Folded { events: taken.event_count, is_full })
     }
 
     /// Builds some hours of the oldest gap; false where there is none, or another replica is at it.
@@ -52,7 +61,7 @@ impl Engine {
         };
         let meters = store::catalog::meters(&mut transaction, environment).await?;
         if let Some(stored) = meters.into_iter().find(|stored| stored.id == gap.meter_id) {
-            fold::build(&mut transaction, environment, &stored, &gap, BUILD_HOURS_MAX).await?;
+            fold::build(&mut transaction, environment, &stored, &gap, BUILD_EVENTS_MAX).await?;
         }
         transaction.commit().await?;
         Ok(true)
@@ -77,11 +86,11 @@ impl Engine {
     }
 
     /// Counts the tail, for everybody who waits for it.
-    pub async fn count_tail(&self) -> Result<i64, EngineError> {
+    pub async fn count_tail(&self, environment: Environment) -> Result<i64, EngineError> {
         let mut connection = self.database().pool().acquire().await?;
-        let events = fold::unfolded_events(&mut connection).await?;
-        self.tail().set(events);
-        metrics::gauge!("metergate_unfolded_events")
+        let events = fold::unfolded_events(&mut connection, environment).await?;
+        self.tail(environment).set(events);
+        metrics::gauge!("metergate_unfolded_events", "environment" => environment.as_str())
             .set(f64::from(u32::try_from(events).unwrap_or(u32::MAX)));
         Ok(events)
     }

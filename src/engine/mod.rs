@@ -20,6 +20,7 @@ pub use catalog::{Applied, CatalogView};
 pub use clock::Clock;
 pub use error::EngineError;
 pub use events::{EventPage, EventView, Voided};
+pub use fold::Folded;
 pub use ingest::Outcome;
 pub use subjects::{SubjectChange, SubjectPage, SubjectView};
 pub use usage::{MeterUsage, Report};
@@ -28,7 +29,7 @@ pub use verify::Verdict;
 use access::Gatekeeper;
 use access::tokens::TokenSettings;
 use configuration::Configurations;
-use ingest::{Lanes, Tail};
+use ingest::{Lanes, Tails};
 
 use crate::domain::environment::Environment;
 use crate::store::Database;
@@ -58,23 +59,23 @@ struct Inner {
     settings: EngineSettings,
     gatekeeper: Gatekeeper,
     lanes: Lanes,
-    tail: Arc<Tail>,
+    tails: Arc<Tails>,
 }
 
 impl Engine {
     /// Starts the writers. Must be called within the runtime they are to live in.
     pub fn start(database: Database, clock: Clock, settings: EngineSettings) -> Result<Self, EngineError> {
-        let tail = Arc::new(Tail::default());
+        let tails = Arc::new(Tails::default());
         let gatekeeper = Gatekeeper::new(database.clone(), &settings)?;
         let lanes = Lanes::start(&ingest::Workplace {
             database: database.clone(),
             clock: clock.clone(),
             configurations: Arc::new(Configurations::default()),
-            tail: Arc::clone(&tail),
+            tails: Arc::clone(&tails),
             age_max: settings.event_age_max,
             months: Arc::default(),
         });
-        let inner = Inner { database, clock, settings, gatekeeper, lanes, tail };
+        let inner = Inner { database, clock, settings, gatekeeper, lanes, tails };
         Ok(Self { inner: Arc::new(inner) })
     }
 

@@ -8,11 +8,16 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep_until};
 
 use crate::domain::environment::Environment;
-use crate::domain::limits::FOLD_EVENTS_MAX;
 use crate::engine::{Engine, EngineError};
 
 /// How often dimension values are counted and partitions are made.
 const UPKEEP_INTERVAL: Duration = Duration::from_mins(5);
+
+/// How long a job that keeps failing rests at most.
+const FAILING_INTERVAL_MAX: Duration = Duration::from_secs(10);
+/// Transactions that fold, and that build, before the other have their turn.
+const FOLDS_PER_ROUND_MAX: usize = 20;
+const BUILDS_PER_ROUND_MAX: usize = 20;
 
 /// The jobs of a service, until they are told to stop.
 #[derive(Debug)]
@@ -24,12 +29,15 @@ pub struct Jobs {
 impl Jobs {
     pub fn start(engine: &Engine, fold_interval: Duration) -> Self {
         let (stop, stopped) = watch::channel(false);
-        let folding = engine.clone();
+        let mut tasks: Vec<JoinHandle<()>> = Vec::new();
+        // a job for each environment: neither waits for the other
+        for environment in Environment::ALL {
+            let folding = engine.clone();
+            let job = move || fold(folding.clone(), environment);
+            tasks.push(repeat("fold", fold_interval, stopped.clone(), job));
+        }
         let upkeep = engine.clone();
-        let tasks = vec![
-            repeat("fold", fold_interval, stopped.clone(), move || fold(folding.clone())),
-            repeat("upkeep", UPKEEP_INTERVAL, stopped, move || keep_up(upkeep.clone())),
-        ];
+        tasks.push(repeat("upkeep", UPKEEP_INTERVAL, stopped, move || keep_up(upkeep.clone())));
         Self { stop, tasks }
     }
 
@@ -53,29 +61,39 @@ where
 {
     tokio::spawn(async move {
         let mut due = Instant::now();
+        let mut pause = interval;
         loop {
             tokio::select! {
                 () = sleep_until(due) => {}
                 _ = stopped.wait_for(|stop| *stop) => return,
             }
-            if let Err(why) = job().await {
-                tracing::warn!(job = name, %why, "a job failed; it will be tried again");
-                metrics::counter!("metergate_job_failures_total", "job" => name).increment(1);
-            }
-            due = Instant::now() + interval;
+            pause = match job().await {
+                Ok(()) => interval,
+                Err(why) => {
+                    tracing::warn!(job = name, %why, "a job failed; it will be tried again");
+                    metrics::counter!("metergate_job_failures_total", "job" => name).increment(1);
+                    (pause * 2).min(FAILING_INTERVAL_MAX.max(interval))
+                }
+            };
+            due = Instant::now() + pause;
         }
     })
 }
 
-/// Folds until only a little is left, then builds one piece of what has gaps.
-async fn fold(engine: Engine) -> Result<(), EngineError> {
-    for environment in Environment::ALL {
-        while engine.fold_some(environment).await? >= FOLD_EVENTS_MAX / 2 {
-            engine.count_tail().await?;
+/// Folds until only a little is left, then builds some of what has gaps; never one without the other.
+async fn fold(engine: Engine, environment: Environment) -> Result<(), EngineError> {
+    for _ in 0..FOLDS_PER_ROUND_MAX {
+        let folded = engine.fold_some(environment).await?;
+        engine.count_tail(environment).await?;
+        if !folded.is_full {
+            break;
         }
-        engine.build_some(environment).await?;
     }
-    engine.count_tail().await?;
+    for _ in 0..BUILDS_PER_ROUND_MAX {
+        if !engine.build_some(environment).await? {
+            break;
+        }
+    }
     Ok(())
 }
 

@@ -17,9 +17,8 @@ pub struct Opening {
     pub config_version: i64,
     /// Postgres's clock, read after the lock.
     pub now: Timestamp,
-    /// Identifies the transaction where its commit's fate is unknown.
-    pub transaction_id: i64,
-    /// A fresh batch number.
+    /// A fresh batch number. Where a commit is not answered it tells, later, whether it happened: a
+    /// transaction id could not, since after a crash ids that never reached the disk are given again.
     pub batch_id: i64,
 }
 
@@ -52,8 +51,7 @@ pub async fn open_recording(
 
 async fn opening(connection: &mut PgConnection, environment: Environment) -> Result<Opening, StoreError> {
     let row = sqlx::query(
-        "select config_version, clock_timestamp() as now, pg_current_xact_id()::text::bigint as transaction_id,
-                nextval('batch_ids') as batch_id
+        "select config_version, clock_timestamp() as now, nextval('batch_ids') as batch_id
          from environments where environment = $1",
     )
     .bind(environment.code())
@@ -62,7 +60,6 @@ async fn opening(connection: &mut PgConnection, environment: Environment) -> Res
     Ok(Opening {
         config_version: row.try_get("config_version")?,
         now: row.try_get("now")?,
-        transaction_id: row.try_get("transaction_id")?,
         batch_id: row.try_get("batch_id")?,
     })
 }
@@ -90,37 +87,6 @@ pub async fn version(connection: &mut PgConnection, environment: Environment) ->
         .fetch_one(connection)
         .await?;
     Ok(version)
-}
-
-/// How a transaction ended whose commit was not answered.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Fate {
-    Committed,
-    Aborted,
-    InProgress,
-    /// Too long ago, or another server: nothing is known.
-    Unknown,
-}
-
-pub async fn fate(connection: &mut PgConnection, transaction_id: i64) -> Result<Fate, StoreError> {
-    let status: Result<Option<String>, sqlx::Error> =
-        sqlx::query_scalar("select pg_xact_status($1::text::xid8)")
-            .bind(transaction_id.to_string())
-            .fetch_one(connection)
-            .await;
-    match status {
-        Ok(status) => Ok(match status.as_deref() {
-            Some("committed") => Fate::Committed,
-            Some("aborted") => Fate::Aborted,
-            Some("in progress") => Fate::InProgress,
-            _ => Fate::Unknown,
-        }),
-        // an id from the future: another server
-        Err(error) => match StoreError::from(error) {
-            StoreError::Refused(_) => Ok(Fate::Unknown),
-            other => Err(other),
-        },
-    }
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 //! they are not what the events say. One transaction folds an environment at a time, over all
 //! replicas; whoever records is not in its way.
 
-use sqlx::{PgConnection, Postgres, QueryBuilder, Row};
+use sqlx::{PgConnection, QueryBuilder, Row};
 
 use super::StoreError;
 use super::catalog::StoredMeter;
@@ -16,8 +16,12 @@ use crate::domain::window::Span;
 
 const LOCK: i32 = 0x4d47_0003;
 
-/// Within a transaction: takes the right to fold the environment; false where another has it.
+/// Within a transaction: takes the right to fold the environment; false where another has it. Nobody
+/// waits for a fold, so it may take its time: given up, it would only have to begin again.
 pub async fn try_lock(connection: &mut PgConnection, environment: Environment) -> Result<bool, StoreError> {
+    sqlx::raw_sql("set local statement_timeout = 0; set local work_mem = '64MB'")
+        .execute(&mut *connection)
+        .await?;
     let locked = sqlx::query_scalar("select pg_try_advisory_xact_lock($1, $2)")
         .bind(LOCK)
         .bind(i32::from(environment.code()))
@@ -27,10 +31,16 @@ pub async fn try_lock(connection: &mut PgConnection, environment: Environment) -
 }
 
 /// How many events are recorded but not folded.
-pub async fn unfolded_events(connection: &mut PgConnection) -> Result<i64, StoreError> {
-    let count = sqlx::query_scalar("select coalesce(sum(event_count), 0)::bigint from unfolded")
-        .fetch_one(connection)
-        .await?;
+pub async fn unfolded_events(
+    connection: &mut PgConnection,
+    environment: Environment,
+) -> Result<i64, StoreError> {
+    let count = sqlx::query_scalar(
+        "select coalesce(sum(event_count), 0)::bigint from unfolded where environment = $1",
+    )
+    .bind(environment.code())
+    .fetch_one(connection)
+    .await?;
     Ok(count)
 }
 
@@ -114,7 +124,7 @@ async fn add_to_rollups(
     for (name, made) in columns {
         sql.push(format!(", {made} as {name}"));
     }
-    sql.push(" from measures group by 1, 2, 3), sets as materialized (select distinct members, text_digest(members::text) as digest from grouped),");
+    sql.push(" from measures group by 1, 2, 3), sets as materialized (select members, text_digest(members::text) as digest from (select members from grouped group by members) few),");
     sql.push(" fresh as (insert into dimension_sets (environment, meter_id, digest, members) select ");
     sql.push_bind(environment.code()).push(", ").push_bind(stored.id);
     sql.push(", digest, members from sets on conflict on constraint dimension_sets_digest do nothing returning id, members),");
@@ -188,23 +198,37 @@ pub async fn next_gap(
     .transpose()
 }
 
-/// Builds the first hours of a gap anew, up to `hours_max` from the first that has events, and takes
-/// them out of the gap.
+/// Builds the first hours of a gap anew, as many as have about `events_max` events, at least one, and
+/// takes them out of the gap.
 pub async fn build(
     connection: &mut PgConnection,
     environment: Environment,
     stored: &StoredMeter,
     gap: &Gap,
-    hours_max: i64,
+    events_max: i64,
 ) -> Result<(), StoreError> {
-    let first: Option<Timestamp> = first_event(connection, environment, gap.span).await?;
-    let chunk = match first {
+    let chunk = match nth_event(connection, environment, gap.span, 0).await? {
         None => gap.span,
         Some(first) => {
-            let end = Timestamp::from_micros(first.hour_floor().micros() + hours_max * MICROS_PER_HOUR);
-            Span { from: gap.span.from, to: end.unwrap_or(Timestamp::MAX).min(gap.span.to) }
+            let hour = Timestamp::from_micros(first.hour_floor().micros() + MICROS_PER_HOUR);
+            let least = hour.unwrap_or(Timestamp::MAX);
+            let beyond = nth_event(connection, environment, gap.span, events_max).await?;
+            let end = beyond.map_or(gap.span.to, |beyond| beyond.hour_floor().max(least));
+            Span { from: gap.span.from, to: end.min(gap.span.to) }
         }
     };
+    // read before the events are: what these mark is seen by then
+    let marks: Vec<i64> = sqlx::query_scalar(
+        "select id from rollup_gaps
+         where environment = $1 and meter_id = $2 and from_hour >= $3 and to_hour <= $4 and id <> $5",
+    )
+    .bind(environment.code())
+    .bind(stored.id)
+    .bind(chunk.from)
+    .bind(chunk.to)
+    .bind(gap.id)
+    .fetch_all(&mut *connection)
+    .await?;
     for table in ["rollups", "rollup_members"] {
         let delete = format!(
             "delete from {table} where environment = $1 and meter_id = $2 and hour >= $3 and hour < $4"
@@ -218,8 +242,9 @@ pub async fn build(
             .await?;
     }
     add_to_rollups(connection, environment, stored, &Scope::Folded(chunk)).await?;
+    sqlx::query("delete from rollup_gaps where id = any($1)").bind(marks).execute(&mut *connection).await?;
     let rest = Span { from: chunk.to, to: gap.span.to };
-    if rest.is_empty() || first_event(connection, environment, rest).await?.is_none() {
+    if rest.is_empty() || nth_event(connection, environment, rest, 0).await?.is_none() {
         sqlx::query("delete from rollup_gaps where id = $1").bind(gap.id).execute(connection).await?;
     } else {
         sqlx::query("update rollup_gaps set from_hour = $2 where id = $1")
@@ -231,18 +256,21 @@ pub async fn build(
     Ok(())
 }
 
-async fn first_event(
+/// The time of an event of a span, by time, counted from 0.
+async fn nth_event(
     connection: &mut PgConnection,
     environment: Environment,
     within: Span,
+    n: i64,
 ) -> Result<Option<Timestamp>, StoreError> {
     let first = sqlx::query_scalar(
         "select occurred_at from events where environment = $1 and occurred_at >= $2 and occurred_at < $3
-         order by occurred_at limit 1",
+         order by occurred_at offset $4 limit 1",
     )
     .bind(environment.code())
     .bind(within.from)
     .bind(within.to)
+    .bind(n)
     .fetch_optional(connection)
     .await?;
     Ok(first)
@@ -283,10 +311,4 @@ pub async fn permanent_gaps(
         .fetch_all(connection)
         .await?;
     Ok(ids)
-}
-
-/// Begins a transaction of the folder's.
-pub async fn begin(connection: &mut PgConnection) -> Result<sqlx::Transaction<'_, Postgres>, StoreError> {
-    use sqlx::Connection;
-    Ok(connection.begin().await?)
 }

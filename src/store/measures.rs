@@ -152,7 +152,9 @@ pub(super) fn columns(spans: &[Span]) -> (Vec<Timestamp>, Vec<Timestamp>) {
 /// from measures.
 pub(super) fn rollup_columns(aggregation: Aggregation) -> &'static [(&'static str, &'static str)] {
     match aggregation {
-        Aggregation::Sum | Aggregation::Avg => &[("sum", "sum(sign * number)")],
+        Aggregation::Sum | Aggregation::Avg => {
+            &[("sum", "sum(case when sign = 1 then number else -number end)")]
+        }
         Aggregation::Count | Aggregation::UniqueCount => &[],
         Aggregation::Min => &[("min", "min(number) filter (where live)")],
         Aggregation::Max => &[("max", "max(number) filter (where live)")],

@@ -190,7 +190,7 @@ fn push_events(
 ) {
     sql.push("select path_id, at, members, sign::bigint");
     match stored.meter.aggregation {
-        Aggregation::Sum | Aggregation::Avg => sql.push(", sign * number"),
+        Aggregation::Sum | Aggregation::Avg => sql.push(", case when sign = 1 then number else -number end"),
         Aggregation::Count => sql.push(""),
         Aggregation::UniqueCount => sql.push(", member"),
         Aggregation::Min | Aggregation::Max => sql.push(", case when live then number end"),

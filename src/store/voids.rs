@@ -81,7 +81,8 @@ pub async fn insert_counter_event(
     Ok(())
 }
 
-/// Marks an hour of some meters as not to be read from rollups: subtracting cannot undo a minimum.
+/// Marks an hour of some meters as not to be read from rollups: subtracting cannot undo a minimum. A
+/// mark of its own, even where there is one: that one may be about to go, built without this void.
 pub async fn insert_gaps(
     connection: &mut PgConnection,
     environment: Environment,

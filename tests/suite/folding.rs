@@ -296,7 +296,7 @@ async fn two_folders_at_once_fold_everything_once() {
     }
     let environment = metergate::domain::environment::Environment::Test;
     let folds = futures::future::join_all((0..4).map(|_| service.engine.fold_some(environment))).await;
-    let folded: i64 = folds.into_iter().map(Result::unwrap).sum();
+    let folded: i64 = folds.into_iter().map(|fold| fold.unwrap().events).sum();
     assert_eq!(folded, 30);
     service.verify().await;
     let november = "from=2026-11-01T00:00:00Z&to=2026-12-01T00:00:00Z";

@@ -202,3 +202,80 @@ async fn a_server_that_stops_and_starts_again_is_found_again() {
     service.engine.database().close().await;
     server.stop().await;
 }
+
+/// A backend that is killed makes the server recover as from a crash: what was not synced is gone, and
+/// transaction ids are given again. What was acknowledged must not have rested on those.
+#[tokio::test]
+async fn crashes_of_the_server_lose_nothing_that_was_acknowledged() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::set_permissions(folder.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let server = Cluster::start(folder.path(), None, Purpose::Service).await.unwrap();
+    let url = server.url("postgres");
+    let database = Database::new(&url, None, 1).unwrap();
+    database.migrate().await.unwrap();
+    database.close().await;
+    // commits linger before they are synced, so that a crash finds some
+    for set in ["commit_delay = 50000", "commit_siblings = 0", "wal_writer_delay = '10s'"] {
+        cluster::sqlx_execute(&url, &format!("alter system set {set}")).await;
+    }
+    cluster::sqlx_execute(&url, "select pg_reload_conf()").await;
+    let services = [
+        TestService::at_url(&url, engine_settings()).await,
+        TestService::at_url(&url, engine_settings()).await,
+    ];
+    services[0].apply(json!({"meters": [{"key": "m", "event_name": "e", "aggregation": "sum"}]})).await;
+    let acknowledged = AtomicU32::new(0);
+    let ids = std::sync::Mutex::new(Vec::new());
+    let crashing = AtomicBool::new(true);
+    let load = async {
+        let callers = (0..12).map(|caller| {
+            let (service, acknowledged, crashing, ids) =
+                (&services[caller % 2], &acknowledged, &crashing, &ids);
+            async move {
+                let mut n = 0;
+                while crashing.load(Ordering::SeqCst) {
+                    // never twice: what is not acknowledged is not asked for again, and may be there or not
+                    let id = format!("c{caller}n{n}");
+                    let answer = send(service, &id).await;
+                    if answer.status == StatusCode::OK {
+                        assert_eq!(answer.json()["accepted"], 1);
+                        ids.lock().unwrap().push(id);
+                        acknowledged.fetch_add(1, Ordering::SeqCst);
+                    }
+                    n += 1;
+                }
+            }
+        });
+        join_all(callers).await;
+    };
+    let crashes = async {
+        for _ in 0..6 {
+            let before = acknowledged.load(Ordering::SeqCst);
+            while acknowledged.load(Ordering::SeqCst) < before + 30 {
+                tokio::task::yield_now().await;
+            }
+            let Ok(mut connection) = sqlx::PgConnection::connect(&url).await else { continue };
+            let pid: Result<Option<i32>, _> = sqlx::query_scalar(
+                "select pid from pg_stat_activity where pid <> pg_backend_pid() and backend_type = 'client backend'
+                 order by random() limit 1",
+            )
+            .fetch_optional(&mut connection)
+            .await;
+            if let Ok(Some(pid)) = pid {
+                let kill = format!("kill -KILL {pid}");
+                tokio::process::Command::new("sh").args(["-c", &kill]).status().await.unwrap();
+            }
+        }
+        crashing.store(false, Ordering::SeqCst);
+    };
+    tokio::join!(load, crashes);
+    while services[0].get("/readyz").await.status != StatusCode::OK {}
+    for id in ids.into_inner().unwrap() {
+        assert_eq!(services[0].get(&format!("/v1/events/{id}")).await.status, StatusCode::OK, "{id} is lost");
+    }
+    services[0].verify().await;
+    for service in &services {
+        service.engine.database().close().await;
+    }
+    server.stop().await;
+}

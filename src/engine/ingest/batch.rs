@@ -25,9 +25,7 @@ pub(super) enum Attempt {
     Committed(Vec<Judged>),
     /// The commit was sent and not answered.
     Unanswered {
-        transaction_id: i64,
         batch_id: i64,
-        judged: Vec<Judged>,
     },
     /// Nothing was done: these months need their partitions first.
     MissingMonths(Vec<Span>),
@@ -78,12 +76,11 @@ pub(super) async fn attempt(
 
     if let Err(why) = sqlx::raw_sql("commit").execute(&mut *connection).await {
         tracing::debug!(%why, "commit");
-        let (transaction_id, batch_id) = (opening.transaction_id, opening.batch_id);
-        return Ok(Attempt::Unanswered { transaction_id, batch_id, judged });
+        return Ok(Attempt::Unanswered { batch_id: opening.batch_id });
     }
     // only what is committed may be remembered
     fresh.remember(&configuration);
-    workplace.tail.grow(recorded.len());
+    workplace.tails.of(environment).grow(recorded.len());
     note_metrics(&judged);
     Ok(Attempt::Committed(judged))
 }

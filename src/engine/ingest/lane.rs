@@ -132,6 +132,8 @@ pub(in crate::engine) struct Lanes {
     writers: Mutex<Vec<JoinHandle<()>>>,
 }
 
+/// How long writers may take to settle what they took, at a stop.
+const SETTLE_MAX: Duration = Duration::from_secs(10);
 /// More writers than cores that wait for the same disk gain nothing.
 const BULK_WRITERS: usize = 2;
 
@@ -169,13 +171,18 @@ impl Lanes {
         answered.await.unwrap_or_else(|_| Err(EngineError::Internal("a writer dropped a job".to_owned())))
     }
 
-    /// Closes the lanes and waits until the writers have settled what they took.
+    /// Closes the lanes and waits until the writers have settled what they took; not for ever: where
+    /// the database stays away, what became of a commit cannot be found out, and nobody is told it was.
     pub(in crate::engine) async fn stop(&self) {
         self.open.lock().unwrap_or_else(PoisonError::into_inner).take();
         let writers: Vec<JoinHandle<()>> =
             self.writers.lock().unwrap_or_else(PoisonError::into_inner).drain(..).collect();
-        for writer in writers {
-            writer.await.ok();
+        let deadline = tokio::time::Instant::now() + SETTLE_MAX;
+        for mut writer in writers {
+            if tokio::time::timeout_at(deadline, &mut writer).await.is_err() {
+                tracing::warn!("a writer did not settle in time");
+                writer.abort();
+            }
         }
     }
 }

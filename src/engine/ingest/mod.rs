@@ -27,6 +27,7 @@ use crate::store::Database;
 
 pub(super) use lane::Lanes;
 pub use tail::Tail;
+pub(super) use tail::Tails;
 
 use super::clock::Clock;
 use super::configuration::Configurations;
@@ -47,7 +48,7 @@ pub(super) struct Workplace {
     pub(super) database: Database,
     pub(super) clock: Clock,
     pub(super) configurations: Arc<Configurations>,
-    pub(super) tail: Arc<Tail>,
+    pub(super) tails: Arc<Tails>,
     pub(super) age_max: Duration,
     /// Months whose partition is known to be there.
     pub(super) months: Arc<Mutex<HashSet<Timestamp>>>,
@@ -121,7 +122,7 @@ impl Engine {
     }
 
     /// The events that are recorded and not folded yet, as last counted.
-    pub fn tail(&self) -> &Tail {
-        &self.inner.tail
+    pub fn tail(&self, environment: Environment) -> &Tail {
+        self.inner.tails.of(environment)
     }
 }

@@ -6,10 +6,24 @@ use std::time::Duration;
 
 use tokio::sync::Notify;
 
+use crate::domain::environment::Environment;
 use crate::domain::limits::UNFOLDED_EVENTS_MAX;
 
 /// How long a writer waits for the fold before it goes on all the same: pushed back, not stopped.
 const WAIT_MAX: Duration = Duration::from_secs(1);
+
+/// The tails of both environments: neither slows the other.
+#[derive(Debug, Default)]
+pub(in crate::engine) struct Tails([Tail; 2]);
+
+impl Tails {
+    pub(in crate::engine) fn of(&self, environment: Environment) -> &Tail {
+        match environment {
+            Environment::Test => &self.0[0],
+            Environment::Live => &self.0[1],
+        }
+    }
+}
 
 #[derive(Debug, Default)]
 pub struct Tail {

@@ -11,7 +11,6 @@ use super::batch::{self, Attempt, Judged};
 use super::lane::{Answer, Job, Queue};
 use crate::domain::environment::Environment;
 use crate::engine::EngineError;
-use crate::store::configuration::{Fate, fate};
 use crate::store::{StoreError, partitions};
 
 /// How often a deadlock or a slow lock is met with another attempt.
@@ -43,7 +42,7 @@ impl Writer {
 
     pub(super) async fn run(mut self) {
         loop {
-            self.workplace.tail.wait_until_short().await;
+            self.workplace.tails.of(self.environment).wait_until_short().await;
             let Some(jobs) = self.queue.take().await else { break };
             self.settle(jobs).await;
         }
@@ -67,12 +66,7 @@ impl Writer {
                 }
                 Err(why) => {
                     for job in jobs {
-                        job.answer(Err(match &why {
-                            StoreError::Conflict(_) | StoreError::TooSlow(_) => {
-                                EngineError::unavailable(why.to_string())
-                            }
-                            _ => EngineError::Internal(why.to_string()),
-                        }));
+                        job.answer(Err(failure(&why)));
                     }
                 }
             }
@@ -93,29 +87,30 @@ impl Writer {
                     return Ok(Vec::new());
                 }
             }
-            match self.attempt(jobs, &uncertain).await {
+            let why = match self.attempt(jobs, &uncertain).await {
                 Ok(Attempt::Committed(judged)) => return Ok(judged),
-                Ok(Attempt::MissingMonths(months)) => self.make_months(&months).await?,
-                Ok(Attempt::Unanswered { transaction_id, batch_id, judged }) => {
+                Ok(Attempt::MissingMonths(months)) => match self.make_months(&months).await {
+                    Ok(()) => continue,
+                    Err(why) => why,
+                },
+                Ok(Attempt::Unanswered { batch_id }) => {
+                    // The next attempt waits for this one's keys, where it is still at work, and
+                    // finds them under its batch, where it was committed.
+                    tracing::warn!(batch_id, "a commit was not answered; finding out what became of it");
                     self.connection = None;
-                    tracing::warn!(transaction_id, "a commit was not answered; asking what became of it");
-                    match self.ask_fate(transaction_id).await {
-                        Fate::Committed => return Ok(judged),
-                        Fate::Aborted | Fate::InProgress => {}
-                        Fate::Unknown => uncertain.push(batch_id),
-                    }
+                    uncertain.push(batch_id);
+                    continue;
                 }
-                Err(why) => {
-                    // never go on after an error: the connection goes, and the transaction with it
-                    self.connection = None;
-                    match why {
-                        StoreError::Unavailable(_) => pause.rest().await,
-                        StoreError::Conflict(_) | StoreError::TooSlow(_) if conflicts < CONFLICTS_MAX => {
-                            conflicts += 1;
-                        }
-                        _ => return Err(why),
-                    }
+                Err(why) => why,
+            };
+            // never go on after an error: the connection goes, and the transaction with it
+            self.connection = None;
+            match why {
+                StoreError::Unavailable(_) => pause.rest().await,
+                StoreError::Conflict(_) | StoreError::TooSlow(_) if conflicts < CONFLICTS_MAX => {
+                    conflicts += 1;
                 }
+                _ => return Err(why),
             }
         }
     }
@@ -143,27 +138,6 @@ impl Writer {
         }
         Ok(())
     }
-
-    /// Asks until there is an answer, however long the database is away: the callers wait, or have
-    /// gone, and what they sent may be recorded.
-    async fn ask_fate(&mut self, transaction_id: i64) -> Fate {
-        let mut pause = Pause(PAUSE_MIN);
-        loop {
-            let asked = match self.connected().await {
-                Ok(connection) => fate(connection, transaction_id).await,
-                Err(why) => Err(why),
-            };
-            match asked {
-                Ok(Fate::InProgress) => {}
-                Ok(known) => return known,
-                Err(why) => {
-                    tracing::debug!(%why, "cannot ask yet");
-                    self.connection = None;
-                }
-            }
-            pause.rest().await;
-        }
-    }
 }
 
 /// A caller's deadline is looked at here, before the work enters a transaction, and never after.
@@ -171,6 +145,16 @@ fn drop_overdue(jobs: &mut Vec<Job>) {
     let now = Instant::now();
     for job in jobs.extract_if(.., |job| job.deadline < now) {
         job.answer(Err(EngineError::unavailable("no writer in time")));
+    }
+}
+
+/// What one caller is told of an error that several may share.
+fn failure(why: &StoreError) -> EngineError {
+    match why {
+        StoreError::Unavailable(_) | StoreError::Conflict(_) | StoreError::TooSlow(_) => {
+            EngineError::unavailable(why.to_string())
+        }
+        _ => EngineError::Internal(why.to_string()),
     }
 }
 

@@ -172,7 +172,7 @@ impl TestService {
 
     /// Folds everything, and builds all gaps.
     pub(crate) async fn fold(&self) {
-        while self.engine.fold_some(Environment::Test).await.unwrap() > 0 {}
+        while self.engine.fold_some(Environment::Test).await.unwrap().events > 0 {}
         while self.engine.build_some(Environment::Test).await.unwrap() {}
     }
 
