@@ -112,7 +112,8 @@ create table events (
     -- null: none
     source text
 ) partition by range (occurred_at);
-create index events_path on events (environment, path_id, occurred_at);
+-- a path belongs to one environment
+create index events_path on events (path_id, occurred_at);
 create index events_batch on events (batch_id, path_id);
 create index events_time on events (environment, occurred_at);
 -- months are added as they are needed; all that is older shares one

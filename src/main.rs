@@ -6,9 +6,6 @@ use clap::Parser;
 use metergate::app::cli::{Cli, Command};
 use metergate::app::settings::Settings;
 
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
 #[tokio::main]
 async fn main() -> ExitCode {
     let done = match Settings::load() {

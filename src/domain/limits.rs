@@ -56,8 +56,8 @@ pub const QUEUE_EVENTS_MAX: usize = 40_000;
 /// Bytes waiting for a writer of one lane.
 pub const QUEUE_BYTES_MAX: usize = 32 * 1024 * 1024;
 /// Events that are not folded yet before writers wait for the fold.
-pub const UNFOLDED_EVENTS_MAX: i64 = 150_000;
+pub const UNFOLDED_EVENTS_MAX: i64 = 200_000;
 /// Events folded in one transaction, but for a last batch that passes it.
-pub const FOLD_EVENTS_MAX: i64 = 100_000;
+pub const FOLD_EVENTS_MAX: i64 = 150_000;
 /// Batches folded in one transaction.
 pub const FOLD_BATCHES_MAX: i64 = 2_000;

@@ -1,5 +1,6 @@
 //! Reading bodies: bounded after decompression, parsed once.
 
+use axum::body::HttpBody;
 use axum::body::{Body, Bytes};
 use axum::http::{HeaderMap, StatusCode, header};
 use http_body_util::BodyExt;
@@ -35,7 +36,9 @@ fn is_empty(bytes: &[u8]) -> bool {
 
 async fn read_any(body: Body) -> Result<Bytes, Problem> {
     let mut body = body;
-    let mut bytes = Vec::new();
+    // as long as it says it is, within reason: it is most often
+    let announced = usize::try_from(body.size_hint().lower()).unwrap_or(BODY_BYTES_MAX);
+    let mut bytes = Vec::with_capacity(announced.min(BODY_BYTES_MAX));
     let mut drained = 0;
     while let Some(frame) = body.frame().await {
         let frame = frame.map_err(|_| {

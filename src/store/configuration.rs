@@ -22,18 +22,13 @@ pub struct Opening {
     pub batch_id: i64,
 }
 
-/// Begins a transaction that records: the shared lock, then, so that its snapshot follows the
-/// lock, the version.
+/// Begins a transaction that records: the shared lock, then, in a statement of its own so that its
+/// snapshot follows the lock, the version. All in one message.
 pub async fn begin_recording(
     connection: &mut PgConnection,
     environment: Environment,
 ) -> Result<Opening, StoreError> {
-    let begin = match environment {
-        Environment::Test => "begin; select pg_advisory_xact_lock_shared(1296498689, 0)",
-        Environment::Live => "begin; select pg_advisory_xact_lock_shared(1296498689, 1)",
-    };
-    sqlx::raw_sql(begin).execute(&mut *connection).await?;
-    opening(connection, environment).await
+    open(connection, environment, "begin;").await
 }
 
 /// The same within a transaction that has just begun.
@@ -41,25 +36,28 @@ pub async fn open_recording(
     connection: &mut PgConnection,
     environment: Environment,
 ) -> Result<Opening, StoreError> {
-    sqlx::query("select pg_advisory_xact_lock_shared($1, $2)")
-        .bind(LOCK)
-        .bind(i32::from(environment.code()))
-        .execute(&mut *connection)
-        .await?;
-    opening(connection, environment).await
+    open(connection, environment, "").await
 }
 
-async fn opening(connection: &mut PgConnection, environment: Environment) -> Result<Opening, StoreError> {
-    let row = sqlx::query(
-        "select config_version, clock_timestamp() as now, nextval('batch_ids') as batch_id
-         from environments where environment = $1",
-    )
-    .bind(environment.code())
-    .fetch_one(&mut *connection)
-    .await?;
+async fn open(
+    connection: &mut PgConnection,
+    environment: Environment,
+    begin: &str,
+) -> Result<Opening, StoreError> {
+    // constants and a number of ours: nothing here is input
+    let code = environment.code();
+    let sql = format!(
+        "{begin} select pg_advisory_xact_lock_shared({LOCK}, {code});
+         select config_version, (extract(epoch from clock_timestamp()) * 1000000)::bigint as now_micros,
+                nextval('batch_ids') as batch_id
+         from environments where environment = {code}"
+    );
+    let rows = sqlx::raw_sql(sqlx::AssertSqlSafe(sql)).fetch_all(connection).await?;
+    let row = rows.last().ok_or(sqlx::Error::RowNotFound)?;
+    let now = Timestamp::from_micros(row.try_get("now_micros")?);
     Ok(Opening {
         config_version: row.try_get("config_version")?,
-        now: row.try_get("now")?,
+        now: now.ok_or_else(|| sqlx::Error::Decode("the clock of the database is out of range".into()))?,
         batch_id: row.try_get("batch_id")?,
     })
 }
@@ -87,12 +85,4 @@ pub async fn version(connection: &mut PgConnection, environment: Environment) ->
         .fetch_one(connection)
         .await?;
     Ok(version)
-}
-
-#[cfg(test)]
-mod tests {
-    #[test]
-    fn both_spellings_of_the_lock_agree() {
-        assert_eq!(super::LOCK, 1_296_498_689);
-    }
 }

@@ -105,8 +105,14 @@ pub async fn insert_batch(
     else {
         return Ok(());
     };
+    let mut event_name_ids = columns.event_name_ids.clone();
+    event_name_ids.sort_unstable();
+    event_name_ids.dedup();
     sqlx::query(
-        "insert into events (environment, batch_id, path_id, occurred_at, customer_id, key, ordinal, event_name_id,
+        "with noted as (
+             insert into unfolded (batch_id, environment, first_at, last_at, event_count, event_name_ids)
+             values ($2, $1, $14, $15, $16, $17))
+         insert into events (environment, batch_id, path_id, occurred_at, customer_id, key, ordinal, event_name_id,
                              sign, value, properties, id, source)
          select $1, $2, path_id, occurred_at, customer_id, key, ordinal, event_name_id, sign, value,
                 properties::jsonb, id, source
@@ -128,17 +134,6 @@ pub async fn insert_batch(
     .bind(&columns.properties)
     .bind(&columns.ids)
     .bind(&columns.sources)
-    .execute(&mut *connection)
-    .await?;
-    let mut event_name_ids = columns.event_name_ids.clone();
-    event_name_ids.sort_unstable();
-    event_name_ids.dedup();
-    sqlx::query(
-        "insert into unfolded (batch_id, environment, first_at, last_at, event_count, event_name_ids)
-         values ($1, $2, $3, $4, $5, $6)",
-    )
-    .bind(batch_id)
-    .bind(environment.code())
     .bind(first)
     .bind(last)
     .bind(i32::try_from(columns.keys.len()).unwrap_or(i32::MAX))

@@ -134,14 +134,16 @@ pub(in crate::engine) struct Lanes {
 
 /// How long writers may take to settle what they took, at a stop.
 const SETTLE_MAX: Duration = Duration::from_secs(10);
-/// More writers than cores that wait for the same disk gain nothing.
+/// A second one only halves the batches: measured, it costs more than it gives.
+const SINGLE_WRITERS: usize = 1;
+/// While one waits for the disk, the other works.
 const BULK_WRITERS: usize = 2;
 
 impl Lanes {
     pub(in crate::engine) fn start(workplace: &Workplace) -> Self {
         let mut writers = Vec::new();
         let open = Environment::ALL.map(|environment| {
-            let (single, single_writers) = Lane::start(environment, "single", 1, workplace);
+            let (single, single_writers) = Lane::start(environment, "single", SINGLE_WRITERS, workplace);
             let (bulk, bulk_writers) = Lane::start(environment, "bulk", BULK_WRITERS, workplace);
             writers.extend(single_writers);
             writers.extend(bulk_writers);
