@@ -38,7 +38,7 @@ impl Command {
             Self::Healthcheck => return healthcheck(&settings).await,
             _ => {}
         }
-        "warn".clone_into(&mut settings.log.filter);
+        "warn,sqlx=error".clone_into(&mut settings.log.filter);
         logging::start(&settings.log)?;
         let home = Home::join(&mut settings).await?;
         let done = self.run_on(&settings, &home).await;
