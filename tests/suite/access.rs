@@ -45,7 +45,8 @@ async fn every_route_but_the_open_ones_refuses_strangers() {
     let service = TestService::start().await;
     let publishable = service.engine.create_key(Environment::Test, KeyKind::Publishable, "").await.unwrap();
     let token = sign(&claims(), TEST_SECRET);
-    let forged = format!("{}x", &service.key[..service.key.len() - 1]);
+    let (rest, last) = service.key.split_at(service.key.len() - 1);
+    let forged = format!("{rest}{}", if last == "x" { "y" } else { "x" });
     for route in routes() {
         let path = route.path.replace("{id}", "x").replace("{subject}", "user_1");
         let call = async |credential: Option<&str>| {
