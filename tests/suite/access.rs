@@ -136,6 +136,11 @@ async fn tokens_show_their_own_subject_alone() {
         let answer = service.get_as(&token, &path).await;
         assert_eq!(answer.status, expected, "{path}: {}", answer.text);
     }
+    // whoever stands below is somebody else: the report of a token leaves them out
+    service.put("/v1/subjects/kid", &json!({"parent": "user_1"})).await;
+    service.record(&json!({"event_name": "e", "subject": "kid", "value": 7})).await;
+    assert_eq!(service.get_as(&token, REPORT).await.json()["meters"][0]["value"], 5);
+    assert_eq!(service.get(REPORT).await.json()["meters"][0]["value"], 12);
     let own = service.get_as(&token, &format!("{USAGE}&group_by=subject")).await.json();
     assert_eq!(own["data"].as_array().unwrap().len(), 1);
     assert_eq!(
@@ -192,12 +197,22 @@ async fn public_keys_are_bound_to_their_algorithm() {
         rcgen::KeyPair::generate_for(&rcgen::PKCS_ED25519).unwrap(),
         rcgen::KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).unwrap(),
     );
+    let rsa = include_bytes!("../data/rsa_private_for_tests_only.pem");
+    let rsa_public = include_str!("../data/rsa_public.pem").to_owned();
     let cases = [
-        (&ed, Algorithm::EdDSA, EncodingKey::from_ed_pem(ed.serialize_pem().as_bytes()).unwrap()),
-        (&ec, Algorithm::ES256, EncodingKey::from_ec_pem(ec.serialize_pem().as_bytes()).unwrap()),
+        (
+            ed.public_key_pem(),
+            Algorithm::EdDSA,
+            EncodingKey::from_ed_pem(ed.serialize_pem().as_bytes()).unwrap(),
+        ),
+        (
+            ec.public_key_pem(),
+            Algorithm::ES256,
+            EncodingKey::from_ec_pem(ec.serialize_pem().as_bytes()).unwrap(),
+        ),
+        (rsa_public, Algorithm::RS256, EncodingKey::from_rsa_pem(rsa).unwrap()),
     ];
-    for (pair, algorithm, key) in cases {
-        let public = pair.public_key_pem();
+    for (public, algorithm, key) in cases {
         let mut settings = engine_settings();
         settings.tokens[0].1.hs256_secret = None;
         settings.tokens[0].1.public_key = Some(public.clone());
