@@ -128,8 +128,8 @@ async fn backends_terminated_under_load_lose_and_double_nothing() {
     service.verify().await;
 }
 
-#[tokio::test]
-async fn a_server_that_stops_and_starts_again_is_found_again() {
+/// A migrated server that a test may stop and crash, with its syncs to disk; and where it is.
+async fn server_of_its_own() -> (tempfile::TempDir, Cluster, String) {
     let folder = tempfile::tempdir().unwrap();
     std::fs::set_permissions(folder.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
     let server = Cluster::start(folder.path(), None, Purpose::Service).await.unwrap();
@@ -137,6 +137,12 @@ async fn a_server_that_stops_and_starts_again_is_found_again() {
     let database = Database::new(&url, None, 1).unwrap();
     database.migrate().await.unwrap();
     database.close().await;
+    (folder, server, url)
+}
+
+#[tokio::test]
+async fn a_server_that_stops_and_starts_again_is_found_again() {
+    let (folder, server, url) = server_of_its_own().await;
     let mut settings = engine_settings();
     settings.wait_max = Duration::from_millis(100);
     let service = TestService::at_url(&url, settings).await;
@@ -207,13 +213,7 @@ async fn a_server_that_stops_and_starts_again_is_found_again() {
 /// transaction ids are given again. What was acknowledged must not have rested on those.
 #[tokio::test]
 async fn crashes_of_the_server_lose_nothing_that_was_acknowledged() {
-    let folder = tempfile::tempdir().unwrap();
-    std::fs::set_permissions(folder.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
-    let server = Cluster::start(folder.path(), None, Purpose::Service).await.unwrap();
-    let url = server.url("postgres");
-    let database = Database::new(&url, None, 1).unwrap();
-    database.migrate().await.unwrap();
-    database.close().await;
+    let (_folder, server, url) = server_of_its_own().await;
     // commits linger before they are synced, so that a crash finds some
     for set in ["commit_delay = 50000", "commit_siblings = 0", "wal_writer_delay = '10s'"] {
         cluster::sqlx_execute(&url, &format!("alter system set {set}")).await;
