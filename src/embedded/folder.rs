@@ -34,6 +34,15 @@ impl Postmaster {
     }
 }
 
+/// Removes what a first start left that was cut short.
+pub(super) fn empty(data: &Path) -> std::io::Result<()> {
+    for entry in fs::read_dir(data)? {
+        let path = entry?.path();
+        if path.is_dir() { fs::remove_dir_all(path)? } else { fs::remove_file(path)? }
+    }
+    Ok(())
+}
+
 /// The last lines of a log.
 pub(super) fn tail(log: &Path) -> String {
     let text = fs::read_to_string(log).unwrap_or_default();

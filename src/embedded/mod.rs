@@ -98,8 +98,13 @@ impl Cluster {
         let data = data_folder(&folder, account.as_ref())?;
         let binaries = Binaries::find(bin, folder::version_of(&data).as_deref(), &folder).await?;
         stop_orphan(&binaries, account.as_ref(), &data)?;
-        if folder::version_of(&data).is_none() {
+        // there from before the data is made until it is whole
+        let unfinished = folder.join("initialising");
+        if unfinished.exists() || folder::version_of(&data).is_none() {
+            File::create(&unfinished).map_err(at(&unfinished))?;
+            folder::empty(&data).map_err(at(&data))?;
             initialise(&binaries, account.as_ref(), &data, purpose)?;
+            fs::remove_file(&unfinished).map_err(at(&unfinished))?;
         }
         let socket = socket_folder(&data, account.as_ref())?;
         let log = folder.join("postgres.log");

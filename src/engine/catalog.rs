@@ -7,7 +7,6 @@ use serde::Serialize;
 use super::{Engine, EngineError, detached};
 use crate::domain::catalog::{Catalog, Change};
 use crate::domain::environment::Environment;
-use crate::domain::meter::Meter;
 use crate::store::{self, StoreError, configuration};
 
 /// What applying a catalog did, or, as a dry run, would do.
@@ -57,10 +56,6 @@ impl Engine {
         let mut connection = self.database().pool().acquire().await?;
         let (catalog, version) = store::catalog::current(&mut connection, environment).await?;
         Ok(CatalogView { version, catalog })
-    }
-
-    pub async fn meters(&self, environment: Environment) -> Result<Vec<Meter>, EngineError> {
-        Ok(self.catalog(environment).await?.catalog.meters)
     }
 }
 

@@ -15,8 +15,6 @@ pub enum EngineError {
     Conflict { code: &'static str, detail: String },
     #[error("{detail}")]
     Unauthorized { detail: &'static str },
-    #[error("{detail}")]
-    Forbidden { detail: &'static str },
     /// Not now; later the same call may work.
     #[error("{why}")]
     Unavailable { code: &'static str, detail: &'static str, why: String },

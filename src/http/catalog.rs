@@ -5,6 +5,7 @@ use axum::body::Body;
 use axum::extract::{Extension, State};
 use axum::http::{HeaderMap, Uri};
 use axum::response::{IntoResponse, Response};
+use serde::Serialize;
 use serde_json::json;
 
 use super::problem::Problem;
@@ -59,9 +60,7 @@ pub(super) async fn meters(
     Extension(principal): Extension<Principal>,
     uri: Uri,
 ) -> Result<Response, Problem> {
-    Parameters::of(&uri).finish()?;
-    let catalog = api.engine.catalog(principal.environment).await?.catalog;
-    Ok(Json(json!({"data": catalog.meters, "next_cursor": null})).into_response())
+    Ok(all_of(in_force(&api, &principal, &uri).await?.meters))
 }
 
 /// What a pricing page needs.
@@ -70,7 +69,15 @@ pub(super) async fn plans(
     Extension(principal): Extension<Principal>,
     uri: Uri,
 ) -> Result<Response, Problem> {
-    Parameters::of(&uri).finish()?;
-    let catalog = api.engine.catalog(principal.environment).await?.catalog;
-    Ok(Json(json!({"data": catalog.plans, "next_cursor": null})).into_response())
+    Ok(all_of(in_force(&api, &principal, &uri).await?.plans))
+}
+
+async fn in_force(api: &Api, principal: &Principal, uri: &Uri) -> Result<Catalog, Problem> {
+    Parameters::of(uri).finish()?;
+    Ok(api.engine.catalog(principal.environment).await?.catalog)
+}
+
+/// A list that is always one page: the catalog bounds it.
+fn all_of(data: Vec<impl Serialize>) -> Response {
+    Json(json!({"data": data, "next_cursor": null})).into_response()
 }

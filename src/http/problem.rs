@@ -98,7 +98,6 @@ impl From<EngineError> for Problem {
             EngineError::Unauthorized { detail } => {
                 Self::new(StatusCode::UNAUTHORIZED, "unauthorized", detail)
             }
-            EngineError::Forbidden { detail } => Self::new(StatusCode::FORBIDDEN, "forbidden", detail),
             EngineError::Unavailable { code, detail, why } => {
                 Self { internal: Some(why), ..Self::new(StatusCode::SERVICE_UNAVAILABLE, code, detail) }
             }

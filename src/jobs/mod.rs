@@ -41,7 +41,8 @@ impl Jobs {
         Self { stop, tasks }
     }
 
-    /// Lets the present round end, and no other begin.
+    /// Lets go of the present round: whatever it does is one transaction at a time, so nothing is left
+    /// half-done.
     pub async fn stop(self) {
         self.stop.send(true).ok();
         for task in self.tasks {
@@ -67,7 +68,11 @@ where
                 () = sleep_until(due) => {}
                 _ = stopped.wait_for(|stop| *stop) => return,
             }
-            pause = match job().await {
+            let done = tokio::select! {
+                done = job() => done,
+                _ = stopped.wait_for(|stop| *stop) => return,
+            };
+            pause = match done {
                 Ok(()) => interval,
                 Err(why) => {
                     tracing::warn!(job = name, %why, "a job failed; it will be tried again");

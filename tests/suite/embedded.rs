@@ -83,6 +83,20 @@ async fn data_survives_stops_and_kills_and_commands_join() {
 }
 
 #[tokio::test]
+async fn a_first_start_that_was_cut_short_blocks_no_other() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
+    // as `kill -9` leaves it while the data is being made
+    let data = folder.path().join(".metergate/data");
+    std::fs::create_dir_all(data.join("base")).unwrap();
+    std::fs::write(data.join("PG_VERSION"), "15\n").unwrap();
+    std::fs::write(folder.path().join(".metergate/initialising"), "").unwrap();
+    let shown = command(folder.path(), &["catalog", "show"]).await;
+    assert!(shown.status.success(), "{}", String::from_utf8_lossy(&shown.stderr));
+    assert!(!folder.path().join(".metergate/initialising").exists());
+}
+
+#[tokio::test]
 async fn an_ordinary_user_needs_nothing_either() {
     let folder = tempfile::tempdir().unwrap();
     let made = std::fs::metadata(folder.path()).unwrap();

@@ -22,19 +22,12 @@ use crate::store::{self, StoreError};
 
 /// How an attempt ended, where the database did not refuse it.
 pub(super) enum Attempt {
-    Committed(Vec<Judged>),
+    /// What became of each event, in the order of arrival.
+    Committed(Vec<Outcome>),
     /// The commit was sent and not answered.
-    Unanswered {
-        batch_id: i64,
-    },
+    Unanswered { batch_id: i64 },
     /// Nothing was done: these months need their partitions first.
     MissingMonths(Vec<Span>),
-}
-
-/// What was decided about one event, in the order of arrival.
-#[derive(Debug)]
-pub(super) struct Judged {
-    pub(super) outcome: Outcome,
 }
 
 /// An event of the batch with what was found out about it.
@@ -68,7 +61,7 @@ pub(super) async fn attempt(
     let positions =
         locate(connection, environment, &configuration, &candidates, &winners, &mut fresh).await?;
     let known = take_keys(connection, environment, opening.batch_id, &candidates, &winners).await?;
-    let (judged, recorded) = judge(&candidates, &winners, &known, opening.batch_id, uncertain);
+    let (outcomes, recorded) = judge(&candidates, &winners, &known, opening.batch_id, uncertain);
 
     let names = name_ids(connection, environment, &configuration, &candidates, &recorded, &mut fresh).await?;
     let columns = event_columns(&candidates, &recorded, &positions, &names);
@@ -81,8 +74,8 @@ pub(super) async fn attempt(
     // only what is committed may be remembered
     fresh.remember(&configuration);
     workplace.tails.of(environment).grow(recorded.len());
-    note_metrics(&judged);
-    Ok(Attempt::Committed(judged))
+    note_metrics(&outcomes);
+    Ok(Attempt::Committed(outcomes))
 }
 
 /// What was made in this transaction, to be remembered once it is committed.
@@ -242,9 +235,9 @@ fn judge(
     known: &HashMap<Uuid, KeyRow>,
     batch_id: i64,
     uncertain: &[i64],
-) -> (Vec<Judged>, Vec<usize>) {
+) -> (Vec<Outcome>, Vec<usize>) {
     let mut recorded = Vec::with_capacity(winners.len());
-    let mut judged = Vec::with_capacity(candidates.len());
+    let mut outcomes = Vec::with_capacity(candidates.len());
     for (index, candidate) in candidates.iter().enumerate() {
         let event = candidate.event;
         let winner = winners.get(&event.key).copied();
@@ -279,9 +272,9 @@ fn judge(
                 }
             }
         };
-        judged.push(Judged { outcome });
+        outcomes.push(outcome);
     }
-    (judged, recorded)
+    (outcomes, recorded)
 }
 
 fn reused() -> Violation {
@@ -350,10 +343,10 @@ fn event_columns(
     columns
 }
 
-fn note_metrics(judged: &[Judged]) {
+fn note_metrics(outcomes: &[Outcome]) {
     let (mut accepted, mut duplicates, mut rejected) = (0, 0, 0);
-    for one in judged {
-        match one.outcome {
+    for outcome in outcomes {
+        match outcome {
             Outcome::Accepted => accepted += 1,
             Outcome::Duplicate => duplicates += 1,
             Outcome::Rejected(_) => rejected += 1,
@@ -363,5 +356,5 @@ fn note_metrics(judged: &[Judged]) {
         metrics::counter!("metergate_events_total", "outcome" => outcome).increment(count);
     }
     metrics::histogram!("metergate_ingest_batch_events")
-        .record(f64::from(u32::try_from(judged.len()).unwrap_or(u32::MAX)));
+        .record(f64::from(u32::try_from(outcomes.len()).unwrap_or(u32::MAX)));
 }

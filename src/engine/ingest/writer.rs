@@ -6,9 +6,9 @@ use std::time::{Duration, Instant};
 
 use sqlx::PgConnection;
 
-use super::Workplace;
-use super::batch::{self, Attempt, Judged};
+use super::batch::{self, Attempt};
 use super::lane::{Answer, Job, Queue};
+use super::{Outcome, Workplace};
 use crate::domain::environment::Environment;
 use crate::engine::EngineError;
 use crate::store::{StoreError, partitions};
@@ -57,8 +57,8 @@ impl Writer {
         let mut pending = vec![jobs];
         while let Some(mut jobs) = pending.pop() {
             match self.settle_together(&mut jobs).await {
-                Ok(judged) => answer_all(jobs, judged),
-                Err(why) if jobs.len() > 1 => {
+                Ok(outcomes) => answer_all(jobs, outcomes),
+                Err(why @ (StoreError::Refused(_) | StoreError::Constraint { .. })) if jobs.len() > 1 => {
                     tracing::warn!(jobs = jobs.len(), %why, "a batch was refused; halving it");
                     let second = jobs.split_off(jobs.len() / 2);
                     pending.push(second);
@@ -75,7 +75,7 @@ impl Writer {
 
     /// Attempts until the jobs are committed, or the database refuses them for good. Jobs that
     /// waited too long, while nothing of them can have been recorded, are answered and dropped.
-    async fn settle_together(&mut self, jobs: &mut Vec<Job>) -> Result<Vec<Judged>, StoreError> {
+    async fn settle_together(&mut self, jobs: &mut Vec<Job>) -> Result<Vec<Outcome>, StoreError> {
         // batches of attempts that may have been committed, for all that is known
         let mut uncertain: Vec<i64> = Vec::new();
         let mut conflicts = 0;
@@ -88,7 +88,7 @@ impl Writer {
                 }
             }
             let why = match self.attempt(jobs, &uncertain).await {
-                Ok(Attempt::Committed(judged)) => return Ok(judged),
+                Ok(Attempt::Committed(outcomes)) => return Ok(outcomes),
                 Ok(Attempt::MissingMonths(months)) => match self.make_months(&months).await {
                     Ok(()) => continue,
                     Err(why) => why,
@@ -158,10 +158,10 @@ fn failure(why: &StoreError) -> EngineError {
     }
 }
 
-fn answer_all(jobs: Vec<Job>, judged: Vec<Judged>) {
-    let mut judged = judged.into_iter();
+fn answer_all(jobs: Vec<Job>, outcomes: Vec<Outcome>) {
+    let mut outcomes = outcomes.into_iter();
     for job in jobs {
-        let outcomes: Answer = Ok(judged.by_ref().take(job.events.len()).map(|one| one.outcome).collect());
-        job.answer(outcomes);
+        let answer: Answer = Ok(outcomes.by_ref().take(job.events.len()).collect());
+        job.answer(answer);
     }
 }
