@@ -10,8 +10,8 @@ use uuid::{NoContext, Uuid};
 
 pub(crate) const EVENT_NAME: &str = "ai_tokens";
 pub(crate) const SUBJECTS: usize = 10_000;
-const MODELS: [&str; 5] = ["gpt-4o", "gpt-4o-mini", "claude-sonnet", "gemini-flash", "llama-70b"];
-const VALUE_MAX: u32 = 5_000;
+pub(crate) const MODELS: [&str; 5] = ["gpt-4o", "gpt-4o-mini", "claude-sonnet", "gemini-flash", "llama-70b"];
+pub(crate) const VALUE_MAX: u32 = 5_000;
 
 pub(crate) fn subject(number: usize) -> String {
     format!("user_{number}")
@@ -56,7 +56,6 @@ pub(crate) struct Chunk {
     pub(crate) first: Timestamp,
     pub(crate) last: Timestamp,
     pub(crate) count: usize,
-    pub(crate) sum: u64,
     pub(crate) keys: String,
     pub(crate) events: String,
 }
@@ -82,7 +81,6 @@ pub(crate) fn chunk(ids: &Ids, batch_id: i64, count: usize, when: When) -> Chunk
     let mut rng = rand::rng();
     let (mut keys, mut events) = (String::with_capacity(count * 120), String::with_capacity(count * 180));
     let (mut first, mut last) = (Timestamp::MAX, Timestamp::MIN);
-    let mut sum = 0;
     for ordinal in 0..count {
         let at = match when {
             When::Now => now(),
@@ -107,9 +105,8 @@ pub(crate) fn chunk(ids: &Ids, batch_id: i64, count: usize, when: When) -> Chunk
             "{path}\t{at}\t{batch_id}\t\\N\t{key}\t{ordinal}\t{name}\t0\t1\t{value}\t{{\"model\": \"{model}\"}}\t\\N\t\\N"
         );
         (first, last) = (first.min(at), last.max(at));
-        sum += u64::from(value);
     }
-    Chunk { batch_id, event_name_id: ids.event_name, first, last, count, sum, keys, events }
+    Chunk { batch_id, event_name_id: ids.event_name, first, last, count, keys, events }
 }
 
 fn between(from: Timestamp, to: Timestamp, index: usize, count: usize) -> Timestamp {

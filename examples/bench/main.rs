@@ -2,7 +2,7 @@
 //! machine in the same minutes.
 //!
 //! ```text
-//! cargo run --release --example bench [-- --quick] [-- --large]
+//! cargo run --release --example bench [-- --quick|--large] [--only events|gate]
 //! ```
 //!
 //! Starts all it needs: a private `PostgreSQL` with fsync on in a temporary folder, and the service as
@@ -16,13 +16,19 @@
     reason = "the table goes to stdout, progress to stderr"
 )]
 
-mod baseline;
+mod copy;
 mod events;
+mod gate;
+mod holds;
 mod http;
+mod ingest;
+mod large;
 mod machine;
+mod pgbench;
 mod report;
 mod rounds;
 mod service;
+mod stage;
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
@@ -30,27 +36,40 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
-use clap::Parser;
+use clap::{Parser, ValueEnum};
 use metergate::embedded::{Cluster, Purpose};
 use sqlx::{Connection as _, PgConnection};
 
-use rounds::Bench;
-
 /// No run takes longer.
-const RUN_MAX: Duration = Duration::from_mins(15);
+const RUN_MAX: Duration = Duration::from_mins(40);
 
 /// Measure the service beside `PostgreSQL` itself, and print one table
 #[derive(Debug, Clone, Parser)]
 pub(crate) struct Arguments {
-    /// About half a minute: less of everything
+    /// About a minute: less of everything
     #[arg(long)]
     quick: bool,
-    /// Again with 10 million events in the database
+    /// Again with 10 million events and a million counters in the database
     #[arg(long)]
     large: bool,
+    /// Only this part
+    #[arg(long, value_enum)]
+    only: Option<Part>,
     /// Where the temporary folder with the data is made; on a disk, or syncing means nothing
     #[arg(long)]
     folder: Option<PathBuf>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Part {
+    Events,
+    Gate,
+}
+
+impl Arguments {
+    fn measures(&self, part: Part) -> bool {
+        self.only.is_none_or(|only| only == part)
+    }
 }
 
 fn main() -> anyhow::Result<ExitCode> {
@@ -88,7 +107,7 @@ async fn run(arguments: &Arguments, cluster: &Cluster, folder: &std::path::Path)
     }
     let machine = machine::describe(folder, &postgres);
     eprintln!("{machine}");
-    let table = Bench::prepare(arguments, cluster, folder).await?.run().await?;
+    let table = Box::pin(rounds::run(arguments, cluster, folder)).await?;
     println!("{machine}\n\n{}", table.markdown());
     Ok(())
 }

@@ -2,9 +2,16 @@
 
 use std::time::Duration;
 
+use super::http::Measured;
+
 #[expect(clippy::cast_precision_loss, reason = "counts of a benchmark are far below 2^52")]
 pub(crate) fn float(count: usize) -> f64 {
     count as f64
+}
+
+#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "as above")]
+pub(crate) fn whole(count: f64) -> usize {
+    count as usize
 }
 
 pub(crate) fn median(values: &[f64]) -> f64 {
@@ -48,6 +55,32 @@ pub(crate) fn milliseconds(duration: Duration) -> String {
     format!("{:.2} ms", duration.as_secs_f64() * 1_000.0)
 }
 
+/// One thing, measured once in each round.
+#[derive(Debug, Default)]
+pub(crate) struct Series {
+    pub(crate) rates: Vec<f64>,
+    /// What of the processors one took, in microseconds: of the service and the server, until all is
+    /// folded, or of the server alone. Empty where the kernel does not tell.
+    pub(crate) micros: Vec<f64>,
+    /// The median and the 99th percentile, in seconds.
+    latencies: Vec<[f64; 2]>,
+    refused: usize,
+}
+
+impl Series {
+    /// Adds a round, in which a turn is so many of what is counted.
+    pub(crate) fn note(&mut self, measured: &Measured, of_a_turn: usize) {
+        self.rates.push(measured.per_second() * float(of_a_turn));
+        self.latencies.push([50, 99].map(|percent| measured.percentile(percent).as_secs_f64()));
+        self.refused += measured.refused;
+    }
+
+    /// The last round's rate.
+    pub(crate) fn last(&self) -> String {
+        self.rates.last().map_or("not measured".to_owned(), |rate| thousands(*rate))
+    }
+}
+
 #[derive(Debug, Default)]
 pub(crate) struct Table {
     rows: Vec<[String; 5]>,
@@ -69,6 +102,60 @@ impl Table {
     /// Without anything beside it.
     pub(crate) fn add_alone(&mut self, what: &str, measured: String, aim: &str) {
         self.add(what, measured, String::new(), None, aim);
+    }
+
+    /// Rates beside those of what it is compared with, which may have been impossible to measure.
+    pub(crate) fn add_rates(
+        &mut self,
+        what: &str,
+        (measured, unit): (&Series, &str),
+        against: &str,
+        (compared, compared_unit): (&Series, &str),
+        aim: &str,
+    ) {
+        let (against, ratio) = if compared.rates.is_empty() {
+            (format!("{against}: not installed"), None)
+        } else {
+            let ratio = median_ratio(&measured.rates, &compared.rates);
+            (format!("{against}: {}", rate(&compared.rates, compared_unit)), Some(ratio))
+        };
+        self.add(what, rate(&measured.rates, unit), against, ratio, aim);
+    }
+
+    /// Processor time beside the server's alone. The ratio is turned round, so that here too more is
+    /// better.
+    pub(crate) fn add_micros(&mut self, what: &str, measured: &Series, against: &str, compared: &Series) {
+        if measured.micros.is_empty() || compared.micros.is_empty() {
+            return;
+        }
+        let ratio = median_ratio(&compared.micros, &measured.micros);
+        let (measured, compared) = (median(&measured.micros), median(&compared.micros));
+        let against = format!("{against}, the server alone: {compared:.1} µs");
+        self.add(what, format!("{measured:.1} µs"), against, Some(ratio), "");
+    }
+
+    /// Rates beside those with less data.
+    pub(crate) fn add_large(&mut self, what: &str, many: &Series, few: &Series, unit: &str, aim: &str) {
+        if many.rates.is_empty() || few.rates.is_empty() {
+            return;
+        }
+        let before = format!("before: {}", rate(&few.rates, unit));
+        let ratio = median(&many.rates) / median(&few.rates);
+        self.add(what, rate(&many.rates, unit), before, Some(ratio), aim);
+    }
+
+    /// Median over the rounds of the median and of the 99th percentile.
+    pub(crate) fn add_latency(&mut self, what: &str, series: &Series) {
+        let of = |index: usize| {
+            median(&series.latencies.iter().map(|round| round[index]).collect::<Vec<_>>()) * 1_000.0
+        };
+        self.add_alone(&format!("{what}: p50 / p99"), format!("{:.2} ms / {:.2} ms", of(0), of(1)), "");
+    }
+
+    /// Of calls that nothing should have kept from being taken.
+    pub(crate) fn add_refused<'a>(&mut self, what: &str, series: impl IntoIterator<Item = &'a Series>) {
+        let refused: usize = series.into_iter().map(|series| series.refused).sum();
+        self.add_alone(&format!("calls told to come back (503), {what}"), refused.to_string(), "0");
     }
 
     pub(crate) fn markdown(&self) -> String {

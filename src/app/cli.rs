@@ -29,7 +29,7 @@ pub enum Command {
     /// Make an end-user token, for trying
     #[command(subcommand)]
     Token(TokenCommand),
-    /// Recount every rollup from the events; exits 1 on any difference
+    /// Recount every rollup and counter from the events; exits 1 on any difference
     Verify {
         /// Only this environment
         #[arg(long)]

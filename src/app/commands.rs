@@ -145,8 +145,8 @@ async fn verify(engine: &Engine, only: Option<Environment>) -> anyhow::Result<Ex
     {
         let verdict = engine.verify(environment).await?;
         println!(
-            "{environment}: {} events, {} rollups recounted, {} differences",
-            verdict.events, verdict.rollups, verdict.differences
+            "{environment}: {} events, {} rollups and {} counters recounted, {} differences",
+            verdict.events, verdict.rollups, verdict.counters, verdict.differences
         );
         for shown in verdict.shown {
             println!("  {shown}");

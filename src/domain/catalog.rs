@@ -6,9 +6,9 @@ use serde_json::Value;
 
 use super::fields::{self, Fields, Read, Violation};
 use super::limits::CATALOG_ITEMS_MAX;
-use super::meter::{Meter, has_repeats};
+use super::meter::{Aggregation, Meter, has_repeats};
 use super::names::{MeterKey, PlanKey};
-use super::plan::Plan;
+use super::plan::{Limit, Plan};
 
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
 pub struct Catalog {
@@ -70,7 +70,7 @@ impl Catalog {
         self.meters.iter().find(|meter| meter.key == *key)
     }
 
-    fn plan(&self, key: &PlanKey) -> Option<&Plan> {
+    pub fn plan(&self, key: &PlanKey) -> Option<&Plan> {
         self.plans.iter().find(|plan| plan.key == *key)
     }
 
@@ -99,19 +99,37 @@ impl Catalog {
                 flaws.push(at(unknown_plan(key).under("fallback_plan")));
             }
             for (position, limit) in plan.limits.iter().enumerate() {
-                if self.meter(&limit.meter).is_none() {
-                    let flaw =
-                        Violation::new("unknown_meter", format!("there is no meter `{}`", limit.meter));
-                    flaws.push(at(flaw.under("meter").under(&position.to_string()).under("limits")));
+                if let Some(flaw) = self.refuse_limit(limit) {
+                    flaws.push(at(flaw.under(&position.to_string()).under("limits")));
                 }
             }
         }
         flaws
     }
 
+    fn refuse_limit(&self, limit: &Limit) -> Option<Violation> {
+        let Some(meter) = self.meter(&limit.meter) else {
+            let detail = format!("there is no meter `{}`", limit.meter);
+            return Some(Violation::new("unknown_meter", detail).under("meter"));
+        };
+        if matches!(meter.aggregation, Aggregation::Avg | Aggregation::Min) {
+            let detail = format!("`{}` is an average or a minimum, which cannot have a limit", meter.key);
+            return Some(Violation::new("unlimitable_meter", detail).under("meter"));
+        }
+        let is_dimension = |name: &str| meter.dimensions.iter().any(|known| known.as_str() == name);
+        let unknown = limit.filter.iter().map(|(name, _)| name).find(|name| !is_dimension(name))?;
+        let detail = format!("the meter `{}` has no dimension `{unknown}`", meter.key);
+        Some(Violation::new("unknown_dimension", detail).under(unknown).under("filter"))
+    }
+
     /// What applying `next` to this one changes, or why it may not be: `recorded` says which
-    /// meters have seen events.
-    pub fn changes_to(&self, next: &Self, recorded: impl Fn(&MeterKey) -> bool) -> Read<Vec<Change>> {
+    /// meters have seen events, `in_use` which plans have subscribers.
+    pub fn changes_to(
+        &self,
+        next: &Self,
+        recorded: impl Fn(&MeterKey) -> bool,
+        in_use: impl Fn(&PlanKey) -> bool,
+    ) -> Read<Vec<Change>> {
         let mut changes = Vec::new();
         let mut flaws = Vec::new();
         if self.default_plan != next.default_plan {
@@ -139,7 +157,10 @@ impl Catalog {
         }
         for meter in self.meters.iter().filter(|meter| next.meter(&meter.key).is_none()) {
             if recorded(&meter.key) {
-                let detail = format!("leaves out the meter `{}`, which has recorded usage", meter.key);
+                let detail = format!(
+                    "leaves out the meter `{}`, which has recorded usage, or something held on it",
+                    meter.key
+                );
                 flaws.push(Violation::new("meter_in_use", detail).under("meters"));
             }
             let key = meter.key.to_string();
@@ -155,6 +176,10 @@ impl Catalog {
             }
         }
         for plan in self.plans.iter().filter(|plan| next.plan(&plan.key).is_none()) {
+            if in_use(&plan.key) {
+                let detail = format!("leaves out the plan `{}`, which has subscribers", plan.key);
+                flaws.push(Violation::new("plan_in_use", detail).under("plans"));
+            }
             let key = plan.key.to_string();
             changes.push(Change { action: Action::Delete, kind: Kind::Plan, key, fields: Vec::new() });
         }
@@ -277,7 +302,8 @@ mod tests {
             catalog(json!([other]))
         };
         let before = catalog(json!([meter]));
-        let verdict = |next: &Catalog, recorded: bool| match before.changes_to(next, |_| recorded) {
+        let verdict = |next: &Catalog, recorded: bool| match before.changes_to(next, |_| recorded, |_| false)
+        {
             Ok(changes) => {
                 changes.iter().map(|c| format!("{:?} {:?}", c.action, c.fields)).collect::<Vec<_>>().concat()
             }

@@ -3,6 +3,7 @@
 use serde_json::{Map, Value};
 use uuid::{Uuid, Variant};
 
+use super::digest::Digest;
 use super::fields::{self, Fields, Read, Violation};
 use super::limits::{EVENT_AHEAD_MAX, PROPERTIES_BYTES_MAX};
 use super::names::{EventId, EventName, Source, SubjectId};
@@ -44,6 +45,17 @@ impl Properties {
             Some(Value::Object(map)) => Self(map),
             _ => Self::default(),
         }
+    }
+
+    pub fn as_map(&self) -> &Map<String, Value> {
+        &self.0
+    }
+
+    /// The same with others laid over them.
+    pub fn merged(&self, over: &Self) -> Read<Self> {
+        let mut map = self.0.clone();
+        map.extend(over.0.clone());
+        Self::read(Value::Object(map))
     }
 
     pub fn into_map(self) -> Map<String, Value> {
@@ -120,12 +132,9 @@ impl Event {
     /// A fingerprint of what the event says: name, subject, value, properties; not its time.
     /// 128 bits of BLAKE3, so that nobody can make another event that passes for a repeat.
     pub fn content(&self) -> Uuid {
-        let mut hasher = blake3::Hasher::new();
-        digest_text(&mut hasher, self.event_name.as_str());
-        digest_text(&mut hasher, self.subject.as_str());
-        hasher.update(&self.value.nanos().to_le_bytes());
-        digest_map(&mut hasher, &self.properties.0);
-        first_16_bytes(&hasher)
+        let mut digest = Digest::default();
+        digest.text(self.event_name.as_str()).text(self.subject.as_str()).quantity(self.value);
+        digest.map(&self.properties.0).finish()
     }
 }
 
@@ -138,10 +147,9 @@ pub fn event_key(source: &Source, id: &EventId) -> Uuid {
     {
         return uuid;
     }
-    let mut hasher = blake3::Hasher::new();
-    digest_text(&mut hasher, source.as_str());
-    hasher.update(id.as_str().as_bytes());
-    Uuid::new_v8(first_16_bytes(&hasher).into_bytes())
+    let mut digest = Digest::default();
+    digest.text(source.as_str()).bytes(id.as_str().as_bytes());
+    Uuid::new_v8(digest.finish().into_bytes())
 }
 
 /// Whether the key is the id itself, so that the id need not be stored beside it.
@@ -173,58 +181,6 @@ pub fn refuse_time(
             format!("lies before {oldest}, the oldest time taken; load history with `?backfill=true`");
         Violation::new("timestamp_too_old", detail).under("timestamp")
     })
-}
-
-fn digest_text(hasher: &mut blake3::Hasher, text: &str) {
-    hasher.update(&(text.len() as u64).to_le_bytes());
-    hasher.update(text.as_bytes());
-}
-
-fn digest_map(hasher: &mut blake3::Hasher, map: &Map<String, Value>) {
-    hasher.update(b"{");
-    hasher.update(&(map.len() as u64).to_le_bytes());
-    // the map is sorted by name
-    for (name, value) in map {
-        digest_text(hasher, name);
-        digest_value(hasher, value);
-    }
-}
-
-fn digest_value(hasher: &mut blake3::Hasher, value: &Value) {
-    match value {
-        Value::Null => {
-            hasher.update(b"n");
-        }
-        Value::Bool(truth) => {
-            hasher.update(if *truth { b"t" } else { b"f" });
-        }
-        Value::Number(number) => {
-            hasher.update(b"#");
-            // 1.50 and 1.5 say the same
-            match Quantity::from_json_number(number.as_str()) {
-                Ok(quantity) => digest_text(hasher, &quantity.to_string()),
-                Err(_) => digest_text(hasher, number.as_str()),
-            }
-        }
-        Value::String(text) => {
-            hasher.update(b"\"");
-            digest_text(hasher, text);
-        }
-        Value::Array(values) => {
-            hasher.update(b"[");
-            hasher.update(&(values.len() as u64).to_le_bytes());
-            for value in values {
-                digest_value(hasher, value);
-            }
-        }
-        Value::Object(map) => digest_map(hasher, map),
-    }
-}
-
-fn first_16_bytes(hasher: &blake3::Hasher) -> Uuid {
-    let mut bytes = [0; 16];
-    hasher.finalize_xof().fill(&mut bytes);
-    Uuid::from_bytes(bytes)
 }
 
 #[cfg(test)]

@@ -98,6 +98,15 @@ impl Fields {
         self.rest.remove(name)
     }
 
+    /// Whether the field is there, and not null.
+    pub fn has(&self, name: &str) -> bool {
+        self.rest.get(name).is_some_and(|value| !value.is_null())
+    }
+
+    pub fn is_flawed(&self) -> bool {
+        !self.violations.is_empty()
+    }
+
     /// Notes a flaw that no single field shows.
     pub fn flaw(&mut self, violation: Violation) {
         self.violations.push(violation);
@@ -147,6 +156,13 @@ pub fn text(value: Value) -> Read<String> {
     }
 }
 
+pub fn boolean(value: Value) -> Read<bool> {
+    match value {
+        Value::Bool(truth) => Ok(truth),
+        other => Violation::only("invalid_type", format!("must be true or false, not {}", kind(&other))),
+    }
+}
+
 pub fn object(value: Value) -> Read<Map<String, Value>> {
     match value {
         Value::Object(map) => Ok(map),
@@ -180,6 +196,15 @@ pub fn quantity(value: Value) -> Read<Quantity> {
         Ok(quantity) => Ok(quantity),
         Err(why) => Violation::only("invalid_value", why.to_string()),
     }
+}
+
+/// A quantity that a quota can be.
+pub fn quota(value: Value) -> Read<Quantity> {
+    let quota = quantity(value)?;
+    if quota.is_negative() {
+        return Violation::only("invalid_value", "must not be negative");
+    }
+    Ok(quota)
 }
 
 pub fn timestamp(value: Value) -> Read<Timestamp> {

@@ -22,7 +22,7 @@ pub const PROPERTY_NUMBER_CHARS_MAX: usize = 64;
 pub const PROPERTY_NUMBER_EXPONENT_MAX: i32 = 64;
 /// A subject's metadata, as JSON text.
 pub const METADATA_BYTES_MAX: usize = 16 * 1024;
-/// The reason of a void.
+/// The reason of a void or a release.
 pub const REASON_CHARS_MAX: usize = 1_000;
 /// A subject and its ancestors.
 pub const PATH_LEVELS_MAX: usize = 8;
@@ -41,18 +41,33 @@ pub const USAGE_WINDOWS_MAX: usize = 50_000;
 pub const USAGE_ROWS_MAX: usize = 100_000;
 /// Subjects named in one usage query.
 pub const USAGE_SUBJECTS_MAX: usize = 100;
+/// Holds of one reservation, and of one check.
+pub const RESERVATION_HOLDS_MAX: usize = 32;
+/// How long a reservation may hold without being extended.
+pub const RESERVATION_TTL_SECONDS_MAX: u32 = 86_400;
+/// How long it holds unless told.
+pub const RESERVATION_TTL_SECONDS_DEFAULT: u32 = 60;
+/// Reservations whose expiry is carried out in one transaction.
+pub const SWEEP_RESERVATIONS_MAX: i64 = 500;
+/// Calls on reservations in one transaction.
+pub const TRANSACTION_CALLS_MAX: usize = 512;
+/// Rows of a subscription's history that are shown, the latest.
+pub const HISTORY_ROWS_MAX: i64 = 1_000;
 /// Rows on a page of a list, unless asked.
 pub const PAGE_ROWS_DEFAULT: u32 = 50;
 /// Rows on a page of a list, at most.
 pub const PAGE_ROWS_MAX: u32 = 1_000;
 /// How far ahead of now an event may lie.
 pub const EVENT_AHEAD_MAX: Duration = Duration::from_mins(5);
+/// How long after its end a period may still get a new counter. Longer than any transaction: two that
+/// run at once may see the end of a period on either side of their clocks.
+pub const CLOSING: Duration = Duration::from_mins(5);
 /// Characters of a credential worth looking at.
 pub const CREDENTIAL_CHARS_MAX: usize = 8 * 1024;
 /// Events in one transaction of a writer.
 pub const TRANSACTION_EVENTS_MAX: usize = 4_000;
-/// Events waiting for a writer of one lane.
-pub const QUEUE_EVENTS_MAX: usize = 40_000;
+/// Events, or calls, waiting for a writer of one lane.
+pub const QUEUE_ITEMS_MAX: usize = 40_000;
 /// Bytes waiting for a writer of one lane.
 pub const QUEUE_BYTES_MAX: usize = 32 * 1024 * 1024;
 /// Events that are not folded yet before writers wait for the fold.

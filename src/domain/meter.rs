@@ -44,6 +44,11 @@ impl Aggregation {
         matches!(self, Self::Min | Self::Max | Self::Last)
     }
 
+    /// Whether it adds up, so that quantities can be held ahead; else it is a level.
+    pub fn is_reservable(self) -> bool {
+        matches!(self, Self::Sum | Self::Count)
+    }
+
     /// What it is over no events.
     pub fn of_nothing(self) -> Option<Total> {
         matches!(self, Self::Sum | Self::Count | Self::UniqueCount).then(Total::default)
@@ -282,6 +287,14 @@ impl Meter {
             && self.value_property == other.value_property
             && self.filter == other.filter
     }
+}
+
+/// A meter with the numbers it has in the tables.
+#[derive(Debug, Clone)]
+pub struct StoredMeter {
+    pub id: i32,
+    pub event_name_id: i32,
+    pub meter: Meter,
 }
 
 fn short_text(value: Value) -> Read<String> {

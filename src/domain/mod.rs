@@ -2,14 +2,18 @@
 //! counts where. Everything that enters is parsed here into types that cannot be wrong.
 
 pub mod catalog;
+pub mod digest;
 pub mod environment;
 pub mod event;
 pub mod fields;
+pub mod gate;
 pub mod limits;
 pub mod meter;
 pub mod names;
+pub mod period;
 pub mod plan;
 pub mod quantity;
+pub mod subscription;
 pub mod timestamp;
 pub mod tree;
 pub mod usage;

@@ -1,14 +1,18 @@
-//! Plans as the catalog states them. They are kept and shown; what they decide comes with the gate.
+//! Plans as the catalog states them: limits, prices and features under a key.
 
 use serde::Serialize;
 use serde_json::{Map, Value};
+use uuid::Uuid;
 
+use super::digest::Digest;
 use super::fields::{self, Fields, Read, Violation};
 use super::limits::{CATALOG_ITEMS_MAX, NAME_CHARS_MAX};
 use super::meter::Filter;
 use super::names::{ItemKey, MeterKey, PlanKey};
+use super::period::{Anchor, Cycle, Period};
 use super::quantity::Quantity;
-use super::window::Zone;
+use super::timestamp::Timestamp;
+use super::window::{Span, Zone};
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Plan {
@@ -42,6 +46,10 @@ pub enum OnPlanChange {
     Reset,
 }
 
+impl OnPlanChange {
+    const WORDS: [(&'static str, Self); 2] = [("keep", Self::Keep), ("reset", Self::Reset)];
+}
+
 /// A quota on a meter, or on a slice of it, per period.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Limit {
@@ -56,26 +64,9 @@ pub struct Limit {
     pub timezone: Zone,
     pub enforcement: Enforcement,
     pub overage: Overage,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Period {
-    Minute,
-    Hour,
-    Day,
-    Week,
-    Month,
-    Year,
-    Lifetime,
-    Billing,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Anchor {
-    Calendar,
-    Subscription,
+    /// None: as its plan says.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub on_plan_change: Option<OnPlanChange>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -92,34 +83,15 @@ pub enum Overage {
     Credits,
 }
 
-const PERIODS: [(&str, Period); 8] = [
-    ("minute", Period::Minute),
-    ("hour", Period::Hour),
-    ("day", Period::Day),
-    ("week", Period::Week),
-    ("month", Period::Month),
-    ("year", Period::Year),
-    ("lifetime", Period::Lifetime),
-    ("billing", Period::Billing),
-];
-
 impl Limit {
     fn read(value: Value) -> Read<Self> {
         let mut fields = Fields::of(value)?;
         let key = fields.required("key", |v| Ok(ItemKey::parse(fields::text(v)?)?));
         let meter = fields.required("meter", |v| Ok(MeterKey::parse(fields::text(v)?)?));
         let filter = fields.optional("filter", Filter::read);
-        let quota = fields.nullable("quota", |v| {
-            let quota = fields::quantity(v)?;
-            if quota.is_negative() {
-                return Violation::only("invalid_value", "must not be negative");
-            }
-            Ok(quota)
-        });
-        let period = fields.required("period", |v| fields::one_of(v, &PERIODS));
-        let anchor = fields.optional("anchor", |v| {
-            fields::one_of(v, &[("calendar", Anchor::Calendar), ("subscription", Anchor::Subscription)])
-        });
+        let quota = fields.nullable("quota", fields::quota);
+        let period = fields.required("period", |v| fields::one_of(v, &Period::WORDS));
+        let anchor = fields.optional("anchor", |v| fields::one_of(v, &Anchor::WORDS));
         let timezone = fields.optional("timezone", |v| Zone::parse(&fields::text(v)?));
         let enforcement = fields.optional("enforcement", |v| {
             fields::one_of(v, &[("hard", Enforcement::Hard), ("soft", Enforcement::Soft)])
@@ -127,6 +99,7 @@ impl Limit {
         let overage = fields.optional("overage", |v| {
             fields::one_of(v, &[("none", Overage::None), ("credits", Overage::Credits)])
         });
+        let on_plan_change = fields.optional("on_plan_change", |v| fields::one_of(v, &OnPlanChange::WORDS));
         fields.finish()?;
         let (Some(key), Some(meter), Some(period)) = (key, meter, period) else { return Err(Vec::new()) };
         Ok(Self {
@@ -139,11 +112,30 @@ impl Limit {
             timezone: timezone.unwrap_or_default(),
             enforcement: enforcement.unwrap_or(Enforcement::Hard),
             overage: overage.unwrap_or(Overage::None),
+            on_plan_change,
         })
+    }
+
+    /// What its counters are counters of, whatever the quota: two limits of the same definition, in
+    /// whichever plans, compare with the same counter of a subject.
+    pub fn definition(&self) -> Uuid {
+        let definition = (&self.meter, &self.filter, self.period, self.anchor, &self.timezone);
+        // names and words always serialise
+        let text = serde_json::to_vec(&definition).unwrap_or_default();
+        Digest::default().bytes(&text).finish()
+    }
+
+    /// The period around an instant.
+    pub fn period_at(&self, cycle: &Cycle, at: Timestamp) -> Span {
+        self.period.around(at, self.anchor, &self.timezone, cycle)
     }
 }
 
 impl Plan {
+    pub fn limit(&self, key: &ItemKey) -> Option<&Limit> {
+        self.limits.iter().find(|limit| limit.key == *key)
+    }
+
     pub fn read(value: Value) -> Read<Self> {
         let mut fields = Fields::of(value)?;
         let key = fields.required("key", |v| Ok(PlanKey::parse(fields::text(v)?)?));
@@ -158,9 +150,7 @@ impl Plan {
             fields::one_of(v, &[("deny", Unmatched::Deny), ("allow", Unmatched::Allow)])
         });
         let fallback_plan = fields.optional("fallback_plan", |v| Ok(PlanKey::parse(fields::text(v)?)?));
-        let on_plan_change = fields.optional("on_plan_change", |v| {
-            fields::one_of(v, &[("keep", OnPlanChange::Keep), ("reset", OnPlanChange::Reset)])
-        });
+        let on_plan_change = fields.optional("on_plan_change", |v| fields::one_of(v, &OnPlanChange::WORDS));
         let features = fields.optional("features", fields::object);
         let limits = fields.list("limits", CATALOG_ITEMS_MAX, Limit::read);
         let prices = fields.list("prices", CATALOG_ITEMS_MAX, kept);

@@ -2,6 +2,7 @@
 //! nano-units in 128 bits. Nothing here rounds, but the one division of an average, which says so.
 
 use std::fmt;
+use std::ops::{Add, Sub};
 use std::str::FromStr;
 
 use serde::{Serialize, Serializer};
@@ -32,6 +33,8 @@ pub enum NotAQuantity {
 
 impl Quantity {
     pub const ONE: Self = Self(NANOS);
+    /// The least that is more than nothing.
+    pub const SMALLEST: Self = Self(1);
 
     /// Reads a decimal string: an optional minus, digits, optionally a point and digits.
     pub fn from_decimal(text: &str) -> Result<Self, NotAQuantity> {
@@ -60,12 +63,56 @@ impl Quantity {
         self.0 < 0
     }
 
+    pub fn is_zero(self) -> bool {
+        self.0 == 0
+    }
+
+    pub fn is_whole(self) -> bool {
+        self.0 % NANOS == 0
+    }
+
+    /// Cut to whole units.
+    #[must_use]
+    pub fn whole(self) -> Self {
+        Self(self.0 - self.0 % NANOS)
+    }
+
+    /// What is left of it above another; zero where nothing is.
+    #[must_use]
+    pub fn above(self, other: Self) -> Self {
+        Self((self.0 - other.0).max(0))
+    }
+
     pub fn nanos(self) -> i128 {
         self.0
     }
 }
 
 impl Total {
+    pub fn from_nanos(nanos: i128) -> Self {
+        Self(nanos)
+    }
+
+    pub fn nanos(self) -> i128 {
+        self.0
+    }
+
+    /// Never below zero.
+    #[must_use]
+    pub fn or_zero(self) -> Self {
+        Self(self.0.max(0))
+    }
+
+    /// As a quantity: none where it has more digits than one.
+    pub fn quantity(self) -> Option<Quantity> {
+        (self.0.abs() < LIMIT).then_some(Quantity(self.0))
+    }
+
+    /// Whole units, those of a fraction cut, within 64 bits.
+    pub fn units(self) -> i64 {
+        i64::try_from(self.0 / NANOS).unwrap_or(if self.0 < 0 { i64::MIN } else { i64::MAX })
+    }
+
     /// Reads a decimal string of any length that fits 128 bits of nano-units.
     pub fn from_decimal(text: &str) -> Result<Self, NotAQuantity> {
         parse_nanos(text).map(Self)
@@ -81,6 +128,24 @@ impl Total {
         let (whole, rest) = (self.0 / count, self.0 % count);
         let away = if rest.abs() * 2 >= count { self.0.signum() } else { 0 };
         Some(Self(whole + away))
+    }
+}
+
+// Sums stay far from the ends of 128 bits: a quantity has 94 of them, and ten thousand million of the
+// largest fit; beyond that a sum stays at the end rather than turn over.
+impl Add for Total {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
+        Self(self.0.saturating_add(other.0))
+    }
+}
+
+impl Sub for Total {
+    type Output = Self;
+
+    fn sub(self, other: Self) -> Self {
+        Self(self.0.saturating_sub(other.0))
     }
 }
 

@@ -9,9 +9,19 @@ use super::fields::{Read, Violation};
 use super::limits::{USAGE_ROWS_MAX, USAGE_WINDOWS_MAX};
 use super::meter::Aggregation;
 use super::names::{MeterKey, SubjectId};
-use super::quantity::Total;
+use super::quantity::{Quantity, Total};
 use super::timestamp::Timestamp;
 use super::window::{Span, Window, Zone};
+
+/// Whose usage a row shows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Whose {
+    /// That of all together.
+    All,
+    EachSubject,
+    /// That of each path, whose number stands for the subject: for questions of our own.
+    EachPath,
+}
 
 /// A question: a meter over a range.
 #[derive(Debug, Clone)]
@@ -23,7 +33,7 @@ pub struct UsageQuery {
     /// Empty: every subject.
     pub subjects: Vec<SubjectId>,
     pub descendants: bool,
-    pub group_by_subject: bool,
+    pub whose: Whose,
     /// Dimensions of the meter.
     pub group_by: Vec<String>,
     /// Dimension → values that count.
@@ -134,13 +144,61 @@ pub struct Found {
 impl Found {
     pub fn value(&self, aggregation: Aggregation) -> Option<Total> {
         let found = match aggregation {
-            Aggregation::Sum => self.sum,
-            Aggregation::Count => Some(Total::from(self.count)),
+            Aggregation::Sum | Aggregation::Count => self.sum,
             Aggregation::Avg => self.sum.and_then(|sum| sum.average_of(self.count)),
             Aggregation::Min | Aggregation::Max | Aggregation::Last | Aggregation::UniqueCount => self.picked,
         };
         found.or(aggregation.of_nothing())
     }
+}
+
+/// How far a quota is used. The thresholds are those of `MakerKit`'s usage bar.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum UsageState {
+    Ok,
+    Warning,
+    Critical,
+    Exceeded,
+}
+
+const WARNING_PERCENT: i128 = 75;
+const CRITICAL_PERCENT: i128 = 90;
+
+impl UsageState {
+    /// Of a quota; none is unlimited.
+    pub fn of(used: Total, quota: Option<Quantity>) -> Self {
+        let Some(quota) = quota else { return Self::Ok };
+        let reaches = |percent: i128| {
+            // quotas have 94 bits: a hundred times one fits
+            used.nanos() >= quota.nanos() / 100 * percent + (quota.nanos() % 100 * percent + 99) / 100
+        };
+        if quota.is_zero() || reaches(100) {
+            Self::Exceeded
+        } else if reaches(CRITICAL_PERCENT) {
+            Self::Critical
+        } else if reaches(WARNING_PERCENT) {
+            Self::Warning
+        } else {
+            Self::Ok
+        }
+    }
+}
+
+/// How many percent of a quota are used, to two decimal places, half away from zero; none of an
+/// unlimited one, 100 of one that is zero.
+pub fn percent(used: Total, quota: Option<Quantity>) -> Option<Total> {
+    let quota = quota?;
+    if quota.is_zero() {
+        return Some(Total::from(100));
+    }
+    let (used, quota) = (used.nanos(), quota.nanos());
+    // hundredths of a percent, without leaving 128 bits
+    let (whole, rest) = (used / quota, used % quota);
+    let (scaled, part) = (rest.checked_mul(10_000)?, quota);
+    let away = if (scaled % part).abs() * 2 >= part { scaled.signum() } else { 0 };
+    let hundredths = whole.saturating_mul(10_000).saturating_add(scaled / part + away);
+    Some(Total::from_nanos(hundredths.saturating_mul(10_000_000)))
 }
 
 /// What a row stands for beside its window.
@@ -172,7 +230,7 @@ pub fn rows(
 ) -> Read<Vec<UsageRow>> {
     let mut found: BTreeMap<(usize, Group), Found> =
         found.into_iter().filter(|(_, found)| found.count != 0).collect();
-    let ungrouped = query.group_by.is_empty() && !query.group_by_subject;
+    let ungrouped = query.group_by.is_empty() && query.whose == Whose::All;
     if ungrouped && query.window.is_none() {
         found.entry((0, Group::default())).or_default();
     } else if query.fill {
@@ -221,6 +279,31 @@ mod tests {
 
     fn span(from: &str, to: &str) -> Span {
         Span { from: at(from), to: at(to) }
+    }
+
+    #[test]
+    fn states_follow_the_thresholds_exactly() {
+        let cases = [
+            ("74.999", Some("100"), "75", UsageState::Ok),
+            ("75", Some("100"), "75", UsageState::Warning),
+            ("0.000000003", Some("0.000000004"), "75", UsageState::Warning),
+            ("89.995", Some("100"), "90", UsageState::Warning),
+            ("90", Some("100"), "90", UsageState::Critical),
+            ("99.999999999", Some("100"), "100", UsageState::Critical),
+            ("100", Some("100"), "100", UsageState::Exceeded),
+            ("2", Some("3"), "66.67", UsageState::Ok),
+            ("450", Some("300"), "150", UsageState::Exceeded),
+            ("-5", Some("100"), "-5", UsageState::Ok),
+            ("0", Some("0"), "100", UsageState::Exceeded),
+            ("9999999999999999999", Some("9999999999999999999.999999999"), "100", UsageState::Critical),
+            ("7", None, "", UsageState::Ok),
+        ];
+        for (used, quota, expected, state) in cases {
+            let used = Total::from_decimal(used).unwrap();
+            let quota = quota.map(|quota| Quantity::from_decimal(quota).unwrap());
+            let shown = percent(used, quota).map(|percent| percent.to_string()).unwrap_or_default();
+            assert_eq!((shown.as_str(), UsageState::of(used, quota)), (expected, state), "{used} {quota:?}");
+        }
     }
 
     #[test]

@@ -6,6 +6,7 @@ use std::fmt;
 use jiff::civil::{Date, Weekday};
 use jiff::tz::TimeZone;
 use jiff::{ToSpan, Zoned};
+use serde::ser::SerializeStruct;
 use serde::{Serialize, Serializer};
 
 use super::fields::{Read, Violation};
@@ -18,9 +19,23 @@ pub struct Span {
     pub to: Timestamp,
 }
 
+/// As a period: `{"start", "end"}`.
+impl Serialize for Span {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut period = serializer.serialize_struct("Period", 2)?;
+        period.serialize_field("start", &self.from)?;
+        period.serialize_field("end", &self.to)?;
+        period.end()
+    }
+}
+
 impl Span {
     pub fn is_empty(self) -> bool {
         self.from >= self.to
+    }
+
+    pub fn contains(self, at: Timestamp) -> bool {
+        self.from <= at && at < self.to
     }
 
     #[must_use]
@@ -101,6 +116,12 @@ impl Window {
         Ok(bounds)
     }
 
+    /// The window around an instant.
+    pub fn around(self, at: Timestamp, zone: &Zone) -> Span {
+        let from = self.start(at, &zone.0);
+        Span { from, to: self.next(from, &zone.0) }
+    }
+
     /// The latest bound that is not after `at`.
     fn start(self, at: Timestamp, zone: &TimeZone) -> Timestamp {
         let local = at.to_jiff().to_zoned(zone.clone());
@@ -109,10 +130,10 @@ impl Window {
                 // the local clock runs evenly back to the last change of offset
                 let start =
                     Timestamp::from_micros(at.micros() - self.micros_into(&local)).unwrap_or(Timestamp::MIN);
-                let last_change = zone
-                    .preceding(at.to_jiff())
-                    .next()
-                    .map(|change| Timestamp::from_jiff(change.timestamp()));
+                // strictly before the next nanosecond: a change at this very instant counts
+                let after = at.to_jiff().checked_add(1.nanosecond()).unwrap_or(at.to_jiff());
+                let last_change =
+                    zone.preceding(after).next().map(|change| Timestamp::from_jiff(change.timestamp()));
                 last_change.map_or(start, |change| if change <= at { start.max(change) } else { start })
             }
             Self::Day | Self::Week | Self::Month => {
@@ -191,8 +212,14 @@ fn first_instant(date: Date, zone: &TimeZone) -> Timestamp {
 
 /// The UTC calendar month around an instant.
 pub fn utc_month(at: Timestamp) -> Span {
-    let from = Window::Month.start(at, &TimeZone::UTC);
-    Span { from, to: Window::Month.next(from, &TimeZone::UTC) }
+    Window::Month.around(at, &Zone::default())
+}
+
+/// The calendar year around an instant.
+pub fn calendar_year(at: Timestamp, zone: &Zone) -> Span {
+    let year = at.to_jiff().to_zoned(zone.0.clone()).year();
+    let start = |year: i16| Date::new(year, 1, 1).map_or(Timestamp::MAX, |day| first_instant(day, &zone.0));
+    Span { from: start(year), to: start(year.saturating_add(1)) }
 }
 
 #[cfg(test)]
@@ -256,6 +283,13 @@ mod tests {
         );
         let berlin = bounds(Window::Hour, "Europe/Berlin", "2026-10-25T00:00:00Z", "2026-10-25T02:00:00Z");
         assert_eq!(berlin, ["2026-10-25T00:00:00Z", "2026-10-25T01:00:00Z", "2026-10-25T02:00:00Z"]);
+    }
+
+    #[test]
+    fn an_hour_starts_where_the_clock_is_turned() {
+        // Newfoundland turned its clocks at one minute past midnight
+        let hours = bounds(Window::Hour, "America/St_Johns", "1992-04-05T03:31:00Z", "1992-04-05T04:31:00Z");
+        assert_eq!(hours, ["1992-04-05T03:31:00Z", "1992-04-05T04:30:00Z", "1992-04-05T05:30:00Z"]);
     }
 
     #[test]

@@ -3,10 +3,13 @@
 use std::collections::HashSet;
 
 use serde::Serialize;
+use uuid::Uuid;
 
 use super::{Engine, EngineError, detached};
 use crate::domain::catalog::{Catalog, Change};
 use crate::domain::environment::Environment;
+use crate::domain::plan::Limit;
+use crate::domain::timestamp::Timestamp;
 use crate::store::{self, StoreError, configuration};
 
 /// What applying a catalog did, or, as a dry run, would do.
@@ -33,18 +36,28 @@ impl Engine {
         next: Catalog,
         dry_run: bool,
     ) -> Result<Applied, EngineError> {
-        let database = self.database().clone();
+        let (database, clock) = (self.database().clone(), self.inner.clock.clone());
         detached(async move {
             let mut transaction = database.pool().begin().await?;
             configuration::lock_for_change(&mut transaction, environment).await?;
             let (present, version) = store::catalog::current(&mut transaction, environment).await?;
             let recorded = recorded_meters(&mut transaction, environment, &present, &next).await?;
-            let changes = present.changes_to(&next, |key| recorded.contains(key.as_str()))?;
+            let in_use = plans_in_use(&mut transaction, environment, &present, &next).await?;
+            let changes = present.changes_to(
+                &next,
+                |key| recorded.contains(key.as_str()),
+                |key| in_use.contains(key.as_str()),
+            )?;
             if dry_run || changes.is_empty() {
                 transaction.rollback().await?;
                 return Ok(Applied { dry_run, version, changes });
             }
             change_meters(&mut transaction, environment, &present, &next).await?;
+            let now = clock.now(environment, store::usage::now(&mut transaction).await?);
+            // a clock that went back knows less than what was recorded
+            let latest = store::events::latest(&mut transaction, environment).await?;
+            let now = latest.map_or(now, |latest| latest.max(now));
+            change_limits(&mut transaction, environment, &present, &next, now).await?;
             store::catalog::insert_version(&mut transaction, environment, version + 1, &next).await?;
             transaction.commit().await?;
             Ok(Applied { dry_run, version: version + 1, changes })
@@ -59,7 +72,7 @@ impl Engine {
     }
 }
 
-/// Meters that would be left out and have seen events.
+/// Meters that would be left out and have seen events, or holds.
 async fn recorded_meters(
     connection: &mut sqlx::PgConnection,
     environment: Environment,
@@ -70,11 +83,54 @@ async fn recorded_meters(
     for stored in store::catalog::meters(connection, environment).await? {
         let key = &stored.meter.key;
         let leaves = present.meter(key).is_some() && next.meter(key).is_none();
-        if leaves && store::catalog::has_events(connection, environment, stored.event_name_id).await? {
+        if leaves
+            && (store::catalog::has_events(connection, environment, stored.event_name_id).await?
+                || store::reservations::has_meter(connection, environment, key).await?)
+        {
             recorded.insert(key.to_string());
         }
     }
     Ok(recorded)
+}
+
+/// Plans that would be left out and have subscribers.
+async fn plans_in_use(
+    connection: &mut sqlx::PgConnection,
+    environment: Environment,
+    present: &Catalog,
+    next: &Catalog,
+) -> Result<HashSet<String>, StoreError> {
+    let gone = present.plans.iter().filter(|plan| next.plan(&plan.key).is_none());
+    let gone: Vec<String> = gone.map(|plan| plan.key.to_string()).collect();
+    if gone.is_empty() {
+        return Ok(HashSet::new());
+    }
+    Ok(store::subscriptions::plans_in_use(connection, environment, &gone).await?.into_iter().collect())
+}
+
+/// Notes which limits plans have now, and drops the counters of those that they have no more; where
+/// only a quota changed, counters stay.
+async fn change_limits(
+    connection: &mut sqlx::PgConnection,
+    environment: Environment,
+    present: &Catalog,
+    next: &Catalog,
+    now: Timestamp,
+) -> Result<(), StoreError> {
+    let gone = present.plans.iter().filter(|plan| next.plan(&plan.key).is_none()).map(|plan| &plan.key);
+    for plan in gone {
+        store::catalog::set_plan_limits(connection, environment, plan.as_str(), &[], now).await?;
+    }
+    for plan in &next.plans {
+        let definitions: Vec<Uuid> = plan.limits.iter().map(Limit::definition).collect();
+        let key = plan.key.as_str();
+        let dropped =
+            store::catalog::set_plan_limits(connection, environment, key, &definitions, now).await?;
+        if !dropped.is_empty() {
+            store::counters::delete_of_plan(connection, environment, key, &dropped).await?;
+        }
+    }
+    Ok(())
 }
 
 async fn change_meters(

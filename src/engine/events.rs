@@ -6,17 +6,21 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 use uuid::Uuid;
 
+use super::configuration::Fresh;
+use super::counting::{Additions, Reader};
 use super::{Engine, EngineError, detached};
 use crate::domain::environment::Environment;
 use crate::domain::event::{Properties, event_key};
 use crate::domain::fields::Violation;
-use crate::domain::meter::dimension_value;
+use crate::domain::gate::standing::Terms;
+use crate::domain::meter::{StoredMeter, dimension_value};
 use crate::domain::names::{EventId, MeterKey, Source};
-use crate::domain::quantity::Quantity;
+use crate::domain::quantity::{Quantity, Total};
 use crate::domain::timestamp::Timestamp;
 use crate::store;
 use crate::store::configuration::open_recording;
 use crate::store::event_list::{After, EventFilter, EventRow};
+use crate::store::subjects::Which;
 
 /// A recorded event.
 #[derive(Debug, Clone, Serialize)]
@@ -111,7 +115,7 @@ impl Engine {
         limit: u32,
     ) -> Result<EventPage, EngineError> {
         let after = cursor.map(read_cursor).transpose()?;
-        let mut snapshot = store::usage::snapshot(self.database().pool()).await?;
+        let mut snapshot = self.settled_snapshot(environment).await?;
         let paths = match &filter.subject {
             None => None,
             Some(subject) => {
@@ -141,23 +145,21 @@ impl Engine {
         source: &Source,
     ) -> Result<EventTrace, EngineError> {
         let key = event_key(source, id);
-        let mut snapshot = store::usage::snapshot(self.database().pool()).await?;
+        let mut snapshot = self.settled_snapshot(environment).await?;
         let known = store::events::find_keys(&mut snapshot, environment, &[key]).await?;
         let Some(known) = known.first() else { return Err(not_found()) };
         let row = store::event_list::find(&mut snapshot, environment, key, known.occurred_at).await?;
         let row = row.ok_or_else(|| EngineError::Internal(format!("the key {key} has no event")))?;
-        let meters = store::catalog::meters(&mut snapshot, environment).await?;
+        let terms = super::configuration::terms(&mut snapshot, environment).await?;
         snapshot.commit().await?;
 
         let event = EventView::of(&row)?;
         let properties = Properties::stored(row.properties.clone());
-        let meters = meters
+        let meters = measured(&terms, &row)?
             .into_iter()
-            .map(|stored| stored.meter)
-            .filter(|meter| meter.event_name.as_str() == row.event_name)
-            .filter_map(|meter| {
-                let value = meter.measure(event.value, &properties)?;
-                let group = meter
+            .map(|(stored, value)| {
+                let group = stored
+                    .meter
                     .dimensions
                     .iter()
                     .map(|name| {
@@ -165,13 +167,8 @@ impl Engine {
                         (name.to_string(), value.map_or(Value::Null, Value::String))
                     })
                     .collect();
-                Some(MeterTrace {
-                    meter: meter.key,
-                    value,
-                    group,
-                    hour: row.occurred_at.hour_floor(),
-                    folded: row.folded,
-                })
+                let (meter, hour) = (stored.meter.key.clone(), row.occurred_at.hour_floor());
+                MeterTrace { meter, value, group, hour, folded: row.folded }
             })
             .collect();
         Ok(EventTrace { event, batch_id: row.batch_id, meters, exports: Vec::new() })
@@ -201,9 +198,31 @@ impl Engine {
         key: Uuid,
         reason: Option<&str>,
     ) -> Result<(Void, bool), EngineError> {
+        if let Some(voided) = self.try_void(environment, key, reason, false).await? {
+            return Ok(voided);
+        }
+        let alone = self.try_void(environment, key, reason, true).await?;
+        alone.ok_or_else(|| EngineError::Internal("a void alone was not made".to_owned()))
+    }
+
+    /// Takes an event back beside others who record, or alone. None where that has to be done alone:
+    /// nobody on the event's path has a plan yet, and somebody may just get the default plan.
+    async fn try_void(
+        &self,
+        environment: Environment,
+        key: Uuid,
+        reason: Option<&str>,
+        alone: bool,
+    ) -> Result<Option<(Void, bool)>, EngineError> {
         let mut transaction = self.database().pool().begin().await?;
+        if alone {
+            store::configuration::lock_alone(&mut transaction, environment).await?;
+        }
         let opening = open_recording(&mut transaction, environment).await?;
         let now = self.inner.clock.now(environment, opening.now);
+        let configuration =
+            self.inner.configurations.at(&mut transaction, environment, opening.versions).await?;
+        let mut fresh = Fresh::default();
         let known = store::events::find_keys(&mut transaction, environment, &[key]).await?;
         let Some(known) = known.first().copied() else { return Err(not_found()) };
         let (at, batch_id) = (known.occurred_at, opening.batch_id);
@@ -222,12 +241,43 @@ impl Engine {
                 .map(|stored| stored.id)
                 .collect();
             store::voids::insert_gaps(&mut transaction, environment, &dirty, at.hour_floor()).await?;
+
+            // as it stands now: that nobody on it has a plan is nothing to remember
+            let ids = [row.path_id];
+            let paths = store::subjects::paths(&mut transaction, environment, Which::Ids(&ids)).await?;
+            let Some(path) = paths.first() else { return Err(not_found()) };
+            let terms = &configuration.terms;
+            if !alone && !path.has_subscription() && terms.catalog.default_plan.is_some() {
+                return Ok(None);
+            }
+            let properties = Properties::stored(row.properties.clone());
+            let mut additions = Additions::default();
+            for (stored, quantity) in measured(terms, &row)? {
+                let taken_back = Total::default() - quantity.into();
+                additions.add(terms, path, stored, &properties, taken_back, at);
+            }
+            let mut reader = Reader::new(self.database().clone());
+            additions
+                .write(&mut transaction, &mut reader, environment, &configuration, now, &mut fresh)
+                .await?;
         }
         let row = store::voids::find(&mut transaction, environment, key).await?;
         transaction.commit().await?;
+        fresh.remember(&configuration);
         let row = row.ok_or_else(|| EngineError::Internal("a void vanished".to_owned()))?;
-        Ok((Void { reason: row.reason, voided_at: row.voided_at }, !made))
+        Ok(Some((Void { reason: row.reason, voided_at: row.voided_at }, !made)))
     }
+}
+
+/// What meters take from an event: one that a commit recorded counts for its own meter alone.
+fn measured<'a>(terms: &'a Terms, row: &EventRow) -> Result<Vec<(&'a StoredMeter, Quantity)>, EngineError> {
+    let value = Quantity::from_decimal(&row.value).map_err(|why| EngineError::Internal(why.to_string()))?;
+    if let Some(id) = row.meter_id {
+        return Ok(terms.meter_by_id(id).map(|stored| (stored, value)).into_iter().collect());
+    }
+    let properties = Properties::stored(row.properties.clone());
+    let taken = |stored: &'a StoredMeter| Some((stored, stored.meter.measure(value, &properties)?));
+    Ok(terms.meters_of(&row.event_name).filter_map(taken).collect())
 }
 
 /// The cursor after an event: its place in the order of the list.

@@ -2,18 +2,25 @@
 //! nothing of HTTP.
 
 pub mod access;
+mod arrivals;
 mod catalog;
 pub mod clock;
 mod configuration;
+mod counting;
 pub mod error;
 mod events;
 mod fold;
+mod gate;
 pub mod ingest;
+mod reading;
+mod sight;
 mod subjects;
+mod subscriptions;
 mod usage;
 mod verify;
+mod writers;
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 pub use catalog::{Applied, CatalogView};
@@ -21,17 +28,22 @@ pub use clock::Clock;
 pub use error::EngineError;
 pub use events::{EventPage, EventView, Voided};
 pub use fold::Folded;
-pub use ingest::Outcome;
+pub use gate::{ReservationPage, ReservationView};
+pub use ingest::{Outcome, Recorded};
 pub use subjects::{SubjectChange, SubjectPage, SubjectView};
-pub use usage::{MeterUsage, Report};
+pub use subscriptions::SubscriptionView;
+pub use usage::{MeterUsage, Report, Viewer};
 pub use verify::Verdict;
 
 use access::Gatekeeper;
 use access::tokens::TokenSettings;
 use configuration::Configurations;
-use ingest::{Lanes, Tails};
+use gate::Holding;
+use ingest::{Intake, Tails, Workplace};
+use writers::{Lane, Months, Shift};
 
 use crate::domain::environment::Environment;
+use crate::domain::limits::TRANSACTION_CALLS_MAX;
 use crate::store::Database;
 
 /// What can be set about the engine.
@@ -58,8 +70,37 @@ struct Inner {
     clock: Clock,
     settings: EngineSettings,
     gatekeeper: Gatekeeper,
-    lanes: Lanes,
+    configurations: Arc<Configurations>,
+    desks: [Desk; 2],
     tails: Arc<Tails>,
+    shift: Mutex<Shift>,
+}
+
+/// Where the calls of an environment are taken.
+#[derive(Debug)]
+struct Desk {
+    intake: Intake,
+    gate: Lane<Holding>,
+}
+
+impl Desk {
+    fn open(environment: Environment, workplace: &Workplace, shift: &mut Shift) -> Self {
+        let intake = Intake::start(environment, workplace, shift);
+        // one writer: all that meets a hot counter meets it there, and waits for no lock
+        let holding = vec![Holding::new(environment, workplace)];
+        let name = format!("{environment}_gate");
+        let gate = Lane::start(name, TRANSACTION_CALLS_MAX, &workplace.database, holding, shift);
+        Self { intake, gate }
+    }
+}
+
+impl Inner {
+    fn desk(&self, environment: Environment) -> &Desk {
+        match environment {
+            Environment::Test => &self.desks[0],
+            Environment::Live => &self.desks[1],
+        }
+    }
 }
 
 impl Engine {
@@ -67,15 +108,20 @@ impl Engine {
     pub fn start(database: Database, clock: Clock, settings: EngineSettings) -> Result<Self, EngineError> {
         let tails = Arc::new(Tails::default());
         let gatekeeper = Gatekeeper::new(database.clone(), &settings)?;
-        let lanes = Lanes::start(&ingest::Workplace {
+        let configurations = Arc::new(Configurations::default());
+        let workplace = Workplace {
             database: database.clone(),
             clock: clock.clone(),
-            configurations: Arc::new(Configurations::default()),
+            configurations: Arc::clone(&configurations),
             tails: Arc::clone(&tails),
             age_max: settings.event_age_max,
-            months: Arc::default(),
-        });
-        let inner = Inner { database, clock, settings, gatekeeper, lanes, tails };
+            months: Months::default(),
+        };
+        let mut shift = Shift::default();
+        let desks =
+            [Environment::Test, Environment::Live].map(|each| Desk::open(each, &workplace, &mut shift));
+        let shift = Mutex::new(shift);
+        let inner = Inner { database, clock, settings, gatekeeper, configurations, desks, tails, shift };
         Ok(Self { inner: Arc::new(inner) })
     }
 
@@ -89,7 +135,12 @@ impl Engine {
 
     /// Takes no more work, and waits until what was taken is committed and answered.
     pub async fn stop(&self) {
-        self.inner.lanes.stop().await;
+        for desk in &self.inner.desks {
+            desk.intake.close();
+            desk.gate.close();
+        }
+        let shift = std::mem::take(&mut *self.inner.shift.lock().unwrap_or_else(PoisonError::into_inner));
+        shift.end().await;
     }
 
     /// Whether calls that need the database can be answered.

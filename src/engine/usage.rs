@@ -1,19 +1,26 @@
 //! Answering questions about usage, each from one snapshot.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use serde::Serialize;
-use sqlx::PgConnection;
 
+use super::reading::answer;
 use super::{Engine, EngineError};
 use crate::domain::environment::Environment;
 use crate::domain::fields::Violation;
-use crate::domain::names::{MeterKey, SubjectId};
-use crate::domain::quantity::Total;
+use crate::domain::gate::book::Counter;
+use crate::domain::gate::decision::{Level, LimitState};
+use crate::domain::gate::standing::{CounterKey, Match, Terms};
+use crate::domain::meter::StoredMeter;
+use crate::domain::names::{ItemKey, MeterKey, PlanKey, SubjectId};
+use crate::domain::plan::Enforcement;
+use crate::domain::quantity::{Quantity, Total};
+use crate::domain::subscription::Status;
 use crate::domain::timestamp::Timestamp;
-use crate::domain::usage::{Reading, UsageQuery, UsageRow, rows};
+use crate::domain::usage::{UsageQuery, UsageRow, UsageState, Whose, percent};
 use crate::domain::window::{Span, Zone, utc_month};
-use crate::store::{self, catalog::StoredMeter};
+use crate::store;
 
 /// The current period of a subject: its limits and meters.
 #[derive(Debug, Serialize)]
@@ -21,23 +28,36 @@ pub struct Report {
     pub subject: String,
     /// None without a subscription.
     pub plan: Option<PlanView>,
-    pub status: Option<String>,
-    pub period: Period,
-    /// Empty without a plan.
-    pub limits: Vec<serde_json::Value>,
+    pub status: Option<Status>,
+    pub period: Span,
+    /// Those of its plan; empty without one.
+    pub limits: Vec<LimitUsage>,
     pub meters: Vec<MeterUsage>,
 }
 
 #[derive(Debug, Serialize)]
 pub struct PlanView {
-    pub key: String,
+    pub key: PlanKey,
     pub name: String,
 }
 
+/// How far a limit is used.
 #[derive(Debug, Serialize)]
-pub struct Period {
-    pub start: Timestamp,
-    pub end: Timestamp,
+pub struct LimitUsage {
+    pub key: ItemKey,
+    pub meter: MeterKey,
+    pub unit: Option<String>,
+    /// None: unlimited.
+    pub quota: Option<Quantity>,
+    pub used: Total,
+    pub held: Total,
+    pub remaining: Option<Total>,
+    pub percent: Option<Total>,
+    pub state: UsageState,
+    pub enforcement: Enforcement,
+    pub period_start: Timestamp,
+    /// None: never.
+    pub resets_at: Option<Timestamp>,
 }
 
 #[derive(Debug, Serialize)]
@@ -54,7 +74,7 @@ impl Engine {
         environment: Environment,
         query: &UsageQuery,
     ) -> Result<Vec<UsageRow>, EngineError> {
-        let mut snapshot = store::usage::snapshot(self.database().pool()).await?;
+        let mut snapshot = self.settled_snapshot(environment).await?;
         let stored = store::catalog::meter(&mut snapshot, environment, query.meter.as_str()).await?;
         let Some(stored) = stored else {
             let detail = format!("there is no meter `{}`", query.meter);
@@ -66,45 +86,97 @@ impl Engine {
         Ok(rows)
     }
 
-    /// The usage report of a subject; with `descendants` all that stands below it included. A
-    /// subject that was never heard of has used nothing.
+    /// The usage report of a subject, as `Viewer` sees it. A subject that was never heard of has used
+    /// nothing.
     pub async fn report(
         &self,
         environment: Environment,
         subject: SubjectId,
-        descendants: bool,
+        viewer: Viewer,
     ) -> Result<Report, EngineError> {
-        let mut snapshot = store::usage::snapshot(self.database().pool()).await?;
-        let now = self.inner.clock.now(environment, store::usage::now(&mut snapshot).await?);
-        let span = utc_month(now);
+        let mut sight = self.sight(environment).await?;
+        let terms = Arc::clone(&sight.terms);
+        let path = sight.standing(&subject).await?;
+        let nearest = path.nearest();
+        let period = nearest.map_or_else(
+            || utc_month(sight.now),
+            |(_, subscription)| subscription.cycle.billing_period(sight.now),
+        );
+        // an end user sees what is their own, and never what others above them use
+        let shown = nearest
+            .map(|(member, _)| member)
+            .filter(|member| viewer == Viewer::Application || member.subject == subject.as_str());
+        let limits = match shown {
+            None => Vec::new(),
+            Some(member) => {
+                let counters = sight.counters(terms.of_member(member)).await?;
+                let usage = |found: Match<'_>| limit_usage(&terms, &found, &counters, sight.now);
+                terms.of_member(member).map(usage).collect()
+            }
+        };
         let mut meters = Vec::new();
-        for stored in store::catalog::meters(&mut snapshot, environment).await? {
+        for stored in store::catalog::meters(&mut sight.snapshot, environment).await? {
             let query = UsageQuery {
                 meter: stored.meter.key.clone(),
-                span,
+                span: period,
                 window: None,
                 zone: Zone::default(),
                 subjects: vec![subject.clone()],
-                descendants,
-                group_by_subject: false,
+                descendants: viewer == Viewer::Application,
+                whose: Whose::All,
                 group_by: Vec::new(),
                 filter: BTreeMap::new(),
                 fill: false,
             };
-            let rows = answer(&mut snapshot, environment, &stored, &query).await?;
+            let rows = answer(&mut sight.snapshot, environment, &stored, &query).await?;
             // without a window and groups there is exactly one row
             let (value, event_count) = rows.first().map_or((None, 0), |row| (row.value, row.event_count));
             meters.push(MeterUsage { meter: stored.meter.key, unit: stored.meter.unit, value, event_count });
         }
-        snapshot.commit().await?;
+        sight.snapshot.commit().await?;
+        let plan = nearest.and_then(|(_, subscription)| terms.catalog.plan(&subscription.plan));
         Ok(Report {
             subject: subject.into_string(),
-            plan: None,
-            status: None,
-            period: Period { start: span.from, end: span.to },
-            limits: Vec::new(),
+            plan: plan.map(|plan| PlanView { key: plan.key.clone(), name: plan.name.clone() }),
+            status: nearest.map(|(_, subscription)| subscription.status),
+            period,
+            limits,
             meters,
         })
+    }
+}
+
+/// Who looks at a report.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Viewer {
+    /// Sees all that stands below the subject, and whose limits meet it.
+    Application,
+    /// Sees itself alone.
+    EndUser,
+}
+
+fn limit_usage(
+    terms: &Terms,
+    found: &Match<'_>,
+    counters: &BTreeMap<CounterKey, Counter>,
+    now: Timestamp,
+) -> LimitUsage {
+    let counter = found.counter_at(now).and_then(|counter| counters.get(&counter.key));
+    let state = LimitState::of(found, counter.map_or(Level::default(), |counter| counter.level), now);
+    let meter = terms.meter(&state.meter);
+    LimitUsage {
+        unit: meter.and_then(|stored| stored.meter.unit.clone()),
+        percent: percent(state.used, state.quota),
+        state: UsageState::of(state.used, state.quota),
+        enforcement: found.terms.limit.enforcement,
+        period_start: state.period.from,
+        key: state.key,
+        meter: state.meter,
+        quota: state.quota,
+        used: state.used,
+        held: state.held,
+        remaining: state.remaining,
+        resets_at: state.resets_at,
     }
 }
 
@@ -123,27 +195,4 @@ fn check_dimensions(stored: &StoredMeter, query: &UsageQuery) -> Result<(), Engi
         .map(|(name, parameter)| flaw(name, parameter))
         .collect();
     if flaws.is_empty() { Ok(()) } else { Err(flaws.into()) }
-}
-
-async fn answer(
-    snapshot: &mut PgConnection,
-    environment: Environment,
-    stored: &StoredMeter,
-    query: &UsageQuery,
-) -> Result<Vec<UsageRow>, EngineError> {
-    let bounds = query.bounds()?;
-    let paths = if query.subjects.is_empty() {
-        None
-    } else {
-        let names: Vec<String> = query.subjects.iter().map(ToString::to_string).collect();
-        Some(store::subjects::path_ids(snapshot, environment, &names, query.descendants).await?)
-    };
-    let found = if paths.as_ref().is_some_and(Vec::is_empty) {
-        BTreeMap::new()
-    } else {
-        let gaps: Vec<Span> = store::usage::gaps(snapshot, environment, stored.id, query.span).await?;
-        let reading = Reading::plan(query.span, &bounds, &gaps);
-        store::usage::find(snapshot, environment, stored, query, paths.as_deref(), &bounds, &reading).await?
-    };
-    Ok(rows(query, stored.meter.aggregation, &bounds, found)?)
 }

@@ -1,7 +1,7 @@
 //! Who may call a route: asked before the handler, for every route, from the table.
 
 use axum::extract::{Request, State};
-use axum::http::{HeaderMap, StatusCode, header};
+use axum::http::{HeaderMap, HeaderName, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use secrecy::SecretString;
@@ -15,6 +15,9 @@ use crate::engine::access::{Principal, Role};
 pub enum Access {
     Open,
     Secret,
+    /// The same, where the caller is a gateway, whose `Authorization` may be its client's: the key may
+    /// stand in `x-metergate-key`.
+    Gateway,
     /// Also publishable keys.
     Publishable,
     /// Also end-user tokens, for their own subject, with the scope `usage:read`.
@@ -33,7 +36,7 @@ pub(super) async fn admit(State(guard): State<Guard>, mut request: Request, next
     if guard.access == Access::Open {
         return next.run(request).await;
     }
-    let principal = match identify(&guard.engine, request.headers()).await {
+    let principal = match identify(&guard, request.headers()).await {
         Ok(principal) => principal,
         Err(problem) => return problem.into_response(),
     };
@@ -49,18 +52,26 @@ pub(super) async fn admit(State(guard): State<Guard>, mut request: Request, next
     next.run(request).await
 }
 
-async fn identify(engine: &Engine, headers: &HeaderMap) -> Result<Principal, Problem> {
+const GATEWAY_KEY: HeaderName = HeaderName::from_static("x-metergate-key");
+
+async fn identify(guard: &Guard, headers: &HeaderMap) -> Result<Principal, Problem> {
     let missing = || {
         let detail = "send a key or a token as `Authorization: Bearer …`";
         Problem::new(StatusCode::UNAUTHORIZED, "unauthorized", detail)
     };
+    if guard.access == Access::Gateway
+        && let Some(key) = headers.get(GATEWAY_KEY)
+    {
+        let key = key.to_str().map_err(|_| missing())?;
+        return Ok(guard.engine.gatekeeper().admit(&SecretString::from(key.trim())).await?);
+    }
     let value =
         headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok()).ok_or_else(missing)?;
     let (scheme, credential) = value.split_once(' ').ok_or_else(missing)?;
     if !scheme.eq_ignore_ascii_case("bearer") {
         return Err(missing());
     }
-    Ok(engine.gatekeeper().admit(&SecretString::from(credential.trim())).await?)
+    Ok(guard.engine.gatekeeper().admit(&SecretString::from(credential.trim())).await?)
 }
 
 pub(super) fn forbidden(detail: &str) -> Problem {

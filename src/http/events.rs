@@ -13,8 +13,10 @@ use super::problem::Problem;
 use super::query::{self, Parameters};
 use super::{Api, subjects};
 use crate::domain::event::Event;
-use crate::domain::fields::{self, Fields, Read, Violation};
-use crate::domain::limits::{BATCH_EVENTS_MAX, NDJSON_EVENTS_MAX, REASON_CHARS_MAX};
+use crate::domain::fields::{Read, Violation};
+use crate::domain::gate::decision::LimitState;
+use crate::domain::gate::request::Release;
+use crate::domain::limits::{BATCH_EVENTS_MAX, NDJSON_EVENTS_MAX};
 use crate::domain::names::{EventId, EventName, Source, SubjectId};
 use crate::engine::Outcome;
 use crate::engine::access::Principal;
@@ -25,6 +27,9 @@ struct Recorded {
     accepted: usize,
     duplicates: usize,
     rejected: Vec<Rejection>,
+    /// The limits that the events met: of a single event, and where they are asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    limits: Option<Vec<LimitState>>,
 }
 
 #[derive(Serialize)]
@@ -55,8 +60,7 @@ pub(super) async fn record(
 ) -> Result<Response, Problem> {
     let mut parameters = Parameters::of(&uri);
     let backfill = parameters.flag("backfill");
-    // plans come later: until then there are no limits to show
-    parameters.flag("limits");
+    let with_limits = parameters.flag("limits");
     parameters.finish()?;
     let (payload, read) = payload(&headers, body).await?;
     match payload {
@@ -65,17 +69,17 @@ pub(super) async fn record(
             if event.id.is_none() {
                 event.id = idempotency_key(&headers)?;
             }
-            let outcomes = api.engine.record(principal.environment, vec![event], backfill).await?;
-            match outcomes.into_iter().next() {
-                Some(Outcome::Rejected(violation)) => Err(Problem::invalid(vec![violation])),
-                Some(Outcome::Duplicate) => {
-                    Ok(Json(Recorded { accepted: 0, duplicates: 1, rejected: Vec::new() }).into_response())
-                }
-                _ => Ok(Json(Recorded { accepted: 1, duplicates: 0, rejected: Vec::new() }).into_response()),
-            }
+            let recorded = api.engine.record(principal.environment, vec![event], backfill, true).await?;
+            let (accepted, duplicates) = match recorded.outcomes.into_iter().next() {
+                Some(Outcome::Rejected(violation)) => return Err(Problem::invalid(vec![violation])),
+                Some(Outcome::Duplicate) => (0, 1),
+                _ => (1, 0),
+            };
+            let limits = recorded.limits;
+            Ok(Json(Recorded { accepted, duplicates, rejected: Vec::new(), limits }).into_response())
         }
         Payload::Many(values) => {
-            let recorded = record_many(&api, &principal, values, read, backfill).await?;
+            let recorded = record_many(&api, &principal, values, read, (backfill, with_limits)).await?;
             Ok(Json(recorded).into_response())
         }
     }
@@ -87,7 +91,7 @@ async fn record_many(
     principal: &Principal,
     values: Vec<Value>,
     read: ReadEvent,
-    backfill: bool,
+    (backfill, with_limits): (bool, bool),
 ) -> Result<Recorded, Problem> {
     let mut rejected = Vec::new();
     let (mut events, mut places) = (Vec::with_capacity(values.len()), Vec::with_capacity(values.len()));
@@ -103,9 +107,11 @@ async fn record_many(
     }
     count_unreadable(rejected.len());
     let (mut accepted, mut duplicates) = (0, 0);
+    let mut limits = with_limits.then(Vec::new);
     if !events.is_empty() {
-        let outcomes = api.engine.record(principal.environment, events, backfill).await?;
-        for (outcome, (index, id)) in outcomes.into_iter().zip(places) {
+        let recorded = api.engine.record(principal.environment, events, backfill, with_limits).await?;
+        limits = recorded.limits;
+        for (outcome, (index, id)) in recorded.outcomes.into_iter().zip(places) {
             match outcome {
                 Outcome::Accepted => accepted += 1,
                 Outcome::Duplicate => duplicates += 1,
@@ -114,7 +120,7 @@ async fn record_many(
         }
     }
     rejected.sort_by_key(|rejection| rejection.index);
-    Ok(Recorded { accepted, duplicates, rejected })
+    Ok(Recorded { accepted, duplicates, rejected, limits })
 }
 
 /// Events that never reach the engine are rejected all the same.
@@ -185,7 +191,16 @@ fn lines(bytes: &[u8]) -> Result<Vec<Value>, Problem> {
         .collect()
 }
 
-fn idempotency_key(headers: &HeaderMap) -> Result<Option<EventId>, Problem> {
+/// Tells a caller that an answer is one that was given before.
+pub(super) fn marked(mut response: Response, replayed: bool) -> Response {
+    if replayed {
+        let name = HeaderName::from_static("idempotent-replayed");
+        response.headers_mut().insert(name, HeaderValue::from_static("true"));
+    }
+    response
+}
+
+pub(super) fn idempotency_key(headers: &HeaderMap) -> Result<Option<EventId>, Problem> {
     let flaw = |detail: String| {
         Problem::invalid(vec![Violation::new("invalid_idempotency_key", detail).under("id")])
     };
@@ -261,15 +276,7 @@ pub(super) async fn void(
     body: Body,
 ) -> Result<Response, Problem> {
     let (id, source) = identity(&uri, id)?;
-    let reason = match body::json_or_empty(&headers, body).await? {
-        None => None,
-        Some(value) => {
-            let mut fields = Fields::of(value)?;
-            let reason = fields.optional("reason", read_reason);
-            fields.finish()?;
-            reason
-        }
-    };
+    let Release { reason } = Release::read(body::json_or_empty(&headers, body).await?)?;
     let voided = api.engine.void_event(principal.environment, id, source, reason).await?;
     let answer = json!({
         "id": voided.id,
@@ -278,19 +285,5 @@ pub(super) async fn void(
         "reason": voided.void.reason,
         "voided_at": voided.void.voided_at,
     });
-    let mut response = Json(answer).into_response();
-    if voided.replayed {
-        let name = HeaderName::from_static("idempotent-replayed");
-        response.headers_mut().insert(name, HeaderValue::from_static("true"));
-    }
-    Ok(response)
-}
-
-fn read_reason(value: Value) -> Read<String> {
-    let reason = fields::text(value)?;
-    if reason.chars().count() > REASON_CHARS_MAX || reason.contains('\0') {
-        let detail = format!("must have at most {REASON_CHARS_MAX} characters, none of them NUL");
-        return Violation::only("too_long", detail);
-    }
-    Ok(reason)
+    Ok(marked(Json(answer).into_response(), voided.replayed))
 }

@@ -6,18 +6,21 @@ mod body;
 mod catalog;
 mod csv;
 mod events;
+mod gateway;
 mod observe;
 mod operations;
 mod problem;
 mod query;
+mod reservations;
 mod subjects;
+mod subscriptions;
 mod usage;
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::http::{HeaderName, HeaderValue, Method, StatusCode, header};
-use axum::routing::{MethodRouter, get, post, put};
+use axum::routing::{MethodFilter, MethodRouter, delete, get, on, post, put};
 use axum::{Router, middleware};
 use metrics_exporter_prometheus::PrometheusHandle;
 use tower_http::catch_panic::CatchPanicLayer;
@@ -59,9 +62,18 @@ impl Route {
     }
 }
 
+/// The methods that a gateway's client may use.
+const ANY: MethodFilter = MethodFilter::GET
+    .or(MethodFilter::HEAD)
+    .or(MethodFilter::POST)
+    .or(MethodFilter::PUT)
+    .or(MethodFilter::PATCH)
+    .or(MethodFilter::DELETE)
+    .or(MethodFilter::OPTIONS);
+
 /// The whole interface.
 pub fn routes() -> Vec<Route> {
-    use Access::{EndUser, Open, Publishable, Secret};
+    use Access::{EndUser, Gateway, Open, Publishable, Secret};
     macro_rules! at {
         (get $handler:path) => {
             (Method::GET, get($handler))
@@ -71,6 +83,12 @@ pub fn routes() -> Vec<Route> {
         };
         (put $handler:path) => {
             (Method::PUT, put($handler))
+        };
+        (any $handler:path) => {
+            (Method::GET, on(ANY, $handler))
+        };
+        (delete $handler:path) => {
+            (Method::DELETE, delete($handler))
         };
     }
     vec![
@@ -83,6 +101,19 @@ pub fn routes() -> Vec<Route> {
         Route::new("/v1/subjects/{subject}", Secret, at!(put subjects::put)),
         Route::new("/v1/subjects/{subject}", Secret, at!(get subjects::get)),
         Route::new("/v1/subjects/{subject}/usage", EndUser, at!(get usage::report)),
+        Route::new("/v1/subjects/{subject}/subscription", Secret, at!(put subscriptions::put)),
+        Route::new("/v1/subjects/{subject}/subscription", Secret, at!(get subscriptions::get)),
+        Route::new("/v1/subjects/{subject}/subscription", Secret, at!(delete subscriptions::end)),
+        Route::new("/v1/check", Secret, at!(post reservations::check)),
+        Route::new("/v1/reservations", Secret, at!(post reservations::reserve)),
+        Route::new("/v1/reservations", Secret, at!(get reservations::list)),
+        Route::new("/v1/reservations/{id}", Secret, at!(get reservations::get)),
+        Route::new("/v1/reservations/{id}/commit", Secret, at!(post reservations::commit)),
+        Route::new("/v1/reservations/{id}/release", Secret, at!(post reservations::release)),
+        Route::new("/v1/reservations/{id}/extend", Secret, at!(post reservations::extend)),
+        // gateways ask with their client's method, and some with its path and query
+        Route::new("/v1/gate", Gateway, at!(any gateway::gate)),
+        Route::new("/v1/gate/{*path}", Gateway, at!(any gateway::gate_by_headers)),
         Route::new("/v1/catalog", Secret, at!(put catalog::apply)),
         Route::new("/v1/catalog", Secret, at!(get catalog::show)),
         Route::new("/v1/meters", Secret, at!(get catalog::meters)),
@@ -103,7 +134,7 @@ pub fn router(api: Api, settings: &HttpSettings) -> Router {
         let guarded = route.handler.route_layer(middleware::from_fn_with_state(guard, access::admit));
         match route.access {
             Access::EndUser | Access::Publishable => browsers = browsers.route(route.path, guarded),
-            Access::Open | Access::Secret => plain = plain.route(route.path, guarded),
+            Access::Open | Access::Secret | Access::Gateway => plain = plain.route(route.path, guarded),
         }
     }
     // a preflight is no method of a route: CORS stands around the answer to those, too
@@ -114,6 +145,7 @@ pub fn router(api: Api, settings: &HttpSettings) -> Router {
         .merge(operations::docs())
         .fallback(problem::no_such_path)
         .layer(RequestDecompressionLayer::new().no_br().no_deflate())
+        .layer(middleware::from_fn(gateway::without_body))
         .layer(TimeoutLayer::with_status_code(StatusCode::SERVICE_UNAVAILABLE, settings.request_max))
         .layer(CatchPanicLayer::custom(problem::of_panic))
         .layer(middleware::from_fn(observe::observe))

@@ -2,6 +2,7 @@
 //! words that say what to do.
 
 use std::any::Any;
+use std::collections::BTreeMap;
 
 use axum::body::Body;
 use axum::extract::OriginalUri;
@@ -10,6 +11,7 @@ use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 
 use crate::domain::fields::Violation;
+use crate::domain::gate::reservation::Refusal;
 use crate::engine::EngineError;
 
 pub(super) const MEDIA_TYPE: &str = "application/problem+json";
@@ -22,6 +24,8 @@ pub(super) struct Problem {
     code: &'static str,
     detail: String,
     errors: Vec<Violation>,
+    /// What else the document says.
+    more: Option<Box<(&'static str, serde_json::Value)>>,
     /// For the log alone.
     internal: Option<String>,
 }
@@ -35,6 +39,8 @@ struct Document<'a> {
     code: &'a str,
     #[serde(skip_serializing_if = "<[_]>::is_empty")]
     errors: &'a [Violation],
+    #[serde(flatten)]
+    more: BTreeMap<&'static str, &'a serde_json::Value>,
 }
 
 /// What the log is told beside the answer.
@@ -46,7 +52,18 @@ pub(super) struct Cause {
 
 impl Problem {
     pub(super) fn new(status: StatusCode, code: &'static str, detail: impl Into<String>) -> Self {
-        Self { status, code, detail: detail.into(), errors: Vec::new(), internal: None }
+        Self { status, code, detail: detail.into(), errors: Vec::new(), more: None, internal: None }
+    }
+
+    /// What the state of a reservation does not allow.
+    pub(super) fn refused(refusal: Refusal) -> Self {
+        let status = if refusal == Refusal::NotFound { StatusCode::NOT_FOUND } else { StatusCode::CONFLICT };
+        Self::new(status, refusal.code(), refusal.detail())
+    }
+
+    /// With another member in its document.
+    pub(super) fn with(self, name: &'static str, value: serde_json::Value) -> Self {
+        Self { more: Some(Box::new((name, value))), ..self }
     }
 
     pub(super) fn bad_request(code: &'static str, detail: impl Into<String>) -> Self {
@@ -64,7 +81,7 @@ impl Problem {
         };
         let place = if first.pointer.is_empty() { "the input" } else { &first.pointer };
         let detail = format!("{place}: {}{more}", first.detail);
-        Self { status, code: first.code, detail, errors, internal: None }
+        Self { status, code: first.code, detail, errors, more: None, internal: None }
     }
 
     /// A bare status, as layers answer it.
@@ -123,6 +140,7 @@ impl IntoResponse for Problem {
             detail: &self.detail,
             code: self.code,
             errors: &self.errors,
+            more: self.more.iter().map(|more| (more.0, &more.1)).collect(),
         };
         // strings and numbers always serialise
         let json = serde_json::to_vec(&document).unwrap_or_default();

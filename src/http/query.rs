@@ -19,7 +19,10 @@ pub(super) struct Parameters {
 impl Parameters {
     pub(super) fn of(uri: &Uri) -> Self {
         let query = uri.query().unwrap_or_default();
-        let rest = form_urlencoded::parse(query.as_bytes()).into_owned().collect();
+        Self::given(form_urlencoded::parse(query.as_bytes()).into_owned().collect())
+    }
+
+    pub(super) fn given(rest: Vec<(String, String)>) -> Self {
         Self { rest, violations: Vec::new() }
     }
 

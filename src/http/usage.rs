@@ -14,8 +14,9 @@ use crate::domain::fields::Violation;
 use crate::domain::limits::{FILTER_VALUES_MAX, METER_DIMENSIONS_MAX, USAGE_SUBJECTS_MAX};
 use crate::domain::names::{MeterKey, SubjectId};
 use crate::domain::timestamp::Timestamp;
-use crate::domain::usage::{UsageQuery, UsageRow};
+use crate::domain::usage::{UsageQuery, UsageRow, Whose};
 use crate::domain::window::{Span, Window, Zone};
+use crate::engine::Viewer;
 use crate::engine::access::{Principal, Role};
 
 #[derive(Serialize)]
@@ -60,14 +61,14 @@ pub(super) async fn report(
 ) -> Result<Response, Problem> {
     Parameters::of(&uri).finish()?;
     let subject = subjects::in_path(subject)?;
-    let end_user = match &principal.role {
+    let viewer = match &principal.role {
         Role::EndUser { subject: own, .. } if *own != subject => {
             return Err(forbidden("a token shows its own subject alone"));
         }
-        role => matches!(role, Role::EndUser { .. }),
+        Role::EndUser { .. } => Viewer::EndUser,
+        Role::Secret | Role::Publishable => Viewer::Application,
     };
-    // the application sees all below; an end user never does
-    let report = api.engine.report(principal.environment, subject, !end_user).await?;
+    let report = api.engine.report(principal.environment, subject, viewer).await?;
     if wants_csv(&headers) { csv::report(&report) } else { Ok(Json(report).into_response()) }
 }
 
@@ -115,10 +116,10 @@ fn read_query(uri: &Uri) -> Result<UsageQuery, Problem> {
         parameters.flaw(Violation::new("invalid_range", "must not be after `to`").under("from"));
     }
     let mut group_by: Vec<String> = Vec::new();
-    let mut group_by_subject = false;
+    let mut whose = Whose::All;
     for name in grouping.split(',').map(str::trim).filter(|name| !name.is_empty()) {
         if name == "subject" {
-            group_by_subject = true;
+            whose = Whose::EachSubject;
         } else if !group_by.iter().any(|known| known == name) {
             group_by.push(name.to_owned());
         }
@@ -132,18 +133,7 @@ fn read_query(uri: &Uri) -> Result<UsageQuery, Problem> {
         return Err(Problem::invalid(Vec::new()));
     };
     let span = Span { from, to };
-    Ok(UsageQuery {
-        meter,
-        span,
-        window,
-        zone,
-        subjects,
-        descendants,
-        group_by_subject,
-        group_by,
-        filter,
-        fill,
-    })
+    Ok(UsageQuery { meter, span, window, zone, subjects, descendants, whose, group_by, filter, fill })
 }
 
 fn wants_csv(headers: &HeaderMap) -> bool {

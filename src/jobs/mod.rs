@@ -10,7 +10,9 @@ use tokio::time::{Instant, sleep_until};
 use crate::domain::environment::Environment;
 use crate::engine::{Engine, EngineError};
 
-/// How often dimension values are counted and partitions are made.
+/// How often what has expired is written.
+const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
+/// How often dimension values are counted, partitions made and old counters dropped.
 const UPKEEP_INTERVAL: Duration = Duration::from_mins(5);
 
 /// How long a job that keeps failing rests at most.
@@ -35,6 +37,11 @@ impl Jobs {
             let folding = engine.clone();
             let job = move || fold(folding.clone(), environment);
             tasks.push(repeat("fold", fold_interval, stopped.clone(), job));
+        }
+        for environment in Environment::ALL {
+            let sweeping = engine.clone();
+            let job = move || sweep(sweeping.clone(), environment);
+            tasks.push(repeat("sweep", SWEEP_INTERVAL, stopped.clone(), job));
         }
         let upkeep = engine.clone();
         tasks.push(repeat("upkeep", UPKEEP_INTERVAL, stopped, move || keep_up(upkeep.clone())));
@@ -102,10 +109,19 @@ async fn fold(engine: Engine, environment: Environment) -> Result<(), EngineErro
     Ok(())
 }
 
+/// Writes what time has done: expiries of reservations, ends of subscriptions. No answer waits for it.
+async fn sweep(engine: Engine, environment: Environment) -> Result<(), EngineError> {
+    engine.end_due_subscriptions(environment).await?;
+    while engine.sweep(environment).await? {}
+    Ok(())
+}
+
 async fn keep_up(engine: Engine) -> Result<(), EngineError> {
     engine.make_partitions().await?;
     for environment in Environment::ALL {
         engine.bound_dimensions(environment).await?;
+        while engine.drop_old_counters(environment).await? {}
     }
+    engine.forget_old_batches().await?;
     Ok(())
 }

@@ -1,24 +1,18 @@
 //! Catalogs and their meters.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 use serde_json::Value;
 use sqlx::types::Json;
 use sqlx::{PgConnection, Row};
+use uuid::Uuid;
 
 use super::StoreError;
 use crate::domain::catalog::Catalog;
 use crate::domain::environment::Environment;
-use crate::domain::meter::Meter;
+use crate::domain::gate::standing::Since;
+use crate::domain::meter::{Meter, StoredMeter};
 use crate::domain::timestamp::Timestamp;
-
-/// A meter with the numbers it has in the tables.
-#[derive(Debug, Clone)]
-pub struct StoredMeter {
-    pub id: i32,
-    pub event_name_id: i32,
-    pub meter: Meter,
-}
 
 /// The catalog in force and its version; the empty one, version 0, before any was applied.
 pub async fn current(
@@ -42,13 +36,66 @@ pub async fn insert_version(
     version: i64,
     catalog: &Catalog,
 ) -> Result<(), StoreError> {
-    sqlx::query("insert into catalogs (environment, version, document) values ($1, $2, $3)")
-        .bind(environment.code())
-        .bind(version)
-        .bind(Json(catalog))
-        .execute(connection)
-        .await?;
+    sqlx::query(
+        "with made as (insert into catalogs (environment, version, document) values ($1, $2, $3))
+         update environments set catalog_version = $2 where environment = $1",
+    )
+    .bind(environment.code())
+    .bind(version)
+    .bind(Json(catalog))
+    .execute(connection)
+    .await?;
     Ok(())
+}
+
+/// Since when plans have had limits of their definitions.
+pub async fn plan_limits(
+    connection: &mut PgConnection,
+    environment: Environment,
+) -> Result<HashMap<(String, Uuid), Since>, StoreError> {
+    let rows = sqlx::query("select plan, definition, since, version from plan_limits where environment = $1")
+        .bind(environment.code())
+        .fetch_all(connection)
+        .await?;
+    rows.iter()
+        .map(|row| {
+            let since = Since { at: row.try_get("since")?, version: row.try_get("version")? };
+            Ok(((row.try_get("plan")?, row.try_get("definition")?), since))
+        })
+        .collect()
+}
+
+/// Notes the definitions of a plan's limits: new ones are there since now, in the version that the
+/// caller has raised; others no more. Which were dropped.
+pub async fn set_plan_limits(
+    connection: &mut PgConnection,
+    environment: Environment,
+    plan: &str,
+    definitions: &[Uuid],
+    now: Timestamp,
+) -> Result<Vec<Uuid>, StoreError> {
+    sqlx::query(
+        "insert into plan_limits (environment, plan, definition, since, version)
+         select distinct $1, $2, definition, $4::timestamptz, e.config_version
+         from unnest($3::uuid[]) definition join environments e on e.environment = $1
+         on conflict on constraint plan_limits_pk do nothing",
+    )
+    .bind(environment.code())
+    .bind(plan)
+    .bind(definitions)
+    .bind(now)
+    .execute(&mut *connection)
+    .await?;
+    let dropped = sqlx::query_scalar(
+        "delete from plan_limits where environment = $1 and plan = $2 and definition <> all($3)
+         returning definition",
+    )
+    .bind(environment.code())
+    .bind(plan)
+    .bind(definitions)
+    .fetch_all(connection)
+    .await?;
+    Ok(dropped)
 }
 
 /// Every meter of the environment, by key.

@@ -1,5 +1,5 @@
-//! The lock around an environment's configuration: its catalog, tree and customers. Whoever records
-//! holds it shared, whoever changes holds it exclusively and raises the version; so what is cached
+//! The lock around an environment's configuration: its catalog, tree, customers and subscriptions.
+//! Whoever records holds it shared, whoever changes holds it exclusively and raises the version; so what is cached
 //! under a version is true for as long as the shared lock is held.
 
 use sqlx::{PgConnection, Row};
@@ -11,10 +11,18 @@ use crate::domain::timestamp::Timestamp;
 /// First half of the advisory lock's key; the second is the environment.
 const LOCK: i32 = 0x4d47_0001;
 
+/// What is in force: the version of the whole configuration, and of the catalog, which is a part of it
+/// and changes far more rarely.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Versions {
+    pub config: i64,
+    pub catalog: i64,
+}
+
 /// What a transaction learns at its start.
 #[derive(Debug, Clone, Copy)]
 pub struct Opening {
-    pub config_version: i64,
+    pub versions: Versions,
     /// Postgres's clock, read after the lock.
     pub now: Timestamp,
     /// A fresh batch number. Where a commit is not answered it tells, later, whether it happened: a
@@ -48,7 +56,7 @@ async fn open(
     let code = environment.code();
     let sql = format!(
         "{begin} select pg_advisory_xact_lock_shared({LOCK}, {code});
-         select config_version, (extract(epoch from clock_timestamp()) * 1000000)::bigint as now_micros,
+         select config_version, catalog_version, (extract(epoch from clock_timestamp()) * 1000000)::bigint as now_micros,
                 nextval('batch_ids') as batch_id
          from environments where environment = {code}"
     );
@@ -56,22 +64,31 @@ async fn open(
     let row = rows.last().ok_or(sqlx::Error::RowNotFound)?;
     let now = Timestamp::from_micros(row.try_get("now_micros")?);
     Ok(Opening {
-        config_version: row.try_get("config_version")?,
+        versions: Versions {
+            config: row.try_get("config_version")?,
+            catalog: row.try_get("catalog_version")?,
+        },
         now: now.ok_or_else(|| sqlx::Error::Decode("the clock of the database is out of range".into()))?,
         batch_id: row.try_get("batch_id")?,
     })
 }
 
-/// Within a transaction: waits until nobody records, raises the version and keeps the lock.
+/// Within a transaction: waits until nobody records, and keeps others from it.
+pub async fn lock_alone(connection: &mut PgConnection, environment: Environment) -> Result<(), StoreError> {
+    sqlx::query("select pg_advisory_xact_lock($1, $2)")
+        .bind(LOCK)
+        .bind(i32::from(environment.code()))
+        .execute(connection)
+        .await?;
+    Ok(())
+}
+
+/// The same, for a change: raises the version.
 pub async fn lock_for_change(
     connection: &mut PgConnection,
     environment: Environment,
 ) -> Result<(), StoreError> {
-    sqlx::query("select pg_advisory_xact_lock($1, $2)")
-        .bind(LOCK)
-        .bind(i32::from(environment.code()))
-        .execute(&mut *connection)
-        .await?;
+    lock_alone(connection, environment).await?;
     sqlx::query("update environments set config_version = config_version + 1 where environment = $1")
         .bind(environment.code())
         .execute(&mut *connection)
@@ -79,10 +96,18 @@ pub async fn lock_for_change(
     Ok(())
 }
 
-pub async fn version(connection: &mut PgConnection, environment: Environment) -> Result<i64, StoreError> {
-    let version = sqlx::query_scalar("select config_version from environments where environment = $1")
-        .bind(environment.code())
-        .fetch_one(connection)
-        .await?;
-    Ok(version)
+/// The versions in force in a snapshot, and what time it is.
+pub async fn versions(
+    connection: &mut PgConnection,
+    environment: Environment,
+) -> Result<(Versions, Timestamp), StoreError> {
+    let row = sqlx::query(
+        "select config_version, catalog_version, clock_timestamp() as now from environments where environment = $1",
+    )
+    .bind(environment.code())
+    .fetch_one(connection)
+    .await?;
+    let versions =
+        Versions { config: row.try_get("config_version")?, catalog: row.try_get("catalog_version")? };
+    Ok((versions, row.try_get("now")?))
 }

@@ -13,6 +13,7 @@ use crate::domain::timestamp::Timestamp;
 #[derive(Debug, Clone)]
 pub struct EventRow {
     pub key: Uuid,
+    pub path_id: i64,
     /// None: the key is the id.
     pub id: Option<String>,
     pub source: Option<String>,
@@ -21,6 +22,8 @@ pub struct EventRow {
     /// The subject and its ancestors as they stood, nearest first.
     pub path: Vec<String>,
     pub value: String,
+    /// The meter it is bound to, if to one.
+    pub meter_id: Option<i32>,
     pub properties: Option<Value>,
     pub occurred_at: Timestamp,
     pub batch_id: i64,
@@ -50,7 +53,7 @@ pub struct EventFilter {
 }
 
 const COLUMNS: &str =
-    "select e.key, e.id, e.source, n.name as event_name, e.value::text as value, e.properties,
+    "select e.key, e.path_id, e.id, e.source, n.name as event_name, e.value::text as value, e.properties, e.meter_id,
         e.occurred_at, e.batch_id, e.ordinal, v.reason as void_reason, v.voided_at,
         array(select a.subject from paths p, unnest(p.ancestors) with ordinality as level (id, n)
               join subjects a on a.id = level.id where p.id = e.path_id order by level.n) as path,
@@ -65,12 +68,14 @@ fn read(row: &sqlx::postgres::PgRow) -> Result<EventRow, StoreError> {
     let path: Vec<String> = row.try_get("path")?;
     Ok(EventRow {
         key: row.try_get("key")?,
+        path_id: row.try_get("path_id")?,
         id: row.try_get("id")?,
         source: row.try_get("source")?,
         event_name: row.try_get("event_name")?,
         subject: path.first().cloned().unwrap_or_default(),
         path,
         value: row.try_get("value")?,
+        meter_id: row.try_get("meter_id")?,
         properties: properties.map(|Json(value)| value),
         occurred_at: row.try_get("occurred_at")?,
         batch_id: row.try_get("batch_id")?,

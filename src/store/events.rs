@@ -78,6 +78,20 @@ pub async fn find_keys(
         .collect()
 }
 
+/// The time of the latest event.
+pub async fn latest(
+    connection: &mut PgConnection,
+    environment: Environment,
+) -> Result<Option<Timestamp>, StoreError> {
+    let latest = sqlx::query_scalar(
+        "select occurred_at from events where environment = $1 order by occurred_at desc limit 1",
+    )
+    .bind(environment.code())
+    .fetch_optional(connection)
+    .await?;
+    Ok(latest)
+}
+
 /// The events of a batch, column by column, in the order they arrived.
 #[derive(Debug, Default)]
 pub struct EventColumns {
@@ -92,6 +106,8 @@ pub struct EventColumns {
     pub properties: Vec<Option<String>>,
     pub ids: Vec<Option<String>>,
     pub sources: Vec<Option<String>>,
+    /// The meter that an event is bound to; none: all that see its name.
+    pub meter_ids: Vec<Option<i32>>,
 }
 
 /// Inserts the events and notes their batch as unfolded.
@@ -113,13 +129,13 @@ pub async fn insert_batch(
              insert into unfolded (batch_id, environment, first_at, last_at, event_count, event_name_ids)
              values ($2, $1, $14, $15, $16, $17))
          insert into events (environment, batch_id, path_id, occurred_at, customer_id, key, ordinal, event_name_id,
-                             sign, value, properties, id, source)
+                             sign, value, properties, id, source, meter_id)
          select $1, $2, path_id, occurred_at, customer_id, key, ordinal, event_name_id, sign, value,
-                properties::jsonb, id, source
+                properties::jsonb, id, source, meter_id
          from unnest($3::bigint[], $4::timestamptz[], $5::bigint[], $6::uuid[], $7::int[], $8::int[], $9::smallint[],
-                     $10::numeric[], $11::text[], $12::text[], $13::text[])
+                     $10::numeric[], $11::text[], $12::text[], $13::text[], $18::int[])
              as given (path_id, occurred_at, customer_id, key, ordinal, event_name_id, sign, value, properties, id,
-                       source)",
+                       source, meter_id)",
     )
     .bind(environment.code())
     .bind(batch_id)
@@ -138,6 +154,7 @@ pub async fn insert_batch(
     .bind(last)
     .bind(i32::try_from(columns.keys.len()).unwrap_or(i32::MAX))
     .bind(event_name_ids)
+    .bind(&columns.meter_ids)
     .execute(connection)
     .await?;
     Ok(())

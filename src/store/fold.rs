@@ -5,11 +5,10 @@
 use sqlx::{PgConnection, QueryBuilder, Row};
 
 use super::StoreError;
-use super::catalog::StoredMeter;
 use super::measures::{Scope, join_columns, push_measures, rollup_columns};
 use crate::domain::environment::Environment;
 use crate::domain::limits::DIMENSION_SETS_PER_METER_MAX;
-use crate::domain::meter::Aggregation;
+use crate::domain::meter::{Aggregation, StoredMeter};
 use crate::domain::names::PropertyName;
 use crate::domain::timestamp::{MICROS_PER_HOUR, Timestamp};
 use crate::domain::window::Span;

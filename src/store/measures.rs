@@ -1,5 +1,6 @@
 //! What a meter takes from events, as SQL: one description, from which rollups are folded, usage is
-//! read, and everything is recounted. `Meter::measure` says the same of a single event.
+//! read, and everything is recounted. `Meter::measure` says the same of a single event. An event that
+//! is bound to a meter, since a commit recorded it, counts for that one alone and with its value.
 //!
 //! A relation of measures has the columns `path_id`, `at`, `members` (the values of some of the
 //! meter's dimensions, in order), `sign`, `number`, `mark` (for `last`), `member` (for
@@ -7,9 +8,8 @@
 
 use sqlx::{Postgres, QueryBuilder};
 
-use super::catalog::StoredMeter;
 use crate::domain::environment::Environment;
-use crate::domain::meter::Aggregation;
+use crate::domain::meter::{Aggregation, StoredMeter};
 use crate::domain::timestamp::Timestamp;
 use crate::domain::window::Span;
 
@@ -43,8 +43,10 @@ pub(super) fn push_measures(
         sql.push("dimension_value(e.properties -> ").push_bind(dimension.clone()).push(")");
     }
     sql.push("]::text[] as members, ");
+    let bindable = matches!(meter.aggregation, Aggregation::Sum | Aggregation::Count);
+    sql.push(if bindable { "case when e.meter_id is not null then e.value else " } else { "" });
     match (meter.aggregation, meter.property()) {
-        (Aggregation::Count, _) => sql.push("1::numeric as number"),
+        (Aggregation::Count, _) => sql.push("1::numeric end as number"),
         (Aggregation::UniqueCount, None) => {
             sql.push("1::numeric as number, text_digest(trim_scale(e.value)::text) as member")
         }
@@ -54,9 +56,14 @@ pub(super) fn push_measures(
             .push(") is not null then 1::numeric end as number, text_digest(dimension_value(e.properties -> ")
             .push_bind(property.to_owned())
             .push(")) as member"),
-        (_, None) => sql.push("e.value as number"),
-        (_, Some(property)) => {
-            sql.push("quantity_value(e.properties -> ").push_bind(property.to_owned()).push(") as number")
+        (_, property) => {
+            match property {
+                None => sql.push("e.value"),
+                Some(property) => {
+                    sql.push("quantity_value(e.properties -> ").push_bind(property.to_owned()).push(")")
+                }
+            };
+            sql.push(if bindable { " end as number" } else { " as number" })
         }
     };
     if meter.aggregation == Aggregation::Last {
@@ -83,8 +90,8 @@ pub(super) fn push_measures(
         }
     }
     for (property, allowed) in meter.filter.iter() {
-        sql.push(" and dimension_value(e.properties -> ").push_bind(property.to_owned());
-        sql.push(") = any(").push_bind(allowed.to_vec()).push(")");
+        sql.push(" and (e.meter_id is not null or dimension_value(e.properties -> ");
+        sql.push_bind(property.to_owned()).push(") = any(").push_bind(allowed.to_vec()).push("))");
     }
     push_scope(sql, scope);
     sql.push(") measure where number is not null");
@@ -98,6 +105,7 @@ fn push_identity(
 ) {
     sql.push("e.environment = ").push_bind(environment.code());
     sql.push(" and e.event_name_id = ").push_bind(stored.event_name_id);
+    sql.push(" and (e.meter_id is null or e.meter_id = ").push_bind(stored.id).push(")");
     push_paths(sql, "e.path_id", paths);
 }
 
@@ -152,10 +160,10 @@ pub(super) fn columns(spans: &[Span]) -> (Vec<Timestamp>, Vec<Timestamp>) {
 /// from measures.
 pub(super) fn rollup_columns(aggregation: Aggregation) -> &'static [(&'static str, &'static str)] {
     match aggregation {
-        Aggregation::Sum | Aggregation::Avg => {
+        Aggregation::Sum | Aggregation::Count | Aggregation::Avg => {
             &[("sum", "sum(case when sign = 1 then number else -number end)")]
         }
-        Aggregation::Count | Aggregation::UniqueCount => &[],
+        Aggregation::UniqueCount => &[],
         Aggregation::Min => &[("min", "min(number) filter (where live)")],
         Aggregation::Max => &[("max", "max(number) filter (where live)")],
         Aggregation::Last => {

@@ -1,20 +1,15 @@
 //! Subjects, their tree, and the customers they are mapped to.
 
+use std::collections::HashMap;
+
 use serde_json::{Map, Value};
 use sqlx::types::Json;
 use sqlx::{PgConnection, Row};
 
 use super::StoreError;
 use crate::domain::environment::Environment;
+use crate::domain::gate::standing::{Member, Path};
 use crate::domain::timestamp::Timestamp;
-
-/// What recording needs to know of a subject.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Position {
-    pub path_id: i64,
-    /// The nearest customer on the path.
-    pub customer_id: Option<i64>,
-}
 
 #[derive(Debug, Clone)]
 pub struct SubjectRow {
@@ -29,55 +24,84 @@ pub struct SubjectRow {
     pub updated_at: Timestamp,
 }
 
-/// Where the subjects that exist stand.
-pub async fn positions(
+/// Which paths are read.
+#[derive(Debug, Clone, Copy)]
+pub enum Which<'a> {
+    /// Those on which these subjects stand now, where they exist.
+    Of(&'a [String]),
+    /// Those with these numbers.
+    Ids(&'a [i64]),
+}
+
+/// Paths with everybody on them, and their subscriptions and nearest customer as they are now.
+pub async fn paths(
     connection: &mut PgConnection,
     environment: Environment,
-    names: &[String],
-) -> Result<Vec<(String, Position)>, StoreError> {
-    let rows = sqlx::query(
-        "select s.subject, s.path_id, (
-             select c.customer_id
-             from paths p, unnest(p.ancestors) with ordinality as a (id, level)
-             join subjects c on c.id = a.id
-             where p.id = s.path_id and c.customer_id is not null
-             order by a.level limit 1) as customer_id
-         from subjects s where s.environment = $1 and s.subject = any($2)",
-    )
-    .bind(environment.code())
-    .bind(names)
-    .fetch_all(connection)
-    .await?;
-    rows.iter()
-        .map(|row| {
-            let position =
-                Position { path_id: row.try_get("path_id")?, customer_id: row.try_get("customer_id")? };
-            Ok((row.try_get("subject")?, position))
-        })
-        .collect()
+    which: Which<'_>,
+) -> Result<Vec<Path>, StoreError> {
+    let (names, ids) = match which {
+        Which::Of(names) => (names, &[][..]),
+        Which::Ids(ids) => (&[][..], ids),
+    };
+    let chosen = match which {
+        Which::Of(_) => "p.id in (select path_id from subjects where environment = $1 and subject = any($2))",
+        Which::Ids(_) => "p.environment = $1 and p.id = any($3)",
+    };
+    let sql = format!(
+        "select p.id as path_id, m.id as member_id, m.subject, m.customer_id, {}
+         from paths p
+         cross join unnest(p.ancestors) with ordinality as level (id, n)
+         join subjects m on m.id = level.id
+         left join subscriptions sub on sub.subject_id = m.id
+         where {chosen} and $3::bigint[] is not null and $2::text[] is not null
+         order by p.id, level.n",
+        super::subscriptions::COLUMNS
+    );
+    let rows = sqlx::query(sqlx::AssertSqlSafe(sql))
+        .bind(environment.code())
+        .bind(names)
+        .bind(ids)
+        .fetch_all(connection)
+        .await?;
+    let mut paths: Vec<Path> = Vec::new();
+    for row in &rows {
+        let id: i64 = row.try_get("path_id")?;
+        if paths.last().is_none_or(|path| path.id != id) {
+            paths.push(Path { id, customer_id: None, members: Vec::new() });
+        }
+        let Some(path) = paths.last_mut() else { continue };
+        path.customer_id = path.customer_id.or(row.try_get("customer_id")?);
+        path.members.push(Member {
+            subject_id: row.try_get("member_id")?,
+            subject: row.try_get("subject")?,
+            subscription: super::subscriptions::read(row)?,
+        });
+    }
+    Ok(paths)
 }
 
 /// Makes the subjects that do not exist yet, each as a root. `names` ascend, so that two
-/// transactions that make the same ones wait for each other in one order.
+/// transactions that make the same ones wait for each other in one order. The ids of those made.
 pub async fn insert_missing(
     connection: &mut PgConnection,
     environment: Environment,
     names: &[String],
-) -> Result<(), StoreError> {
-    sqlx::query(
+) -> Result<Vec<i64>, StoreError> {
+    let made = sqlx::query_scalar(
         "with fresh as (
              insert into subjects (environment, subject, id, path_id)
              select $1, name, id, id
              from (select name, nextval('subject_ids') as id from unnest($2::text[]) name) made
              on conflict on constraint subjects_subject do nothing
              returning id)
-         insert into paths (id, environment, subject_id, ancestors) select id, $1, id, array[id] from fresh",
+         insert into paths (id, environment, subject_id, ancestors) select id, $1, id, array[id] from fresh
+         returning id",
     )
     .bind(environment.code())
     .bind(names)
-    .execute(connection)
+    .fetch_all(connection)
     .await?;
-    Ok(())
+    Ok(made)
 }
 
 const SELECT: &str =
@@ -238,6 +262,37 @@ pub async fn set_metadata(
         .execute(connection)
         .await?;
     Ok(())
+}
+
+/// The paths on which some subjects stand or ever stood, by number: which of them.
+pub async fn paths_through(
+    connection: &mut PgConnection,
+    subject_ids: &[i64],
+) -> Result<HashMap<i64, Vec<i64>>, StoreError> {
+    let rows = sqlx::query(
+        "select p.id, array(select a.id from unnest(p.ancestors) a (id) where a.id = any($1)) as members
+         from paths p where p.ancestors && $1",
+    )
+    .bind(subject_ids)
+    .fetch_all(connection)
+    .await?;
+    rows.iter().map(|row| Ok((row.try_get("id")?, row.try_get("members")?))).collect()
+}
+
+/// The names on paths, nearest first, by number.
+pub async fn path_names(
+    connection: &mut PgConnection,
+    ids: &[i64],
+) -> Result<HashMap<i64, Vec<String>>, StoreError> {
+    let rows = sqlx::query(
+        "select p.id, array(select a.subject from unnest(p.ancestors) with ordinality as level (id, n)
+                            join subjects a on a.id = level.id order by level.n) as names
+         from paths p where p.id = any($1)",
+    )
+    .bind(ids)
+    .fetch_all(connection)
+    .await?;
+    rows.iter().map(|row| Ok((row.try_get("id")?, row.try_get("names")?))).collect()
 }
 
 /// The paths under which usage of the subjects was recorded; with `descendants`, also the paths of

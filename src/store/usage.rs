@@ -6,15 +6,14 @@ use std::collections::BTreeMap;
 use sqlx::{PgConnection, PgPool, Postgres, QueryBuilder, Row, Transaction};
 
 use super::StoreError;
-use super::catalog::StoredMeter;
 use super::measures::{Scope, columns, join_columns, push_measures, push_paths, rollup_columns};
 use crate::domain::environment::Environment;
 use crate::domain::limits::USAGE_ROWS_MAX;
-use crate::domain::meter::Aggregation;
+use crate::domain::meter::{Aggregation, StoredMeter};
 use crate::domain::names::PropertyName;
 use crate::domain::quantity::Total;
 use crate::domain::timestamp::Timestamp;
-use crate::domain::usage::{Found, Group, Reading, UsageQuery};
+use crate::domain::usage::{Found, Group, Reading, UsageQuery, Whose};
 use crate::domain::window::Span;
 
 /// One snapshot of the database, in which several statements agree.
@@ -122,6 +121,26 @@ pub async fn find(
     Ok(found)
 }
 
+/// Whether a `unique_count` meter has counted a member on some paths, within a question.
+pub async fn has_member(
+    connection: &mut PgConnection,
+    environment: Environment,
+    stored: &StoredMeter,
+    query: &UsageQuery,
+    paths: &[i64],
+    member: &str,
+) -> Result<bool, StoreError> {
+    let dimensions = needed_dimensions(query);
+    let spans = [query.span];
+    let mut sql = QueryBuilder::new("select coalesce(sum(sign), 0) > 0 from (");
+    push_measures(&mut sql, environment, stored, &dimensions, Some(paths), &Scope::Spans(&spans));
+    sql.push(") measures where member = text_digest(").push_bind(member.to_owned()).push(")");
+    for (index, allowed) in query.filter.values().enumerate() {
+        sql.push(format!(" and members[{}] = any(", index + 1)).push_bind(allowed.clone()).push(")");
+    }
+    Ok(sql.build_query_scalar().persistent(false).fetch_one(connection).await?)
+}
+
 /// The dimensions that are shown or looked at, once each.
 fn needed_dimensions(query: &UsageQuery) -> Vec<String> {
     let mut needed = query.group_by.clone();
@@ -190,8 +209,9 @@ fn push_events(
 ) {
     sql.push("select path_id, at, members, sign::bigint");
     match stored.meter.aggregation {
-        Aggregation::Sum | Aggregation::Avg => sql.push(", case when sign = 1 then number else -number end"),
-        Aggregation::Count => sql.push(""),
+        Aggregation::Sum | Aggregation::Count | Aggregation::Avg => {
+            sql.push(", case when sign = 1 then number else -number end")
+        }
         Aggregation::UniqueCount => sql.push(", member"),
         Aggregation::Min | Aggregation::Max => sql.push(", case when live then number end"),
         Aggregation::Last => {
@@ -222,7 +242,11 @@ fn push_grouping(
     }
     sql.push(") as (select * from parts), grouped as (select width_bucket(at, ").push_bind(bounds.to_vec());
     sql.push(") as w");
-    sql.push(if query.group_by_subject { ", s.subject" } else { ", null::text as subject" });
+    sql.push(match query.whose {
+        Whose::All => ", null::text as subject",
+        Whose::EachSubject => ", s.subject",
+        Whose::EachPath => ", named.path_id::text as subject",
+    });
     for index in 0..query.group_by.len() {
         sql.push(format!(", members[{}] as g{index}", index + 1));
     }
@@ -235,7 +259,7 @@ fn push_grouping(
         None => "null::text as sum, null::text as picked".to_owned(),
     };
     sql.push(format!(", {shown} from named"));
-    if query.group_by_subject {
+    if query.whose == Whose::EachSubject {
         sql.push(" join paths p on p.id = named.path_id join subjects s on s.id = p.subject_id");
     }
     let mut conjunction = " where ";

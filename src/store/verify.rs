@@ -1,12 +1,12 @@
 //! Recounting everything from the events, and naming what differs.
 
 use sqlx::{PgConnection, QueryBuilder, Row};
+use uuid::Uuid;
 
 use super::StoreError;
-use super::catalog::StoredMeter;
 use super::measures::{Scope, push_measures, rollup_columns};
 use crate::domain::environment::Environment;
-use crate::domain::meter::Aggregation;
+use crate::domain::meter::{Aggregation, Filter, StoredMeter};
 use crate::domain::names::PropertyName;
 use crate::domain::timestamp::Timestamp;
 use crate::domain::window::Span;
@@ -146,4 +146,119 @@ async fn compare(
         );
     }
     Ok(row.try_get("compared")?)
+}
+
+/// A definition of limits, of which there are counters.
+#[derive(Debug)]
+pub struct Definition<'a> {
+    pub id: Uuid,
+    pub stored: &'a StoredMeter,
+    pub filter: &'a Filter,
+    /// The plans that have such a limit.
+    pub plans: Vec<String>,
+}
+
+/// The counters of a definition are what the events say, and what is held on them is what the open
+/// reservations hold. How many were compared.
+pub async fn counters(
+    connection: &mut PgConnection,
+    environment: Environment,
+    definition: &Definition<'_>,
+    now: Timestamp,
+    differences: &mut Differences,
+) -> Result<i64, StoreError> {
+    let key = &definition.stored.meter.key;
+    let (compared, wrong, shown) = used(connection, environment, definition).await?;
+    if wrong > 0 {
+        differences.note(wrong, format!("{environment}: {wrong} counters of meter {key} differ: {shown}"));
+    }
+    let (wrong, shown) = held(connection, environment, definition, now).await?;
+    if wrong > 0 {
+        let what = "lines of what is held";
+        differences.note(wrong, format!("{environment}: {wrong} {what} on meter {key} differ: {shown}"));
+    }
+    let stray: i64 = sqlx::query_scalar(
+        "select count(*) from counters c left join subscriptions s on s.subject_id = c.subject_id
+         where c.environment = $1 and c.definition = $2 and (s.plan is null or s.plan <> all($3::text[]))",
+    )
+    .bind(environment.code())
+    .bind(definition.id)
+    .bind(&definition.plans)
+    .fetch_one(connection)
+    .await?;
+    if stray > 0 {
+        let what = "counters of limits that are not assigned";
+        differences.note(stray, format!("{environment}: {stray} {what}, on meter {key}"));
+    }
+    Ok(compared)
+}
+
+async fn used(
+    connection: &mut PgConnection,
+    environment: Environment,
+    definition: &Definition<'_>,
+) -> Result<(i64, i64, String), StoreError> {
+    let dimensions: Vec<String> = definition.filter.iter().map(|(name, _)| name.to_owned()).collect();
+    let everything = [Span { from: Timestamp::MIN, to: Timestamp::MAX }];
+    let mut sql = QueryBuilder::new("with measures as (");
+    let scope = Scope::Spans(&everything);
+    push_measures(&mut sql, environment, definition.stored, &dimensions, None, &scope);
+    sql.push("), minded as materialized (select path_id, at, sum(case when sign = 1 then number else -number end) as number from measures where true");
+    for (index, (_, allowed)) in definition.filter.iter().enumerate() {
+        sql.push(format!(" and members[{}] = any(", index + 1)).push_bind(allowed.to_vec()).push(")");
+    }
+    sql.push(" group by path_id, at), spread as (select a.id as subject_id, m.at, m.number from minded m join paths p on p.id = m.path_id cross join unnest(p.ancestors) a (id)), wanted as (select * from counters where environment = ");
+    sql.push_bind(environment.code()).push(" and definition = ").push_bind(definition.id);
+    sql.push("), counted as (select c.id, sum(s.number) as number from wanted c join spread s on s.subject_id = c.subject_id and s.at >= c.since and s.at < c.period_end group by c.id), compared as (select c.*, coalesce(n.number, 0) as counted from wanted c left join counted n on n.id = c.id)");
+    sql.push(" select (select count(*) from compared) as compared, (select count(*) from compared where counted <> used) as wrong, array(select format('subject %s, period %s: %s by events, counter has %s', subject_id, period_start, counted, used) from compared where counted <> used limit ");
+    sql.push_bind(SHOWN).push(") as shown");
+    let row = sql.build().persistent(false).fetch_one(connection).await?;
+    let shown: Vec<String> = row.try_get("shown")?;
+    Ok((row.try_get("compared")?, row.try_get("wrong")?, shown.join("; ")))
+}
+
+async fn held(
+    connection: &mut PgConnection,
+    environment: Environment,
+    definition: &Definition<'_>,
+    now: Timestamp,
+) -> Result<(i64, String), StoreError> {
+    let mut sql = QueryBuilder::new("with wanted as (select * from counters where environment = ");
+    sql.push_bind(environment.code()).push(" and definition = ").push_bind(definition.id);
+    sql.push("), holds as (select r.key, r.path_id, r.created_at, r.expires_at, r.on_expiry, (h ->> 'value')::numeric - (h ->> 'committed')::numeric as quantity from reservations r cross join jsonb_array_elements(r.holds) h where r.status = 0 and r.environment = ");
+    sql.push_bind(environment.code()).push(" and h ->> 'meter' = ");
+    sql.push_bind(definition.stored.meter.key.to_string());
+    for (name, allowed) in definition.filter.iter() {
+        sql.push(" and dimension_value(h -> 'properties' -> ").push_bind(name.to_owned());
+        sql.push(") = any(").push_bind(allowed.to_vec()).push(")");
+    }
+    sql.push("), expected as (select c.id as counter_id, h.key, h.expires_at, h.on_expiry, h.quantity from holds h join paths p on p.id = h.path_id cross join unnest(p.ancestors) a (id) join wanted c on c.subject_id = a.id and h.created_at >= c.since and h.created_at < c.period_end where h.quantity > 0), lines as (select l.* from hold_lines l join wanted c on c.id = l.counter_id), compared as (select coalesce(l.counter_id, e.counter_id) as counter_id, coalesce(l.reservation, e.key) as key, l.quantity as held, e.quantity as expected,");
+    // what has lapsed may be given back already
+    sql.push(" l.quantity is not distinct from e.quantity or l.quantity is null and e.on_expiry = 0 and e.expires_at <= ");
+    sql.push_bind(now);
+    sql.push(" as same from lines l full join expected e on e.counter_id = l.counter_id and e.key = l.reservation and e.expires_at = l.expires_at), sums as (select c.id as counter_id, null::uuid as key, c.held, coalesce(sum(l.quantity), 0) as expected, c.held = coalesce(sum(l.quantity), 0) and (c.next_expiry <= min(l.expires_at) or min(l.expires_at) is null) as same from wanted c left join lines l on l.counter_id = c.id group by c.id, c.held, c.next_expiry), judged as (select * from compared union all select * from sums)");
+    sql.push(" select (select count(*) from judged where same is not true) as wrong, array(select format('counter %s, reservation %s: %s expected, %s held', counter_id, key, expected, held) from judged where same is not true limit ");
+    sql.push_bind(SHOWN).push(") as shown");
+    let row = sql.build().persistent(false).fetch_one(connection).await?;
+    let shown: Vec<String> = row.try_get("shown")?;
+    Ok((row.try_get("wrong")?, shown.join("; ")))
+}
+
+/// Counters that belong to none of the definitions.
+pub async fn stray_counters(
+    connection: &mut PgConnection,
+    environment: Environment,
+    definitions: &[Uuid],
+    differences: &mut Differences,
+) -> Result<(), StoreError> {
+    let stray: i64 =
+        sqlx::query_scalar("select count(*) from counters where environment = $1 and definition <> all($2)")
+            .bind(environment.code())
+            .bind(definitions)
+            .fetch_one(connection)
+            .await?;
+    if stray > 0 {
+        differences.note(stray, format!("{environment}: {stray} counters of limits that no plan has"));
+    }
+    Ok(())
 }

@@ -62,9 +62,9 @@ pub async fn insert_counter_event(
     sqlx::query(
         "with countered as (
              insert into events (environment, batch_id, path_id, occurred_at, customer_id, key, ordinal,
-                                 event_name_id, sign, value, properties, id, source)
+                                 event_name_id, sign, value, properties, id, source, meter_id)
              select environment, $4, path_id, occurred_at, customer_id, key, 0, event_name_id, -1, value, properties,
-                    id, source
+                    id, source, meter_id
              from events e
              join (select batch_id from event_keys where environment = $1 and key = $2) k on k.batch_id = e.batch_id
              where e.environment = $1 and e.key = $2 and e.occurred_at = $3 and e.sign = 1

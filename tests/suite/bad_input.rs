@@ -247,3 +247,160 @@ async fn queries() {
         );
     }
 }
+
+async fn service_with_plan() -> TestService {
+    let service = TestService::start().await;
+    service
+        .apply(json!({
+            "default_plan": "p",
+            "meters": [
+                {"key": "m", "event_name": "e", "aggregation": "sum", "dimensions": ["model"]},
+                {"key": "count", "event_name": "e", "aggregation": "count"},
+                {"key": "max", "event_name": "g", "aggregation": "max"},
+                {"key": "avg", "event_name": "g", "aggregation": "avg"}],
+            "plans": [{"key": "p", "unmatched": "allow",
+                       "limits": [{"key": "l", "meter": "m", "quota": 100, "period": "day"}]}],
+        }))
+        .await;
+    service
+}
+
+fn ask(field: &str, value: Value) -> Value {
+    let mut body = json!({"id": "r", "subject": "s", "meter": "m", "value": 1});
+    body[field] = value;
+    body
+}
+
+#[tokio::test]
+async fn what_is_asked_for() {
+    let service = service_with_plan().await;
+    let holds = |holds: Value| json!({"id": "r", "subject": "s", "holds": holds});
+    let many: Vec<Value> = (0..33).map(|n| json!({"meter": format!("m{n}"), "value": 1})).collect();
+    let cases = [
+        (ask("value", json!(-1)), "invalid_value", "/value"),
+        (ask("value", json!("-0.000000001")), "invalid_value", "/value"),
+        (ask("value", json!("1e3")), "invalid_value", "/value"),
+        (ask("value", json!("10000000000000000000")), "invalid_value", "/value"),
+        (ask("value", json!(0.123_456_789_1)), "invalid_value", "/value"),
+        (ask("value", json!({})), "invalid_value", "/value"),
+        (ask("meter", json!("none")), "unknown_meter", "/meter"),
+        (ask("meter", json!("max")), "not_reservable", "/meter"),
+        (ask("meter", json!("avg")), "not_reservable", "/meter"),
+        (ask("ttl_seconds", json!(0)), "invalid_ttl", "/ttl_seconds"),
+        (ask("ttl_seconds", json!(86_401)), "invalid_ttl", "/ttl_seconds"),
+        (ask("ttl_seconds", json!("60")), "invalid_ttl", "/ttl_seconds"),
+        (ask("subject", json!("")), "empty", "/subject"),
+        (ask("id", json!("a\0b")), "nul_character", "/id"),
+        (ask("colour", json!("red")), "unknown_field", "/colour"),
+        (ask("properties", json!({"model": "\0"})), "nul_character", "/properties/model"),
+        (holds(json!(many)), "too_many", "/holds"),
+        (holds(json!([])), "empty", "/holds"),
+        (holds(json!([{"meter": "m"}, {"meter": "m"}])), "duplicate_meter", "/holds"),
+        (
+            holds(json!([{"meter": "m", "value": 1}, {"meter": "count", "value": 0.5}])),
+            "invalid_value",
+            "/holds/1/value",
+        ),
+        (holds(json!([{"meter": "m", "when": "now"}])), "unknown_field", "/holds/0/when"),
+        (json!({"subject": "s"}), "missing_field", "/holds"),
+        (json!([]), "invalid_type", ""),
+    ];
+    for (body, code, pointer) in cases {
+        for path in ["/v1/reservations", "/v1/check"] {
+            // a level can be checked
+            if path == "/v1/check" && code == "not_reservable" {
+                continue;
+            }
+            let answer = service.post(path, &body).await;
+            assert_eq!(
+                (answer.status.as_u16(), answer.code().as_str()),
+                (422, code),
+                "{body}: {}",
+                answer.text
+            );
+            assert_eq!(answer.json()["errors"][0]["pointer"], pointer, "{body}");
+        }
+    }
+    assert_eq!(service.post("/v1/reservations", &json!({})).await.code(), "missing_field");
+    nothing_is_left(&service).await;
+    assert_eq!(service.get("/v1/reservations").await.json()["data"], json!([]));
+}
+
+#[tokio::test]
+async fn settling() {
+    let service = service_with_plan().await;
+    assert_eq!(service.post("/v1/reservations", &ask("value", json!(5))).await.status, 201);
+    assert_eq!(service.post("/v1/reservations", &ask("subject", json!("other"))).await.code(), "id_reused");
+    let calls = [
+        ("commit", json!({"values": [{"meter": "m", "value": -1}]}), 422, "invalid_value"),
+        ("commit", json!({"values": [{"meter": "count", "value": 1}]}), 422, "meter_not_held"),
+        ("commit", json!({"values": [{"meter": "m"}]}), 422, "missing_field"),
+        (
+            "commit",
+            json!({"values": [{"meter": "m", "value": 1}, {"meter": "m", "value": 2}]}),
+            422,
+            "duplicate_meter",
+        ),
+        ("commit", json!({"properties": {"model": "x"}}), 422, "dimension_changed"),
+        ("commit", json!({"final": "no"}), 422, "invalid_type"),
+        ("commit", json!({"value": 1}), 422, "unknown_field"),
+        ("release", json!({"reason": 5}), 422, "invalid_type"),
+        ("extend", json!({"ttl_seconds": 0}), 422, "invalid_ttl"),
+        ("extend", json!({"ttl_seconds": 86_401}), 422, "invalid_ttl"),
+        ("extend", json!({"holds": [{"meter": "max", "value": 1}]}), 422, "meter_not_held"),
+    ];
+    for (call, body, status, code) in calls {
+        let answer = service.post(&format!("/v1/reservations/r/{call}"), &body).await;
+        assert_eq!(
+            (answer.status.as_u16(), answer.code().as_str()),
+            (status, code),
+            "{body}: {}",
+            answer.text
+        );
+        let unknown = service.post(&format!("/v1/reservations/none/{call}"), &json!({})).await;
+        assert_eq!((unknown.status.as_u16(), unknown.code().as_str()), (404, "reservation_not_found"));
+    }
+    let shown = service.get("/v1/reservations/r").await.json();
+    assert_eq!((&shown["status"], &shown["holds"][0]["committed"]), (&json!("held"), &json!(0)));
+    assert_eq!(service.get("/v1/reservations/none").await.status, 404);
+    for query in ["status=done", "limit=0", "limit=1001", "cursor=x", "colour=red", "subject="] {
+        assert_eq!(service.get(&format!("/v1/reservations?{query}")).await.status, 422, "{query}");
+    }
+    for query in ["meter=m", "subject=s", "subject=s&meter=m&value=x", "subject=s&meter=m&deny_status=500"] {
+        assert_eq!(service.get(&format!("/v1/gate?{query}")).await.status, 422, "{query}");
+    }
+    service.verify().await;
+}
+
+#[tokio::test]
+async fn subscriptions() {
+    let service = TestService::start().await;
+    let limits = json!([{"key": "l", "meter": "m", "quota": 1, "period": "day"}]);
+    let meters = json!([{"key": "m", "event_name": "e", "aggregation": "sum"}]);
+    service.apply(json!({"meters": meters, "plans": [{"key": "p", "limits": limits}]})).await;
+    let cases = [
+        (json!({}), "missing_field"),
+        (json!({"plan": "none"}), "unknown_plan"),
+        (json!({"plan": "p", "status": "dead"}), "invalid_choice"),
+        (json!({"plan": "p", "cycle_start": "yesterday"}), "invalid_timestamp"),
+        (
+            json!({"plan": "p", "cycle_start": "2026-01-02T00:00:00Z", "period_end": "2026-01-02T00:00:00Z"}),
+            "invalid_range",
+        ),
+        (json!({"plan": "p", "overrides": {"other": 1}}), "unknown_limit"),
+        (json!({"plan": "p", "overrides": {"l": -1}}), "invalid_value"),
+        (json!({"plan": "p", "overrides": []}), "invalid_type"),
+        (json!({"plan": "p", "colour": "red"}), "unknown_field"),
+    ];
+    for (body, code) in cases {
+        let answer = service.put("/v1/subjects/s/subscription", &body).await;
+        assert_eq!((answer.status.as_u16(), answer.code().as_str()), (422, code), "{body}: {}", answer.text);
+    }
+    for query in ["at=later", "fallback_plan=none", "fallback_plan=a%20b", "when=now"] {
+        let path = format!("/v1/subjects/s/subscription?{query}");
+        assert_eq!(service.send_json(Method::DELETE, &path, &json!({})).await.status, 422, "{query}");
+    }
+    let path = "/v1/subjects/s/subscription";
+    assert_eq!(service.send_json(Method::DELETE, path, &json!({})).await.code(), "subscription_not_found");
+    nothing_is_left(&service).await;
+}

@@ -7,7 +7,6 @@ use std::time::Duration;
 use axum::http::StatusCode;
 use futures::future::join_all;
 use metergate::embedded::{Cluster, Purpose};
-use metergate::store::Database;
 use serde_json::json;
 use sqlx::Connection;
 
@@ -17,15 +16,9 @@ use crate::support::{TestService, cluster};
 
 const NOVEMBER: &str = "from=2026-11-01T00:00:00Z&to=2026-12-01T00:00:00Z";
 
-/// A service whose connection can be cut, and which does not let its callers wait for long.
 async fn service_behind_proxy() -> (TestService, Proxy) {
-    let url = cluster::database_url().await;
-    let proxy = Proxy::start(&url);
-    let mut settings = engine_settings();
-    settings.wait_max = Duration::from_millis(50);
-    let service = TestService::at_url(&proxy.url(&url), settings).await;
-    service.apply(json!({"meters": [{"key": "m", "event_name": "e", "aggregation": "sum"}]})).await;
-    (service, proxy)
+    TestService::behind_proxy(json!({"meters": [{"key": "m", "event_name": "e", "aggregation": "sum"}]}))
+        .await
 }
 
 async fn send(service: &TestService, id: &str) -> Answer {
@@ -95,10 +88,7 @@ async fn backends_terminated_under_load_lose_and_double_nothing() {
     let terminator = async {
         let mut connection = sqlx::PgConnection::connect(&service.url).await.unwrap();
         for round in 1..=25 {
-            let one = "select pg_terminate_backend(pid) from pg_stat_activity
-                 where datname = current_database() and pid <> pg_backend_pid() and backend_type = 'client backend'
-                 order by random() limit 1";
-            sqlx::query(one).execute(&mut connection).await.unwrap();
+            cluster::terminate_a_backend(&mut connection).await;
             // then let some work be done
             while acknowledged.load(Ordering::SeqCst) < round * 20 {
                 tokio::task::yield_now().await;
@@ -128,21 +118,9 @@ async fn backends_terminated_under_load_lose_and_double_nothing() {
     service.verify().await;
 }
 
-/// A migrated server that a test may stop and crash, with its syncs to disk; and where it is.
-async fn server_of_its_own() -> (tempfile::TempDir, Cluster, String) {
-    let folder = tempfile::tempdir().unwrap();
-    std::fs::set_permissions(folder.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
-    let server = Cluster::start(folder.path(), None, Purpose::Service).await.unwrap();
-    let url = server.url("postgres");
-    let database = Database::new(&url, None, 1).unwrap();
-    database.migrate().await.unwrap();
-    database.close().await;
-    (folder, server, url)
-}
-
 #[tokio::test]
 async fn a_server_that_stops_and_starts_again_is_found_again() {
-    let (folder, server, url) = server_of_its_own().await;
+    let (folder, server, url) = cluster::server_of_its_own().await;
     let mut settings = engine_settings();
     settings.wait_max = Duration::from_millis(100);
     let service = TestService::at_url(&url, settings).await;
@@ -213,12 +191,8 @@ async fn a_server_that_stops_and_starts_again_is_found_again() {
 /// transaction ids are given again. What was acknowledged must not have rested on those.
 #[tokio::test]
 async fn crashes_of_the_server_lose_nothing_that_was_acknowledged() {
-    let (_folder, server, url) = server_of_its_own().await;
-    // commits linger before they are synced, so that a crash finds some
-    for set in ["commit_delay = 50000", "commit_siblings = 0", "wal_writer_delay = '10s'"] {
-        cluster::sqlx_execute(&url, &format!("alter system set {set}")).await;
-    }
-    cluster::sqlx_execute(&url, "select pg_reload_conf()").await;
+    let (_folder, server, url) = cluster::server_of_its_own().await;
+    cluster::let_commits_linger(&url).await;
     let services = [
         TestService::at_url(&url, engine_settings()).await,
         TestService::at_url(&url, engine_settings()).await,
@@ -254,17 +228,7 @@ async fn crashes_of_the_server_lose_nothing_that_was_acknowledged() {
             while acknowledged.load(Ordering::SeqCst) < before + 30 {
                 tokio::task::yield_now().await;
             }
-            let Ok(mut connection) = sqlx::PgConnection::connect(&url).await else { continue };
-            let pid: Result<Option<i32>, _> = sqlx::query_scalar(
-                "select pid from pg_stat_activity where pid <> pg_backend_pid() and backend_type = 'client backend'
-                 order by random() limit 1",
-            )
-            .fetch_optional(&mut connection)
-            .await;
-            if let Ok(Some(pid)) = pid {
-                let kill = format!("kill -KILL {pid}");
-                tokio::process::Command::new("sh").args(["-c", &kill]).status().await.unwrap();
-            }
+            cluster::kill_a_backend(&url).await;
         }
         crashing.store(false, Ordering::SeqCst);
     };

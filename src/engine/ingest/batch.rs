@@ -1,34 +1,28 @@
 //! One attempt at recording a batch as one transaction. Locks are taken in one order: configuration
-//! (shared), subjects, event keys; each group ascending.
+//! (shared), subjects, event keys, counters; each group ascending.
 
-use std::collections::{HashMap, HashSet};
-use std::sync::PoisonError;
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::sync::Arc;
 
 use sqlx::PgConnection;
 use uuid::Uuid;
 
-use super::lane::Job;
-use super::{Outcome, Prepared, Workplace};
+use super::{Delivery, Outcome, Prepared, Recorded, Recording};
 use crate::domain::environment::Environment;
 use crate::domain::event::refuse_time;
 use crate::domain::fields::Violation;
+use crate::domain::gate::decision::LimitState;
+use crate::domain::gate::standing::{Path, Terms};
 use crate::domain::timestamp::Timestamp;
-use crate::domain::window::Span;
-use crate::engine::configuration::Configuration;
+use crate::engine::arrivals::{self, Standings};
+use crate::engine::configuration::{Configuration, Fresh};
+use crate::engine::counting::Additions;
+use crate::engine::subscriptions::carry_out_ends;
+use crate::engine::writers::Attempt;
 use crate::store::configuration::begin_recording;
+use crate::store::counters::CounterRow;
 use crate::store::events::{EventColumns, KeyColumns, KeyRow};
-use crate::store::subjects::Position;
 use crate::store::{self, StoreError};
-
-/// How an attempt ended, where the database did not refuse it.
-pub(super) enum Attempt {
-    /// What became of each event, in the order of arrival.
-    Committed(Vec<Outcome>),
-    /// The commit was sent and not answered.
-    Unanswered { batch_id: i64 },
-    /// Nothing was done: these months need their partitions first.
-    MissingMonths(Vec<Span>),
-}
 
 /// An event of the batch with what was found out about it.
 struct Candidate<'a> {
@@ -39,33 +33,50 @@ struct Candidate<'a> {
 }
 
 pub(super) async fn attempt(
+    recording: &mut Recording,
     connection: &mut PgConnection,
-    environment: Environment,
-    workplace: &Workplace,
-    jobs: &[Job],
+    work: &[&Delivery],
     uncertain: &[i64],
-) -> Result<Attempt, StoreError> {
+) -> Result<Attempt<Recorded>, StoreError> {
+    let (environment, workplace) = (recording.environment, &recording.workplace);
     let opening = begin_recording(connection, environment).await?;
     let now = workplace.clock.now(environment, opening.now);
-    let configuration = workplace.configurations.at(connection, environment, opening.config_version).await?;
+    let configuration = workplace.configurations.at(connection, environment, opening.versions).await?;
+    let terms = &configuration.terms;
 
-    let candidates = examine(jobs, now, workplace, &configuration);
-    let missing = missing_months(&candidates, workplace);
+    let candidates = examine(work, now, workplace.age_max, terms);
+    let good = candidates.iter().filter(|candidate| candidate.objection.is_none());
+    let missing = workplace.months.missing(good.map(|candidate| candidate.occurred_at));
     if !missing.is_empty() {
-        sqlx::raw_sql("rollback").execute(connection).await?;
-        return Ok(Attempt::MissingMonths(missing));
+        sqlx::raw_sql("rollback").execute(&mut *connection).await?;
+        workplace.months.make(connection, &missing).await?;
+        return Ok(Attempt::Again);
     }
     let winners = winners(&candidates);
 
     let mut fresh = Fresh::default();
-    let positions =
-        locate(connection, environment, &configuration, &candidates, &winners, &mut fresh).await?;
+    let (standings, roots) =
+        locate(connection, environment, &configuration, &candidates, &winners, now, &mut fresh).await?;
+    if !roots.is_empty() {
+        sqlx::raw_sql("rollback").execute(&mut *connection).await?;
+        arrivals::subscribe_alone(connection, environment, &roots, &workplace.clock).await?;
+        return Ok(Attempt::Again);
+    }
+    if standings.values().any(|path| path.has_due_end(now, terms)) {
+        sqlx::raw_sql("rollback").execute(&mut *connection).await?;
+        carry_out_ends(connection, environment, &workplace.clock).await?;
+        return Ok(Attempt::Again);
+    }
     let known = take_keys(connection, environment, opening.batch_id, &candidates, &winners).await?;
     let (outcomes, recorded) = judge(&candidates, &winners, &known, opening.batch_id, uncertain);
 
     let names = name_ids(connection, environment, &configuration, &candidates, &recorded, &mut fresh).await?;
-    let columns = event_columns(&candidates, &recorded, &positions, &names);
+    let columns = event_columns(&candidates, &recorded, &standings, &names);
     store::events::insert_batch(connection, environment, opening.batch_id, &columns).await?;
+
+    let additions = additions(terms, &candidates, &recorded, &standings);
+    let reader = &mut recording.reader;
+    let counters = additions.write(connection, reader, environment, &configuration, now, &mut fresh).await?;
 
     if let Err(why) = sqlx::raw_sql("commit").execute(&mut *connection).await {
         tracing::debug!(%why, "commit");
@@ -75,62 +86,26 @@ pub(super) async fn attempt(
     fresh.remember(&configuration);
     workplace.tails.of(environment).grow(recorded.len());
     note_metrics(&outcomes);
-    Ok(Attempt::Committed(outcomes))
-}
-
-/// What was made in this transaction, to be remembered once it is committed.
-#[derive(Default)]
-struct Fresh {
-    positions: Vec<(String, Position)>,
-    names: Vec<(String, i32)>,
-}
-
-impl Fresh {
-    fn remember(self, configuration: &Configuration) {
-        for (subject, position) in self.positions {
-            configuration.positions.insert(subject, position);
-        }
-        for (name, id) in self.names {
-            configuration.event_names.insert(name, id);
-        }
-    }
+    let limits = Limits { terms, standings: &standings, counters: by_key(&counters), now };
+    Ok(Attempt::Committed(answers(work, outcomes, &limits)))
 }
 
 fn examine<'a>(
-    jobs: &'a [Job],
+    work: &[&'a Delivery],
     now: Timestamp,
-    workplace: &Workplace,
-    configuration: &Configuration,
+    age_max: std::time::Duration,
+    terms: &Terms,
 ) -> Vec<Candidate<'a>> {
     let candidate = |event: &'a Prepared, backfill: bool| {
-        let age_max = (!backfill).then_some(workplace.age_max);
+        let age_max = (!backfill).then_some(age_max);
         let objection = event.timestamp.and_then(|at| refuse_time(at, now, age_max)).or_else(|| {
-            configuration.meters(&event.event_name).iter().find_map(|meter| meter.refuses(&event.properties))
+            terms.meters_of(&event.event_name).find_map(|stored| stored.meter.refuses(&event.properties))
         });
         Candidate { event, occurred_at: event.timestamp.unwrap_or(now), objection }
     };
-    jobs.iter().flat_map(|job| job.events.iter().map(|event| candidate(event, job.backfill))).collect()
-}
-
-fn missing_months(candidates: &[Candidate<'_>], workplace: &Workplace) -> Vec<Span> {
-    let known = workplace.months.lock().unwrap_or_else(PoisonError::into_inner);
-    let mut missing: Vec<Span> = Vec::new();
-    // events come in runs of the same month: ask for each run once
-    let mut last: Option<Span> = None;
-    for candidate in candidates.iter().filter(|candidate| candidate.objection.is_none()) {
-        let at = candidate.occurred_at;
-        if last.is_some_and(|month| month.from <= at && at < month.to) {
-            continue;
-        }
-        last = store::partitions::month_of(at);
-        if let Some(month) = last
-            && !known.contains(&month.from)
-            && !missing.contains(&month)
-        {
-            missing.push(month);
-        }
-    }
-    missing
+    work.iter()
+        .flat_map(|delivery| delivery.events.iter().map(|event| candidate(event, delivery.backfill)))
+        .collect()
 }
 
 /// The first event of each key that nothing speaks against: by arrival, before any sorting.
@@ -145,52 +120,38 @@ fn winners(candidates: &[Candidate<'_>]) -> HashMap<Uuid, usize> {
 }
 
 /// Where the subjects of the winners stand; first contacts are made, but not for events whose id
-/// turns out to be taken.
+/// turns out to be taken. Also the roots that have to be subscribed first.
 async fn locate(
     connection: &mut PgConnection,
     environment: Environment,
     configuration: &Configuration,
     candidates: &[Candidate<'_>],
     winners: &HashMap<Uuid, usize>,
+    now: Timestamp,
     fresh: &mut Fresh,
-) -> Result<HashMap<String, Position>, StoreError> {
-    let mut positions = HashMap::new();
-    let mut unknown: HashMap<&str, Vec<Uuid>> = HashMap::new();
-    for (key, index) in winners {
-        let subject = candidates[*index].event.subject.as_str();
-        if positions.contains_key(subject) {
-            continue;
-        }
-        match configuration.positions.get(subject) {
-            Some(position) => {
-                positions.insert(subject.to_owned(), position);
+) -> Result<(Standings, Vec<i64>), StoreError> {
+    let subject = |index: &usize| candidates[*index].event.subject.as_str();
+    let names: BTreeSet<&str> = winners.values().map(subject).collect();
+    let mut found = arrivals::find(connection, environment, configuration, &names, fresh).await?;
+    let mut made = HashSet::new();
+    if found.len() < names.len() {
+        let mut unknown: HashMap<&str, Vec<Uuid>> = HashMap::new();
+        for (key, index) in winners {
+            if !found.contains_key(subject(index)) {
+                unknown.entry(subject(index)).or_default().push(*key);
             }
-            None => unknown.entry(subject).or_default().push(*key),
         }
-    }
-    if unknown.is_empty() {
-        return Ok(positions);
-    }
-    let all: Vec<String> = unknown.keys().map(|name| (*name).to_owned()).collect();
-    let mut found = store::subjects::positions(connection, environment, &all).await?;
-    let existing: HashSet<&str> = found.iter().map(|(name, _)| name.as_str()).collect();
-    unknown.retain(|name, _| !existing.contains(name));
-    if !unknown.is_empty() {
         let keys: Vec<Uuid> = unknown.values().flatten().copied().collect();
-        let taken: HashSet<Uuid> = store::events::find_keys(connection, environment, &keys)
-            .await?
-            .iter()
-            .map(|row| row.key)
-            .collect();
+        let rows = store::events::find_keys(connection, environment, &keys).await?;
+        let taken: HashSet<Uuid> = rows.iter().map(|row| row.key).collect();
         unknown.retain(|_, keys| keys.iter().any(|key| !taken.contains(key)));
         let mut names: Vec<String> = unknown.into_keys().map(str::to_owned).collect();
         names.sort_unstable();
-        store::subjects::insert_missing(connection, environment, &names).await?;
-        found.extend(store::subjects::positions(connection, environment, &names).await?);
+        made = arrivals::make(connection, environment, &names, &mut found, fresh).await?;
     }
-    fresh.positions.extend(found.iter().cloned());
-    positions.extend(found);
-    Ok(positions)
+    let roots =
+        arrivals::subscribe(connection, environment, configuration, &mut found, &made, now, fresh).await?;
+    Ok((found, roots))
 }
 
 /// Takes the keys of the winners. What is found of keys that were taken before, or that a candidate
@@ -308,7 +269,7 @@ async fn name_ids(
     if !unknown.is_empty() {
         unknown.sort_unstable();
         let found = store::catalog::event_name_ids(connection, environment, &unknown).await?;
-        fresh.names.extend(found.iter().cloned());
+        fresh.event_names.extend(found.iter().cloned());
         ids.extend(found);
     }
     Ok(ids)
@@ -317,20 +278,19 @@ async fn name_ids(
 fn event_columns(
     candidates: &[Candidate<'_>],
     recorded: &[usize],
-    positions: &HashMap<String, Position>,
+    standings: &Standings,
     names: &HashMap<String, i32>,
 ) -> EventColumns {
     let mut columns = EventColumns::default();
     for (ordinal, index) in recorded.iter().enumerate() {
         let Candidate { event, occurred_at, .. } = &candidates[*index];
         // both were looked up for every winner
-        let (Some(position), Some(name)) = (positions.get(&event.subject), names.get(&event.event_name))
-        else {
-            unreachable!("every recorded event has a position and a name")
+        let (Some(path), Some(name)) = (standings.get(&event.subject), names.get(&event.event_name)) else {
+            unreachable!("every recorded event has a path and a name")
         };
-        columns.path_ids.push(position.path_id);
+        columns.path_ids.push(path.id);
         columns.occurred_at.push(*occurred_at);
-        columns.customer_ids.push(position.customer_id);
+        columns.customer_ids.push(path.customer_id);
         columns.keys.push(event.key);
         columns.ordinals.push(i32::try_from(ordinal).unwrap_or(i32::MAX));
         columns.event_name_ids.push(*name);
@@ -339,8 +299,85 @@ fn event_columns(
         columns.properties.push(event.properties_json.clone());
         columns.ids.push(event.id.clone());
         columns.sources.push(event.source.clone());
+        columns.meter_ids.push(None);
     }
     columns
+}
+
+/// What the recorded events add to the counters of everybody on their paths.
+fn additions<'a>(
+    terms: &'a Terms,
+    candidates: &[Candidate<'_>],
+    recorded: &[usize],
+    standings: &'a Standings,
+) -> Additions<'a> {
+    let mut additions = Additions::default();
+    for index in recorded {
+        let Candidate { event, occurred_at, .. } = &candidates[*index];
+        let Some(path) = standings.get(&event.subject).filter(|path| path.has_subscription()) else {
+            continue;
+        };
+        for stored in terms.meters_of(&event.event_name) {
+            if let Some(quantity) = stored.meter.measure(event.value, &event.properties) {
+                let (properties, at) = (&event.properties, *occurred_at);
+                additions.add(terms, path, stored, properties, quantity.into(), at);
+            }
+        }
+    }
+    additions
+}
+
+fn by_key(rows: &[CounterRow]) -> HashMap<crate::domain::gate::standing::CounterKey, &CounterRow> {
+    rows.iter().map(|row| (row.key, row)).collect()
+}
+
+/// What the counters that were just written say of limits.
+struct Limits<'a> {
+    terms: &'a Terms,
+    standings: &'a Standings,
+    counters: HashMap<crate::domain::gate::standing::CounterKey, &'a CounterRow>,
+    now: Timestamp,
+}
+
+impl Limits<'_> {
+    /// The limits that an event met; none where the written counters do not tell all of them.
+    fn met_by(&self, event: &Prepared) -> Option<Vec<LimitState>> {
+        let path: &Arc<Path> = self.standings.get(&event.subject)?;
+        let met: Vec<_> = self
+            .terms
+            .meters_of(&event.event_name)
+            .filter(|stored| stored.meter.measure(event.value, &event.properties).is_some())
+            .map(|stored| &stored.meter.key)
+            .collect();
+        let meets = |key| met.contains(&key);
+        self.terms
+            .of_path(path)
+            .filter(|found| {
+                meets(&found.terms.limit.meter) && found.terms.limit.filter.admits(&event.properties)
+            })
+            .map(|found| {
+                let counter = found.terms.is_counted().then(|| found.counter_at(self.now))??;
+                let row = self.counters.get(&counter.key)?;
+                // what has lapsed is still in it
+                let is_exact = row.next_expiry.is_none_or(|at| self.now < at);
+                is_exact.then(|| LimitState::of(&found, row.level, self.now))
+            })
+            .collect()
+    }
+}
+
+fn answers(work: &[&Delivery], outcomes: Vec<Outcome>, limits: &Limits<'_>) -> Vec<Recorded> {
+    let mut outcomes = outcomes.into_iter();
+    work.iter()
+        .map(|delivery| {
+            let met = match delivery.events.as_slice() {
+                [event] if delivery.with_limits => limits.met_by(event),
+                _ => None,
+            };
+            let outcomes = outcomes.by_ref().take(delivery.events.len()).collect();
+            Recorded { outcomes, limits: met }
+        })
+        .collect()
 }
 
 fn note_metrics(outcomes: &[Outcome]) {

@@ -1,36 +1,33 @@
-//! Recording events. Calls hand their events to a lane and wait; a writer takes whatever has
-//! gathered since its last commit, settles it as one transaction, then answers all. No timer is
-//! involved: an idle writer starts at once.
-//!
-//! Single events and bulk have lanes of their own, so that neither waits behind the other.
+//! Recording events. Single events and bulk have lanes of their own, so that neither waits behind the
+//! other.
 
 mod batch;
-mod lane;
 mod tail;
-mod writer;
 
-use std::collections::HashSet;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
+use sqlx::PgConnection;
 use uuid::Uuid;
-
-use super::{Engine, EngineError};
-use crate::domain::environment::Environment;
-use crate::domain::event::Properties;
-use crate::domain::event::{Event, event_key, key_is_id};
-use crate::domain::fields::Violation;
-use crate::domain::names::EventId;
-use crate::domain::quantity::Quantity;
-use crate::domain::timestamp::Timestamp;
-use crate::store::Database;
-
-pub(super) use lane::Lanes;
-pub use tail::Tail;
-pub(super) use tail::Tails;
 
 use super::clock::Clock;
 use super::configuration::Configurations;
+use super::counting::Reader;
+use super::sight::Use;
+use super::writers::{Attempt, Lane, Months, Shift, Trade, Weight};
+use super::{Engine, EngineError};
+use crate::domain::environment::Environment;
+use crate::domain::event::{Event, Properties, event_key, key_is_id};
+use crate::domain::fields::Violation;
+use crate::domain::gate::decision::LimitState;
+use crate::domain::limits::TRANSACTION_EVENTS_MAX;
+use crate::domain::names::EventId;
+use crate::domain::quantity::Quantity;
+use crate::domain::timestamp::Timestamp;
+use crate::store::{Database, StoreError};
+
+pub use tail::Tail;
+pub(super) use tail::Tails;
 
 /// What became of one event.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -42,7 +39,15 @@ pub enum Outcome {
     Rejected(Violation),
 }
 
-/// What the writers share.
+/// What became of the events of a call.
+#[derive(Debug, Clone)]
+pub struct Recorded {
+    pub outcomes: Vec<Outcome>,
+    /// The limits that the events met, where the call asked.
+    pub limits: Option<Vec<LimitState>>,
+}
+
+/// What all trades share.
 #[derive(Debug, Clone)]
 pub(super) struct Workplace {
     pub(super) database: Database,
@@ -50,13 +55,12 @@ pub(super) struct Workplace {
     pub(super) configurations: Arc<Configurations>,
     pub(super) tails: Arc<Tails>,
     pub(super) age_max: Duration,
-    /// Months whose partition is known to be there.
-    pub(super) months: Arc<Mutex<HashSet<Timestamp>>>,
+    pub(super) months: Months,
 }
 
 /// An event with its fingerprints, ready to be recorded.
 #[derive(Debug)]
-struct Prepared {
+pub(super) struct Prepared {
     key: Uuid,
     content: Uuid,
     event_name: String,
@@ -100,25 +104,116 @@ impl Prepared {
     }
 }
 
-/// The id of an event that came without one.
-fn new_id() -> EventId {
+/// The id of what came without one.
+pub(super) fn new_id() -> EventId {
     match EventId::parse(Uuid::now_v7().to_string()) {
         Ok(id) => id,
         Err(_) => unreachable!("a UUID is a good id"),
     }
 }
 
+/// The events of one call.
+#[derive(Debug)]
+pub(super) struct Delivery {
+    events: Vec<Prepared>,
+    backfill: bool,
+    /// Whether the limits that one event meets are asked for.
+    with_limits: bool,
+}
+
+/// Records deliveries.
+#[derive(Debug)]
+pub(super) struct Recording {
+    environment: Environment,
+    workplace: Workplace,
+    reader: Reader,
+}
+
+impl Trade for Recording {
+    type Work = Delivery;
+    type Reply = Recorded;
+
+    fn weigh(delivery: &Delivery) -> Weight {
+        let bytes = delivery.events.iter().map(Prepared::bytes).sum();
+        Weight { items: delivery.events.len(), bytes }
+    }
+
+    async fn rest(&self) {
+        self.workplace.tails.of(self.environment).wait_until_short().await;
+    }
+
+    async fn attempt(
+        &mut self,
+        connection: &mut PgConnection,
+        work: &[&Delivery],
+        uncertain: &[i64],
+    ) -> Result<Attempt<Recorded>, StoreError> {
+        batch::attempt(self, connection, work, uncertain).await
+    }
+}
+
+/// How long a recorded event's answer waits for its limits, where they have to be looked up.
+const LIMITS_MAX: Duration = Duration::from_secs(2);
+/// A second one only halves the batches: measured, it costs more than it gives.
+const SINGLE_WRITERS: usize = 1;
+/// While one waits for the disk, the other works.
+const BULK_WRITERS: usize = 2;
+
+/// The lanes of an environment.
+#[derive(Debug)]
+pub(super) struct Intake {
+    single: Lane<Recording>,
+    bulk: Lane<Recording>,
+}
+
+impl Intake {
+    pub(super) fn start(environment: Environment, workplace: &Workplace, shift: &mut Shift) -> Self {
+        let mut lane = |name: &str, writers: usize| {
+            let trade = |_| Recording {
+                environment,
+                workplace: workplace.clone(),
+                reader: Reader::new(workplace.database.clone()),
+            };
+            let trades = (0..writers).map(trade).collect();
+            let name = format!("{environment}_{name}");
+            Lane::start(name, TRANSACTION_EVENTS_MAX, &workplace.database, trades, shift)
+        };
+        Self { single: lane("single", SINGLE_WRITERS), bulk: lane("bulk", BULK_WRITERS) }
+    }
+
+    pub(super) fn close(&self) {
+        self.single.close();
+        self.bulk.close();
+    }
+}
+
 impl Engine {
     /// Records events; answers what became of each when all that was accepted is durable. With
-    /// `backfill` any past time is taken.
+    /// `backfill` any past time is taken; `with_limits` also answers the limits that they met.
     pub async fn record(
         &self,
         environment: Environment,
         events: Vec<Event>,
         backfill: bool,
-    ) -> Result<Vec<Outcome>, EngineError> {
-        let prepared: Vec<Prepared> = events.into_iter().map(Prepared::of).collect();
-        self.inner.lanes.submit(environment, prepared, backfill, self.inner.settings.wait_max).await
+        with_limits: bool,
+    ) -> Result<Recorded, EngineError> {
+        let uses: Vec<Use> = events.iter().filter(|_| with_limits).map(Use::of).collect();
+        let delivery =
+            Delivery { events: events.into_iter().map(Prepared::of).collect(), backfill, with_limits };
+        let intake = &self.inner.desk(environment).intake;
+        let lane = if delivery.events.len() == 1 { &intake.single } else { &intake.bulk };
+        let mut recorded = lane.submit(delivery, self.inner.settings.wait_max).await?;
+        if with_limits && recorded.limits.is_none() {
+            let met = uses.into_iter().zip(&recorded.outcomes);
+            let met = met.filter(|(_, outcome)| !matches!(outcome, Outcome::Rejected(_)));
+            let met = met.map(|(event, _)| event).collect();
+            // what is recorded is recorded, whether its limits can be told or not
+            let told = tokio::time::timeout(LIMITS_MAX, self.limits_met(environment, met)).await;
+            recorded.limits = told.ok().and_then(|told| {
+                told.inspect_err(|why| tracing::warn!(%why, "the limits of an event cannot be told")).ok()
+            });
+        }
+        Ok(recorded)
     }
 
     /// The events that are recorded and not folded yet, as last counted.

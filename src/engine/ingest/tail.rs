@@ -38,7 +38,7 @@ impl Tail {
     }
 
     /// Something was recorded here.
-    pub(super) fn grow(&self, events: usize) {
+    pub(in crate::engine) fn grow(&self, events: usize) {
         self.events.fetch_add(i64::try_from(events).unwrap_or(i64::MAX), Ordering::Relaxed);
     }
 

@@ -89,7 +89,7 @@ async fn pass(mut client: UnixStream, state: Arc<State>) {
             read = client.read(&mut from_client) => {
                 let Ok(count @ 1..) = read else { return };
                 // a simple query: 'Q', its length, the text
-                let is_commit = from_client[..count].starts_with(b"Q\0\0\0\x0bcommit\0");
+                let is_commit = from_client[0] == b'Q' && from_client[..count].ends_with(b"commit\0");
                 let take = |left: u32| left.checked_sub(1);
                 if is_commit && state.swallow.fetch_update(Ordering::SeqCst, Ordering::SeqCst, take).is_ok() {
                     if state.deliver_commits.load(Ordering::SeqCst) {

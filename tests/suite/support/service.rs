@@ -24,6 +24,7 @@ use tokio::process::{Child, Command};
 use tower::ServiceExt;
 
 use super::cluster;
+use super::proxy::Proxy;
 
 pub(crate) const TEST_SECRET: &str = "the-secret-of-the-test-environment!!";
 pub(crate) const LIVE_SECRET: &str = "the-secret-of-the-live-environment!!";
@@ -52,6 +53,11 @@ pub(crate) struct Answer {
 impl Answer {
     pub(crate) fn json(&self) -> Value {
         serde_json::from_str(&self.text).unwrap_or_else(|why| panic!("{why}: {}", self.text))
+    }
+
+    /// Whether it says that it was answered before.
+    pub(crate) fn is_replay(&self) -> bool {
+        self.headers.contains_key("idempotent-replayed")
     }
 
     pub(crate) fn code(&self) -> String {
@@ -96,6 +102,17 @@ impl TestService {
         };
         let router = router(Api { engine: engine.clone(), metrics: Arc::new(None) }, &http);
         Self { engine, clock, url: url.to_owned(), key, router }
+    }
+
+    /// With this catalog, a connection that can be cut, and callers that do not wait for long.
+    pub(crate) async fn behind_proxy(catalog: Value) -> (Self, Proxy) {
+        let url = cluster::database_url().await;
+        let proxy = Proxy::start(&url);
+        let mut settings = engine_settings();
+        settings.wait_max = Duration::from_millis(50);
+        let service = Self::at_url(&proxy.url(&url), settings).await;
+        service.apply(catalog).await;
+        (service, proxy)
     }
 
     pub(crate) async fn apply(&self, catalog: Value) {
@@ -182,6 +199,41 @@ impl TestService {
     }
 }
 
+/// Calls a process with a key, as any client does.
+#[derive(Clone)]
+pub(crate) struct Caller {
+    client: reqwest::Client,
+    base: String,
+    key: String,
+}
+
+impl Caller {
+    /// None: the connection broke before there was an answer.
+    pub(crate) async fn try_send(&self, method: Method, path: &str, body: &Value) -> Option<Answer> {
+        let request = self.client.request(method, format!("{}{path}", self.base)).bearer_auth(&self.key);
+        let request = if body.is_null() { request } else { request.json(body) };
+        let answer = request.send().await.ok()?;
+        let (status, headers) = (answer.status(), answer.headers().clone());
+        Some(Answer { status, headers, text: answer.text().await.ok()? })
+    }
+
+    pub(crate) async fn send(&self, method: Method, path: &str, body: &Value) -> Answer {
+        self.try_send(method, path, body).await.unwrap()
+    }
+
+    pub(crate) async fn get(&self, path: &str) -> Answer {
+        self.send(Method::GET, path, &Value::Null).await
+    }
+
+    pub(crate) async fn post(&self, path: &str, body: &Value) -> Answer {
+        self.send(Method::POST, path, body).await
+    }
+
+    pub(crate) async fn put(&self, path: &str, body: &Value) -> Answer {
+        self.send(Method::PUT, path, body).await
+    }
+}
+
 /// The real binary, serving a database.
 pub(crate) struct Process {
     pub(crate) child: Child,
@@ -213,6 +265,10 @@ impl Process {
         // keep reading, so that it never waits for us
         tokio::spawn(async move { while let Ok(Some(_)) = lines.next_line().await {} });
         Self { child, base: format!("http://{address}") }
+    }
+
+    pub(crate) fn caller(&self, key: &str) -> Caller {
+        Caller { client: reqwest::Client::new(), base: self.base.clone(), key: key.to_owned() }
     }
 
     /// `kill -9`.

@@ -6,22 +6,22 @@ use std::time::{Duration, Instant};
 
 use sqlx::PgConnection;
 
-use super::batch::{self, Attempt};
-use super::lane::{Answer, Job, Queue};
-use super::{Outcome, Workplace};
-use crate::domain::environment::Environment;
+use super::queue::{Job, Queue};
+use super::{Attempt, Trade};
 use crate::engine::EngineError;
-use crate::store::{StoreError, partitions};
+use crate::store::{Database, StoreError};
 
 /// How often a deadlock or a slow lock is met with another attempt.
 const CONFLICTS_MAX: u32 = 3;
+/// How often something else may have to be done first.
+const PREPARATIONS_MAX: u32 = 100;
 const PAUSE_MIN: Duration = Duration::from_millis(20);
 const PAUSE_MAX: Duration = Duration::from_millis(500);
 
-pub(super) struct Writer {
-    environment: Environment,
-    workplace: Workplace,
-    queue: Arc<Queue>,
+pub(super) struct Writer<T: Trade> {
+    database: Database,
+    trade: T,
+    queue: Arc<Queue<T>>,
     connection: Option<PgConnection>,
 }
 
@@ -35,14 +35,14 @@ impl Pause {
     }
 }
 
-impl Writer {
-    pub(super) fn new(environment: Environment, workplace: Workplace, queue: Arc<Queue>) -> Self {
-        Self { environment, workplace, queue, connection: None }
+impl<T: Trade> Writer<T> {
+    pub(super) fn new(database: Database, trade: T, queue: Arc<Queue<T>>) -> Self {
+        Self { database, trade, queue, connection: None }
     }
 
     pub(super) async fn run(mut self) {
         loop {
-            self.workplace.tails.of(self.environment).wait_until_short().await;
+            self.trade.rest().await;
             let Some(jobs) = self.queue.take().await else { break };
             self.settle(jobs).await;
         }
@@ -53,11 +53,15 @@ impl Writer {
 
     /// Settles jobs together; one whose data the database refuses is found by halving, and fails
     /// alone.
-    async fn settle(&mut self, jobs: Vec<Job>) {
+    async fn settle(&mut self, jobs: Vec<Job<T>>) {
         let mut pending = vec![jobs];
         while let Some(mut jobs) = pending.pop() {
             match self.settle_together(&mut jobs).await {
-                Ok(outcomes) => answer_all(jobs, outcomes),
+                Ok(replies) => {
+                    for (job, reply) in jobs.into_iter().zip(replies) {
+                        job.answer(Ok(reply));
+                    }
+                }
                 Err(why @ (StoreError::Refused(_) | StoreError::Constraint { .. })) if jobs.len() > 1 => {
                     tracing::warn!(jobs = jobs.len(), %why, "a batch was refused; halving it");
                     let second = jobs.split_off(jobs.len() / 2);
@@ -75,10 +79,10 @@ impl Writer {
 
     /// Attempts until the jobs are committed, or the database refuses them for good. Jobs that
     /// waited too long, while nothing of them can have been recorded, are answered and dropped.
-    async fn settle_together(&mut self, jobs: &mut Vec<Job>) -> Result<Vec<Outcome>, StoreError> {
+    async fn settle_together(&mut self, jobs: &mut Vec<Job<T>>) -> Result<Vec<T::Reply>, StoreError> {
         // batches of attempts that may have been committed, for all that is known
         let mut uncertain: Vec<i64> = Vec::new();
-        let mut conflicts = 0;
+        let (mut conflicts, mut preparations) = (0, 0);
         let mut pause = Pause(PAUSE_MIN);
         loop {
             if uncertain.is_empty() {
@@ -88,11 +92,14 @@ impl Writer {
                 }
             }
             let why = match self.attempt(jobs, &uncertain).await {
-                Ok(Attempt::Committed(outcomes)) => return Ok(outcomes),
-                Ok(Attempt::MissingMonths(months)) => match self.make_months(&months).await {
-                    Ok(()) => continue,
-                    Err(why) => why,
-                },
+                Ok(Attempt::Committed(replies)) => return Ok(replies),
+                Ok(Attempt::Again) if preparations < PREPARATIONS_MAX => {
+                    preparations += 1;
+                    continue;
+                }
+                Ok(Attempt::Again) => {
+                    StoreError::Conflict(sqlx::Error::Protocol("there is no end of preparations".to_owned()))
+                }
                 Ok(Attempt::Unanswered { batch_id }) => {
                     // The next attempt waits for this one's keys, where it is still at work, and
                     // finds them under its batch, where it was committed.
@@ -110,38 +117,28 @@ impl Writer {
                 StoreError::Conflict(_) | StoreError::TooSlow(_) if conflicts < CONFLICTS_MAX => {
                     conflicts += 1;
                 }
+                // what may have been committed is not given up
+                StoreError::Conflict(_) | StoreError::TooSlow(_) if !uncertain.is_empty() => {
+                    pause.rest().await;
+                }
                 _ => return Err(why),
             }
         }
     }
 
-    async fn connected(&mut self) -> Result<&mut PgConnection, StoreError> {
+    async fn attempt(&mut self, jobs: &[Job<T>], uncertain: &[i64]) -> Result<Attempt<T::Reply>, StoreError> {
         let connection = match self.connection.take() {
             Some(connection) => connection,
-            None => self.workplace.database.connect_writer().await?,
+            None => self.database.connect_writer().await?,
         };
-        Ok(self.connection.insert(connection))
-    }
-
-    async fn attempt(&mut self, jobs: &[Job], uncertain: &[i64]) -> Result<Attempt, StoreError> {
-        let (environment, workplace) = (self.environment, self.workplace.clone());
-        let connection = self.connected().await?;
-        batch::attempt(connection, environment, &workplace, jobs, uncertain).await
-    }
-
-    async fn make_months(&mut self, months: &[crate::domain::window::Span]) -> Result<(), StoreError> {
-        let known = Arc::clone(&self.workplace.months);
-        let connection = self.connected().await?;
-        for month in months {
-            partitions::ensure(connection, *month).await?;
-            known.lock().unwrap_or_else(std::sync::PoisonError::into_inner).insert(month.from);
-        }
-        Ok(())
+        let connection = self.connection.insert(connection);
+        let work: Vec<&T::Work> = jobs.iter().map(|job| &job.work).collect();
+        self.trade.attempt(connection, &work, uncertain).await
     }
 }
 
 /// A caller's deadline is looked at here, before the work enters a transaction, and never after.
-fn drop_overdue(jobs: &mut Vec<Job>) {
+fn drop_overdue<T: Trade>(jobs: &mut Vec<Job<T>>) {
     let now = Instant::now();
     for job in jobs.extract_if(.., |job| job.deadline < now) {
         job.answer(Err(EngineError::unavailable("no writer in time")));
@@ -155,13 +152,5 @@ fn failure(why: &StoreError) -> EngineError {
             EngineError::unavailable(why.to_string())
         }
         _ => EngineError::Internal(why.to_string()),
-    }
-}
-
-fn answer_all(jobs: Vec<Job>, outcomes: Vec<Outcome>) {
-    let mut outcomes = outcomes.into_iter();
-    for job in jobs {
-        let answer: Answer = Ok(outcomes.by_ref().take(job.events.len()).collect());
-        job.answer(answer);
     }
 }

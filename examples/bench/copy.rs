@@ -1,15 +1,13 @@
-//! What the service is compared with: `COPY` and `pgbench`, on the same server, into the same tables
-//! and indexes.
+//! `COPY`, on the same server, into the same tables and indexes: what recording is compared with, and
+//! the quick way to have many events.
 
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::time::{Duration, Instant};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Instant;
 
-use anyhow::{Context, ensure};
+use anyhow::ensure;
 use jiff::Timestamp;
 use sqlx::{Connection as _, PgConnection, Row};
-use tokio::process::Command;
 
 use super::events::{self, Chunk, Ids, When};
 use super::report::float;
@@ -18,25 +16,6 @@ use super::report::float;
 pub(crate) const CHUNK_ROWS: usize = 4_000;
 /// Streams of `COPY` at the same time.
 pub(crate) const STREAMS: usize = 2;
-const PGBENCH_CLIENTS: &str = "64";
-const PGBENCH_THREADS: &str = "2";
-
-/// One statement per event, which is a transaction: the key, the event, the hour's count.
-const INSERT_AND_COUNT: &str = r"\set path random(1, 10000)
-\set value random(1, 5000)
-\set model random(1, 5)
-with fresh as (
-    insert into event_keys (environment, key, content, occurred_at, timestamp_given, batch_id)
-    values (0, (lpad(to_hex((extract(epoch from clock_timestamp()) * 1000)::bigint), 12, '0') || '7'
-               || right(replace(gen_random_uuid()::text, '-', ''), 19))::uuid, gen_random_uuid(), now(), true, 0)
-    on conflict on constraint event_keys_pk do nothing returning key, occurred_at),
-recorded as (
-    insert into events (environment, batch_id, path_id, occurred_at, key, ordinal, event_name_id, sign, value, properties)
-    select 0, 0, :path::bigint, occurred_at, key, 0, 1, 1, :value::numeric, jsonb_build_object('model', :model::int) from fresh)
-insert into rollups (environment, meter_id, path_id, hour, dimension_set_id, count, sum)
-select 0, (select min(id) from meters), :path::bigint, date_trunc('hour', occurred_at), :model::bigint, 1, :value::numeric from fresh
-on conflict on constraint rollups_pk do update set count = rollups.count + 1, sum = rollups.sum + excluded.sum;
-";
 
 /// Numbers for batches that nobody else has.
 async fn batch_ids(connection: &mut PgConnection, count: usize) -> anyhow::Result<Vec<i64>> {
@@ -86,7 +65,7 @@ async fn copy(connection: &mut PgConnection, chunk: &Chunk) -> anyhow::Result<()
 }
 
 /// Rows per second of parallel streams, whose rows were made beforehand.
-pub(crate) async fn copy_rate(url: &str, rows: usize) -> anyhow::Result<f64> {
+pub(crate) async fn rate(url: &str, rows: usize) -> anyhow::Result<f64> {
     let mut connection = PgConnection::connect(url).await?;
     let ids = ids(&mut connection, "user_%").await?;
     let batches = batch_ids(&mut connection, rows.div_ceil(CHUNK_ROWS)).await?;
@@ -118,21 +97,31 @@ pub(crate) async fn copy_rate(url: &str, rows: usize) -> anyhow::Result<f64> {
     Ok(float(count) / started.elapsed().as_secs_f64())
 }
 
-/// Fills a database with events of a range of time, in its order; the sum of their values.
+/// Counters of subjects whose events were copied past the service.
+const RECOUNT: &str = "update counters set used = told.used from (
+    select c.id, sum(e.sign * e.value) as used
+    from subjects s
+    join counters c on c.subject_id = s.id
+    join events e on e.path_id = s.path_id
+        and e.occurred_at >= greatest(c.period_start, c.since) and e.occurred_at < c.period_end
+    where s.environment = 0 and s.subject like $1
+    group by c.id) told
+ where told.id = counters.id";
+
+/// Fills a database with events of a range of time, in its order, and has the counters say so.
 pub(crate) async fn fill(
     url: &str,
     like: &str,
     rows: usize,
     (from, to): (Timestamp, Timestamp),
-) -> anyhow::Result<u64> {
+) -> anyhow::Result<()> {
     let mut connection = PgConnection::connect(url).await?;
     let ids = Arc::new(ids(&mut connection, like).await?);
     let batches = Arc::new(batch_ids(&mut connection, rows.div_ceil(CHUNK_ROWS)).await?);
-    let (next, sum) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicU64::new(0)));
+    let next = Arc::new(AtomicUsize::new(0));
     let mut tasks = Vec::new();
     for _ in 0..=STREAMS {
-        let (ids, batches, next, sum) =
-            (Arc::clone(&ids), Arc::clone(&batches), Arc::clone(&next), Arc::clone(&sum));
+        let (ids, batches, next) = (Arc::clone(&ids), Arc::clone(&batches), Arc::clone(&next));
         let mut connection = PgConnection::connect(url).await?;
         tasks.push(tokio::spawn(async move {
             loop {
@@ -141,56 +130,12 @@ pub(crate) async fn fill(
                 let when = events::piece(from, to, index, batches.len());
                 let chunk = events::chunk(&ids, *batch_id, CHUNK_ROWS, when);
                 copy(&mut connection, &chunk).await?;
-                sum.fetch_add(chunk.sum, Ordering::Relaxed);
             }
         }));
     }
     for task in tasks {
         task.await??;
     }
-    Ok(sum.load(Ordering::Relaxed))
-}
-
-/// Where `pgbench` is; none where it is not installed.
-pub(crate) fn find_pgbench() -> Option<PathBuf> {
-    let on_path = std::env::var_os("PATH").map(|path| std::env::split_paths(&path).collect::<Vec<_>>());
-    let debian = std::fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
-    let folders = on_path.unwrap_or_default().into_iter().chain(debian.map(|entry| entry.path().join("bin")));
-    folders.map(|folder| folder.join("pgbench")).find(|program| program.is_file())
-}
-
-/// Transactions per second.
-pub(crate) async fn pgbench_rate(
-    program: &Path,
-    socket: &str,
-    database: &str,
-    script_folder: &Path,
-    duration: Duration,
-) -> anyhow::Result<f64> {
-    let script = script_folder.join("insert_and_count.sql");
-    std::fs::write(&script, INSERT_AND_COUNT)?;
-    let output = Command::new(program)
-        .args([
-            "-n",
-            "-M",
-            "prepared",
-            "-c",
-            PGBENCH_CLIENTS,
-            "-j",
-            PGBENCH_THREADS,
-            "-U",
-            "metergate",
-            "-h",
-            socket,
-        ])
-        .args(["-T", &duration.as_secs().to_string(), "-f"])
-        .arg(&script)
-        .arg(database)
-        .kill_on_drop(true)
-        .output()
-        .await?;
-    let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    ensure!(output.status.success(), "pgbench: {text}{}", String::from_utf8_lossy(&output.stderr));
-    let tps = text.lines().find_map(|line| line.strip_prefix("tps = ")).context("pgbench said no tps")?;
-    Ok(tps.split_whitespace().next().context("pgbench said no tps")?.parse()?)
+    sqlx::query(RECOUNT).bind(like).execute(&mut connection).await?;
+    Ok(())
 }

@@ -1,0 +1,68 @@
+//! Fingerprints of what was said: 128 bits of BLAKE3 over a canonical form, so that nobody can make
+//! another statement that passes for a repeat.
+
+use serde_json::{Map, Value};
+use uuid::Uuid;
+
+use super::quantity::Quantity;
+
+#[derive(Debug, Default)]
+pub struct Digest(blake3::Hasher);
+
+impl Digest {
+    /// Text with its length, so that neighbours cannot flow into each other.
+    pub fn text(&mut self, text: &str) -> &mut Self {
+        self.0.update(&(text.len() as u64).to_le_bytes());
+        self.bytes(text.as_bytes())
+    }
+
+    pub fn bytes(&mut self, bytes: &[u8]) -> &mut Self {
+        self.0.update(bytes);
+        self
+    }
+
+    pub fn quantity(&mut self, quantity: Quantity) -> &mut Self {
+        self.bytes(&quantity.nanos().to_le_bytes())
+    }
+
+    pub fn number(&mut self, number: u64) -> &mut Self {
+        self.bytes(&number.to_le_bytes())
+    }
+
+    pub fn map(&mut self, map: &Map<String, Value>) -> &mut Self {
+        self.bytes(b"{").number(map.len() as u64);
+        // the map is sorted by name
+        for (name, value) in map {
+            self.text(name).value(value);
+        }
+        self
+    }
+
+    fn value(&mut self, value: &Value) -> &mut Self {
+        match value {
+            Value::Null => self.bytes(b"n"),
+            Value::Bool(truth) => self.bytes(if *truth { b"t" } else { b"f" }),
+            // 1.50 and 1.5 say the same
+            Value::Number(number) => match Quantity::from_json_number(number.as_str()) {
+                Ok(quantity) => self.bytes(b"#").text(&quantity.to_string()),
+                Err(_) => self.bytes(b"#").text(number.as_str()),
+            },
+            Value::String(text) => self.bytes(b"\"").text(text),
+            Value::Array(values) => {
+                self.bytes(b"[").number(values.len() as u64);
+                for value in values {
+                    self.value(value);
+                }
+                self
+            }
+            Value::Object(map) => self.map(map),
+        }
+    }
+
+    /// 16 bytes, in the shape of a UUID.
+    pub fn finish(&self) -> Uuid {
+        let mut bytes = [0; 16];
+        self.0.finalize_xof().fill(&mut bytes);
+        Uuid::from_bytes(bytes)
+    }
+}

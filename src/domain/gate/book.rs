@@ -1,0 +1,461 @@
+//! A book of counters and reservations, as they stand under their locks, to which calls are applied
+//! one after the other. What it was opened with and what it comes to is the caller's to read and
+//! write; in between, every rule of holding is here.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+use std::time::Duration;
+
+use uuid::Uuid;
+
+use super::decision::{Denial, Denier, Grant, Level, LimitState, Reason, fits, granted, obstacle};
+use super::request::{Ask, Commit, Extend, OnExpiry, Release, Reserve};
+use super::reservation::{Hold, Moment, Objection, Record, Refusal, Reservation, Settlement, Status, holds};
+use super::standing::{CounterKey, Match, Path, Terms};
+use crate::domain::event::Properties;
+use crate::domain::fields::Violation;
+use crate::domain::meter::Aggregation;
+use crate::domain::names::MeterKey;
+use crate::domain::quantity::{Quantity, Total};
+use crate::domain::timestamp::Timestamp;
+
+/// A counter under its lock.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Counter {
+    pub level: Level,
+    /// No line lapses before then.
+    pub next_expiry: Option<Timestamp>,
+    /// For a level that is checked: what it would become.
+    pub becomes: Option<Total>,
+}
+
+/// Names what one reservation holds on one counter.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct LineKey {
+    pub counter: CounterKey,
+    pub expires_at: Timestamp,
+    pub reservation: Uuid,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Line {
+    pub quantity: Quantity,
+    pub on_expiry: OnExpiry,
+}
+
+/// What becomes of a line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LineChange {
+    pub was_there: bool,
+    pub line: Option<Line>,
+}
+
+/// What a call comes to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outcome {
+    Held {
+        reservation: Reservation,
+        replayed: bool,
+    },
+    /// It could be held; nothing is.
+    Allowed {
+        holds: Vec<Hold>,
+    },
+    Denied(Denial),
+    Committed {
+        reservation: Reservation,
+        events: Vec<Uuid>,
+        replayed: bool,
+    },
+    Released {
+        reservation: Reservation,
+        replayed: bool,
+    },
+    Extended {
+        reservation: Reservation,
+    },
+    Refused(Refusal),
+    Invalid(Vec<Violation>),
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Answer {
+    pub outcome: Outcome,
+    /// As they stand after it.
+    pub limits: Vec<LimitState>,
+    pub at: Timestamp,
+}
+
+/// An event that is to be recorded, and where.
+#[derive(Debug, Clone)]
+pub struct Entry {
+    pub path: Arc<Path>,
+    pub at: Timestamp,
+    pub record: Record,
+}
+
+#[derive(Debug)]
+pub struct Book<'a> {
+    pub terms: &'a Terms,
+    pub moment: Moment<'a>,
+    pub paths: HashMap<i64, Arc<Path>>,
+    pub counters: BTreeMap<CounterKey, Counter>,
+    pub reservations: HashMap<Uuid, Reservation>,
+    /// What is to be written, beside the counters.
+    pub lines: BTreeMap<LineKey, LineChange>,
+    pub changed: BTreeMap<Uuid, Change>,
+    pub entries: Vec<Entry>,
+}
+
+/// What becomes of a reservation's row.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Change {
+    Made,
+    Altered,
+}
+
+impl<'a> Book<'a> {
+    pub fn open(terms: &'a Terms, moment: Moment<'a>) -> Self {
+        Self {
+            terms,
+            moment,
+            paths: HashMap::new(),
+            counters: BTreeMap::new(),
+            reservations: HashMap::new(),
+            lines: BTreeMap::new(),
+            changed: BTreeMap::new(),
+            entries: Vec::new(),
+        }
+    }
+
+    /// Gives back what a lapsed line held.
+    pub fn lapse_line(&mut self, key: LineKey, line: Line) {
+        if let Some(counter) = self.counters.get_mut(&key.counter) {
+            counter.level.held = counter.level.held - line.quantity.into();
+            self.lines.insert(key, LineChange { was_there: true, line: None });
+        }
+    }
+
+    /// Whether what is asked for may run, and how much of each: the decision itself.
+    pub fn test(&self, asks: &[Ask], path: &Path) -> Result<Vec<Quantity>, Denial> {
+        let uses = asks.iter().map(|ask| (&ask.meter, &ask.properties));
+        if let Some(denial) = obstacle(self.terms, path, uses) {
+            return Err(denial);
+        }
+        let mut grants = Vec::with_capacity(asks.len());
+        let mut denied_by = Vec::new();
+        for ask in asks {
+            let limits = self.levels(path, &ask.meter, &ask.properties, self.moment.now);
+            let grant = match self.terms.meter(&ask.meter) {
+                Some(found) if !found.meter.aggregation.is_reservable() => self.test_level(ask, &limits),
+                _ => granted(ask.value.amount(), ask.grant, self.is_whole(ask), &limits),
+            };
+            match grant {
+                Some(grant) => grants.push(grant),
+                None => denied_by.extend(self.deniers(ask, &limits)),
+            }
+        }
+        if grants.len() == asks.len() {
+            Ok(grants)
+        } else {
+            Err(Denial { reason: Reason::LimitReached, denied_by })
+        }
+    }
+
+    fn is_whole(&self, ask: &Ask) -> bool {
+        self.terms.meter(&ask.meter).is_some_and(|found| found.meter.aggregation == Aggregation::Count)
+    }
+
+    /// A level fits where what it would become does.
+    fn test_level(&self, ask: &Ask, limits: &[(Match<'_>, Level)]) -> Option<Quantity> {
+        let fits = limits.iter().filter(|(found, _)| found.terms.is_hard()).all(|(found, _)| {
+            let becomes = self.counter_at(found, self.moment.now).and_then(|(_, counter)| counter.becomes);
+            found.quota().is_none_or(|quota| becomes.unwrap_or_default() <= Total::from(quota))
+        });
+        fits.then(|| ask.value.quantity.unwrap_or(Quantity::ONE))
+    }
+
+    fn deniers(&self, ask: &Ask, limits: &[(Match<'_>, Level)]) -> Vec<Denier> {
+        // what a grant must at least leave room for
+        let least = match (ask.grant, self.is_whole(ask)) {
+            (Grant::Exactly, _) => ask.value.amount(),
+            (Grant::UpTo, true) => ask.value.amount().min(Quantity::ONE),
+            (Grant::UpTo, false) => ask.value.amount().min(Quantity::SMALLEST),
+        };
+        let denies = |found: &Match<'_>, level: Level| {
+            let becomes = self.counter_at(found, self.moment.now).and_then(|(_, counter)| counter.becomes);
+            let would = becomes.unwrap_or(level.used + level.held + least.into());
+            found.terms.is_hard() && found.quota().is_some_and(|quota| would > Total::from(quota))
+        };
+        let requested = ask.value.quantity.unwrap_or(Quantity::ONE);
+        limits
+            .iter()
+            .filter(|(found, level)| denies(found, *level))
+            .map(|(found, level)| Denier::of(found, *level, requested, self.moment.now))
+            .collect()
+    }
+
+    fn counter_at(&self, found: &Match<'_>, at: Timestamp) -> Option<(CounterKey, &Counter)> {
+        let period = found.counter_at(at)?;
+        Some((period.key, self.counters.get(&period.key)?))
+    }
+
+    /// The limits that meet a use, with what is used and held of them around an instant.
+    fn levels<'p>(
+        &self,
+        path: &'p Path,
+        meter: &MeterKey,
+        properties: &Properties,
+        at: Timestamp,
+    ) -> Vec<(Match<'p>, Level)>
+    where
+        'a: 'p,
+    {
+        let terms = self.terms;
+        terms
+            .matching(path, meter, properties)
+            .map(|found| {
+                let level = self.counter_at(&found, at).map(|(_, counter)| counter.level);
+                (found, level.unwrap_or_default())
+            })
+            .collect()
+    }
+
+    /// The limits that meet some uses, as they stand now.
+    pub fn limits<'u>(
+        &self,
+        path: &Path,
+        uses: impl Iterator<Item = (&'u MeterKey, &'u Properties)>,
+    ) -> Vec<LimitState> {
+        let uses: Vec<_> = uses.collect();
+        let meets = |found: &Match<'_>| {
+            let limit = &found.terms.limit;
+            uses.iter().any(|(meter, properties)| **meter == limit.meter && limit.filter.admits(properties))
+        };
+        self.terms
+            .of_path(path)
+            .filter(meets)
+            .map(|found| {
+                let level = self.counter_at(&found, self.moment.now).map(|(_, counter)| counter.level);
+                LimitState::of(&found, level.unwrap_or_default(), self.moment.now)
+            })
+            .collect()
+    }
+
+    /// An outcome that shows no limits.
+    pub fn bare(&self, outcome: Outcome) -> Answer {
+        Answer { outcome, limits: Vec::new(), at: self.moment.now }
+    }
+
+    fn refused(&self, refusal: Refusal) -> Answer {
+        self.bare(Outcome::Refused(refusal))
+    }
+
+    fn objected(&self, objection: Objection) -> Answer {
+        match objection {
+            Objection::Refused(refusal) => self.refused(refusal),
+            Objection::Invalid(flaws) => self.bare(Outcome::Invalid(flaws)),
+        }
+    }
+
+    fn answer(&self, outcome: Outcome, reservation: &Reservation) -> Answer {
+        let uses = reservation.holds.iter().map(|hold| (&hold.meter, &hold.properties));
+        let limits = self.paths.get(&reservation.path_id).map(|path| self.limits(path, uses));
+        Answer { outcome, limits: limits.unwrap_or_default(), at: self.moment.now }
+    }
+
+    /// Holds what is asked for, or none of it.
+    /// `path`: where the subject stands; none for one whom nobody has met and who has no plan to be on.
+    pub fn reserve(&mut self, key: Uuid, id: &str, call: &Reserve, path: Option<&Arc<Path>>) -> Answer {
+        let content = call.content();
+        self.lapse(key);
+        if let Some(known) = self.reservations.get(&key) {
+            if known.content != content {
+                return self.refused(Refusal::IdReused);
+            }
+            return self.answer(Outcome::Held { reservation: known.clone(), replayed: true }, known);
+        }
+        let Some(path) = path else {
+            let denial = Denial { reason: Reason::NoSubscription, denied_by: Vec::new() };
+            return self.bare(Outcome::Denied(denial));
+        };
+        let grants = match self.test(&call.asks, path) {
+            Ok(grants) => grants,
+            Err(denial) => {
+                let uses = call.asks.iter().map(|ask| (&ask.meter, &ask.properties));
+                return Answer {
+                    outcome: Outcome::Denied(denial),
+                    limits: self.limits(path, uses),
+                    at: self.moment.now,
+                };
+            }
+        };
+        let made = Reservation {
+            key,
+            id: id.to_owned(),
+            path_id: path.id,
+            content,
+            created_at: self.moment.now,
+            expires_at: self.moment.now.saturating_add(Duration::from_secs(call.ttl_seconds.into())),
+            on_expiry: call.on_expiry,
+            status: Status::Held,
+            holds: holds(&call.asks, &grants),
+            over_hold: false,
+            late: false,
+            reason: None,
+            settled_at: None,
+            last_call: None,
+        };
+        self.paths.entry(path.id).or_insert_with(|| Arc::clone(path));
+        self.enter(None, &made, Vec::new());
+        self.answer(Outcome::Held { reservation: made.clone(), replayed: false }, &made)
+    }
+
+    /// Records what was done.
+    pub fn commit(&mut self, key: Uuid, call: &Commit) -> Answer {
+        self.lapse(key);
+        let Some(before) = self.reservations.get(&key).cloned() else {
+            return self.refused(Refusal::NotFound);
+        };
+        match before.commit(call, self.terms, self.moment) {
+            Err(objection) => self.objected(objection),
+            Ok(Settlement::Repeated { events }) => {
+                let outcome = Outcome::Committed { reservation: before.clone(), events, replayed: true };
+                self.answer(outcome, &before)
+            }
+            Ok(Settlement::New { next, records }) => {
+                let events = records.iter().map(|record| record.key).collect();
+                self.enter(Some(&before), &next, records);
+                let outcome = Outcome::Committed { reservation: (*next).clone(), events, replayed: false };
+                self.answer(outcome, &next)
+            }
+        }
+    }
+
+    /// Lets go of what is held.
+    pub fn release(&mut self, key: Uuid, call: &Release) -> Answer {
+        self.lapse(key);
+        let Some(before) = self.reservations.get(&key).cloned() else {
+            return self.refused(Refusal::NotFound);
+        };
+        match before.release(call, self.moment) {
+            Err(refusal) => self.refused(refusal),
+            Ok(None) => {
+                // of what has expired there was nothing to release before
+                let replayed = before.status == Status::Released;
+                self.answer(Outcome::Released { reservation: before.clone(), replayed }, &before)
+            }
+            Ok(Some(next)) => {
+                self.enter(Some(&before), &next, Vec::new());
+                self.answer(Outcome::Released { reservation: next.clone(), replayed: false }, &next)
+            }
+        }
+    }
+
+    /// Gives more time, or other totals.
+    pub fn extend(&mut self, key: Uuid, call: &Extend) -> Answer {
+        self.lapse(key);
+        let Some(before) = self.reservations.get(&key).cloned() else {
+            return self.refused(Refusal::NotFound);
+        };
+        let next = match before.extend(call, self.terms, self.moment) {
+            Ok(next) => next,
+            Err(objection) => return self.objected(objection),
+        };
+        if let Some(denial) = self.test_growth(&before, &next) {
+            return self.answer(Outcome::Denied(denial), &before);
+        }
+        self.enter(Some(&before), &next, Vec::new());
+        self.answer(Outcome::Extended { reservation: next.clone() }, &next)
+    }
+
+    /// Whether holds that grow still fit, in the periods in which they are held.
+    fn test_growth(&self, before: &Reservation, next: &Reservation) -> Option<Denial> {
+        let path = self.paths.get(&next.path_id)?;
+        let grown: Vec<(&Hold, Total)> = before
+            .holds
+            .iter()
+            .zip(&next.holds)
+            .map(|(old, new)| {
+                (new, Total::from(next.open(new, self.moment.now)) - before.open(old, self.moment.now).into())
+            })
+            .filter(|(_, more)| *more > Total::default())
+            .collect();
+        if grown.is_empty() {
+            return None;
+        }
+        let uses = grown.iter().map(|(hold, _)| (&hold.meter, &hold.properties));
+        if let Some(denial) = obstacle(self.terms, path, uses) {
+            return Some(denial);
+        }
+        let mut denied_by = Vec::new();
+        for (hold, more) in grown {
+            for (found, _) in self.levels(path, &hold.meter, &hold.properties, next.created_at) {
+                // a period that was over before there was such a limit has no counter, and no quota to pass
+                let Some((_, counter)) = self.counter_at(&found, next.created_at) else { continue };
+                if found.terms.is_hard() && !fits(found.quota(), counter.level, more) {
+                    denied_by.push(Denier::of(&found, counter.level, hold.value, next.created_at));
+                }
+            }
+        }
+        (!denied_by.is_empty()).then_some(Denial { reason: Reason::LimitReached, denied_by })
+    }
+
+    /// Carries out an expiry that is due.
+    pub fn lapse(&mut self, key: Uuid) {
+        let Some(before) = self.reservations.get(&key) else { return };
+        if let Some((next, records)) = before.lapsed(self.moment) {
+            let before = before.clone();
+            self.enter(Some(&before), &next, records);
+        }
+    }
+
+    /// Writes a reservation's change into the book: its holds, its records, itself.
+    fn enter(&mut self, before: Option<&Reservation>, after: &Reservation, records: Vec<Record>) {
+        let Some(path) = self.paths.get(&after.path_id).cloned() else { return };
+        for (index, hold) in after.holds.iter().enumerate() {
+            let was_open =
+                before.map_or(Quantity::default(), |old| old.open(&old.holds[index], self.moment.now));
+            let is_open = after.open(hold, self.moment.now);
+            let used = records
+                .iter()
+                .filter(|record| record.meter == hold.meter)
+                .fold(Total::default(), |sum, record| sum + record.quantity.into());
+            // limits of one definition, a soft one below a hard one, share a counter
+            let matching = self.terms.matching(&path, &hold.meter, &hold.properties);
+            let periods = matching.filter_map(|found| Some(found.counter_at(after.created_at)?.key));
+            for key in periods.collect::<BTreeSet<_>>() {
+                let Some(counter) = self.counters.get_mut(&key) else { continue };
+                counter.level.used = counter.level.used + used;
+                counter.level.held = counter.level.held + is_open.into() - was_open.into();
+                let line = |of: &Reservation| LineKey {
+                    counter: key,
+                    expires_at: of.expires_at,
+                    reservation: of.key,
+                };
+                if let Some(old) = before
+                    && !was_open.is_zero()
+                {
+                    self.lines.entry(line(old)).or_insert(LineChange { was_there: true, line: None }).line =
+                        None;
+                }
+                if !is_open.is_zero() {
+                    let next = counter.next_expiry.map_or(after.expires_at, |at| at.min(after.expires_at));
+                    counter.next_expiry = Some(next);
+                    self.lines
+                        .entry(line(after))
+                        .or_insert(LineChange { was_there: false, line: None })
+                        .line = Some(Line { quantity: is_open, on_expiry: after.on_expiry });
+                }
+            }
+        }
+        let at = after.created_at;
+        self.entries.extend(records.into_iter().map(|record| Entry { path: Arc::clone(&path), at, record }));
+        self.changed.entry(after.key).or_insert(if before.is_some() {
+            Change::Altered
+        } else {
+            Change::Made
+        });
+        self.reservations.insert(after.key, after.clone());
+    }
+}

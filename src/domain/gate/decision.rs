@@ -1,0 +1,167 @@
+//! The decision: whether what is asked fits under every limit that matches, over the whole path.
+
+use serde::Serialize;
+
+use super::standing::{Match, Path, Terms};
+use crate::domain::event::Properties;
+use crate::domain::names::{ItemKey, MeterKey};
+use crate::domain::plan::Unmatched;
+use crate::domain::quantity::{Quantity, Total};
+use crate::domain::timestamp::Timestamp;
+use crate::domain::window::Span;
+
+/// What is used and held of a limit's quota.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Level {
+    pub used: Total,
+    pub held: Total,
+}
+
+/// Why something may not run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Reason {
+    NoSubscription,
+    SubscriptionInactive,
+    Unmatched,
+    LimitReached,
+}
+
+impl Reason {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::NoSubscription => "no_subscription",
+            Self::SubscriptionInactive => "subscription_inactive",
+            Self::Unmatched => "unmatched",
+            Self::LimitReached => "limit_reached",
+        }
+    }
+}
+
+/// A limit as it stands.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct LimitState {
+    pub subject: String,
+    pub key: ItemKey,
+    pub meter: MeterKey,
+    /// None: unlimited.
+    pub quota: Option<Quantity>,
+    pub used: Total,
+    pub held: Total,
+    pub remaining: Option<Total>,
+    /// None: never.
+    pub resets_at: Option<Timestamp>,
+    #[serde(skip)]
+    pub period: Span,
+}
+
+impl LimitState {
+    pub fn of(found: &Match<'_>, level: Level, now: Timestamp) -> Self {
+        let (quota, period) = (found.quota(), found.period_at(now));
+        Self {
+            subject: found.member.subject.clone(),
+            key: found.key().clone(),
+            meter: found.terms.limit.meter.clone(),
+            quota,
+            used: level.used,
+            held: level.held,
+            remaining: quota.map(|quota| (Total::from(quota) - level.used - level.held).or_zero()),
+            resets_at: resets_at(period),
+            period,
+        }
+    }
+}
+
+/// When a period's quota turns over; never for one that has no end.
+pub fn resets_at(period: Span) -> Option<Timestamp> {
+    (period.to < Timestamp::MAX).then_some(period.to)
+}
+
+/// A limit that denies.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Denier {
+    pub subject: String,
+    pub key: ItemKey,
+    pub meter: MeterKey,
+    pub quota: Option<Quantity>,
+    pub used: Total,
+    pub held: Total,
+    pub requested: Quantity,
+    pub resets_at: Option<Timestamp>,
+}
+
+impl Denier {
+    pub fn of(found: &Match<'_>, level: Level, requested: Quantity, now: Timestamp) -> Self {
+        let LimitState { subject, key, meter, quota, used, held, resets_at, .. } =
+            LimitState::of(found, level, now);
+        Self { subject, key, meter, quota, used, held, requested, resets_at }
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Denial {
+    pub reason: Reason,
+    /// Empty but for limits.
+    pub denied_by: Vec<Denier>,
+}
+
+impl Denial {
+    fn bare(reason: Reason) -> Self {
+        Self { reason, denied_by: Vec::new() }
+    }
+}
+
+/// What stands in the way of a use before any quota is looked at.
+pub fn obstacle<'a>(
+    terms: &Terms,
+    path: &Path,
+    uses: impl Iterator<Item = (&'a MeterKey, &'a Properties)>,
+) -> Option<Denial> {
+    let Some((_, nearest)) = path.nearest() else { return Some(Denial::bare(Reason::NoSubscription)) };
+    let mut subscriptions = path.members.iter().filter_map(|member| member.subscription.as_ref());
+    if subscriptions.any(|subscription| !subscription.status.may_use()) {
+        return Some(Denial::bare(Reason::SubscriptionInactive));
+    }
+    let unmatched = terms.catalog.plan(&nearest.plan).map_or(Unmatched::Deny, |plan| plan.unmatched);
+    let mut uses = uses;
+    let stray = uses.any(|(meter, properties)| terms.matching(path, meter, properties).next().is_none());
+    (stray && unmatched == Unmatched::Deny).then(|| Denial::bare(Reason::Unmatched))
+}
+
+/// How much of what is asked is granted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Grant {
+    /// All of it or none.
+    Exactly,
+    /// What is left of it.
+    UpTo,
+}
+
+/// The hard rule: used + held + more must not pass the quota. A value of zero takes the same test.
+pub fn fits(quota: Option<Quantity>, level: Level, more: Total) -> bool {
+    quota.is_none_or(|quota| level.used + level.held + more <= Total::from(quota))
+}
+
+/// The part of `asked` that fits under all the limits, which are those that match; `whole`: in whole
+/// units. None where it is denied.
+pub fn granted(
+    asked: Quantity,
+    grant: Grant,
+    whole: bool,
+    limits: &[(Match<'_>, Level)],
+) -> Option<Quantity> {
+    let hard = || limits.iter().filter(|(found, _)| found.terms.is_hard());
+    let fits_all = |more: Quantity| hard().all(|(found, level)| fits(found.quota(), *level, more.into()));
+    if fits_all(asked) {
+        return Some(asked);
+    }
+    if grant == Grant::Exactly {
+        return None;
+    }
+    let left = hard()
+        .filter_map(|(found, level)| Some(Total::from(found.quota()?) - level.used - level.held))
+        .min()?
+        .quantity()?;
+    let left = if whole { left.whole() } else { left };
+    (left > Quantity::default()).then_some(left)
+}

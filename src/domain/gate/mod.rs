@@ -1,0 +1,11 @@
+//! The gate: may this run, now? Pure: who stands where and which limits meet a use ([`standing`]),
+//! the test itself ([`decision`]), what a reservation goes through ([`reservation`]), and a book of
+//! counters and reservations to which calls are applied one after the other ([`book`]).
+
+pub mod book;
+#[cfg(test)]
+mod cases;
+pub mod decision;
+pub mod request;
+pub mod reservation;
+pub mod standing;

@@ -1,0 +1,295 @@
+//! Who stands where, and which limits meet a use of a meter: those of every subject on the path, each
+//! by its own plan.
+
+use std::collections::HashMap;
+
+use uuid::Uuid;
+
+use crate::domain::catalog::Catalog;
+use crate::domain::event::Properties;
+use crate::domain::limits::{CLOSING, EVENT_AHEAD_MAX};
+use crate::domain::meter::{Aggregation, StoredMeter};
+use crate::domain::names::{ItemKey, MeterKey, PlanKey, SubjectId};
+use crate::domain::plan::{Enforcement, Limit, Plan};
+use crate::domain::quantity::Quantity;
+use crate::domain::subscription::Subscription;
+use crate::domain::timestamp::Timestamp;
+use crate::domain::window::Span;
+
+/// A subject on a path.
+#[derive(Debug, Clone)]
+pub struct Member {
+    pub subject_id: i64,
+    pub subject: String,
+    pub subscription: Option<Subscription>,
+}
+
+/// A subject and its ancestors, nearest first.
+#[derive(Debug, Clone)]
+pub struct Path {
+    pub id: i64,
+    /// The nearest customer on it.
+    pub customer_id: Option<i64>,
+    pub members: Vec<Member>,
+}
+
+impl Path {
+    /// Of somebody whom nobody has met.
+    pub fn of_stranger(subject: &SubjectId) -> Self {
+        let member = Member { subject_id: 0, subject: subject.to_string(), subscription: None };
+        Self { id: 0, customer_id: None, members: vec![member] }
+    }
+
+    pub fn subject(&self) -> &str {
+        self.members.first().map_or("", |member| &member.subject)
+    }
+
+    /// The subject at the top.
+    pub fn root(&self) -> Option<&Member> {
+        self.members.last()
+    }
+
+    pub fn has_subscription(&self) -> bool {
+        self.members.iter().any(|member| member.subscription.is_some())
+    }
+
+    /// The nearest subscription, and whose it is.
+    pub fn nearest(&self) -> Option<(&Member, &Subscription)> {
+        self.members.iter().find_map(|member| Some((member, member.subscription.as_ref()?)))
+    }
+
+    /// Whether a subscription on it has come to its end without that being carried out.
+    pub fn has_due_end(&self, now: Timestamp, terms: &Terms) -> bool {
+        self.members
+            .iter()
+            .filter_map(|member| member.subscription.as_ref())
+            .any(|subscription| subscription.ended(&terms.catalog, now).is_some())
+    }
+
+    /// As it stands with what is due carried out: ends, and the default plan where nobody on it ever
+    /// had a subscription.
+    #[must_use]
+    pub fn settled(&self, now: Timestamp, terms: &Terms) -> Self {
+        let mut settled = self.clone();
+        for member in &mut settled.members {
+            if let Some(ended) = member.subscription.as_ref().and_then(|s| s.ended(&terms.catalog, now)) {
+                member.subscription = Some(ended);
+            }
+        }
+        if !settled.has_subscription()
+            && let (Some(plan), Some(root)) = (&terms.catalog.default_plan, settled.members.last_mut())
+        {
+            root.subscription = Some(Subscription::begin(plan.clone(), now));
+        }
+        settled
+    }
+}
+
+/// When a limit came to its plan: by the clock, and by the version of the configuration.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Since {
+    pub at: Timestamp,
+    pub version: i64,
+}
+
+impl Since {
+    /// Later than anything.
+    const UNKNOWN: Self = Self { at: Timestamp::MAX, version: i64::MAX };
+}
+
+/// A limit of a plan in force.
+#[derive(Debug, Clone)]
+pub struct LimitTerms {
+    pub limit: Limit,
+    pub meter_id: i32,
+    pub aggregation: Aggregation,
+    /// See [`Limit::definition`].
+    pub definition: Uuid,
+    /// Since when its plan has had a limit of this definition.
+    pub since: Since,
+}
+
+impl LimitTerms {
+    pub fn is_hard(&self) -> bool {
+        self.limit.enforcement == Enforcement::Hard
+    }
+
+    /// Whether it compares a counter, which can be held; else a level, which is read.
+    pub fn is_counted(&self) -> bool {
+        self.aggregation.is_reservable()
+    }
+}
+
+/// The catalog as it decides.
+#[derive(Debug, Default)]
+pub struct Terms {
+    pub catalog: Catalog,
+    meters: HashMap<MeterKey, StoredMeter>,
+    by_event_name: HashMap<String, Vec<MeterKey>>,
+    limits: HashMap<PlanKey, Vec<LimitTerms>>,
+}
+
+impl Terms {
+    /// `since`: by plan and definition.
+    pub fn new(catalog: Catalog, meters: Vec<StoredMeter>, since: &HashMap<(String, Uuid), Since>) -> Self {
+        let meters: HashMap<MeterKey, StoredMeter> =
+            meters.into_iter().map(|terms| (terms.meter.key.clone(), terms)).collect();
+        let limit = |plan: &Plan, limit: &Limit| {
+            let terms = meters.get(&limit.meter)?;
+            let definition = limit.definition();
+            let since = since.get(&(plan.key.to_string(), definition)).copied();
+            Some(LimitTerms {
+                limit: limit.clone(),
+                meter_id: terms.id,
+                aggregation: terms.meter.aggregation,
+                definition,
+                since: since.unwrap_or(Since::UNKNOWN),
+            })
+        };
+        let limits = catalog
+            .plans
+            .iter()
+            .map(|plan| (plan.key.clone(), plan.limits.iter().filter_map(|l| limit(plan, l)).collect()))
+            .collect();
+        let mut by_event_name: HashMap<String, Vec<MeterKey>> = HashMap::new();
+        let mut keys: Vec<&MeterKey> = meters.keys().collect();
+        keys.sort();
+        for key in keys {
+            let name = meters[key].meter.event_name.to_string();
+            by_event_name.entry(name).or_default().push(key.clone());
+        }
+        Self { catalog, meters, by_event_name, limits }
+    }
+
+    pub fn meter(&self, key: &MeterKey) -> Option<&StoredMeter> {
+        self.meters.get(key)
+    }
+
+    pub fn meter_by_id(&self, id: i32) -> Option<&StoredMeter> {
+        self.meters.values().find(|terms| terms.id == id)
+    }
+
+    /// The meters that look at events of a name, by key.
+    pub fn meters_of(&self, event_name: &str) -> impl Iterator<Item = &StoredMeter> {
+        let keys = self.by_event_name.get(event_name).map_or(&[][..], Vec::as_slice);
+        keys.iter().filter_map(|key| self.meters.get(key))
+    }
+
+    pub fn limits_of(&self, plan: &PlanKey) -> &[LimitTerms] {
+        self.limits.get(plan).map_or(&[], Vec::as_slice)
+    }
+
+    /// The limits that meet a use of a meter, the nearest subject's first.
+    pub fn matching<'a>(
+        &'a self,
+        path: &'a Path,
+        meter: &MeterKey,
+        properties: &Properties,
+    ) -> impl Iterator<Item = Match<'a>> {
+        self.of_path(path).filter(move |found| {
+            found.terms.limit.meter == *meter && found.terms.limit.filter.admits(properties)
+        })
+    }
+
+    /// Every limit of every plan on a path, the nearest subject's first.
+    pub fn of_path<'a>(&'a self, path: &'a Path) -> impl Iterator<Item = Match<'a>> {
+        path.members.iter().flat_map(|member| self.of_member(member))
+    }
+
+    /// The limits of a subject by its own plan.
+    pub fn of_member<'a>(&'a self, member: &'a Member) -> impl Iterator<Item = Match<'a>> {
+        let own = member.subscription.as_ref();
+        own.into_iter().flat_map(move |subscription| {
+            self.limits_of(&subscription.plan).iter().map(move |terms| Match { member, subscription, terms })
+        })
+    }
+}
+
+/// A limit as it meets a subject.
+#[derive(Debug, Clone, Copy)]
+pub struct Match<'a> {
+    pub member: &'a Member,
+    pub subscription: &'a Subscription,
+    pub terms: &'a LimitTerms,
+}
+
+/// Names a counter: the order in which they are locked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct CounterKey {
+    pub subject_id: i64,
+    pub definition: Uuid,
+    pub period_start: Timestamp,
+}
+
+/// A counter of a limit, and what it counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CounterPeriod {
+    pub key: CounterKey,
+    /// The period; what lies before `since` in it is not counted.
+    pub period: Span,
+    pub since: Timestamp,
+    /// Where there is no such counter while its period lasts, nothing can have been recorded for it.
+    pub starts_at_zero: bool,
+}
+
+impl CounterPeriod {
+    /// What it counts.
+    pub fn counted(&self) -> Span {
+        Span { from: self.since, to: self.period.to }
+    }
+}
+
+impl Match<'_> {
+    pub fn key(&self) -> &ItemKey {
+        &self.terms.limit.key
+    }
+
+    pub fn quota(&self) -> Option<Quantity> {
+        match self.subscription.overrides.get(self.key()) {
+            Some(quota) => *quota,
+            None => self.terms.limit.quota,
+        }
+    }
+
+    pub fn period_at(&self, at: Timestamp) -> Span {
+        self.terms.limit.period_at(&self.subscription.cycle, at)
+    }
+
+    /// The counter around an instant; none where what happens then is not counted any more.
+    pub fn counter_at(&self, at: Timestamp) -> Option<CounterPeriod> {
+        let counter = self.counter_of(self.period_at(at));
+        (counter.since <= at).then_some(counter)
+    }
+
+    fn counter_of(&self, period: Span) -> CounterPeriod {
+        let Self { member, subscription, terms } = self;
+        let reset = subscription.resets.get(&terms.definition).copied();
+        // While a limit is assigned, whatever is recorded for it makes its counter. So a counter that
+        // is missing though its period began later counts nothing; events may lie a little ahead.
+        let assigned = subscription.terms_since.max(terms.since.at);
+        let began_assigned = period.from >= assigned.saturating_add(EVENT_AHEAD_MAX);
+        let nothing_before = subscription.pristine_version.is_some_and(|began| terms.since.version <= began);
+        CounterPeriod {
+            key: CounterKey {
+                subject_id: member.subject_id,
+                definition: terms.definition,
+                period_start: period.from,
+            },
+            period,
+            since: reset.map_or(period.from, |reset| reset.max(period.from)),
+            starts_at_zero: began_assigned || nothing_before,
+        }
+    }
+}
+
+impl CounterPeriod {
+    /// Whether its time is over for good: then only a counter that exists goes on being counted.
+    pub fn is_closed(&self, now: Timestamp) -> bool {
+        self.period.to.saturating_add(CLOSING) <= now
+    }
+
+    /// Whether it has been closed for so long that nobody can be about to make it.
+    pub fn is_forgotten(&self, now: Timestamp) -> bool {
+        self.period.to.saturating_add(CLOSING * 2) <= now
+    }
+}

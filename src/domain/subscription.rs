@@ -1,0 +1,359 @@
+//! Subscriptions: which plan a subject is on, whether it may use it, and how its periods turn. Every
+//! change is a function of what stood before and a time.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use uuid::Uuid;
+
+use super::catalog::Catalog;
+use super::fields::{self, Fields, Read, Violation};
+use super::limits::{CATALOG_ITEMS_MAX, CLOSING, EVENT_AHEAD_MAX};
+use super::names::{ItemKey, PlanKey};
+use super::period::Cycle;
+use super::plan::OnPlanChange;
+use super::quantity::Quantity;
+use super::timestamp::Timestamp;
+use super::window::Span;
+
+/// As the biller says it (<https://docs.stripe.com/api/subscriptions/object#subscription_object-status>).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Status {
+    Trialing,
+    Active,
+    PastDue,
+    Unpaid,
+    Paused,
+    Canceled,
+    Incomplete,
+    IncompleteExpired,
+}
+
+impl Status {
+    pub const WORDS: [(&'static str, Self); 8] = [
+        ("trialing", Self::Trialing),
+        ("active", Self::Active),
+        ("past_due", Self::PastDue),
+        ("unpaid", Self::Unpaid),
+        ("paused", Self::Paused),
+        ("canceled", Self::Canceled),
+        ("incomplete", Self::Incomplete),
+        ("incomplete_expired", Self::IncompleteExpired),
+    ];
+
+    pub fn as_str(self) -> &'static str {
+        Self::WORDS.iter().find(|(_, status)| *status == self).map_or("", |(word, _)| word)
+    }
+
+    pub fn may_use(self) -> bool {
+        matches!(self, Self::Trialing | Self::Active | Self::PastDue)
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Subscription {
+    pub plan: PlanKey,
+    pub status: Status,
+    pub cycle: Cycle,
+    pub ends_at: Option<Timestamp>,
+    /// Where it goes when it ends; none: where its plan says.
+    pub fallback_plan: Option<PlanKey>,
+    /// Quotas of its own, by the keys of limits; none is unlimited.
+    pub overrides: BTreeMap<ItemKey, Option<Quantity>>,
+    /// Since when its plan and its periods are what they are.
+    pub terms_since: Timestamp,
+    /// The version of the configuration under which it began, if nothing was recorded for the subject
+    /// before, and its terms have stayed the same.
+    pub pristine_version: Option<i64>,
+    /// By definition of a limit: what was used before is not counted.
+    pub resets: BTreeMap<Uuid, Timestamp>,
+}
+
+/// A subscription as a caller states it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Statement {
+    pub plan: PlanKey,
+    pub status: Status,
+    pub cycle_start: Option<Timestamp>,
+    pub period_end: Option<Timestamp>,
+    pub ends_at: Option<Timestamp>,
+    pub overrides: BTreeMap<ItemKey, Option<Quantity>>,
+}
+
+impl Statement {
+    pub fn read(value: Value) -> Read<Self> {
+        let mut fields = Fields::of(value)?;
+        let plan = fields.required("plan", |v| Ok(PlanKey::parse(fields::text(v)?)?));
+        let status = fields.optional("status", |v| fields::one_of(v, &Status::WORDS));
+        let cycle_start = fields.optional("cycle_start", fields::timestamp);
+        let period_end = fields.optional("period_end", fields::timestamp);
+        let ends_at = fields.optional("ends_at", fields::timestamp);
+        let overrides = fields.optional("overrides", read_overrides);
+        if let (Some(start), Some(end)) = (cycle_start, period_end)
+            && end <= start
+        {
+            let detail = "must lie after `cycle_start`";
+            fields.flaw(Violation::new("invalid_range", detail).under("period_end"));
+        }
+        fields.finish()?;
+        let Some(plan) = plan else { return Err(Vec::new()) };
+        Ok(Self {
+            plan,
+            status: status.unwrap_or(Status::Active),
+            cycle_start,
+            period_end,
+            ends_at,
+            overrides: overrides.unwrap_or_default(),
+        })
+    }
+
+    /// What speaks against it under a catalog.
+    pub fn refuse(&self, catalog: &Catalog) -> Read<()> {
+        let Some(plan) = catalog.plan(&self.plan) else {
+            let detail = format!("there is no plan `{}`", self.plan);
+            return Err(vec![Violation::new("unknown_plan", detail).under("plan")]);
+        };
+        let unknown = |key: &&ItemKey| plan.limit(key).is_none();
+        let flaws: Vec<Violation> = self
+            .overrides
+            .keys()
+            .filter(unknown)
+            .map(|key| {
+                let detail = format!("the plan `{}` has no limit `{key}`", plan.key);
+                Violation::new("unknown_limit", detail).under(key.as_str()).under("overrides")
+            })
+            .collect();
+        if flaws.is_empty() { Ok(()) } else { Err(flaws) }
+    }
+}
+
+/// `{"limit": quota}`; null is unlimited.
+pub fn read_overrides(value: Value) -> Read<BTreeMap<ItemKey, Option<Quantity>>> {
+    let map = fields::object(value)?;
+    if map.len() > CATALOG_ITEMS_MAX {
+        return Violation::only("too_many", format!("must have at most {CATALOG_ITEMS_MAX} entries"));
+    }
+    let mut overrides = BTreeMap::new();
+    let mut flaws = Vec::new();
+    for (name, value) in map {
+        let read = ItemKey::parse(name.as_str()).map_err(Vec::from).and_then(|key| {
+            let quota = if value.is_null() { None } else { Some(fields::quota(value)?) };
+            Ok((key, quota))
+        });
+        match read {
+            Ok((key, quota)) => {
+                overrides.insert(key, quota);
+            }
+            Err(found) => flaws.extend(found.into_iter().map(|flaw| flaw.under(&name))),
+        }
+    }
+    if flaws.is_empty() { Ok(overrides) } else { Err(flaws) }
+}
+
+/// When a subscription is to end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum End {
+    Now,
+    PeriodEnd,
+    At(Timestamp),
+}
+
+impl Subscription {
+    /// The first of a subject.
+    pub fn begin(plan: PlanKey, now: Timestamp) -> Self {
+        Self {
+            plan,
+            status: Status::Active,
+            cycle: Cycle { anchor: now, billing: None },
+            ends_at: None,
+            fallback_plan: None,
+            overrides: BTreeMap::new(),
+            terms_since: now,
+            pristine_version: None,
+            resets: BTreeMap::new(),
+        }
+    }
+
+    /// As a caller states it, after what stood before. Everything is replaced but the anchor, which
+    /// stays where `cycle_start` is one of its boundaries; without one, no period moves.
+    pub fn stated(
+        before: Option<&Self>,
+        statement: Statement,
+        catalog: &Catalog,
+        now: Timestamp,
+    ) -> Read<Self> {
+        let mut next = match before {
+            Some(before) => before.clone(),
+            None => Self::begin(statement.plan.clone(), now),
+        };
+        if let Some(start) = statement.cycle_start {
+            if before.is_none() || !next.cycle.is_boundary(start) {
+                next.cycle.anchor = start;
+            }
+            next.cycle.billing = None;
+        }
+        if let Some(end) = statement.period_end {
+            let start = statement.cycle_start.unwrap_or_else(|| next.cycle.billing_period(now).from);
+            if end <= start {
+                let detail = format!("must lie after {start}, where the period starts");
+                return Err(vec![Violation::new("invalid_range", detail).under("period_end")]);
+            }
+            next.cycle.billing = Some(Span { from: start, to: end });
+        }
+        if before.is_some_and(|before| next.has_moved_from(&before.cycle, now)) {
+            next.terms_since = now;
+            next.pristine_version = None;
+        }
+        next.move_to(statement.plan, catalog, now);
+        next.status = statement.status;
+        next.ends_at = statement.ends_at;
+        next.fallback_plan = None;
+        next.overrides = statement.overrides;
+        Ok(next)
+    }
+
+    /// Notes when it ends, and where it goes then.
+    #[must_use]
+    pub fn ending(&self, end: End, fallback_plan: Option<PlanKey>, now: Timestamp) -> Self {
+        let ends_at = match end {
+            End::Now => now,
+            End::PeriodEnd => self.cycle.billing_period(now).to,
+            End::At(time) => time.max(now),
+        };
+        Self { ends_at: Some(ends_at), fallback_plan, ..self.clone() }
+    }
+
+    /// As it stands once its end has come; none while it has not.
+    pub fn ended(&self, catalog: &Catalog, now: Timestamp) -> Option<Self> {
+        let ends_at = self.ends_at.filter(|at| *at <= now && self.status != Status::Canceled)?;
+        let fallback = self
+            .fallback_plan
+            .as_ref()
+            .or_else(|| catalog.plan(&self.plan)?.fallback_plan.as_ref())
+            .and_then(|key| catalog.plan(key));
+        let mut next = self.clone();
+        let Some(plan) = fallback else {
+            next.status = Status::Canceled;
+            return Some(next);
+        };
+        next.move_to(plan.key.clone(), catalog, ends_at);
+        next.status = Status::Active;
+        next.cycle.billing = None;
+        next.terms_since = ends_at;
+        next.pristine_version = None;
+        next.ends_at = None;
+        next.fallback_plan = None;
+        next.overrides = BTreeMap::new();
+        Some(next)
+    }
+
+    /// Whether periods in which something may be recorded by now have become others. Those that a
+    /// renewal announces came anyway.
+    fn has_moved_from(&self, cycle: &Cycle, now: Timestamp) -> bool {
+        let around = [now.saturating_sub(CLOSING), now, now.saturating_add(EVENT_AHEAD_MAX)];
+        let differs = |at: &Timestamp| self.cycle.billing_period(*at) != cycle.billing_period(*at);
+        self.cycle.anchor != cycle.anchor || around.iter().any(differs)
+    }
+
+    fn move_to(&mut self, plan: PlanKey, catalog: &Catalog, at: Timestamp) {
+        if self.plan == plan {
+            return;
+        }
+        self.plan = plan;
+        self.terms_since = at;
+        self.pristine_version = None;
+        let Some(plan) = catalog.plan(&self.plan) else { return };
+        for limit in &plan.limits {
+            if limit.on_plan_change.unwrap_or(plan.on_plan_change) == OnPlanChange::Reset {
+                self.resets.insert(limit.definition(), at);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn at(day: &str) -> Timestamp {
+        Timestamp::parse(&format!("{day}T00:00:00Z")).unwrap()
+    }
+
+    fn catalog() -> Catalog {
+        let limit = json!([{"key": "l", "meter": "m", "quota": 5, "period": "month"}]);
+        Catalog::read(json!({
+            "meters": [{"key": "m", "event_name": "e", "aggregation": "sum"}],
+            "plans": [
+                {"key": "free", "limits": limit, "on_plan_change": "reset"},
+                {"key": "pro", "limits": limit, "fallback_plan": "free"},
+            ],
+        }))
+        .unwrap()
+    }
+
+    fn put(before: Option<&Subscription>, statement: Value, now: &str) -> Subscription {
+        Subscription::stated(before, Statement::read(statement).unwrap(), &catalog(), at(now)).unwrap()
+    }
+
+    #[test]
+    fn renewals_keep_the_anchor() {
+        let first = put(None, json!({"plan": "pro", "cycle_start": "2026-01-31T00:00:00Z"}), "2026-02-05");
+        assert_eq!(first.cycle.anchor, at("2026-01-31"));
+        let renewed =
+            put(Some(&first), json!({"plan": "pro", "cycle_start": "2026-02-28T00:00:00Z"}), "2026-02-28");
+        assert_eq!(renewed.cycle.anchor, at("2026-01-31"));
+        assert_eq!(renewed.cycle.billing_period(at("2026-03-01")).to, at("2026-03-31"));
+        let untouched = put(Some(&renewed), json!({"plan": "pro"}), "2026-03-07");
+        assert_eq!(untouched.cycle, renewed.cycle);
+        let moved =
+            put(Some(&renewed), json!({"plan": "pro", "cycle_start": "2026-03-15T00:00:00Z"}), "2026-03-15");
+        assert_eq!(moved.cycle.anchor, at("2026-03-15"));
+        assert_eq!(put(None, json!({"plan": "pro"}), "2026-02-05").cycle.anchor, at("2026-02-05"));
+    }
+
+    #[test]
+    fn an_end_leads_to_the_fallback_plan_or_to_canceled() {
+        let (catalog, pro) = (catalog(), put(None, json!({"plan": "pro"}), "2026-01-10"));
+        let ending = pro.ending(End::PeriodEnd, None, at("2026-01-20"));
+        assert_eq!(ending.ends_at, Some(at("2026-02-10")));
+        assert_eq!(ending.ended(&catalog, at("2026-02-09")), None);
+        let fallen = ending.ended(&catalog, at("2026-03-01")).unwrap();
+        assert_eq!(
+            (fallen.plan.as_str(), fallen.terms_since, fallen.ends_at),
+            ("free", at("2026-02-10"), None)
+        );
+        assert_eq!(fallen.resets.values().copied().collect::<Vec<_>>(), [at("2026-02-10")]);
+        let over = fallen.ending(End::Now, None, at("2026-03-01")).ended(&catalog, at("2026-03-01")).unwrap();
+        assert_eq!((over.plan.as_str(), over.status), ("free", Status::Canceled));
+        assert_eq!(over.ended(&catalog, at("2026-04-01")), None);
+        let named = PlanKey::parse("pro").unwrap();
+        let past = over.ending(End::At(at("2026-01-01")), Some(named), at("2026-03-02"));
+        assert_eq!(past.ends_at, Some(at("2026-03-02")));
+    }
+
+    #[test]
+    fn what_is_unknown_is_named() {
+        let refused = |statement: Value| {
+            let flaws = Statement::read(statement).and_then(|s| s.refuse(&catalog())).unwrap_err();
+            (flaws[0].pointer.clone(), flaws[0].code)
+        };
+        let cases = [
+            (json!({"plan": "none"}), "/plan", "unknown_plan"),
+            (json!({"plan": "pro", "overrides": {"x": 1}}), "/overrides/x", "unknown_limit"),
+            (json!({"plan": "pro", "overrides": {"l": -1}}), "/overrides/l", "invalid_value"),
+            (json!({"plan": "pro", "status": "dead"}), "/status", "invalid_choice"),
+            (json!({}), "/plan", "missing_field"),
+            (
+                json!({"plan": "pro", "cycle_start": "2026-01-02T00:00:00Z", "period_end": "2026-01-01T00:00:00Z"}),
+                "/period_end",
+                "invalid_range",
+            ),
+        ];
+        for (statement, pointer, code) in cases {
+            assert_eq!(refused(statement.clone()), (pointer.to_owned(), code), "{statement}");
+        }
+    }
+}

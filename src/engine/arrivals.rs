@@ -1,0 +1,163 @@
+//! Where those who are recorded stand: found, made at their first contact, and put on the default plan
+//! where nobody on their path ever had a subscription.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::sync::Arc;
+
+use sqlx::{Connection, PgConnection};
+
+use super::clock::Clock;
+use super::configuration::{Configuration, Fresh};
+use crate::domain::environment::Environment;
+use crate::domain::gate::standing::Path;
+use crate::domain::timestamp::Timestamp;
+use crate::store::subjects::Which;
+use crate::store::{self, StoreError};
+
+/// Paths by the subject that stands there.
+pub(super) type Standings = HashMap<String, Arc<Path>>;
+
+/// The paths of subjects that exist.
+pub(super) async fn find(
+    connection: &mut PgConnection,
+    environment: Environment,
+    configuration: &Configuration,
+    names: &BTreeSet<&str>,
+    fresh: &mut Fresh,
+) -> Result<Standings, StoreError> {
+    let mut found = Standings::with_capacity(names.len());
+    let mut unknown = Vec::new();
+    for name in names {
+        match configuration.standings.get(*name) {
+            Some(path) => {
+                found.insert((*name).to_owned(), path);
+            }
+            None => unknown.push((*name).to_owned()),
+        }
+    }
+    if !unknown.is_empty() {
+        read(connection, environment, &unknown, &mut found, fresh).await?;
+    }
+    Ok(found)
+}
+
+async fn read(
+    connection: &mut PgConnection,
+    environment: Environment,
+    names: &[String],
+    found: &mut Standings,
+    fresh: &mut Fresh,
+) -> Result<(), StoreError> {
+    for path in store::subjects::paths(connection, environment, Which::Of(names)).await? {
+        let path = Arc::new(path);
+        fresh.standings.push(Arc::clone(&path));
+        fresh.paths.push(Arc::clone(&path));
+        found.insert(path.subject().to_owned(), path);
+    }
+    Ok(())
+}
+
+/// Paths by their number.
+pub(super) async fn find_paths(
+    connection: &mut PgConnection,
+    environment: Environment,
+    configuration: &Configuration,
+    ids: &BTreeSet<i64>,
+    fresh: &mut Fresh,
+) -> Result<HashMap<i64, Arc<Path>>, StoreError> {
+    let mut found = HashMap::with_capacity(ids.len());
+    let mut unknown = Vec::new();
+    for id in ids {
+        match configuration.paths.get(id) {
+            Some(path) => {
+                found.insert(*id, path);
+            }
+            None => unknown.push(*id),
+        }
+    }
+    if !unknown.is_empty() {
+        for path in store::subjects::paths(connection, environment, Which::Ids(&unknown)).await? {
+            let path = Arc::new(path);
+            fresh.paths.push(Arc::clone(&path));
+            found.insert(path.id, path);
+        }
+    }
+    Ok(found)
+}
+
+/// Makes subjects at their first contact, each as a root; the ids of those that were made here.
+/// `names` ascend.
+pub(super) async fn make(
+    connection: &mut PgConnection,
+    environment: Environment,
+    names: &[String],
+    found: &mut Standings,
+    fresh: &mut Fresh,
+) -> Result<HashSet<i64>, StoreError> {
+    if names.is_empty() {
+        return Ok(HashSet::new());
+    }
+    let made = store::subjects::insert_missing(connection, environment, names).await?;
+    read(connection, environment, names, found, fresh).await?;
+    Ok(made.into_iter().collect())
+}
+
+/// Puts the roots of paths without any subscription on the default plan, if there is one. `made`:
+/// subjects for whom nothing can have been recorded before.
+///
+/// A root under which others stand cannot be subscribed beside those who record for them: they take
+/// it that the root has no plan. Then nothing is done, and the roots are named for [`subscribe_alone`].
+pub(super) async fn subscribe(
+    connection: &mut PgConnection,
+    environment: Environment,
+    configuration: &Configuration,
+    found: &mut Standings,
+    made: &HashSet<i64>,
+    now: Timestamp,
+    fresh: &mut Fresh,
+) -> Result<Vec<i64>, StoreError> {
+    let Some(plan) = &configuration.terms.catalog.default_plan else { return Ok(Vec::new()) };
+    let (mut roots, mut names) = (BTreeMap::new(), Vec::new());
+    for (name, path) in found.iter().filter(|(_, path)| !path.has_subscription()) {
+        let Some(root) = path.root() else { continue };
+        roots.insert(root.subject_id, made.contains(&root.subject_id));
+        names.push(name.clone());
+    }
+    if roots.is_empty() {
+        return Ok(Vec::new());
+    }
+    let known: Vec<i64> = roots.iter().filter(|(_, made)| !**made).map(|(id, _)| *id).collect();
+    if !known.is_empty() {
+        let above_others = store::subscriptions::with_descendants(connection, &known).await?;
+        if !above_others.is_empty() {
+            return Ok(above_others);
+        }
+    }
+    let version = configuration.versions.config;
+    let (ids, pristine): (Vec<i64>, Vec<Option<i64>>) =
+        roots.into_iter().map(|(id, made)| (id, made.then_some(version))).unzip();
+    store::subscriptions::insert_default(connection, environment, &ids, &pristine, plan, now).await?;
+    read(connection, environment, &names, found, fresh).await?;
+    Ok(Vec::new())
+}
+
+/// Puts roots on the default plan while nobody records, in a transaction of its own.
+pub(super) async fn subscribe_alone(
+    connection: &mut PgConnection,
+    environment: Environment,
+    roots: &[i64],
+    clock: &Clock,
+) -> Result<(), StoreError> {
+    let mut roots = roots.to_vec();
+    roots.sort_unstable();
+    let mut transaction = connection.begin().await?;
+    store::configuration::lock_for_change(&mut transaction, environment).await?;
+    let now = clock.now(environment, store::usage::now(&mut transaction).await?);
+    let (catalog, _) = store::catalog::current(&mut transaction, environment).await?;
+    if let Some(plan) = &catalog.default_plan {
+        let pristine = vec![None; roots.len()];
+        store::subscriptions::insert_default(&mut transaction, environment, &roots, &pristine, plan, now)
+            .await?;
+    }
+    Ok(transaction.commit().await?)
+}

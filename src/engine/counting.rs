@@ -1,0 +1,385 @@
+//! Counters that calls need: made where they are missing, with what was recorded before they were.
+//!
+//! A counter is kept by whoever records while its limit is assigned: an open period's is made by the
+//! first who needs it. Whoever makes it inserts the row first, and only then looks, in a snapshot of
+//! its own, at what was recorded: others who are about to record wait for the row, and add their part
+//! to it; what they recorded before is seen.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use sqlx::{Connection, PgConnection};
+use uuid::Uuid;
+
+use super::configuration::{Configuration, Fresh};
+use super::{Engine, EngineError, reading};
+use crate::domain::environment::Environment;
+use crate::domain::event::Properties;
+use crate::domain::gate::book::{Counter, Line, LineKey};
+use crate::domain::gate::decision::Level;
+use crate::domain::gate::reservation::Reservation;
+use crate::domain::gate::standing::{CounterKey, CounterPeriod, Match, Path, Terms};
+use crate::domain::meter::StoredMeter;
+use crate::domain::names::SubjectId;
+use crate::domain::quantity::Total;
+use crate::domain::timestamp::Timestamp;
+use crate::domain::usage::{UsageQuery, Whose};
+use crate::domain::window::{Span, Zone};
+use crate::store::counters::{CounterColumns, CounterRow, Wanted};
+use crate::store::hold_lines::LineColumns;
+use crate::store::{self, Database, StoreError};
+
+/// A counter that is needed, and the limit as which.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Need<'a> {
+    pub(super) found: Match<'a>,
+    pub(super) counter: CounterPeriod,
+}
+
+impl Need<'_> {
+    pub(super) fn wanted(&self) -> Wanted {
+        Wanted { counter: self.counter, meter_id: self.found.terms.meter_id }
+    }
+}
+
+/// In the order in which they are locked.
+pub(super) type Needs<'a> = BTreeMap<CounterKey, Need<'a>>;
+
+/// Adds the counters of limits, around an instant.
+pub(super) fn need<'a>(needs: &mut Needs<'a>, found: Match<'a>, at: Timestamp) -> Option<CounterKey> {
+    let counter = found.terms.is_counted().then(|| found.counter_at(at))??;
+    needs.entry(counter.key).or_insert(Need { found, counter });
+    Some(counter.key)
+}
+
+/// A connection for looking at what is committed while another is in the midst of a transaction.
+#[derive(Debug)]
+pub(super) struct Reader {
+    database: Database,
+    connection: Option<PgConnection>,
+}
+
+impl Reader {
+    pub(super) fn new(database: Database) -> Self {
+        Self { database, connection: None }
+    }
+
+    async fn connected(&mut self) -> Result<PgConnection, StoreError> {
+        match self.connection.take() {
+            Some(connection) => Ok(connection),
+            None => self.database.connect_writer().await,
+        }
+    }
+}
+
+/// Makes those of the needed counters that are missing and whose period is not over for good.
+pub(super) async fn make_missing(
+    connection: &mut PgConnection,
+    reader: &mut Reader,
+    environment: Environment,
+    configuration: &Configuration,
+    needs: &Needs<'_>,
+    now: Timestamp,
+    fresh: &mut Fresh,
+) -> Result<(), StoreError> {
+    let unknown = |need: &&Need<'_>| {
+        !need.counter.is_forgotten(now) && !configuration.counters.contains_key(&need.counter.key)
+    };
+    let wanted: Vec<Wanted> = needs.values().filter(unknown).map(Need::wanted).collect();
+    if wanted.is_empty() {
+        return Ok(());
+    }
+    let mut made = store::counters::insert_missing(connection, environment, &wanted).await?;
+    // of a period that has just closed, somebody who began before that may have been about to make one
+    let closed: Vec<CounterKey> =
+        made.extract_if(.., |key| needs.get(key).is_some_and(|need| need.counter.is_closed(now))).collect();
+    store::counters::delete(connection, closed.into_iter()).await?;
+    let open = wanted.iter().filter(|wanted| !wanted.counter.is_closed(now));
+    fresh.counters.extend(open.map(|wanted| wanted.counter.key));
+    let mut uncounted: Vec<&Need<'_>> = made.iter().filter_map(|key| needs.get(key)).collect();
+    // while a period closes, somebody may have recorded for it without making its counter
+    uncounted.retain(|need| !need.counter.starts_at_zero || need.counter.period.to <= now);
+    if uncounted.is_empty() {
+        return Ok(());
+    }
+    // however long it takes: each statement of the reader is bounded
+    sqlx::raw_sql("set local idle_in_transaction_session_timeout = 0").execute(&mut *connection).await?;
+    let mut snapshot = reader.connected().await?;
+    let mut transaction = snapshot
+        .begin_with("begin isolation level repeatable read, read only")
+        .await
+        .map_err(StoreError::from)?;
+    let counted = count_all(&mut transaction, environment, &configuration.terms, &uncounted).await?;
+    transaction.commit().await?;
+    reader.connection = Some(snapshot);
+    write(connection, environment, &counted).await
+}
+
+/// What a counter comes to: what is used, and the lines of what is held.
+#[derive(Debug, Default)]
+pub(super) struct Count {
+    used: Total,
+    lines: Vec<(LineKey, Line)>,
+}
+
+impl Count {
+    pub(super) fn counter(&self, now: Timestamp) -> Counter {
+        let lines = || self.lines.iter().filter(|(key, _)| now < key.expires_at);
+        let held = lines().fold(Total::default(), |sum, (_, line)| sum + line.quantity.into());
+        let next_expiry = lines().map(|(key, _)| key.expires_at).min();
+        Counter { level: Level { used: self.used, held }, next_expiry, becomes: None }
+    }
+}
+
+async fn write(
+    connection: &mut PgConnection,
+    environment: Environment,
+    counted: &[(&Need<'_>, Count)],
+) -> Result<(), StoreError> {
+    let rows = store::counters::find(connection, counted.iter().map(|(need, _)| need.counter.key)).await?;
+    let (mut columns, mut lines) = (CounterColumns::default(), LineColumns::default());
+    for (need, count) in counted {
+        let held = count.lines.iter().fold(Total::default(), |sum, (_, line)| sum + line.quantity.into());
+        let next_expiry = count.lines.iter().map(|(key, _)| key.expires_at).min();
+        columns.push(need.counter.key, count.used, held, next_expiry);
+        let Some(row) = rows.iter().find(|row| row.key == need.counter.key) else { continue };
+        for (key, line) in &count.lines {
+            lines.push(row.id, *key, *line);
+        }
+    }
+    store::counters::set(connection, &columns).await?;
+    if !lines.is_empty() {
+        store::hold_lines::write(connection, environment, &lines).await?;
+    }
+    Ok(())
+}
+
+/// Counters that are counted with one question.
+const COUNTED_TOGETHER_MAX: usize = 1_000;
+
+/// Counts from what was recorded, in a snapshot: those that differ in nothing but the subject together.
+async fn count_all<'n, 'a>(
+    snapshot: &mut PgConnection,
+    environment: Environment,
+    terms: &Terms,
+    needs: &[&'n Need<'a>],
+) -> Result<Vec<(&'n Need<'a>, Count)>, StoreError> {
+    let mut alike: BTreeMap<(Uuid, Timestamp, Timestamp), Vec<&'n Need<'a>>> = BTreeMap::new();
+    for need in needs {
+        let Span { from, to } = need.counter.counted();
+        alike.entry((need.counter.key.definition, from, to)).or_default().push(need);
+    }
+    let mut counted = Vec::with_capacity(needs.len());
+    for together in alike.values().flat_map(|needs| needs.chunks(COUNTED_TOGETHER_MAX)) {
+        match count_together(snapshot, environment, terms, together).await? {
+            Some(counts) => counted.extend(together.iter().copied().zip(counts)),
+            None => {
+                for need in together {
+                    counted.push((*need, count(snapshot, environment, terms, need).await?));
+                }
+            }
+        }
+    }
+    Ok(counted)
+}
+
+/// None where they are better counted one by one.
+async fn count_together(
+    snapshot: &mut PgConnection,
+    environment: Environment,
+    terms: &Terms,
+    needs: &[&Need<'_>],
+) -> Result<Option<Vec<Count>>, StoreError> {
+    let [first, _, ..] = needs else { return Ok(None) };
+    let limit = &first.found.terms.limit;
+    let Some(stored) = terms.meter(&limit.meter) else { return Ok(None) };
+    let ids: Vec<i64> = needs.iter().map(|need| need.counter.key.subject_id).collect();
+    let through = store::subjects::paths_through(snapshot, &ids).await?;
+    let paths: Vec<i64> = through.keys().copied().collect();
+    let query = UsageQuery { whose: Whose::EachPath, subjects: Vec::new(), ..question(first, stored) };
+    let rows = match reading::answer_on(snapshot, environment, stored, &query, Some(&paths)).await {
+        Ok(rows) => rows,
+        // a whole tree on more paths than an answer has rows
+        Err(EngineError::Invalid(_)) => return Ok(None),
+        Err(why) => return Err(unexpected(why)),
+    };
+    let mut used: BTreeMap<i64, Total> = BTreeMap::new();
+    for row in rows {
+        let path = row.subject.and_then(|path| path.parse::<i64>().ok());
+        for subject in path.and_then(|path| through.get(&path)).into_iter().flatten() {
+            let sum = used.entry(*subject).or_default();
+            *sum = *sum + row.value.unwrap_or_default();
+        }
+    }
+    let counted = first.counter.counted();
+    let open = store::reservations::open_on_paths(snapshot, &paths, counted.from, counted.to).await?;
+    let mut held: BTreeMap<i64, Vec<&Reservation>> = BTreeMap::new();
+    for reservation in &open {
+        for subject in through.get(&reservation.path_id).into_iter().flatten() {
+            held.entry(*subject).or_default().push(reservation);
+        }
+    }
+    let count = |need: &&Need<'_>| {
+        let subject = need.counter.key.subject_id;
+        let open = held.get(&subject).into_iter().flatten().copied();
+        Count { used: used.get(&subject).copied().unwrap_or_default(), lines: lines(need, open) }
+    };
+    Ok(Some(needs.iter().map(count).collect()))
+}
+
+/// Counts from what was recorded, in a snapshot.
+pub(super) async fn count(
+    snapshot: &mut PgConnection,
+    environment: Environment,
+    terms: &Terms,
+    need: &Need<'_>,
+) -> Result<Count, StoreError> {
+    let Some(stored) = terms.meter(&need.found.terms.limit.meter) else { return Ok(Count::default()) };
+    let rows = reading::answer(snapshot, environment, stored, &question(need, stored)).await;
+    let used = rows.map_err(unexpected)?.first().and_then(|row| row.value).unwrap_or_default();
+    let counted = need.counter.counted();
+    let names = std::slice::from_ref(&need.found.member.subject);
+    let paths = store::subjects::path_ids(snapshot, environment, names, true).await?;
+    let open = store::reservations::open_on_paths(snapshot, &paths, counted.from, counted.to).await?;
+    Ok(Count { used, lines: lines(need, open.iter()) })
+}
+
+/// What open reservations hold on a counter. Those that have lapsed too: whoever locks the counter next
+/// settles them.
+fn lines<'r>(need: &Need<'_>, open: impl Iterator<Item = &'r Reservation>) -> Vec<(LineKey, Line)> {
+    let limit = &need.found.terms.limit;
+    let mut lines = Vec::new();
+    for reservation in open {
+        let before_expiry = reservation.created_at;
+        for hold in reservation.holds.iter().filter(|hold| hold.meter == limit.meter) {
+            let quantity = reservation.open(hold, before_expiry);
+            if limit.filter.admits(&hold.properties) && !quantity.is_zero() {
+                let (expires_at, on_expiry) = (reservation.expires_at, reservation.on_expiry);
+                let key = LineKey { counter: need.counter.key, expires_at, reservation: reservation.key };
+                lines.push((key, Line { quantity, on_expiry }));
+            }
+        }
+    }
+    lines
+}
+
+/// The question whose answer is what a counter counts.
+pub(super) fn question(need: &Need<'_>, stored: &StoredMeter) -> UsageQuery {
+    let limit = &need.found.terms.limit;
+    UsageQuery {
+        meter: stored.meter.key.clone(),
+        span: need.counter.counted(),
+        window: None,
+        zone: Zone::default(),
+        subjects: SubjectId::parse(need.found.member.subject.as_str()).into_iter().collect(),
+        descendants: true,
+        whose: Whose::All,
+        group_by: Vec::new(),
+        filter: limit.filter.iter().map(|(name, values)| (name.to_owned(), values.to_vec())).collect(),
+        fill: false,
+    }
+}
+
+/// A question of our own that cannot be answered is a defect, or the database's failure.
+pub(super) fn unexpected(why: EngineError) -> StoreError {
+    match why {
+        EngineError::Unavailable { why, .. } => StoreError::Unavailable(sqlx::Error::Protocol(why)),
+        other => StoreError::Refused(sqlx::Error::Decode(other.to_string().into())),
+    }
+}
+
+/// What recorded quantities add to counters.
+#[derive(Debug, Default)]
+pub(super) struct Additions<'a> {
+    pub(super) needs: Needs<'a>,
+    amounts: BTreeMap<CounterKey, Total>,
+}
+
+impl<'a> Additions<'a> {
+    /// An amount of one meter, for everybody on a path.
+    pub(super) fn add(
+        &mut self,
+        terms: &'a Terms,
+        path: &'a Path,
+        stored: &'a StoredMeter,
+        properties: &Properties,
+        amount: Total,
+        at: Timestamp,
+    ) {
+        if !stored.meter.aggregation.is_reservable() {
+            return;
+        }
+        // limits of one definition, a soft one below a hard one, share a counter
+        let mut keys = BTreeSet::new();
+        for found in terms.matching(path, &stored.meter.key, properties) {
+            keys.extend(need(&mut self.needs, found, at));
+        }
+        for key in keys {
+            let sum = self.amounts.entry(key).or_default();
+            *sum = *sum + amount;
+        }
+    }
+
+    /// Writes them, the counters in order; as they stand then.
+    pub(super) async fn write(
+        &self,
+        connection: &mut PgConnection,
+        reader: &mut Reader,
+        environment: Environment,
+        configuration: &Configuration,
+        now: Timestamp,
+        fresh: &mut Fresh,
+    ) -> Result<Vec<CounterRow>, StoreError> {
+        if self.needs.is_empty() {
+            return Ok(Vec::new());
+        }
+        make_missing(connection, reader, environment, configuration, &self.needs, now, fresh).await?;
+        let closed: BTreeSet<CounterKey> = self
+            .needs
+            .values()
+            .filter(|need| need.counter.is_closed(now))
+            .map(|need| need.counter.key)
+            .collect();
+        // of periods that are over for good, those that are there
+        let there: BTreeSet<CounterKey> = if closed.is_empty() {
+            closed.clone()
+        } else {
+            let rows = store::counters::find(connection, closed.iter().copied()).await?;
+            rows.into_iter().map(|row| row.key).collect()
+        };
+        let given: Vec<(Wanted, Total)> = self
+            .needs
+            .values()
+            .filter(|need| !closed.contains(&need.counter.key) || there.contains(&need.counter.key))
+            .map(|need| (need.wanted(), self.amounts.get(&need.counter.key).copied().unwrap_or_default()))
+            .collect();
+        if given.is_empty() {
+            return Ok(Vec::new());
+        }
+        store::counters::add_used(connection, environment, &given).await
+    }
+}
+
+/// How long counters are kept after the last reservation of their period can be extended.
+const KEPT_MAX: Duration = Duration::from_hours(24);
+/// Counters dropped in one transaction.
+const DROPPED_MAX: i64 = 5_000;
+
+impl Engine {
+    /// Drops some counters of periods that ended long ago and on which nothing is held; whether there
+    /// may be more.
+    pub async fn drop_old_counters(&self, environment: Environment) -> Result<bool, EngineError> {
+        let mut connection = self.database().pool().acquire().await?;
+        let now = self.inner.clock.now(environment, store::usage::now(&mut connection).await?);
+        let before = now.saturating_sub(self.inner.settings.event_age_max + KEPT_MAX);
+        if !store::counters::has_old(&mut connection, environment, before).await? {
+            return Ok(false);
+        }
+        // whoever records may be about to add to them
+        let mut transaction = connection.begin().await?;
+        store::configuration::lock_alone(&mut transaction, environment).await?;
+        let dropped = store::counters::delete_old(&mut transaction, environment, before, DROPPED_MAX).await?;
+        transaction.commit().await?;
+        Ok(dropped >= DROPPED_MAX.unsigned_abs())
+    }
+}

@@ -1,0 +1,368 @@
+//! Reserving, settling and looking at reservations. Calls share transactions on a lane of their own.
+
+mod batch;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use serde::Serialize;
+use serde_json::{Map, Value};
+use sqlx::{PgConnection, Postgres, Transaction};
+use uuid::Uuid;
+
+use super::counting::Reader;
+use super::ingest::{Workplace, new_id};
+use super::writers::{Attempt, Trade, Weight};
+use super::{Engine, EngineError};
+use crate::domain::environment::Environment;
+use crate::domain::event::event_key;
+use crate::domain::fields::Violation;
+use crate::domain::gate::book::Answer;
+use crate::domain::gate::request::{Commit, Extend, OnExpiry, Release, Reserve};
+use crate::domain::gate::reservation::{Moment, Refusal, Reservation, Status};
+use crate::domain::limits::SWEEP_RESERVATIONS_MAX;
+use crate::domain::names::{EventId, MeterKey, Source};
+use crate::domain::quantity::Quantity;
+use crate::domain::timestamp::Timestamp;
+use crate::store::reservations::After;
+use crate::store::{self, StoreError};
+
+/// One call.
+#[derive(Debug)]
+pub(super) enum Call {
+    Reserve {
+        key: Uuid,
+        id: String,
+        request: Reserve,
+    },
+    Commit {
+        key: Uuid,
+        request: Commit,
+    },
+    Release {
+        key: Uuid,
+        request: Release,
+    },
+    Extend {
+        key: Uuid,
+        request: Extend,
+    },
+    /// Carries out expiries that are due.
+    Sweep,
+}
+
+impl Call {
+    /// The reservation it is about.
+    fn key(&self) -> Option<Uuid> {
+        match self {
+            Self::Reserve { key, .. }
+            | Self::Commit { key, .. }
+            | Self::Release { key, .. }
+            | Self::Extend { key, .. } => Some(*key),
+            Self::Sweep => None,
+        }
+    }
+}
+
+#[derive(Debug)]
+pub(super) enum Reply {
+    Answer(Box<Answer>),
+    /// How many expiries were carried out.
+    Swept(usize),
+}
+
+/// Settles calls on reservations.
+#[derive(Debug)]
+pub(super) struct Holding {
+    environment: Environment,
+    workplace: Workplace,
+    reader: Reader,
+    /// Reservations whose expiry has to be carried out before others can be decided.
+    due: Vec<Uuid>,
+    /// Whether reservations that are to be made are looked for first.
+    looks: bool,
+    /// Ids that commits would derive and that others took.
+    taken: BTreeSet<Uuid>,
+    /// What is to be answered if the batch turns out to be committed.
+    kept: BTreeMap<i64, Vec<Reply>>,
+}
+
+impl Holding {
+    pub(super) fn new(environment: Environment, workplace: &Workplace) -> Self {
+        let reader = Reader::new(workplace.database.clone());
+        Self {
+            environment,
+            workplace: workplace.clone(),
+            reader,
+            due: Vec::new(),
+            looks: false,
+            taken: BTreeSet::new(),
+            kept: BTreeMap::new(),
+        }
+    }
+}
+
+impl Trade for Holding {
+    type Work = Call;
+    type Reply = Reply;
+
+    fn weigh(call: &Call) -> Weight {
+        let bytes = match call {
+            // properties as maps, most of all
+            Call::Reserve { request, .. } => 1_024 * (1 + request.asks.len()),
+            Call::Commit { request, .. } => 1_024 * (1 + request.values.len()),
+            Call::Release { .. } | Call::Extend { .. } | Call::Sweep => 1_024,
+        };
+        Weight { items: 1, bytes }
+    }
+
+    async fn rest(&self) {}
+
+    async fn attempt(
+        &mut self,
+        connection: &mut PgConnection,
+        work: &[&Call],
+        uncertain: &[i64],
+    ) -> Result<Attempt<Reply>, StoreError> {
+        for batch_id in uncertain {
+            if store::gate_batches::was_committed(connection, *batch_id).await?
+                && let Some(replies) = self.kept.remove(batch_id)
+            {
+                return Ok(Attempt::Committed(replies));
+            }
+        }
+        batch::attempt(self, connection, work).await
+    }
+}
+
+/// A reservation as it is shown.
+#[derive(Debug, Clone, Serialize)]
+pub struct ReservationView {
+    pub id: String,
+    pub subject: String,
+    /// The subject and its ancestors as they stood when it was made, nearest first.
+    pub path: Vec<String>,
+    pub status: Status,
+    pub created_at: Timestamp,
+    pub expires_at: Timestamp,
+    pub on_expiry: OnExpiry,
+    pub holds: Vec<HoldView>,
+    pub over_hold: bool,
+    pub late: bool,
+    pub reason: Option<String>,
+    pub settled_at: Option<Timestamp>,
+}
+
+#[derive(Debug, Clone, Serialize)]
+pub struct HoldView {
+    pub meter: MeterKey,
+    pub value: Quantity,
+    /// What commits recorded so far.
+    pub committed: Quantity,
+    pub properties: Map<String, Value>,
+}
+
+#[derive(Debug, Clone, Serialize)]
+pub struct ReservationPage {
+    pub data: Vec<ReservationView>,
+    pub next_cursor: Option<String>,
+}
+
+impl ReservationView {
+    fn of(reservation: &Reservation, path: Vec<String>, now: Timestamp) -> Self {
+        // what time has done to it is shown, whether anybody has written it or not
+        let moment = Moment { now, age_max: Duration::ZERO, taken: &BTreeSet::new() };
+        let shown = reservation.lapsed(moment).map_or_else(|| reservation.clone(), |(lapsed, _)| lapsed);
+        Self {
+            subject: path.first().cloned().unwrap_or_default(),
+            path,
+            status: shown.status,
+            created_at: shown.created_at,
+            expires_at: shown.expires_at,
+            on_expiry: shown.on_expiry,
+            holds: shown
+                .holds
+                .into_iter()
+                .map(|hold| HoldView {
+                    meter: hold.meter,
+                    value: hold.value,
+                    committed: hold.committed,
+                    properties: hold.properties.into_map(),
+                })
+                .collect(),
+            over_hold: shown.over_hold,
+            late: shown.late,
+            reason: shown.reason,
+            settled_at: shown.settled_at,
+            id: shown.id,
+        }
+    }
+}
+
+/// How long it may be asked whether a batch was committed.
+const BATCHES_KEPT: Duration = Duration::from_hours(1);
+
+/// The key of a reservation, made of its id as an event's is.
+fn key_of(id: &EventId) -> Uuid {
+    event_key(&Source::default(), id)
+}
+
+pub(super) fn not_found() -> EngineError {
+    EngineError::NotFound { code: Refusal::NotFound.code(), detail: Refusal::NotFound.detail().to_owned() }
+}
+
+impl Engine {
+    /// Holds what is asked for, or denies it. What only asks holds nothing.
+    pub async fn reserve(&self, environment: Environment, request: Reserve) -> Result<Answer, EngineError> {
+        if request.dry_run {
+            return self.check(environment, &request, true).await;
+        }
+        let id = request.id.clone().unwrap_or_else(new_id);
+        self.call(environment, Call::Reserve { key: key_of(&id), id: id.into_string(), request }).await
+    }
+
+    pub async fn commit(
+        &self,
+        environment: Environment,
+        id: &EventId,
+        request: Commit,
+    ) -> Result<Answer, EngineError> {
+        self.call(environment, Call::Commit { key: key_of(id), request }).await
+    }
+
+    pub async fn release(
+        &self,
+        environment: Environment,
+        id: &EventId,
+        request: Release,
+    ) -> Result<Answer, EngineError> {
+        self.call(environment, Call::Release { key: key_of(id), request }).await
+    }
+
+    pub async fn extend(
+        &self,
+        environment: Environment,
+        id: &EventId,
+        request: Extend,
+    ) -> Result<Answer, EngineError> {
+        self.call(environment, Call::Extend { key: key_of(id), request }).await
+    }
+
+    async fn call(&self, environment: Environment, call: Call) -> Result<Answer, EngineError> {
+        let gate = &self.inner.desk(environment).gate;
+        match gate.submit(call, self.inner.settings.wait_max).await? {
+            Reply::Answer(answer) => Ok(*answer),
+            Reply::Swept(_) => Err(EngineError::Internal("a call was taken for a sweep".to_owned())),
+        }
+    }
+
+    /// Carries out some expiries that are due; whether there may be more.
+    pub async fn sweep(&self, environment: Environment) -> Result<bool, EngineError> {
+        let gate = &self.inner.desk(environment).gate;
+        match gate.submit(Call::Sweep, self.inner.settings.wait_max).await? {
+            Reply::Swept(count) => Ok(i64::try_from(count).is_ok_and(|n| n >= SWEEP_RESERVATIONS_MAX)),
+            Reply::Answer(_) => Err(EngineError::Internal("a sweep was taken for a call".to_owned())),
+        }
+    }
+
+    /// Forgets batches that nobody can ask about any more.
+    pub async fn forget_old_batches(&self) -> Result<(), EngineError> {
+        let mut connection = self.database().pool().acquire().await?;
+        Ok(store::gate_batches::delete_old(&mut connection, BATCHES_KEPT).await?)
+    }
+
+    /// A snapshot in which what was charged at an expiry is recorded.
+    pub(super) async fn settled_snapshot(
+        &self,
+        environment: Environment,
+    ) -> Result<Transaction<'static, Postgres>, EngineError> {
+        loop {
+            let mut snapshot = store::usage::snapshot(self.database().pool()).await?;
+            let now = self.inner.clock.now(environment, store::usage::now(&mut snapshot).await?);
+            if !store::reservations::has_due_charges(&mut snapshot, environment, now).await? {
+                return Ok(snapshot);
+            }
+            drop(snapshot);
+            // another process may be at some of them: it is waited for
+            self.sweep(environment).await?;
+        }
+    }
+
+    pub async fn get_reservation(
+        &self,
+        environment: Environment,
+        id: &EventId,
+    ) -> Result<ReservationView, EngineError> {
+        let mut connection = self.database().pool().acquire().await?;
+        let now = self.inner.clock.now(environment, store::usage::now(&mut connection).await?);
+        let found = store::reservations::find(&mut connection, environment, key_of(id)).await?;
+        let found = found.ok_or_else(not_found)?;
+        let mut names = store::subjects::path_names(&mut connection, &[found.path_id]).await?;
+        Ok(ReservationView::of(&found, names.remove(&found.path_id).unwrap_or_default(), now))
+    }
+
+    /// A page of reservations, the latest first.
+    pub async fn list_reservations(
+        &self,
+        environment: Environment,
+        subject: Option<&str>,
+        status: Option<Status>,
+        cursor: Option<&str>,
+        limit: u32,
+    ) -> Result<ReservationPage, EngineError> {
+        let after = cursor.map(read_cursor).transpose()?;
+        let mut snapshot = store::usage::snapshot(self.database().pool()).await?;
+        let now = self.inner.clock.now(environment, store::usage::now(&mut snapshot).await?);
+        let paths = match subject {
+            None => None,
+            Some(subject) => {
+                let names = [subject.to_owned()];
+                Some(store::subjects::path_ids(&mut snapshot, environment, &names, false).await?)
+            }
+        };
+        let mut rows = store::reservations::list(
+            &mut snapshot,
+            environment,
+            paths.as_deref(),
+            status,
+            now,
+            after,
+            limit + 1,
+        )
+        .await?;
+        let more = rows.len() > limit as usize;
+        rows.truncate(limit as usize);
+        let ids: Vec<i64> = rows.iter().map(|row| row.path_id).collect();
+        let names = store::subjects::path_names(&mut snapshot, &ids).await?;
+        snapshot.commit().await?;
+        let next_cursor = rows.last().filter(|_| more).map(write_cursor);
+        let view = |row: &Reservation| {
+            ReservationView::of(row, names.get(&row.path_id).cloned().unwrap_or_default(), now)
+        };
+        Ok(ReservationPage { data: rows.iter().map(view).collect(), next_cursor })
+    }
+}
+
+/// The cursor after a reservation: its place in the order of the list.
+fn write_cursor(row: &Reservation) -> String {
+    let mut bytes = Vec::with_capacity(24);
+    bytes.extend(row.created_at.micros().to_be_bytes());
+    bytes.extend(row.key.as_bytes());
+    URL_SAFE_NO_PAD.encode(bytes)
+}
+
+fn read_cursor(cursor: &str) -> Result<After, EngineError> {
+    let read = || {
+        let bytes: [u8; 24] = URL_SAFE_NO_PAD.decode(cursor).ok()?.try_into().ok()?;
+        let (micros, key) = bytes.split_first_chunk::<8>()?;
+        Some(After {
+            created_at: Timestamp::from_micros(i64::from_be_bytes(*micros))?,
+            key: Uuid::from_slice(key).ok()?,
+        })
+    };
+    read().ok_or_else(|| {
+        EngineError::invalid(Violation::new("invalid_cursor", "is none that a list answered").under("cursor"))
+    })
+}

@@ -1,0 +1,267 @@
+//! Looking without touching: what may run, and how limits stand, from one snapshot.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use sqlx::PgConnection;
+use uuid::Uuid;
+
+use super::counting::{Need, Needs, count, need, question, unexpected};
+use super::{Engine, EngineError, reading};
+use crate::domain::environment::Environment;
+use crate::domain::event::{Event, Properties};
+use crate::domain::gate::book::{Answer, Book, Counter, Outcome};
+use crate::domain::gate::decision::{Level, LimitState};
+use crate::domain::gate::request::Reserve;
+use crate::domain::gate::reservation::{Moment, holds};
+use crate::domain::gate::standing::{CounterKey, Match, Path, Terms};
+use crate::domain::meter::Aggregation;
+use crate::domain::names::{EventName, MeterKey, SubjectId};
+use crate::domain::quantity::{Quantity, Total};
+use crate::domain::timestamp::Timestamp;
+use crate::store::subjects::Which;
+use crate::store::{self, StoreError};
+
+/// What an event is of which the limits are to be shown.
+#[derive(Debug)]
+pub(super) struct Use {
+    subject: SubjectId,
+    event_name: EventName,
+    value: Quantity,
+    properties: Properties,
+}
+
+impl Use {
+    pub(super) fn of(event: &Event) -> Self {
+        Self {
+            subject: event.subject.clone(),
+            event_name: event.event_name.clone(),
+            value: event.value,
+            properties: event.properties.clone(),
+        }
+    }
+}
+
+/// One snapshot, and what is in force in it.
+pub(super) struct Sight {
+    pub(super) snapshot: sqlx::Transaction<'static, sqlx::Postgres>,
+    pub(super) environment: Environment,
+    pub(super) terms: Arc<Terms>,
+    pub(super) now: Timestamp,
+}
+
+impl Sight {
+    /// Where a subject stands, with what is due carried out.
+    pub(super) async fn standing(&mut self, subject: &SubjectId) -> Result<Path, StoreError> {
+        let names = [subject.to_string()];
+        let found = store::subjects::paths(&mut self.snapshot, self.environment, Which::Of(&names)).await?;
+        let path = found.into_iter().next().unwrap_or_else(|| Path::of_stranger(subject));
+        Ok(path.settled(self.now, &self.terms))
+    }
+
+    /// What is used and held of limits now, by counter. Levels are read as counters are.
+    pub(super) async fn counters<'m>(
+        &mut self,
+        limits: impl Iterator<Item = Match<'m>>,
+    ) -> Result<BTreeMap<CounterKey, Counter>, StoreError> {
+        let (mut needs, mut levels) = (Needs::new(), Vec::new());
+        for found in limits {
+            if need(&mut needs, found, self.now).is_none()
+                && let Some(counter) = found.counter_at(self.now)
+            {
+                levels.push(Need { found, counter });
+            }
+        }
+        let mut counters = self.counted(&needs).await?;
+        for level in levels {
+            let used = level_of(&mut self.snapshot, self.environment, &self.terms, &level).await?;
+            let level_now = Level { used, held: Total::default() };
+            let counter = Counter { level: level_now, next_expiry: None, becomes: None };
+            counters.insert(level.counter.key, counter);
+        }
+        Ok(counters)
+    }
+
+    async fn counted(&mut self, needs: &Needs<'_>) -> Result<BTreeMap<CounterKey, Counter>, StoreError> {
+        let mut counters = BTreeMap::new();
+        if needs.is_empty() {
+            return Ok(counters);
+        }
+        let rows = store::counters::find(&mut self.snapshot, needs.keys().copied()).await?;
+        let mut lapsing = BTreeMap::new();
+        for row in rows {
+            if !needs.get(&row.key).is_some_and(|need| row.counts(&need.counter)) {
+                continue;
+            }
+            if row.next_expiry.is_some_and(|at| at <= self.now) {
+                lapsing.insert(row.id, row.key);
+            }
+            let counter = Counter { level: row.level, next_expiry: row.next_expiry, becomes: None };
+            counters.insert(row.key, counter);
+        }
+        if !lapsing.is_empty() {
+            let ids: Vec<i64> = lapsing.keys().copied().collect();
+            for lapsed in store::hold_lines::lapsed(&mut self.snapshot, &ids, self.now).await? {
+                let key = lapsing.get(&lapsed.counter_id);
+                if let Some(counter) = key.and_then(|key| counters.get_mut(key)) {
+                    counter.level.held = counter.level.held - lapsed.line.quantity.into();
+                }
+            }
+        }
+        for (key, need) in needs {
+            if !counters.contains_key(key) {
+                let counter = if need.counter.starts_at_zero {
+                    Counter::default()
+                } else {
+                    count(&mut self.snapshot, self.environment, &self.terms, need).await?.counter(self.now)
+                };
+                counters.insert(*key, counter);
+            }
+        }
+        Ok(counters)
+    }
+
+    /// What the level of a checked meter would become.
+    async fn would_become(
+        &mut self,
+        path: &Path,
+        request: &Reserve,
+        counters: &mut BTreeMap<CounterKey, Counter>,
+    ) -> Result<(), StoreError> {
+        let terms = Arc::clone(&self.terms);
+        for ask in &request.asks {
+            let Some(stored) = terms.meter(&ask.meter) else { continue };
+            for found in terms.matching(path, &ask.meter, &ask.properties) {
+                let Some(counter) = found.counter_at(self.now).filter(|_| !found.terms.is_counted()) else {
+                    continue;
+                };
+                let need = Need { found, counter };
+                let becomes = if stored.meter.aggregation == Aggregation::UniqueCount {
+                    let query = question(&need, stored);
+                    let is_known = reading::has_member(
+                        &mut self.snapshot,
+                        self.environment,
+                        stored,
+                        &query,
+                        &ask.value.member,
+                    );
+                    let more = i64::from(!is_known.await.map_err(unexpected)?);
+                    let used = counters.get(&counter.key).map(|counter| counter.level.used);
+                    used.unwrap_or_default() + Total::from(more)
+                } else {
+                    Total::from(ask.value.amount())
+                };
+                if let Some(counter) = counters.get_mut(&counter.key) {
+                    counter.becomes = Some(becomes);
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The level of a meter in the period of a limit; zero where there is none.
+async fn level_of(
+    snapshot: &mut PgConnection,
+    environment: Environment,
+    terms: &Terms,
+    need: &Need<'_>,
+) -> Result<Total, StoreError> {
+    let Some(stored) = terms.meter(&need.found.terms.limit.meter) else { return Ok(Total::default()) };
+    let rows = reading::answer(snapshot, environment, stored, &question(need, stored)).await;
+    Ok(rows.map_err(unexpected)?.first().and_then(|row| row.value).unwrap_or_default())
+}
+
+impl Engine {
+    /// A snapshot in which everything that time has done is there.
+    pub(super) async fn sight(&self, environment: Environment) -> Result<Sight, EngineError> {
+        let mut snapshot = self.settled_snapshot(environment).await?;
+        let (versions, now) = store::configuration::versions(&mut snapshot, environment).await?;
+        let configuration = self.inner.configurations.at(&mut snapshot, environment, versions).await?;
+        let now = self.inner.clock.now(environment, now);
+        if store::reservations::has_due_charges(&mut snapshot, environment, now).await? {
+            // it expired just now
+            drop(snapshot);
+            return Box::pin(self.sight(environment)).await;
+        }
+        Ok(Sight { snapshot, environment, terms: Arc::clone(&configuration.terms), now })
+    }
+
+    /// A moment in which nothing is done.
+    fn looking<'t>(&self, now: Timestamp, none: &'t BTreeSet<Uuid>) -> Moment<'t> {
+        Moment { now, age_max: self.inner.settings.event_age_max, taken: none }
+    }
+
+    /// May this run? Holds and creates nothing. `to_hold`: whether what is asked for would have to be
+    /// held.
+    pub async fn check(
+        &self,
+        environment: Environment,
+        request: &Reserve,
+        to_hold: bool,
+    ) -> Result<Answer, EngineError> {
+        let mut sight = self.sight(environment).await?;
+        let terms = Arc::clone(&sight.terms);
+        request.refuse(&terms, to_hold)?;
+        let path = sight.standing(&request.subject).await?;
+        let meets = |found: &Match<'_>| {
+            let limit = &found.terms.limit;
+            request.asks.iter().any(|ask| ask.meter == limit.meter && limit.filter.admits(&ask.properties))
+        };
+        let mut counters = sight.counters(terms.of_path(&path).filter(meets)).await?;
+        sight.would_become(&path, request, &mut counters).await?;
+        let now = sight.now;
+        sight.snapshot.commit().await?;
+        let none = BTreeSet::new();
+        let mut book = Book::open(&terms, self.looking(now, &none));
+        book.counters = counters;
+        let limits = book.limits(&path, request.asks.iter().map(|ask| (&ask.meter, &ask.properties)));
+        let outcome = match book.test(&request.asks, &path) {
+            Err(denial) => Outcome::Denied(denial),
+            Ok(grants) => Outcome::Allowed { holds: holds(&request.asks, &grants) },
+        };
+        Ok(Answer { outcome, limits, at: now })
+    }
+
+    /// The limits that events met, each once, as they stand.
+    pub(super) async fn limits_met(
+        &self,
+        environment: Environment,
+        uses: Vec<Use>,
+    ) -> Result<Vec<LimitState>, EngineError> {
+        let mut sight = self.sight(environment).await?;
+        let terms = Arc::clone(&sight.terms);
+        let mut by_subject: BTreeMap<&SubjectId, Vec<&Use>> = BTreeMap::new();
+        for event in &uses {
+            by_subject.entry(&event.subject).or_default().push(event);
+        }
+        let (mut shown, mut limits) = (BTreeSet::new(), Vec::new());
+        for (subject, events) in by_subject {
+            let path = sight.standing(subject).await?;
+            let mut met: Vec<(&MeterKey, &Properties)> = Vec::new();
+            for event in events {
+                for stored in terms.meters_of(event.event_name.as_str()) {
+                    if stored.meter.measure(event.value, &event.properties).is_some() {
+                        met.push((&stored.meter.key, &event.properties));
+                    }
+                }
+            }
+            let meets = |found: &Match<'_>| {
+                let limit = &found.terms.limit;
+                met.iter()
+                    .any(|(meter, properties)| **meter == limit.meter && limit.filter.admits(properties))
+            };
+            let counters = sight.counters(terms.of_path(&path).filter(meets)).await?;
+            let none = BTreeSet::new();
+            let mut book = Book::open(&terms, self.looking(sight.now, &none));
+            book.counters = counters;
+            for state in book.limits(&path, met.iter().copied()) {
+                if shown.insert((state.subject.clone(), state.key.clone())) {
+                    limits.push(state);
+                }
+            }
+        }
+        sight.snapshot.commit().await?;
+        Ok(limits)
+    }
+}

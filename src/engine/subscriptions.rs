@@ -1,0 +1,334 @@
+//! Subscriptions: putting a subject on a plan, renewing, ending. Changes hold the configuration lock,
+//! so that no decision is made between the old and the new.
+
+use serde::Serialize;
+use serde_json::Value;
+use sqlx::{Connection, PgConnection};
+
+use super::{Clock, Engine, EngineError, detached};
+use crate::domain::catalog::Catalog;
+use crate::domain::environment::Environment;
+use crate::domain::fields::Violation;
+use crate::domain::gate::standing::{CounterKey, Member, Path, Terms};
+use crate::domain::limits::HISTORY_ROWS_MAX;
+use crate::domain::names::{PlanKey, SubjectId};
+use crate::domain::subscription::{End, Statement, Status, Subscription};
+use crate::domain::timestamp::Timestamp;
+use crate::domain::window::Span;
+use crate::store::subjects::Which;
+use crate::store::subscriptions::HistoryRow;
+use crate::store::{self, StoreError, configuration};
+
+/// Ends carried out in one transaction.
+const ENDS_MAX: i64 = 1_000;
+
+#[derive(Debug, Clone, Serialize)]
+pub struct SubscriptionView {
+    pub subject: String,
+    pub plan: PlanKey,
+    pub status: Status,
+    pub cycle_anchor: Timestamp,
+    pub period: Span,
+    pub ends_at: Option<Timestamp>,
+    pub fallback_plan: Option<PlanKey>,
+    pub overrides: Value,
+    pub created_at: Timestamp,
+    pub updated_at: Timestamp,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub history: Option<Vec<ChangeView>>,
+}
+
+/// A change, and what it was changed to.
+#[derive(Debug, Clone, Serialize)]
+pub struct ChangeView {
+    pub at: Timestamp,
+    pub change: String,
+    pub plan: String,
+    pub status: String,
+    pub cycle_anchor: Timestamp,
+    pub period_start: Option<Timestamp>,
+    pub period_end: Option<Timestamp>,
+    pub ends_at: Option<Timestamp>,
+    pub fallback_plan: Option<String>,
+    pub overrides: Value,
+}
+
+impl From<HistoryRow> for ChangeView {
+    fn from(row: HistoryRow) -> Self {
+        Self {
+            at: row.at,
+            change: row.change,
+            plan: row.plan,
+            status: row.status,
+            cycle_anchor: row.cycle_anchor,
+            period_start: row.period_start,
+            period_end: row.period_end,
+            ends_at: row.ends_at,
+            fallback_plan: row.fallback_plan,
+            overrides: row.overrides,
+        }
+    }
+}
+
+fn view(
+    subject: &SubjectId,
+    subscription: &Subscription,
+    (created_at, updated_at): (Timestamp, Timestamp),
+    now: Timestamp,
+) -> SubscriptionView {
+    SubscriptionView {
+        subject: subject.to_string(),
+        plan: subscription.plan.clone(),
+        status: subscription.status,
+        cycle_anchor: subscription.cycle.anchor,
+        period: subscription.cycle.billing_period(now),
+        ends_at: subscription.ends_at,
+        fallback_plan: subscription.fallback_plan.clone(),
+        // keys and numbers always serialise
+        overrides: serde_json::to_value(&subscription.overrides).unwrap_or_default(),
+        created_at,
+        updated_at,
+        history: None,
+    }
+}
+
+fn not_found(subject: &SubjectId) -> EngineError {
+    EngineError::NotFound {
+        code: "subscription_not_found",
+        detail: format!("`{subject}` has no subscription; PUT one, or set a default_plan in the catalog"),
+    }
+}
+
+impl Engine {
+    /// Puts a subject on a plan, renews it there, or changes what holds for it alone.
+    pub async fn put_subscription(
+        &self,
+        environment: Environment,
+        subject: SubjectId,
+        statement: Statement,
+    ) -> Result<SubscriptionView, EngineError> {
+        let (database, clock) = (self.database().clone(), self.inner.clock.clone());
+        detached(async move {
+            let mut transaction = database.pool().begin().await?;
+            configuration::lock_for_change(&mut transaction, environment).await?;
+            let now = clock.now(environment, store::usage::now(&mut transaction).await?);
+            let (catalog, _) = store::catalog::current(&mut transaction, environment).await?;
+            statement.refuse(&catalog)?;
+            let member = enrol(&mut transaction, environment, &subject).await?;
+            let before = stood(&mut transaction, &member, &catalog, now, environment).await?;
+            let mut next = Subscription::stated(before.as_ref(), statement, &catalog, now)?;
+            if next.terms_since == now {
+                // a clock that went back knows less than what was recorded
+                let latest = store::events::latest(&mut transaction, environment).await?;
+                next.terms_since = latest.map_or(now, |latest| latest.max(now));
+            }
+            if before.as_ref() != Some(&next) {
+                let change = change_word(before.as_ref(), &next, now);
+                change_to(&mut transaction, environment, &member, &next, change, now).await?;
+                carry_out_end(&mut transaction, environment, &member, &next, &catalog, now).await?;
+            }
+            let shown = shown(&mut transaction, &subject, member.subject_id, now).await?;
+            transaction.commit().await?;
+            Ok(shown)
+        })
+        .await
+    }
+
+    /// Ends a subscription, now or later; then it falls back to a plan, or is canceled.
+    pub async fn end_subscription(
+        &self,
+        environment: Environment,
+        subject: SubjectId,
+        end: End,
+        fallback_plan: Option<PlanKey>,
+    ) -> Result<SubscriptionView, EngineError> {
+        let (database, clock) = (self.database().clone(), self.inner.clock.clone());
+        detached(async move {
+            let mut transaction = database.pool().begin().await?;
+            configuration::lock_for_change(&mut transaction, environment).await?;
+            let now = clock.now(environment, store::usage::now(&mut transaction).await?);
+            let (catalog, _) = store::catalog::current(&mut transaction, environment).await?;
+            if let Some(key) = fallback_plan.as_ref().filter(|key| catalog.plan(key).is_none()) {
+                let detail = format!("there is no plan `{key}`");
+                return Err(EngineError::invalid(
+                    Violation::new("unknown_plan", detail).under("fallback_plan"),
+                ));
+            }
+            // one that is only to be taken for granted so far can be ended, too
+            let is_root = standing(&mut transaction, environment, &subject)
+                .await?
+                .is_none_or(|path| path.members.len() == 1);
+            let member = enrol(&mut transaction, environment, &subject).await?;
+            let before = match stood(&mut transaction, &member, &catalog, now, environment).await? {
+                Some(before) => before,
+                None => match catalog.default_plan.clone().filter(|_| is_root) {
+                    Some(plan) => Subscription::begin(plan, now),
+                    None => return Err(not_found(&subject)),
+                },
+            };
+            let next = before.ending(end, fallback_plan, now);
+            if before.status != Status::Canceled && (before != next || member.subscription.is_none()) {
+                change_to(&mut transaction, environment, &member, &next, "end_set", now).await?;
+                carry_out_end(&mut transaction, environment, &member, &next, &catalog, now).await?;
+            }
+            let shown = shown(&mut transaction, &subject, member.subject_id, now).await?;
+            transaction.commit().await?;
+            Ok(shown)
+        })
+        .await
+    }
+
+    pub async fn get_subscription(
+        &self,
+        environment: Environment,
+        subject: &SubjectId,
+        with_history: bool,
+    ) -> Result<SubscriptionView, EngineError> {
+        let mut snapshot = store::usage::snapshot(self.database().pool()).await?;
+        let now = self.inner.clock.now(environment, store::usage::now(&mut snapshot).await?);
+        let terms = super::configuration::terms(&mut snapshot, environment).await?;
+        let path = standing(&mut snapshot, environment, subject).await?;
+        let path = path.unwrap_or_else(|| Path::of_stranger(subject)).settled(now, &terms);
+        let own = path.members.first().and_then(|m| Some((m.subject_id, m.subscription.as_ref()?)));
+        let Some((subject_id, subscription)) = own else { return Err(not_found(subject)) };
+        let row = store::subscriptions::find(&mut snapshot, subject_id).await?;
+        let times = row.map_or((now, now), |row| (row.created_at, row.updated_at));
+        let mut shown = view(subject, subscription, times, now);
+        if with_history {
+            let rows = store::subscriptions::history(&mut snapshot, subject_id, HISTORY_ROWS_MAX).await?;
+            shown.history = Some(rows.into_iter().map(ChangeView::from).collect());
+        }
+        snapshot.commit().await?;
+        Ok(shown)
+    }
+
+    /// Carries out the ends of subscriptions that have come.
+    pub async fn end_due_subscriptions(&self, environment: Environment) -> Result<(), EngineError> {
+        let mut connection = self.database().pool().acquire().await?;
+        let now = self.inner.clock.now(environment, store::usage::now(&mut connection).await?);
+        if store::subscriptions::due(&mut connection, environment, now, 1).await?.is_empty() {
+            return Ok(());
+        }
+        let clock = self.inner.clock.clone();
+        detached(async move { Ok(carry_out_ends(&mut connection, environment, &clock).await?) }).await
+    }
+}
+
+/// Carries out ends that have come, in a transaction of its own.
+pub(super) async fn carry_out_ends(
+    connection: &mut PgConnection,
+    environment: Environment,
+    clock: &Clock,
+) -> Result<(), StoreError> {
+    let mut transaction = connection.begin().await?;
+    configuration::lock_for_change(&mut transaction, environment).await?;
+    let now = clock.now(environment, store::usage::now(&mut transaction).await?);
+    let (catalog, _) = store::catalog::current(&mut transaction, environment).await?;
+    for (subject_id, subscription) in
+        store::subscriptions::due(&mut transaction, environment, now, ENDS_MAX).await?
+    {
+        let member = Member { subject_id, subject: String::new(), subscription: None };
+        carry_out_end(&mut transaction, environment, &member, &subscription, &catalog, now).await?;
+    }
+    Ok(transaction.commit().await?)
+}
+
+async fn carry_out_end(
+    connection: &mut PgConnection,
+    environment: Environment,
+    member: &Member,
+    subscription: &Subscription,
+    catalog: &Catalog,
+    now: Timestamp,
+) -> Result<(), StoreError> {
+    let Some(ended) = subscription.ended(catalog, now) else { return Ok(()) };
+    let at = subscription.ends_at.unwrap_or(now);
+    let change = if ended.status == Status::Canceled { "canceled" } else { "fell_back" };
+    change_to(connection, environment, member, &ended, change, at).await
+}
+
+/// The subject, made if need be, with its own subscription.
+async fn enrol(
+    connection: &mut PgConnection,
+    environment: Environment,
+    subject: &SubjectId,
+) -> Result<Member, EngineError> {
+    store::subjects::insert_missing(connection, environment, &[subject.to_string()]).await?;
+    let path = standing(connection, environment, subject).await?;
+    let member = path.and_then(|path| path.members.into_iter().next());
+    member.ok_or_else(|| EngineError::Internal("a subject vanished".to_owned()))
+}
+
+async fn standing(
+    connection: &mut PgConnection,
+    environment: Environment,
+    subject: &SubjectId,
+) -> Result<Option<Path>, StoreError> {
+    let names = [subject.to_string()];
+    Ok(store::subjects::paths(connection, environment, Which::Of(&names)).await?.into_iter().next())
+}
+
+/// The subscription as it stands, a due end carried out.
+async fn stood(
+    connection: &mut PgConnection,
+    member: &Member,
+    catalog: &Catalog,
+    now: Timestamp,
+    environment: Environment,
+) -> Result<Option<Subscription>, StoreError> {
+    let Some(subscription) = &member.subscription else { return Ok(None) };
+    carry_out_end(connection, environment, member, subscription, catalog, now).await?;
+    Ok(Some(subscription.ended(catalog, now).unwrap_or_else(|| subscription.clone())))
+}
+
+fn change_word(before: Option<&Subscription>, next: &Subscription, now: Timestamp) -> &'static str {
+    let Some(before) = before else { return "created" };
+    if before.plan != next.plan {
+        "plan_changed"
+    } else if before.cycle.billing_period(now) != next.cycle.billing_period(now) || before.cycle != next.cycle
+    {
+        "renewed"
+    } else {
+        "updated"
+    }
+}
+
+/// Writes a change, and drops the counters that its limits do not keep any more.
+async fn change_to(
+    connection: &mut PgConnection,
+    environment: Environment,
+    member: &Member,
+    next: &Subscription,
+    change: &str,
+    at: Timestamp,
+) -> Result<(), StoreError> {
+    store::subscriptions::write(connection, environment, member.subject_id, next, change, at).await?;
+    let terms = super::configuration::terms(connection, environment).await?;
+    let member = Member { subscription: Some(next.clone()), ..member.clone() };
+    let there = store::counters::of_subject(connection, member.subject_id).await?;
+    let dropped: Vec<CounterKey> = there
+        .into_iter()
+        .filter(|(key, end, since)| !keeps(&terms, &member, *key, *end, *since))
+        .map(|(key, _, _)| key)
+        .collect();
+    store::counters::delete(connection, dropped.into_iter()).await
+}
+
+/// Whether a counter is one that a subject's limits still keep, as it is.
+fn keeps(terms: &Terms, member: &Member, key: CounterKey, end: Timestamp, since: Timestamp) -> bool {
+    terms.of_member(member).filter(|found| found.terms.definition == key.definition).any(|found| {
+        let kept = found.counter_at(key.period_start.max(since));
+        kept.is_some_and(|kept| kept.key == key && kept.period.to == end && kept.since == since)
+    })
+}
+
+async fn shown(
+    connection: &mut PgConnection,
+    subject: &SubjectId,
+    subject_id: i64,
+    now: Timestamp,
+) -> Result<SubscriptionView, EngineError> {
+    let row = store::subscriptions::find(connection, subject_id).await?;
+    let row = row.ok_or_else(|| EngineError::Internal("a subscription vanished".to_owned()))?;
+    Ok(view(subject, &row.subscription, (row.created_at, row.updated_at), now))
+}

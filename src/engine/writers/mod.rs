@@ -1,0 +1,55 @@
+//! Writers that share transactions. Calls hand their work to a lane and wait; a writer takes whatever
+//! has gathered since its last commit, settles it as one transaction, then answers all. No timer is
+//! involved: an idle writer starts at once.
+//!
+//! What is settled, and how, is a [`Trade`]; queues, bounds, retries and answers are the same for all.
+
+mod lane;
+mod months;
+mod queue;
+mod writer;
+
+use sqlx::PgConnection;
+
+pub(super) use lane::{Lane, Shift};
+pub(super) use months::Months;
+
+use crate::store::StoreError;
+
+/// What waiting work takes of its queue.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Weight {
+    pub(super) items: usize,
+    pub(super) bytes: usize,
+}
+
+/// How an attempt ended, where the database did not refuse it.
+#[derive(Debug)]
+pub(super) enum Attempt<R> {
+    /// A reply for each piece of work, in the order of arrival.
+    Committed(Vec<R>),
+    /// The commit was sent and not answered.
+    Unanswered { batch_id: i64 },
+    /// Nothing was done but what had to be done first: to be attempted again.
+    Again,
+}
+
+/// A kind of work that writers settle.
+pub(super) trait Trade: Send + 'static {
+    type Work: Send + Sync + 'static;
+    type Reply: Send + 'static;
+
+    fn weigh(work: &Self::Work) -> Weight;
+
+    /// Waits where it is better not to take more work yet.
+    fn rest(&self) -> impl Future<Output = ()> + Send;
+
+    /// Settles work as one transaction. `uncertain`: batches of earlier attempts at the same work that
+    /// may have been committed, for all that is known.
+    fn attempt(
+        &mut self,
+        connection: &mut PgConnection,
+        work: &[&Self::Work],
+        uncertain: &[i64],
+    ) -> impl Future<Output = Result<Attempt<Self::Reply>, StoreError>> + Send;
+}

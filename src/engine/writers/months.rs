@@ -1,0 +1,49 @@
+//! Months whose partition is known to be there.
+
+use std::collections::HashSet;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use sqlx::PgConnection;
+
+use crate::domain::timestamp::Timestamp;
+use crate::domain::window::Span;
+use crate::store::{StoreError, partitions};
+
+#[derive(Debug, Clone, Default)]
+pub(in crate::engine) struct Months(Arc<Mutex<HashSet<Timestamp>>>);
+
+impl Months {
+    /// The months of some times that are not known.
+    pub(in crate::engine) fn missing(&self, times: impl Iterator<Item = Timestamp>) -> Vec<Span> {
+        let known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut missing: Vec<Span> = Vec::new();
+        // times come in runs of the same month: ask for each run once
+        let mut last: Option<Span> = None;
+        for at in times {
+            if last.is_some_and(|month| month.contains(at)) {
+                continue;
+            }
+            last = partitions::month_of(at);
+            if let Some(month) = last
+                && !known.contains(&month.from)
+                && !missing.contains(&month)
+            {
+                missing.push(month);
+            }
+        }
+        missing
+    }
+
+    /// Makes the partitions of months, outside of any transaction.
+    pub(in crate::engine) async fn make(
+        &self,
+        connection: &mut PgConnection,
+        months: &[Span],
+    ) -> Result<(), StoreError> {
+        for month in months {
+            partitions::ensure(connection, *month).await?;
+            self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(month.from);
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,69 @@
+//! What waits in a lane.
+
+use std::time::Instant;
+
+use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
+
+use super::Trade;
+use crate::engine::EngineError;
+
+/// The work of one call, and where its answer goes.
+#[derive(Debug)]
+pub(super) struct Job<T: Trade> {
+    pub(super) work: T::Work,
+    pub(super) deadline: Instant,
+    answer: oneshot::Sender<Result<T::Reply, EngineError>>,
+    /// Its share of the queue, given back with the job.
+    _room: [OwnedSemaphorePermit; 2],
+}
+
+impl<T: Trade> Job<T> {
+    pub(super) fn new(
+        work: T::Work,
+        deadline: Instant,
+        answer: oneshot::Sender<Result<T::Reply, EngineError>>,
+        room: [OwnedSemaphorePermit; 2],
+    ) -> Self {
+        Self { work, deadline, answer, _room: room }
+    }
+
+    pub(super) fn answer(self, answer: Result<T::Reply, EngineError>) {
+        // the caller may have gone away: then nobody needs the answer
+        self.answer.send(answer).ok();
+    }
+}
+
+/// A queue that several writers take from, one batch at a time.
+#[derive(Debug)]
+pub(super) struct Queue<T: Trade> {
+    jobs: tokio::sync::Mutex<mpsc::UnboundedReceiver<Job<T>>>,
+    name: String,
+    batch_items_max: usize,
+}
+
+impl<T: Trade> Queue<T> {
+    pub(super) fn new(jobs: mpsc::UnboundedReceiver<Job<T>>, name: String, batch_items_max: usize) -> Self {
+        Self { jobs: tokio::sync::Mutex::new(jobs), name, batch_items_max }
+    }
+
+    /// What has gathered: at least one job, unless the lane is closed; no more than a transaction
+    /// takes, but for a single job that is larger.
+    pub(super) async fn take(&self) -> Option<Vec<Job<T>>> {
+        let mut jobs = self.jobs.lock().await;
+        let first = jobs.recv().await?;
+        let mut items = T::weigh(&first.work).items;
+        let mut batch = vec![first];
+        while items < self.batch_items_max {
+            match jobs.try_recv() {
+                Ok(job) => {
+                    items += T::weigh(&job.work).items;
+                    batch.push(job);
+                }
+                Err(_) => break,
+            }
+        }
+        metrics::gauge!("metergate_queue_jobs", "lane" => self.name.clone())
+            .set(f64::from(u32::try_from(jobs.len()).unwrap_or(u32::MAX)));
+        Some(batch)
+    }
+}

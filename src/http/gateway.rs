@@ -1,0 +1,219 @@
+//! `/v1/gate`: the check as a gateway wants it, with the answer in the status and in headers.
+//!
+//! `RateLimit` and `RateLimit-Policy` are those of draft-ietf-httpapi-ratelimit-headers-11: a list of
+//! policies by name, with the quota `q` and the window `w` in seconds, and for each what remains (`r`)
+//! and the seconds until it turns over (`t`). Limits without a quota are no policies.
+
+use std::collections::BTreeSet;
+
+use axum::extract::{Extension, Request, State};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Uri, header};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+use serde_json::{Map, Value, json};
+
+use super::Api;
+use super::problem::Problem;
+use super::query::{self, Parameters};
+use crate::domain::fields::Violation;
+use crate::domain::gate::book::{Answer, Outcome};
+use crate::domain::gate::decision::{Denial, LimitState, Reason};
+use crate::domain::gate::request::Reserve;
+use crate::domain::limits::METER_DIMENSIONS_MAX;
+use crate::domain::quantity::Total;
+use crate::domain::timestamp::{MICROS_PER_SECOND, Timestamp};
+use crate::engine::access::Principal;
+
+const REASON: HeaderName = HeaderName::from_static("x-metergate-reason");
+const RESERVATION: HeaderName = HeaderName::from_static("x-metergate-reservation-id");
+const EXPIRES_AT: HeaderName = HeaderName::from_static("x-metergate-expires-at");
+const RATE_LIMIT: HeaderName = HeaderName::from_static("ratelimit");
+const RATE_LIMIT_POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
+
+/// The largest integer of a structured field (RFC 9651, section 3.3.1).
+const FIELD_INTEGER_MAX: i64 = 999_999_999_999_999;
+
+/// What a client is told to wait for what no time brings back.
+const NEVER_SECONDS: i64 = 86_400;
+
+struct Question {
+    request: Reserve,
+    reserve: bool,
+    allow_status: StatusCode,
+    deny_status: Option<StatusCode>,
+}
+
+/// The question in the query.
+pub(super) async fn gate(
+    State(api): State<Api>,
+    Extension(principal): Extension<Principal>,
+    uri: Uri,
+) -> Result<Response, Problem> {
+    answer(&api, &principal, read_question(Parameters::of(&uri))?).await
+}
+
+/// The question in headers: path and query are those of the gateway's client, and say nothing here.
+pub(super) async fn gate_by_headers(
+    State(api): State<Api>,
+    Extension(principal): Extension<Principal>,
+    headers: HeaderMap,
+) -> Result<Response, Problem> {
+    let parameter = |name: &'static str| {
+        let header = format!("x-metergate-{}", name.replace('_', "-"));
+        Some((name.to_owned(), headers.get(header)?.to_str().ok()?.to_owned()))
+    };
+    let given = PARAMETERS.iter().filter_map(|name| parameter(name)).collect();
+    answer(&api, &principal, read_question(Parameters::given(given))?).await
+}
+
+async fn answer(api: &Api, principal: &Principal, question: Question) -> Result<Response, Problem> {
+    let Question { request, reserve, allow_status, deny_status } = question;
+    let answer = if reserve {
+        api.engine.reserve(principal.environment, request).await?
+    } else {
+        api.engine.check(principal.environment, &request, false).await?
+    };
+    respond(&answer, allow_status, deny_status)
+}
+
+const PARAMETERS: [&str; 9] =
+    ["subject", "meter", "value", "id", "on_expiry", "ttl_seconds", "reserve", "allow_status", "deny_status"];
+
+fn read_question(mut parameters: Parameters) -> Result<Question, Problem> {
+    let mut body = Map::new();
+    for name in ["subject", "meter", "value", "id", "on_expiry"] {
+        if let Some(value) = parameters.optional(name, query::text) {
+            body.insert(name.to_owned(), Value::String(value));
+        }
+    }
+    if let Some(seconds) = parameters.optional("ttl_seconds", query::text) {
+        let number = seconds.parse::<serde_json::Number>();
+        body.insert("ttl_seconds".to_owned(), number.map_or(Value::String(seconds), Value::Number));
+    }
+    let properties = parameters.bracketed("properties");
+    if properties.len() > METER_DIMENSIONS_MAX || properties.values().any(|values| values.len() > 1) {
+        let detail = format!("must be at most {METER_DIMENSIONS_MAX}, each once");
+        parameters.flaw(Violation::new("too_many", detail).under("properties"));
+    }
+    let properties: Map<String, Value> = properties
+        .into_iter()
+        .filter_map(|(name, mut values)| Some((name, Value::String(values.pop()?))))
+        .collect();
+    body.insert("properties".to_owned(), Value::Object(properties));
+    let reserve = parameters.flag("reserve");
+    let allow_status = parameters.optional("allow_status", |value| {
+        query::word(value, &[("200", StatusCode::OK), ("204", StatusCode::NO_CONTENT)])
+    });
+    let deny_status = parameters.optional("deny_status", |value| {
+        query::word(
+            value,
+            &[
+                ("402", StatusCode::PAYMENT_REQUIRED),
+                ("403", StatusCode::FORBIDDEN),
+                ("429", StatusCode::TOO_MANY_REQUESTS),
+            ],
+        )
+    });
+    for name in ["subject", "meter"] {
+        if !body.contains_key(name) {
+            let flaw = Violation::new("missing_parameter", format!("`{name}` is required"));
+            parameters.flaw(flaw.under(name));
+        }
+    }
+    parameters.finish()?;
+    let allow_status = allow_status.unwrap_or(StatusCode::NO_CONTENT);
+    let request = Reserve::read(Value::Object(body))?;
+    Ok(Question { request, reserve, allow_status, deny_status })
+}
+
+/// A question has no body, whatever the headers of a gateway's client say of one.
+pub(super) async fn without_body(mut request: Request, next: Next) -> Response {
+    if request.uri().path().starts_with("/v1/gate") {
+        request.headers_mut().remove(header::CONTENT_ENCODING);
+    }
+    next.run(request).await
+}
+
+fn respond(
+    answer: &Answer,
+    allow_status: StatusCode,
+    deny_status: Option<StatusCode>,
+) -> Result<Response, Problem> {
+    let now = answer.at;
+    let mut response = match &answer.outcome {
+        Outcome::Denied(denial) => denied(denial, deny_status),
+        Outcome::Refused(refusal) => return Err(Problem::refused(*refusal)),
+        Outcome::Invalid(flaws) => return Err(Problem::invalid(flaws.clone())),
+        _ => allow_status.into_response(),
+    };
+    let headers = response.headers_mut();
+    if let Outcome::Held { reservation, replayed } = &answer.outcome {
+        insert(headers, RESERVATION, &reservation.id);
+        insert(headers, EXPIRES_AT, &reservation.expires_at.to_string());
+        if *replayed {
+            insert(headers, HeaderName::from_static("idempotent-replayed"), "true");
+        }
+    }
+    if let Outcome::Denied(denial) = &answer.outcome {
+        insert(headers, REASON, denial.reason.as_str());
+        let resets = denial.denied_by.iter().filter_map(|by| Some(seconds_until(by.resets_at?, now)));
+        insert(headers, header::RETRY_AFTER, &resets.max().unwrap_or(NEVER_SECONDS).to_string());
+    }
+    let (limits, policies) = rate_limits(&answer.limits, now);
+    if !policies.is_empty() {
+        insert(headers, RATE_LIMIT, &limits);
+        insert(headers, RATE_LIMIT_POLICY, &policies);
+    }
+    Ok(response)
+}
+
+/// An id may have characters that no header can carry: then it is left out.
+fn insert(headers: &mut HeaderMap, name: HeaderName, value: &str) {
+    if let Ok(value) = HeaderValue::from_str(value) {
+        headers.insert(name, value);
+    }
+}
+
+fn denied(denial: &Denial, deny_status: Option<StatusCode>) -> Response {
+    let (status, detail) = match denial.reason {
+        Reason::LimitReached => (StatusCode::TOO_MANY_REQUESTS, "a limit of the plan is reached"),
+        Reason::NoSubscription => (StatusCode::PAYMENT_REQUIRED, "the subject has no subscription"),
+        Reason::SubscriptionInactive => {
+            (StatusCode::PAYMENT_REQUIRED, "the subscription may not be used at present")
+        }
+        Reason::Unmatched => (StatusCode::FORBIDDEN, "no limit of the plan covers this use"),
+    };
+    let problem = Problem::new(deny_status.unwrap_or(status), denial.reason.as_str(), detail);
+    problem.with("denied_by", json!(denial.denied_by)).into_response()
+}
+
+fn rate_limits(limits: &[LimitState], now: Timestamp) -> (String, String) {
+    let (mut states, mut policies) = (Vec::new(), Vec::new());
+    let mut names = BTreeSet::new();
+    for limit in limits {
+        let (Some(quota), Some(remaining)) = (limit.quota, limit.remaining) else { continue };
+        // limits of the same key may stand on several levels of a path
+        let mut name = limit.key.to_string();
+        let mut level = 1;
+        while !names.insert(name.clone()) {
+            level += 1;
+            name = format!("{}-{level}", limit.key);
+        }
+        let units = |total: Total| total.units().clamp(0, FIELD_INTEGER_MAX);
+        let mut state = format!("\"{name}\";r={}", units(remaining));
+        let mut policy = format!("\"{name}\";q={}", units(quota.into()));
+        if let Some(at) = limit.resets_at {
+            state = format!("{state};t={}", seconds_until(at, now));
+            policy = format!("{policy};w={}", seconds_until(at, limit.period.from));
+        }
+        states.push(state);
+        policies.push(policy);
+    }
+    (states.join(", "), policies.join(", "))
+}
+
+/// Whole seconds, rounded up.
+fn seconds_until(at: Timestamp, from: Timestamp) -> i64 {
+    let micros = at.micros() - from.micros();
+    (micros.max(0) + MICROS_PER_SECOND - 1).div_euclid(MICROS_PER_SECOND)
+}

@@ -1,0 +1,121 @@
+//! Hold lines: what an open reservation holds on a counter. They are written under the counter's lock.
+
+use sqlx::{PgConnection, Row};
+use uuid::Uuid;
+
+use super::StoreError;
+use crate::domain::environment::Environment;
+use crate::domain::gate::book::{Line, LineKey};
+use crate::domain::gate::request::OnExpiry;
+use crate::domain::quantity::Quantity;
+use crate::domain::timestamp::Timestamp;
+
+/// A line that has lapsed.
+#[derive(Debug, Clone, Copy)]
+pub struct Lapsed {
+    pub counter_id: i64,
+    pub expires_at: Timestamp,
+    pub reservation: Uuid,
+    pub line: Line,
+}
+
+fn on_expiry(code: i16) -> OnExpiry {
+    if code == 1 { OnExpiry::Commit } else { OnExpiry::Release }
+}
+
+pub(super) fn on_expiry_code(on_expiry: OnExpiry) -> i16 {
+    match on_expiry {
+        OnExpiry::Release => 0,
+        OnExpiry::Commit => 1,
+    }
+}
+
+/// The lines of some counters that have lapsed by now.
+pub async fn lapsed(
+    connection: &mut PgConnection,
+    counter_ids: &[i64],
+    now: Timestamp,
+) -> Result<Vec<Lapsed>, StoreError> {
+    let rows = sqlx::query(
+        "select counter_id, expires_at, reservation, on_expiry, quantity from hold_lines
+         where counter_id = any($1) and expires_at <= $2",
+    )
+    .bind(counter_ids)
+    .bind(now)
+    .fetch_all(connection)
+    .await?;
+    rows.iter()
+        .map(|row| {
+            let quantity: Quantity = row.try_get("quantity")?;
+            Ok(Lapsed {
+                counter_id: row.try_get("counter_id")?,
+                expires_at: row.try_get("expires_at")?,
+                reservation: row.try_get("reservation")?,
+                line: Line { quantity, on_expiry: on_expiry(row.try_get("on_expiry")?) },
+            })
+        })
+        .collect()
+}
+
+/// When the first line lapses after now, by counter.
+pub async fn next_expiries(
+    connection: &mut PgConnection,
+    counter_ids: &[i64],
+    now: Timestamp,
+) -> Result<Vec<(i64, Option<Timestamp>)>, StoreError> {
+    let rows = sqlx::query(
+        "select id, (select min(expires_at) from hold_lines where counter_id = id and expires_at > $2) as next
+         from unnest($1::bigint[]) id",
+    )
+    .bind(counter_ids)
+    .bind(now)
+    .fetch_all(connection)
+    .await?;
+    rows.iter().map(|row| Ok((row.try_get("id")?, row.try_get("next")?))).collect()
+}
+
+/// Lines that are to be written, by counter id.
+#[derive(Debug, Default)]
+pub struct LineColumns {
+    pub(super) counter_ids: Vec<i64>,
+    pub(super) expires_at: Vec<Timestamp>,
+    pub(super) reservations: Vec<Uuid>,
+    pub(super) on_expiry: Vec<i16>,
+    pub(super) quantities: Vec<Quantity>,
+}
+
+impl LineColumns {
+    pub fn push(&mut self, counter_id: i64, key: LineKey, line: Line) {
+        self.counter_ids.push(counter_id);
+        self.expires_at.push(key.expires_at);
+        self.reservations.push(key.reservation);
+        self.on_expiry.push(on_expiry_code(line.on_expiry));
+        self.quantities.push(line.quantity);
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.counter_ids.is_empty()
+    }
+}
+
+/// Writes lines, over what a reservation held there before.
+pub async fn write(
+    connection: &mut PgConnection,
+    environment: Environment,
+    lines: &LineColumns,
+) -> Result<(), StoreError> {
+    sqlx::query(
+        "insert into hold_lines (environment, counter_id, expires_at, reservation, on_expiry, quantity)
+         select $1, * from unnest($2::bigint[], $3::timestamptz[], $4::uuid[], $5::smallint[], $6::numeric[])
+         on conflict on constraint hold_lines_pk do update set quantity = excluded.quantity",
+    )
+    .bind(environment.code())
+    .bind(&lines.counter_ids)
+    .bind(&lines.expires_at)
+    .bind(&lines.reservations)
+    .bind(&lines.on_expiry)
+    .bind(&lines.quantities)
+    .execute(connection)
+    .await?;
+    Ok(())
+}
