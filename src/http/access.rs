@@ -6,6 +6,7 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use secrecy::SecretString;
 
+use super::observe;
 use super::problem::Problem;
 use crate::engine::Engine;
 use crate::engine::access::{Principal, Role};
@@ -30,9 +31,12 @@ const USAGE_READ: &str = "usage:read";
 pub(super) struct Guard {
     pub(super) engine: Engine,
     pub(super) access: Access,
+    /// The route's, as it stands in the table.
+    pub(super) path: &'static str,
 }
 
 pub(super) async fn admit(State(guard): State<Guard>, mut request: Request, next: Next) -> Response {
+    observe::name_route(&request, guard.path);
     if guard.access == Access::Open {
         return next.run(request).await;
     }

@@ -23,6 +23,7 @@ use axum::http::{HeaderName, HeaderValue, Method, StatusCode, header};
 use axum::routing::{MethodFilter, MethodRouter, delete, get, on, post, put};
 use axum::{Router, middleware};
 use metrics_exporter_prometheus::PrometheusHandle;
+use tower::ServiceBuilder;
 use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::cors::CorsLayer;
 use tower_http::decompression::RequestDecompressionLayer;
@@ -130,7 +131,7 @@ pub fn router(api: Api, settings: &HttpSettings) -> Router {
     // browsers may call what their credentials may
     let (mut plain, mut browsers) = (Router::new(), Router::new());
     for route in routes() {
-        let guard = access::Guard { engine: api.engine.clone(), access: route.access };
+        let guard = access::Guard { engine: api.engine.clone(), access: route.access, path: route.path };
         let guarded = route.handler.route_layer(middleware::from_fn_with_state(guard, access::admit));
         match route.access {
             Access::EndUser | Access::Publishable => browsers = browsers.route(route.path, guarded),
@@ -139,17 +140,22 @@ pub fn router(api: Api, settings: &HttpSettings) -> Router {
     }
     // a preflight is no method of a route: CORS stands around the answer to those, too
     let browsers = browsers.method_not_allowed_fallback(problem::no_such_method).layer(cors(settings));
-    plain
+    let table = plain
         .method_not_allowed_fallback(problem::no_such_method)
         .merge(browsers)
         .merge(operations::docs())
         .fallback(problem::no_such_path)
-        .layer(RequestDecompressionLayer::new().no_br().no_deflate())
-        .layer(middleware::from_fn(gateway::without_body))
-        .layer(TimeoutLayer::with_status_code(StatusCode::SERVICE_UNAVAILABLE, settings.request_max))
-        .layer(CatchPanicLayer::custom(problem::of_panic))
+        .with_state(api);
+    // once around the whole table: a layer of a router is one more box for each of its routes, and every
+    // request copies them all
+    let service = ServiceBuilder::new()
         .layer(middleware::from_fn(observe::observe))
-        .with_state(api)
+        .layer(CatchPanicLayer::custom(problem::of_panic))
+        .layer(TimeoutLayer::with_status_code(StatusCode::SERVICE_UNAVAILABLE, settings.request_max))
+        .map_request(gateway::without_body)
+        .layer(RequestDecompressionLayer::new().no_br().no_deflate())
+        .service(table);
+    Router::new().fallback_service(service)
 }
 
 fn cors(settings: &HttpSettings) -> CorsLayer {

@@ -1,9 +1,10 @@
 //! What every request gets: an id, a measurement, a line in the log, and a problem as its body where
 //! a layer answered with a bare status.
 
+use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
-use axum::extract::{MatchedPath, Request};
+use axum::extract::Request;
 use axum::http::{HeaderName, HeaderValue, Method, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
@@ -13,11 +14,22 @@ use super::problem::{Cause, MEDIA_TYPE, Problem};
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const REQUEST_ID_CHARS_MAX: usize = 128;
 
-pub(super) async fn observe(request: Request, next: Next) -> Response {
+/// Which route a request turned out to be for: written by the route's guard, read when all is over.
+#[derive(Debug, Clone, Default)]
+struct RouteName(Arc<OnceLock<&'static str>>);
+
+pub(super) fn name_route(request: &Request, path: &'static str) {
+    if let Some(name) = request.extensions().get::<RouteName>() {
+        name.0.set(path).ok();
+    }
+}
+
+pub(super) async fn observe(mut request: Request, next: Next) -> Response {
     let started = Instant::now();
     let request_id = request_id(&request);
     let method = request.method().clone();
-    let route = request.extensions().get::<MatchedPath>().map_or("unmatched", MatchedPath::as_str).to_owned();
+    let name = RouteName::default();
+    request.extensions_mut().insert(name.clone());
     let mut response = next.run(request).await;
     if is_bare_error(&response) {
         let headers = response.headers().clone();
@@ -26,8 +38,9 @@ pub(super) async fn observe(request: Request, next: Next) -> Response {
             response.headers_mut().insert(name, value.clone());
         }
     }
-    measure(&method, &route, response.status(), started);
-    log(&method, &route, &response, &request_id, started);
+    let route = name.0.get().copied().unwrap_or("unmatched");
+    measure(&method, route, response.status(), started);
+    log(&method, route, &response, &request_id, started);
     response.headers_mut().insert(REQUEST_ID, request_id);
     response
 }
@@ -50,14 +63,12 @@ fn is_bare_error(response: &Response) -> bool {
     (status.is_client_error() || status.is_server_error()) && !described
 }
 
-fn measure(method: &Method, route: &str, status: StatusCode, started: Instant) {
-    let labels = [
-        ("method", known_method(method).to_owned()),
-        ("route", route.to_owned()),
-        ("status", status.as_u16().to_string()),
-    ];
-    metrics::counter!("metergate_http_requests_total", &labels).increment(1);
-    metrics::histogram!("metergate_http_request_seconds", &labels[..2])
+fn measure(method: &Method, route: &'static str, status: StatusCode, started: Instant) {
+    let method = known_method(method);
+    let status = status.as_u16().to_string();
+    metrics::counter!("metergate_http_requests_total", "method" => method, "route" => route, "status" => status)
+        .increment(1);
+    metrics::histogram!("metergate_http_request_seconds", "method" => method, "route" => route)
         .record(started.elapsed().as_secs_f64());
 }
 

@@ -47,6 +47,11 @@ pub(super) async fn attempt(
     if !roots.is_empty() {
         roll_back(connection).await?;
         holding.due = scene.due;
+        if !scene.looks {
+            // what was made before and is only asked for again must not bring anything about
+            holding.looks = true;
+            return Ok(Attempt::Again);
+        }
         arrivals::subscribe_alone(connection, environment, &roots, &workplace.clock).await?;
         return Ok(Attempt::Again);
     }
