@@ -4,8 +4,9 @@
 //!
 //! - [`app`]: command line, settings, start and stop; the only place where everything is put together
 //! - [`http`]: the routes, one file per resource; turns requests into calls of the engine and back
-//! - [`jobs`]: what runs on an interval: folding, partitions
+//! - [`jobs`]: what runs on an interval: folding, expiries, exports
 //! - [`engine`]: the use cases, and the writers that share transactions
+//! - [`providers`]: billers that usage is handed to, behind one trait
 //! - [`store`]: all SQL, and only SQL
 //! - [`domain`]: pure rules: quantities, events, meters, windows. No I/O, no async, no clock
 //!
@@ -17,4 +18,5 @@ pub mod embedded;
 pub mod engine;
 pub mod http;
 pub mod jobs;
+pub mod providers;
 pub mod store;

@@ -17,6 +17,8 @@ use crate::engine::EngineSettings;
 use crate::engine::access::tokens::TokenSettings;
 use crate::engine::clock::Offset;
 use crate::http::HttpSettings;
+use crate::jobs::Schedule;
+use crate::providers::stripe::{Account, StripeSettings, environment_of};
 
 /// The same file where the service is started, if there is one: an edit counts.
 const FILE: &str = "config/default.yaml";
@@ -30,6 +32,7 @@ pub struct Settings {
     pub events: Events,
     pub fold: Fold,
     pub auth: Auth,
+    pub stripe: Stripe,
     pub clock: Clock,
     pub log: Log,
     /// `DATABASE_URL`; none runs the embedded PostgreSQL. It may hold a password.
@@ -94,6 +97,22 @@ pub struct Tokens {
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
+pub struct Stripe {
+    #[serde(deserialize_with = "base_url")]
+    pub api_base: String,
+    #[serde(deserialize_with = "schedule")]
+    pub export_interval: Schedule,
+    #[serde(deserialize_with = "duration")]
+    pub late_grace: Duration,
+    #[serde(deserialize_with = "rate")]
+    pub calls_per_second: Option<u32>,
+    /// `STRIPE_SECRET` and its like.
+    #[serde(skip, default = "no_accounts")]
+    pub accounts: [(Environment, Account); 2],
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Clock {
     #[serde(deserialize_with = "offset")]
     pub offset: Offset,
@@ -121,6 +140,12 @@ pub enum SettingsError {
     Malformed(String),
     #[error("PORT is no port number")]
     Port,
+    #[error("{0} is no Stripe API key: those begin with sk_live_, rk_live_, sk_test_ or rk_test_")]
+    NoStripeKey(&'static str),
+    #[error("STRIPE_TEST_SECRET is a live key")]
+    LiveKeyForTest,
+    #[error("STRIPE_SECRET and STRIPE_TEST_SECRET are both test keys: an environment has one account")]
+    TwoTestKeys,
     #[error(
         "auth.live.hs256_secret and auth.test.hs256_secret must differ: a token belongs to one environment"
     )]
@@ -140,6 +165,7 @@ impl Settings {
     pub fn from_variables(variables: HashMap<String, String>) -> Result<Self, SettingsError> {
         let set = |name: &str| variables.get(name).filter(|value| !value.is_empty()).cloned();
         let (port, database_url) = (set("PORT"), set("DATABASE_URL"));
+        let accounts = accounts(&set)?;
         let ours = Variables::with_prefix("METERGATE")
             .prefix_separator("__")
             .separator("__")
@@ -160,6 +186,7 @@ impl Settings {
             return Err(SettingsError::SharedSecret);
         }
         settings.database_url = database_url.map(SecretString::from);
+        settings.stripe.accounts = accounts;
         Ok(settings)
     }
 
@@ -178,12 +205,58 @@ impl Settings {
                 (Environment::Test, tokens(&self.auth.test)),
                 (Environment::Live, tokens(&self.auth.live)),
             ],
+            stripe: StripeSettings {
+                api_base: self.stripe.api_base.clone(),
+                calls_per_second: self.stripe.calls_per_second,
+                accounts: self.stripe.accounts.clone(),
+            },
+            late_grace: self.stripe.late_grace,
         }
     }
 
     pub fn http(&self) -> HttpSettings {
         HttpSettings { cors_origins: self.http.cors_origins.clone(), request_max: self.http.request_max }
     }
+}
+
+fn no_accounts() -> [(Environment, Account); 2] {
+    StripeSettings::default().accounts
+}
+
+/// The accounts at Stripe. A key's own prefix says whose it is, and its webhook secrets go along; secrets
+/// without a key are for live webhooks, or for test ones by their name.
+fn accounts(set: &impl Fn(&str) -> Option<String>) -> Result<[(Environment, Account); 2], SettingsError> {
+    let (mut test, mut live) = (Account::default(), Account::default());
+    let secrets = |name: &str| -> Vec<SecretString> {
+        let listed = set(name).unwrap_or_default();
+        listed.split(',').map(str::trim).filter(|secret| !secret.is_empty()).map(SecretString::from).collect()
+    };
+    let key = |name: &'static str| {
+        let Some(key) = set(name).map(SecretString::from) else { return Ok(None) };
+        let environment = environment_of(&key).ok_or(SettingsError::NoStripeKey(name))?;
+        Ok(Some((environment, key)))
+    };
+    let of_test = key("STRIPE_TEST_SECRET")?;
+    let is_taken = of_test.is_some();
+    match of_test {
+        Some((Environment::Live, _)) => return Err(SettingsError::LiveKeyForTest),
+        Some((Environment::Test, key)) => test.api_key = Some(key),
+        None => {}
+    }
+    test.webhook_secrets.extend(secrets("STRIPE_TEST_WEBHOOK_SECRET"));
+    match key("STRIPE_SECRET")? {
+        Some((Environment::Test, _)) if is_taken => return Err(SettingsError::TwoTestKeys),
+        Some((Environment::Test, key)) => {
+            test.api_key = Some(key);
+            test.webhook_secrets.extend(secrets("STRIPE_WEBHOOK_SECRET"));
+        }
+        Some((Environment::Live, key)) => {
+            live.api_key = Some(key);
+            live.webhook_secrets.extend(secrets("STRIPE_WEBHOOK_SECRET"));
+        }
+        None => live.webhook_secrets.extend(secrets("STRIPE_WEBHOOK_SECRET")),
+    }
+    Ok([(Environment::Test, test), (Environment::Live, live)])
 }
 
 fn malformed(why: config::ConfigError) -> SettingsError {
@@ -194,6 +267,27 @@ fn duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::E
     let text = String::deserialize(deserializer)?;
     humantime::parse_duration(&text)
         .map_err(|_| de::Error::custom(format!("`{text}` is no duration, such as 60s, 15m or 1h")))
+}
+
+/// A duration, else a cron expression.
+fn schedule<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Schedule, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    Schedule::parse(&text).map_err(|_| {
+        de::Error::custom(format!(
+            "`{text}` is neither a duration, such as 60s, nor a cron expression, such as @daily"
+        ))
+    })
+}
+
+fn rate<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u32>, D::Error> {
+    match Option::<u32>::deserialize(deserializer)? {
+        Some(0) => Err(de::Error::custom("calls_per_second is 0, not 1 or more")),
+        rate => Ok(rate),
+    }
+}
+
+fn base_url<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
+    http_url(deserializer)?.ok_or_else(|| de::Error::custom("api_base must be a URL"))
 }
 
 fn offset<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Offset, D::Error> {
@@ -264,6 +358,24 @@ mod tests {
     }
 
     #[test]
+    fn a_stripe_key_says_whose_it_is() {
+        let settings = load(&[
+            ("STRIPE_SECRET", "sk_test_hush"),
+            ("STRIPE_WEBHOOK_SECRET", "whsec_new, whsec_old"),
+            ("METERGATE__STRIPE__EXPORT_INTERVAL", "@daily"),
+        ])
+        .unwrap();
+        let engine = settings.engine();
+        let test = engine.stripe.account(Environment::Test).unwrap();
+        assert!(test.api_key.is_some());
+        assert_eq!(test.webhook_secrets.len(), 2);
+        let live = engine.stripe.account(Environment::Live).unwrap();
+        assert!(live.api_key.is_none() && live.webhook_secrets.is_empty());
+        let shown = format!("{settings:?}{engine:?}");
+        assert!(!shown.contains("hush") && !shown.contains("whsec"), "{shown}");
+    }
+
+    #[test]
     fn what_is_unknown_or_malformed_is_named() {
         let cases = [
             (vec![("METERGATE__HTTP__PORT", "1")], "port"),
@@ -274,6 +386,12 @@ mod tests {
             (vec![("METERGATE__AUTH__LIVE__JWKS_URL", "keys.json")], "keys.json"),
             (vec![("METERGATE__LOG__FORMAT", "xml")], "xml"),
             (vec![("PORT", "http")], "PORT"),
+            (vec![("METERGATE__STRIPE__EXPORT_INTERVAL", "now and then")], "now and then"),
+            (vec![("METERGATE__STRIPE__API_BASE", "stripe")], "stripe"),
+            (vec![("METERGATE__STRIPE__CALLS_PER_SECOND", "0")], "calls_per_second"),
+            (vec![("STRIPE_SECRET", "hush")], "STRIPE_SECRET"),
+            (vec![("STRIPE_TEST_SECRET", "sk_live_1")], "live key"),
+            (vec![("STRIPE_TEST_SECRET", "sk_test_1"), ("STRIPE_SECRET", "sk_test_2")], "both test keys"),
             (
                 vec![
                     ("METERGATE__AUTH__TEST__HS256_SECRET", "x"),

@@ -44,6 +44,7 @@ use writers::{Lane, Months, Shift};
 
 use crate::domain::environment::Environment;
 use crate::domain::limits::TRANSACTION_CALLS_MAX;
+use crate::providers::stripe::StripeSettings;
 use crate::store::Database;
 
 /// What can be set about the engine.
@@ -56,6 +57,9 @@ pub struct EngineSettings {
     /// How long a credential is trusted without looking again.
     pub credential_life: Duration,
     pub tokens: [(Environment, TokenSettings); 2],
+    pub stripe: StripeSettings,
+    /// How long after the end of a billing period its usage still goes into it.
+    pub late_grace: Duration,
 }
 
 /// Everything the service can do. Cheap to clone.

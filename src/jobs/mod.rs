@@ -1,11 +1,15 @@
 //! What runs on an interval. Each job is a call of the engine that a test can make itself; here it
 //! is only repeated, and what goes wrong is logged and tried again.
 
+mod schedule;
+
 use std::time::Duration;
 
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep_until};
+
+pub use schedule::Schedule;
 
 use crate::domain::environment::Environment;
 use crate::engine::{Engine, EngineError};

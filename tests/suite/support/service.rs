@@ -16,6 +16,7 @@ use metergate::engine::access::keys::KeyKind;
 use metergate::engine::access::tokens::TokenSettings;
 use metergate::engine::{Clock, Engine, EngineSettings};
 use metergate::http::{Api, HttpSettings, router};
+use metergate::providers::stripe::StripeSettings;
 use metergate::store::Database;
 use secrecy::SecretString;
 use serde_json::{Value, json};
@@ -76,6 +77,8 @@ pub(crate) fn engine_settings() -> EngineSettings {
         wait_max: Duration::from_secs(5),
         credential_life: Duration::from_millis(1),
         tokens: [(Environment::Test, tokens(TEST_SECRET)), (Environment::Live, tokens(LIVE_SECRET))],
+        stripe: StripeSettings::default(),
+        late_grace: Duration::from_hours(1),
     }
 }
 

@@ -1,0 +1,58 @@
+//! When a job is due: after so long, or when a cron expression says so, in UTC.
+
+use std::time::Duration;
+
+use croner::Cron;
+use jiff::Timestamp;
+use jiff::tz::TimeZone;
+
+#[derive(Debug, Clone)]
+pub enum Schedule {
+    Every(Duration),
+    Cron(Box<Cron>),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("is neither a duration nor a cron expression")]
+pub struct NoSchedule;
+
+impl Schedule {
+    pub fn parse(text: &str) -> Result<Self, NoSchedule> {
+        if let Ok(length) = humantime::parse_duration(text) {
+            return if length.is_zero() { Err(NoSchedule) } else { Ok(Self::Every(length)) };
+        }
+        text.parse().map(|cron| Self::Cron(Box::new(cron))).map_err(|_| NoSchedule)
+    }
+
+    /// How long it is until the next time.
+    pub(super) fn pause(&self, now: Timestamp) -> Duration {
+        match self {
+            Self::Every(length) => *length,
+            Self::Cron(cron) => {
+                let now = now.to_zoned(TimeZone::UTC);
+                let next = cron.find_next_occurrence(&now, false).ok();
+                let until = next.and_then(|next| Duration::try_from(next.duration_since(&now)).ok());
+                // an expression that never comes again
+                until.unwrap_or(Duration::from_hours(24))
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_and_expressions() {
+        let now: Timestamp = "2026-11-21T22:30:00Z".parse().unwrap();
+        let pause = |text: &str| Schedule::parse(text).unwrap().pause(now);
+        assert_eq!(pause("60s"), Duration::from_mins(1));
+        assert_eq!(pause("@daily"), Duration::from_mins(90));
+        assert_eq!(pause("@hourly"), Duration::from_mins(30));
+        assert_eq!(pause("*/15 * * * *"), Duration::from_mins(15));
+        for text in ["", "0s", "soon", "* * *", "61 * * * *"] {
+            assert!(Schedule::parse(text).is_err(), "{text}");
+        }
+    }
+}

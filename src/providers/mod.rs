@@ -1,0 +1,106 @@
+//! Billing providers behind one small trait: what is handed over, what came of it, and what they say
+//! they have. Whoever is added here (one that takes batches, one that only charges) has the same
+//! promise to keep: a parcel handed over twice counts once, or the answer says that nobody knows.
+
+pub mod stripe;
+
+use std::fmt::Debug;
+use std::time::Duration;
+
+use async_trait::async_trait;
+
+use crate::domain::timestamp::Timestamp;
+use crate::domain::window::Span;
+
+/// A quantity on its way to a provider. What it says never changes once it was handed over.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Parcel {
+    /// The provider's name of the meter, and of the payload's keys.
+    pub event_name: String,
+    pub customer_key: String,
+    pub value_key: String,
+    /// The provider's id of the customer.
+    pub customer: String,
+    /// Whole units, never negative.
+    pub value: i64,
+    pub timestamp: Timestamp,
+    /// Counts once at the provider, for as long as it remembers it.
+    pub identifier: String,
+    /// How often it was handed over before: replays of a stored failure are asked anew.
+    pub attempt: u32,
+}
+
+/// What came of handing something over.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Delivery {
+    Delivered,
+    /// It was there before.
+    Duplicate,
+    /// It never will be taken as it is.
+    Dead(Failure),
+    Later(Later),
+    /// Nothing will be taken from us until somebody mends the account's credentials.
+    Stopped(Failure),
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Later {
+    pub failure: Failure,
+    /// Whether it may have been taken all the same.
+    pub may_be_taken: bool,
+    /// When the provider wants to be asked again.
+    pub after: Option<Duration>,
+}
+
+/// Why, with the provider's own code where it gave one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Failure {
+    pub code: String,
+    pub message: String,
+}
+
+/// What a provider has recorded of a customer in a window.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Summary {
+    pub window: Span,
+    /// A decimal, as the provider spells it.
+    pub value: String,
+}
+
+/// How fine summaries are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Grain {
+    Whole,
+    Hour,
+    Day,
+}
+
+/// A biller that usage is handed to.
+#[async_trait]
+pub trait Provider: Debug + Send + Sync {
+    fn name(&self) -> &'static str;
+
+    /// How many calls a second it takes from us.
+    fn calls_per_second(&self) -> u32;
+
+    /// For how long it surely remembers an identifier.
+    fn remembers_for(&self) -> Duration;
+
+    /// For how long after its delivery a parcel can be taken back.
+    fn cancels_for(&self) -> Duration;
+
+    async fn deliver(&self, parcel: &Parcel) -> Delivery;
+
+    /// Takes a delivered parcel back.
+    async fn cancel(&self, parcel: &Parcel) -> Delivery;
+
+    /// What it has recorded of a customer on a meter, by the parcels' timestamps. None: it knows no
+    /// such meter.
+    async fn summaries(
+        &self,
+        event_name: &str,
+        customer: &str,
+        span: Span,
+        grain: Grain,
+    ) -> Result<Option<Vec<Summary>>, Failure>;
+}

@@ -1,0 +1,159 @@
+//! Calls of Stripe: the key, the pinned version, and what a failure means
+//! (<https://docs.stripe.com/api/errors>).
+
+use std::time::Duration;
+
+use reqwest::{Method, Response, StatusCode, header};
+use secrecy::{ExposeSecret, SecretString};
+use serde_json::Value;
+
+use super::API_VERSION;
+use crate::providers::Failure;
+
+/// A call that takes longer has an unknown fate.
+const CALL_MAX: Duration = Duration::from_secs(20);
+const CONNECT_MAX: Duration = Duration::from_secs(5);
+const MESSAGE_CHARS_MAX: usize = 500;
+
+/// An account's client. Its key is in no `Debug`.
+#[derive(Debug)]
+pub struct Client {
+    http: reqwest::Client,
+    api_base: String,
+    key: SecretString,
+}
+
+/// A call that did not succeed.
+#[derive(Debug, Clone)]
+pub struct Fault {
+    /// None: no answer came.
+    pub status: Option<u16>,
+    pub failure: Failure,
+    /// What `Retry-After` asks for.
+    pub after: Option<Duration>,
+    /// Whether the call may have been carried out.
+    pub may_be_done: bool,
+}
+
+impl Fault {
+    /// Whether the same call may succeed later.
+    pub fn is_transient(&self) -> bool {
+        match self.status {
+            None => true,
+            Some(status) => status == 409 || status == 429 || status >= 500,
+        }
+    }
+
+    /// Whether the credentials are refused.
+    pub fn is_refusal(&self) -> bool {
+        matches!(self.status, Some(401 | 403))
+    }
+}
+
+impl Client {
+    pub(super) fn new(api_base: &str, key: SecretString) -> Result<Self, reqwest::Error> {
+        let http = reqwest::Client::builder()
+            .timeout(CALL_MAX)
+            .connect_timeout(CONNECT_MAX)
+            .redirect(reqwest::redirect::Policy::none())
+            .user_agent(concat!("metergate/", env!("CARGO_PKG_VERSION")))
+            .build()?;
+        Ok(Self { http, api_base: api_base.trim_end_matches('/').to_owned(), key })
+    }
+
+    pub async fn get(&self, path: &str, query: &[(&str, String)]) -> Result<Value, Fault> {
+        let mut url = format!("{}{path}", self.api_base);
+        if !query.is_empty() {
+            url.push('?');
+            url.push_str(&form(query));
+        }
+        self.send(self.request(Method::GET, url)).await
+    }
+
+    /// Posts a form. `idempotency_key`: the same call again is answered as the first time.
+    pub async fn post(
+        &self,
+        path: &str,
+        fields: &[(&str, String)],
+        idempotency_key: &str,
+    ) -> Result<Value, Fault> {
+        let request = self
+            .request(Method::POST, format!("{}{path}", self.api_base))
+            .header("idempotency-key", idempotency_key)
+            .header(header::CONTENT_TYPE, "application/x-www-form-urlencoded")
+            .body(form(fields));
+        self.send(request).await
+    }
+
+    fn request(&self, method: Method, url: String) -> reqwest::RequestBuilder {
+        self.http
+            .request(method, url)
+            .bearer_auth(self.key.expose_secret())
+            .header("stripe-version", API_VERSION)
+    }
+
+    async fn send(&self, request: reqwest::RequestBuilder) -> Result<Value, Fault> {
+        let response = request.send().await.map_err(|why| no_answer(&why))?;
+        let status = response.status();
+        if status.is_success() {
+            return response.json().await.map_err(|why| no_answer(&why));
+        }
+        Err(refused(status, response).await)
+    }
+}
+
+fn form(fields: &[(&str, String)]) -> String {
+    let mut form = form_urlencoded::Serializer::new(String::new());
+    for (name, value) in fields {
+        form.append_pair(name, value);
+    }
+    form.finish()
+}
+
+/// The call got no answer: it was carried out, or not, unless there was no connection at all.
+fn no_answer(why: &reqwest::Error) -> Fault {
+    let code = if why.is_timeout() { "timeout" } else { "no_answer" };
+    // without the URL, whose query may name a customer
+    let message = format!("no answer from Stripe: {}", causes(why));
+    Fault {
+        status: None,
+        failure: Failure { code: code.to_owned(), message: shortened(&message) },
+        after: None,
+        may_be_done: !why.is_connect(),
+    }
+}
+
+fn causes(why: &reqwest::Error) -> String {
+    let mut words = Vec::new();
+    let mut cause = std::error::Error::source(why);
+    while let Some(inner) = cause {
+        words.push(inner.to_string());
+        cause = inner.source();
+    }
+    if words.is_empty() { "the connection failed".to_owned() } else { words.join(": ") }
+}
+
+async fn refused(status: StatusCode, response: Response) -> Fault {
+    let header =
+        |name: &str| response.headers().get(name).and_then(|value| value.to_str().ok()).map(str::to_owned);
+    let after = header("retry-after").and_then(|text| text.parse().ok()).map(Duration::from_secs);
+    let reason = header("stripe-rate-limited-reason");
+    let body: Value = response.json().await.unwrap_or_default();
+    let error = &body["error"];
+    let text = |name: &str| error[name].as_str().map(str::to_owned);
+    let code = text("code")
+        .or(reason)
+        .or_else(|| text("type"))
+        .unwrap_or_else(|| format!("http_{}", status.as_u16()));
+    let message = text("message").unwrap_or_else(|| format!("Stripe answered {status}"));
+    Fault {
+        status: Some(status.as_u16()),
+        failure: Failure { code, message: shortened(&message) },
+        after,
+        may_be_done: status.is_server_error(),
+    }
+}
+
+fn shortened(message: &str) -> String {
+    message.chars().take(MESSAGE_CHARS_MAX).collect()
+}

@@ -1,0 +1,64 @@
+//! `POST /v1/billing/meter_events` and `…/meter_event_adjustments`: handing over, and taking back.
+
+use super::client::{Client, Fault};
+use crate::domain::timestamp::Timestamp;
+use crate::providers::{Delivery, Later, Parcel};
+
+/// There is no code for it: this is how the message begins.
+const ALREADY_THERE: &str = "An event already exists with identifier";
+
+pub(super) fn seconds(at: Timestamp) -> i64 {
+    at.micros().div_euclid(1_000_000)
+}
+
+/// Each attempt has an idempotency key of its own: Stripe answers a stored 500 again and again under
+/// the same one. The identifier is what makes it count once.
+fn idempotency_key(what: &str, parcel: &Parcel) -> String {
+    format!("{what}-{}-{}", parcel.identifier, parcel.attempt)
+}
+
+pub(super) async fn deliver(client: &Client, parcel: &Parcel) -> Delivery {
+    let (customer, value) =
+        (format!("payload[{}]", parcel.customer_key), format!("payload[{}]", parcel.value_key));
+    let fields = [
+        ("event_name", parcel.event_name.clone()),
+        (customer.as_str(), parcel.customer.clone()),
+        (value.as_str(), parcel.value.to_string()),
+        ("identifier", parcel.identifier.clone()),
+        ("timestamp", seconds(parcel.timestamp).to_string()),
+    ];
+    match client.post("/v1/billing/meter_events", &fields, &idempotency_key("event", parcel)).await {
+        Ok(_) => Delivery::Delivered,
+        Err(fault) if fault.status == Some(400) && fault.failure.message.starts_with(ALREADY_THERE) => {
+            Delivery::Duplicate
+        }
+        Err(fault) if fault.status == Some(400) && fault.failure.code == "timestamp_in_future" => {
+            Delivery::Later(Later { failure: fault.failure, may_be_taken: false, after: None })
+        }
+        Err(fault) => failed(fault),
+    }
+}
+
+pub(super) async fn cancel(client: &Client, parcel: &Parcel) -> Delivery {
+    let fields = [
+        ("event_name", parcel.event_name.clone()),
+        ("type", "cancel".to_owned()),
+        ("cancel[identifier]", parcel.identifier.clone()),
+    ];
+    let key = idempotency_key("cancel", parcel);
+    match client.post("/v1/billing/meter_event_adjustments", &fields, &key).await {
+        Ok(_) => Delivery::Delivered,
+        Err(fault) => failed(fault),
+    }
+}
+
+fn failed(fault: Fault) -> Delivery {
+    if fault.is_refusal() {
+        return Delivery::Stopped(fault.failure);
+    }
+    if fault.is_transient() {
+        let Fault { failure, after, may_be_done, .. } = fault;
+        return Delivery::Later(Later { failure, may_be_taken: may_be_done, after });
+    }
+    Delivery::Dead(fault.failure)
+}

@@ -1,0 +1,136 @@
+//! Stripe: meter events over its v1 interface, one a call
+//! (<https://docs.stripe.com/billing/subscriptions/usage-based/recording-usage-api>).
+
+mod client;
+mod meter_events;
+mod summaries;
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+use secrecy::{ExposeSecret, SecretString};
+
+pub use client::{Client, Fault};
+
+use super::{Delivery, Failure, Grain, Parcel, Provider, Summary};
+use crate::domain::environment::Environment;
+use crate::domain::window::Span;
+
+/// The version that requests are pinned to.
+pub const API_VERSION: &str = "2026-07-29.dahlia";
+
+/// Stripe's own limits for meter events: a thousand a second on a live account, and the basic limit in
+/// a sandbox (<https://docs.stripe.com/rate-limits>). A little is left for clocks that differ.
+const CALLS_PER_SECOND_LIVE: u32 = 960;
+const CALLS_PER_SECOND_TEST: u32 = 24;
+
+/// What one environment knows of its account.
+#[derive(Debug, Clone, Default)]
+pub struct Account {
+    pub api_key: Option<SecretString>,
+    /// Any of them may have signed a webhook.
+    pub webhook_secrets: Vec<SecretString>,
+}
+
+#[derive(Debug, Clone)]
+pub struct StripeSettings {
+    pub api_base: String,
+    /// In place of Stripe's own limits.
+    pub calls_per_second: Option<u32>,
+    pub accounts: [(Environment, Account); 2],
+}
+
+impl StripeSettings {
+    pub const API_BASE: &str = "https://api.stripe.com";
+
+    pub fn account(&self, environment: Environment) -> Option<&Account> {
+        self.accounts.iter().find(|(of, _)| *of == environment).map(|(_, account)| account)
+    }
+}
+
+impl Default for StripeSettings {
+    fn default() -> Self {
+        Self {
+            api_base: Self::API_BASE.to_owned(),
+            calls_per_second: None,
+            accounts: [(Environment::Test, Account::default()), (Environment::Live, Account::default())],
+        }
+    }
+}
+
+/// The environment that an API key belongs to, by its own prefix.
+pub fn environment_of(key: &SecretString) -> Option<Environment> {
+    let key = key.expose_secret();
+    let begins = |prefixes: [&str; 2]| prefixes.iter().any(|prefix| key.starts_with(prefix));
+    if begins(["sk_test_", "rk_test_"]) {
+        Some(Environment::Test)
+    } else if begins(["sk_live_", "rk_live_"]) {
+        Some(Environment::Live)
+    } else {
+        None
+    }
+}
+
+/// An account at Stripe.
+#[derive(Debug)]
+pub struct Stripe {
+    client: Client,
+    calls_per_second: u32,
+}
+
+impl Stripe {
+    /// None where the environment has no key.
+    pub fn of(settings: &StripeSettings, environment: Environment) -> Result<Option<Self>, reqwest::Error> {
+        let Some(key) = settings.account(environment).and_then(|account| account.api_key.clone()) else {
+            return Ok(None);
+        };
+        let own = match environment {
+            Environment::Live => CALLS_PER_SECOND_LIVE,
+            Environment::Test => CALLS_PER_SECOND_TEST,
+        };
+        let client = Client::new(&settings.api_base, key)?;
+        Ok(Some(Self { client, calls_per_second: settings.calls_per_second.unwrap_or(own).max(1) }))
+    }
+
+    pub fn client(&self) -> &Client {
+        &self.client
+    }
+}
+
+#[async_trait]
+impl Provider for Stripe {
+    fn name(&self) -> &'static str {
+        "stripe"
+    }
+
+    fn calls_per_second(&self) -> u32 {
+        self.calls_per_second
+    }
+
+    fn remembers_for(&self) -> Duration {
+        // a day at least; an hour less, for whatever the call itself and the clocks take
+        Duration::from_hours(23)
+    }
+
+    fn cancels_for(&self) -> Duration {
+        Duration::from_hours(23)
+    }
+
+    async fn deliver(&self, parcel: &Parcel) -> Delivery {
+        meter_events::deliver(&self.client, parcel).await
+    }
+
+    async fn cancel(&self, parcel: &Parcel) -> Delivery {
+        meter_events::cancel(&self.client, parcel).await
+    }
+
+    async fn summaries(
+        &self,
+        event_name: &str,
+        customer: &str,
+        span: Span,
+        grain: Grain,
+    ) -> Result<Option<Vec<Summary>>, Failure> {
+        summaries::read(&self.client, event_name, customer, span, grain).await
+    }
+}
