@@ -76,3 +76,5 @@ pub const UNFOLDED_EVENTS_MAX: i64 = 200_000;
 pub const FOLD_EVENTS_MAX: i64 = 150_000;
 /// Batches folded in one transaction.
 pub const FOLD_BATCHES_MAX: i64 = 2_000;
+/// Windows that one reconciliation may have: a month of hours.
+pub const RECONCILED_WINDOWS_MAX: usize = 744;

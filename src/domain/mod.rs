@@ -5,6 +5,7 @@ pub mod catalog;
 pub mod digest;
 pub mod environment;
 pub mod event;
+pub mod export;
 pub mod fields;
 pub mod gate;
 pub mod limits;

@@ -6,6 +6,7 @@ mod body;
 mod catalog;
 mod csv;
 mod events;
+mod exports;
 mod gateway;
 mod observe;
 mod operations;
@@ -115,6 +116,10 @@ pub fn routes() -> Vec<Route> {
         // gateways ask with their client's method, and some with its path and query
         Route::new("/v1/gate", Gateway, at!(any gateway::gate)),
         Route::new("/v1/gate/{*path}", Gateway, at!(any gateway::gate_by_headers)),
+        Route::new("/v1/exports", Secret, at!(get exports::list)),
+        Route::new("/v1/exports/run", Secret, at!(post exports::run)),
+        Route::new("/v1/exports/{id}/retry", Secret, at!(post exports::retry)),
+        Route::new("/v1/reconciliation", Secret, at!(get exports::reconcile)),
         Route::new("/v1/catalog", Secret, at!(put catalog::apply)),
         Route::new("/v1/catalog", Secret, at!(get catalog::show)),
         Route::new("/v1/meters", Secret, at!(get catalog::meters)),

@@ -28,6 +28,8 @@ use crate::store::{self, StoreError};
 struct Candidate<'a> {
     event: &'a Prepared,
     occurred_at: Timestamp,
+    /// History, which is for no biller.
+    backfill: bool,
     /// Why it cannot be recorded, unless it was before.
     objection: Option<Violation>,
 }
@@ -101,7 +103,7 @@ fn examine<'a>(
         let objection = event.timestamp.and_then(|at| refuse_time(at, now, age_max)).or_else(|| {
             terms.meters_of(&event.event_name).find_map(|stored| stored.meter.refuses(&event.properties))
         });
-        Candidate { event, occurred_at: event.timestamp.unwrap_or(now), objection }
+        Candidate { event, occurred_at: event.timestamp.unwrap_or(now), backfill, objection }
     };
     work.iter()
         .flat_map(|delivery| delivery.events.iter().map(|event| candidate(event, delivery.backfill)))
@@ -283,14 +285,14 @@ fn event_columns(
 ) -> EventColumns {
     let mut columns = EventColumns::default();
     for (ordinal, index) in recorded.iter().enumerate() {
-        let Candidate { event, occurred_at, .. } = &candidates[*index];
+        let Candidate { event, occurred_at, backfill, .. } = &candidates[*index];
         // both were looked up for every winner
         let (Some(path), Some(name)) = (standings.get(&event.subject), names.get(&event.event_name)) else {
             unreachable!("every recorded event has a path and a name")
         };
         columns.path_ids.push(path.id);
         columns.occurred_at.push(*occurred_at);
-        columns.customer_ids.push(path.customer_id);
+        columns.customer_ids.push(path.customer_id.filter(|_| !backfill));
         columns.keys.push(event.key);
         columns.ordinals.push(i32::try_from(ordinal).unwrap_or(i32::MAX));
         columns.event_name_ids.push(*name);
