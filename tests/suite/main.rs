@@ -21,6 +21,7 @@ mod interface;
 mod interleavings;
 mod outages;
 mod plans;
+mod stripe_fake;
 mod subjects;
 mod trace;
 mod windows;
