@@ -10,6 +10,7 @@ mod bad_input;
 mod catalog;
 mod embedded;
 mod events;
+mod exports;
 mod folding;
 mod gate;
 mod gate_model;
