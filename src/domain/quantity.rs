@@ -86,6 +86,13 @@ impl Quantity {
     pub fn nanos(self) -> i128 {
         self.0
     }
+
+    /// Divided by another; none where that has no end within the digits of a quantity.
+    pub fn divided_exactly(self, by: Self) -> Option<Self> {
+        // 10^28 nano-units times 10^9 stay within 128 bits
+        let nanos = self.0.checked_mul(NANOS)?;
+        (nanos.checked_rem(by.0)? == 0).then(|| nanos / by.0).filter(|q| q.abs() < LIMIT).map(Self)
+    }
 }
 
 impl Total {
