@@ -184,9 +184,8 @@ fn identifier(value: Value) -> Read<EventId> {
 fn payload(value: Value) -> Read<Map<String, Value>> {
     let map = fields::object(value)?;
     let nested = map.iter().filter(|(_, value)| !value.is_string());
-    let flaws: Vec<Violation> = nested
-        .map(|(key, _)| Violation::new("invalid_type", "must be a string").under(key))
-        .collect();
+    let flaws: Vec<Violation> =
+        nested.map(|(key, _)| Violation::new("invalid_type", "must be a string").under(key)).collect();
     if flaws.is_empty() { Ok(map) } else { Err(flaws) }
 }
 

@@ -279,6 +279,27 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
+    fn division_is_exact_or_none() {
+        let quotient = |a: &str, b: &str| {
+            let (a, b) = (Quantity::from_decimal(a).unwrap(), Quantity::from_decimal(b).unwrap());
+            a.divided_exactly(b).map(|q| q.to_string())
+        };
+        let cases = [
+            ("1500", "1000", Some("1.5")),
+            ("-3", "0.5", Some("-6")),
+            ("0", "7", Some("0")),
+            ("1", "3", None),
+            ("0.000000001", "10", None),
+            ("9999999999999999999.999999999", "1", Some("9999999999999999999.999999999")),
+            ("9999999999999999999", "0.1", None),
+            ("1", "0", None),
+        ];
+        for (a, b, expected) in cases {
+            assert_eq!(quotient(a, b).as_deref(), expected, "{a} / {b}");
+        }
+    }
+
+    #[test]
     fn spellings() {
         use NotAQuantity::{NotDecimal, TooManyDigits};
         let cases: &[(&str, Result<&str, NotAQuantity>)] = &[

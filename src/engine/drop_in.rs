@@ -86,7 +86,8 @@ impl Engine {
             Err(other) => return Err(other),
         };
         if !found {
-            let detail = format!("there is no meter event of `{event_name}` with the identifier {identifier}");
+            let detail =
+                format!("there is no meter event of `{event_name}` with the identifier {identifier}");
             let flaw = Violation::new("resource_missing", detail).under("identifier").under("cancel");
             return Err(EngineError::invalid(flaw));
         }
@@ -203,14 +204,16 @@ async fn payer(
     environment: Environment,
     customer: &StripeCustomerId,
 ) -> Result<SubjectId, EngineError> {
-    if let Some((_, payer)) = store::subjects::of_customer(connection, environment, customer.as_str()).await? {
+    if let Some((_, payer)) = store::subjects::of_customer(connection, environment, customer.as_str()).await?
+    {
         return subject(payer);
     }
     let payer = subject(customer.to_string())?;
     store::subjects::insert_missing(connection, environment, &[payer.to_string()]).await?;
     let row = existing(connection, environment, &payer).await?;
     if row.stripe_customer_id.is_some() {
-        let detail = "no subject is mapped to this customer, and the one of this name is mapped to another: map one";
+        let detail =
+            "no subject is mapped to this customer, and the one of this name is mapped to another: map one";
         let flaw = Violation::new("customer_unmapped", detail);
         return Err(EngineError::invalid(flaw.under("payload")));
     }

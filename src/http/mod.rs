@@ -140,7 +140,9 @@ pub fn router(api: Api, settings: &HttpSettings) -> Router {
         let guarded = route.handler.route_layer(middleware::from_fn_with_state(guard, access::admit));
         match route.access {
             Access::EndUser | Access::Publishable => browsers = browsers.route(route.path, guarded),
-            Access::Open | Access::Secret | Access::Gateway | Access::StripeSdk => plain = plain.route(route.path, guarded),
+            Access::Open | Access::Secret | Access::Gateway | Access::StripeSdk => {
+                plain = plain.route(route.path, guarded)
+            }
         }
     }
     // a preflight is no method of a route: CORS stands around the answer to those, too

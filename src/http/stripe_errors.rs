@@ -41,11 +41,10 @@ pub(super) enum Reads {
 }
 
 pub(super) fn reads(request: &Request) -> Reads {
-    match request.uri().path().starts_with(PATH) {
-        true => Reads::All,
-        false if request.headers().contains_key(VERSION) => Reads::Nowhere,
-        false => Reads::None,
+    if request.uri().path().starts_with(PATH) {
+        return Reads::All;
     }
+    if request.headers().contains_key(VERSION) { Reads::Nowhere } else { Reads::None }
 }
 
 /// The answer, with a problem in its body written as Stripe does.
@@ -129,8 +128,7 @@ fn message(problem: &Problem, param: Option<&str>) -> String {
 
 /// `/payload/value` as `payload[value]`.
 fn param_of(pointer: &str) -> String {
-    let mut parts =
-        pointer.split('/').skip(1).map(|part| part.replace("~1", "/").replace("~0", "~"));
+    let mut parts = pointer.split('/').skip(1).map(|part| part.replace("~1", "/").replace("~0", "~"));
     let first = parts.next().unwrap_or_default();
     parts.fold(first, |param, key| format!("{param}[{key}]"))
 }

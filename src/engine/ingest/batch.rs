@@ -385,8 +385,7 @@ fn answers(
             let (mut met, mut times) = (None, None);
             if let [event] = delivery.events.as_slice() {
                 met = if delivery.with_limits { limits.met_by(event) } else { None };
-                times = first_time(place)
-                    .map(|occurred_at| Times { occurred_at, answered_at: limits.now });
+                times = first_time(place).map(|occurred_at| Times { occurred_at, answered_at: limits.now });
             }
             place += delivery.events.len();
             let outcomes = outcomes.by_ref().take(delivery.events.len()).collect();
