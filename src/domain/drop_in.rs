@@ -143,13 +143,11 @@ impl Adjustment {
 
 /// The meter that is meant by an event name that Stripe knows.
 pub fn meter<'t>(terms: &'t Terms, event_name: &str) -> Read<&'t Meter> {
-    match terms.meter_in_stripe(event_name) {
-        Some(stored) => Ok(&stored.meter),
-        None => {
-            let detail = format!("there is no meter for the event name `{event_name}`");
-            Err(vec![Violation::new("no_meter", detail).under("event_name")])
-        }
-    }
+    let found = terms.meter_in_stripe(event_name).map(|stored| &stored.meter);
+    found.ok_or_else(|| {
+        let detail = format!("there is no meter for the event name `{event_name}`");
+        vec![Violation::new("no_meter", detail).under("event_name")]
+    })
 }
 
 /// The value in the meter's own unit: what Stripe is sent is multiplied by the meter's scale.

@@ -185,8 +185,8 @@ async fn whose(
             None => Whose::FirstContact,
         });
     };
-    let names = [named.to_string()];
-    let paths = store::subjects::paths(connection, environment, Which::Of(&names)).await?;
+    let only = [named.to_string()];
+    let paths = store::subjects::paths(connection, environment, Which::Of(&only)).await?;
     let billed = paths.first().and_then(|path| path.customer_id);
     match (billed, mapped) {
         (Some(billed), Some((customer_id, _))) if billed == customer_id => Ok(Whose::Known(named.clone())),

@@ -141,7 +141,7 @@ pub fn router(api: Api, settings: &HttpSettings) -> Router {
         match route.access {
             Access::EndUser | Access::Publishable => browsers = browsers.route(route.path, guarded),
             Access::Open | Access::Secret | Access::Gateway | Access::StripeSdk => {
-                plain = plain.route(route.path, guarded)
+                plain = plain.route(route.path, guarded);
             }
         }
     }

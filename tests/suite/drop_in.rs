@@ -16,6 +16,10 @@ use crate::support::{TestService, at};
 const EVENTS: &str = "/v1/billing/meter_events";
 const ADJUSTMENTS: &str = "/v1/billing/meter_event_adjustments";
 const RANGE: &str = "from=2026-10-01T00:00:00Z&to=2026-12-01T00:00:00Z";
+/// A field of a form.
+type Field<'a> = (&'a str, &'a str);
+/// Fields, and the code and the param of what they are refused with.
+type Refused<'a> = (Vec<Field<'a>>, &'static str, &'static str);
 /// The clock of the tests.
 const NOON_SECONDS: i64 = 1_795_176_000;
 
@@ -277,7 +281,7 @@ async fn an_adjustment_takes_an_event_back() {
         assert_eq!(error(&cancel(event_name, identifier).await), missing, "{event_name} {identifier}");
     }
     assert_eq!(error(&cancel("nothing", "keep").await), refusal("no_meter", "event_name"));
-    let cases: [(&[(&str, &str)], &str, &str); 6] = [
+    let cases: [(&[Field<'_>], &str, &str); 6] = [
         (&[], "parameter_missing", "event_name"),
         (&[("event_name", "ai_tokens"), ("cancel[identifier]", "keep")], "parameter_missing", "type"),
         (&[("event_name", "ai_tokens"), ("type", "cancel")], "parameter_missing", "cancel"),
@@ -320,7 +324,7 @@ async fn what_is_refused_is_refused_in_stripes_words_and_leaves_nothing() {
     let customer = ("payload[stripe_customer_id]", "cus_1");
     let value = ("payload[value]", "1");
     let (long, longer) = ("x".repeat(101), "x".repeat(256));
-    let cases: Vec<(Vec<(&str, &str)>, &str, &str)> = vec![
+    let cases: Vec<Refused<'_>> = vec![
         (vec![], "parameter_missing", "event_name"),
         (vec![customer, value], "parameter_missing", "event_name"),
         (vec![name], "parameter_missing", "payload"),

@@ -13,8 +13,8 @@ use crate::support::service::{Process, engine_settings};
 use crate::support::{TestService, cluster};
 
 const SCRIPT: &str = include_str!("../sdk/stripe.mjs");
-const INSTALL_MAX: Duration = Duration::from_secs(120);
-const RUN_MAX: Duration = Duration::from_secs(60);
+const INSTALL_MAX: Duration = Duration::from_mins(2);
+const RUN_MAX: Duration = Duration::from_mins(1);
 
 fn skipped(why: &str) {
     // past the capture of the test runner: what was not tried must be seen
