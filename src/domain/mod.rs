@@ -3,6 +3,7 @@
 
 pub mod catalog;
 pub mod digest;
+pub mod drop_in;
 pub mod environment;
 pub mod event;
 pub mod export;

@@ -7,6 +7,7 @@ mod catalog;
 pub mod clock;
 mod configuration;
 mod counting;
+mod drop_in;
 pub mod error;
 mod events;
 mod exports;
@@ -26,6 +27,7 @@ use std::time::Duration;
 
 pub use catalog::{Applied, CatalogView};
 pub use clock::Clock;
+pub use drop_in::Taken;
 pub use error::EngineError;
 pub use events::{EventPage, EventView, Voided};
 pub use exports::{

@@ -151,7 +151,7 @@ impl Engine {
     }
 }
 
-async fn existing(
+pub(super) async fn existing(
     connection: &mut sqlx::PgConnection,
     environment: Environment,
     subject: &SubjectId,
@@ -160,7 +160,7 @@ async fn existing(
     row.ok_or_else(|| EngineError::Internal("a subject vanished".to_owned()))
 }
 
-async fn move_under(
+pub(super) async fn move_under(
     connection: &mut sqlx::PgConnection,
     environment: Environment,
     row: &SubjectRow,

@@ -30,11 +30,12 @@ pub(super) async fn read(body: Body) -> Result<Bytes, Problem> {
     Ok(bytes)
 }
 
-fn is_empty(bytes: &[u8]) -> bool {
+pub(super) fn is_empty(bytes: &[u8]) -> bool {
     bytes.iter().all(u8::is_ascii_whitespace)
 }
 
-async fn read_any(body: Body) -> Result<Bytes, Problem> {
+/// The whole body, which may be empty.
+pub(super) async fn read_any(body: Body) -> Result<Bytes, Problem> {
     let mut body = body;
     // as long as it says it is, within reason: it is most often
     let announced = usize::try_from(body.size_hint().lower()).unwrap_or(BODY_BYTES_MAX);

@@ -251,6 +251,23 @@ pub async fn set_customer(
     Ok(())
 }
 
+/// A customer that a subject is mapped to: its number, and the subject.
+pub async fn of_customer(
+    connection: &mut PgConnection,
+    environment: Environment,
+    stripe_customer_id: &str,
+) -> Result<Option<(i64, String)>, StoreError> {
+    let found = sqlx::query_as(
+        "select c.id, s.subject from customers c join subjects s on s.customer_id = c.id
+         where c.environment = $1 and c.stripe_customer_id = $2",
+    )
+    .bind(environment.code())
+    .bind(stripe_customer_id)
+    .fetch_optional(connection)
+    .await?;
+    Ok(found)
+}
+
 pub async fn set_metadata(
     connection: &mut PgConnection,
     subject_id: i64,

@@ -8,6 +8,8 @@ mod access;
 mod aggregations;
 mod bad_input;
 mod catalog;
+mod drop_in;
+mod drop_in_sdk;
 mod embedded;
 mod events;
 mod exports;
