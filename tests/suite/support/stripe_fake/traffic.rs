@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::Overlap;
+use super::control::is_control;
 use super::errors::ApiError;
 use super::faults::Endpoint;
 use super::forms::Form;
@@ -71,6 +72,9 @@ impl Traffic {
 
     /// What every caller owes, whatever it asks for.
     pub(super) fn inspect(&mut self, call: &Call) {
+        if is_control(&call.path) {
+            return;
+        }
         let mut lacks = |what: &str| {
             self.violations.push(format!("{} {} without {what}", call.method, call.path));
         };
