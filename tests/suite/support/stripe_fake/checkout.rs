@@ -4,6 +4,7 @@ use serde_json::{Value, json};
 
 use super::errors::ApiError;
 use super::forms::Form;
+use super::server::id as id_of;
 use super::state::State;
 use super::version::Version;
 use super::{catalog, customers, subscription_calls};
@@ -80,13 +81,12 @@ pub(super) fn complete(state: &mut State, id: &str) -> Result<Value, ApiError> {
     if session.shown["status"] != "open" {
         return Err(ApiError::invalid("The session is complete already."));
     }
-    let customer = match session.shown["customer"].as_str() {
-        Some(customer) => customer.to_owned(),
-        None => {
-            let email = session.email.iter().map(|email| ("email", email.as_str()));
-            let form = form_urlencoded::Serializer::new(String::new()).extend_pairs(email).finish();
-            text(&customers::create(state, Form::read(&form)?)?["id"])
-        }
+    let customer = if let Some(customer) = session.shown["customer"].as_str() {
+        customer.to_owned()
+    } else {
+        let email = session.email.iter().map(|email| ("email", email.as_str()));
+        let form = form_urlencoded::Serializer::new(String::new()).extend_pairs(email).finish();
+        id_of(&customers::create(state, Form::read(&form)?)?)
     };
     session.subscription.push(("customer".to_owned(), customer.clone()));
     let form = form_urlencoded::Serializer::new(String::new()).extend_pairs(&session.subscription).finish();
@@ -101,8 +101,4 @@ pub(super) fn complete(state: &mut State, id: &str) -> Result<Value, ApiError> {
     state.sessions.insert(id.to_owned(), session);
     state.emit("checkout.session.completed", &shown, None);
     Ok(shown)
-}
-
-fn text(value: &Value) -> String {
-    value.as_str().unwrap_or_default().to_owned()
 }

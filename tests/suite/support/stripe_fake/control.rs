@@ -1,4 +1,5 @@
-//! Routes that Stripe does not have, for whoever tries the fake by hand: time, payments, checkout.
+//! Routes that Stripe does not have, for whoever tries the fake by hand: time, payments,
+//! faults, checkout.
 
 use std::time::Duration;
 
@@ -7,10 +8,14 @@ use serde_json::{Value, json};
 use super::checkout;
 use super::customers::Payments;
 use super::errors::ApiError;
+use super::faults::{Endpoint, Fault};
 use super::forms::Form;
 use super::routes;
 use super::state::State;
 use super::subscriptions;
+
+/// How slow a slow answer is.
+const SLOW: Duration = Duration::from_secs(30);
 
 /// Whether a path needs no key.
 pub(super) fn is_control(path: &str) -> bool {
@@ -49,9 +54,39 @@ pub(super) fn answer(
             subscriptions::pause(state, id);
             Ok(subscriptions::snapshot(state, id))
         }
+        ("POST", ["fake", "webhooks"]) => {
+            state.is_silent = form.flag("silent")?.unwrap_or(state.is_silent);
+            form.finish()?;
+            Ok(json!({"silent": state.is_silent}))
+        }
+        ("POST", ["fake", "faults"]) => {
+            let (endpoint, fault, count) = read_fault(&mut form)?;
+            form.finish()?;
+            state.faults.push_next(endpoint, fault, count);
+            Ok(json!({"next": count}))
+        }
         ("GET", ["fake", "totals"]) => totals(state, form),
         (method, path) => Err(routes::unknown(method, &format!("/{}", path.join("/")))),
     }
+}
+
+/// What goes wrong with the next calls to meter events, or to all with `endpoint=any`.
+fn read_fault(form: &mut Form) -> Result<(Endpoint, Fault, u32), ApiError> {
+    let is_any = form.choice("endpoint", &["any", "meter_events"])?.as_deref() == Some("any");
+    let fault = match form.required("fault", 50)?.as_str() {
+        "reset_before" => Fault::ResetBefore,
+        "reset_after" => Fault::ResetAfter,
+        "error_before" => Fault::ErrorBefore,
+        "error_before_kept" => Fault::ErrorBeforeKept,
+        "error_after" => Fault::ErrorAfter,
+        "rate_limited" => Fault::RateLimited("global-rate"),
+        "lock_timeout" => Fault::LockTimeout,
+        "unauthorized" => Fault::Unauthorized,
+        "slow" => Fault::Slow(SLOW),
+        other => return Err(ApiError::bad_param("fault", format!("There is no fault {other}."))),
+    };
+    let count = form.integer("count")?.and_then(|count| u32::try_from(count).ok()).unwrap_or(1);
+    Ok((if is_any { Endpoint::Any } else { Endpoint::MeterEvents }, fault, count))
 }
 
 /// What every customer was billed, by meter.

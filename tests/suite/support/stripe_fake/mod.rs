@@ -12,6 +12,7 @@ mod control;
 mod customers;
 mod delivery;
 mod errors;
+mod events;
 mod faults;
 mod forms;
 mod http;

@@ -51,6 +51,10 @@ impl Outbox {
         self.queue.iter().map(|queued| queued.webhook.clone()).collect()
     }
 
+    pub(super) fn newest_first(&self) -> impl Iterator<Item = &Webhook> {
+        self.queue.iter().rev().map(|queued| &queued.webhook)
+    }
+
     /// All that are not delivered, which they are now.
     pub(super) fn take(&mut self) -> Vec<Webhook> {
         let open = self.queue[self.first_open..].iter_mut().filter(|queued| !queued.is_delivered);

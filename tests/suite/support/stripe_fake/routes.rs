@@ -9,7 +9,7 @@ use super::forms::Form;
 use super::http::Call;
 use super::state::State;
 use super::{
-    adjustments, catalog, checkout, control, customers, invoices, meter_events, meters, reports,
+    adjustments, catalog, checkout, control, customers, events, invoices, meter_events, meters, reports,
     subscription_calls, subscriptions, summaries,
 };
 
@@ -30,6 +30,8 @@ pub(super) fn answer(state: &mut State, call: &Call) -> Result<Value, ApiError> 
     match (call.method.as_str(), path.as_slice()) {
         (method, ["v1", "billing", path @ ..]) => billing(state, method, path, form),
         ("GET", ["v2", "core", "events", id]) => reports::get(state, id),
+        ("GET", ["v1", "events"]) => events::list(state, form),
+        ("GET", ["v1", "events", id]) => events::get(state, id, form),
         ("GET", ["v1", "customers"]) => customers::list(state, form),
         ("POST", ["v1", "customers"]) => customers::create(state, form),
         ("GET", ["v1", "customers", id]) => customers::get(state, id, form),

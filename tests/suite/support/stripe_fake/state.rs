@@ -7,6 +7,7 @@ use serde_json::Value;
 use super::Options;
 use super::checkout::Session;
 use super::clock::Clock;
+use super::control::is_control;
 use super::customers::Payments;
 use super::errors::ApiError;
 use super::faults::{Fault, Plan};
@@ -95,6 +96,9 @@ impl State {
 
     /// Notes a call, and draws what goes wrong with it.
     pub(super) fn arrive(&mut self, call: &Call) -> Option<Fault> {
+        if is_control(&call.path) {
+            return None;
+        }
         self.traffic.inspect(call);
         self.faults.draw(call.endpoint())
     }

@@ -24,7 +24,7 @@ pub(super) struct Subscription {
     pub(super) ended_at: Option<i64>,
     pub(super) trial: Option<(i64, i64)>,
     pub(super) is_trial_end_told: bool,
-    /// What happens at the end of a trial where nothing can be paid: create_invoice, pause, cancel.
+    /// What happens at the end of a trial where nothing can be paid: `create_invoice`, pause, cancel.
     pub(super) without_payment: String,
     pub(super) metadata: Value,
     pub(super) description: Option<String>,

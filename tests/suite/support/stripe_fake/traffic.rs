@@ -5,7 +5,6 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::Overlap;
-use super::control::is_control;
 use super::errors::ApiError;
 use super::faults::Endpoint;
 use super::forms::Form;
@@ -72,9 +71,6 @@ impl Traffic {
 
     /// What every caller owes, whatever it asks for.
     pub(super) fn inspect(&mut self, call: &Call) {
-        if is_control(&call.path) {
-            return;
-        }
         let mut lacks = |what: &str| {
             self.violations.push(format!("{} {} without {what}", call.method, call.path));
         };
