@@ -84,3 +84,5 @@ pub const FOLD_EVENTS_MAX: i64 = 150_000;
 pub const FOLD_BATCHES_MAX: i64 = 2_000;
 /// Windows that one reconciliation may have: a month of hours.
 pub const RECONCILED_WINDOWS_MAX: usize = 744;
+/// Writers of the gate in an environment.
+pub const GATE_WRITERS: usize = 2;

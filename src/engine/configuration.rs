@@ -77,6 +77,11 @@ pub(super) struct Configurations {
 }
 
 impl Configurations {
+    /// What was read last, whether it is still true or not.
+    pub(super) fn known(&self, environment: Environment) -> Option<Arc<Configuration>> {
+        self.current.read().unwrap_or_else(PoisonError::into_inner).get(&environment).cloned()
+    }
+
     /// The configuration of a version, read anew where another one is known.
     pub(super) async fn at(
         &self,
@@ -84,7 +89,7 @@ impl Configurations {
         environment: Environment,
         versions: Versions,
     ) -> Result<Arc<Configuration>, StoreError> {
-        let known = self.current.read().unwrap_or_else(PoisonError::into_inner).get(&environment).cloned();
+        let known = self.known(environment);
         if let Some(known) = &known
             && known.versions == versions
         {

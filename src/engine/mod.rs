@@ -44,12 +44,11 @@ pub use verify::Verdict;
 use access::Gatekeeper;
 use access::tokens::TokenSettings;
 use configuration::Configurations;
-use gate::Holding;
+use gate::Gate;
 use ingest::{Intake, Tails, Workplace};
-use writers::{Lane, Months, Shift};
+use writers::{Months, Shift};
 
 use crate::domain::environment::Environment;
-use crate::domain::limits::TRANSACTION_CALLS_MAX;
 use crate::providers::Provider;
 use crate::providers::stripe::{Stripe, StripeSettings};
 use crate::store::Database;
@@ -91,7 +90,7 @@ struct Inner {
 #[derive(Debug)]
 struct Desk {
     intake: Intake,
-    gate: Lane<Holding>,
+    gate: Gate,
     /// The biller that usage is handed to; none where no account is set up.
     provider: Option<Arc<dyn Provider>>,
 }
@@ -104,10 +103,7 @@ impl Desk {
         shift: &mut Shift,
     ) -> Self {
         let intake = Intake::start(environment, workplace, shift);
-        // one writer: all that meets a hot counter meets it there, and waits for no lock
-        let holding = vec![Holding::new(environment, workplace)];
-        let name = format!("{environment}_gate");
-        let gate = Lane::start(name, TRANSACTION_CALLS_MAX, &workplace.database, holding, shift);
+        let gate = Gate::start(environment, workplace, shift);
         Self { intake, gate, provider }
     }
 }

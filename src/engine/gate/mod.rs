@@ -1,6 +1,7 @@
-//! Reserving, settling and looking at reservations. Calls share transactions on a lane of their own.
+//! Reserving, settling and looking at reservations. Calls share transactions on lanes of their own.
 
 mod batch;
+mod routing;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -11,6 +12,8 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 use sqlx::{PgConnection, Postgres, Transaction};
 use uuid::Uuid;
+
+pub(super) use routing::Gate;
 
 use super::counting::Reader;
 use super::ingest::{Workplace, new_id};
@@ -251,8 +254,8 @@ impl Engine {
     }
 
     async fn call(&self, environment: Environment, call: Call) -> Result<Answer, EngineError> {
-        let gate = &self.inner.desk(environment).gate;
-        match gate.submit(call, self.inner.settings.wait_max).await? {
+        let lane = self.inner.desk(environment).gate.lane_for(&call);
+        match lane.submit(call, self.inner.settings.wait_max).await? {
             Reply::Answer(answer) => Ok(*answer),
             Reply::Swept(_) => Err(EngineError::Internal("a call was taken for a sweep".to_owned())),
         }
@@ -260,8 +263,8 @@ impl Engine {
 
     /// Carries out some expiries that are due; whether there may be more.
     pub async fn sweep(&self, environment: Environment) -> Result<bool, EngineError> {
-        let gate = &self.inner.desk(environment).gate;
-        match gate.submit(Call::Sweep, self.inner.settings.wait_max).await? {
+        let lane = self.inner.desk(environment).gate.lane_for(&Call::Sweep);
+        match lane.submit(Call::Sweep, self.inner.settings.wait_max).await? {
             Reply::Swept(count) => Ok(i64::try_from(count).is_ok_and(|n| n >= SWEEP_RESERVATIONS_MAX)),
             Reply::Answer(_) => Err(EngineError::Internal("a sweep was taken for a call".to_owned())),
         }

@@ -1,0 +1,82 @@
+//! Which writer takes a call. Those of one tree meet at one writer, so that whoever shares a counter
+//! waits in a queue and not for its lock; trees are spread over the writers. It is a hint and no more:
+//! what is right is held by the locks, as it is between replicas.
+
+use std::hash::{BuildHasher, RandomState};
+use std::sync::Arc;
+
+use quick_cache::sync::Cache;
+use uuid::Uuid;
+
+use super::{Call, Holding};
+use crate::domain::environment::Environment;
+use crate::domain::limits::{GATE_WRITERS, TRANSACTION_CALLS_MAX};
+use crate::engine::configuration::Configurations;
+use crate::engine::ingest::Workplace;
+use crate::engine::writers::{Lane, Shift};
+
+/// Reservations whose writer is remembered for the calls that settle them.
+const REMEMBERED_MAX: usize = 50_000;
+
+#[derive(Debug)]
+pub(in crate::engine) struct Gate {
+    environment: Environment,
+    lanes: Vec<Lane<Holding>>,
+    configurations: Arc<Configurations>,
+    made_by: Cache<Uuid, u64>,
+    hashing: RandomState,
+}
+
+impl Gate {
+    pub(in crate::engine) fn start(
+        environment: Environment,
+        workplace: &Workplace,
+        shift: &mut Shift,
+    ) -> Self {
+        let lane = |n: usize| {
+            let name = format!("{environment}_gate_{n}");
+            let trade = vec![Holding::new(environment, workplace)];
+            Lane::start(name, TRANSACTION_CALLS_MAX, &workplace.database, trade, shift)
+        };
+        Self {
+            environment,
+            lanes: (0..GATE_WRITERS).map(lane).collect(),
+            configurations: Arc::clone(&workplace.configurations),
+            made_by: Cache::new(REMEMBERED_MAX),
+            hashing: RandomState::new(),
+        }
+    }
+
+    pub(super) fn lane_for(&self, call: &Call) -> &Lane<Holding> {
+        let tree = match call {
+            Call::Reserve { key, request, .. } => {
+                let tree = self.tree_of(request.subject.as_str());
+                self.made_by.insert(*key, tree);
+                tree
+            }
+            Call::Commit { key, .. } | Call::Release { key, .. } | Call::Extend { key, .. } => {
+                self.made_by.get(key).unwrap_or_else(|| self.hashing.hash_one(key))
+            }
+            Call::Sweep => 0,
+        };
+        let lanes = self.lanes.len();
+        // there is always a first
+        &self.lanes[usize::try_from(tree).unwrap_or_default() % lanes.max(1)]
+    }
+
+    /// What tells trees apart: the root's number where the subject is known, else its own name.
+    fn tree_of(&self, subject: &str) -> u64 {
+        let known = self.configurations.known(self.environment);
+        let path = known.and_then(|configuration| configuration.standings.get(subject));
+        match path.as_ref().and_then(|path| path.root()) {
+            Some(root) => self.hashing.hash_one(root.subject_id),
+            None => self.hashing.hash_one(subject),
+        }
+    }
+
+    pub(in crate::engine) fn close(&self) {
+        for lane in &self.lanes {
+            lane.close();
+        }
+    }
+}
