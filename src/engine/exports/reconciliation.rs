@@ -151,9 +151,7 @@ impl Engine {
                 let found = provider
                     .summaries(&stripe.event_name, &question.customer, question.span, grain)
                     .await
-                    .map_err(|failure| {
-                        EngineError::unavailable(format!("the provider: {}", words(&failure)))
-                    })?;
+                    .map_err(|failure| EngineError::provider_unavailable(words(&failure)))?;
                 Some(found.unwrap_or_default())
             }
         };
@@ -171,7 +169,7 @@ impl Engine {
         let mut drifts = Vec::new();
         for pair in due {
             let there = provider.summaries(&pair.event_name, &pair.customer, day, Grain::Day).await;
-            let there = there.map_err(|failure| EngineError::unavailable(words(&failure)))?;
+            let there = there.map_err(|failure| EngineError::provider_unavailable(words(&failure)))?;
             let there = sum(&there.unwrap_or_default());
             let difference = Units::whole(pair.exported).minus(there);
             if difference != Units::default() {
