@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use serde::{Serialize, Serializer};
+use sqlx::{Connection, PgConnection};
 
 use super::{exported, words};
 use crate::domain::environment::Environment;
@@ -12,7 +13,7 @@ use crate::domain::limits::RECONCILED_WINDOWS_MAX;
 use crate::domain::timestamp::{MICROS_PER_HOUR, Timestamp};
 use crate::domain::window::Span;
 use crate::engine::{Engine, EngineError};
-use crate::providers::{Grain, Summary};
+use crate::providers::{Grain, Provider, Summary};
 use crate::store;
 use crate::store::reconciliation::{Part, Sums};
 
@@ -161,11 +162,29 @@ impl Engine {
     /// Compares some of yesterday's deliveries with what the provider has; where they differ.
     pub async fn check_exports(&self, environment: Environment) -> Result<Vec<Drift>, EngineError> {
         let Some(provider) = self.provider(environment) else { return Ok(Vec::new()) };
-        let mut connection = self.database().pool().acquire().await?;
-        let now = self.inner.clock.now(environment, store::usage::now(&mut connection).await?);
+        let mut connection = self.database().connect_writer().await?;
+        let drifts = if store::reconciliation::try_lock(&mut connection, environment).await? {
+            self.check_some(&mut connection, environment, provider.as_ref()).await
+        } else {
+            Ok(Vec::new())
+        };
+        connection.close().await.ok();
+        drifts
+    }
+
+    async fn check_some(
+        &self,
+        connection: &mut PgConnection,
+        environment: Environment,
+        provider: &dyn Provider,
+    ) -> Result<Vec<Drift>, EngineError> {
+        let now = self.inner.clock.now(environment, store::usage::now(connection).await?);
         let day = day_before(now);
-        let due = store::reconciliation::unchecked(&mut connection, environment, day, COMPARED_PER_HOUR_MAX)
-            .await?;
+        // what other replicas have read counts too, and what this one has before it was started again
+        let an_hour_ago = Timestamp::from_micros(now.micros() - MICROS_PER_HOUR).unwrap_or(now);
+        let compared = store::reconciliation::checked_since(connection, environment, an_hour_ago).await?;
+        let limit = (COMPARED_PER_HOUR_MAX - compared).max(0);
+        let due = store::reconciliation::unchecked(connection, environment, day, limit).await?;
         let mut drifts = Vec::new();
         for pair in due {
             let there = provider.summaries(&pair.event_name, &pair.customer, day, Grain::Day).await;
@@ -186,8 +205,7 @@ impl Engine {
                     difference,
                 });
             }
-            store::reconciliation::note_checked(&mut connection, environment, &pair, day.from, there, now)
-                .await?;
+            store::reconciliation::note_checked(connection, environment, &pair, day.from, there, now).await?;
         }
         Ok(drifts)
     }
