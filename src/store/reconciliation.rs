@@ -162,6 +162,8 @@ pub async fn unchecked(
          left join export_checks k on k.customer_id = x.customer_id and k.meter_id = x.meter_id
          where x.environment = $1 and x.created_at >= $2 and x.occurred_at >= $2 and x.occurred_at < $3
            and x.status <> 'canceled' and k.day is distinct from $2
+           -- levels are no sums
+           and m.definition #>> '{stripe,formula}' is distinct from 'last'
          group by 1, 2, 3, 4, 5, k.checked_at
          having bool_and(x.status = 'delivered')
          order by k.checked_at nulls first, x.customer_id limit $4",

@@ -10,6 +10,7 @@ use crate::domain::environment::Environment;
 use crate::domain::export::Units;
 use crate::domain::fields::Violation;
 use crate::domain::limits::RECONCILED_WINDOWS_MAX;
+use crate::domain::meter::StripeFormula;
 use crate::domain::timestamp::{MICROS_PER_HOUR, Timestamp};
 use crate::domain::window::Span;
 use crate::engine::{Engine, EngineError};
@@ -131,6 +132,10 @@ impl Engine {
             let detail = format!("there is no meter `{}` with a `stripe` block", question.meter);
             return Err(EngineError::invalid(Violation::new("unknown_meter", detail).under("meter")));
         };
+        if stripe.formula == StripeFormula::Last {
+            let detail = "is exported by its last or greatest value: there are no sums to compare";
+            return Err(EngineError::invalid(Violation::new("not_summed", detail).under("meter")));
+        }
         let events = store::reconciliation::events(
             &mut snapshot,
             environment,
