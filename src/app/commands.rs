@@ -160,12 +160,14 @@ async fn verify(engine: &Engine, only: Option<Environment>) -> anyhow::Result<Ex
 }
 
 async fn export(engine: &Engine, only: Option<Environment>) -> anyhow::Result<ExitCode> {
+    let is_meant =
+        |environment| only.map_or_else(|| engine.exports_somewhere(environment), |only| only == environment);
+    let meant: Vec<Environment> = Environment::ALL.into_iter().filter(|each| is_meant(*each)).collect();
+    if meant.is_empty() {
+        bail!("no environment has an account: set STRIPE_SECRET, as for the service");
+    }
     let mut is_settled = true;
-    for environment in Environment::ALL {
-        let is_meant = only.map_or_else(|| engine.exports_somewhere(environment), |only| only == environment);
-        if !is_meant {
-            continue;
-        }
+    for environment in meant {
         let ran = engine.run_exports(environment).await?;
         println!(
             "{environment}: {} created, {} delivered, {} dead, {} pending",

@@ -1,6 +1,8 @@
 //! What a use case can answer instead of its result, free of HTTP. What the caller may know is apart
 //! from what the log needs.
 
+use std::borrow::Cow;
+
 use crate::domain::fields::Violation;
 use crate::store::StoreError;
 
@@ -17,7 +19,7 @@ pub enum EngineError {
     Unauthorized { detail: &'static str },
     /// Not now; later the same call may work.
     #[error("{why}")]
-    Unavailable { code: &'static str, detail: &'static str, why: String },
+    Unavailable { code: &'static str, detail: Cow<'static, str>, why: String },
     /// A defect; the log says more than the caller is told.
     #[error("{0}")]
     Internal(String),
@@ -31,15 +33,32 @@ impl EngineError {
     pub(super) fn overloaded() -> Self {
         Self::Unavailable {
             code: "overloaded",
-            detail: "more work is waiting than can be taken; come back shortly",
+            detail: Cow::Borrowed("more work is waiting than can be taken; come back shortly"),
             why: "a queue is full".to_owned(),
+        }
+    }
+
+    /// The billing provider did not answer, or not well.
+    pub(super) fn provider_unavailable(why: String) -> Self {
+        Self::Unavailable {
+            code: "provider_unavailable",
+            detail: Cow::Owned(format!("the billing provider: {why}")),
+            why,
+        }
+    }
+
+    pub(super) fn exports_running() -> Self {
+        Self::Unavailable {
+            code: "exports_running",
+            detail: Cow::Borrowed("another run of exports is at work; come back shortly"),
+            why: "another run of exports is at work".to_owned(),
         }
     }
 
     pub(super) fn unavailable(why: impl Into<String>) -> Self {
         Self::Unavailable {
             code: "unavailable",
-            detail: "the database cannot answer at the moment; come back shortly",
+            detail: Cow::Borrowed("the database cannot answer at the moment; come back shortly"),
             why: why.into(),
         }
     }

@@ -27,7 +27,7 @@ pub(super) async fn readyz(State(api): State<Api>) -> Result<Response, Problem> 
     }
     Err(Problem::from(EngineError::Unavailable {
         code: "not_migrated",
-        detail: "the database lacks migrations of this version; they run at its start",
+        detail: "the database lacks migrations of this version; they run at its start".into(),
         why: "migrations are missing".to_owned(),
     }))
 }

@@ -439,7 +439,11 @@ pub struct Address<'a> {
     pub value_key: &'a str,
 }
 
-/// Makes dead exports of a meter pending again, under the meter's present address; one of them, or all.
+/// How the error of an export begins that the provider may have all the same: somebody has to look.
+pub const FATE_UNKNOWN: &str = "fate_unknown";
+
+/// Makes dead exports of a meter pending again, under the meter's present address; one of them, or all
+/// that are surely not there.
 /// What a provider had taken and refused later needs another identifier. How many.
 pub async fn revive(
     connection: &mut PgConnection,
@@ -453,7 +457,8 @@ pub async fn revive(
         "update exports set status = 'pending', next_attempt_at = $4, unknown_since = null,
                 event_name = $5, customer_key = $6, value_key = $7, delivered_at = null,
                 identifier = case when delivered_at is null then identifier else 'mg_' || gen_random_uuid() end
-         where environment = $1 and meter_id = $2 and ($3::uuid is null or id = $3) and status = 'dead'",
+         where environment = $1 and meter_id = $2 and status = 'dead'
+           and (id = $3 or $3::uuid is null and split_part(coalesce(last_error, ''), ':', 1) <> $8)",
     )
     .bind(environment.code())
     .bind(meter_id)
@@ -462,6 +467,7 @@ pub async fn revive(
     .bind(address.event_name)
     .bind(address.customer_key)
     .bind(address.value_key)
+    .bind(FATE_UNKNOWN)
     .execute(connection)
     .await?;
     Ok(done.rows_affected())

@@ -107,6 +107,33 @@ pub async fn exported(
     rows.iter().map(|row| Ok((part(row)?, row.try_get("delivered")?))).collect()
 }
 
+const LOCK: i32 = 0x4d47_0005;
+
+/// Takes the right to compare, until the connection's end; false where another has it.
+pub async fn try_lock(connection: &mut PgConnection, environment: Environment) -> Result<bool, StoreError> {
+    let locked = sqlx::query_scalar("select pg_try_advisory_lock($1, $2)")
+        .bind(LOCK)
+        .bind(i32::from(environment.code()))
+        .fetch_one(connection)
+        .await?;
+    Ok(locked)
+}
+
+/// How many were compared since a time.
+pub async fn checked_since(
+    connection: &mut PgConnection,
+    environment: Environment,
+    since: Timestamp,
+) -> Result<i64, StoreError> {
+    let count =
+        sqlx::query_scalar("select count(*) from export_checks where environment = $1 and checked_at > $2")
+            .bind(environment.code())
+            .bind(since)
+            .fetch_one(connection)
+            .await?;
+    Ok(count)
+}
+
 /// A customer and meter whose day is to be compared.
 #[derive(Debug, Clone)]
 pub struct Unchecked {
@@ -135,6 +162,8 @@ pub async fn unchecked(
          left join export_checks k on k.customer_id = x.customer_id and k.meter_id = x.meter_id
          where x.environment = $1 and x.created_at >= $2 and x.occurred_at >= $2 and x.occurred_at < $3
            and x.status <> 'canceled' and k.day is distinct from $2
+           -- levels are no sums
+           and m.definition #>> '{stripe,formula}' is distinct from 'last'
          group by 1, 2, 3, 4, 5, k.checked_at
          having bool_and(x.status = 'delivered')
          order by k.checked_at nulls first, x.customer_id limit $4",

@@ -13,7 +13,12 @@ const BINARY: &str = env!("CARGO_BIN_EXE_metergate");
 
 async fn command(folder: &Path, arguments: &[&str]) -> Output {
     let mut command = Command::new(BINARY);
-    command.current_dir(folder).args(arguments).env_remove("DATABASE_URL").stdin(Stdio::null());
+    command
+        .current_dir(folder)
+        .args(arguments)
+        .env_remove("DATABASE_URL")
+        .env_remove("STRIPE_SECRET")
+        .stdin(Stdio::null());
     command.output().await.unwrap()
 }
 
@@ -76,6 +81,10 @@ async fn data_survives_stops_and_kills_and_commands_join() {
     let alone = command(folder.path(), &["catalog", "show"]).await;
     let shown: Value = serde_json::from_slice(&alone.stdout).unwrap();
     assert_eq!(shown["default_plan"], "free");
+    // usage goes to an account, or the command says that there is none
+    let exported = command(folder.path(), &["export", "run"]).await;
+    let said = String::from_utf8_lossy(&exported.stderr).into_owned();
+    assert!(!exported.status.success() && said.contains("STRIPE_SECRET"), "{said}");
     // where the server's account cannot reach the folder, the data lies elsewhere: tidy that too
     if let Ok(elsewhere) = std::fs::read_link(folder.path().join(".metergate/data")) {
         std::fs::remove_dir_all(elsewhere).unwrap();

@@ -13,7 +13,7 @@ use secrecy::SecretString;
 use serde_json::{Value, json};
 
 use crate::support::service::{NOON, engine_settings};
-use crate::support::stripe_fake::{Options, StripeFake, unix};
+use crate::support::stripe_fake::{Endpoint, Options, StripeFake, unix};
 use crate::support::{TestService, at, cluster};
 
 const METER: &str = "ai_tokens";
@@ -84,6 +84,23 @@ impl Pair {
             dead: count("dead"),
             pending: count("pending"),
         }
+    }
+
+    /// Usage that somebody else reports, at noon.
+    async fn report_elsewhere(&self, customer: &str, value: i64) {
+        let form = format!(
+            "event_name={METER}&payload[stripe_customer_id]={customer}&payload[value]={value}&timestamp={}",
+            unix(NOON)
+        );
+        let answer = reqwest::Client::new()
+            .post(format!("{}/v1/billing/meter_events", self.stripe.url()))
+            .bearer_auth("sk_test_fake")
+            .header("content-type", "application/x-www-form-urlencoded")
+            .body(form)
+            .send()
+            .await
+            .unwrap();
+        assert!(answer.status().is_success());
     }
 
     /// The exports, the oldest first.
@@ -240,6 +257,36 @@ async fn the_interval_leaves_the_running_hour() {
     pair.service.engine.export_ended(Environment::Test).await.unwrap();
     assert_eq!(pair.all_of("cus_acme"), 3);
     pair.assert_lawful();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn yesterday_is_compared_with_few_reads() {
+    let pair = Pair::with(Options::default(), &json!({"meters": [meters(&json!(1))[0]]})).await;
+    for n in 0..14 {
+        pair.map(&format!("s{n}"), &format!("cus_{n}")).await;
+        pair.track(&format!("e{n}"), &format!("s{n}"), json!(7), NOON).await;
+    }
+    pair.run().await;
+    let reads = || pair.stripe.calls(Endpoint::Summaries);
+    let check = async || pair.service.engine.check_exports(Environment::Test).await.unwrap();
+    // the day is not over
+    assert_eq!((check().await.len(), reads()), (0, 0));
+    // somebody else has reported for one of them
+    pair.report_elsewhere("cus_0", 2).await;
+    pair.set_clock("2026-11-21T03:00:00Z");
+    let drifts = check().await;
+    let drifts: Vec<_> = drifts.iter().map(|it| (it.customer.as_str(), it.difference.to_string())).collect();
+    assert_eq!((drifts, reads()), (vec![("cus_0", "-2".to_owned())], 12));
+    // neither this replica nor another reads more within the hour, and none the same twice
+    let other = another(&pair.stripe, &pair.service.url).await;
+    other.clock.set(at("2026-11-21T03:30:00Z"));
+    assert!(other.engine.check_exports(Environment::Test).await.unwrap().is_empty());
+    assert_eq!(reads(), 12);
+    for hour in ["04", "05"] {
+        pair.set_clock(&format!("2026-11-21T{hour}:00:01Z"));
+        assert!(check().await.is_empty());
+        assert_eq!(reads(), 14);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

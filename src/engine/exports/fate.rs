@@ -12,7 +12,7 @@ use crate::domain::window::Span;
 use crate::engine::EngineError;
 use crate::providers::{Grain, Provider};
 use crate::store;
-use crate::store::exports::ExportRow;
+use crate::store::exports::{ExportRow, FATE_UNKNOWN};
 
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Fate {
@@ -54,7 +54,7 @@ pub(super) async fn find_out(
     let mut sum = Units::default();
     for summary in &there {
         let Some(value) = Units::parse(&summary.value) else {
-            return Ok(Fate::Unclear(format!("the provider's summary is {}", summary.value)));
+            return Ok(unclear(&format!("the provider's summary is {}", summary.value)));
         };
         sum = sum.plus(value);
     }
@@ -72,9 +72,13 @@ pub(super) async fn find_out(
     } else if sum == delivered.plus(Units::whole(row.value)) {
         Fate::Taken
     } else {
-        Fate::Unclear(format!(
-            "fate_unknown: no answer came for more than a day, and the provider has {sum} in that minute where \
-             {delivered} were delivered without it"
+        unclear(&format!(
+            "no answer came for more than a day, and the provider has {sum} in that minute where {delivered} were \
+             delivered without it"
         ))
     })
+}
+
+fn unclear(why: &str) -> Fate {
+    Fate::Unclear(format!("{FATE_UNKNOWN}: {why}"))
 }

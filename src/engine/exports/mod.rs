@@ -137,7 +137,7 @@ impl Engine {
         let deadline = tokio::time::Instant::now() + LOCK_WAIT_MAX;
         while !store::exports::try_lock(&mut connection, environment).await? {
             if tokio::time::Instant::now() > deadline {
-                return Err(EngineError::unavailable("another run of exports is at work"));
+                return Err(EngineError::exports_running());
             }
             tokio::time::sleep(LOCK_PAUSE).await;
         }

@@ -3,16 +3,18 @@
 use std::collections::BTreeMap;
 
 use serde::{Serialize, Serializer};
+use sqlx::{Connection, PgConnection};
 
 use super::{exported, words};
 use crate::domain::environment::Environment;
 use crate::domain::export::Units;
 use crate::domain::fields::Violation;
 use crate::domain::limits::RECONCILED_WINDOWS_MAX;
+use crate::domain::meter::StripeFormula;
 use crate::domain::timestamp::{MICROS_PER_HOUR, Timestamp};
 use crate::domain::window::Span;
 use crate::engine::{Engine, EngineError};
-use crate::providers::{Grain, Summary};
+use crate::providers::{Grain, Provider, Summary};
 use crate::store;
 use crate::store::reconciliation::{Part, Sums};
 
@@ -130,6 +132,10 @@ impl Engine {
             let detail = format!("there is no meter `{}` with a `stripe` block", question.meter);
             return Err(EngineError::invalid(Violation::new("unknown_meter", detail).under("meter")));
         };
+        if stripe.formula == StripeFormula::Last {
+            let detail = "is exported by its last or greatest value: there are no sums to compare";
+            return Err(EngineError::invalid(Violation::new("not_summed", detail).under("meter")));
+        }
         let events = store::reconciliation::events(
             &mut snapshot,
             environment,
@@ -151,9 +157,7 @@ impl Engine {
                 let found = provider
                     .summaries(&stripe.event_name, &question.customer, question.span, grain)
                     .await
-                    .map_err(|failure| {
-                        EngineError::unavailable(format!("the provider: {}", words(&failure)))
-                    })?;
+                    .map_err(|failure| EngineError::provider_unavailable(words(&failure)))?;
                 Some(found.unwrap_or_default())
             }
         };
@@ -163,15 +167,33 @@ impl Engine {
     /// Compares some of yesterday's deliveries with what the provider has; where they differ.
     pub async fn check_exports(&self, environment: Environment) -> Result<Vec<Drift>, EngineError> {
         let Some(provider) = self.provider(environment) else { return Ok(Vec::new()) };
-        let mut connection = self.database().pool().acquire().await?;
-        let now = self.inner.clock.now(environment, store::usage::now(&mut connection).await?);
+        let mut connection = self.database().connect_writer().await?;
+        let drifts = if store::reconciliation::try_lock(&mut connection, environment).await? {
+            self.check_some(&mut connection, environment, provider.as_ref()).await
+        } else {
+            Ok(Vec::new())
+        };
+        connection.close().await.ok();
+        drifts
+    }
+
+    async fn check_some(
+        &self,
+        connection: &mut PgConnection,
+        environment: Environment,
+        provider: &dyn Provider,
+    ) -> Result<Vec<Drift>, EngineError> {
+        let now = self.inner.clock.now(environment, store::usage::now(connection).await?);
         let day = day_before(now);
-        let due = store::reconciliation::unchecked(&mut connection, environment, day, COMPARED_PER_HOUR_MAX)
-            .await?;
+        // what other replicas have read counts too, and what this one has before it was started again
+        let an_hour_ago = Timestamp::from_micros(now.micros() - MICROS_PER_HOUR).unwrap_or(now);
+        let compared = store::reconciliation::checked_since(connection, environment, an_hour_ago).await?;
+        let limit = (COMPARED_PER_HOUR_MAX - compared).max(0);
+        let due = store::reconciliation::unchecked(connection, environment, day, limit).await?;
         let mut drifts = Vec::new();
         for pair in due {
             let there = provider.summaries(&pair.event_name, &pair.customer, day, Grain::Day).await;
-            let there = there.map_err(|failure| EngineError::unavailable(words(&failure)))?;
+            let there = there.map_err(|failure| EngineError::provider_unavailable(words(&failure)))?;
             let there = sum(&there.unwrap_or_default());
             let difference = Units::whole(pair.exported).minus(there);
             if difference != Units::default() {
@@ -188,8 +210,7 @@ impl Engine {
                     difference,
                 });
             }
-            store::reconciliation::note_checked(&mut connection, environment, &pair, day.from, there, now)
-                .await?;
+            store::reconciliation::note_checked(connection, environment, &pair, day.from, there, now).await?;
         }
         Ok(drifts)
     }

@@ -74,3 +74,17 @@ async fn what_is_taken_back_brings_the_level_before_it_back() {
     pair.service.verify().await;
     pair.assert_lawful();
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn levels_are_not_compared_as_sums() {
+    let pair = with_levels().await;
+    pair.track("a", "acme", json!(5), "2026-11-20T11:40:00Z").await;
+    pair.track("b", "acme", json!(9), "2026-11-20T12:00:00Z").await;
+    pair.run().await;
+    pair.set_clock("2026-11-21T03:00:00Z");
+    let drifts = pair.service.engine.check_exports(metergate::domain::environment::Environment::Test).await;
+    assert!(drifts.unwrap().is_empty());
+    let query = "customer=cus_acme&meter=seats&from=2026-11-20T11:00:00Z&to=2026-11-20T12:00:00Z";
+    let answer = pair.service.get(&format!("/v1/reconciliation?{query}")).await;
+    assert_eq!((answer.status.as_u16(), answer.code().as_str()), (422, "not_summed"));
+}

@@ -136,23 +136,22 @@ async fn a_fate_that_fits_neither_sum_is_for_somebody_to_look_at() {
     pair.run().await;
     pair.stripe.set_faults(crate::support::stripe_fake::Plan::seeded(1));
     // somebody else reports for the same customer
-    let form = format!(
-        "event_name={METER}&payload[stripe_customer_id]=cus_acme&payload[value]=3&timestamp={}",
-        unix(NOON)
-    );
-    let answer = reqwest::Client::new()
-        .post(format!("{}/v1/billing/meter_events", pair.stripe.url()))
-        .bearer_auth("sk_test_fake")
-        .header("content-type", "application/x-www-form-urlencoded")
-        .body(form)
-        .send()
-        .await
-        .unwrap();
-    assert!(answer.status().is_success());
+    pair.report_elsewhere("cus_acme", 3).await;
     pair.set_clock("2026-11-21T18:00:00Z");
     assert_eq!(pair.run().await, ran(0, 0, 1, 0));
     assert!(pair.exports().await[0]["last_error"].as_str().unwrap().contains("fate_unknown"));
     assert_eq!(pair.all_of("cus_acme"), 3);
+    // a catalog that changes how the meter is written to brings back what is surely not there alone
+    let mut meter = meters(&json!(1))[0].clone();
+    meter["stripe"]["scale"] = json!(2);
+    pair.service.apply(json!({"meters": [meter]})).await;
+    assert_eq!(pair.run().await, ran(0, 0, 1, 0));
+    assert_eq!(pair.all_of("cus_acme"), 3);
+    // who has looked may say that it is to be sent
+    let path = format!("/v1/exports/{}/retry", pair.exports().await[0]["id"].as_str().unwrap());
+    pair.service.post(&path, &Value::Null).await;
+    assert_eq!(pair.run().await, ran(0, 1, 0, 0));
+    assert_eq!(pair.all_of("cus_acme"), 10);
 }
 
 #[tokio::test(flavor = "multi_thread")]
