@@ -1,7 +1,7 @@
 //! What was recorded for customers, by meter and hour, until it is handed on: summed in the fold, taken
 //! by whoever makes exports.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 use sqlx::{PgConnection, QueryBuilder, Row};
 
@@ -185,7 +185,7 @@ pub async fn lock_remainders(
     connection: &mut PgConnection,
     environment: Environment,
     pairs: &[(i64, i32)],
-) -> Result<HashMap<(i64, i32), Units>, StoreError> {
+) -> Result<BTreeMap<(i64, i32), Units>, StoreError> {
     let (customers, meters): (Vec<i64>, Vec<i32>) = pairs.iter().copied().unzip();
     sqlx::query(
         "insert into export_remainders (environment, customer_id, meter_id)
@@ -276,7 +276,7 @@ pub async fn hand_on(connection: &mut PgConnection, buckets: &[DueBucket]) -> Re
 /// Sets what is left. The rows are locked.
 pub async fn set_remainders(
     connection: &mut PgConnection,
-    remainders: &HashMap<(i64, i32), Units>,
+    remainders: &BTreeMap<(i64, i32), Units>,
 ) -> Result<(), StoreError> {
     let (pairs, units): (Vec<(i64, i32)>, Vec<String>) =
         remainders.iter().map(|(pair, units)| (*pair, units.to_string())).unzip();

@@ -241,8 +241,17 @@ pub struct Outcomes {
     pub canceled: Vec<Uuid>,
     /// The provider would not take it back: why.
     pub kept: Vec<(Uuid, String)>,
-    pub dead: Vec<(Uuid, String)>,
+    pub dead: Vec<Dead>,
     pub later: Vec<Deferred>,
+}
+
+/// What never will be taken as it is.
+#[derive(Debug, Clone)]
+pub struct Dead {
+    pub id: Uuid,
+    pub why: String,
+    /// Since when an earlier attempt may have been taken, if one may.
+    pub unknown_since: Option<Timestamp>,
 }
 
 #[derive(Debug, Clone)]
@@ -291,14 +300,15 @@ pub async fn note_outcomes(
     .bind(whys)
     .execute(&mut *connection)
     .await?;
-    let (ids, whys): (Vec<Uuid>, Vec<String>) = outcomes.dead.iter().cloned().unzip();
+    let dead = &outcomes.dead;
     sqlx::query(
-        "update exports x set status = 'dead', last_error = given.why, unknown_since = null
-         from unnest($1::uuid[], $2::text[]) as given (id, why)
+        "update exports x set status = 'dead', last_error = given.why, unknown_since = given.unknown_since
+         from unnest($1::uuid[], $2::text[], $3::timestamptz[]) as given (id, why, unknown_since)
          where x.id = given.id and x.status = 'pending'",
     )
-    .bind(ids)
-    .bind(whys)
+    .bind(dead.iter().map(|d| d.id).collect::<Vec<_>>())
+    .bind(dead.iter().map(|d| d.why.clone()).collect::<Vec<_>>())
+    .bind(dead.iter().map(|d| d.unknown_since).collect::<Vec<_>>())
     .execute(&mut *connection)
     .await?;
     let later = &outcomes.later;
@@ -454,7 +464,10 @@ pub async fn revive(
     now: Timestamp,
 ) -> Result<u64, StoreError> {
     let done = sqlx::query(
-        "update exports set status = 'pending', next_attempt_at = $4, unknown_since = null,
+        "update exports set status = 'pending', next_attempt_at = $4,
+                -- who retries what has an unknown fate has looked
+                unknown_since = case when split_part(coalesce(last_error, ''), ':', 1) = $8 then null
+                                     else unknown_since end,
                 event_name = $5, customer_key = $6, value_key = $7, delivered_at = null,
                 identifier = case when delivered_at is null then identifier else 'mg_' || gen_random_uuid() end
          where environment = $1 and meter_id = $2 and status = 'dead'

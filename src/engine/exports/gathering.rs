@@ -165,6 +165,8 @@ pub(super) fn how_to_take_back(
     }
     match row.status {
         ExportStatus::Pending if row.attempts == 0 => TakeBack::Withdraw,
+        // refused, and surely never taken
+        ExportStatus::Dead if row.delivered_at.is_none() && row.unknown_since.is_none() => TakeBack::Withdraw,
         ExportStatus::Pending => TakeBack::Cancel,
         ExportStatus::Delivered
             if row.delivered_at.is_some_and(|at| now < at.saturating_add(cancels_for)) =>

@@ -220,7 +220,7 @@ impl Engine {
         };
         gauge("metergate_exports_pending", pending);
         gauge("metergate_exports_dead", dead);
-        Ok(Ran { pending, dead, ..ran })
+        Ok(Ran { dead, pending, ..ran })
     }
 
     /// Folds until nothing is left of what was recorded before.

@@ -18,7 +18,7 @@ use crate::domain::timestamp::Timestamp;
 use crate::engine::{Engine, EngineError};
 use crate::providers::{Delivery, Later, Parcel, Provider};
 use crate::store;
-use crate::store::exports::{Deferred, ExportRow, Outcomes};
+use crate::store::exports::{Dead, Deferred, ExportRow, Outcomes};
 
 /// Exports that are taken up together.
 const TOGETHER_MAX: i64 = 2_000;
@@ -96,7 +96,9 @@ impl Engine {
                     rows.push(row);
                     continue;
                 }
-                Fate::Unclear(why) => outcomes.dead.push((row.id, why)),
+                Fate::Unclear(why) => {
+                    outcomes.dead.push(Dead { id: row.id, why, unknown_since: row.unknown_since });
+                }
                 Fate::Later(why) => {
                     let unknown_since = row.unknown_since;
                     outcomes.later.push(deferred(&row, why, (now, None), unknown_since, true));
@@ -160,7 +162,7 @@ impl Engine {
         outcomes: Outcomes,
     ) -> Result<(), EngineError> {
         let now = self.inner.clock.now(environment, store::usage::now(connection).await?);
-        for (id, why) in &outcomes.dead {
+        for Dead { id, why, .. } in &outcomes.dead {
             tracing::error!(%environment, export = %id, why, "an export is dead");
         }
         let mut transaction = sqlx::Connection::begin(connection).await?;
@@ -213,7 +215,10 @@ fn note(
             sent.canceled += 1;
             outcomes.kept.push((row.id, words(&failure)));
         }
-        Some(Delivery::Dead(failure)) => outcomes.dead.push((row.id, words(&failure))),
+        Some(Delivery::Dead(failure)) => {
+            let (id, why, unknown_since) = (row.id, words(&failure), row.unknown_since);
+            outcomes.dead.push(Dead { id, why, unknown_since });
+        }
         Some(Delivery::Later(Later { failure, may_be_taken, after })) => {
             sent.deferred += 1;
             tried.push(row.id);

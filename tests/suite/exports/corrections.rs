@@ -2,8 +2,8 @@
 
 use serde_json::json;
 
-use super::Pair;
-use crate::support::stripe_fake::{Endpoint, Fault};
+use super::{METER, Pair};
+use crate::support::stripe_fake::{Endpoint, Fault, Options};
 
 async fn exported(values: &[i64]) -> Pair {
     let pair = Pair::start().await;
@@ -91,5 +91,24 @@ async fn what_was_not_sent_is_withdrawn_and_what_may_be_there_is_taken_back_firs
     let done = pair.run().await;
     assert_eq!((done.dead, done.pending), (0, 0));
     assert_eq!(pair.all_of("cus_acme"), 0);
+    pair.assert_lawful();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_stripe_would_never_take_is_withdrawn() {
+    let meter = |event_name: &str| {
+        json!({"meters": [{"key": METER, "event_name": METER, "aggregation": "sum", "value_property": "value",
+                           "stripe": {"event_name": event_name}}]})
+    };
+    let pair = Pair::with(Options::default(), &meter("misspelt")).await;
+    pair.map("acme", "cus_acme").await;
+    pair.track("a", "acme", json!(100), "2026-11-20T11:30:00Z").await;
+    assert_eq!(pair.run().await.dead, 1);
+    pair.service.apply(meter(METER)).await;
+    pair.void("a").await;
+    pair.track("b", "acme", json!(7), "2026-11-20T10:30:00Z").await;
+    let done = pair.run().await;
+    assert_eq!((done.dead, done.pending), (0, 0));
+    assert_eq!(pair.all_of("cus_acme"), 7);
     pair.assert_lawful();
 }
