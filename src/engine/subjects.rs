@@ -84,7 +84,7 @@ impl Engine {
         subject: SubjectId,
         change: SubjectChange,
     ) -> Result<SubjectView, EngineError> {
-        let database = self.database().clone();
+        let (database, bell) = (self.database().clone(), self.webhook_bell(environment));
         detached(async move {
             let mut transaction = database.pool().begin().await?;
             configuration::lock_for_change(&mut transaction, environment).await?;
@@ -102,12 +102,17 @@ impl Engine {
                 store::subjects::set_customer(&mut transaction, environment, row.id, customer)
                     .await
                     .map_err(taken_customer)?;
+                if let Some(customer) = customer {
+                    store::stripe_subscriptions::unsettle_customer(&mut transaction, environment, customer)
+                        .await?;
+                }
             }
             if let Some(metadata) = &change.metadata {
                 store::subjects::set_metadata(&mut transaction, row.id, metadata).await?;
             }
             let row = existing(&mut transaction, environment, &subject).await?;
             transaction.commit().await?;
+            bell.notify_one();
             Ok(row.into())
         })
         .await

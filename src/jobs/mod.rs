@@ -3,9 +3,10 @@
 
 mod schedule;
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep_until};
 
@@ -16,6 +17,8 @@ use crate::engine::{Engine, EngineError};
 
 /// How often what has expired is written.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
+/// How often webhooks that came to another replica, or could not be applied, are looked for.
+const WEBHOOK_INTERVAL: Duration = Duration::from_secs(1);
 /// How often dimension values are counted, partitions made and old counters dropped.
 const UPKEEP_INTERVAL: Duration = Duration::from_mins(5);
 
@@ -47,6 +50,11 @@ impl Jobs {
             let job = move || sweep(sweeping.clone(), environment);
             tasks.push(repeat("sweep", SWEEP_INTERVAL, stopped.clone(), job));
         }
+        for environment in Environment::ALL {
+            let (applying, bell) = (engine.clone(), engine.webhook_bell(environment));
+            let job = move || apply_webhooks(applying.clone(), environment);
+            tasks.push(repeat_or_when("webhooks", WEBHOOK_INTERVAL, bell, stopped.clone(), job));
+        }
         let upkeep = engine.clone();
         tasks.push(repeat("upkeep", UPKEEP_INTERVAL, stopped, move || keep_up(upkeep.clone())));
         Self { stop, tasks }
@@ -65,6 +73,20 @@ impl Jobs {
 fn repeat<F>(
     name: &'static str,
     interval: Duration,
+    stopped: watch::Receiver<bool>,
+    job: impl Fn() -> F + Send + 'static,
+) -> JoinHandle<()>
+where
+    F: Future<Output = Result<(), EngineError>> + Send,
+{
+    repeat_or_when(name, interval, Arc::default(), stopped, job)
+}
+
+/// Repeats a job, and does it at once when the bell rings.
+fn repeat_or_when<F>(
+    name: &'static str,
+    interval: Duration,
+    bell: Arc<Notify>,
     mut stopped: watch::Receiver<bool>,
     job: impl Fn() -> F + Send + 'static,
 ) -> JoinHandle<()>
@@ -77,6 +99,7 @@ where
         loop {
             tokio::select! {
                 () = sleep_until(due) => {}
+                () = bell.notified() => {}
                 _ = stopped.wait_for(|stop| *stop) => return,
             }
             let done = tokio::select! {
@@ -120,6 +143,11 @@ async fn sweep(engine: Engine, environment: Environment) -> Result<(), EngineErr
     Ok(())
 }
 
+async fn apply_webhooks(engine: Engine, environment: Environment) -> Result<(), EngineError> {
+    while engine.apply_webhooks(environment).await? > 0 {}
+    Ok(())
+}
+
 async fn keep_up(engine: Engine) -> Result<(), EngineError> {
     engine.make_partitions().await?;
     for environment in Environment::ALL {
@@ -127,5 +155,6 @@ async fn keep_up(engine: Engine) -> Result<(), EngineError> {
         while engine.drop_old_counters(environment).await? {}
     }
     engine.forget_old_batches().await?;
+    engine.forget_old_webhooks().await?;
     Ok(())
 }
