@@ -35,8 +35,22 @@ pub enum Command {
         #[arg(long)]
         environment: Option<EnvironmentName>,
     },
+    /// Hand usage to the billing provider
+    #[command(subcommand)]
+    Export(ExportCommand),
     /// Ask a running service whether it is ready; exits 1 if not
     Healthcheck,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum ExportCommand {
+    /// Settle everything that is due, the running hour too, and print what came of it; exits 1 while
+    /// something is pending or dead
+    Run {
+        /// Only this environment; else every one with an account
+        #[arg(long)]
+        environment: Option<EnvironmentName>,
+    },
 }
 
 #[derive(Debug, Subcommand)]

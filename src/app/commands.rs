@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use anyhow::{Context, bail};
 use serde::Serialize;
 
-use super::cli::{CatalogCommand, CatalogFile, Command, KeysCommand, TokenCommand};
+use super::cli::{CatalogCommand, CatalogFile, Command, ExportCommand, KeysCommand, TokenCommand};
 use super::database::Home;
 use super::serve::migrate;
 use super::settings::Settings;
@@ -76,6 +76,9 @@ impl Command {
                     "{}",
                     engine.mint_token(environment.into(), &subject, &scope, expires_at.cast_signed())?
                 );
+            }
+            Self::Export(ExportCommand::Run { environment }) => {
+                return export(engine, environment.map(Into::into)).await;
             }
             Self::Verify { environment } => return verify(engine, environment.map(Into::into)).await,
         }
@@ -154,6 +157,23 @@ async fn verify(engine: &Engine, only: Option<Environment>) -> anyhow::Result<Ex
         differences += verdict.differences;
     }
     Ok(if differences == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+async fn export(engine: &Engine, only: Option<Environment>) -> anyhow::Result<ExitCode> {
+    let mut is_settled = true;
+    for environment in Environment::ALL {
+        let is_meant = only.map_or_else(|| engine.exports_somewhere(environment), |only| only == environment);
+        if !is_meant {
+            continue;
+        }
+        let ran = engine.run_exports(environment).await?;
+        println!(
+            "{environment}: {} created, {} delivered, {} dead, {} pending",
+            ran.created, ran.delivered, ran.dead, ran.pending
+        );
+        is_settled &= ran.dead == 0 && ran.pending == 0;
+    }
+    Ok(if is_settled { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 fn print_json(value: &impl Serialize) -> anyhow::Result<()> {

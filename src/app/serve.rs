@@ -45,7 +45,7 @@ impl Service {
         let clock = Clock::postgres(settings.clock.offset);
         let engine = Engine::start(database, clock, settings.engine())?;
         engine.make_partitions().await?;
-        let jobs = Jobs::start(&engine, settings.fold.interval);
+        let jobs = Jobs::start(&engine, settings.fold.interval, &settings.stripe.export_interval);
         let listener = TcpListener::bind(settings.http.bind)
             .await
             .with_context(|| format!("cannot listen on {}", settings.http.bind))?;

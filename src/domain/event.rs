@@ -76,6 +76,8 @@ pub struct Event {
     pub properties: Properties,
     /// None: the time it is received.
     pub timestamp: Option<Timestamp>,
+    /// What tells a repeat from another event, where it was said in another form than this.
+    pub statement: Option<Uuid>,
 }
 
 impl Event {
@@ -98,6 +100,7 @@ impl Event {
             value: value.unwrap_or(Quantity::ONE),
             properties: properties.unwrap_or_default(),
             timestamp,
+            statement: None,
         })
     }
 
@@ -126,12 +129,16 @@ impl Event {
         fields.finish_ignoring_rest()?;
         let (value, properties) = data.unwrap_or((Quantity::ONE, Properties::default()));
         let (Some(event_name), Some(subject)) = (event_name, subject) else { return Err(Vec::new()) };
-        Ok(Self { id, source: source.unwrap_or_default(), event_name, subject, value, properties, timestamp })
+        let source = source.unwrap_or_default();
+        Ok(Self { id, source, event_name, subject, value, properties, timestamp, statement: None })
     }
 
     /// A fingerprint of what the event says: name, subject, value, properties; not its time.
     /// 128 bits of BLAKE3, so that nobody can make another event that passes for a repeat.
     pub fn content(&self) -> Uuid {
+        if let Some(statement) = self.statement {
+            return statement;
+        }
         let mut digest = Digest::default();
         digest.text(self.event_name.as_str()).text(self.subject.as_str()).quantity(self.value);
         digest.map(&self.properties.0).finish()

@@ -10,6 +10,12 @@ pub const BODY_DRAIN_BYTES_MAX: usize = 64 * 1024 * 1024;
 pub const BATCH_EVENTS_MAX: usize = 1_000;
 /// Events in one NDJSON body, which is recorded as one transaction.
 pub const NDJSON_EVENTS_MAX: usize = 10_000;
+/// Fields of one form.
+pub const FORM_FIELDS_MAX: usize = 1_000;
+/// Brackets after the name of a form's field.
+pub const FORM_LEVELS_MAX: usize = 4;
+/// Event names and identifiers as Stripe takes them.
+pub const STRIPE_NAME_CHARS_MAX: usize = 100;
 /// Subjects, event ids and sources, event names, property names.
 pub const NAME_CHARS_MAX: usize = 255;
 /// Keys of meters, plans, limits.
@@ -99,3 +105,5 @@ pub const WEBHOOK_KEPT: Duration = Duration::from_hours(60 * 24);
 pub const WEBHOOK_UNDONE_KEPT: Duration = Duration::from_hours(365 * 24);
 /// Webhook events deleted in one transaction.
 pub const WEBHOOK_DELETES_MAX: i64 = 10_000;
+/// Windows that one reconciliation may have: a month of hours.
+pub const RECONCILED_WINDOWS_MAX: usize = 744;

@@ -4,8 +4,10 @@
 pub mod billed;
 pub mod catalog;
 pub mod digest;
+pub mod drop_in;
 pub mod environment;
 pub mod event;
+pub mod export;
 pub mod fields;
 pub mod gate;
 pub mod limits;

@@ -86,6 +86,13 @@ impl Quantity {
     pub fn nanos(self) -> i128 {
         self.0
     }
+
+    /// Divided by another; none where that has no end within the digits of a quantity.
+    pub fn divided_exactly(self, by: Self) -> Option<Self> {
+        // 10^28 nano-units times 10^9 stay within 128 bits
+        let nanos = self.0.checked_mul(NANOS)?;
+        (nanos.checked_rem(by.0)? == 0).then(|| nanos / by.0).filter(|q| q.abs() < LIMIT).map(Self)
+    }
 }
 
 impl Total {
@@ -270,6 +277,27 @@ impl Serialize for Total {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    #[test]
+    fn division_is_exact_or_none() {
+        let quotient = |a: &str, b: &str| {
+            let (a, b) = (Quantity::from_decimal(a).unwrap(), Quantity::from_decimal(b).unwrap());
+            a.divided_exactly(b).map(|q| q.to_string())
+        };
+        let cases = [
+            ("1500", "1000", Some("1.5")),
+            ("-3", "0.5", Some("-6")),
+            ("0", "7", Some("0")),
+            ("1", "3", None),
+            ("0.000000001", "10", None),
+            ("9999999999999999999.999999999", "1", Some("9999999999999999999.999999999")),
+            ("9999999999999999999", "0.1", None),
+            ("1", "0", None),
+        ];
+        for (a, b, expected) in cases {
+            assert_eq!(quotient(a, b).as_deref(), expected, "{a} / {b}");
+        }
+    }
 
     #[test]
     fn spellings() {

@@ -56,6 +56,11 @@ impl Timestamp {
         self.0
     }
 
+    /// Whole seconds since 1970, cut.
+    pub fn unix_seconds(self) -> i64 {
+        self.0.div_euclid(MICROS_PER_SECOND)
+    }
+
     #[must_use]
     pub fn saturating_add(self, duration: Duration) -> Self {
         let micros = i64::try_from(duration.as_micros()).unwrap_or(i64::MAX);

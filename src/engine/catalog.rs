@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use serde::Serialize;
 use uuid::Uuid;
 
-use super::{Engine, EngineError, detached};
+use super::{Engine, EngineError, detached, exports};
 use crate::domain::catalog::{Catalog, Change};
 use crate::domain::environment::Environment;
 use crate::domain::plan::Limit;
@@ -59,6 +59,7 @@ impl Engine {
             let latest = store::events::latest(&mut transaction, environment).await?;
             let now = latest.map_or(now, |latest| latest.max(now));
             change_limits(&mut transaction, environment, &present, &next, now).await?;
+            exports::revive_readdressed(&mut transaction, environment, &present, now).await?;
             store::catalog::insert_version(&mut transaction, environment, version + 1, &next).await?;
             // it may know prices now that it did not know
             store::stripe_subscriptions::unsettle_without_plan(&mut transaction, environment).await?;

@@ -8,7 +8,7 @@ use uuid::Uuid;
 
 use super::configuration::Fresh;
 use super::counting::{Additions, Reader};
-use super::{Engine, EngineError, detached};
+use super::{Engine, EngineError, ExportView, detached};
 use crate::domain::environment::Environment;
 use crate::domain::event::{Properties, event_key};
 use crate::domain::fields::Violation;
@@ -56,8 +56,8 @@ pub struct EventTrace {
     pub event: EventView,
     pub batch_id: i64,
     pub meters: Vec<MeterTrace>,
-    /// Events on their way to a billing provider; none yet.
-    pub exports: Vec<Value>,
+    /// What went, or goes, to the billing provider with it: the exports of its customer's hour.
+    pub exports: Vec<ExportView>,
 }
 
 /// What a meter took from an event, and the rollup it went to.
@@ -151,11 +151,20 @@ impl Engine {
         let row = store::event_list::find(&mut snapshot, environment, key, known.occurred_at).await?;
         let row = row.ok_or_else(|| EngineError::Internal(format!("the key {key} has no event")))?;
         let terms = super::configuration::terms(&mut snapshot, environment).await?;
+        let measured = measured(&terms, &row)?;
+        let mut exports = Vec::new();
+        if let Some(customer) = row.customer_id {
+            for (stored, _) in &measured {
+                let found =
+                    super::exports::of_event(&mut snapshot, customer, stored.id, row.occurred_at).await?;
+                exports.extend(found);
+            }
+        }
         snapshot.commit().await?;
 
         let event = EventView::of(&row)?;
         let properties = Properties::stored(row.properties.clone());
-        let meters = measured(&terms, &row)?
+        let meters = measured
             .into_iter()
             .map(|(stored, value)| {
                 let group = stored
@@ -171,7 +180,7 @@ impl Engine {
                 MeterTrace { meter, value, group, hour, folded: row.folded }
             })
             .collect();
-        Ok(EventTrace { event, batch_id: row.batch_id, meters, exports: Vec::new() })
+        Ok(EventTrace { event, batch_id: row.batch_id, meters, exports })
     }
 
     /// Takes an event back: from the next read on it counts nowhere. Again is the same again.

@@ -3,7 +3,7 @@
 
 use std::time::Instant;
 
-use super::{Engine, EngineError};
+use super::{Engine, EngineError, exports};
 use crate::domain::environment::Environment;
 use crate::domain::limits::{DIMENSION_SETS_PER_METER_MAX, FOLD_BATCHES_MAX, FOLD_EVENTS_MAX};
 use crate::store::{self, fold};
@@ -34,10 +34,11 @@ impl Engine {
         // read after the batches: a meter that is not seen here has a gap that covers them
         let meters = store::catalog::meters(&mut transaction, environment).await?;
         let not_kept = fold::permanent_gaps(&mut transaction, environment).await?;
-        for stored in meters {
-            if taken.event_name_ids.contains(&stored.event_name_id) && !not_kept.contains(&stored.id) {
-                fold::fold_meter(&mut transaction, environment, &stored, &taken).await?;
+        for stored in meters.iter().filter(|stored| taken.event_name_ids.contains(&stored.event_name_id)) {
+            if !not_kept.contains(&stored.id) {
+                fold::fold_meter(&mut transaction, environment, stored, &taken).await?;
             }
+            exports::note_folded(&mut transaction, environment, stored, &taken).await?;
         }
         transaction.commit().await?;
         metrics::counter!("metergate_events_folded_total").increment(taken.event_count.unsigned_abs());

@@ -7,8 +7,10 @@ mod catalog;
 pub mod clock;
 mod configuration;
 mod counting;
+mod drop_in;
 pub mod error;
 mod events;
+mod exports;
 mod fold;
 mod gate;
 pub mod ingest;
@@ -26,8 +28,12 @@ use std::time::Duration;
 
 pub use catalog::{Applied, CatalogView};
 pub use clock::Clock;
+pub use drop_in::Taken;
 pub use error::EngineError;
 pub use events::{EventPage, EventView, Voided};
+pub use exports::{
+    Drift, Due, ExportPage, ExportView, Question as ReconciliationQuestion, Ran, Reconciled, ReconciledRow,
+};
 pub use fold::Folded;
 pub use gate::{ReservationPage, ReservationView};
 pub use ingest::{Outcome, Recorded};
@@ -47,7 +53,8 @@ use writers::{Lane, Months, Shift};
 
 use crate::domain::environment::Environment;
 use crate::domain::limits::TRANSACTION_CALLS_MAX;
-use crate::providers::stripe::StripeSettings;
+use crate::providers::Provider;
+use crate::providers::stripe::{Stripe, StripeSettings};
 use crate::store::Database;
 
 /// What can be set about the engine.
@@ -89,16 +96,23 @@ struct Inner {
 struct Desk {
     intake: Intake,
     gate: Lane<Holding>,
+    /// The biller that usage is handed to; none where no account is set up.
+    provider: Option<Arc<dyn Provider>>,
 }
 
 impl Desk {
-    fn open(environment: Environment, workplace: &Workplace, shift: &mut Shift) -> Self {
+    fn open(
+        environment: Environment,
+        workplace: &Workplace,
+        provider: Option<Arc<dyn Provider>>,
+        shift: &mut Shift,
+    ) -> Self {
         let intake = Intake::start(environment, workplace, shift);
         // one writer: all that meets a hot counter meets it there, and waits for no lock
         let holding = vec![Holding::new(environment, workplace)];
         let name = format!("{environment}_gate");
         let gate = Lane::start(name, TRANSACTION_CALLS_MAX, &workplace.database, holding, shift);
-        Self { intake, gate }
+        Self { intake, gate, provider }
     }
 }
 
@@ -126,8 +140,16 @@ impl Engine {
             months: Months::default(),
         };
         let mut shift = Shift::default();
-        let desks =
-            [Environment::Test, Environment::Live].map(|each| Desk::open(each, &workplace, &mut shift));
+        let provider = |environment| -> Result<Option<Arc<dyn Provider>>, EngineError> {
+            let stripe = Stripe::of(&settings.stripe, environment);
+            let stripe = stripe.map_err(|why| EngineError::Internal(why.to_string()))?;
+            Ok(stripe.map(|stripe| Arc::new(stripe) as Arc<dyn Provider>))
+        };
+        let (test, live) = (provider(Environment::Test)?, provider(Environment::Live)?);
+        let desks = [
+            Desk::open(Environment::Test, &workplace, test, &mut shift),
+            Desk::open(Environment::Live, &workplace, live, &mut shift),
+        ];
         let shift = Mutex::new(shift);
         let webhooks = Webhooks::new(&settings.stripe)?;
         let inner = Inner { database, clock, settings, gatekeeper, configurations, desks, tails, shift, webhooks };

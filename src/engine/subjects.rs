@@ -99,13 +99,7 @@ impl Engine {
             }
             if let Some(customer) = &change.stripe_customer_id {
                 let customer = customer.as_ref().map(StripeCustomerId::as_str);
-                store::subjects::set_customer(&mut transaction, environment, row.id, customer)
-                    .await
-                    .map_err(taken_customer)?;
-                if let Some(customer) = customer {
-                    store::stripe_subscriptions::unsettle_customer(&mut transaction, environment, customer)
-                        .await?;
-                }
+                set_customer(&mut transaction, environment, row.id, customer).await.map_err(taken_customer)?;
             }
             if let Some(metadata) = &change.metadata {
                 store::subjects::set_metadata(&mut transaction, row.id, metadata).await?;
@@ -156,7 +150,21 @@ impl Engine {
     }
 }
 
-async fn existing(
+/// Maps a subject to a customer, or to none. What the biller told about that customer is looked at again.
+pub(super) async fn set_customer(
+    connection: &mut sqlx::PgConnection,
+    environment: Environment,
+    subject_id: i64,
+    customer: Option<&str>,
+) -> Result<(), StoreError> {
+    store::subjects::set_customer(connection, environment, subject_id, customer).await?;
+    if let Some(customer) = customer {
+        store::stripe_subscriptions::unsettle_customer(connection, environment, customer).await?;
+    }
+    Ok(())
+}
+
+pub(super) async fn existing(
     connection: &mut sqlx::PgConnection,
     environment: Environment,
     subject: &SubjectId,
@@ -165,7 +173,7 @@ async fn existing(
     row.ok_or_else(|| EngineError::Internal("a subject vanished".to_owned()))
 }
 
-async fn move_under(
+pub(super) async fn move_under(
     connection: &mut sqlx::PgConnection,
     environment: Environment,
     row: &SubjectRow,

@@ -4,6 +4,8 @@ use axum::extract::{Request, State};
 use axum::http::{HeaderMap, HeaderName, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use secrecy::SecretString;
 
 use super::observe;
@@ -19,6 +21,8 @@ pub enum Access {
     /// The same, where the caller is a gateway, whose `Authorization` may be its client's: the key may
     /// stand in `x-metergate-key`.
     Gateway,
+    /// The same, where the caller is one of Stripe's SDKs: the key may be the user of basic credentials.
+    StripeSdk,
     /// Also publishable keys.
     Publishable,
     /// Also end-user tokens, for their own subject, with the scope `usage:read`.
@@ -72,10 +76,20 @@ async fn identify(guard: &Guard, headers: &HeaderMap) -> Result<Principal, Probl
     let value =
         headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok()).ok_or_else(missing)?;
     let (scheme, credential) = value.split_once(' ').ok_or_else(missing)?;
+    if guard.access == Access::StripeSdk && scheme.eq_ignore_ascii_case("basic") {
+        let key = basic_user(credential.trim()).ok_or_else(missing)?;
+        return Ok(guard.engine.gatekeeper().admit(&key).await?);
+    }
     if !scheme.eq_ignore_ascii_case("bearer") {
         return Err(missing());
     }
     Ok(guard.engine.gatekeeper().admit(&SecretString::from(credential.trim())).await?)
+}
+
+/// The user of basic credentials (RFC 7617).
+fn basic_user(credentials: &str) -> Option<SecretString> {
+    let pair = STANDARD.decode(credentials).ok().and_then(|pair| String::from_utf8(pair).ok())?;
+    pair.split_once(':').map(|(user, _)| SecretString::from(user))
 }
 
 pub(super) fn forbidden(detail: &str) -> Problem {

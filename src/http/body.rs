@@ -28,18 +28,23 @@ pub(super) async fn read(body: Body) -> Result<Bytes, Problem> {
 
 /// The same, with a bound of its own.
 pub(super) async fn read_at_most(body: Body, bytes_max: usize) -> Result<Bytes, Problem> {
-    let bytes = read_any(body, bytes_max).await?;
+    let bytes = read_bounded(body, bytes_max).await?;
     if is_empty(&bytes) {
         return Err(Problem::bad_request("empty_body", "the body is empty"));
     }
     Ok(bytes)
 }
 
-fn is_empty(bytes: &[u8]) -> bool {
+pub(super) fn is_empty(bytes: &[u8]) -> bool {
     bytes.iter().all(u8::is_ascii_whitespace)
 }
 
-async fn read_any(body: Body, bytes_max: usize) -> Result<Bytes, Problem> {
+/// The whole body, which may be empty.
+pub(super) async fn read_any(body: Body) -> Result<Bytes, Problem> {
+    read_bounded(body, BODY_BYTES_MAX).await
+}
+
+async fn read_bounded(body: Body, bytes_max: usize) -> Result<Bytes, Problem> {
     let mut body = body;
     // as long as it says it is, within reason: it is most often
     let announced = usize::try_from(body.size_hint().lower()).unwrap_or(bytes_max);
@@ -92,7 +97,7 @@ fn must_be_json(headers: &HeaderMap) -> Result<(), Problem> {
 
 /// A JSON body, or nothing at all.
 pub(super) async fn json_or_empty(headers: &HeaderMap, body: Body) -> Result<Option<Value>, Problem> {
-    let bytes = read_any(body, BODY_BYTES_MAX).await?;
+    let bytes = read_any(body).await?;
     if is_empty(&bytes) {
         return Ok(None);
     }

@@ -124,7 +124,7 @@ async fn record_many(
 }
 
 /// Events that never reach the engine are rejected all the same.
-fn count_unreadable(events: usize) {
+pub(super) fn count_unreadable(events: usize) {
     metrics::counter!("metergate_events_total", "outcome" => "rejected").increment(events as u64);
 }
 

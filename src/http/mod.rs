@@ -5,13 +5,17 @@ mod access;
 mod body;
 mod catalog;
 mod csv;
+mod drop_in;
 mod events;
+mod exports;
 mod gateway;
 mod observe;
 mod operations;
 mod problem;
 mod query;
 mod reservations;
+mod stripe_errors;
+mod stripe_forms;
 mod subjects;
 mod subscriptions;
 mod usage;
@@ -75,7 +79,7 @@ const ANY: MethodFilter = MethodFilter::GET
 
 /// The whole interface.
 pub fn routes() -> Vec<Route> {
-    use Access::{EndUser, Gateway, Open, Publishable, Secret};
+    use Access::{EndUser, Gateway, Open, Publishable, Secret, StripeSdk};
     macro_rules! at {
         (get $handler:path) => {
             (Method::GET, get($handler))
@@ -98,6 +102,8 @@ pub fn routes() -> Vec<Route> {
         Route::new("/v1/events", Secret, at!(get events::list)),
         Route::new("/v1/events/{id}", Secret, at!(get events::trace)),
         Route::new("/v1/events/{id}/void", Secret, at!(post events::void)),
+        Route::new("/v1/billing/meter_events", StripeSdk, at!(post drop_in::record)),
+        Route::new("/v1/billing/meter_event_adjustments", StripeSdk, at!(post drop_in::cancel)),
         Route::new("/v1/usage", EndUser, at!(get usage::usage)),
         Route::new("/v1/subjects", Secret, at!(get subjects::list)),
         Route::new("/v1/subjects/{subject}", Secret, at!(put subjects::put)),
@@ -116,6 +122,10 @@ pub fn routes() -> Vec<Route> {
         // gateways ask with their client's method, and some with its path and query
         Route::new("/v1/gate", Gateway, at!(any gateway::gate)),
         Route::new("/v1/gate/{*path}", Gateway, at!(any gateway::gate_by_headers)),
+        Route::new("/v1/exports", Secret, at!(get exports::list)),
+        Route::new("/v1/exports/run", Secret, at!(post exports::run)),
+        Route::new("/v1/exports/{id}/retry", Secret, at!(post exports::retry)),
+        Route::new("/v1/reconciliation", Secret, at!(get exports::reconcile)),
         Route::new("/v1/catalog", Secret, at!(put catalog::apply)),
         Route::new("/v1/catalog", Secret, at!(get catalog::show)),
         Route::new("/v1/meters", Secret, at!(get catalog::meters)),
@@ -139,7 +149,9 @@ pub fn router(api: Api, settings: &HttpSettings) -> Router {
         let guarded = route.handler.route_layer(middleware::from_fn_with_state(guard, access::admit));
         match route.access {
             Access::EndUser | Access::Publishable => browsers = browsers.route(route.path, guarded),
-            Access::Open | Access::Secret | Access::Gateway => plain = plain.route(route.path, guarded),
+            Access::Open | Access::Secret | Access::Gateway | Access::StripeSdk => {
+                plain = plain.route(route.path, guarded);
+            }
         }
     }
     // a preflight is no method of a route: CORS stands around the answer to those, too

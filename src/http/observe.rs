@@ -1,5 +1,5 @@
 //! What every request gets: an id, a measurement, a line in the log, and a problem as its body where
-//! a layer answered with a bare status.
+//! a layer answered with a bare status; to Stripe's SDKs, in the form they read.
 
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
@@ -9,7 +9,8 @@ use axum::http::{HeaderName, HeaderValue, Method, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 
-use super::problem::{Cause, MEDIA_TYPE, Problem};
+use super::problem::{MEDIA_TYPE, Problem};
+use super::stripe_errors;
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const REQUEST_ID_CHARS_MAX: usize = 128;
@@ -28,6 +29,7 @@ pub(super) async fn observe(mut request: Request, next: Next) -> Response {
     let started = Instant::now();
     let request_id = request_id(&request);
     let method = request.method().clone();
+    let reads = stripe_errors::reads(&request);
     let name = RouteName::default();
     request.extensions_mut().insert(name.clone());
     let mut response = next.run(request).await;
@@ -38,6 +40,7 @@ pub(super) async fn observe(mut request: Request, next: Next) -> Response {
             response.headers_mut().insert(name, value.clone());
         }
     }
+    response = stripe_errors::translated(response, reads, &request_id);
     let route = name.0.get().copied().unwrap_or("unmatched");
     measure(&method, route, response.status(), started);
     log(&method, route, &response, &request_id, started);
@@ -89,9 +92,9 @@ fn log(method: &Method, route: &str, response: &Response, request_id: &HeaderVal
     let status = response.status().as_u16();
     let milliseconds = started.elapsed().as_secs_f64() * 1_000.0;
     let request_id = request_id.to_str().unwrap_or_default();
-    let cause = response.extensions().get::<Cause>();
-    let code = cause.map_or("", |cause| cause.code);
-    match cause.and_then(|cause| cause.internal.as_deref()) {
+    let problem = response.extensions().get::<Arc<Problem>>();
+    let code = problem.map_or("", |problem| problem.code);
+    match problem.and_then(|problem| problem.internal.as_deref()) {
         Some(why) if status == 500 => {
             tracing::error!(%method, route, status, milliseconds, request_id, code, why, "request");
         }

@@ -3,6 +3,7 @@
 
 use std::any::Any;
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use axum::body::Body;
 use axum::extract::OriginalUri;
@@ -20,14 +21,14 @@ const RETRY_AFTER_SECONDS: &str = "1";
 
 #[derive(Debug)]
 pub(super) struct Problem {
-    status: StatusCode,
-    code: &'static str,
-    detail: String,
-    errors: Vec<Violation>,
+    pub(super) status: StatusCode,
+    pub(super) code: &'static str,
+    pub(super) detail: String,
+    pub(super) errors: Vec<Violation>,
     /// What else the document says.
     more: Option<Box<(&'static str, serde_json::Value)>>,
     /// For the log alone.
-    internal: Option<String>,
+    pub(super) internal: Option<String>,
 }
 
 #[derive(Serialize)]
@@ -41,13 +42,6 @@ struct Document<'a> {
     errors: &'a [Violation],
     #[serde(flatten)]
     more: BTreeMap<&'static str, &'a serde_json::Value>,
-}
-
-/// What the log is told beside the answer.
-#[derive(Debug, Clone)]
-pub(super) struct Cause {
-    pub(super) code: &'static str,
-    pub(super) internal: Option<String>,
 }
 
 impl Problem {
@@ -155,7 +149,8 @@ impl IntoResponse for Problem {
         if matches!(self.status, StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE) {
             headers.insert(header::RETRY_AFTER, header::HeaderValue::from_static(RETRY_AFTER_SECONDS));
         }
-        response.extensions_mut().insert(Cause { code: self.code, internal: self.internal });
+        // for the log, and for those who want it in another form
+        response.extensions_mut().insert(Arc::new(self));
         response
     }
 }

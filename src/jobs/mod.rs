@@ -22,7 +22,11 @@ const WEBHOOK_INTERVAL: Duration = Duration::from_secs(1);
 /// How often dimension values are counted, partitions made and old counters dropped.
 const UPKEEP_INTERVAL: Duration = Duration::from_mins(5);
 
-/// How long a job that keeps failing rests at most.
+/// How often some of yesterday's deliveries are compared with what the provider has.
+const CHECK_INTERVAL: Duration = Duration::from_hours(1);
+
+/// How long a job that keeps failing rests, at first and at most.
+const FAILING_INTERVAL_MIN: Duration = Duration::from_millis(500);
 const FAILING_INTERVAL_MAX: Duration = Duration::from_secs(10);
 /// Transactions that fold, and that build, before the other have their turn.
 const FOLDS_PER_ROUND_MAX: usize = 20;
@@ -36,27 +40,37 @@ pub struct Jobs {
 }
 
 impl Jobs {
-    pub fn start(engine: &Engine, fold_interval: Duration) -> Self {
+    pub fn start(engine: &Engine, fold_interval: Duration, export: &Schedule) -> Self {
         let (stop, stopped) = watch::channel(false);
         let mut tasks: Vec<JoinHandle<()>> = Vec::new();
         // a job for each environment: neither waits for the other
         for environment in Environment::ALL {
             let folding = engine.clone();
             let job = move || fold(folding.clone(), environment);
-            tasks.push(repeat("fold", fold_interval, stopped.clone(), job));
+            tasks.push(repeat("fold", Schedule::Every(fold_interval), stopped.clone(), job));
         }
         for environment in Environment::ALL {
             let sweeping = engine.clone();
             let job = move || sweep(sweeping.clone(), environment);
-            tasks.push(repeat("sweep", SWEEP_INTERVAL, stopped.clone(), job));
+            tasks.push(repeat("sweep", Schedule::Every(SWEEP_INTERVAL), stopped.clone(), job));
+        }
+        for environment in Environment::ALL.into_iter().filter(|each| engine.exports_somewhere(*each)) {
+            let exporting = engine.clone();
+            let job = move || export_ended(exporting.clone(), environment);
+            tasks.push(repeat("export", export.clone(), stopped.clone(), job));
+            let checking = engine.clone();
+            let job = move || check_exports(checking.clone(), environment);
+            tasks.push(repeat("reconciliation", Schedule::Every(CHECK_INTERVAL), stopped.clone(), job));
         }
         for environment in Environment::ALL {
             let (applying, bell) = (engine.clone(), engine.webhook_bell(environment));
             let job = move || apply_webhooks(applying.clone(), environment);
-            tasks.push(repeat_or_when("webhooks", WEBHOOK_INTERVAL, bell, stopped.clone(), job));
+            tasks.push(repeat_or_when("webhooks", Schedule::Every(WEBHOOK_INTERVAL), bell, stopped.clone(), job));
         }
         let upkeep = engine.clone();
-        tasks.push(repeat("upkeep", UPKEEP_INTERVAL, stopped, move || keep_up(upkeep.clone())));
+        tasks.push(repeat("upkeep", Schedule::Every(UPKEEP_INTERVAL), stopped, move || {
+            keep_up(upkeep.clone())
+        }));
         Self { stop, tasks }
     }
 
@@ -72,20 +86,20 @@ impl Jobs {
 
 fn repeat<F>(
     name: &'static str,
-    interval: Duration,
+    schedule: Schedule,
     stopped: watch::Receiver<bool>,
     job: impl Fn() -> F + Send + 'static,
 ) -> JoinHandle<()>
 where
     F: Future<Output = Result<(), EngineError>> + Send,
 {
-    repeat_or_when(name, interval, Arc::default(), stopped, job)
+    repeat_or_when(name, schedule, Arc::default(), stopped, job)
 }
 
 /// Repeats a job, and does it at once when the bell rings.
 fn repeat_or_when<F>(
     name: &'static str,
-    interval: Duration,
+    schedule: Schedule,
     bell: Arc<Notify>,
     mut stopped: watch::Receiver<bool>,
     job: impl Fn() -> F + Send + 'static,
@@ -95,7 +109,7 @@ where
 {
     tokio::spawn(async move {
         let mut due = Instant::now();
-        let mut pause = interval;
+        let mut failing = FAILING_INTERVAL_MIN;
         loop {
             tokio::select! {
                 () = sleep_until(due) => {}
@@ -106,17 +120,26 @@ where
                 done = job() => done,
                 _ = stopped.wait_for(|stop| *stop) => return,
             };
-            pause = match done {
-                Ok(()) => interval,
+            let pause = match done {
+                Ok(()) => {
+                    failing = FAILING_INTERVAL_MIN;
+                    schedule.pause(now())
+                }
                 Err(why) => {
                     tracing::warn!(job = name, %why, "a job failed; it will be tried again");
                     metrics::counter!("metergate_job_failures_total", "job" => name).increment(1);
-                    (pause * 2).min(FAILING_INTERVAL_MAX.max(interval))
+                    failing = (failing * 2).min(FAILING_INTERVAL_MAX);
+                    failing.max(schedule.pause(now()).min(FAILING_INTERVAL_MAX))
                 }
             };
             due = Instant::now() + pause;
         }
     })
+}
+
+#[expect(clippy::disallowed_methods, reason = "an interval is the process's own, no rule of the domain")]
+fn now() -> jiff::Timestamp {
+    jiff::Timestamp::now()
 }
 
 /// Folds until only a little is left, then builds some of what has gaps; never one without the other.
@@ -146,6 +169,14 @@ async fn sweep(engine: Engine, environment: Environment) -> Result<(), EngineErr
 async fn apply_webhooks(engine: Engine, environment: Environment) -> Result<(), EngineError> {
     while engine.apply_webhooks(environment).await? > 0 {}
     Ok(())
+}
+
+async fn export_ended(engine: Engine, environment: Environment) -> Result<(), EngineError> {
+    engine.export_ended(environment).await.map(drop)
+}
+
+async fn check_exports(engine: Engine, environment: Environment) -> Result<(), EngineError> {
+    engine.check_exports(environment).await.map(drop)
 }
 
 async fn keep_up(engine: Engine) -> Result<(), EngineError> {

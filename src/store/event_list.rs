@@ -24,6 +24,8 @@ pub struct EventRow {
     pub value: String,
     /// The meter it is bound to, if to one.
     pub meter_id: Option<i32>,
+    /// Who pays for it; none: nobody.
+    pub customer_id: Option<i64>,
     pub properties: Option<Value>,
     pub occurred_at: Timestamp,
     pub batch_id: i64,
@@ -54,7 +56,7 @@ pub struct EventFilter {
 
 const COLUMNS: &str =
     "select e.key, e.path_id, e.id, e.source, n.name as event_name, e.value::text as value, e.properties, e.meter_id,
-        e.occurred_at, e.batch_id, e.ordinal, v.reason as void_reason, v.voided_at,
+        e.customer_id, e.occurred_at, e.batch_id, e.ordinal, v.reason as void_reason, v.voided_at,
         array(select a.subject from paths p, unnest(p.ancestors) with ordinality as level (id, n)
               join subjects a on a.id = level.id where p.id = e.path_id order by level.n) as path,
         not exists (select from unfolded u where u.batch_id = e.batch_id) as folded
@@ -76,6 +78,7 @@ fn read(row: &sqlx::postgres::PgRow) -> Result<EventRow, StoreError> {
         path,
         value: row.try_get("value")?,
         meter_id: row.try_get("meter_id")?,
+        customer_id: row.try_get("customer_id")?,
         properties: properties.map(|Json(value)| value),
         occurred_at: row.try_get("occurred_at")?,
         batch_id: row.try_get("batch_id")?,

@@ -43,6 +43,33 @@ pub async fn unfolded_events(
     Ok(count)
 }
 
+/// The latest batch that is not folded.
+pub async fn last_unfolded(
+    connection: &mut PgConnection,
+    environment: Environment,
+) -> Result<Option<i64>, StoreError> {
+    let last = sqlx::query_scalar("select max(batch_id) from unfolded where environment = $1")
+        .bind(environment.code())
+        .fetch_one(connection)
+        .await?;
+    Ok(last)
+}
+
+/// Whether a batch up to some is not folded.
+pub async fn has_unfolded(
+    connection: &mut PgConnection,
+    environment: Environment,
+    last: i64,
+) -> Result<bool, StoreError> {
+    let found =
+        sqlx::query_scalar("select exists (select from unfolded where environment = $1 and batch_id <= $2)")
+            .bind(environment.code())
+            .bind(last)
+            .fetch_one(connection)
+            .await?;
+    Ok(found)
+}
+
 /// Batches that were unfolded until this transaction took them.
 #[derive(Debug, Default)]
 pub struct Taken {
@@ -50,7 +77,7 @@ pub struct Taken {
     pub event_count: i64,
     pub event_name_ids: Vec<i32>,
     /// First and last event, both included.
-    within: Option<Span>,
+    pub(super) within: Option<Span>,
 }
 
 /// Takes the oldest batches, up to a number of events.

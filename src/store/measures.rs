@@ -2,7 +2,7 @@
 //! read, and everything is recounted. `Meter::measure` says the same of a single event. An event that
 //! is bound to a meter, since a commit recorded it, counts for that one alone and with its value.
 //!
-//! A relation of measures has the columns `path_id`, `at`, `members` (the values of some of the
+//! A relation of measures has the columns `path_id`, `customer_id`, `at`, `members` (the values of some of the
 //! meter's dimensions, in order), `sign`, `number`, `mark` (for `last`), `member` (for
 //! `unique_count`), and `live` (recorded and not taken back).
 
@@ -37,7 +37,7 @@ pub(super) fn push_measures(
     scope: &Scope<'_>,
 ) {
     let meter = &stored.meter;
-    sql.push("select * from (select e.path_id, e.occurred_at as at, e.sign, array[");
+    sql.push("select * from (select e.path_id, e.customer_id, e.occurred_at as at, e.sign, array[");
     for (index, dimension) in dimensions.iter().enumerate() {
         sql.push(if index == 0 { "" } else { ", " });
         sql.push("dimension_value(e.properties -> ").push_bind(dimension.clone()).push(")");

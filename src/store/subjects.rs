@@ -221,8 +221,8 @@ pub async fn set_parent(
     Ok(())
 }
 
-/// The subject that a customer is mapped to: its number, and its name.
-pub async fn of_customer(
+/// The subject that a customer is mapped to: its own number, and its name.
+pub async fn of_mapping(
     connection: &mut PgConnection,
     environment: Environment,
     stripe_customer_id: &str,
@@ -272,6 +272,23 @@ pub async fn set_customer(
     .execute(connection)
     .await?;
     Ok(())
+}
+
+/// A customer that a subject is mapped to: its number, and the subject.
+pub async fn of_customer(
+    connection: &mut PgConnection,
+    environment: Environment,
+    stripe_customer_id: &str,
+) -> Result<Option<(i64, String)>, StoreError> {
+    let found = sqlx::query_as(
+        "select c.id, s.subject from customers c join subjects s on s.customer_id = c.id
+         where c.environment = $1 and c.stripe_customer_id = $2",
+    )
+    .bind(environment.code())
+    .bind(stripe_customer_id)
+    .fetch_optional(connection)
+    .await?;
+    Ok(found)
 }
 
 pub async fn set_metadata(

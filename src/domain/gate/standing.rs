@@ -126,6 +126,7 @@ pub struct Terms {
     pub catalog: Catalog,
     meters: HashMap<MeterKey, StoredMeter>,
     by_event_name: HashMap<String, Vec<MeterKey>>,
+    by_stripe_name: HashMap<String, MeterKey>,
     limits: HashMap<PlanKey, Vec<LimitTerms>>,
 }
 
@@ -154,11 +155,15 @@ impl Terms {
         let mut by_event_name: HashMap<String, Vec<MeterKey>> = HashMap::new();
         let mut keys: Vec<&MeterKey> = meters.keys().collect();
         keys.sort();
+        let mut by_stripe_name = HashMap::new();
         for key in keys {
-            let name = meters[key].meter.event_name.to_string();
-            by_event_name.entry(name).or_default().push(key.clone());
+            let meter = &meters[key].meter;
+            by_event_name.entry(meter.event_name.to_string()).or_default().push(key.clone());
+            if let Some(stripe) = &meter.stripe {
+                by_stripe_name.entry(stripe.event_name.clone()).or_insert_with(|| key.clone());
+            }
         }
-        Self { catalog, meters, by_event_name, limits }
+        Self { catalog, meters, by_event_name, by_stripe_name, limits }
     }
 
     pub fn meter(&self, key: &MeterKey) -> Option<&StoredMeter> {
@@ -173,6 +178,12 @@ impl Terms {
     pub fn meters_of(&self, event_name: &str) -> impl Iterator<Item = &StoredMeter> {
         let keys = self.by_event_name.get(event_name).map_or(&[][..], Vec::as_slice);
         keys.iter().filter_map(|key| self.meters.get(key))
+    }
+
+    /// The meter that Stripe knows by an event name: the first by key, before those whose own name it is.
+    pub fn meter_in_stripe(&self, event_name: &str) -> Option<&StoredMeter> {
+        let named = self.by_stripe_name.get(event_name).and_then(|key| self.meters.get(key));
+        named.or_else(|| self.meters_of(event_name).next())
     }
 
     pub fn limits_of(&self, plan: &PlanKey) -> &[LimitTerms] {

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use sqlx::PgConnection;
 use uuid::Uuid;
 
-use super::{Delivery, Outcome, Prepared, Recorded, Recording};
+use super::{Delivery, Outcome, Prepared, Recorded, Recording, Times};
 use crate::domain::environment::Environment;
 use crate::domain::event::refuse_time;
 use crate::domain::fields::Violation;
@@ -28,6 +28,8 @@ use crate::store::{self, StoreError};
 struct Candidate<'a> {
     event: &'a Prepared,
     occurred_at: Timestamp,
+    /// History, which is for no biller.
+    backfill: bool,
     /// Why it cannot be recorded, unless it was before.
     objection: Option<Violation>,
 }
@@ -87,7 +89,12 @@ pub(super) async fn attempt(
     workplace.tails.of(environment).grow(recorded.len());
     note_metrics(&outcomes);
     let limits = Limits { terms, standings: &standings, counters: by_key(&counters), now };
-    Ok(Attempt::Committed(answers(work, outcomes, &limits)))
+    let first_time = |index: usize| {
+        let key = candidates[index].event.key;
+        let known = known.get(&key).map(|row| row.occurred_at);
+        known.or_else(|| winners.get(&key).map(|winner| candidates[*winner].occurred_at))
+    };
+    Ok(Attempt::Committed(answers(work, outcomes, &limits, first_time)))
 }
 
 fn examine<'a>(
@@ -101,7 +108,7 @@ fn examine<'a>(
         let objection = event.timestamp.and_then(|at| refuse_time(at, now, age_max)).or_else(|| {
             terms.meters_of(&event.event_name).find_map(|stored| stored.meter.refuses(&event.properties))
         });
-        Candidate { event, occurred_at: event.timestamp.unwrap_or(now), objection }
+        Candidate { event, occurred_at: event.timestamp.unwrap_or(now), backfill, objection }
     };
     work.iter()
         .flat_map(|delivery| delivery.events.iter().map(|event| candidate(event, delivery.backfill)))
@@ -283,14 +290,14 @@ fn event_columns(
 ) -> EventColumns {
     let mut columns = EventColumns::default();
     for (ordinal, index) in recorded.iter().enumerate() {
-        let Candidate { event, occurred_at, .. } = &candidates[*index];
+        let Candidate { event, occurred_at, backfill, .. } = &candidates[*index];
         // both were looked up for every winner
         let (Some(path), Some(name)) = (standings.get(&event.subject), names.get(&event.event_name)) else {
             unreachable!("every recorded event has a path and a name")
         };
         columns.path_ids.push(path.id);
         columns.occurred_at.push(*occurred_at);
-        columns.customer_ids.push(path.customer_id);
+        columns.customer_ids.push(path.customer_id.filter(|_| !backfill));
         columns.keys.push(event.key);
         columns.ordinals.push(i32::try_from(ordinal).unwrap_or(i32::MAX));
         columns.event_name_ids.push(*name);
@@ -366,16 +373,25 @@ impl Limits<'_> {
     }
 }
 
-fn answers(work: &[&Delivery], outcomes: Vec<Outcome>, limits: &Limits<'_>) -> Vec<Recorded> {
+/// `first_time`: when the event of a place in the batch happened, as it was first recorded.
+fn answers(
+    work: &[&Delivery],
+    outcomes: Vec<Outcome>,
+    limits: &Limits<'_>,
+    first_time: impl Fn(usize) -> Option<Timestamp>,
+) -> Vec<Recorded> {
+    let mut place = 0;
     let mut outcomes = outcomes.into_iter();
     work.iter()
         .map(|delivery| {
-            let met = match delivery.events.as_slice() {
-                [event] if delivery.with_limits => limits.met_by(event),
-                _ => None,
-            };
+            let (mut met, mut times) = (None, None);
+            if let [event] = delivery.events.as_slice() {
+                met = if delivery.with_limits { limits.met_by(event) } else { None };
+                times = first_time(place).map(|occurred_at| Times { occurred_at, answered_at: limits.now });
+            }
+            place += delivery.events.len();
             let outcomes = outcomes.by_ref().take(delivery.events.len()).collect();
-            Recorded { outcomes, limits: met }
+            Recorded { outcomes, limits: met, times }
         })
         .collect()
 }

@@ -45,6 +45,16 @@ pub struct Recorded {
     pub outcomes: Vec<Outcome>,
     /// The limits that the events met, where the call asked.
     pub limits: Option<Vec<LimitState>>,
+    /// Of a single event that is recorded, now or before.
+    pub times: Option<Times>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Times {
+    /// When the event happened, as it was first recorded.
+    pub occurred_at: Timestamp,
+    /// When the call was answered.
+    pub answered_at: Timestamp,
 }
 
 /// What all trades share.

@@ -126,7 +126,7 @@ async fn owner(
 ) -> Result<Option<(i64, SubjectId)>, EngineError> {
     let (billed, environment) = (&row.billed, scene.environment);
     let known = |name: String| SubjectId::parse(name).map_err(|why| EngineError::Internal(why.to_string()));
-    if let Some((id, name)) = store::subjects::of_customer(connection, environment, &billed.customer).await? {
+    if let Some((id, name)) = store::subjects::of_mapping(connection, environment, &billed.customer).await? {
         return Ok(Some((id, known(name)?)));
     }
     let mut told = billed.subject.clone();

@@ -9,6 +9,7 @@ use super::{Engine, EngineError};
 use crate::domain::environment::Environment;
 use crate::domain::names::SubjectId;
 use crate::domain::timestamp::Timestamp;
+use crate::engine::subjects::{existing, set_customer};
 use crate::providers::stripe::webhook;
 use crate::store::{self, StoreError, configuration, stripe_customers, stripe_subscriptions};
 
@@ -60,11 +61,12 @@ impl Engine {
         customer: &str,
     ) -> Result<(), EngineError> {
         let mut transaction = self.database().pool().begin().await?;
-        if store::subjects::of_customer(&mut transaction, environment, customer).await?.is_some() {
+        if store::subjects::of_mapping(&mut transaction, environment, customer).await?.is_some() {
             return Ok(());
         }
         configuration::lock_for_change(&mut transaction, environment).await?;
         map_within(&mut transaction, environment, subject, customer).await?;
+        // it may be known now whose they are, mapped or not
         stripe_subscriptions::unsettle_customer(&mut transaction, environment, customer).await?;
         Ok(transaction.commit().await?)
     }
@@ -72,15 +74,15 @@ impl Engine {
     /// A customer that was deleted cannot be billed any more; whose it was is kept.
     async fn unmap(&self, environment: Environment, customer: &str) -> Result<(), EngineError> {
         let mut transaction = self.database().pool().begin().await?;
-        if store::subjects::of_customer(&mut transaction, environment, customer).await?.is_none() {
+        if store::subjects::of_mapping(&mut transaction, environment, customer).await?.is_none() {
             return Ok(());
         }
         configuration::lock_for_change(&mut transaction, environment).await?;
         if let Some((subject_id, subject)) =
-            store::subjects::of_customer(&mut transaction, environment, customer).await?
+            store::subjects::of_mapping(&mut transaction, environment, customer).await?
         {
             stripe_customers::set_reference(&mut transaction, environment, customer, &subject).await?;
-            store::subjects::set_customer(&mut transaction, environment, subject_id, None).await?;
+            set_customer(&mut transaction, environment, subject_id, None).await?;
         }
         Ok(transaction.commit().await?)
     }
@@ -94,14 +96,13 @@ pub(super) async fn map_within(
     subject: &SubjectId,
     customer: &str,
 ) -> Result<(), EngineError> {
-    if store::subjects::of_customer(connection, environment, customer).await?.is_some()
+    if store::subjects::of_mapping(connection, environment, customer).await?.is_some()
         || is_deleted(connection, environment, customer).await?
     {
         return Ok(());
     }
     store::subjects::insert_missing(connection, environment, &[subject.to_string()]).await?;
-    let row = store::subjects::find(connection, environment, subject.as_str()).await?;
-    let row = row.ok_or_else(|| EngineError::Internal("a subject vanished".to_owned()))?;
+    let row = existing(connection, environment, subject).await?;
     if let Some(present) = &row.stripe_customer_id
         && !is_deleted(connection, environment, present).await?
         && !stripe_subscriptions::is_spent(connection, environment, present).await?
@@ -109,7 +110,7 @@ pub(super) async fn map_within(
         tracing::warn!(%subject, customer, present, "the subject has another customer already, and keeps it");
         return Ok(());
     }
-    Ok(store::subjects::set_customer(connection, environment, row.id, Some(customer)).await?)
+    Ok(set_customer(connection, environment, row.id, Some(customer)).await?)
 }
 
 async fn is_deleted(

@@ -129,7 +129,7 @@ impl Engine {
         id: &str,
     ) -> Result<Option<Fault>, EngineError> {
         let mut connection = self.database().pool().acquire().await?;
-        let mapped = store::subjects::of_customer(&mut connection, environment, id).await?.is_some();
+        let mapped = store::subjects::of_mapping(&mut connection, environment, id).await?.is_some();
         // once it is known, its events tell what changes
         let known = stripe_customers::find(&mut connection, environment, id).await?.is_some();
         if mapped || known || !is_plain(id) {

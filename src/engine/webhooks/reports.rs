@@ -26,22 +26,7 @@ impl Engine {
             }
             Err(fault) => return Ok(Outcome::Later(fault)),
         };
-        let found = webhook::uncounted(&event);
-        let failures: Vec<(&str, &str, &str)> = found
-            .iter()
-            .map(|one| (one.identifier.as_str(), one.code.as_str(), one.message.as_str()))
-            .collect();
-        self.mark_exports_failed(environment, &failures);
+        self.mark_exports_failed(environment, &webhook::uncounted(&event)).await?;
         Ok(Outcome::Applied)
-    }
-
-    /// Identifier, code and message of meter events that were taken and not counted.
-    #[expect(clippy::unused_self, reason = "it is a call of the engine wherever it stands")]
-    fn mark_exports_failed(&self, environment: Environment, failures: &[(&str, &str, &str)]) {
-        for (identifier, code, message) in failures {
-            tracing::error!(%environment, identifier, code, message, "the biller did not count a meter event");
-            metrics::counter!("metergate_uncounted_meter_events_total", "environment" => environment.as_str())
-                .increment(1);
-        }
     }
 }

@@ -176,11 +176,11 @@ impl Engine {
         let seqs: Vec<i64> = events.iter().map(|event| event.seq).collect();
         let attempts = events.iter().map(|event| event.attempts).max().unwrap_or_default();
         let (reason, after) = match outcome {
-            Ok(Outcome::Applied) => return Ok(self.note(&seqs, "applied", None).await?),
-            Ok(Outcome::Ignored(why)) => return Ok(self.note(&seqs, "ignored", Some(why)).await?),
+            Ok(Outcome::Applied) => return Ok(self.note_webhooks(&seqs, "applied", None).await?),
+            Ok(Outcome::Ignored(why)) => return Ok(self.note_webhooks(&seqs, "ignored", Some(why)).await?),
             Ok(Outcome::Failed(why)) => {
                 tracing::error!(events = ?events, why, "a webhook event cannot be applied");
-                return Ok(self.note(&seqs, "failed", Some(&why)).await?);
+                return Ok(self.note_webhooks(&seqs, "failed", Some(&why)).await?);
             }
             Ok(Outcome::Later(fault)) => {
                 (format!("{}: {}", fault.failure.code, fault.failure.message), fault.after)
@@ -191,7 +191,7 @@ impl Engine {
         };
         tracing::warn!(attempts, reason, "webhook events could not be applied yet");
         if attempts >= WEBHOOK_ATTEMPTS_MAX {
-            return Ok(self.note(&seqs, "failed", Some(&reason)).await?);
+            return Ok(self.note_webhooks(&seqs, "failed", Some(&reason)).await?);
         }
         let mut connection = self.database().pool().acquire().await?;
         let now = self.inner.clock.outside(store::usage::now(&mut connection).await?);
@@ -199,7 +199,7 @@ impl Engine {
         Ok(webhook_events::postpone(&mut connection, &seqs, at, &reason).await?)
     }
 
-    async fn note(&self, seqs: &[i64], status: &str, reason: Option<&str>) -> Result<(), StoreError> {
+    async fn note_webhooks(&self, seqs: &[i64], status: &str, reason: Option<&str>) -> Result<(), StoreError> {
         let mut connection = self.database().pool().acquire().await?;
         let now = self.inner.clock.outside(store::usage::now(&mut connection).await?);
         webhook_events::settle(&mut connection, seqs, status, reason, now).await

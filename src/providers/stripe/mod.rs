@@ -79,6 +79,7 @@ pub fn environment_of(key: &SecretString) -> Option<Environment> {
 pub struct Stripe {
     client: Client,
     calls_per_second: u32,
+    meters: summaries::MeterIds,
 }
 
 impl Stripe {
@@ -92,7 +93,8 @@ impl Stripe {
             Environment::Test => CALLS_PER_SECOND_TEST,
         };
         let client = Client::new(&settings.api_base, key)?;
-        Ok(Some(Self { client, calls_per_second: settings.calls_per_second.unwrap_or(own).max(1) }))
+        let calls_per_second = settings.calls_per_second.unwrap_or(own).max(1);
+        Ok(Some(Self { client, calls_per_second, meters: summaries::MeterIds::default() }))
     }
 
     pub fn client(&self) -> &Client {
@@ -134,6 +136,6 @@ impl Provider for Stripe {
         span: Span,
         grain: Grain,
     ) -> Result<Option<Vec<Summary>>, Failure> {
-        summaries::read(&self.client, event_name, customer, span, grain).await
+        summaries::read(&self.client, &self.meters, event_name, customer, span, grain).await
     }
 }

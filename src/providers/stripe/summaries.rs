@@ -1,5 +1,8 @@
 //! `GET /v1/billing/meters/{id}/event_summaries`: what Stripe says it has.
 
+use std::collections::HashMap;
+use std::sync::{Mutex, PoisonError};
+
 use serde_json::Value;
 
 use super::client::{Client, Fault};
@@ -13,14 +16,34 @@ const PAGE_MAX: usize = 100;
 /// More pages than a question of ours has.
 const PAGES_MAX: usize = 20;
 
+/// Meters by event name: reads are few at Stripe, and a meter's name is for ever.
+#[derive(Debug, Default)]
+pub(super) struct MeterIds(Mutex<HashMap<String, String>>);
+
+impl MeterIds {
+    async fn find(&self, client: &Client, event_name: &str) -> Result<Option<String>, Fault> {
+        let known = self.0.lock().unwrap_or_else(PoisonError::into_inner).get(event_name).cloned();
+        if known.is_some() {
+            return Ok(known);
+        }
+        let found = meter_id(client, event_name).await?;
+        if let Some(id) = &found {
+            let mut ids = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            ids.insert(event_name.to_owned(), id.clone());
+        }
+        Ok(found)
+    }
+}
+
 pub(super) async fn read(
     client: &Client,
+    ids: &MeterIds,
     event_name: &str,
     customer: &str,
     span: Span,
     grain: Grain,
 ) -> Result<Option<Vec<Summary>>, Failure> {
-    let Some(meter) = meter_id(client, event_name).await.map_err(why)? else { return Ok(None) };
+    let Some(meter) = ids.find(client, event_name).await.map_err(why)? else { return Ok(None) };
     let path = format!("/v1/billing/meters/{meter}/event_summaries");
     let mut summaries = Vec::new();
     let mut after: Option<String> = None;

@@ -9,6 +9,7 @@ use crate::domain::names::SubjectId;
 use crate::domain::subscription::Status;
 use crate::domain::timestamp::Timestamp;
 use crate::domain::window::Span;
+use crate::providers::Failure;
 
 /// What an event is about, as far as anything follows from it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -208,16 +209,9 @@ pub fn invoice(object: &Value) -> Option<Invoice> {
     })
 }
 
-/// A meter event that was taken, and not counted: one of the samples of a report.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Uncounted {
-    pub identifier: String,
-    pub code: String,
-    pub message: String,
-}
-
-/// The samples of a report, as `GET /v2/core/events/{id}` has them.
-pub fn uncounted(event: &Value) -> Vec<Uncounted> {
+/// Meter events that were taken, and not counted, and why: the samples of a report, as
+/// `GET /v2/core/events/{id}` has them.
+pub fn uncounted(event: &Value) -> Vec<(String, Failure)> {
     let list = |value: &Value| value.as_array().cloned().unwrap_or_default();
     let summary = event["data"]["developer_message_summary"].as_str().unwrap_or_default();
     let mut found = Vec::new();
@@ -230,7 +224,7 @@ pub fn uncounted(event: &Value) -> Vec<Uncounted> {
                 let by_key = || super::meter_events::identifier_of(&name(&request["idempotency_key"])?);
                 name(&request["identifier"]).or_else(by_key)
             });
-            found.extend(identifier.map(|identifier| Uncounted { identifier, code: code.clone(), message }));
+            found.extend(identifier.map(|identifier| (identifier, Failure { code: code.clone(), message })));
         }
     }
     found
@@ -345,7 +339,7 @@ mod tests {
             {"code": "archived_meter", "sample_errors": [{"api_request": {"identifier": "i3"}}]}]}}});
         let found: Vec<String> = uncounted(&report)
             .into_iter()
-            .map(|u| format!("{} {} {}", u.identifier, u.code, u.message))
+            .map(|(identifier, why)| format!("{identifier} {} {}", why.code, why.message))
             .collect();
         let expected = [
             "i1 meter_event_customer_not_found gone",

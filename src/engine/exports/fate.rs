@@ -1,0 +1,77 @@
+//! What became of an export whose answer was lost for longer than the provider remembers identifiers:
+//! sending it again could count it twice. The provider's own summaries tell.
+
+use std::time::Duration;
+
+use sqlx::PgConnection;
+
+use super::words;
+use crate::domain::export::Units;
+use crate::domain::timestamp::Timestamp;
+use crate::domain::window::Span;
+use crate::engine::EngineError;
+use crate::providers::{Grain, Provider};
+use crate::store;
+use crate::store::exports::ExportRow;
+
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Fate {
+    Taken,
+    NotTaken,
+    /// The sums fit neither: somebody has to look.
+    Unclear(String),
+    /// The provider cannot be asked now.
+    Later(String),
+}
+
+const MINUTE: i64 = 60_000_000;
+
+/// The minute of a time: summaries are aligned to minutes.
+fn minute_of(at: Timestamp) -> Span {
+    let from = at.micros().div_euclid(MINUTE) * MINUTE;
+    let from = Timestamp::from_micros(from).unwrap_or(at);
+    Span { from, to: from.saturating_add(Duration::from_micros(MINUTE.unsigned_abs())) }
+}
+
+/// Compares what the provider has of the customer in the export's minute with what is known to be
+/// delivered there. No other export of the two is under way meanwhile: they go one at a time.
+pub(super) async fn find_out(
+    connection: &mut PgConnection,
+    provider: &dyn Provider,
+    row: &ExportRow,
+) -> Result<Fate, EngineError> {
+    let minute = minute_of(row.occurred_at);
+    let summaries = provider.summaries(&row.event_name, &row.customer, minute, Grain::Whole).await;
+    let there = match summaries {
+        Err(failure) => return Ok(Fate::Later(words(&failure))),
+        // a meter that is not there has taken nothing
+        Ok(None) => return Ok(Fate::NotTaken),
+        Ok(Some(summaries)) => summaries,
+    };
+    let mut sum = Units::default();
+    for summary in &there {
+        let Some(value) = Units::parse(&summary.value) else {
+            return Ok(Fate::Unclear(format!("the provider's summary is {}", summary.value)));
+        };
+        sum = sum.plus(value);
+    }
+    let delivered = store::exports::delivered_within(
+        connection,
+        row.customer_id,
+        &row.event_name,
+        minute.from,
+        minute.to,
+    )
+    .await?;
+    let delivered = Units::whole(delivered);
+    Ok(if sum == delivered {
+        Fate::NotTaken
+    } else if sum == delivered.plus(Units::whole(row.value)) {
+        Fate::Taken
+    } else {
+        Fate::Unclear(format!(
+            "fate_unknown: no answer came for more than a day, and the provider has {sum} in that minute where \
+             {delivered} were delivered without it"
+        ))
+    })
+}

@@ -1,0 +1,290 @@
+//! Comparing what was recorded, what was exported, and what the provider says it has.
+
+use std::collections::BTreeMap;
+
+use serde::{Serialize, Serializer};
+
+use super::{exported, words};
+use crate::domain::environment::Environment;
+use crate::domain::export::Units;
+use crate::domain::fields::Violation;
+use crate::domain::limits::RECONCILED_WINDOWS_MAX;
+use crate::domain::timestamp::{MICROS_PER_HOUR, Timestamp};
+use crate::domain::window::Span;
+use crate::engine::{Engine, EngineError};
+use crate::providers::{Grain, Summary};
+use crate::store;
+use crate::store::reconciliation::{Part, Sums};
+
+/// What is to be compared: hours or days, in UTC.
+#[derive(Debug, Clone)]
+pub struct Question {
+    pub customer: String,
+    pub meter: String,
+    pub span: Span,
+    pub by_day: bool,
+}
+
+/// All in the provider's units.
+#[derive(Debug, Clone, Serialize)]
+pub struct Reconciled {
+    pub customer: String,
+    pub meter: String,
+    pub from: Timestamp,
+    pub to: Timestamp,
+    pub window: &'static str,
+    pub data: Vec<ReconciledRow>,
+    pub total: Comparison,
+}
+
+#[derive(Debug, Clone, Serialize)]
+pub struct ReconciledRow {
+    pub window_start: Timestamp,
+    pub window_end: Timestamp,
+    #[serde(flatten)]
+    pub comparison: Comparison,
+}
+
+#[derive(Debug, Clone, Copy, Default, Serialize)]
+pub struct Comparison {
+    /// What the events say.
+    #[serde(serialize_with = "number")]
+    pub events: Units,
+    /// What was summed up for exports.
+    #[serde(serialize_with = "number")]
+    pub recorded: Units,
+    /// What exports say, by their timestamps; canceled ones left out.
+    #[serde(serialize_with = "number")]
+    pub exported: Units,
+    /// What of it was delivered.
+    #[serde(serialize_with = "number")]
+    pub delivered: Units,
+    /// What the provider's summaries say; null where no account is set up.
+    #[serde(serialize_with = "number_or_null")]
+    pub provider: Option<Units>,
+    /// What the provider has less than was exported.
+    #[serde(serialize_with = "number_or_null")]
+    pub difference: Option<Units>,
+}
+
+fn number<S: Serializer>(units: &Units, serializer: S) -> Result<S::Ok, S::Error> {
+    let number: serde_json::Number = units.to_string().parse().map_err(serde::ser::Error::custom)?;
+    number.serialize(serializer)
+}
+
+#[expect(clippy::ref_option, reason = "serde hands it over so")]
+fn number_or_null<S: Serializer>(units: &Option<Units>, serializer: S) -> Result<S::Ok, S::Error> {
+    match units {
+        Some(units) => number(units, serializer),
+        None => serializer.serialize_none(),
+    }
+}
+
+impl Comparison {
+    fn new(sums: &Sums, provider: Option<Units>) -> Self {
+        Self {
+            events: sums.events,
+            recorded: sums.recorded,
+            exported: sums.exported,
+            delivered: sums.delivered,
+            provider,
+            difference: provider.map(|provider| sums.exported.minus(provider)),
+        }
+    }
+}
+
+/// Where a provider has something else than was exported.
+#[derive(Debug, Clone)]
+pub struct Drift {
+    pub customer: String,
+    pub meter: String,
+    pub day: Timestamp,
+    pub difference: Units,
+}
+
+/// How many customers and meters are compared in an hour: providers allow few reads.
+const COMPARED_PER_HOUR_MAX: i64 = 12;
+/// How long after a day's end its usage may still be on its way.
+const MARGIN_HOURS: i64 = 3;
+
+impl Engine {
+    /// Compares a customer's usage of a meter, by hour or day.
+    pub async fn reconcile(
+        &self,
+        environment: Environment,
+        question: &Question,
+    ) -> Result<Reconciled, EngineError> {
+        let hours = if question.by_day { 24 } else { 1 };
+        let windows = windows(question.span, hours)?;
+        let mut snapshot = self.settled_snapshot(environment).await?;
+        let customer =
+            store::reconciliation::customer(&mut snapshot, environment, &question.customer).await?;
+        let customer = customer.ok_or_else(|| EngineError::NotFound {
+            code: "customer_not_found",
+            detail: format!("no subject was ever mapped to the customer `{}`", question.customer),
+        })?;
+        let meters = store::catalog::meters(&mut snapshot, environment).await?;
+        let Some((stored, stripe)) =
+            exported(&meters).find(|(stored, _)| stored.meter.key.as_str() == question.meter)
+        else {
+            let detail = format!("there is no meter `{}` with a `stripe` block", question.meter);
+            return Err(EngineError::invalid(Violation::new("unknown_meter", detail).under("meter")));
+        };
+        let events = store::reconciliation::events(
+            &mut snapshot,
+            environment,
+            stored,
+            stripe.scale,
+            customer,
+            question.span,
+        )
+        .await?;
+        let recorded =
+            store::reconciliation::recorded(&mut snapshot, customer, stored.id, question.span).await?;
+        let sent = store::reconciliation::exported(&mut snapshot, customer, stored.id, question.span).await?;
+        snapshot.commit().await?;
+
+        let there = match self.provider(environment) {
+            None => None,
+            Some(provider) => {
+                let grain = if question.by_day { Grain::Day } else { Grain::Hour };
+                let found = provider
+                    .summaries(&stripe.event_name, &question.customer, question.span, grain)
+                    .await
+                    .map_err(|failure| {
+                        EngineError::unavailable(format!("the provider: {}", words(&failure)))
+                    })?;
+                Some(found.unwrap_or_default())
+            }
+        };
+        Ok(compare(question, &windows, &events, &recorded, &sent, there.as_deref()))
+    }
+
+    /// Compares some of yesterday's deliveries with what the provider has; where they differ.
+    pub async fn check_exports(&self, environment: Environment) -> Result<Vec<Drift>, EngineError> {
+        let Some(provider) = self.provider(environment) else { return Ok(Vec::new()) };
+        let mut connection = self.database().pool().acquire().await?;
+        let now = self.inner.clock.now(environment, store::usage::now(&mut connection).await?);
+        let day = day_before(now);
+        let due = store::reconciliation::unchecked(&mut connection, environment, day, COMPARED_PER_HOUR_MAX)
+            .await?;
+        let mut drifts = Vec::new();
+        for pair in due {
+            let there = provider.summaries(&pair.event_name, &pair.customer, day, Grain::Day).await;
+            let there = there.map_err(|failure| EngineError::unavailable(words(&failure)))?;
+            let there = sum(&there.unwrap_or_default());
+            let difference = Units::whole(pair.exported).minus(there);
+            if difference != Units::default() {
+                tracing::error!(
+                    %environment, customer = pair.customer, meter = pair.meter, day = %day.from, %difference,
+                    "the provider has something else than was exported"
+                );
+                metrics::counter!("metergate_export_drifts_total", "environment" => environment.as_str())
+                    .increment(1);
+                drifts.push(Drift {
+                    customer: pair.customer.clone(),
+                    meter: pair.meter.clone(),
+                    day: day.from,
+                    difference,
+                });
+            }
+            store::reconciliation::note_checked(&mut connection, environment, &pair, day.from, there, now)
+                .await?;
+        }
+        Ok(drifts)
+    }
+}
+
+const MICROS_PER_DAY: i64 = 24 * MICROS_PER_HOUR;
+
+/// The last UTC day whose usage has arrived.
+fn day_before(now: Timestamp) -> Span {
+    let end = (now.micros() - MARGIN_HOURS * MICROS_PER_HOUR).div_euclid(MICROS_PER_DAY) * MICROS_PER_DAY;
+    let at = |micros| Timestamp::from_micros(micros).unwrap_or(now);
+    Span { from: at(end - MICROS_PER_DAY), to: at(end) }
+}
+
+fn windows(span: Span, hours: i64) -> Result<Vec<Span>, EngineError> {
+    let length = hours * MICROS_PER_HOUR;
+    for (at, name) in [(span.from, "from"), (span.to, "to")] {
+        if at.micros().rem_euclid(length) != 0 {
+            let detail = if hours == 1 { "must be a full hour" } else { "must be a UTC midnight" };
+            return Err(EngineError::invalid(Violation::new("not_aligned", detail).under(name)));
+        }
+    }
+    let count = usize::try_from((span.to.micros() - span.from.micros()) / length).unwrap_or_default();
+    if count == 0 || count > RECONCILED_WINDOWS_MAX {
+        let detail = format!("must lie after `from`, by at most {RECONCILED_WINDOWS_MAX} windows");
+        return Err(EngineError::invalid(Violation::new("invalid_range", detail).under("to")));
+    }
+    let bound = |n: usize| {
+        let n = i64::try_from(n).unwrap_or_default();
+        Timestamp::from_micros(span.from.micros() + n * length).unwrap_or(span.to)
+    };
+    Ok((0..count).map(|n| Span { from: bound(n), to: bound(n + 1) }).collect())
+}
+
+fn sum(summaries: &[Summary]) -> Units {
+    summaries.iter().filter_map(|summary| Units::parse(&summary.value)).fold(Units::default(), Units::plus)
+}
+
+fn compare(
+    question: &Question,
+    windows: &[Span],
+    events: &[Part],
+    recorded: &[Part],
+    sent: &[(Part, bool)],
+    there: Option<&[Summary]>,
+) -> Reconciled {
+    let mut sums: BTreeMap<Timestamp, Sums> = BTreeMap::new();
+    let mut total = Sums::default();
+    let window_of = |at: Timestamp| windows[..windows.partition_point(|window| window.from <= at)].last();
+    let mut add = |part: &Part, to: &dyn Fn(&mut Sums)| {
+        if let Some(window) = window_of(part.at) {
+            to(sums.entry(window.from).or_default());
+            to(&mut total);
+        }
+    };
+    for part in events {
+        add(part, &|sums| sums.events = sums.events.plus(part.units));
+    }
+    for part in recorded {
+        add(part, &|sums| sums.recorded = sums.recorded.plus(part.units));
+    }
+    for (part, is_delivered) in sent {
+        add(part, &|sums| {
+            sums.exported = sums.exported.plus(part.units);
+            if *is_delivered {
+                sums.delivered = sums.delivered.plus(part.units);
+            }
+        });
+    }
+    let data = windows
+        .iter()
+        .map(|window| {
+            let provider = there.map(|summaries| {
+                let within: Vec<Summary> = summaries
+                    .iter()
+                    .filter(|summary| window.contains(summary.window.from))
+                    .cloned()
+                    .collect();
+                sum(&within)
+            });
+            let sums = sums.get(&window.from).copied().unwrap_or_default();
+            ReconciledRow {
+                window_start: window.from,
+                window_end: window.to,
+                comparison: Comparison::new(&sums, provider),
+            }
+        })
+        .collect();
+    Reconciled {
+        customer: question.customer.clone(),
+        meter: question.meter.clone(),
+        from: question.span.from,
+        to: question.span.to,
+        window: if question.by_day { "day" } else { "hour" },
+        data,
+        total: Comparison::new(&total, there.map(sum)),
+    }
+}

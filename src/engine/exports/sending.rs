@@ -1,0 +1,256 @@
+//! Sending: what is written is handed over, many at once, but one at a time for a customer and meter.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use rand::RngExt;
+use sqlx::PgConnection;
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+use uuid::Uuid;
+
+use super::fate::{self, Fate};
+use super::pacing::Pace;
+use super::words;
+use crate::domain::environment::Environment;
+use crate::domain::export::{ExportStatus, backoff};
+use crate::domain::timestamp::Timestamp;
+use crate::engine::{Engine, EngineError};
+use crate::providers::{Delivery, Later, Parcel, Provider};
+use crate::store;
+use crate::store::exports::{Deferred, ExportRow, Outcomes};
+
+/// Exports that are taken up together.
+const TOGETHER_MAX: i64 = 2_000;
+/// Calls under way at once.
+const CALLS_MAX: usize = 64;
+/// Outcomes that are written together: what is not written yet is sent again after a crash.
+const OUTCOMES_MAX: usize = 200;
+/// The least pause before what failed is sent again by the same run.
+const PAUSE: Duration = Duration::from_millis(500);
+
+#[derive(Debug, Default)]
+pub(super) struct Sent {
+    pub(super) delivered: u64,
+    pub(super) canceled: u64,
+    pub(super) deferred: u64,
+    /// The account's credentials are refused.
+    pub(super) is_stopped: bool,
+}
+
+impl Engine {
+    /// Sends all that is due, each once; `again`: also what failed a moment ago.
+    pub(super) async fn send_due(
+        &self,
+        connection: &mut PgConnection,
+        environment: Environment,
+        provider: &Arc<dyn Provider>,
+        (all, again): (bool, bool),
+    ) -> Result<Sent, EngineError> {
+        if again {
+            tokio::time::sleep(PAUSE).await;
+        }
+        let pace = Arc::new(Pace::new(provider.calls_per_second()));
+        let mut sent = Sent::default();
+        let mut tried: Vec<Uuid> = Vec::new();
+        while !sent.is_stopped {
+            let now = self.inner.clock.now(environment, store::usage::now(connection).await?);
+            let due_by = if all { Timestamp::MAX } else { now };
+            let rows = store::exports::due(connection, environment, due_by, &tried, TOGETHER_MAX).await?;
+            if rows.is_empty() {
+                break;
+            }
+            let rows = self.settle_fates(connection, provider, rows, now, &mut tried).await?;
+            let ids: Vec<Uuid> = rows.iter().map(|row| row.id).collect();
+            // from here on they may be taken, whatever becomes of us
+            store::exports::note_attempts(connection, &ids, now).await?;
+            self.send(connection, environment, provider, &pace, (rows, now), (&mut sent, &mut tried)).await?;
+        }
+        Ok(sent)
+    }
+
+    /// Finds out what became of those whose identifiers the provider may have forgotten; the others, and
+    /// those that were not taken, go on.
+    async fn settle_fates(
+        &self,
+        connection: &mut PgConnection,
+        provider: &Arc<dyn Provider>,
+        rows: Vec<ExportRow>,
+        now: Timestamp,
+        tried: &mut Vec<Uuid>,
+    ) -> Result<Vec<ExportRow>, EngineError> {
+        let remembers_for = provider.remembers_for();
+        let is_forgotten = |row: &ExportRow| {
+            row.status == ExportStatus::Pending
+                && row.unknown_since.is_some_and(|since| since.saturating_add(remembers_for) <= now)
+        };
+        let (forgotten, mut rows): (Vec<ExportRow>, Vec<ExportRow>) =
+            rows.into_iter().partition(is_forgotten);
+        let mut outcomes = Outcomes::default();
+        for mut row in forgotten {
+            match fate::find_out(connection, provider.as_ref(), &row).await? {
+                Fate::Taken => outcomes.delivered.push(row.id),
+                Fate::NotTaken => {
+                    store::exports::note_not_taken(connection, &[row.id]).await?;
+                    row.unknown_since = None;
+                    rows.push(row);
+                    continue;
+                }
+                Fate::Unclear(why) => outcomes.dead.push((row.id, why)),
+                Fate::Later(why) => {
+                    let unknown_since = row.unknown_since;
+                    outcomes.later.push(deferred(&row, why, (now, None), unknown_since, true));
+                }
+            }
+            tried.push(row.id);
+        }
+        if !outcomes.is_empty() {
+            store::exports::note_outcomes(connection, &outcomes, now).await?;
+        }
+        Ok(rows)
+    }
+
+    async fn send(
+        &self,
+        connection: &mut PgConnection,
+        environment: Environment,
+        provider: &Arc<dyn Provider>,
+        pace: &Arc<Pace>,
+        (rows, now): (Vec<ExportRow>, Timestamp),
+        (sent, tried): (&mut Sent, &mut Vec<Uuid>),
+    ) -> Result<(), EngineError> {
+        let slots = Arc::new(Semaphore::new(CALLS_MAX));
+        let mut calls = JoinSet::new();
+        for row in rows {
+            let (provider, pace, slots) = (Arc::clone(provider), Arc::clone(pace), Arc::clone(&slots));
+            calls.spawn(async move {
+                // closed: nothing more is sent
+                let Ok(_slot) = slots.acquire().await else { return (row, None) };
+                pace.wait().await;
+                let parcel = parcel(&row);
+                let delivery = match row.status {
+                    ExportStatus::Delivered => provider.cancel(&parcel).await,
+                    _ => provider.deliver(&parcel).await,
+                };
+                (row, Some(delivery))
+            });
+        }
+        let mut outcomes = Outcomes::default();
+        let mut waiting = 0;
+        while let Some(call) = calls.join_next().await {
+            let (row, delivery) = call.map_err(|why| EngineError::Internal(why.to_string()))?;
+            if matches!(delivery, Some(Delivery::Stopped(_))) && !sent.is_stopped {
+                sent.is_stopped = true;
+                slots.close();
+            }
+            note(row, delivery, now, &mut outcomes, sent, tried);
+            waiting += 1;
+            if waiting >= OUTCOMES_MAX {
+                self.note(connection, environment, std::mem::take(&mut outcomes)).await?;
+                waiting = 0;
+            }
+        }
+        self.note(connection, environment, outcomes).await
+    }
+
+    async fn note(
+        &self,
+        connection: &mut PgConnection,
+        environment: Environment,
+        outcomes: Outcomes,
+    ) -> Result<(), EngineError> {
+        let now = self.inner.clock.now(environment, store::usage::now(connection).await?);
+        for (id, why) in &outcomes.dead {
+            tracing::error!(%environment, export = %id, why, "an export is dead");
+        }
+        let mut transaction = sqlx::Connection::begin(connection).await?;
+        store::exports::note_outcomes(&mut transaction, &outcomes, now).await?;
+        Ok(transaction.commit().await?)
+    }
+}
+
+fn parcel(row: &ExportRow) -> Parcel {
+    Parcel {
+        event_name: row.event_name.clone(),
+        customer_key: row.customer_key.clone(),
+        value_key: row.value_key.clone(),
+        customer: row.customer.clone(),
+        value: row.value,
+        timestamp: row.occurred_at,
+        identifier: row.identifier.clone(),
+        attempt: u32::try_from(row.attempts).unwrap_or_default(),
+    }
+}
+
+fn note(
+    row: ExportRow,
+    delivery: Option<Delivery>,
+    now: Timestamp,
+    outcomes: &mut Outcomes,
+    sent: &mut Sent,
+    tried: &mut Vec<Uuid>,
+) {
+    let is_cancel = row.status == ExportStatus::Delivered;
+    let outcome = match &delivery {
+        Some(Delivery::Delivered) => "delivered",
+        Some(Delivery::Duplicate) => "duplicate",
+        Some(Delivery::Dead(_)) => "dead",
+        Some(Delivery::Later(_)) => "later",
+        Some(Delivery::Stopped(_)) => "stopped",
+        None => "unsent",
+    };
+    metrics::counter!("metergate_export_calls_total", "outcome" => outcome).increment(1);
+    match delivery {
+        Some(Delivery::Delivered | Delivery::Duplicate) if is_cancel => {
+            sent.canceled += 1;
+            outcomes.canceled.push(row.id);
+        }
+        Some(Delivery::Delivered | Delivery::Duplicate) => {
+            sent.delivered += 1;
+            outcomes.delivered.push(row.id);
+        }
+        Some(Delivery::Dead(failure)) if is_cancel => {
+            sent.canceled += 1;
+            outcomes.kept.push((row.id, words(&failure)));
+        }
+        Some(Delivery::Dead(failure)) => outcomes.dead.push((row.id, words(&failure))),
+        Some(Delivery::Later(Later { failure, may_be_taken, after })) => {
+            sent.deferred += 1;
+            tried.push(row.id);
+            let unknown_since =
+                if may_be_taken { row.unknown_since.or(Some(now)) } else { row.unknown_since };
+            outcomes.later.push(deferred(&row, words(&failure), (now, after), unknown_since, true));
+        }
+        Some(Delivery::Stopped(failure)) => {
+            tracing::error!(
+                why = words(&failure),
+                "the provider refuses our credentials: nothing is exported"
+            );
+            let unknown_since = row.unknown_since;
+            outcomes.later.push(deferred(
+                &row,
+                words(&failure),
+                (now, Some(Duration::ZERO)),
+                unknown_since,
+                false,
+            ));
+        }
+        None => {
+            let why = row.last_error.clone().unwrap_or_else(|| "not sent".to_owned());
+            let unknown_since = row.unknown_since;
+            outcomes.later.push(deferred(&row, why, (now, Some(Duration::ZERO)), unknown_since, false));
+        }
+    }
+}
+
+fn deferred(
+    row: &ExportRow,
+    why: String,
+    (now, after): (Timestamp, Option<Duration>),
+    unknown_since: Option<Timestamp>,
+    counts: bool,
+) -> Deferred {
+    let attempts = u32::try_from(row.attempts).unwrap_or_default();
+    let pause = after.unwrap_or_else(|| backoff(attempts, rand::rng().random()));
+    Deferred { id: row.id, why, next_attempt_at: now.saturating_add(pause), unknown_since, counts }
+}

@@ -1,0 +1,60 @@
+//! In the fold: what batches say of customers goes into the sums that exports are made of.
+
+use std::collections::BTreeMap;
+
+use sqlx::PgConnection;
+
+use crate::domain::environment::Environment;
+use crate::domain::export::{Bucket, Units};
+use crate::domain::meter::{StoredMeter, StripeFormula};
+use crate::domain::timestamp::Timestamp;
+use crate::store::StoreError;
+use crate::store::export_sums::{self, Part};
+use crate::store::fold::Taken;
+
+/// Adds what the taken batches say of a meter's customers, each hour parted where a billing period of
+/// the customer ends in it.
+pub(in crate::engine) async fn note_folded(
+    connection: &mut PgConnection,
+    environment: Environment,
+    stored: &StoredMeter,
+    taken: &Taken,
+) -> Result<(), StoreError> {
+    let Some(stripe) = stored.meter.stripe.as_ref().filter(|stripe| stripe.formula == StripeFormula::Sum)
+    else {
+        return Ok(());
+    };
+    let hours = export_sums::by_hour(connection, environment, stored, stripe.scale, taken).await?;
+    if hours.is_empty() {
+        return Ok(());
+    }
+    let mut customers: Vec<i64> = hours.iter().map(|part| part.customer_id).collect();
+    customers.sort_unstable();
+    customers.dedup();
+    let cycles = export_sums::cycles(connection, &customers).await?;
+    let bucket = |customer: i64, at: Timestamp| Bucket::of(at, cycles.get(&customer));
+    let is_parted = |part: &Part| {
+        let first = bucket(part.customer_id, part.at);
+        first.span != Bucket::of(part.at, None).span
+    };
+    let (parted, whole): (Vec<Part>, Vec<Part>) = hours.into_iter().partition(is_parted);
+    let mut parts = whole;
+    if !parted.is_empty() {
+        let pairs: Vec<(i64, Timestamp)> = parted.iter().map(|part| (part.customer_id, part.at)).collect();
+        parts.extend(
+            export_sums::by_instant(connection, environment, stored, stripe.scale, taken, &pairs).await?,
+        );
+    }
+    let mut sums: BTreeMap<(i64, Timestamp), (Bucket, Units)> = BTreeMap::new();
+    for part in parts {
+        let units = Units::parse(&part.units).ok_or_else(|| {
+            StoreError::Refused(sqlx::Error::Decode(format!("a sum of usage: {}", part.units).into()))
+        })?;
+        let bucket = bucket(part.customer_id, part.at);
+        let sum = sums.entry((part.customer_id, bucket.span.from)).or_insert((bucket, Units::default()));
+        sum.1 = sum.1.plus(units);
+    }
+    let sums: Vec<(i64, Bucket, Units)> =
+        sums.into_iter().map(|((customer, _), (bucket, units))| (customer, bucket, units)).collect();
+    export_sums::add(connection, environment, stored.id, &sums).await
+}

@@ -1,0 +1,95 @@
+//! Forms as Stripe's SDKs write them: nested by brackets in the names of their fields, all of them
+//! texts. They become a document of the same structure.
+
+use axum::body::Body;
+use axum::http::HeaderMap;
+use serde_json::{Map, Value};
+
+use super::body;
+use super::problem::Problem;
+use crate::domain::fields::Violation;
+use crate::domain::limits::{FORM_FIELDS_MAX, FORM_LEVELS_MAX};
+
+const MEDIA_TYPE: &str = "application/x-www-form-urlencoded";
+
+/// The fields of a body, which may be none.
+pub(super) async fn read(headers: &HeaderMap, body: Body) -> Result<Value, Problem> {
+    let bytes = body::read_any(body).await?;
+    if body::is_empty(&bytes) {
+        return Ok(Value::Object(Map::new()));
+    }
+    match body::media_type(headers).as_str() {
+        MEDIA_TYPE => Ok(parse(&bytes).map_err(|flaw| vec![flaw])?),
+        other => Err(body::unsupported(other, MEDIA_TYPE)),
+    }
+}
+
+fn parse(bytes: &[u8]) -> Result<Value, Violation> {
+    let mut form = Map::new();
+    for (count, (name, value)) in form_urlencoded::parse(bytes).enumerate() {
+        if count == FORM_FIELDS_MAX {
+            return Err(Violation::new("too_many", format!("has more than {FORM_FIELDS_MAX} fields")));
+        }
+        let (first, keys) = keys(&name).ok_or_else(|| {
+            Violation::new("unknown_field", "is no name with keys in brackets after it").under(&name)
+        })?;
+        put(&mut form, first, &keys, value.into_owned())
+            .ok_or_else(|| Violation::new("duplicate_parameter", "is given twice, or with and without keys"))
+            .map_err(|flaw| flaw.under(&name))?;
+    }
+    Ok(Value::Object(form))
+}
+
+/// `a[b][c]` as `a` and `b`, `c`.
+fn keys(name: &str) -> Option<(&str, Vec<&str>)> {
+    let (first, mut rest) = name.split_at(name.find('[').unwrap_or(name.len()));
+    let mut keys = Vec::new();
+    while !rest.is_empty() {
+        let (key, after) = rest.strip_prefix('[')?.split_once(']')?;
+        keys.push(key);
+        rest = after;
+    }
+    (keys.len() <= FORM_LEVELS_MAX).then_some((first, keys))
+}
+
+/// None where something else is there.
+fn put(map: &mut Map<String, Value>, key: &str, deeper: &[&str], value: String) -> Option<()> {
+    // `a[]` is the next element
+    let key = if key.is_empty() { map.len().to_string() } else { key.to_owned() };
+    let Some((next, deeper)) = deeper.split_first() else {
+        return map.insert(key, Value::String(value)).is_none().then_some(());
+    };
+    match map.entry(key).or_insert_with(|| Value::Object(Map::new())) {
+        Value::Object(map) => put(map, next, deeper, value),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn brackets_nest() {
+        let cases = [
+            ("a=1&b=x+y%26", Some(json!({"a": "1", "b": "x y&"}))),
+            ("p[a]=1&p%5Bb%5D=2&p[c][d]=3", Some(json!({"p": {"a": "1", "b": "2", "c": {"d": "3"}}}))),
+            ("e[]=x&e[]=y", Some(json!({"e": {"0": "x", "1": "y"}}))),
+            ("e[0]=x&e[1]=y", Some(json!({"e": {"0": "x", "1": "y"}}))),
+            ("a", Some(json!({"a": ""}))),
+            ("a=1&a=2", None),
+            ("a=1&a[b]=2", None),
+            ("a[b]=1&a=2", None),
+            ("a[b=1", None),
+            ("a[b]c=1", None),
+            ("a]b=1", Some(json!({"a]b": "1"}))),
+            ("a[1][2][3][4][5]=1", None),
+        ];
+        for (form, expected) in cases {
+            assert_eq!(parse(form.as_bytes()).ok(), expected, "{form}");
+        }
+        let many = "p[]=1&".repeat(FORM_FIELDS_MAX + 1);
+        assert_eq!(parse(many.as_bytes()).unwrap_err().code, "too_many");
+    }
+}

@@ -1,0 +1,214 @@
+//! What each of Stripe's answers does to an export.
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use super::{METER, Pair, meters, ran};
+use crate::support::service::NOON;
+use crate::support::stripe_fake::{Endpoint, Fault, Options, unix};
+
+async fn with_one_event() -> Pair {
+    let pair = Pair::with(Options::default(), &json!({"meters": [meters(&json!(1))[0]]})).await;
+    pair.map("acme", "cus_acme").await;
+    pair.track("a", "acme", json!(7), NOON).await;
+    pair
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_passes_is_tried_again_and_counts_once() {
+    let faults = [
+        Fault::ResetBefore,
+        Fault::ResetAfter,
+        Fault::ErrorBefore,
+        Fault::ErrorBeforeKept,
+        Fault::ErrorAfter,
+        Fault::RateLimited("endpoint-rate"),
+        Fault::LockTimeout,
+    ];
+    for fault in faults {
+        let pair = with_one_event().await;
+        pair.stripe.fail_next(Endpoint::MeterEvents, fault, 2);
+        assert_eq!(pair.run().await, ran(1, 1, 0, 0), "{fault:?}");
+        let export = &pair.exports().await[0];
+        assert_eq!(export["status"], "delivered", "{fault:?}: {export}");
+        assert_eq!(pair.all_of("cus_acme"), 7, "{fault:?}");
+        pair.assert_lawful();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_goes_on_failing_stays_pending_with_its_error() {
+    let pair = with_one_event().await;
+    pair.stripe.fail_next(Endpoint::MeterEvents, Fault::ErrorBefore, 1_000);
+    assert_eq!(pair.run().await, ran(1, 0, 0, 1));
+    let export = pair.exports().await[0].clone();
+    assert_eq!(export["status"], "pending");
+    assert!(export["attempts"].as_i64().unwrap() > 1);
+    assert!(!export["last_error"].is_null());
+    // the interval waits for its time; whoever asks for a run does not
+    pair.stripe.set_faults(crate::support::stripe_fake::Plan::seeded(1));
+    let waited =
+        pair.service.engine.export_ended(metergate::domain::environment::Environment::Test).await.unwrap();
+    assert_eq!(waited.delivered, 0);
+    assert_eq!(pair.run().await, ran(0, 1, 0, 0));
+    let again = pair.exports().await[0].clone();
+    assert_eq!(again["identifier"], export["identifier"]);
+    assert_eq!(pair.all_of("cus_acme"), 7);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn refused_credentials_stop_everything_and_burn_no_tries() {
+    let pair = with_one_event().await;
+    pair.map("other", "cus_other").await;
+    pair.track("b", "other", json!(1), NOON).await;
+    pair.stripe.fail_next(Endpoint::MeterEvents, Fault::Unauthorized, 1_000);
+    assert_eq!(pair.run().await, ran(2, 0, 0, 2));
+    for export in pair.exports().await {
+        assert_eq!((&export["status"], &export["attempts"]), (&json!("pending"), &json!(0)), "{export}");
+    }
+    pair.stripe.set_faults(crate::support::stripe_fake::Plan::seeded(1));
+    assert_eq!(pair.run().await, ran(0, 2, 0, 0));
+    assert_eq!(pair.all_of("cus_acme"), 7);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_fault_of_the_configuration_is_dead_until_it_is_mended() {
+    let meter = |event_name: &str| {
+        json!({"key": METER, "event_name": METER, "aggregation": "sum", "value_property": "value",
+               "stripe": {"event_name": event_name}})
+    };
+    let pair = Pair::with(Options::default(), &json!({"meters": [meter("misspelt")]})).await;
+    pair.map("acme", "cus_acme").await;
+    pair.track("a", "acme", json!(7), NOON).await;
+    assert_eq!(pair.run().await, ran(1, 0, 1, 0));
+    let export = pair.exports().await[0].clone();
+    assert_eq!(export["status"], "dead");
+    assert!(export["last_error"].as_str().unwrap().contains("no_meter"), "{export}");
+    // the cause is still there
+    let path = format!("/v1/exports/{}/retry", export["id"].as_str().unwrap());
+    let retried = pair.service.post(&path, &Value::Null).await.json();
+    assert_eq!(retried["status"], "pending");
+    assert_eq!(pair.run().await, ran(0, 0, 1, 0));
+    // a catalog that names it rightly brings it back
+    pair.service.apply(json!({"meters": [meter(METER)]})).await;
+    assert_eq!(pair.run().await, ran(0, 1, 0, 0));
+    assert_eq!(pair.all_of("cus_acme"), 7);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_time_that_is_too_old_is_dead_and_one_in_the_future_waits() {
+    let pair = with_one_event().await;
+    pair.stripe.set_clock(unix("2026-11-20T11:00:00Z"));
+    assert_eq!(pair.run().await, ran(1, 0, 0, 1));
+    assert!(pair.exports().await[0]["last_error"].as_str().unwrap().contains("timestamp_in_future"));
+    pair.stripe.set_clock(unix("2027-01-20T11:00:00Z"));
+    assert_eq!(pair.run().await, ran(0, 0, 1, 0));
+    assert!(pair.exports().await[0]["last_error"].as_str().unwrap().contains("timestamp_too_far_in_past"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_fate_that_nobody_remembers_is_found_out() {
+    // taken, without an answer; and not taken, without an answer
+    for (fault, taken) in [(Fault::ResetAfter, true), (Fault::ResetBefore, false)] {
+        let pair = with_one_event().await;
+        pair.stripe.fail_next(Endpoint::MeterEvents, fault, 1);
+        // whatever comes after the first does not reach it
+        pair.stripe.fail_next(Endpoint::MeterEvents, Fault::ResetBefore, 1_000);
+        assert_eq!(pair.run().await, ran(1, 0, 0, 1));
+        pair.stripe.set_faults(crate::support::stripe_fake::Plan::seeded(1));
+        // Stripe has forgotten the identifier: the same again would count twice
+        pair.set_clock("2026-11-21T18:00:00Z");
+        assert_eq!(pair.stripe.events().len(), usize::from(taken));
+        let done = pair.run().await;
+        assert_eq!((done.dead, done.pending), (0, 0), "{fault:?}");
+        assert_eq!(pair.all_of("cus_acme"), 7, "{fault:?}");
+        assert_eq!(pair.stripe.events().len(), 1);
+        assert_eq!(pair.exports().await[0]["status"], "delivered");
+        pair.assert_lawful();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_fate_that_fits_neither_sum_is_for_somebody_to_look_at() {
+    let pair = with_one_event().await;
+    pair.stripe.fail_next(Endpoint::MeterEvents, Fault::ResetBefore, 1_000);
+    pair.run().await;
+    pair.stripe.set_faults(crate::support::stripe_fake::Plan::seeded(1));
+    // somebody else reports for the same customer
+    let form = format!(
+        "event_name={METER}&payload[stripe_customer_id]=cus_acme&payload[value]=3&timestamp={}",
+        unix(NOON)
+    );
+    let answer = reqwest::Client::new()
+        .post(format!("{}/v1/billing/meter_events", pair.stripe.url()))
+        .bearer_auth("sk_test_fake")
+        .header("content-type", "application/x-www-form-urlencoded")
+        .body(form)
+        .send()
+        .await
+        .unwrap();
+    assert!(answer.status().is_success());
+    pair.set_clock("2026-11-21T18:00:00Z");
+    assert_eq!(pair.run().await, ran(0, 0, 1, 0));
+    assert!(pair.exports().await[0]["last_error"].as_str().unwrap().contains("fate_unknown"));
+    assert_eq!(pair.all_of("cus_acme"), 3);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_stripe_refuses_afterwards_is_dead_and_goes_again_under_another_name() {
+    let pair = with_one_event().await;
+    pair.run().await;
+    let export = pair.exports().await[0].clone();
+    let identifier = export["identifier"].as_str().unwrap().to_owned();
+    let failure = metergate::providers::Failure {
+        code: "meter_event_customer_not_found".to_owned(),
+        message: "no such customer".to_owned(),
+    };
+    let marked = pair
+        .service
+        .engine
+        .mark_exports_failed(
+            metergate::domain::environment::Environment::Test,
+            &[(identifier.clone(), failure)],
+        )
+        .await
+        .unwrap();
+    assert_eq!(marked, 1);
+    let dead = pair.exports().await[0].clone();
+    assert_eq!(dead["status"], "dead");
+    assert!(dead["last_error"].as_str().unwrap().contains("meter_event_customer_not_found"));
+    let path = format!("/v1/exports/{}/retry", export["id"].as_str().unwrap());
+    pair.service.post(&path, &Value::Null).await;
+    assert_eq!(pair.run().await.delivered, 1);
+    assert_ne!(pair.exports().await[0]["identifier"], json!(identifier));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn slow_answers_hold_up_nobody_else() {
+    let pair = Pair::with(
+        Options { latency: Duration::from_millis(50), ..Options::default() },
+        &json!({"meters": [meters(&json!(1))[0]]}),
+    )
+    .await;
+    for n in 0..40 {
+        pair.map(&format!("s{n}"), &format!("cus_{n}")).await;
+        for hour in 10..13 {
+            pair.track(
+                &format!("e{n}-{hour}"),
+                &format!("s{n}"),
+                json!(n),
+                &format!("2026-11-20T{hour}:00:00Z"),
+            )
+            .await;
+        }
+    }
+    let done = pair.run().await;
+    // nothing is sent for a customer who used 0
+    assert_eq!((done.delivered, done.pending), (39 * 3, 0));
+    for n in 0..40 {
+        assert_eq!(pair.all_of(&format!("cus_{n}")), n * 3);
+        assert!(pair.stripe.most_in_flight(&format!("cus_{n}"), METER) <= 1);
+    }
+    pair.assert_lawful();
+}

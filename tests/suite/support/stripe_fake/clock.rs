@@ -1,0 +1,56 @@
+//! The fake's clock: it stands still until it is set, or it runs at a distance from the system's.
+
+use std::time::{Duration, UNIX_EPOCH};
+
+pub(crate) const HOUR: i64 = 3_600;
+pub(crate) const DAY: i64 = 24 * HOUR;
+
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Clock {
+    Fixed(i64),
+    /// Seconds ahead of the system's.
+    Running(i64),
+}
+
+/// RFC 3339 as unix seconds.
+pub(crate) fn unix(text: &str) -> i64 {
+    text.parse::<jiff::Timestamp>().expect("a time as tests write it").as_second()
+}
+
+/// Unix seconds as RFC 3339.
+pub(super) fn rfc3339(at: i64) -> String {
+    jiff::Timestamp::from_second(at).map_or_else(|_| String::new(), |at| at.to_string())
+}
+
+pub(super) fn seconds(duration: Duration) -> i64 {
+    i64::try_from(duration.as_secs()).unwrap_or(i64::MAX)
+}
+
+fn system() -> i64 {
+    UNIX_EPOCH.elapsed().map_or(0, seconds)
+}
+
+impl Clock {
+    pub(crate) fn fixed(text: &str) -> Self {
+        Self::Fixed(unix(text))
+    }
+
+    pub(super) fn now(self) -> i64 {
+        match self {
+            Self::Fixed(at) => at,
+            Self::Running(ahead) => system().saturating_add(ahead),
+        }
+    }
+
+    pub(super) fn advance(&mut self, by: Duration) {
+        let (Self::Fixed(at) | Self::Running(at)) = self;
+        *at = at.saturating_add(seconds(by));
+    }
+
+    pub(super) fn set(&mut self, to: i64) {
+        match self {
+            Self::Fixed(at) => *at = to,
+            Self::Running(ahead) => *ahead = to.saturating_sub(system()),
+        }
+    }
+}

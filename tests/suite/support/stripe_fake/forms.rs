@@ -1,0 +1,124 @@
+//! Form-encoded parameters with bracketed keys, read strictly: what nobody asked for is refused.
+
+use std::collections::BTreeMap;
+
+use super::errors::ApiError;
+
+#[derive(Debug)]
+enum Node {
+    Text(String),
+    Map(BTreeMap<String, Node>),
+}
+
+/// A level of the tree of parameters; reading a field takes it out.
+#[derive(Debug, Default)]
+pub(super) struct Form {
+    /// Where it stands, such as `items[0]`.
+    place: String,
+    fields: BTreeMap<String, Node>,
+}
+
+impl Form {
+    pub(super) fn read(encoded: &str) -> Result<Self, ApiError> {
+        let mut fields = BTreeMap::new();
+        for (key, value) in form_urlencoded::parse(encoded.as_bytes()) {
+            let path = path(&key).ok_or_else(|| ApiError::unknown_param(&key))?;
+            insert(&mut fields, &path, value.into_owned()).ok_or_else(|| {
+                ApiError::bad_param(&key, format!("Invalid parameter: {key} is given twice"))
+            })?;
+        }
+        fields.remove("expand"); // every object is whole already
+        Ok(Self { place: String::new(), fields })
+    }
+
+    fn name(&self, field: &str) -> String {
+        if self.place.is_empty() { field.to_owned() } else { format!("{}[{field}]", self.place) }
+    }
+
+    /// The text of a field, at most so many characters long.
+    pub(super) fn text(&mut self, field: &str, length_max: usize) -> Result<Option<String>, ApiError> {
+        let name = self.name(field);
+        match self.fields.remove(field) {
+            None => Ok(None),
+            Some(Node::Text(text)) if text.chars().count() > length_max => {
+                let message = format!("Invalid string: {name} must be at most {length_max} characters");
+                Err(ApiError::bad_param(&name, message))
+            }
+            Some(Node::Text(text)) => Ok(Some(text)),
+            Some(Node::Map(_)) => Err(ApiError::bad_param(&name, format!("Invalid string: {name}"))),
+        }
+    }
+
+    pub(super) fn required(&mut self, field: &str, length_max: usize) -> Result<String, ApiError> {
+        let name = self.name(field);
+        let text = self.text(field, length_max)?.filter(|text| !text.is_empty());
+        text.ok_or_else(|| ApiError::missing_param(&name))
+    }
+
+    pub(super) fn integer(&mut self, field: &str) -> Result<Option<i64>, ApiError> {
+        let name = self.name(field);
+        let Some(text) = self.text(field, 100)? else { return Ok(None) };
+        let read = text.parse().map_err(|_| ApiError::bad_param(&name, format!("Invalid integer: {text}")));
+        read.map(Some)
+    }
+
+    pub(super) fn choice(&mut self, field: &str, choices: &[&str]) -> Result<Option<String>, ApiError> {
+        let name = self.name(field);
+        let Some(text) = self.text(field, 100)? else { return Ok(None) };
+        if choices.contains(&text.as_str()) {
+            return Ok(Some(text));
+        }
+        let message = format!("Invalid {name}: must be one of {}", choices.join(", "));
+        Err(ApiError::bad_param(&name, message))
+    }
+
+    pub(super) fn nested(&mut self, field: &str) -> Result<Option<Form>, ApiError> {
+        let place = self.name(field);
+        match self.fields.remove(field) {
+            None => Ok(None),
+            Some(Node::Map(fields)) => Ok(Some(Form { place, fields })),
+            Some(Node::Text(_)) => Err(ApiError::bad_param(&place, format!("Invalid object: {place}"))),
+        }
+    }
+
+    /// A map of texts, such as `payload` and `metadata`.
+    pub(super) fn texts(&mut self, field: &str) -> Result<Option<BTreeMap<String, String>>, ApiError> {
+        let Some(nested) = self.nested(field)? else { return Ok(None) };
+        let place = nested.place;
+        let text = |(key, node)| match node {
+            Node::Text(text) => Ok((key, text)),
+            Node::Map(_) => Err(ApiError::bad_param(&place, format!("Invalid string: {place}[{key}]"))),
+        };
+        nested.fields.into_iter().map(text).collect::<Result<_, _>>().map(Some)
+    }
+
+    /// Refuses what was not read.
+    pub(super) fn finish(self) -> Result<(), ApiError> {
+        match self.fields.keys().next() {
+            None => Ok(()),
+            Some(field) => Err(ApiError::unknown_param(&self.name(field))),
+        }
+    }
+}
+
+/// `items[0][price]` in its parts.
+fn path(key: &str) -> Option<Vec<&str>> {
+    let Some((first, rest)) = key.split_once('[') else { return Some(vec![key]) };
+    let mut path = vec![first];
+    path.extend(rest.strip_suffix(']')?.split("]["));
+    Some(path)
+}
+
+/// None: it is there already, as a text or as an object.
+fn insert(fields: &mut BTreeMap<String, Node>, path: &[&str], text: String) -> Option<()> {
+    let (field, rest) = path.split_first()?;
+    // `expand[]` counts by itself
+    let field = if field.is_empty() { fields.len().to_string() } else { (*field).to_owned() };
+    if rest.is_empty() {
+        return fields.insert(field, Node::Text(text)).is_none().then_some(());
+    }
+    match fields.entry(field).or_insert_with(|| Node::Map(BTreeMap::new())) {
+        Node::Map(nested) => insert(nested, rest, text),
+        Node::Text(_) => None,
+    }
+}

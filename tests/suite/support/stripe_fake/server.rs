@@ -1,0 +1,146 @@
+//! The fake as a test holds it: it listens until it is dropped.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use axum::Router;
+use axum::serve::ListenerExt;
+use tokio::net::TcpListener;
+use tokio::task::JoinHandle;
+
+use super::faults::{Endpoint, Fault, Plan};
+use super::forms::Form;
+use super::http::handle;
+use super::ledger::MeterEvent;
+use super::state::State;
+use super::{Options, meters};
+
+#[derive(Debug)]
+pub(super) struct Shared(Mutex<State>);
+
+impl Shared {
+    pub(super) fn lock(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[derive(Debug)]
+pub(crate) struct StripeFake {
+    pub(super) shared: Arc<Shared>,
+    address: SocketAddr,
+    serving: JoinHandle<()>,
+}
+
+impl StripeFake {
+    /// On a free port.
+    pub(crate) async fn start(options: Options) -> Self {
+        Self::bind(SocketAddr::from(([127, 0, 0, 1], 0)), options).await.expect("a port is free")
+    }
+
+    pub(crate) async fn bind(address: SocketAddr, options: Options) -> io::Result<Self> {
+        let listener = TcpListener::bind(address).await?;
+        let address = listener.local_addr()?;
+        // so that a connection that is dropped is reset
+        let listener = listener.tap_io(|stream| {
+            stream.set_zero_linger().ok();
+            stream.set_nodelay(true).ok();
+        });
+        let shared = Arc::new(Shared(Mutex::new(State::new(options))));
+        let router = Router::new().fallback(handle).with_state(Arc::clone(&shared));
+        let serving = tokio::spawn(async move {
+            axum::serve(listener, router).await.ok();
+        });
+        Ok(Self { shared, address, serving })
+    }
+
+    pub(crate) fn url(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    // the clock
+
+    pub(crate) fn now(&self) -> i64 {
+        self.shared.lock().now()
+    }
+
+    pub(crate) fn set_clock(&self, to: i64) {
+        self.shared.lock().clock.set(to);
+    }
+
+    pub(crate) fn advance(&self, by: Duration) {
+        self.shared.lock().clock.advance(by);
+    }
+
+    // faults
+
+    pub(crate) fn set_faults(&self, plan: Plan) {
+        self.shared.lock().faults = plan;
+    }
+
+    /// Beside what else may go wrong.
+    pub(crate) fn fail_next(&self, endpoint: Endpoint, fault: Fault, count: u32) {
+        self.shared.lock().faults.push_next(endpoint, fault, count);
+    }
+
+    // meters and what was billed
+
+    /// A meter with the usual keys that sums; its id.
+    pub(crate) fn meter(&self, event_name: &str) -> String {
+        self.meter_with(event_name, "sum", None)
+    }
+
+    pub(crate) fn meter_with(&self, event_name: &str, formula: &str, window: Option<&str>) -> String {
+        let mut form = form_urlencoded::Serializer::new(String::new());
+        form.append_pair("display_name", event_name).append_pair("event_name", event_name);
+        form.append_pair("default_aggregation[formula]", formula);
+        if let Some(window) = window {
+            form.append_pair("event_time_window", window);
+        }
+        let made = Form::read(&form.finish()).and_then(|form| meters::create(&mut self.shared.lock(), form));
+        made.expect("a meter as Stripe takes it")["id"].as_str().unwrap_or_default().to_owned()
+    }
+
+    /// The aggregate of a customer's events over `[from, to)` of their timestamps; 0 without any.
+    pub(crate) fn total(&self, customer: &str, event_name: &str, from: i64, to: i64) -> i128 {
+        let state = self.shared.lock();
+        let meter = state.meters.by_event_name(event_name);
+        let total = meter.and_then(|meter| state.ledger.aggregate(meter, customer, (from, to), i64::MAX));
+        total.unwrap_or(0)
+    }
+
+    /// Every event that was taken, in the order of receipt, canceled ones too.
+    pub(crate) fn events(&self) -> Vec<MeterEvent> {
+        self.shared.lock().ledger.events.clone()
+    }
+
+    // what the callers did
+
+    /// Calls that arrived.
+    pub(crate) fn calls(&self, endpoint: Endpoint) -> u64 {
+        self.shared.lock().traffic.answers(endpoint, |_| true)
+    }
+
+    /// Calls that were answered with this status; none: that were given no answer.
+    pub(crate) fn answers(&self, endpoint: Endpoint, status: Option<u16>) -> u64 {
+        self.shared.lock().traffic.answers(endpoint, |answered| answered == status)
+    }
+
+    /// The most calls for one customer and meter that were there at once.
+    pub(crate) fn most_in_flight(&self, customer: &str, event_name: &str) -> usize {
+        let lane = (customer.to_owned(), event_name.to_owned());
+        self.shared.lock().traffic.most_in_flight.get(&lane).copied().unwrap_or_default()
+    }
+
+    /// What callers did that Metergate must never do.
+    pub(crate) fn violations(&self) -> Vec<String> {
+        self.shared.lock().traffic.violations.clone()
+    }
+}
+
+impl Drop for StripeFake {
+    fn drop(&mut self) {
+        self.serving.abort();
+    }
+}
