@@ -2,6 +2,8 @@
 
 mod calls;
 mod meter_events;
+mod subscriptions;
+mod webhooks;
 
 use reqwest::Method;
 use serde_json::Value;

@@ -7,7 +7,7 @@ use reqwest::Method;
 use serde_json::json;
 
 use super::{Caller, fields};
-use crate::support::stripe_fake::{Endpoint, Fault, Options, Overlap, Plan};
+use crate::support::stripe_fake::{Clock, Endpoint, Fault, Options, Overlap, Plan};
 
 const EVENTS: &str = "/v1/billing/meter_events";
 
@@ -188,4 +188,15 @@ async fn faults_have_chances_that_a_seed_repeats() {
         runs.push(statuses);
     }
     assert_eq!(runs[0], runs[1]);
+}
+
+#[tokio::test]
+async fn a_running_clock_is_moved_and_set() {
+    let caller = Caller::with(Options { clock: Clock::Running(0), ..Options::default() }).await;
+    let system = i64::try_from(std::time::UNIX_EPOCH.elapsed().unwrap().as_secs()).unwrap();
+    caller.fake.advance(Duration::from_hours(24));
+    assert!((0..60).contains(&(caller.fake.now() - system - 86_400)));
+    caller.fake.set_clock(1_000_000);
+    assert!((0..60).contains(&(caller.fake.now() - 1_000_000)));
+    assert_eq!(caller.event("a", "1").await.status, 200);
 }

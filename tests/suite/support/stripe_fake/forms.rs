@@ -62,6 +62,10 @@ impl Form {
         read.map(Some)
     }
 
+    pub(super) fn flag(&mut self, field: &str) -> Result<Option<bool>, ApiError> {
+        Ok(self.choice(field, &["true", "false"])?.map(|text| text == "true"))
+    }
+
     pub(super) fn choice(&mut self, field: &str, choices: &[&str]) -> Result<Option<String>, ApiError> {
         let name = self.name(field);
         let Some(text) = self.text(field, 100)? else { return Ok(None) };
@@ -72,6 +76,15 @@ impl Form {
         Err(ApiError::bad_param(&name, message))
     }
 
+    /// Whether the field is there without anything in it, which is how a value is taken away.
+    pub(super) fn is_cleared(&mut self, field: &str) -> bool {
+        let is_cleared = matches!(self.fields.get(field), Some(Node::Text(text)) if text.is_empty());
+        if is_cleared {
+            self.fields.remove(field);
+        }
+        is_cleared
+    }
+
     pub(super) fn nested(&mut self, field: &str) -> Result<Option<Form>, ApiError> {
         let place = self.name(field);
         match self.fields.remove(field) {
@@ -79,6 +92,22 @@ impl Form {
             Some(Node::Map(fields)) => Ok(Some(Form { place, fields })),
             Some(Node::Text(_)) => Err(ApiError::bad_param(&place, format!("Invalid object: {place}"))),
         }
+    }
+
+    /// The objects of a list, such as `items[0][price]`, in the order of their numbers.
+    pub(super) fn list(&mut self, field: &str) -> Result<Vec<Form>, ApiError> {
+        let Some(mut list) = self.nested(field)? else { return Ok(Vec::new()) };
+        let mut numbers = Vec::new();
+        for key in list.fields.keys() {
+            numbers.push(key.parse::<u32>().map_err(|_| ApiError::unknown_param(&list.name(key)))?);
+        }
+        numbers.sort_unstable();
+        let mut forms = Vec::new();
+        for number in numbers {
+            forms.extend(list.nested(&number.to_string())?);
+        }
+        list.finish()?;
+        Ok(forms)
     }
 
     /// A map of texts, such as `payload` and `metadata`.

@@ -10,6 +10,7 @@ use axum::response::{IntoResponse, Response};
 use base64::Engine;
 use serde_json::Value;
 
+use super::control::is_control;
 use super::errors::ApiError;
 use super::faults::{Endpoint, Fault};
 use super::idempotency::KEY_LENGTH_MAX;
@@ -74,7 +75,10 @@ impl Call {
     async fn read(request: Request) -> Result<Self, ApiError> {
         let (parts, body) = request.into_parts();
         let path = parts.uri.path().to_owned();
-        let parameters = if parts.method == Method::POST {
+        let query = parts.uri.query().unwrap_or_default().to_owned();
+        let parameters = if parts.method == Method::GET {
+            query
+        } else {
             let body =
                 to_bytes(body, BODY_BYTES_MAX).await.map_err(|_| ApiError::new(413, "Too much of a body"))?;
             let form = "application/x-www-form-urlencoded";
@@ -83,11 +87,17 @@ impl Call {
                 let message = format!("Invalid request: the body of POST {path} must be {form}");
                 return Err(ApiError::invalid(message));
             }
-            String::from_utf8(body.to_vec()).map_err(|_| ApiError::invalid("Invalid UTF-8"))?
-        } else {
-            parts.uri.query().unwrap_or_default().to_owned()
+            let body = String::from_utf8(body.to_vec()).map_err(|_| ApiError::invalid("Invalid UTF-8"))?;
+            if body.is_empty() { query } else { body }
         };
         Ok(Self { method: parts.method, path, parameters, headers: parts.headers })
+    }
+
+    /// Without the network, for tests.
+    pub(super) fn direct(method: Method, path: &str, parameters: String) -> Self {
+        let (path, query) = path.split_once('?').unwrap_or((path, ""));
+        let parameters = if query.is_empty() { parameters } else { query.to_owned() };
+        Self { method, path: path.to_owned(), parameters, headers: HeaderMap::new() }
     }
 
     pub(super) fn header(&self, name: &str) -> Option<&str> {
@@ -157,6 +167,9 @@ async fn take(shared: &Arc<Shared>, call: &Call, fault: Option<Fault>) -> Result
         let mut state = shared.lock();
         authorize(call, &state.options.api_key, fault)?;
         call.version(&state.options.api_version)?;
+        if call.path.starts_with("/v2/") && call.header("stripe-version").is_none() {
+            return Err(ApiError::invalid("The header Stripe-Version is required."));
+        }
         limit(fault)?;
         state.traffic.spend(call.endpoint())?;
         state.options.latency
@@ -178,6 +191,9 @@ async fn take(shared: &Arc<Shared>, call: &Call, fault: Option<Fault>) -> Result
 }
 
 fn authorize(call: &Call, expected: &str, fault: Option<Fault>) -> Result<(), ApiError> {
+    if is_control(&call.path) {
+        return Ok(());
+    }
     let Some(key) = call.api_key() else {
         return Err(ApiError::new(401, "You did not provide an API key."));
     };

@@ -54,6 +54,11 @@ impl Ledger {
         }
     }
 
+    /// Meters and customers that have events.
+    pub(super) fn lanes(&self) -> impl Iterator<Item = &(String, String)> {
+        self.by_lane.keys()
+    }
+
     /// The meter's aggregate for a customer over `[from, to)`; none where there are no events.
     pub(super) fn aggregate(
         &self,

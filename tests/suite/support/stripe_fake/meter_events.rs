@@ -3,10 +3,12 @@
 use serde_json::{Value, json};
 
 use super::clock::DAY;
+use super::customers;
 use super::errors::ApiError;
 use super::forms::Form;
 use super::ledger::MeterEvent;
 use super::meters::Meter;
+use super::reports::report;
 use super::state::State;
 
 const AGE_MAX: i64 = 35 * DAY;
@@ -43,6 +45,8 @@ pub(super) fn create(state: &mut State, mut form: Form) -> Result<Value, ApiErro
         let message = format!("An event already exists with identifier {identifier}.");
         return Err(ApiError::invalid(message).with_header("stripe-should-retry", "false").kept());
     }
+    let is_unknown =
+        state.options.unknown_customers_reported && customers::existing(state, customer).is_err();
     let event = MeterEvent {
         identifier: identifier.clone(),
         event_name: event_name.clone(),
@@ -52,9 +56,12 @@ pub(super) fn create(state: &mut State, mut form: Form) -> Result<Value, ApiErro
         received_at: now,
         is_canceled: false,
         dropped: None,
-        meter: meter.id,
+        meter: meter.id.clone(),
     };
     state.ledger.push(event);
+    if is_unknown {
+        report(state, Some(&meter.id), "meter_event_customer_not_found", &[&identifier]);
+    }
     Ok(json!({
         "object": "billing.meter_event",
         "created": now,

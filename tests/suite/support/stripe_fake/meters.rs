@@ -119,6 +119,7 @@ pub(super) fn create(state: &mut State, mut form: Form) -> Result<Value, ApiErro
     };
     let rendered = meter.render(state.options.livemode);
     state.meters.0.push(meter);
+    state.emit("billing.meter.created", &rendered, None);
     Ok(rendered)
 }
 
@@ -143,7 +144,9 @@ pub(super) fn update(state: &mut State, id: &str, mut form: Form) -> Result<Valu
         meter.display_name = display_name;
         meter.updated = now;
     }
-    Ok(meter.render(state.options.livemode))
+    let rendered = meter.render(state.options.livemode);
+    state.emit("billing.meter.updated", &rendered, None);
+    Ok(rendered)
 }
 
 pub(super) fn set_active(state: &mut State, id: &str, form: Form, active: bool) -> Result<Value, ApiError> {
@@ -158,5 +161,8 @@ pub(super) fn set_active(state: &mut State, id: &str, form: Form, active: bool) 
     let meter = state.meters.get_mut(id)?;
     meter.deactivated_at = if active { None } else { Some(now) };
     meter.updated = now;
-    Ok(meter.render(state.options.livemode))
+    let rendered = meter.render(state.options.livemode);
+    let kind = if active { "billing.meter.reactivated" } else { "billing.meter.deactivated" };
+    state.emit(kind, &rendered, None);
+    Ok(rendered)
 }

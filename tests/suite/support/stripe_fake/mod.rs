@@ -5,18 +5,33 @@
 //! Times are unix seconds by the fake's own clock, which a test sets.
 
 mod adjustments;
+mod catalog;
+mod checkout;
 mod clock;
+mod control;
+mod customers;
+mod delivery;
 mod errors;
+mod events;
 mod faults;
 mod forms;
 mod http;
 mod idempotency;
+mod invoices;
 mod ledger;
 mod meter_events;
 mod meters;
+mod outbox;
+mod periods;
+mod renewals;
+mod reports;
 mod routes;
 mod server;
+mod setup;
+mod signatures;
 mod state;
+mod subscription_calls;
+mod subscriptions;
 mod summaries;
 mod traffic;
 mod version;
@@ -24,9 +39,11 @@ mod version;
 use std::time::Duration;
 
 pub(crate) use clock::{Clock, unix};
+pub(crate) use customers::Payments;
 pub(crate) use faults::{Endpoint, Fault, Plan};
-pub(crate) use ledger::MeterEvent;
+pub(crate) use outbox::{Webhook, shuffled};
 pub(crate) use server::StripeFake;
+pub(crate) use signatures::sign;
 
 /// What the fake is told when it starts.
 #[derive(Debug, Clone)]
@@ -36,6 +53,11 @@ pub(crate) struct Options {
     pub(crate) clock: Clock,
     /// The account's version, for requests that name none.
     pub(crate) api_version: String,
+    /// The version that the endpoint of the webhooks is pinned to.
+    pub(crate) webhook_version: String,
+    pub(crate) webhook_secrets: Vec<String>,
+    /// Where the fake sends its webhooks by itself; without one they wait to be taken.
+    pub(crate) webhook_url: Option<String>,
     /// How long every call takes; calls that come at once overlap for as long.
     pub(crate) latency: Duration,
     /// Calls a second on meter events; none: as many as come.
@@ -64,6 +86,9 @@ impl Default for Options {
             livemode: false,
             clock: Clock::fixed("2026-11-20T12:00:00Z"),
             api_version: "2026-07-29.dahlia".to_owned(),
+            webhook_version: "2026-07-29.dahlia".to_owned(),
+            webhook_secrets: vec!["whsec_fake".to_owned()],
+            webhook_url: None,
             latency: Duration::from_millis(1),
             calls_per_second: None,
             overlap: Overlap::LockTimeout,

@@ -6,16 +6,17 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use axum::Router;
+use axum::http::Method;
 use axum::serve::ListenerExt;
+use serde_json::Value;
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 
 use super::faults::{Endpoint, Fault, Plan};
-use super::forms::Form;
-use super::http::handle;
+use super::http::{Call, handle};
 use super::ledger::MeterEvent;
 use super::state::State;
-use super::{Options, meters};
+use super::{Options, delivery};
 
 #[derive(Debug)]
 pub(super) struct Shared(Mutex<State>);
@@ -30,7 +31,7 @@ impl Shared {
 pub(crate) struct StripeFake {
     pub(super) shared: Arc<Shared>,
     address: SocketAddr,
-    serving: JoinHandle<()>,
+    tasks: [JoinHandle<()>; 2],
 }
 
 impl StripeFake {
@@ -47,16 +48,39 @@ impl StripeFake {
             stream.set_zero_linger().ok();
             stream.set_nodelay(true).ok();
         });
-        let shared = Arc::new(Shared(Mutex::new(State::new(options))));
+        let webhook_url = options.webhook_url.clone();
+        let shared = Arc::new(Shared(Mutex::new(State::new(options, format!("http://{address}")))));
         let router = Router::new().fallback(handle).with_state(Arc::clone(&shared));
         let serving = tokio::spawn(async move {
             axum::serve(listener, router).await.ok();
         });
-        Ok(Self { shared, address, serving })
+        let telling = tokio::spawn(delivery::run(Arc::clone(&shared), webhook_url));
+        Ok(Self { shared, address, tasks: [serving, telling] })
     }
 
     pub(crate) fn url(&self) -> String {
         format!("http://{}", self.address)
+    }
+
+    // calls without the network, of which no fault, count or violation knows
+
+    pub(crate) fn get(&self, path: &str) -> Value {
+        self.call(Method::GET, path, &[])
+    }
+
+    pub(crate) fn post(&self, path: &str, fields: &[(&str, &str)]) -> Value {
+        self.call(Method::POST, path, fields)
+    }
+
+    pub(crate) fn delete(&self, path: &str) -> Value {
+        self.call(Method::DELETE, path, &[])
+    }
+
+    /// Ends the test where the call is refused.
+    fn call(&self, method: Method, path: &str, fields: &[(&str, &str)]) -> Value {
+        let parameters = form_urlencoded::Serializer::new(String::new()).extend_pairs(fields).finish();
+        let answer = self.shared.lock().carry_out(&Call::direct(method, path, parameters));
+        answer.unwrap_or_else(|why| panic!("{path}: {}", why.body()))
     }
 
     // the clock
@@ -65,12 +89,17 @@ impl StripeFake {
         self.shared.lock().now()
     }
 
+    /// All that is due by then happens at its own moment.
     pub(crate) fn set_clock(&self, to: i64) {
-        self.shared.lock().clock.set(to);
+        let mut state = self.shared.lock();
+        state.clock.set(to);
+        state.settle();
     }
 
     pub(crate) fn advance(&self, by: Duration) {
-        self.shared.lock().clock.advance(by);
+        let mut state = self.shared.lock();
+        state.clock.advance(by);
+        state.settle();
     }
 
     // faults
@@ -92,14 +121,13 @@ impl StripeFake {
     }
 
     pub(crate) fn meter_with(&self, event_name: &str, formula: &str, window: Option<&str>) -> String {
-        let mut form = form_urlencoded::Serializer::new(String::new());
-        form.append_pair("display_name", event_name).append_pair("event_name", event_name);
-        form.append_pair("default_aggregation[formula]", formula);
-        if let Some(window) = window {
-            form.append_pair("event_time_window", window);
-        }
-        let made = Form::read(&form.finish()).and_then(|form| meters::create(&mut self.shared.lock(), form));
-        made.expect("a meter as Stripe takes it")["id"].as_str().unwrap_or_default().to_owned()
+        let mut fields = vec![
+            ("display_name", event_name),
+            ("event_name", event_name),
+            ("default_aggregation[formula]", formula),
+        ];
+        fields.extend(window.map(|window| ("event_time_window", window)));
+        id(&self.post("/v1/billing/meters", &fields))
     }
 
     /// The aggregate of a customer's events over `[from, to)` of their timestamps; 0 without any.
@@ -139,8 +167,13 @@ impl StripeFake {
     }
 }
 
+/// The id of an object.
+pub(super) fn id(object: &Value) -> String {
+    object["id"].as_str().unwrap_or_default().to_owned()
+}
+
 impl Drop for StripeFake {
     fn drop(&mut self) {
-        self.serving.abort();
+        self.tasks.iter().for_each(JoinHandle::abort);
     }
 }

@@ -1,43 +1,91 @@
 //! Everything the fake knows, behind one lock.
 
+use std::collections::{BTreeMap, HashMap};
+
+use serde_json::Value;
+
 use super::Options;
+use super::checkout::Session;
 use super::clock::Clock;
+use super::control::is_control;
+use super::customers::Payments;
+use super::errors::ApiError;
 use super::faults::{Fault, Plan};
 use super::http::{Answer, Call};
 use super::idempotency::Keys;
+use super::invoices::Invoice;
 use super::ledger::Ledger;
 use super::meters::Meters;
+use super::outbox::Outbox;
 use super::routes;
+use super::subscriptions::Subscription;
 use super::traffic::Traffic;
+use super::version::Version;
 
 #[derive(Debug)]
 pub(super) struct State {
     pub(super) options: Options,
+    pub(super) base_url: String,
     pub(super) clock: Clock,
+    /// Now, while what was due in the past happens.
+    pub(super) moment: Option<i64>,
+    pub(super) settled_at: Option<i64>,
     pub(super) faults: Plan,
     pub(super) traffic: Traffic,
     pub(super) keys: Keys,
     pub(super) meters: Meters,
     pub(super) ledger: Ledger,
+    pub(super) customers: BTreeMap<String, Value>,
+    pub(super) payments: HashMap<String, Payments>,
+    pub(super) products: BTreeMap<String, Value>,
+    pub(super) prices: BTreeMap<String, Value>,
+    pub(super) subscriptions: BTreeMap<String, Subscription>,
+    pub(super) invoices: BTreeMap<String, Invoice>,
+    pub(super) sessions: BTreeMap<String, Session>,
+    pub(super) outbox: Outbox,
+    pub(super) is_silent: bool,
+    /// The version that the endpoint of the webhooks is pinned to.
+    pub(super) endpoint_version: Version,
+    /// Thin events with their details.
+    pub(super) reports: BTreeMap<String, Value>,
     last_id: u64,
 }
 
 impl State {
-    pub(super) fn new(options: Options) -> Self {
+    pub(super) fn new(options: Options, base_url: String) -> Self {
+        let endpoint_version = Version::read(&options.webhook_version).expect("a version of Stripe's");
         Self {
+            base_url,
             clock: options.clock,
+            moment: None,
+            settled_at: None,
             faults: Plan::seeded(0),
             traffic: Traffic::new(options.calls_per_second),
             keys: Keys::default(),
             meters: Meters::default(),
             ledger: Ledger::default(),
+            customers: BTreeMap::new(),
+            payments: HashMap::new(),
+            products: BTreeMap::new(),
+            prices: BTreeMap::new(),
+            subscriptions: BTreeMap::new(),
+            invoices: BTreeMap::new(),
+            sessions: BTreeMap::new(),
+            outbox: Outbox::default(),
+            is_silent: false,
+            endpoint_version,
+            reports: BTreeMap::new(),
             last_id: 0,
             options,
         }
     }
 
     pub(super) fn now(&self) -> i64 {
-        self.clock.now()
+        self.moment.unwrap_or_else(|| self.clock.now())
+    }
+
+    pub(super) fn can_pay(&self, customer: &str) -> bool {
+        self.payments.get(customer).is_none_or(|payments| *payments == Payments::Succeed)
     }
 
     /// Ids rise, so that sorting by them is sorting by age.
@@ -48,16 +96,27 @@ impl State {
 
     /// Notes a call, and draws what goes wrong with it.
     pub(super) fn arrive(&mut self, call: &Call) -> Option<Fault> {
+        if is_control(&call.path) {
+            return None;
+        }
         self.traffic.inspect(call);
         self.faults.draw(call.endpoint())
     }
 
-    /// Carries a call out, and keeps what came of it under its key.
+    /// Carries a call out, after what was due before it.
+    pub(super) fn carry_out(&mut self, call: &Call) -> Result<Value, ApiError> {
+        self.settle();
+        let answer = routes::answer(self, call);
+        self.settle();
+        answer
+    }
+
+    /// Carries a call out with its fault, and keeps what came of it under its key.
     pub(super) fn process(&mut self, call: &Call, fault: Option<Fault>) -> Answer {
         let (answer, is_kept) = match fault {
             Some(Fault::ErrorBefore) => (Answer::internal(), false),
             Some(Fault::ErrorBeforeKept) => (Answer::internal(), true),
-            _ => match routes::answer(self, call) {
+            _ => match self.carry_out(call) {
                 Ok(_) if fault == Some(Fault::ErrorAfter) => (Answer::internal(), true),
                 Ok(body) => (Answer::ok(&body), true),
                 Err(why) => {
