@@ -88,8 +88,7 @@ impl Billed {
         let falls_back = plan.fallback_plan.is_some();
         let is_over =
             self.status == Status::Canceled || (self.status == Status::IncompleteExpired && falls_back);
-        let ends_at =
-            if is_over { Some(self.ended_at.map_or(now, |at| at.min(now))) } else { self.ends_at };
+        let ends_at = if is_over { Some(self.ended_at.map_or(now, |at| at.min(now))) } else { self.ends_at };
         // a plan to fall back to has counted nothing before it is known to be in force
         let ends_at = ends_at.map(|at| if falls_back { at.max(now) } else { at });
         let kept = before.filter(|before| before.plan == plan.key && before.status != Status::Canceled);
@@ -170,8 +169,7 @@ mod tests {
     fn each_state_has_its_effect() {
         let base = billed("sub", Status::Active, "2026-01-31");
         let ending = Billed { ends_at: Some(at("2026-03-31")), ..base.clone() };
-        let deleted =
-            Billed { status: Status::Canceled, ended_at: Some(at("2026-03-10")), ..base.clone() };
+        let deleted = Billed { status: Status::Canceled, ended_at: Some(at("2026-03-10")), ..base.clone() };
         let with = |status: Status| Billed { status, ..base.clone() };
         let cases = [
             (base.clone(), "pro", "2026-03-01", "pro active ends -"),

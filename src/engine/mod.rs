@@ -152,7 +152,8 @@ impl Engine {
         ];
         let shift = Mutex::new(shift);
         let webhooks = Webhooks::new(&settings.stripe)?;
-        let inner = Inner { database, clock, settings, gatekeeper, configurations, desks, tails, shift, webhooks };
+        let inner =
+            Inner { database, clock, settings, gatekeeper, configurations, desks, tails, shift, webhooks };
         Ok(Self { inner: Arc::new(inner) })
     }
 

@@ -99,7 +99,9 @@ impl Engine {
             }
             if let Some(customer) = &change.stripe_customer_id {
                 let customer = customer.as_ref().map(StripeCustomerId::as_str);
-                set_customer(&mut transaction, environment, row.id, customer).await.map_err(taken_customer)?;
+                set_customer(&mut transaction, environment, row.id, customer)
+                    .await
+                    .map_err(taken_customer)?;
             }
             if let Some(metadata) = &change.metadata {
                 store::subjects::set_metadata(&mut transaction, row.id, metadata).await?;

@@ -65,7 +65,13 @@ impl Jobs {
         for environment in Environment::ALL {
             let (applying, bell) = (engine.clone(), engine.webhook_bell(environment));
             let job = move || apply_webhooks(applying.clone(), environment);
-            tasks.push(repeat_or_when("webhooks", Schedule::Every(WEBHOOK_INTERVAL), bell, stopped.clone(), job));
+            tasks.push(repeat_or_when(
+                "webhooks",
+                Schedule::Every(WEBHOOK_INTERVAL),
+                bell,
+                stopped.clone(),
+                job,
+            ));
         }
         let upkeep = engine.clone();
         tasks.push(repeat("upkeep", Schedule::Every(UPKEEP_INTERVAL), stopped, move || {

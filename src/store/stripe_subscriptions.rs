@@ -109,9 +109,13 @@ pub async fn find(
 }
 
 /// Those of a subject whose plan is known.
-pub async fn of_subject(connection: &mut PgConnection, subject_id: i64) -> Result<Vec<BilledRow>, StoreError> {
-    let sql =
-        format!("select {COLUMNS} from stripe_subscriptions where subject_id = $1 and plan is not null order by id");
+pub async fn of_subject(
+    connection: &mut PgConnection,
+    subject_id: i64,
+) -> Result<Vec<BilledRow>, StoreError> {
+    let sql = format!(
+        "select {COLUMNS} from stripe_subscriptions where subject_id = $1 and plan is not null order by id"
+    );
     let rows = sqlx::query(sqlx::AssertSqlSafe(sql)).bind(subject_id).fetch_all(connection).await?;
     rows.iter().map(read).collect()
 }

@@ -295,7 +295,9 @@ async fn what_came_is_listed_in_pages() {
         (&json!("price.created"), &json!("x_1"), &json!(NOON), &json!("2026-07-29.dahlia"))
     );
     assert!(shown.get("payload").is_none(), "it may name a person");
-    for (query, code) in [("status=lost", "invalid_choice"), ("cursor=x", "invalid_cursor"), ("limit=0", "invalid_value")] {
+    for (query, code) in
+        [("status=lost", "invalid_choice"), ("cursor=x", "invalid_cursor"), ("limit=0", "invalid_value")]
+    {
         let answer = rig.service.get(&format!("/v1/webhook-events?{query}")).await;
         assert_eq!((answer.status, answer.code().as_str()), (StatusCode::UNPROCESSABLE_ENTITY, code));
     }

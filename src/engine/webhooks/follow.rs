@@ -29,7 +29,9 @@ impl Engine {
         // most of what is told changes nothing for us: nobody needs to wait for that
         let row = stripe_subscriptions::find(&mut connection, environment, id).await?;
         let is_done = row.as_ref().is_some_and(|row| row.settled && row.whose.unmapped.is_none());
-        if (is_done && !heard.is_newer_than(row.as_ref())) || confirm(&mut connection, environment, heard).await? {
+        if (is_done && !heard.is_newer_than(row.as_ref()))
+            || confirm(&mut connection, environment, heard).await?
+        {
             return Ok(webhook_events::settle(&mut connection, seqs, "applied", None, now).await?);
         }
         drop(connection);
@@ -170,7 +172,8 @@ async fn lead(
         let statement = leader.billed.statement(plan, before.as_ref(), scene.now);
         scene.state(connection, &member, before.as_ref(), statement).await?;
     }
-    Ok(stripe_subscriptions::set_governing(connection, subject_id, &leader.billed.id, terms, &plan.key).await?)
+    Ok(stripe_subscriptions::set_governing(connection, subject_id, &leader.billed.id, terms, &plan.key)
+        .await?)
 }
 
 /// A subscription has become somebody else's: its subject follows another of its own, or has none now.

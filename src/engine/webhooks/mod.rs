@@ -129,8 +129,8 @@ impl Engine {
                 return Err(untrusted("signature_in_future", "it was signed over 300 s ahead of now"));
             }
         }
-        let payload: &RawValue = serde_json::from_slice(body)
-            .map_err(|_| untrusted("malformed_json", "the body is no JSON"))?;
+        let payload: &RawValue =
+            serde_json::from_slice(body).map_err(|_| untrusted("malformed_json", "the body is no JSON"))?;
         let notice = serde_json::from_str::<Value>(payload.get()).ok().as_ref().and_then(Notice::read);
         let Some(notice) = notice else {
             return Err(untrusted("malformed_event", "the body is no event: it has no `id`"));
@@ -195,8 +195,7 @@ impl Engine {
             })?,
         };
         let mut connection = self.database().pool().acquire().await?;
-        let mut rows =
-            webhook_events::list(&mut connection, environment, status, before, limit + 1).await?;
+        let mut rows = webhook_events::list(&mut connection, environment, status, before, limit + 1).await?;
         let more = rows.len() > limit as usize;
         rows.truncate(limit as usize);
         let next_cursor = rows.last().filter(|_| more).map(|row| row.seq.to_string());

@@ -78,7 +78,11 @@ impl Engine {
         }
     }
 
-    async fn heard_from_payloads(&self, environment: Environment, id: &str) -> Result<News, EngineError> {
+    pub(super) async fn heard_from_payloads(
+        &self,
+        environment: Environment,
+        id: &str,
+    ) -> Result<News, EngineError> {
         let mut connection = self.database().pool().acquire().await?;
         let kinds = (SUBSCRIPTION_EVENTS, SUBSCRIPTION_DELETED);
         let limit = WEBHOOK_TIES_MAX;

@@ -80,7 +80,16 @@ impl Engine {
         for (index, (id, events)) in batches.iter().enumerate() {
             let (engine, id) = (self.clone(), id.clone());
             let newest = events.iter().map(|event| event.created).max().unwrap_or(Timestamp::MIN);
-            asking.spawn(async move { (index, engine.news(environment, &id, newest).await) });
+            let deleted = events.iter().any(|event| event.kind == webhook::SUBSCRIPTION_DELETED);
+            asking.spawn(async move {
+                let news = if deleted {
+                    // that is the last that can be said
+                    engine.heard_from_payloads(environment, &id).await
+                } else {
+                    engine.news(environment, &id, newest).await
+                };
+                (index, news)
+            });
         }
         while let Some(asked) = asking.join_next().await {
             let (index, news) = asked.map_err(|why| EngineError::Internal(why.to_string()))?;
@@ -199,7 +208,12 @@ impl Engine {
         Ok(webhook_events::postpone(&mut connection, &seqs, at, &reason).await?)
     }
 
-    async fn note_webhooks(&self, seqs: &[i64], status: &str, reason: Option<&str>) -> Result<(), StoreError> {
+    async fn note_webhooks(
+        &self,
+        seqs: &[i64],
+        status: &str,
+        reason: Option<&str>,
+    ) -> Result<(), StoreError> {
         let mut connection = self.database().pool().acquire().await?;
         let now = self.inner.clock.outside(store::usage::now(&mut connection).await?);
         webhook_events::settle(&mut connection, seqs, status, reason, now).await

@@ -6,40 +6,83 @@ use serde_json::Value;
 use super::webhook::{SUBSCRIPTION_DELETED, subscription_of};
 use crate::domain::timestamp::Timestamp;
 
+/// Events of one second for which all orders are tried.
+const CHAINED_MAX: usize = 12;
+
 /// The event that says what holds, of events about one subscription.
 pub fn last(events: &[Value]) -> Option<&Value> {
     let over: Vec<&Value> = events.iter().filter(|event| is_over(event)).collect();
     // nothing follows an end
     let candidates = if over.is_empty() { events.iter().collect() } else { over };
     let newest = candidates.iter().filter_map(|event| event["created"].as_i64()).max()?;
-    let tied: Vec<&Value> = candidates.into_iter().filter(|e| e["created"].as_i64() == Some(newest)).collect();
-    let followers =
-        |event: &Value| tied.iter().filter(|other| follows(other, event)).count();
-    tied.iter()
-        .min_by_key(|event| {
-            let period = subscription_of(event).and_then(|billed| billed.period);
-            let start = period.map_or(Timestamp::MIN, |period| period.from);
-            (followers(event), std::cmp::Reverse(start), event["id"].as_str().unwrap_or_default())
-        })
-        .copied()
+    let tied: Vec<&Value> =
+        candidates.into_iter().filter(|event| event["created"].as_i64() == Some(newest)).collect();
+    let mut ends = ends_of_chains(&tied);
+    if ends.is_empty() {
+        ends = least_followed(&tied);
+    }
+    ends.into_iter().max_by_key(|event| {
+        let period = subscription_of(event).and_then(|billed| billed.period);
+        let id = event["id"].as_str().unwrap_or_default();
+        // later events have greater ids, as a rule
+        (period.map_or(Timestamp::MIN, |period| period.from), id.len(), id)
+    })
+}
+
+/// The events with which an order can end in which each shows what was before it.
+fn ends_of_chains<'a>(events: &[&'a Value]) -> Vec<&'a Value> {
+    let count = events.len();
+    if count > CHAINED_MAX {
+        return Vec::new();
+    }
+    let next: Vec<Vec<usize>> = (0..count)
+        .map(|one| (0..count).filter(|other| follows(events[*other], events[one])).collect())
+        .collect();
+    let first: Vec<usize> = (0..count).filter(|one| is_first(events[*one])).collect();
+    let first = if first.is_empty() { (0..count).collect() } else { first };
+    // by the set of those that have been: with which of them it can have ended
+    let mut ended = vec![vec![false; count]; 1 << count];
+    for one in first {
+        ended[1 << one][one] = true;
+    }
+    for been in 0..ended.len() {
+        for one in (0..count).filter(|one| ended[been][*one]).collect::<Vec<_>>() {
+            for other in next[one].iter().filter(|other| been & (1 << **other) == 0) {
+                ended[been | (1 << *other)][*other] = true;
+            }
+        }
+    }
+    let all = ended.pop().unwrap_or_default();
+    events.iter().zip(all).filter(|(_, ends)| *ends).map(|(event, _)| *event).collect()
+}
+
+/// Where no order explains them all: those after which the fewest come.
+fn least_followed<'a>(events: &[&'a Value]) -> Vec<&'a Value> {
+    let followers = |event: &Value| {
+        events.iter().filter(|other| !std::ptr::eq(**other, event) && follows(other, event)).count()
+    };
+    let least = events.iter().map(|event| followers(event)).min();
+    events.iter().filter(|event| Some(followers(event)) == least).copied().collect()
+}
+
+fn is_first(event: &Value) -> bool {
+    event["type"] == "customer.subscription.created"
 }
 
 fn is_over(event: &Value) -> bool {
     event["type"] == SUBSCRIPTION_DELETED || subscription_of(event).is_some_and(|billed| billed.is_over())
 }
 
-/// Whether an event surely comes after another of the same second: it changed what the other shows.
+/// Whether an event can come right after another: what it says was before is what the other shows.
 fn follows(event: &Value, other: &Value) -> bool {
-    if std::ptr::eq(event, other) || event["type"] == "customer.subscription.created" {
-        return false;
+    let (shown, before) = (&other["data"]["object"], event["data"]["previous_attributes"].as_object());
+    match before {
+        _ if is_first(event) => false,
+        Some(before) if !before.is_empty() => {
+            before.iter().all(|(name, before)| contains(&shown[name], before))
+        }
+        _ => *shown == event["data"]["object"],
     }
-    if other["type"] == "customer.subscription.created" {
-        return true;
-    }
-    let Some(previous) = event["data"]["previous_attributes"].as_object().filter(|map| !map.is_empty()) else {
-        return false;
-    };
-    previous.iter().all(|(name, before)| contains(&other["data"]["object"][name], before))
 }
 
 /// Whether a value has all that another one names: what was before is told in part.
@@ -97,7 +140,32 @@ mod tests {
                 ],
                 "e2",
             ),
-            (vec![event("e1", "updated", 4, "active", Value::Null), event("e2", "updated", 5, "paused", Value::Null)], "e2"),
+            // there and back again
+            (
+                vec![
+                    event("e9", "created", 5, "active", Value::Null),
+                    event("e8", "updated", 5, "past_due", was("active")),
+                    event("e7", "paused", 5, "past_due", Value::Null),
+                    event("e6", "updated", 5, "unpaid", was("past_due")),
+                    event("e2", "updated", 5, "active", was("unpaid")),
+                ],
+                "e2",
+            ),
+            // without a beginning nobody can know; ids rise
+            (
+                vec![
+                    event("e9", "updated", 5, "past_due", was("active")),
+                    event("e10", "updated", 5, "active", was("past_due")),
+                ],
+                "e10",
+            ),
+            (
+                vec![
+                    event("e1", "updated", 4, "active", Value::Null),
+                    event("e2", "updated", 5, "paused", Value::Null),
+                ],
+                "e2",
+            ),
         ];
         for (mut events, expected) in cases {
             for _ in 0..events.len() {
@@ -114,7 +182,8 @@ mod tests {
 
     #[test]
     fn what_was_before_is_told_in_part() {
-        let whole = json!({"data": [{"price": {"id": "p", "active": true}, "quantity": 1}], "has_more": false});
+        let whole =
+            json!({"data": [{"price": {"id": "p", "active": true}, "quantity": 1}], "has_more": false});
         let cases = [
             (json!({"data": [{"price": {"id": "p"}}]}), true),
             (json!({"data": [{"price": {"id": "q"}}]}), false),

@@ -86,7 +86,9 @@ mod tests {
         let good = [
             format!("t=1700000000,v1={V1}"),
             format!("t=1700000000,v1={other},v1={V1}"),
-            format!("t=1700000000,v1={V1},v0=6ffbb59b2300aae63f272406069a9788598b792a944a07aba816edb039989a39"),
+            format!(
+                "t=1700000000,v1={V1},v0=6ffbb59b2300aae63f272406069a9788598b792a944a07aba816edb039989a39"
+            ),
             format!("v1={V1}, t=1700000000,v2=x"),
         ];
         for header in good {
@@ -124,7 +126,13 @@ mod tests {
     #[test]
     fn it_holds_for_five_minutes_either_way() {
         let signature = Signature::parse(&format!("t=1700000000,v1={V1}")).unwrap();
-        let cases = [(0, Age::Fresh), (300, Age::Fresh), (301, Age::TooOld), (-300, Age::Fresh), (-301, Age::InFuture)];
+        let cases = [
+            (0, Age::Fresh),
+            (300, Age::Fresh),
+            (301, Age::TooOld),
+            (-300, Age::Fresh),
+            (-301, Age::InFuture),
+        ];
         for (later, expected) in cases {
             assert_eq!(signature.age(at(1_700_000_000 + later)), expected, "{later}");
         }

@@ -72,8 +72,7 @@ impl Notice {
         };
         Some(Self {
             id: name(&event["id"])?,
-            created: seconds(&event["created"])
-                .or_else(|| Timestamp::parse(event["created"].as_str()?).ok()),
+            created: seconds(&event["created"]).or_else(|| Timestamp::parse(event["created"].as_str()?).ok()),
             api_version: name(&event["api_version"]),
             livemode: event["livemode"].as_bool(),
             kind,
@@ -134,10 +133,8 @@ pub fn subscription(object: &Value) -> Option<Billed> {
 }
 
 fn period(object: &Value) -> Option<Span> {
-    let span = Span {
-        from: seconds(&object["current_period_start"])?,
-        to: seconds(&object["current_period_end"])?,
-    };
+    let span =
+        Span { from: seconds(&object["current_period_start"])?, to: seconds(&object["current_period_end"])? };
     (!span.is_empty()).then_some(span)
 }
 
@@ -261,7 +258,11 @@ mod tests {
                 add(&top);
             }
             let read = subscription(&object).unwrap();
-            assert_eq!(read.period.map(|p| (p.from, p.to)), expected.map(|(f, t)| (at(f), at(t))), "{object}");
+            assert_eq!(
+                read.period.map(|p| (p.from, p.to)),
+                expected.map(|(f, t)| (at(f), at(t))),
+                "{object}"
+            );
         }
     }
 
@@ -294,7 +295,10 @@ mod tests {
         let deleted = subscription_of(&event("customer.subscription.deleted")).unwrap();
         assert_eq!((deleted.status, deleted.ended_at), (Status::Canceled, Some(at(9))));
         assert!(!subscription_of(&event("customer.subscription.updated")).unwrap().is_over());
-        assert_eq!(subscription(&json!({"id": "sub", "customer": "c", "status": "dormant", "created": 5})), None);
+        assert_eq!(
+            subscription(&json!({"id": "sub", "customer": "c", "status": "dormant", "created": 5})),
+            None
+        );
     }
 
     #[test]
@@ -323,7 +327,8 @@ mod tests {
             object[name] = value;
             invoice(&object).unwrap().subscription
         };
-        let since = json!({"type": "subscription_details", "subscription_details": {"subscription": "sub_1"}});
+        let since =
+            json!({"type": "subscription_details", "subscription_details": {"subscription": "sub_1"}});
         assert_eq!(with("subscription", json!("sub_1")).as_deref(), Some("sub_1"));
         assert_eq!(with("parent", since).as_deref(), Some("sub_1"));
         assert_eq!(with("parent", Value::Null), None);

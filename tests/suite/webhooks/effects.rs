@@ -24,7 +24,14 @@ async fn record(rig: &Rig, subject: &str, value: i64) {
 
 #[tokio::test]
 async fn every_version_of_the_interface_says_the_same() {
-    for version in ["2022-11-15", "2023-10-16", "2024-06-20", "2025-02-24.acacia", "2025-03-31.basil", "2026-07-29.dahlia"] {
+    for version in [
+        "2022-11-15",
+        "2023-10-16",
+        "2024-06-20",
+        "2025-02-24.acacia",
+        "2025-03-31.basil",
+        "2026-07-29.dahlia",
+    ] {
         let rig = Rig::start(false).await;
         rig.stripe.pin_webhooks(version);
         let customer = rig.customer_of("s").await;
@@ -53,7 +60,10 @@ async fn a_plan_switches_at_once_and_what_was_used_stays_used() {
         switch_of(&rig.stripe, &subscription, &rig.pro);
         rig.hear().await;
         assert_eq!(rig.standing("s").await, "pro active -");
-        assert_eq!((rig.check("s", 92).await.as_str(), rig.check("s", 93).await.as_str()), ("allowed", "limit_reached"));
+        assert_eq!(
+            (rig.check("s", 92).await.as_str(), rig.check("s", 93).await.as_str()),
+            ("allowed", "limit_reached")
+        );
         rig.service.verify().await;
     }
 }
@@ -97,7 +107,10 @@ async fn a_first_payment_that_is_missing_lets_nobody_in_and_takes_nothing_away()
         rig.set_clock("2026-11-21T12:00:00Z");
         rig.hear().await;
         assert_eq!(rig.standing("s").await, "pro incomplete_expired -");
-        assert_eq!((rig.standing("t").await.as_str(), rig.check("t", 1).await.as_str()), ("free active -", "allowed"));
+        assert_eq!(
+            (rig.standing("t").await.as_str(), rig.check("t", 1).await.as_str()),
+            ("free active -", "allowed")
+        );
     }
 }
 
@@ -126,7 +139,10 @@ async fn an_end_that_was_announced_comes_at_its_instant_with_no_webhook() {
         rig.set_clock("2026-12-20T13:00:00Z");
         rig.hear().await;
         assert_eq!(rig.standing("s").await, "pro canceled 2026-12-20T12:00:00Z");
-        assert_eq!((rig.standing("t").await.as_str(), rig.check("t", 1).await.as_str()), ("free active -", "limit_reached"));
+        assert_eq!(
+            (rig.standing("t").await.as_str(), rig.check("t", 1).await.as_str()),
+            ("free active -", "limit_reached")
+        );
         rig.service.verify().await;
     }
 }
@@ -154,10 +170,9 @@ async fn an_end_is_taken_back() {
 #[tokio::test]
 async fn a_deletion_ends_it_now_and_for_good() {
     for rig in rigs().await {
-        for (subject, price, expected) in [
-            ("s", &rig.pro, "pro canceled 2026-11-20T12:00:00Z"),
-            ("t", &rig.team, "free active -"),
-        ] {
+        for (subject, price, expected) in
+            [("s", &rig.pro, "pro canceled 2026-11-20T12:00:00Z"), ("t", &rig.team, "free active -")]
+        {
             let customer = rig.customer_of(subject).await;
             let subscription = rig.stripe.subscribe(&customer, price, &[]);
             let told = rig.stripe.take_webhooks();
@@ -205,7 +220,10 @@ async fn a_trial_leads_into_periods_of_the_new_anchor() {
             (&shown["cycle_anchor"], &shown["period"]["end"]),
             (&json!("2026-12-04T12:00:00Z"), &json!("2027-01-04T12:00:00Z"))
         );
-        assert_eq!((rig.check("s", 40).await.as_str(), rig.check("s", 41).await.as_str()), ("allowed", "limit_reached"));
+        assert_eq!(
+            (rig.check("s", 40).await.as_str(), rig.check("s", 41).await.as_str()),
+            ("allowed", "limit_reached")
+        );
         rig.service.verify().await;
     }
 }
@@ -230,8 +248,14 @@ async fn periods_turn_over_in_days_of_silence_and_the_webhook_corrects() {
     }
     record(&rig, "s", 30).await;
     rig.hear().await;
-    assert_eq!(rig.subscription("s").await["period"], json!({"start": "2027-04-30T10:00:00Z", "end": "2027-05-31T10:00:00Z"}));
-    assert_eq!((rig.check("s", 70).await.as_str(), rig.check("s", 71).await.as_str()), ("allowed", "limit_reached"));
+    assert_eq!(
+        rig.subscription("s").await["period"],
+        json!({"start": "2027-04-30T10:00:00Z", "end": "2027-05-31T10:00:00Z"})
+    );
+    assert_eq!(
+        (rig.check("s", 70).await.as_str(), rig.check("s", 71).await.as_str()),
+        ("allowed", "limit_reached")
+    );
     // the anchor moves: the period begins now
     rig.set_clock("2027-05-10T08:00:00Z");
     rig.stripe.post(&format!("/v1/subscriptions/{subscription}"), &[("billing_cycle_anchor", "now")]);
@@ -284,7 +308,10 @@ async fn the_application_may_still_say_otherwise() {
     rig.set_clock("2026-12-20T12:00:05Z");
     rig.hear().await;
     assert_eq!(rig.subscription("s").await["period"]["start"], "2026-12-20T12:00:00Z");
-    assert_eq!((rig.check("s", 150).await.as_str(), rig.check("s", 151).await.as_str()), ("allowed", "limit_reached"));
+    assert_eq!(
+        (rig.check("s", 150).await.as_str(), rig.check("s", 151).await.as_str()),
+        ("allowed", "limit_reached")
+    );
     // moved to another plan by hand, the end of what it was moved from does not end it
     put(json!({"plan": "team"})).await;
     rig.stripe.delete(&format!("/v1/subscriptions/{subscription}"));

@@ -141,7 +141,7 @@ async fn reports_of_meter_events_that_do_not_count_reach_their_exports() {
         .await;
     rig.customer_of("s").await;
     rig.hear().await;
-    rig.service.record(&json!({"event_name": "e", "subject": "s", "value": 5})).await;
+    rig.service.post("/v1/events", &json!({"event_name": "e", "subject": "s", "value": 5})).await;
     let ran = rig.service.post("/v1/exports/run", &json!(null)).await;
     assert_eq!(ran.json()["delivered"], 1, "{}", ran.text);
     let export = &rig.service.get("/v1/exports").await.json()["data"][0];

@@ -22,7 +22,7 @@ use crate::support::{at, cluster};
 
 const SUBJECT: &str = "the_subject";
 const END: &str = "2026-12-08T10:00:00Z";
-/// Long enough for any number of replicas to share a round.
+/// In each of four tests: before and after the end, with payloads alone and with fetching.
 const SHUFFLES: usize = 500;
 
 /// What Stripe tells of one life, in order, with the names of its objects.
