@@ -111,7 +111,7 @@ fn digest(said: &impl Serialize) -> Uuid {
 }
 
 /// Which of a subject's subscriptions counts.
-pub fn leading<'a, T>(all: &'a [T], billed: impl Fn(&T) -> &Billed) -> Option<&'a T> {
+pub fn leading<T>(all: &[T], billed: impl Fn(&T) -> &Billed) -> Option<&T> {
     all.iter().max_by(|a, b| billed(a).rank().cmp(&billed(b).rank()))
 }
 

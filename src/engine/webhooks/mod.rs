@@ -165,9 +165,7 @@ impl Engine {
         }
         let signed = accounts
             .iter()
-            .filter(|(_, account)| {
-                account.webhook_secrets.iter().fold(false, |any, secret| claim.is_by(secret, body) || any)
-            })
+            .filter(|(_, account)| account.webhook_secrets.iter().any(|secret| claim.is_by(secret, body)))
             .map(|(environment, _)| *environment);
         let signers: Vec<Environment> = signed.collect();
         if signers.is_empty() { Err(invalid_signature()) } else { Ok(signers) }

@@ -44,13 +44,14 @@ impl Engine {
         let mut done = taken.len();
         let mut subscriptions: BTreeMap<String, Vec<Taken>> = BTreeMap::new();
         for event in taken {
-            match (Topic::of(&event.kind), &event.object_id) {
-                (Topic::Subscription, Some(id)) => subscriptions.entry(id.clone()).or_default().push(event),
-                _ => {
-                    let outcome = self.apply_one(environment, &event).await;
-                    self.conclude(&[event], outcome).await?;
-                }
+            if Topic::of(&event.kind) == Topic::Subscription
+                && let Some(id) = event.object_id.clone()
+            {
+                subscriptions.entry(id).or_default().push(event);
+                continue;
             }
+            let outcome = self.apply_one(environment, &event).await;
+            self.conclude(&[event], outcome).await?;
         }
         let subscriptions: Vec<(String, Vec<Taken>)> = subscriptions.into_iter().collect();
         for some in subscriptions.chunks(WEBHOOK_FETCHES_MAX) {
