@@ -73,3 +73,22 @@ create table export_checks (
     checked_at timestamptz not null,
     constraint export_checks_pk primary key (customer_id, meter_id)
 );
+
+-- The level of a customer's meter in an hour, or in the part of it within one billing period, for meters
+-- that are exported by their last or greatest value.
+create table export_levels (
+    customer_id bigint not null references customers,
+    meter_id int not null references meters on delete cascade,
+    bucket_from timestamptz not null,
+    bucket_to timestamptz not null,
+    environment smallint not null,
+    period_from timestamptz,
+    period_to timestamptz,
+    -- last: {epoch seconds, batch, ordinal, level}, of which the greatest is the last; max: {level}.
+    -- null: all was taken back
+    mark numeric[],
+    -- whether it has to be looked at whether an export follows
+    changed boolean not null default true,
+    constraint export_levels_pk primary key (customer_id, meter_id, bucket_from)
+) with (fillfactor = 80, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 20000);
+create index export_levels_due on export_levels (environment, bucket_to) where changed;

@@ -177,6 +177,29 @@ pub fn settle(
     Settled { drafts, remainder: fraction }
 }
 
+/// The export of a level, which counts by its time: later than the last one of its bucket, where the
+/// bucket has room for that. None where its period was over for too long: a level cannot be carried.
+pub fn level_draft(
+    bucket: &Bucket,
+    level: Units,
+    after: Option<Timestamp>,
+    now: Timestamp,
+    late_grace: Duration,
+) -> Option<Draft> {
+    if !bucket.is_open(now, late_grace) {
+        return None;
+    }
+    let value = i64::try_from(level.split().0.max(0)).unwrap_or(i64::MAX).min(EXPORT_VALUE_MAX);
+    let mut timestamp = bucket.timestamp(now);
+    if let Some(after) = after.filter(|after| *after >= timestamp) {
+        let next = after.saturating_add(Duration::from_secs(1));
+        if next < bucket.span.to && next <= now {
+            timestamp = next;
+        }
+    }
+    Some(Draft { value, timestamp, carried_from: None })
+}
+
 /// How long to wait after a failed attempt: doubled each time, a quarter of an hour at most, half of it
 /// by chance so that not all come back at once.
 pub fn backoff(attempts: u32, chance: f64) -> Duration {

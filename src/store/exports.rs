@@ -31,6 +31,8 @@ pub struct ExportRow {
     pub unknown_since: Option<Timestamp>,
     /// Whether it is to be taken back; false: the provider would not.
     pub cancel_wanted: Option<bool>,
+    /// Whether it sets a level, so that it does no harm to send it twice.
+    pub is_level: bool,
     pub created_at: Timestamp,
     pub delivered_at: Option<Timestamp>,
 }
@@ -39,6 +41,7 @@ const SELECT: &str =
     "select x.id, x.provider, x.customer_id, c.stripe_customer_id as customer, x.meter_id, m.key as meter,
         x.bucket_from, x.event_name, x.customer_key, x.value_key, x.value, x.occurred_at, x.identifier,
         x.carried_from, x.status, x.attempts, x.last_error, x.unknown_since, x.cancel_wanted, x.created_at,
+        m.definition #>> '{stripe,formula}' = 'last' as is_level,
         x.delivered_at
      from exports x join customers c on c.id = x.customer_id join meters m on m.id = x.meter_id";
 
@@ -65,6 +68,7 @@ fn read(row: &PgRow) -> Result<ExportRow, StoreError> {
         last_error: row.try_get("last_error")?,
         unknown_since: row.try_get("unknown_since")?,
         cancel_wanted: row.try_get("cancel_wanted")?,
+        is_level: row.try_get::<Option<bool>, _>("is_level")?.unwrap_or_default(),
         created_at: row.try_get("created_at")?,
         delivered_at: row.try_get("delivered_at")?,
     })

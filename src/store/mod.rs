@@ -9,6 +9,7 @@ pub mod counters;
 pub mod error;
 pub mod event_list;
 pub mod events;
+pub mod export_levels;
 pub mod export_sums;
 pub mod exports;
 pub mod fold;

@@ -2,6 +2,7 @@
 
 mod chaos;
 mod corrections;
+mod levels;
 mod outcomes;
 
 use axum::http::StatusCode;

@@ -40,6 +40,9 @@ pub(super) async fn find_out(
     provider: &dyn Provider,
     row: &ExportRow,
 ) -> Result<Fate, EngineError> {
+    if row.is_level {
+        return Ok(Fate::NotTaken);
+    }
     let minute = minute_of(row.occurred_at);
     let summaries = provider.summaries(&row.event_name, &row.customer, minute, Grain::Whole).await;
     let there = match summaries {

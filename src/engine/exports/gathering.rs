@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use sqlx::{Connection, PgConnection};
 use uuid::Uuid;
 
-use super::{Due, exported};
+use super::{Due, PROVIDER, exported};
 use crate::domain::environment::Environment;
 use crate::domain::export::{ExportStatus, Units, settle};
 use crate::domain::meter::{StoredMeter, StripeFormula, StripeMeter};
@@ -17,8 +17,6 @@ use crate::store::{self, StoreError};
 
 /// Customers and meters whose exports are made in one transaction.
 const PAIRS_MAX: i64 = 500;
-/// The name of the provider, until there is a second.
-const PROVIDER: &str = "stripe";
 
 /// What becomes of buckets of one transaction.
 #[derive(Default)]
@@ -149,7 +147,7 @@ impl Engine {
     }
 }
 
-enum TakeBack {
+pub(super) enum TakeBack {
     /// Nobody has sent it.
     Withdraw,
     /// At the provider, once it is known to be there.
@@ -157,7 +155,11 @@ enum TakeBack {
     Impossible,
 }
 
-fn how_to_take_back(row: &ExportRow, now: Timestamp, cancels_for: std::time::Duration) -> TakeBack {
+pub(super) fn how_to_take_back(
+    row: &ExportRow,
+    now: Timestamp,
+    cancels_for: std::time::Duration,
+) -> TakeBack {
     if row.cancel_wanted.is_some() {
         return TakeBack::Impossible;
     }

@@ -5,6 +5,7 @@
 
 mod fate;
 mod gathering;
+mod levels;
 mod pacing;
 mod reconciliation;
 mod sending;
@@ -99,6 +100,8 @@ pub enum Due {
     All,
 }
 
+/// The name of the provider, until there is a second.
+const PROVIDER: &str = "stripe";
 /// Rounds of a run over what failed for the time being.
 const ROUNDS_MAX: usize = 4;
 /// How long a run that was asked for waits for another one.
@@ -177,11 +180,11 @@ impl Engine {
         let mut ran = Ran::default();
         self.fold_all(environment).await?;
         let Some(provider) = self.provider(environment) else {
-            ran.created = self.gather(connection, environment, due).await?;
+            ran.created = self.gather_all(connection, environment, due).await?;
             return self.count_open(connection, environment, ran).await;
         };
         for round in 0..ROUNDS_MAX {
-            ran.created += self.gather(connection, environment, due).await?;
+            ran.created += self.gather_all(connection, environment, due).await?;
             let asked = due == Due::All;
             let sent = self.send_due(connection, environment, &provider, (asked, asked && round > 0)).await?;
             ran.delivered += sent.delivered;
@@ -192,6 +195,16 @@ impl Engine {
             }
         }
         self.count_open(connection, environment, ran).await
+    }
+
+    async fn gather_all(
+        &self,
+        connection: &mut PgConnection,
+        environment: Environment,
+        due: Due,
+    ) -> Result<u64, EngineError> {
+        let sums = self.gather(connection, environment, due).await?;
+        Ok(sums + self.gather_levels(connection, environment, due).await?)
     }
 
     async fn count_open(

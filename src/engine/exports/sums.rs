@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use sqlx::PgConnection;
 
+use super::levels;
 use crate::domain::environment::Environment;
 use crate::domain::export::{Bucket, Units};
 use crate::domain::meter::{StoredMeter, StripeFormula};
@@ -20,10 +21,10 @@ pub(in crate::engine) async fn note_folded(
     stored: &StoredMeter,
     taken: &Taken,
 ) -> Result<(), StoreError> {
-    let Some(stripe) = stored.meter.stripe.as_ref().filter(|stripe| stripe.formula == StripeFormula::Sum)
-    else {
-        return Ok(());
-    };
+    let Some(stripe) = &stored.meter.stripe else { return Ok(()) };
+    if stripe.formula == StripeFormula::Last {
+        return levels::note_folded(connection, environment, stored, taken).await;
+    }
     let hours = export_sums::by_hour(connection, environment, stored, stripe.scale, taken).await?;
     if hours.is_empty() {
         return Ok(());

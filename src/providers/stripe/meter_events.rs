@@ -54,8 +54,17 @@ pub(super) async fn cancel(client: &Client, parcel: &Parcel) -> Delivery {
     let key = idempotency_key("cancel", parcel);
     match client.post("/v1/billing/meter_event_adjustments", &fields, &key).await {
         Ok(_) => Delivery::Delivered,
+        Err(fault) if fault.status == Some(400) && says_canceled(&fault.failure.message) => {
+            Delivery::Duplicate
+        }
         Err(fault) => failed(fault),
     }
+}
+
+/// There is no code for it either: an earlier call, whose answer was lost, has done it.
+fn says_canceled(message: &str) -> bool {
+    let message = message.to_ascii_lowercase();
+    message.contains("already") && message.contains("cancel")
 }
 
 fn failed(fault: Fault) -> Delivery {

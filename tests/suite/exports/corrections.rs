@@ -87,6 +87,7 @@ async fn what_was_not_sent_is_withdrawn_and_what_may_be_there_is_taken_back_firs
     pair.void("a").await;
     pair.stripe.set_faults(crate::support::stripe_fake::Plan::seeded(7));
     pair.stripe.fail_next(Endpoint::Adjustments, Fault::ErrorBefore, 1);
+    pair.stripe.fail_next(Endpoint::Adjustments, Fault::ResetAfter, 1);
     let done = pair.run().await;
     assert_eq!((done.dead, done.pending), (0, 0));
     assert_eq!(pair.all_of("cus_acme"), 0);

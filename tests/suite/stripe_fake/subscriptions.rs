@@ -222,7 +222,9 @@ async fn usage_is_on_the_invoice() {
         (&preview["amount_due"], &preview["status"], &preview["id"]),
         (&json!(250), &json!("draft"), &Value::Null)
     );
+    caller.post(&format!("/v1/subscriptions/{id}"), &[("cancel_at_period_end", "true")]).await;
     caller.fake.set_clock(period(&caller.fake, &id).1 + 3600);
+    assert_eq!(subscription(&caller.fake, &id)["status"], "canceled");
     let invoices = caller.get(&format!("/v1/invoices?subscription={id}")).await.body;
     assert_eq!(
         (&invoices["data"][0]["amount_paid"], &invoices["data"][1]["amount_paid"]),
@@ -311,7 +313,8 @@ async fn objects_are_kept_listed_and_refused() {
     assert_eq!(told(fake), ["product.updated", "price.updated"]);
 
     // a customer takes its subscriptions along
-    fake.delete(&format!("/v1/customers/{customer}"));
+    let delete = caller.request(reqwest::Method::DELETE, &format!("/v1/customers/{customer}"));
+    assert_eq!(caller.try_send(delete).await.unwrap().body["deleted"], true);
     assert_eq!(told(fake), ["customer.subscription.deleted", "customer.deleted"]);
     assert_eq!(fake.get(&format!("/v1/customers/{customer}"))["deleted"], true);
     assert_eq!(caller.get(&format!("/v1/subscriptions/{id}")).await.body["status"], "canceled");

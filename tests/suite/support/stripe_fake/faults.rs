@@ -17,6 +17,12 @@ pub(crate) enum Endpoint {
     OtherWrites,
 }
 
+impl Endpoint {
+    pub(super) fn includes(self, other: Self) -> bool {
+        self == Self::Any || self == other
+    }
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Fault {
     /// The connection is reset before anything is done.
@@ -72,13 +78,13 @@ impl Plan {
     }
 
     pub(super) fn draw(&mut self, endpoint: Endpoint) -> Option<Fault> {
-        let concerns = |of: Endpoint| of == Endpoint::Any || of == endpoint;
-        if let Some((_, fault, left)) = self.next.iter_mut().find(|(of, _, left)| concerns(*of) && *left > 0)
-        {
+        let mut next = self.next.iter_mut();
+        if let Some((_, fault, left)) = next.find(|(of, _, left)| of.includes(endpoint) && *left > 0) {
             *left -= 1;
             return Some(*fault);
         }
         let Self { rng, chances, .. } = self;
-        chances.iter().filter(|(of, ..)| concerns(*of)).find(|(_, _, p)| rng.random_bool(*p)).map(|c| c.1)
+        let mut concerning = chances.iter().filter(|(of, ..)| of.includes(endpoint));
+        concerning.find(|(_, _, chance)| rng.random_bool(*chance)).map(|(_, fault, _)| *fault)
     }
 }

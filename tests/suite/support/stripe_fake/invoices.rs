@@ -113,14 +113,16 @@ pub(super) fn finalize(state: &mut State, id: &str) {
     collect(state, id);
 }
 
-/// The usage of the past period and what is paid ahead, in minor units; nothing while on trial.
+/// The usage of the past period and what is paid ahead, in minor units; nothing ahead while on
+/// trial or after the end.
 fn amount(state: &State, invoice: &Invoice) -> i64 {
     let Ok(subscription) = find(state, &invoice.subscription) else { return 0 };
+    let is_free = subscription.status == "trialing" || subscription.has_ended();
     let total = subscription.items.iter().map(|item| {
         let price = state.prices.get(&item.price).cloned().unwrap_or_default();
         let unit_amount = price["unit_amount"].as_i64().unwrap_or(0);
         let quantity = match (item.quantity, price["recurring"]["meter"].as_str()) {
-            (Some(_), _) if subscription.status == "trialing" => 0,
+            (Some(_), _) if is_free => 0,
             (Some(quantity), _) => i128::from(quantity),
             (None, Some(meter)) => {
                 let meter = state.meters.get(meter).ok();

@@ -5,7 +5,7 @@ use super::clock::{DAY, HOUR};
 use super::customers::Payments;
 use super::invoices;
 use super::state::State;
-use super::subscriptions::{self, Subscription, change, snapshot};
+use super::subscriptions::{self, Item, Subscription, change, snapshot};
 
 const INCOMPLETE_MAX: i64 = 23 * HOUR;
 const TRIAL_NOTICE: i64 = 3 * DAY;
@@ -71,7 +71,15 @@ fn due(subscription: &Subscription) -> Option<(i64, Due)> {
 fn happen(state: &mut State, due: Due) {
     match due {
         Due::Finalize(id) => invoices::finalize(state, &id),
-        Due::Cancel(id) => subscriptions::end(state, &id),
+        Due::Cancel(id) => {
+            // what was used in the last period is billed yet
+            let is_metered =
+                subscriptions::find(state, &id).is_ok_and(|it| it.items.iter().any(Item::is_metered));
+            subscriptions::end(state, &id);
+            if is_metered {
+                invoices::open(state, &id, "subscription_cycle", false);
+            }
+        }
         Due::Expire(id) => change(state, &id, |subscription| subscription.status = "incomplete_expired"),
         Due::TellTrialEnd(id) => {
             if let Some(subscription) = state.subscriptions.get_mut(&id) {

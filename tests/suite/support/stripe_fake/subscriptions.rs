@@ -43,6 +43,12 @@ pub(super) struct Item {
     pub(super) created: i64,
 }
 
+impl Item {
+    pub(super) fn is_metered(&self) -> bool {
+        self.quantity.is_none()
+    }
+}
+
 impl Subscription {
     pub(super) fn has_ended(&self) -> bool {
         matches!(self.status, "canceled" | "incomplete_expired")

@@ -17,6 +17,7 @@ type Lane = (String, String);
 
 #[derive(Debug)]
 pub(super) struct Traffic {
+    arrived: BTreeMap<Endpoint, u64>,
     answers: BTreeMap<(Endpoint, Option<u16>), u64>,
     in_flight: HashMap<Lane, usize>,
     pub(super) most_in_flight: HashMap<Lane, usize>,
@@ -37,6 +38,7 @@ impl Traffic {
         let bucket =
             |rate| Bucket { per_second: f64::from(rate), tokens: f64::from(rate), at: Instant::now() };
         Self {
+            arrived: BTreeMap::new(),
             answers: BTreeMap::new(),
             in_flight: HashMap::new(),
             most_in_flight: HashMap::new(),
@@ -50,9 +52,13 @@ impl Traffic {
         *self.answers.entry((endpoint, status)).or_default() += 1;
     }
 
-    pub(super) fn answers(&self, endpoint: Endpoint, wanted: impl Fn(Option<u16>) -> bool) -> u64 {
-        let concerns = |of: Endpoint| endpoint == Endpoint::Any || endpoint == of;
-        self.answers.iter().filter(|((of, status), _)| concerns(*of) && wanted(*status)).map(|(_, n)| n).sum()
+    pub(super) fn arrived(&self, endpoint: Endpoint) -> u64 {
+        self.arrived.iter().filter(|(of, _)| endpoint.includes(**of)).map(|(_, count)| count).sum()
+    }
+
+    pub(super) fn answers(&self, endpoint: Endpoint, status: Option<u16>) -> u64 {
+        let wanted = self.answers.iter().filter(|((of, with), _)| endpoint.includes(*of) && *with == status);
+        wanted.map(|(_, count)| count).sum()
     }
 
     pub(super) fn spend(&mut self, endpoint: Endpoint) -> Result<(), ApiError> {
@@ -69,8 +75,9 @@ impl Traffic {
         Ok(())
     }
 
-    /// What every caller owes, whatever it asks for.
+    /// Counts a call, and looks for what every caller owes, whatever it asks for.
     pub(super) fn inspect(&mut self, call: &Call) {
+        *self.arrived.entry(call.endpoint()).or_default() += 1;
         let mut lacks = |what: &str| {
             self.violations.push(format!("{} {} without {what}", call.method, call.path));
         };
