@@ -4,6 +4,7 @@ use metergate::domain::environment::Environment;
 use serde_json::json;
 
 use super::{Rig, settings};
+use crate::support::service::Process;
 use crate::support::stripe_fake::{Endpoint, Fault};
 use crate::support::{TestService, at};
 
@@ -79,6 +80,43 @@ async fn what_stripe_does_not_know_is_taken_from_what_it_signed() {
     }
     rig.work().await;
     assert!(rig.standing("u").await.starts_with("pro canceled"), "{}", rig.standing("u").await);
+}
+
+#[tokio::test]
+async fn the_program_itself_takes_webhooks_and_follows() {
+    let rig = Rig::start(true).await;
+    let stripe = &rig.stripe;
+    stripe.set_clock(std::time::UNIX_EPOCH.elapsed().unwrap().as_secs().try_into().unwrap());
+    let process = Process::start_with(
+        &[
+            ("DATABASE_URL", &rig.service.url),
+            ("STRIPE_TEST_SECRET", "sk_test_fake"),
+            ("STRIPE_TEST_WEBHOOK_SECRET", "whsec_older,whsec_fake"),
+            ("METERGATE__STRIPE__API_BASE", &stripe.url()),
+        ],
+        &std::env::temp_dir(),
+    )
+    .await;
+    let customer = stripe.customer(&[]);
+    let subscription = stripe.subscribe(&customer, &rig.pro, &[("metadata[subject]", "s")]);
+    let caller = process.caller(&rig.service.key);
+    let hear = async |expected: &str| {
+        let statuses =
+            stripe.deliver(&format!("{}/webhooks/stripe", process.base), &stripe.take_webhooks()).await;
+        assert!(!statuses.is_empty() && statuses.iter().all(|status| *status == 200), "{statuses:?}");
+        for _ in 0..100 {
+            let shown = caller.get("/v1/subjects/s/subscription").await.json();
+            if shown["status"] == expected {
+                return;
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+        }
+        panic!("{}", caller.get("/v1/webhook-events").await.text);
+    };
+    hear("active").await;
+    stripe.delete(&format!("/v1/subscriptions/{subscription}"));
+    hear("canceled").await;
+    process.stop().await;
 }
 
 #[tokio::test]

@@ -85,16 +85,15 @@ struct Stage {
 impl Stage {
     async fn open(life: Arc<Life>) -> (Self, String) {
         let stage = Self { life, happened: Arc::default() };
-        let router = Router::new()
-            .route("/v1/subscriptions/{id}", axum::routing::get(Self::show))
-            .with_state(stage.clone());
+        let show = axum::routing::get(|state, id| std::future::ready(Self::show(state, id)));
+        let router = Router::new().route("/v1/subscriptions/{id}", show).with_state(stage.clone());
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         tokio::spawn(async move { axum::serve(listener, router).await });
         (stage, url)
     }
 
-    async fn show(State(stage): State<Self>, Path(id): Path<String>) -> Response {
+    fn show(State(stage): State<Self>, Path(id): Path<String>) -> Response {
         let Some(who) = id.strip_prefix("sub_").and_then(|who| who.parse().ok()) else {
             return StatusCode::NOT_FOUND.into_response();
         };
