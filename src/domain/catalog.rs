@@ -4,6 +4,7 @@
 use serde::Serialize;
 use serde_json::Value;
 
+use super::environment::Environment;
 use super::fields::{self, Fields, Read, Violation};
 use super::limits::CATALOG_ITEMS_MAX;
 use super::meter::{Aggregation, Meter, has_repeats};
@@ -72,6 +73,12 @@ impl Catalog {
 
     pub fn plan(&self, key: &PlanKey) -> Option<&Plan> {
         self.plans.iter().find(|plan| plan.key == *key)
+    }
+
+    /// The plan of the first of Stripe's prices that is any plan's.
+    pub fn plan_of_prices(&self, environment: Environment, prices: &[String]) -> Option<&Plan> {
+        let plan_of = |price: &String| self.plans.iter().find(|p| p.has_stripe_price(environment, price));
+        prices.iter().find_map(plan_of)
     }
 
     fn inconsistencies(&self) -> Vec<Violation> {

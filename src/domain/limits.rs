@@ -82,6 +82,29 @@ pub const UNFOLDED_EVENTS_MAX: i64 = 200_000;
 pub const FOLD_EVENTS_MAX: i64 = 150_000;
 /// Batches folded in one transaction.
 pub const FOLD_BATCHES_MAX: i64 = 2_000;
+/// The body of a webhook.
+pub const WEBHOOK_BODY_BYTES_MAX: usize = 1024 * 1024;
+/// How far from now a webhook may have been signed, either way.
+pub const WEBHOOK_AGE_MAX: Duration = Duration::from_mins(5);
+/// Characters of an id, a type or a version that a webhook names.
+pub const WEBHOOK_NAME_CHARS_MAX: usize = 255;
+/// Webhook events taken in one round.
+pub const WEBHOOK_ROUND_EVENTS_MAX: i64 = 100;
+/// Objects fetched from the biller at once.
+pub const WEBHOOK_FETCHES_MAX: usize = 8;
+/// How long an event that was taken is left to whoever took it.
+pub const WEBHOOK_LEASE: Duration = Duration::from_mins(2);
+/// How long a fetch that failed rests at most, and how often it is tried: a week, or so.
+pub const WEBHOOK_PAUSE_MAX: Duration = Duration::from_mins(10);
+pub const WEBHOOK_ATTEMPTS_MAX: i32 = 1_000;
+/// Payloads of one second that are put in order.
+pub const WEBHOOK_TIES_MAX: i64 = 100;
+/// How long webhook events that have done what they do are kept, and how long those that wait for a
+/// mapping, or failed.
+pub const WEBHOOK_KEPT: Duration = Duration::from_hours(60 * 24);
+pub const WEBHOOK_UNDONE_KEPT: Duration = Duration::from_hours(365 * 24);
+/// Webhook events deleted in one transaction.
+pub const WEBHOOK_DELETES_MAX: i64 = 10_000;
 /// Windows that one reconciliation may have: a month of hours.
 pub const RECONCILED_WINDOWS_MAX: usize = 744;
 /// Writers of the gate in an environment.

@@ -1,6 +1,7 @@
 //! The rules of metering, free of I/O, async and clocks: what may be said, what it means, what
 //! counts where. Everything that enters is parsed here into types that cannot be wrong.
 
+pub mod billed;
 pub mod catalog;
 pub mod digest;
 pub mod drop_in;

@@ -106,6 +106,12 @@ impl Cycle {
                 return seconds_around(at, given.from, seconds);
             }
         }
+        // some weeks, where that has fitted between the anchor and this one already: no trial does
+        let behind = given.from.micros() - self.anchor.micros();
+        let week = 7 * SECONDS_PER_DAY * MICROS_PER_SECOND;
+        if length % week == 0 && behind > 0 && behind % length == 0 {
+            return seconds_around(at, given.from, length / MICROS_PER_SECOND);
+        }
         // a period of no regular length, such as a trial: months go on at either end
         if at < given.from { months_around(at, given.from, 0, 1) } else { months_around(at, given.to, 0, 1) }
     }
@@ -238,6 +244,10 @@ mod tests {
             // weekly
             ("2026-01-05", "2026-01-05..2026-01-12", "2026-01-20", "2026-01-19..2026-01-26"),
             ("2026-01-05", "2026-01-05..2026-01-12", "2026-01-04", "2025-12-29..2026-01-05"),
+            // every two weeks, from the second time on
+            ("2026-01-05", "2026-01-19..2026-02-02", "2026-02-17", "2026-02-16..2026-03-02"),
+            ("2026-01-05", "2026-01-19..2026-02-02", "2026-01-18", "2026-01-05..2026-01-19"),
+            ("2026-01-19", "2026-01-05..2026-01-19", "2026-01-20", "2026-01-19..2026-02-19"),
             // a trial of 14 days, and what follows and went before
             ("2026-01-05", "2026-01-05..2026-01-19", "2026-01-19", "2026-01-19..2026-02-19"),
             ("2026-01-05", "2026-01-05..2026-01-19", "2026-01-04", "2025-12-05..2026-01-05"),

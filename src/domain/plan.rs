@@ -5,6 +5,7 @@ use serde_json::{Map, Value};
 use uuid::Uuid;
 
 use super::digest::Digest;
+use super::environment::Environment;
 use super::fields::{self, Fields, Read, Violation};
 use super::limits::{CATALOG_ITEMS_MAX, NAME_CHARS_MAX};
 use super::meter::Filter;
@@ -134,6 +135,15 @@ impl Limit {
 impl Plan {
     pub fn limit(&self, key: &ItemKey) -> Option<&Limit> {
         self.limits.iter().find(|limit| limit.key == *key)
+    }
+
+    /// Whether one of Stripe's prices is this plan's.
+    pub fn has_stripe_price(&self, environment: Environment, id: &str) -> bool {
+        let ids = match &self.stripe_price_ids {
+            Value::Object(lists) => lists.get(environment.as_str()),
+            list => Some(list),
+        };
+        ids.and_then(Value::as_array).is_some_and(|ids| ids.iter().any(|known| known == id))
     }
 
     pub fn read(value: Value) -> Read<Self> {

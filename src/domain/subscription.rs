@@ -76,6 +76,9 @@ pub struct Subscription {
 pub struct Statement {
     pub plan: PlanKey,
     pub status: Status,
+    /// Where the biller counts its periods from; then nothing of the cycle before stays. Callers do
+    /// not say it.
+    pub anchor: Option<Timestamp>,
     pub cycle_start: Option<Timestamp>,
     pub period_end: Option<Timestamp>,
     pub ends_at: Option<Timestamp>,
@@ -102,6 +105,7 @@ impl Statement {
         Ok(Self {
             plan,
             status: status.unwrap_or(Status::Active),
+            anchor: None,
             cycle_start,
             period_end,
             ends_at,
@@ -188,7 +192,9 @@ impl Subscription {
             Some(before) => before.clone(),
             None => Self::begin(statement.plan.clone(), now),
         };
-        if let Some(start) = statement.cycle_start {
+        if let Some(anchor) = statement.anchor {
+            next.cycle = Cycle { anchor, billing: None };
+        } else if let Some(start) = statement.cycle_start {
             if before.is_none() || !next.cycle.is_boundary(start) {
                 next.cycle.anchor = start;
             }

@@ -37,6 +37,7 @@ impl Engine {
         dry_run: bool,
     ) -> Result<Applied, EngineError> {
         let (database, clock) = (self.database().clone(), self.inner.clock.clone());
+        let bell = self.webhook_bell(environment);
         detached(async move {
             let mut transaction = database.pool().begin().await?;
             configuration::lock_for_change(&mut transaction, environment).await?;
@@ -60,7 +61,10 @@ impl Engine {
             change_limits(&mut transaction, environment, &present, &next, now).await?;
             exports::revive_readdressed(&mut transaction, environment, &present, now).await?;
             store::catalog::insert_version(&mut transaction, environment, version + 1, &next).await?;
+            // it may know prices now that it did not know
+            store::stripe_subscriptions::unsettle_without_plan(&mut transaction, environment).await?;
             transaction.commit().await?;
+            bell.notify_one();
             Ok(Applied { dry_run, version: version + 1, changes })
         })
         .await

@@ -40,6 +40,11 @@ impl Clock {
         }
     }
 
+    /// The time by which the world outside goes, whatever the test environment's clock says.
+    pub fn outside(&self, postgres_now: Timestamp) -> Timestamp {
+        self.now(Environment::Live, postgres_now)
+    }
+
     /// The time, where Postgres says it is `postgres_now`.
     pub fn now(&self, environment: Environment, postgres_now: Timestamp) -> Timestamp {
         match &self.0 {

@@ -7,7 +7,7 @@ use sqlx::PgConnection;
 use uuid::Uuid;
 
 use super::ingest::{Times, new_id};
-use super::subjects::{existing, move_under};
+use super::subjects::{existing, move_under, set_customer};
 use super::{Engine, EngineError, Outcome, Voided, detached};
 use crate::domain::drop_in::{Adjustment, Meaning, MeterEvent, meter, source};
 use crate::domain::environment::Environment;
@@ -217,7 +217,7 @@ async fn payer(
         let flaw = Violation::new("customer_unmapped", detail);
         return Err(EngineError::invalid(flaw.under("payload")));
     }
-    store::subjects::set_customer(connection, environment, row.id, Some(customer.as_str())).await?;
+    set_customer(connection, environment, row.id, Some(customer.as_str())).await?;
     Ok(payer)
 }
 

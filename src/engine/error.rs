@@ -8,6 +8,9 @@ use crate::store::StoreError;
 
 #[derive(Debug, thiserror::Error)]
 pub enum EngineError {
+    /// Not what it should be, before anything of it is believed.
+    #[error("{detail}")]
+    Untrusted { code: &'static str, detail: &'static str },
     /// Parsed, but unacceptable: every flaw.
     #[error("the input is not acceptable: {0:?}")]
     Invalid(Vec<Violation>),

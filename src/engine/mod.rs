@@ -20,6 +20,7 @@ mod subjects;
 mod subscriptions;
 mod usage;
 mod verify;
+mod webhooks;
 mod writers;
 
 use std::sync::{Arc, Mutex, PoisonError};
@@ -40,12 +41,14 @@ pub use subjects::{SubjectChange, SubjectPage, SubjectView};
 pub use subscriptions::SubscriptionView;
 pub use usage::{MeterUsage, Report, Viewer};
 pub use verify::Verdict;
+pub use webhooks::{WebhookEventPage, WebhookEventView};
 
 use access::Gatekeeper;
 use access::tokens::TokenSettings;
 use configuration::Configurations;
 use gate::Gate;
 use ingest::{Intake, Tails, Workplace};
+use webhooks::Webhooks;
 use writers::{Months, Shift};
 
 use crate::domain::environment::Environment;
@@ -84,6 +87,7 @@ struct Inner {
     desks: [Desk; 2],
     tails: Arc<Tails>,
     shift: Mutex<Shift>,
+    webhooks: Webhooks,
 }
 
 /// Where the calls of an environment are taken.
@@ -143,7 +147,9 @@ impl Engine {
             Desk::open(Environment::Live, &workplace, live, &mut shift),
         ];
         let shift = Mutex::new(shift);
-        let inner = Inner { database, clock, settings, gatekeeper, configurations, desks, tails, shift };
+        let webhooks = Webhooks::new(&settings.stripe)?;
+        let inner =
+            Inner { database, clock, settings, gatekeeper, configurations, desks, tails, shift, webhooks };
         Ok(Self { inner: Arc::new(inner) })
     }
 

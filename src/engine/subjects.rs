@@ -84,7 +84,7 @@ impl Engine {
         subject: SubjectId,
         change: SubjectChange,
     ) -> Result<SubjectView, EngineError> {
-        let database = self.database().clone();
+        let (database, bell) = (self.database().clone(), self.webhook_bell(environment));
         detached(async move {
             let mut transaction = database.pool().begin().await?;
             configuration::lock_for_change(&mut transaction, environment).await?;
@@ -99,7 +99,7 @@ impl Engine {
             }
             if let Some(customer) = &change.stripe_customer_id {
                 let customer = customer.as_ref().map(StripeCustomerId::as_str);
-                store::subjects::set_customer(&mut transaction, environment, row.id, customer)
+                set_customer(&mut transaction, environment, row.id, customer)
                     .await
                     .map_err(taken_customer)?;
             }
@@ -108,6 +108,7 @@ impl Engine {
             }
             let row = existing(&mut transaction, environment, &subject).await?;
             transaction.commit().await?;
+            bell.notify_one();
             Ok(row.into())
         })
         .await
@@ -149,6 +150,20 @@ impl Engine {
         let next_cursor = rows.last().filter(|_| more).map(|row| row.id.to_string());
         Ok(SubjectPage { data: rows.into_iter().map(SubjectView::from).collect(), next_cursor })
     }
+}
+
+/// Maps a subject to a customer, or to none. What the biller told about that customer is looked at again.
+pub(super) async fn set_customer(
+    connection: &mut sqlx::PgConnection,
+    environment: Environment,
+    subject_id: i64,
+    customer: Option<&str>,
+) -> Result<(), StoreError> {
+    store::subjects::set_customer(connection, environment, subject_id, customer).await?;
+    if let Some(customer) = customer {
+        store::stripe_subscriptions::unsettle_customer(connection, environment, customer).await?;
+    }
+    Ok(())
 }
 
 pub(super) async fn existing(

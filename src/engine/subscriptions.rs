@@ -114,19 +114,9 @@ impl Engine {
             let now = clock.now(environment, store::usage::now(&mut transaction).await?);
             let (catalog, _) = store::catalog::current(&mut transaction, environment).await?;
             statement.refuse(&catalog)?;
-            let member = enrol(&mut transaction, environment, &subject).await?;
-            let before = stood(&mut transaction, &member, &catalog, now, environment).await?;
-            let mut next = Subscription::stated(before.as_ref(), statement, &catalog, now)?;
-            if next.terms_since == now {
-                // a clock that went back knows less than what was recorded
-                let latest = store::events::latest(&mut transaction, environment).await?;
-                next.terms_since = latest.map_or(now, |latest| latest.max(now));
-            }
-            if before.as_ref() != Some(&next) {
-                let change = change_word(before.as_ref(), &next, now);
-                change_to(&mut transaction, environment, &member, &next, change, now).await?;
-                carry_out_end(&mut transaction, environment, &member, &next, &catalog, now).await?;
-            }
+            let scene = Scene { environment, catalog: &catalog, now };
+            let (member, before) = scene.enrolled(&mut transaction, &subject).await?;
+            scene.state(&mut transaction, &member, before.as_ref(), statement).await?;
             let shown = shown(&mut transaction, &subject, member.subject_id, now).await?;
             transaction.commit().await?;
             Ok(shown)
@@ -158,19 +148,16 @@ impl Engine {
             let is_root = standing(&mut transaction, environment, &subject)
                 .await?
                 .is_none_or(|path| path.members.len() == 1);
-            let member = enrol(&mut transaction, environment, &subject).await?;
-            let before = match stood(&mut transaction, &member, &catalog, now, environment).await? {
+            let scene = Scene { environment, catalog: &catalog, now };
+            let (member, before) = scene.enrolled(&mut transaction, &subject).await?;
+            let before = match before {
                 Some(before) => before,
                 None => match catalog.default_plan.clone().filter(|_| is_root) {
                     Some(plan) => Subscription::begin(plan, now),
                     None => return Err(not_found(&subject)),
                 },
             };
-            let next = before.ending(end, fallback_plan, now);
-            if before.status != Status::Canceled && (before != next || member.subscription.is_none()) {
-                change_to(&mut transaction, environment, &member, &next, "end_set", now).await?;
-                carry_out_end(&mut transaction, environment, &member, &next, &catalog, now).await?;
-            }
+            scene.end(&mut transaction, &member, &before, end, fallback_plan).await?;
             let shown = shown(&mut transaction, &subject, member.subject_id, now).await?;
             transaction.commit().await?;
             Ok(shown)
@@ -211,6 +198,68 @@ impl Engine {
         }
         let clock = self.inner.clock.clone();
         detached(async move { Ok(carry_out_ends(&mut connection, environment, &clock).await?) }).await
+    }
+}
+
+/// Where subscriptions change: in a transaction that holds the configuration lock.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Scene<'a> {
+    pub(super) environment: Environment,
+    pub(super) catalog: &'a Catalog,
+    pub(super) now: Timestamp,
+}
+
+impl Scene<'_> {
+    /// A subject, made if need be, and its own subscription as it stands, a due end carried out.
+    pub(super) async fn enrolled(
+        self,
+        connection: &mut PgConnection,
+        subject: &SubjectId,
+    ) -> Result<(Member, Option<Subscription>), EngineError> {
+        let member = enrol(connection, self.environment, subject).await?;
+        let before = stood(connection, &member, self.catalog, self.now, self.environment).await?;
+        Ok((member, before))
+    }
+
+    /// Puts a subject on what is stated.
+    pub(super) async fn state(
+        self,
+        connection: &mut PgConnection,
+        member: &Member,
+        before: Option<&Subscription>,
+        statement: Statement,
+    ) -> Result<(), EngineError> {
+        let Self { environment, catalog, now } = self;
+        let mut next = Subscription::stated(before, statement, catalog, now)?;
+        if next.terms_since == now {
+            // a clock that went back knows less than what was recorded
+            let latest = store::events::latest(connection, environment).await?;
+            next.terms_since = latest.map_or(now, |latest| latest.max(now));
+        }
+        if before != Some(&next) {
+            let change = change_word(before, &next, now);
+            change_to(connection, environment, member, &next, change, now).await?;
+            carry_out_end(connection, environment, member, &next, catalog, now).await?;
+        }
+        Ok(())
+    }
+
+    /// Ends what a subject is on, now or later.
+    pub(super) async fn end(
+        self,
+        connection: &mut PgConnection,
+        member: &Member,
+        before: &Subscription,
+        end: End,
+        fallback_plan: Option<PlanKey>,
+    ) -> Result<(), EngineError> {
+        let Self { environment, catalog, now } = self;
+        let next = before.ending(end, fallback_plan, now);
+        if before.status != Status::Canceled && (*before != next || member.subscription.is_none()) {
+            change_to(connection, environment, member, &next, "end_set", now).await?;
+            carry_out_end(connection, environment, member, &next, catalog, now).await?;
+        }
+        Ok(())
     }
 }
 

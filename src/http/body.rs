@@ -23,7 +23,12 @@ pub(super) fn unsupported(media_type: &str, supported: &str) -> Problem {
 
 /// The whole body, which must not be empty.
 pub(super) async fn read(body: Body) -> Result<Bytes, Problem> {
-    let bytes = read_any(body).await?;
+    read_at_most(body, BODY_BYTES_MAX).await
+}
+
+/// The same, with a bound of its own.
+pub(super) async fn read_at_most(body: Body, bytes_max: usize) -> Result<Bytes, Problem> {
+    let bytes = read_bounded(body, bytes_max).await?;
     if is_empty(&bytes) {
         return Err(Problem::bad_request("empty_body", "the body is empty"));
     }
@@ -36,10 +41,14 @@ pub(super) fn is_empty(bytes: &[u8]) -> bool {
 
 /// The whole body, which may be empty.
 pub(super) async fn read_any(body: Body) -> Result<Bytes, Problem> {
+    read_bounded(body, BODY_BYTES_MAX).await
+}
+
+async fn read_bounded(body: Body, bytes_max: usize) -> Result<Bytes, Problem> {
     let mut body = body;
     // as long as it says it is, within reason: it is most often
-    let announced = usize::try_from(body.size_hint().lower()).unwrap_or(BODY_BYTES_MAX);
-    let mut bytes = Vec::with_capacity(announced.min(BODY_BYTES_MAX));
+    let announced = usize::try_from(body.size_hint().lower()).unwrap_or(bytes_max);
+    let mut bytes = Vec::with_capacity(announced.min(bytes_max));
     let mut drained = 0;
     while let Some(frame) = body.frame().await {
         let frame = frame.map_err(|_| {
@@ -49,7 +58,7 @@ pub(super) async fn read_any(body: Body) -> Result<Bytes, Problem> {
             )
         })?;
         let Ok(data) = frame.into_data() else { continue };
-        if bytes.len() + data.len() <= BODY_BYTES_MAX && drained == 0 {
+        if bytes.len() + data.len() <= bytes_max && drained == 0 {
             bytes.extend_from_slice(&data);
             continue;
         }
@@ -61,7 +70,7 @@ pub(super) async fn read_any(body: Body) -> Result<Bytes, Problem> {
         }
     }
     if drained > 0 {
-        let detail = format!("the body may have at most {BODY_BYTES_MAX} bytes, decompressed");
+        let detail = format!("the body may have at most {bytes_max} bytes, decompressed");
         return Err(Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", detail));
     }
     Ok(Bytes::from(bytes))

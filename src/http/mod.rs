@@ -19,6 +19,7 @@ mod stripe_forms;
 mod subjects;
 mod subscriptions;
 mod usage;
+mod webhooks;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -129,6 +130,9 @@ pub fn routes() -> Vec<Route> {
         Route::new("/v1/catalog", Secret, at!(get catalog::show)),
         Route::new("/v1/meters", Secret, at!(get catalog::meters)),
         Route::new("/v1/plans", Publishable, at!(get catalog::plans)),
+        // whoever has the secret: the signature is looked at before anything else
+        Route::new("/webhooks/stripe", Open, at!(post webhooks::receive)),
+        Route::new("/v1/webhook-events", Secret, at!(get webhooks::list)),
         Route::new("/healthz", Open, at!(get operations::healthz)),
         Route::new("/readyz", Open, at!(get operations::readyz)),
         Route::new("/metrics", Open, at!(get operations::metrics)),

@@ -103,6 +103,7 @@ impl Problem {
 impl From<EngineError> for Problem {
     fn from(error: EngineError) -> Self {
         match error {
+            EngineError::Untrusted { code, detail } => Self::bad_request(code, detail),
             EngineError::Invalid(violations) => Self::invalid(violations),
             EngineError::NotFound { code, detail } => Self::new(StatusCode::NOT_FOUND, code, detail),
             EngineError::Conflict { code, detail } => Self::new(StatusCode::CONFLICT, code, detail),

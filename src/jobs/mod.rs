@@ -3,9 +3,10 @@
 
 mod schedule;
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep_until};
 
@@ -16,6 +17,8 @@ use crate::engine::{Engine, EngineError};
 
 /// How often what has expired is written.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
+/// How often webhooks that came to another replica, or could not be applied, are looked for.
+const WEBHOOK_INTERVAL: Duration = Duration::from_secs(1);
 /// How often dimension values are counted, partitions made and old counters dropped.
 const UPKEEP_INTERVAL: Duration = Duration::from_mins(5);
 
@@ -59,6 +62,17 @@ impl Jobs {
             let job = move || check_exports(checking.clone(), environment);
             tasks.push(repeat("reconciliation", Schedule::Every(CHECK_INTERVAL), stopped.clone(), job));
         }
+        for environment in Environment::ALL {
+            let (applying, bell) = (engine.clone(), engine.webhook_bell(environment));
+            let job = move || apply_webhooks(applying.clone(), environment);
+            tasks.push(repeat_or_when(
+                "webhooks",
+                Schedule::Every(WEBHOOK_INTERVAL),
+                bell,
+                stopped.clone(),
+                job,
+            ));
+        }
         let upkeep = engine.clone();
         tasks.push(repeat("upkeep", Schedule::Every(UPKEEP_INTERVAL), stopped, move || {
             keep_up(upkeep.clone())
@@ -79,6 +93,20 @@ impl Jobs {
 fn repeat<F>(
     name: &'static str,
     schedule: Schedule,
+    stopped: watch::Receiver<bool>,
+    job: impl Fn() -> F + Send + 'static,
+) -> JoinHandle<()>
+where
+    F: Future<Output = Result<(), EngineError>> + Send,
+{
+    repeat_or_when(name, schedule, Arc::default(), stopped, job)
+}
+
+/// Repeats a job, and does it at once when the bell rings.
+fn repeat_or_when<F>(
+    name: &'static str,
+    schedule: Schedule,
+    bell: Arc<Notify>,
     mut stopped: watch::Receiver<bool>,
     job: impl Fn() -> F + Send + 'static,
 ) -> JoinHandle<()>
@@ -91,6 +119,7 @@ where
         loop {
             tokio::select! {
                 () = sleep_until(due) => {}
+                () = bell.notified() => {}
                 _ = stopped.wait_for(|stop| *stop) => return,
             }
             let done = tokio::select! {
@@ -143,6 +172,11 @@ async fn sweep(engine: Engine, environment: Environment) -> Result<(), EngineErr
     Ok(())
 }
 
+async fn apply_webhooks(engine: Engine, environment: Environment) -> Result<(), EngineError> {
+    while engine.apply_webhooks(environment).await? > 0 {}
+    Ok(())
+}
+
 async fn export_ended(engine: Engine, environment: Environment) -> Result<(), EngineError> {
     engine.export_ended(environment).await.map(drop)
 }
@@ -158,5 +192,6 @@ async fn keep_up(engine: Engine) -> Result<(), EngineError> {
         while engine.drop_old_counters(environment).await? {}
     }
     engine.forget_old_batches().await?;
+    engine.forget_old_webhooks().await?;
     Ok(())
 }

@@ -20,12 +20,15 @@ pub mod partitions;
 pub mod reconciliation;
 pub mod reservations;
 pub mod settlement;
+pub mod stripe_customers;
+pub mod stripe_subscriptions;
 pub mod subjects;
 pub mod subscriptions;
 mod types;
 pub mod usage;
 pub mod verify;
 pub mod voids;
+pub mod webhook_events;
 
 pub use connect::Database;
 pub use error::StoreError;

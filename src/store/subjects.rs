@@ -221,6 +221,29 @@ pub async fn set_parent(
     Ok(())
 }
 
+/// The subject that a customer is mapped to: its own number, and its name.
+pub async fn of_mapping(
+    connection: &mut PgConnection,
+    environment: Environment,
+    stripe_customer_id: &str,
+) -> Result<Option<(i64, String)>, StoreError> {
+    let row = sqlx::query(
+        "select s.id, s.subject from customers c join subjects s on s.customer_id = c.id
+         where c.environment = $1 and c.stripe_customer_id = $2",
+    )
+    .bind(environment.code())
+    .bind(stripe_customer_id)
+    .fetch_optional(connection)
+    .await?;
+    row.map(|row| Ok((row.try_get("id")?, row.try_get("subject")?))).transpose()
+}
+
+/// The name of a subject.
+pub async fn name(connection: &mut PgConnection, subject_id: i64) -> Result<Option<String>, StoreError> {
+    let found = sqlx::query_scalar("select subject from subjects where id = $1").bind(subject_id);
+    Ok(found.fetch_optional(connection).await?)
+}
+
 /// Maps a subject to a customer, or to none. Two subjects cannot share one: `subjects_customer`.
 pub async fn set_customer(
     connection: &mut PgConnection,

@@ -27,4 +27,5 @@ mod plans;
 mod stripe_fake;
 mod subjects;
 mod trace;
+mod webhooks;
 mod windows;

@@ -17,6 +17,12 @@ fn idempotency_key(what: &str, parcel: &Parcel) -> String {
     format!("{what}-{}-{}", parcel.identifier, parcel.attempt)
 }
 
+/// The identifier of the event that was handed over under a key.
+pub(super) fn identifier_of(key: &str) -> Option<String> {
+    let (identifier, _) = key.strip_prefix("event-")?.rsplit_once('-')?;
+    Some(identifier.to_owned())
+}
+
 pub(super) async fn deliver(client: &Client, parcel: &Parcel) -> Delivery {
     let (customer, value) =
         (format!("payload[{}]", parcel.customer_key), format!("payload[{}]", parcel.value_key));

@@ -3,7 +3,10 @@
 
 mod client;
 mod meter_events;
+pub mod order;
+pub mod signature;
 mod summaries;
+pub mod webhook;
 
 use std::time::Duration;
 

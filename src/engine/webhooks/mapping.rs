@@ -1,0 +1,122 @@
+//! Whose a customer is. A mapping that the application made stands; where there is none, the biller may
+//! have been told: in the metadata of a subscription or a customer, or by a checkout.
+
+use serde_json::Value;
+use sqlx::PgConnection;
+
+use super::round::Outcome;
+use super::{Engine, EngineError};
+use crate::domain::environment::Environment;
+use crate::domain::names::SubjectId;
+use crate::domain::timestamp::Timestamp;
+use crate::engine::subjects::{existing, set_customer};
+use crate::providers::stripe::webhook;
+use crate::store::{self, StoreError, configuration, stripe_customers, stripe_subscriptions};
+
+impl Engine {
+    pub(super) async fn heard_of_checkout(
+        &self,
+        environment: Environment,
+        object: &Value,
+    ) -> Result<Outcome, EngineError> {
+        let Some((subject, customer)) = webhook::checkout(object) else {
+            return Ok(Outcome::Ignored("it names no client_reference_id, or no customer"));
+        };
+        let mut connection = self.database().pool().acquire().await?;
+        stripe_customers::set_reference(&mut connection, environment, &customer, subject.as_str()).await?;
+        drop(connection);
+        self.map(environment, &subject, &customer).await?;
+        Ok(Outcome::Applied)
+    }
+
+    pub(super) async fn heard_of_customer(
+        &self,
+        environment: Environment,
+        object: &Value,
+        created: Timestamp,
+        deleted: bool,
+    ) -> Result<Outcome, EngineError> {
+        let Some(customer) = webhook::customer(object) else { return Ok(Outcome::malformed()) };
+        let mut connection = self.database().pool().acquire().await?;
+        if deleted || customer.deleted {
+            stripe_customers::set_deleted(&mut connection, environment, &customer.id).await?;
+            drop(connection);
+            self.unmap(environment, &customer.id).await?;
+            return Ok(Outcome::Applied);
+        }
+        let subject = customer.subject.as_ref().map(SubjectId::as_str);
+        stripe_customers::write(&mut connection, environment, &customer.id, subject, created).await?;
+        drop(connection);
+        if let Some(subject) = &customer.subject {
+            self.map(environment, subject, &customer.id).await?;
+        }
+        Ok(Outcome::Applied)
+    }
+
+    /// Maps a customer that is nobody's, and has its subscriptions looked at again.
+    async fn map(
+        &self,
+        environment: Environment,
+        subject: &SubjectId,
+        customer: &str,
+    ) -> Result<(), EngineError> {
+        let mut transaction = self.database().pool().begin().await?;
+        if store::subjects::of_mapping(&mut transaction, environment, customer).await?.is_some() {
+            return Ok(());
+        }
+        configuration::lock_for_change(&mut transaction, environment).await?;
+        map_within(&mut transaction, environment, subject, customer).await?;
+        // it may be known now whose they are, mapped or not
+        stripe_subscriptions::unsettle_customer(&mut transaction, environment, customer).await?;
+        Ok(transaction.commit().await?)
+    }
+
+    /// A customer that was deleted cannot be billed any more; whose it was is kept.
+    async fn unmap(&self, environment: Environment, customer: &str) -> Result<(), EngineError> {
+        let mut transaction = self.database().pool().begin().await?;
+        if store::subjects::of_mapping(&mut transaction, environment, customer).await?.is_none() {
+            return Ok(());
+        }
+        configuration::lock_for_change(&mut transaction, environment).await?;
+        if let Some((subject_id, subject)) =
+            store::subjects::of_mapping(&mut transaction, environment, customer).await?
+        {
+            stripe_customers::set_reference(&mut transaction, environment, customer, &subject).await?;
+            set_customer(&mut transaction, environment, subject_id, None).await?;
+        }
+        Ok(transaction.commit().await?)
+    }
+}
+
+/// Maps a customer that is nobody's to a subject, made if need be, unless that has another one that lives.
+/// The caller holds the configuration lock.
+pub(super) async fn map_within(
+    connection: &mut PgConnection,
+    environment: Environment,
+    subject: &SubjectId,
+    customer: &str,
+) -> Result<(), EngineError> {
+    if store::subjects::of_mapping(connection, environment, customer).await?.is_some()
+        || is_deleted(connection, environment, customer).await?
+    {
+        return Ok(());
+    }
+    store::subjects::insert_missing(connection, environment, &[subject.to_string()]).await?;
+    let row = existing(connection, environment, subject).await?;
+    if let Some(present) = &row.stripe_customer_id
+        && !is_deleted(connection, environment, present).await?
+        && !stripe_subscriptions::is_spent(connection, environment, present).await?
+    {
+        tracing::warn!(%subject, customer, present, "the subject has another customer already, and keeps it");
+        return Ok(());
+    }
+    Ok(set_customer(connection, environment, row.id, Some(customer)).await?)
+}
+
+async fn is_deleted(
+    connection: &mut PgConnection,
+    environment: Environment,
+    customer: &str,
+) -> Result<bool, StoreError> {
+    Ok(stripe_customers::find(connection, environment, customer).await?.is_some_and(|row| row.deleted))
+}

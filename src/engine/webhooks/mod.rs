@@ -1,0 +1,229 @@
+//! What the biller tells us. Webhooks are kept as they come and answered at once; a worker applies them
+//! afterwards. Several may work: each event is taken by one at a time, and what is written follows from
+//! what the biller said last, whoever heard it in whichever order.
+
+mod follow;
+mod mapping;
+mod news;
+mod reports;
+mod round;
+
+use std::sync::Arc;
+
+use serde::Serialize;
+use serde_json::Value;
+use serde_json::value::RawValue;
+use tokio::sync::Notify;
+
+use super::{Engine, EngineError};
+use crate::domain::environment::Environment;
+use crate::domain::fields::Violation;
+use crate::domain::limits::{WEBHOOK_DELETES_MAX, WEBHOOK_KEPT, WEBHOOK_UNDONE_KEPT};
+use crate::domain::timestamp::Timestamp;
+use crate::providers::stripe::signature::{Age, Signature};
+use crate::providers::stripe::webhook::{Notice, Topic};
+use crate::providers::stripe::{Stripe, StripeSettings};
+use crate::store::webhook_events::{Arrival, WebhookRow};
+use crate::store::{self, webhook_events};
+
+/// What the worker of each environment has.
+#[derive(Debug)]
+pub(super) struct Webhooks {
+    desks: [(Environment, Desk); 2],
+}
+
+#[derive(Debug)]
+struct Desk {
+    /// Rung when there is something to do.
+    bell: Arc<Notify>,
+    /// Where objects are fetched; none without an API key.
+    stripe: Option<Arc<Stripe>>,
+}
+
+impl Webhooks {
+    pub(super) fn new(settings: &StripeSettings) -> Result<Self, EngineError> {
+        let desk = |environment| -> Result<(Environment, Desk), EngineError> {
+            let stripe =
+                Stripe::of(settings, environment).map_err(|why| EngineError::Internal(why.to_string()))?;
+            Ok((environment, Desk { bell: Arc::default(), stripe: stripe.map(Arc::new) }))
+        };
+        Ok(Self { desks: [desk(Environment::Test)?, desk(Environment::Live)?] })
+    }
+
+    fn desk(&self, environment: Environment) -> &Desk {
+        match environment {
+            Environment::Test => &self.desks[0].1,
+            Environment::Live => &self.desks[1].1,
+        }
+    }
+}
+
+#[derive(Debug, Clone, Serialize)]
+pub struct WebhookEventView {
+    pub id: String,
+    #[serde(rename = "type")]
+    pub kind: String,
+    pub created: Timestamp,
+    pub api_version: Option<String>,
+    pub object: Option<String>,
+    pub customer: Option<String>,
+    pub status: String,
+    pub reason: Option<String>,
+    pub attempts: i32,
+    /// When it is tried again; only while it is pending.
+    pub next_attempt_at: Option<Timestamp>,
+    pub received_at: Timestamp,
+    pub settled_at: Option<Timestamp>,
+}
+
+impl From<WebhookRow> for WebhookEventView {
+    fn from(row: WebhookRow) -> Self {
+        Self {
+            id: row.id,
+            kind: row.kind,
+            created: row.created,
+            api_version: row.api_version,
+            object: row.object_id,
+            customer: row.customer,
+            next_attempt_at: (row.status == "pending").then_some(row.next_attempt_at),
+            status: row.status,
+            reason: row.reason,
+            attempts: row.attempts,
+            received_at: row.received_at,
+            settled_at: row.settled_at,
+        }
+    }
+}
+
+#[derive(Debug, Clone, Serialize)]
+pub struct WebhookEventPage {
+    pub data: Vec<WebhookEventView>,
+    pub next_cursor: Option<String>,
+}
+
+fn untrusted(code: &'static str, detail: &'static str) -> EngineError {
+    EngineError::Untrusted { code, detail }
+}
+
+fn invalid_signature() -> EngineError {
+    untrusted(
+        "invalid_signature",
+        "the signature fits none of the configured secrets; the body must arrive as it was sent",
+    )
+}
+
+impl Engine {
+    /// Takes a webhook in: whatever is signed as it should be is kept, once, and applied later.
+    pub async fn receive_webhook(&self, header: Option<&str>, body: &[u8]) -> Result<(), EngineError> {
+        let claim = match header {
+            None => return Err(untrusted("missing_signature", "there is no `Stripe-Signature` header")),
+            Some(header) => Signature::parse(header).ok_or_else(invalid_signature)?,
+        };
+        let signers = self.signers(&claim, body)?;
+        let mut connection = self.database().pool().acquire().await?;
+        let now = self.inner.clock.outside(store::usage::now(&mut connection).await?);
+        match claim.age(now) {
+            Age::Fresh => {}
+            Age::TooOld => return Err(untrusted("signature_too_old", "it was signed over 300 s ago")),
+            Age::InFuture => {
+                return Err(untrusted("signature_in_future", "it was signed over 300 s ahead of now"));
+            }
+        }
+        let payload: &RawValue =
+            serde_json::from_slice(body).map_err(|_| untrusted("malformed_json", "the body is no JSON"))?;
+        let notice = serde_json::from_str::<Value>(payload.get()).ok().as_ref().and_then(Notice::read);
+        let Some(notice) = notice else {
+            return Err(untrusted("malformed_event", "the body is no event: it has no `id`"));
+        };
+        let environment = environment_of(&notice, &signers)?;
+        let arrival = Arrival {
+            id: &notice.id,
+            kind: &notice.kind,
+            created: notice.created.unwrap_or(now),
+            api_version: notice.api_version.as_deref(),
+            object_id: notice.object_id.as_deref(),
+            customer: notice.customer.as_deref(),
+            payload,
+            matters: Topic::of(&notice.kind) != Topic::Other,
+        };
+        if webhook_events::insert(&mut connection, environment, arrival, now).await? {
+            self.webhook_bell(environment).notify_one();
+        }
+        metrics::counter!("metergate_webhooks_total", "environment" => environment.as_str()).increment(1);
+        Ok(())
+    }
+
+    /// The environments one of whose secrets signed a body.
+    fn signers(&self, claim: &Signature, body: &[u8]) -> Result<Vec<Environment>, EngineError> {
+        let accounts = &self.inner.settings.stripe.accounts;
+        if accounts.iter().all(|(_, account)| account.webhook_secrets.is_empty()) {
+            return Err(EngineError::Unavailable {
+                code: "webhooks_not_configured",
+                detail: "set STRIPE_WEBHOOK_SECRET, or STRIPE_TEST_WEBHOOK_SECRET; until then nothing is taken",
+                why: "a webhook came, and no secret is configured".to_owned(),
+            });
+        }
+        let signed = accounts
+            .iter()
+            .filter(|(_, account)| account.webhook_secrets.iter().any(|secret| claim.is_by(secret, body)))
+            .map(|(environment, _)| *environment);
+        let signers: Vec<Environment> = signed.collect();
+        if signers.is_empty() { Err(invalid_signature()) } else { Ok(signers) }
+    }
+
+    /// Rung when there are webhooks to apply.
+    pub fn webhook_bell(&self, environment: Environment) -> Arc<Notify> {
+        Arc::clone(&self.inner.webhooks.desk(environment).bell)
+    }
+
+    /// A page of what came, the latest first.
+    pub async fn list_webhook_events(
+        &self,
+        environment: Environment,
+        status: Option<&str>,
+        cursor: Option<&str>,
+        limit: u32,
+    ) -> Result<WebhookEventPage, EngineError> {
+        let before = match cursor {
+            None => i64::MAX,
+            Some(cursor) => cursor.parse::<i64>().map_err(|_| {
+                EngineError::invalid(
+                    Violation::new("invalid_cursor", "is none that a list answered").under("cursor"),
+                )
+            })?,
+        };
+        let mut connection = self.database().pool().acquire().await?;
+        let mut rows = webhook_events::list(&mut connection, environment, status, before, limit + 1).await?;
+        let more = rows.len() > limit as usize;
+        rows.truncate(limit as usize);
+        let next_cursor = rows.last().filter(|_| more).map(|row| row.seq.to_string());
+        Ok(WebhookEventPage { data: rows.into_iter().map(WebhookEventView::from).collect(), next_cursor })
+    }
+
+    /// Deletes what was kept for long enough.
+    pub async fn forget_old_webhooks(&self) -> Result<(), EngineError> {
+        let mut connection = self.database().pool().acquire().await?;
+        let now = self.inner.clock.outside(store::usage::now(&mut connection).await?);
+        let kept = [(&["applied", "ignored"], WEBHOOK_KEPT), (&["unmapped", "failed"], WEBHOOK_UNDONE_KEPT)];
+        for (statuses, kept) in kept {
+            let before = now.saturating_sub(kept);
+            let limit = WEBHOOK_DELETES_MAX;
+            while webhook_events::delete_settled(&mut connection, statuses, before, limit).await? > 0 {}
+        }
+        Ok(())
+    }
+}
+
+/// `livemode` decides the environment, and must fit the secret.
+fn environment_of(notice: &Notice, signers: &[Environment]) -> Result<Environment, EngineError> {
+    let environment = match (notice.livemode, signers) {
+        (Some(true), _) => Environment::Live,
+        (Some(false), _) => Environment::Test,
+        (None, [only]) => *only,
+        (None, _) => return Err(untrusted("malformed_event", "the event does not say `livemode`")),
+    };
+    if signers.contains(&environment) {
+        return Ok(environment);
+    }
+    Err(untrusted("livemode_mismatch", "the event's `livemode` does not fit the secret that signed it"))
+}

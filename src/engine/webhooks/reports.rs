@@ -1,0 +1,32 @@
+//! Reports of meter events that the biller took and did not count. They come without their contents,
+//! which are fetched; only samples are given.
+
+use super::news::is_plain;
+use super::round::Outcome;
+use super::{Engine, EngineError};
+use crate::domain::environment::Environment;
+use crate::providers::stripe::webhook;
+
+impl Engine {
+    pub(super) async fn heard_of_meter_errors(
+        &self,
+        environment: Environment,
+        event_id: &str,
+    ) -> Result<Outcome, EngineError> {
+        let Some(stripe) = self.inner.webhooks.desk(environment).stripe.clone() else {
+            return Ok(Outcome::Ignored("its contents cannot be fetched without an API key"));
+        };
+        if !is_plain(event_id) {
+            return Ok(Outcome::malformed());
+        }
+        let event = match stripe.client().get(&format!("/v2/core/events/{event_id}"), &[]).await {
+            Ok(event) => event,
+            Err(fault) if fault.status == Some(404) => {
+                return Ok(Outcome::Failed("the biller does not know the event".to_owned()));
+            }
+            Err(fault) => return Ok(Outcome::Later(fault)),
+        };
+        self.mark_exports_failed(environment, &webhook::uncounted(&event)).await?;
+        Ok(Outcome::Applied)
+    }
+}

@@ -1,0 +1,357 @@
+//! Webhooks as Stripe sends them, of every version since 2022: what is known of an event when it comes,
+//! and the objects inside. What is not needed is not looked at, so that it may take any shape.
+
+use serde_json::Value;
+
+use crate::domain::billed::Billed;
+use crate::domain::limits::WEBHOOK_NAME_CHARS_MAX;
+use crate::domain::names::SubjectId;
+use crate::domain::subscription::Status;
+use crate::domain::timestamp::Timestamp;
+use crate::domain::window::Span;
+use crate::providers::Failure;
+
+/// What an event is about, as far as anything follows from it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Topic {
+    Subscription,
+    Checkout,
+    Customer,
+    Invoice,
+    /// Meter events that were taken, and not counted after all.
+    MeterErrors,
+    /// Kept, and nothing more.
+    Other,
+}
+
+impl Topic {
+    pub fn of(kind: &str) -> Self {
+        match kind {
+            "checkout.session.completed" | "checkout.session.async_payment_succeeded" => Self::Checkout,
+            "customer.created" | "customer.updated" | "customer.deleted" => Self::Customer,
+            "v1.billing.meter.error_report_triggered" | "v1.billing.meter.no_meter_found" => {
+                Self::MeterErrors
+            }
+            // an upcoming invoice is none yet, and has no id
+            "invoice.upcoming" => Self::Other,
+            _ if kind.starts_with(SUBSCRIPTION_EVENTS) => Self::Subscription,
+            _ if kind.starts_with("invoice.") => Self::Invoice,
+            _ => Self::Other,
+        }
+    }
+}
+
+pub const SUBSCRIPTION_EVENTS: &str = "customer.subscription.";
+pub const SUBSCRIPTION_DELETED: &str = "customer.subscription.deleted";
+pub const CUSTOMER_DELETED: &str = "customer.deleted";
+
+/// An event as it comes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Notice {
+    pub id: String,
+    pub kind: String,
+    /// None where it does not say.
+    pub created: Option<Timestamp>,
+    pub api_version: Option<String>,
+    /// None where it does not say.
+    pub livemode: Option<bool>,
+    pub object_id: Option<String>,
+    pub customer: Option<String>,
+}
+
+impl Notice {
+    /// None where it is no event.
+    pub fn read(event: &Value) -> Option<Self> {
+        let kind = name(&event["type"]).unwrap_or_default();
+        let object = &event["data"]["object"];
+        // a thin event only names its object
+        let object_id = name(&object["id"]).or_else(|| name(&event["related_object"]["id"]));
+        let customer = match Topic::of(&kind) {
+            Topic::Customer => object_id.clone(),
+            _ => id_of(&object["customer"]),
+        };
+        Some(Self {
+            id: name(&event["id"])?,
+            created: seconds(&event["created"]).or_else(|| Timestamp::parse(event["created"].as_str()?).ok()),
+            api_version: name(&event["api_version"]),
+            livemode: event["livemode"].as_bool(),
+            kind,
+            object_id,
+            customer,
+        })
+    }
+}
+
+/// A short text that can be kept.
+fn name(value: &Value) -> Option<String> {
+    let text = value.as_str()?;
+    let is_decent = !text.is_empty()
+        && !text.contains('\0')
+        && (text.len() <= WEBHOOK_NAME_CHARS_MAX || text.chars().count() <= WEBHOOK_NAME_CHARS_MAX);
+    is_decent.then(|| text.to_owned())
+}
+
+/// The id of an object, which may stand there in full.
+fn id_of(value: &Value) -> Option<String> {
+    name(value).or_else(|| name(&value["id"]))
+}
+
+fn seconds(value: &Value) -> Option<Timestamp> {
+    Timestamp::from_micros(value.as_i64()?.checked_mul(1_000_000)?)
+}
+
+fn subject(value: &Value) -> Option<SubjectId> {
+    SubjectId::parse(value.as_str()?).ok()
+}
+
+/// A subscription. None where it is not one, or says a status that nobody knows.
+pub fn subscription(object: &Value) -> Option<Billed> {
+    let status = object["status"].as_str()?;
+    let (_, status) = Status::WORDS.iter().find(|(word, _)| *word == status)?;
+    let items = object["items"]["data"].as_array().map_or(&[][..], Vec::as_slice);
+    // the items have them since 2025-03-31.basil, the subscription had one before
+    let mut periods: Vec<Span> = items.iter().filter_map(period).collect();
+    periods.extend(period(object).filter(|_| periods.is_empty()));
+    let period = periods.iter().min_by_key(|period| period.to).copied();
+    let at_period_end = object["cancel_at_period_end"].as_bool() == Some(true);
+    let last_end = periods.iter().map(|period| period.to).max().filter(|_| at_period_end);
+    let price = |item: &Value| id_of(&item["price"]).or_else(|| id_of(&item["plan"]));
+    let created_at = seconds(&object["created"])?;
+    let anchor = seconds(&object["billing_cycle_anchor"]);
+    Some(Billed {
+        id: name(&object["id"])?,
+        customer: id_of(&object["customer"])?,
+        subject: subject(&object["metadata"]["subject"]),
+        status: *status,
+        prices: items.iter().filter_map(price).collect(),
+        anchor: anchor.or(period.map(|period| period.from)).unwrap_or(created_at),
+        period,
+        ends_at: seconds(&object["cancel_at"]).or(last_end),
+        ended_at: seconds(&object["ended_at"]),
+        created_at,
+    })
+}
+
+fn period(object: &Value) -> Option<Span> {
+    let span =
+        Span { from: seconds(&object["current_period_start"])?, to: seconds(&object["current_period_end"])? };
+    (!span.is_empty()).then_some(span)
+}
+
+/// The subscription of an event. One that was deleted is over, whatever else it says.
+pub fn subscription_of(event: &Value) -> Option<Billed> {
+    let mut billed = subscription(&event["data"]["object"])?;
+    if event["type"] == SUBSCRIPTION_DELETED && !billed.is_over() {
+        billed.status = Status::Canceled;
+        billed.ended_at = billed.ended_at.or_else(|| seconds(&event["created"]));
+    }
+    Some(billed)
+}
+
+/// Whose checkout it was, where both are named.
+pub fn checkout(object: &Value) -> Option<(SubjectId, String)> {
+    Some((subject(&object["client_reference_id"])?, id_of(&object["customer"])?))
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Customer {
+    pub id: String,
+    pub subject: Option<SubjectId>,
+    pub deleted: bool,
+}
+
+pub fn customer(object: &Value) -> Option<Customer> {
+    Some(Customer {
+        id: name(&object["id"])?,
+        subject: subject(&object["metadata"]["subject"]),
+        deleted: object["deleted"].as_bool() == Some(true),
+    })
+}
+
+/// What is kept of an invoice; amounts in the currency's minor unit.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Invoice {
+    pub id: String,
+    pub customer: String,
+    pub subscription: Option<String>,
+    pub status: String,
+    pub billing_reason: Option<String>,
+    pub currency: Option<String>,
+    pub total: Option<i64>,
+    pub amount_due: Option<i64>,
+    pub amount_paid: Option<i64>,
+    pub attempt_count: Option<i32>,
+    pub period_start: Option<Timestamp>,
+    pub period_end: Option<Timestamp>,
+    pub created_at: Timestamp,
+}
+
+pub fn invoice(object: &Value) -> Option<Invoice> {
+    let parent = &object["parent"]["subscription_details"]["subscription"];
+    Some(Invoice {
+        id: name(&object["id"])?,
+        customer: id_of(&object["customer"])?,
+        subscription: id_of(parent).or_else(|| id_of(&object["subscription"])),
+        // deleted drafts have none
+        status: name(&object["status"]).unwrap_or_else(|| "deleted".to_owned()),
+        billing_reason: name(&object["billing_reason"]),
+        currency: name(&object["currency"]),
+        total: object["total"].as_i64(),
+        amount_due: object["amount_due"].as_i64(),
+        amount_paid: object["amount_paid"].as_i64(),
+        attempt_count: object["attempt_count"].as_i64().and_then(|count| i32::try_from(count).ok()),
+        period_start: seconds(&object["period_start"]),
+        period_end: seconds(&object["period_end"]),
+        created_at: seconds(&object["created"])?,
+    })
+}
+
+/// Meter events that were taken, and not counted, and why: the samples of a report, as
+/// `GET /v2/core/events/{id}` has them.
+pub fn uncounted(event: &Value) -> Vec<(String, Failure)> {
+    let list = |value: &Value| value.as_array().cloned().unwrap_or_default();
+    let summary = event["data"]["developer_message_summary"].as_str().unwrap_or_default();
+    let mut found = Vec::new();
+    for kind in list(&event["data"]["reason"]["error_types"]) {
+        let code = name(&kind["code"]).unwrap_or_else(|| "unknown".to_owned());
+        for sample in list(&kind["sample_errors"]) {
+            let message = sample["error_message"].as_str().unwrap_or(summary).to_owned();
+            let requests = [&sample["request"], &sample["api_request"]];
+            let identifier = requests.iter().find_map(|request| {
+                let by_key = || super::meter_events::identifier_of(&name(&request["idempotency_key"])?);
+                name(&request["identifier"]).or_else(by_key)
+            });
+            found.extend(identifier.map(|identifier| (identifier, Failure { code: code.clone(), message })));
+        }
+    }
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn at(seconds: i64) -> Timestamp {
+        Timestamp::from_micros(seconds * 1_000_000).unwrap()
+    }
+
+    #[test]
+    fn periods_stand_in_either_place() {
+        let item = |from: i64, to: i64| json!({"price": {"id": "p"}, "current_period_start": from, "current_period_end": to});
+        let top = json!({"current_period_start": 100, "current_period_end": 200});
+        let cases = [
+            (json!({"items": {"data": [{"price": {"id": "p"}}]}}), true, Some((100, 200))),
+            (json!({"items": {"data": [item(10, 90), item(20, 50), item(0, 400)]}}), false, Some((20, 50))),
+            // an event of a time when both were there
+            (json!({"items": {"data": [item(10, 90)]}}), true, Some((10, 90))),
+            (json!({"items": {"data": [item(90, 10)]}}), false, None),
+            (json!({}), false, None),
+        ];
+        for (more, with_top, expected) in cases {
+            let mut object = json!({"id": "sub", "customer": "cus", "status": "active", "created": 5});
+            let mut add = |fields: &Value| {
+                object.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
+            };
+            add(&more);
+            if with_top {
+                add(&top);
+            }
+            let read = subscription(&object).unwrap();
+            assert_eq!(
+                read.period.map(|p| (p.from, p.to)),
+                expected.map(|(f, t)| (at(f), at(t))),
+                "{object}"
+            );
+        }
+    }
+
+    #[test]
+    fn an_end_is_a_time_or_the_end_of_the_last_period() {
+        let items = json!({"data": [
+            {"price": "p", "current_period_start": 0, "current_period_end": 50},
+            {"price": {"id": "q"}, "current_period_start": 0, "current_period_end": 90}]});
+        let cases = [
+            (json!({"cancel_at_period_end": false, "cancel_at": null}), None),
+            (json!({"cancel_at_period_end": true}), Some(90)),
+            (json!({"cancel_at_period_end": true, "cancel_at": 70}), Some(70)),
+            (json!({"cancel_at": 70}), Some(70)),
+        ];
+        for (fields, expected) in cases {
+            let mut object = json!({"id": "sub", "customer": {"id": "cus", "object": "customer"}, "status": "active",
+                "created": 5, "items": items, "metadata": {"subject": "s"}});
+            object.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
+            let read = subscription(&object).unwrap();
+            assert_eq!(read.ends_at, expected.map(at), "{object}");
+            assert_eq!((read.customer.as_str(), read.prices), ("cus", vec!["p".to_owned(), "q".to_owned()]));
+            assert_eq!(read.subject.unwrap().as_str(), "s");
+        }
+    }
+
+    #[test]
+    fn a_deleted_one_is_over() {
+        let object = json!({"id": "sub", "customer": "cus", "status": "active", "created": 5});
+        let event = |kind: &str| json!({"id": "e", "type": kind, "created": 9, "data": {"object": object}});
+        let deleted = subscription_of(&event("customer.subscription.deleted")).unwrap();
+        assert_eq!((deleted.status, deleted.ended_at), (Status::Canceled, Some(at(9))));
+        assert!(!subscription_of(&event("customer.subscription.updated")).unwrap().is_over());
+        assert_eq!(
+            subscription(&json!({"id": "sub", "customer": "c", "status": "dormant", "created": 5})),
+            None
+        );
+    }
+
+    #[test]
+    fn notices_are_read_in_every_shape() {
+        let event = json!({"id": "evt_1", "object": "event", "api_version": "2022-11-15", "created": 7, "livemode": false,
+            "type": "invoice.paid", "data": {"object": {"id": "in_1", "customer": {"id": "cus_1"}}}});
+        let read = Notice::read(&event).unwrap();
+        assert_eq!((read.object_id.as_deref(), read.customer.as_deref()), (Some("in_1"), Some("cus_1")));
+        assert_eq!((read.created, read.livemode), (Some(at(7)), Some(false)));
+        let thin = json!({"id": "evt_2", "object": "v2.core.event", "created": "1970-01-01T00:00:07.000Z", "livemode": true,
+            "type": "v1.billing.meter.error_report_triggered", "related_object": {"id": "mtr_1", "type": "billing.meter"}});
+        let read = Notice::read(&thin).unwrap();
+        assert_eq!((read.object_id.as_deref(), read.created), (Some("mtr_1"), Some(at(7))));
+        let small = Notice::read(&json!({"id": "evt_3", "object": "event"})).unwrap();
+        assert_eq!((small.kind.as_str(), small.livemode), ("", None));
+        for none in [json!({}), json!([]), json!({"id": ""}), json!({"id": "a\0"}), json!({"id": 5})] {
+            assert_eq!(Notice::read(&none), None, "{none}");
+        }
+    }
+
+    #[test]
+    fn invoices_name_their_subscription_in_either_place() {
+        let base = json!({"id": "in_1", "customer": "cus_1", "status": "open", "created": 5, "total": 1200});
+        let with = |name: &str, value: Value| {
+            let mut object = base.clone();
+            object[name] = value;
+            invoice(&object).unwrap().subscription
+        };
+        let since =
+            json!({"type": "subscription_details", "subscription_details": {"subscription": "sub_1"}});
+        assert_eq!(with("subscription", json!("sub_1")).as_deref(), Some("sub_1"));
+        assert_eq!(with("parent", since).as_deref(), Some("sub_1"));
+        assert_eq!(with("parent", Value::Null), None);
+    }
+
+    #[test]
+    fn samples_name_an_identifier_or_a_key() {
+        let report = json!({"data": {"developer_message_summary": "two", "reason": {"error_count": 3, "error_types": [
+            {"code": "meter_event_customer_not_found", "error_count": 2, "sample_errors": [
+                {"error_message": "gone", "request": {"identifier": "i1"}},
+                {"request": {"id": "req_1", "idempotency_key": "event-i-2-0"}},
+                {"error_message": "none", "request": {"id": "req_2"}}]},
+            {"code": "archived_meter", "sample_errors": [{"api_request": {"identifier": "i3"}}]}]}}});
+        let found: Vec<String> = uncounted(&report)
+            .into_iter()
+            .map(|(identifier, why)| format!("{identifier} {} {}", why.code, why.message))
+            .collect();
+        let expected = [
+            "i1 meter_event_customer_not_found gone",
+            "i-2 meter_event_customer_not_found two",
+            "i3 archived_meter two",
+        ];
+        assert_eq!(found, expected);
+        assert_eq!(uncounted(&json!({})), Vec::new());
+    }
+}
