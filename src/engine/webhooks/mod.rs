@@ -159,7 +159,9 @@ impl Engine {
         if accounts.iter().all(|(_, account)| account.webhook_secrets.is_empty()) {
             return Err(EngineError::Unavailable {
                 code: "webhooks_not_configured",
-                detail: "set STRIPE_WEBHOOK_SECRET, or STRIPE_TEST_WEBHOOK_SECRET; until then nothing is taken",
+                detail:
+                    "set STRIPE_WEBHOOK_SECRET, or STRIPE_TEST_WEBHOOK_SECRET; until then nothing is taken"
+                        .into(),
                 why: "a webhook came, and no secret is configured".to_owned(),
             });
         }

@@ -90,11 +90,11 @@ async fn two_replicas_with_every_fault_bill_each_unit_once() {
         left = pair.run().await;
     }
     if (left.pending, left.dead) != (0, 0) {
-        let mut seen = BTreeMap::new();
+        let mut found = BTreeMap::new();
         for export in pair.service.get("/v1/exports?limit=1000").await.json()["data"].as_array().unwrap() {
-            *seen.entry(format!("{} {}", export["status"], export["last_error"])).or_insert(0) += 1;
+            *found.entry(format!("{} {}", export["status"], export["last_error"])).or_insert(0) += 1;
         }
-        panic!("{left:?}: {seen:#?}");
+        panic!("{left:?}: {found:#?}");
     }
 
     for ((who, meter, later), value) in &expected {
