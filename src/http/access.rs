@@ -17,6 +17,8 @@ use crate::engine::access::{Principal, Role};
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Access {
     Open,
+    /// The biller, by its signature over the body, which the handler looks at.
+    Signed,
     Secret,
     /// The same, where the caller is a gateway, whose `Authorization` may be its client's: the key may
     /// stand in `x-metergate-key`.
@@ -41,7 +43,7 @@ pub(super) struct Guard {
 
 pub(super) async fn admit(State(guard): State<Guard>, mut request: Request, next: Next) -> Response {
     observe::name_route(&request, guard.path);
-    if guard.access == Access::Open {
+    if matches!(guard.access, Access::Open | Access::Signed) {
         return next.run(request).await;
     }
     let principal = match identify(&guard, request.headers()).await {

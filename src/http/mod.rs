@@ -79,7 +79,7 @@ const ANY: MethodFilter = MethodFilter::GET
 
 /// The whole interface.
 pub fn routes() -> Vec<Route> {
-    use Access::{EndUser, Gateway, Open, Publishable, Secret, StripeSdk};
+    use Access::{EndUser, Gateway, Open, Publishable, Secret, Signed, StripeSdk};
     macro_rules! at {
         (get $handler:path) => {
             (Method::GET, get($handler))
@@ -131,7 +131,7 @@ pub fn routes() -> Vec<Route> {
         Route::new("/v1/meters", Secret, at!(get catalog::meters)),
         Route::new("/v1/plans", Publishable, at!(get catalog::plans)),
         // whoever has the secret: the signature is looked at before anything else
-        Route::new("/webhooks/stripe", Open, at!(post webhooks::receive)),
+        Route::new("/webhooks/stripe", Signed, at!(post webhooks::receive)),
         Route::new("/v1/webhook-events", Secret, at!(get webhooks::list)),
         Route::new("/healthz", Open, at!(get operations::healthz)),
         Route::new("/readyz", Open, at!(get operations::readyz)),
@@ -149,7 +149,7 @@ pub fn router(api: Api, settings: &HttpSettings) -> Router {
         let guarded = route.handler.route_layer(middleware::from_fn_with_state(guard, access::admit));
         match route.access {
             Access::EndUser | Access::Publishable => browsers = browsers.route(route.path, guarded),
-            Access::Open | Access::Secret | Access::Gateway | Access::StripeSdk => {
+            Access::Open | Access::Signed | Access::Secret | Access::Gateway | Access::StripeSdk => {
                 plain = plain.route(route.path, guarded);
             }
         }
