@@ -18,7 +18,7 @@ use crate::domain::timestamp::Timestamp;
 use crate::engine::{Engine, EngineError};
 use crate::providers::{Delivery, Later, Parcel, Provider};
 use crate::store;
-use crate::store::exports::{Deferred, ExportRow, Outcomes};
+use crate::store::exports::{Dead, Deferred, ExportRow, Outcomes};
 
 /// Exports that are taken up together.
 const TOGETHER_MAX: i64 = 2_000;
@@ -26,6 +26,8 @@ const TOGETHER_MAX: i64 = 2_000;
 const CALLS_MAX: usize = 64;
 /// Outcomes that are written together: what is not written yet is sent again after a crash.
 const OUTCOMES_MAX: usize = 200;
+/// Questions in a row that may fail before no more are asked: each may take its time to fail.
+const QUESTIONS_FAILED_MAX: usize = 3;
 /// The least pause before what failed is sent again by the same run.
 const PAUSE: Duration = Duration::from_millis(500);
 
@@ -87,8 +89,15 @@ impl Engine {
         let (forgotten, mut rows): (Vec<ExportRow>, Vec<ExportRow>) =
             rows.into_iter().partition(is_forgotten);
         let mut outcomes = Outcomes::default();
+        let mut failed = 0;
         for mut row in forgotten {
-            match fate::find_out(connection, provider.as_ref(), &row).await? {
+            let fate = if failed < QUESTIONS_FAILED_MAX {
+                fate::find_out(connection, provider.as_ref(), &row).await?
+            } else {
+                Fate::Later("the provider does not say what it has".to_owned())
+            };
+            failed = if matches!(fate, Fate::Later(_)) { failed + 1 } else { 0 };
+            match fate {
                 Fate::Taken => outcomes.delivered.push(row.id),
                 Fate::NotTaken => {
                     store::exports::note_not_taken(connection, &[row.id]).await?;
@@ -96,7 +105,10 @@ impl Engine {
                     rows.push(row);
                     continue;
                 }
-                Fate::Unclear(why) => outcomes.dead.push((row.id, why)),
+                Fate::Unclear(why) => {
+                    let unknown_since = row.unknown_since;
+                    outcomes.dead.push(Dead { id: row.id, why, unknown_since });
+                }
                 Fate::Later(why) => {
                     let unknown_since = row.unknown_since;
                     outcomes.later.push(deferred(&row, why, (now, None), unknown_since, true));
@@ -128,14 +140,16 @@ impl Engine {
                 let Ok(_slot) = slots.acquire().await else { return (row, None) };
                 pace.wait().await;
                 let parcel = parcel(&row);
-                let delivery = match row.status {
-                    ExportStatus::Delivered => provider.cancel(&parcel).await,
-                    _ => provider.deliver(&parcel).await,
+                let delivery = if is_cancelation(&row) {
+                    provider.cancel(&parcel).await
+                } else {
+                    provider.deliver(&parcel).await
                 };
                 (row, Some(delivery))
             });
         }
         let mut outcomes = Outcomes::default();
+        let mut doubtful = Vec::new();
         let mut waiting = 0;
         while let Some(call) = calls.join_next().await {
             let (row, delivery) = call.map_err(|why| EngineError::Internal(why.to_string()))?;
@@ -143,12 +157,34 @@ impl Engine {
                 sent.is_stopped = true;
                 slots.close();
             }
-            note(row, delivery, now, &mut outcomes, sent, tried);
+            match delivery {
+                // an earlier call, whose answer was lost, may have done what this one could not
+                Some(Delivery::Dead(failure)) if is_cancelation(&row) && row.unknown_since.is_some() => {
+                    doubtful.push((row, words(&failure)));
+                    continue;
+                }
+                delivery => note(row, delivery, now, &mut outcomes, sent, tried),
+            }
             waiting += 1;
             if waiting >= OUTCOMES_MAX {
                 self.note(connection, environment, std::mem::take(&mut outcomes)).await?;
                 waiting = 0;
             }
+        }
+        self.note(connection, environment, outcomes).await?;
+        let mut outcomes = Outcomes::default();
+        for (row, why) in doubtful {
+            match fate::of_cancelation(connection, provider.as_ref(), &row).await? {
+                Fate::Taken => outcomes.canceled.push(row.id),
+                Fate::NotTaken | Fate::Unclear(_) => outcomes.kept.push((row.id, why)),
+                Fate::Later(why) => {
+                    tried.push(row.id);
+                    let unknown_since = row.unknown_since;
+                    outcomes.later.push(deferred(&row, why, (now, None), unknown_since, true));
+                    continue;
+                }
+            }
+            sent.canceled += 1;
         }
         self.note(connection, environment, outcomes).await
     }
@@ -160,13 +196,17 @@ impl Engine {
         outcomes: Outcomes,
     ) -> Result<(), EngineError> {
         let now = self.inner.clock.now(environment, store::usage::now(connection).await?);
-        for (id, why) in &outcomes.dead {
+        for Dead { id, why, .. } in &outcomes.dead {
             tracing::error!(%environment, export = %id, why, "an export is dead");
         }
         let mut transaction = sqlx::Connection::begin(connection).await?;
         store::exports::note_outcomes(&mut transaction, &outcomes, now).await?;
         Ok(transaction.commit().await?)
     }
+}
+
+fn is_cancelation(row: &ExportRow) -> bool {
+    row.status == ExportStatus::Delivered
 }
 
 fn parcel(row: &ExportRow) -> Parcel {
@@ -190,7 +230,7 @@ fn note(
     sent: &mut Sent,
     tried: &mut Vec<Uuid>,
 ) {
-    let is_cancel = row.status == ExportStatus::Delivered;
+    let is_cancel = is_cancelation(&row);
     let outcome = match &delivery {
         Some(Delivery::Delivered) => "delivered",
         Some(Delivery::Duplicate) => "duplicate",
@@ -213,7 +253,10 @@ fn note(
             sent.canceled += 1;
             outcomes.kept.push((row.id, words(&failure)));
         }
-        Some(Delivery::Dead(failure)) => outcomes.dead.push((row.id, words(&failure))),
+        Some(Delivery::Dead(failure)) => {
+            let (why, unknown_since) = (words(&failure), row.unknown_since);
+            outcomes.dead.push(Dead { id: row.id, why, unknown_since });
+        }
         Some(Delivery::Later(Later { failure, may_be_taken, after })) => {
             sent.deferred += 1;
             tried.push(row.id);
