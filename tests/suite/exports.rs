@@ -3,6 +3,7 @@
 mod boundaries;
 mod chaos;
 mod corrections;
+mod doubts;
 mod levels;
 mod outcomes;
 
