@@ -1,8 +1,10 @@
 //! Usage on its way to Stripe, against the fake: what it has in the end is what was recorded.
 
+mod away;
 mod boundaries;
 mod chaos;
 mod corrections;
+mod crashes;
 mod doubts;
 mod levels;
 mod outcomes;
