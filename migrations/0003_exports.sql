@@ -11,6 +11,8 @@ create table export_sums (
     -- the billing period as known when it was first recorded; null: no subscription
     period_from timestamptz,
     period_to timestamptz,
+    -- the latest instant that something was recorded for: periods may turn out to part it elsewhere
+    last_at timestamptz not null,
     recorded numeric not null,
     -- how much of it was handed on: to exports, or to the remainder
     exported numeric not null default 0,
@@ -49,14 +51,14 @@ create table exports (
     attempts int not null default 0,
     last_error text,
     next_attempt_at timestamptz not null,
-    -- since when it may have been taken without an answer that says so
+    -- since when it may have been taken without an answer that says so; kept where it is dead in doubt
     unknown_since timestamptz,
     -- whether it is to be taken back; false: the provider would not
     cancel_wanted boolean,
     created_at timestamptz not null,
     delivered_at timestamptz
 );
-create index exports_due on exports (environment, customer_id, meter_id, id)
+create index exports_due on exports (environment, customer_id, event_name, id)
     where status = 'pending' or (cancel_wanted and status = 'delivered');
 create index exports_bucket on exports (customer_id, meter_id, bucket_from);
 create index exports_list on exports (environment, created_at, id);

@@ -12,7 +12,7 @@ use super::window::Span;
 /// The most that one export may say: 15 digits (<https://docs.stripe.com/changelog/dahlia>).
 pub const EXPORT_VALUE_MAX: i64 = 999_999_999_999_999;
 /// How far back the provider takes a timestamp: 35 days, with a day for what stands in the way.
-const AGE_MAX: Duration = Duration::from_hours(34 * 24);
+pub const EXPORT_AGE_MAX: Duration = Duration::from_hours(34 * 24);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
@@ -115,9 +115,9 @@ impl Bucket {
     }
 
     /// Whether usage can still go into its own period; else it goes into the present one.
-    fn is_open(&self, now: Timestamp, late_grace: Duration) -> bool {
+    pub fn is_open(&self, now: Timestamp, late_grace: Duration) -> bool {
         let closed = |period: Span| period.to.saturating_add(late_grace) <= now;
-        !self.period.is_some_and(closed) && self.span.from.saturating_add(AGE_MAX) > now
+        !self.period.is_some_and(closed) && self.span.from.saturating_add(EXPORT_AGE_MAX) > now
     }
 
     /// The time under which its usage is handed over: as late in it as has passed, to the second,
@@ -147,22 +147,31 @@ pub struct Settled {
     pub remainder: Units,
 }
 
+/// What is new in a bucket.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Fresh {
+    pub units: Units,
+    /// The latest instant that the bucket has usage of. Exports go by it: it lies in the right period
+    /// even where a period turned out to end within the bucket.
+    pub last_at: Timestamp,
+}
+
 /// Turns what is new in a bucket, and what was left before, into exports. What is below a unit, or
 /// below zero, is left for later.
 pub fn settle(
     bucket: &Bucket,
-    new: Units,
+    new: Fresh,
     remainder: Units,
     now: Timestamp,
     late_grace: Duration,
 ) -> Settled {
-    let (mut whole, fraction) = remainder.plus(new).split();
+    let (mut whole, fraction) = remainder.plus(new.units).split();
     if whole <= 0 {
-        return Settled { drafts: Vec::new(), remainder: remainder.plus(new) };
+        return Settled { drafts: Vec::new(), remainder: remainder.plus(new.units) };
     }
     let is_open = bucket.is_open(now, late_grace);
     let timestamp = if is_open {
-        bucket.timestamp(now)
+        bucket.timestamp(now.min(new.last_at))
     } else {
         let seconds = now.micros().div_euclid(MICROS_PER_SECOND);
         Timestamp::from_micros(seconds * MICROS_PER_SECOND).unwrap_or(now)
@@ -220,6 +229,10 @@ mod tests {
         Units::parse(text).unwrap()
     }
 
+    fn fresh(text: &str, bucket: &Bucket) -> Fresh {
+        Fresh { units: units(text), last_at: bucket.span.to }
+    }
+
     const GRACE: Duration = Duration::from_hours(1);
 
     #[test]
@@ -263,7 +276,7 @@ mod tests {
             ("1000000000000001", "0", vec![EXPORT_VALUE_MAX, 2], "0"),
         ];
         for (new, remainder, values, left) in cases {
-            let settled = settle(&bucket, units(new), units(remainder), now, GRACE);
+            let settled = settle(&bucket, fresh(new, &bucket), units(remainder), now, GRACE);
             assert_eq!(settled.drafts.iter().map(|draft| draft.value).collect::<Vec<_>>(), values, "{new}");
             assert_eq!(settled.remainder.to_string(), left, "{new} {remainder}");
         }
@@ -276,21 +289,28 @@ mod tests {
             billing: Some(Span { from: at("2026-10-21T10:00:00Z"), to: at("2026-11-21T10:00:00Z") }),
         };
         let bucket = Bucket::of(at("2026-11-21T09:30:00Z"), Some(&cycle));
-        let draft = |now: &str| settle(&bucket, units("1"), Units::default(), at(now), GRACE).drafts[0];
+        let draft =
+            |now: &str| settle(&bucket, fresh("1", &bucket), Units::default(), at(now), GRACE).drafts[0];
         let in_time = draft("2026-11-21T10:59:59Z");
         assert_eq!((in_time.timestamp, in_time.carried_from), (at("2026-11-21T09:59:59Z"), None));
         let late = draft("2026-11-21T11:00:00Z");
         assert_eq!(late.timestamp, at("2026-11-21T11:00:00Z"));
         assert_eq!(late.carried_from, Some(at("2026-11-21T09:00:00Z")));
         // without a period: when the provider would not take the time any more
-        let old = settle(
-            &Bucket::of(at("2026-10-01T00:00:00Z"), None),
-            units("1"),
-            Units::default(),
-            at("2026-11-21T11:00:00Z"),
-            GRACE,
-        );
+        let first = Bucket::of(at("2026-10-01T00:00:00Z"), None);
+        let now = at("2026-11-21T11:00:00Z");
+        let old = settle(&first, fresh("1", &first), Units::default(), now, GRACE);
         assert!(old.drafts[0].carried_from.is_some());
+    }
+
+    #[test]
+    fn an_export_goes_by_the_latest_usage_in_it() {
+        let bucket = Bucket::of(at("2026-11-21T10:30:00Z"), None);
+        let new = Fresh { units: units("1"), last_at: at("2026-11-21T10:20:30.9Z") };
+        let timestamp =
+            |now: &str| settle(&bucket, new, Units::default(), at(now), GRACE).drafts[0].timestamp;
+        assert_eq!(timestamp("2026-11-21T12:00:00Z"), at("2026-11-21T10:20:30Z"));
+        assert_eq!(timestamp("2026-11-21T10:20:00Z"), at("2026-11-21T10:20:00Z"));
     }
 
     #[test]

@@ -38,6 +38,7 @@ impl Engine {
     ) -> Result<Applied, EngineError> {
         let (database, clock) = (self.database().clone(), self.inner.clock.clone());
         let bell = self.webhook_bell(environment);
+        let late_grace = self.inner.settings.late_grace;
         detached(async move {
             let mut transaction = database.pool().begin().await?;
             configuration::lock_for_change(&mut transaction, environment).await?;
@@ -59,7 +60,7 @@ impl Engine {
             let latest = store::events::latest(&mut transaction, environment).await?;
             let now = latest.map_or(now, |latest| latest.max(now));
             change_limits(&mut transaction, environment, &present, &next, now).await?;
-            exports::revive_readdressed(&mut transaction, environment, &present, now).await?;
+            exports::revive_readdressed(&mut transaction, environment, &present, (now, late_grace)).await?;
             store::catalog::insert_version(&mut transaction, environment, version + 1, &next).await?;
             // it may know prices now that it did not know
             store::stripe_subscriptions::unsettle_without_plan(&mut transaction, environment).await?;

@@ -6,6 +6,7 @@ use std::time::Instant;
 use super::{Engine, EngineError, exports};
 use crate::domain::environment::Environment;
 use crate::domain::limits::{DIMENSION_SETS_PER_METER_MAX, FOLD_BATCHES_MAX, FOLD_EVENTS_MAX};
+use crate::domain::meter::StoredMeter;
 use crate::store::{self, fold};
 
 /// Events of the hours of a gap that are built in one transaction, but for a last hour that passes it.
@@ -34,10 +35,14 @@ impl Engine {
         // read after the batches: a meter that is not seen here has a gap that covers them
         let meters = store::catalog::meters(&mut transaction, environment).await?;
         let not_kept = fold::permanent_gaps(&mut transaction, environment).await?;
-        for stored in meters.iter().filter(|stored| taken.event_name_ids.contains(&stored.event_name_id)) {
-            if !not_kept.contains(&stored.id) {
-                fold::fold_meter(&mut transaction, environment, stored, &taken).await?;
-            }
+        let mut concerned: Vec<&StoredMeter> =
+            meters.iter().filter(|stored| taken.event_name_ids.contains(&stored.event_name_id)).collect();
+        for stored in concerned.iter().filter(|stored| !not_kept.contains(&stored.id)) {
+            fold::fold_meter(&mut transaction, environment, stored, &taken).await?;
+        }
+        // sums for exports are locked by whoever makes exports too: all take them in this order
+        concerned.sort_unstable_by_key(|stored| stored.id);
+        for stored in concerned {
             exports::note_folded(&mut transaction, environment, stored, &taken).await?;
         }
         transaction.commit().await?;

@@ -43,6 +43,10 @@ impl Database {
             ("statement_timeout", "60s"),
             ("lock_timeout", "10s"),
             ("idle_in_transaction_session_timeout", "30s"),
+            // a session may hold a lock while it waits for others: that of a machine that is gone must end
+            ("tcp_keepalives_idle", "30s"),
+            ("tcp_keepalives_interval", "10s"),
+            ("tcp_keepalives_count", "3"),
             // with arrays of thousands of elements, plans made for them flip to scans and hashes
             ("plan_cache_mode", "force_generic_plan"),
         ]);

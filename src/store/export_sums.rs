@@ -9,7 +9,7 @@ use super::StoreError;
 use super::fold::Taken;
 use super::measures::{Scope, push_measures};
 use crate::domain::environment::Environment;
-use crate::domain::export::{Bucket, Units};
+use crate::domain::export::{Bucket, Fresh, Units};
 use crate::domain::meter::StoredMeter;
 use crate::domain::period::Cycle;
 use crate::domain::quantity::Quantity;
@@ -21,8 +21,19 @@ use crate::domain::window::Span;
 pub struct Part {
     pub customer_id: i64,
     pub at: Timestamp,
+    /// The latest of it.
+    pub last_at: Timestamp,
     /// In the provider's units.
     pub units: String,
+}
+
+/// What is to be added to a bucket.
+#[derive(Debug, Clone, Copy)]
+pub struct Addition {
+    pub customer_id: i64,
+    pub bucket: Bucket,
+    pub last_at: Timestamp,
+    pub units: Units,
 }
 
 pub(super) fn unreadable(what: impl std::fmt::Debug) -> StoreError {
@@ -67,7 +78,7 @@ async fn parts(
     let mut sql = QueryBuilder::new("with measures as (");
     push_measures(&mut sql, environment, stored, &[], None, &scope);
     sql.push(format!(
-        ") select customer_id, {grain} as at, (sum(case when sign = 1 then number else -number end) * "
+        ") select customer_id, {grain} as at, max(at) as last_at, (sum(case when sign = 1 then number else -number end) * "
     ));
     sql.push_bind(scale).push(")::text as units from measures where customer_id is not null");
     if !customers.is_empty() {
@@ -83,6 +94,7 @@ async fn parts(
             Ok(Part {
                 customer_id: row.try_get("customer_id")?,
                 at: row.try_get("at")?,
+                last_at: row.try_get("last_at")?,
                 units: row.try_get("units")?,
             })
         })
@@ -117,30 +129,32 @@ pub async fn add(
     connection: &mut PgConnection,
     environment: Environment,
     meter_id: i32,
-    given: &[(i64, Bucket, Units)],
+    given: &[Addition],
 ) -> Result<(), StoreError> {
-    let column =
-        |of: fn(&Bucket) -> Timestamp| given.iter().map(|(_, bucket, _)| of(bucket)).collect::<Vec<_>>();
-    let period = |of: fn(Span) -> Timestamp| {
-        given.iter().map(|(_, bucket, _)| bucket.period.map(of)).collect::<Vec<_>>()
-    };
+    let column = |of: fn(&Addition) -> Timestamp| given.iter().map(of).collect::<Vec<_>>();
+    let period =
+        |of: fn(Span) -> Timestamp| given.iter().map(|add| add.bucket.period.map(of)).collect::<Vec<_>>();
     sqlx::query(
         "insert into export_sums (environment, meter_id, customer_id, bucket_from, bucket_to, period_from, period_to,
-                                 recorded)
-         select $1, $2, customer_id, bucket_from, bucket_to, period_from, period_to, units::numeric
-         from unnest($3::bigint[], $4::timestamptz[], $5::timestamptz[], $6::timestamptz[], $7::timestamptz[], $8::text[])
-             as given (customer_id, bucket_from, bucket_to, period_from, period_to, units)
+                                 last_at, recorded)
+         select $1, $2, customer_id, bucket_from, bucket_to, period_from, period_to, last_at, units::numeric
+         from unnest($3::bigint[], $4::timestamptz[], $5::timestamptz[], $6::timestamptz[], $7::timestamptz[],
+                     $8::timestamptz[], $9::text[])
+             as given (customer_id, bucket_from, bucket_to, period_from, period_to, last_at, units)
          order by customer_id, bucket_from
-         on conflict on constraint export_sums_pk do update set recorded = export_sums.recorded + excluded.recorded",
+         on conflict on constraint export_sums_pk do update
+             set recorded = export_sums.recorded + excluded.recorded,
+                 last_at = greatest(export_sums.last_at, excluded.last_at)",
     )
     .bind(environment.code())
     .bind(meter_id)
-    .bind(given.iter().map(|(customer, _, _)| *customer).collect::<Vec<_>>())
-    .bind(column(|bucket| bucket.span.from))
-    .bind(column(|bucket| bucket.span.to))
+    .bind(given.iter().map(|add| add.customer_id).collect::<Vec<_>>())
+    .bind(column(|add| add.bucket.span.from))
+    .bind(column(|add| add.bucket.span.to))
     .bind(period(|period| period.from))
     .bind(period(|period| period.to))
-    .bind(given.iter().map(|(_, _, units)| units.to_string()).collect::<Vec<_>>())
+    .bind(column(|add| add.last_at))
+    .bind(given.iter().map(|add| add.units.to_string()).collect::<Vec<_>>())
     .execute(connection)
     .await?;
     Ok(())
@@ -152,7 +166,7 @@ pub struct DueBucket {
     pub customer_id: i64,
     pub meter_id: i32,
     pub bucket: Bucket,
-    pub new: Units,
+    pub new: Fresh,
 }
 
 /// Customers and meters with buckets that are due, some of them.
@@ -215,7 +229,8 @@ pub async fn lock_remainders(
         .collect()
 }
 
-/// Locks the due buckets of some customers and meters, the oldest first. Their remainders are locked.
+/// Locks the due buckets of some customers and meters, each pair's oldest first. Their remainders are
+/// locked. A meter after the other, as the fold adds to them: so neither waits for the other for ever.
 pub async fn lock_due(
     connection: &mut PgConnection,
     pairs: &[(i64, i32)],
@@ -223,14 +238,14 @@ pub async fn lock_due(
 ) -> Result<Vec<DueBucket>, StoreError> {
     let (customers, meters): (Vec<i64>, Vec<i32>) = pairs.iter().copied().unzip();
     let rows = sqlx::query(
-        "select s.customer_id, s.meter_id, s.bucket_from, s.bucket_to, s.period_from, s.period_to,
+        "select s.customer_id, s.meter_id, s.bucket_from, s.bucket_to, s.period_from, s.period_to, s.last_at,
                 (s.recorded - s.exported)::text as new
          from export_sums s
          where (s.customer_id, s.meter_id) in (select * from unnest($1::bigint[], $2::int[]))
            and s.recorded <> s.exported and s.bucket_to <= $3
            and not exists (select from exports e where e.customer_id = s.customer_id and e.meter_id = s.meter_id
                            and e.bucket_from = s.bucket_from and e.cancel_wanted and e.status in ('pending', 'delivered'))
-         order by s.customer_id, s.meter_id, s.bucket_from for no key update of s",
+         order by s.meter_id, s.customer_id, s.bucket_from for no key update of s",
     )
     .bind(&customers)
     .bind(&meters)
@@ -249,7 +264,10 @@ pub async fn lock_due(
                     span: Span { from: row.try_get("bucket_from")?, to: row.try_get("bucket_to")? },
                     period: from.zip(to).map(|(from, to)| Span { from, to }),
                 },
-                new: Units::parse(&new).ok_or_else(|| unreadable(&new))?,
+                new: Fresh {
+                    units: Units::parse(&new).ok_or_else(|| unreadable(&new))?,
+                    last_at: row.try_get("last_at")?,
+                },
             })
         })
         .collect()
@@ -267,7 +285,7 @@ pub async fn hand_on(connection: &mut PgConnection, buckets: &[DueBucket]) -> Re
     .bind(buckets.iter().map(|due| due.customer_id).collect::<Vec<_>>())
     .bind(buckets.iter().map(|due| due.meter_id).collect::<Vec<_>>())
     .bind(buckets.iter().map(|due| due.bucket.span.from).collect::<Vec<_>>())
-    .bind(buckets.iter().map(|due| due.new.to_string()).collect::<Vec<_>>())
+    .bind(buckets.iter().map(|due| due.new.units.to_string()).collect::<Vec<_>>())
     .execute(connection)
     .await?;
     Ok(())

@@ -180,8 +180,8 @@ pub async fn want_cancel(
     Ok(())
 }
 
-/// The first export of each customer and meter that is to be sent or taken back, where it is
-/// due.
+/// The first export of each customer and meter of the provider's that is to be sent or taken back,
+/// where it is due. Meters of ours may share one of the provider's.
 /// `except`: those that were tried just now; theirs wait behind them.
 pub async fn due(
     connection: &mut PgConnection,
@@ -193,9 +193,9 @@ pub async fn due(
     let sql = format!(
         "{SELECT} where x.id in (
              select id from (
-                 select distinct on (customer_id, meter_id) id, next_attempt_at from exports
+                 select distinct on (customer_id, event_name) id, next_attempt_at from exports
                  where environment = $1 and (status = 'pending' or (cancel_wanted and status = 'delivered'))
-                 order by customer_id, meter_id, id) first
+                 order by customer_id, event_name, id) first
              where next_attempt_at <= $2 and id <> all($4) limit $3)
          order by x.id"
     );
@@ -250,7 +250,7 @@ pub struct Outcomes {
 pub struct Dead {
     pub id: Uuid,
     pub why: String,
-    /// Since when an earlier attempt may have been taken, if one may.
+    /// Since when an earlier attempt may have been taken.
     pub unknown_since: Option<Timestamp>,
 }
 
@@ -281,9 +281,10 @@ pub async fn note_outcomes(
     outcomes: &Outcomes,
     now: Timestamp,
 ) -> Result<(), StoreError> {
+    // what was refused after it had been taken is dead, whatever an answer says that comes later
     sqlx::query(
         "update exports set status = 'delivered', delivered_at = $2, last_error = null, unknown_since = null
-         where id = any($1) and status in ('pending', 'dead')",
+         where id = any($1) and (status = 'pending' or status = 'dead' and delivered_at is null)",
     )
     .bind(&outcomes.delivered)
     .bind(now)
@@ -338,10 +339,15 @@ pub async fn cancel(connection: &mut PgConnection, ids: &[Uuid]) -> Result<(), S
         "with canceled as (
              update exports set status = 'canceled', cancel_wanted = null, unknown_since = null
              where id = any($1) and status in ('pending', 'delivered', 'dead')
-             returning customer_id, meter_id, bucket_from, value)
+             returning customer_id, meter_id, bucket_from, value),
+         -- in the order of the fold
+         locked as (
+             select from export_sums
+             where (customer_id, meter_id, bucket_from) in (select customer_id, meter_id, bucket_from from canceled)
+             order by meter_id, customer_id, bucket_from for no key update)
          update export_sums s set exported = s.exported - given.value
          from (select customer_id, meter_id, bucket_from, sum(value) as value from canceled group by 1, 2, 3) given
-         where s.customer_id = given.customer_id and s.meter_id = given.meter_id
+         where (select count(*) from locked) > 0 and s.customer_id = given.customer_id and s.meter_id = given.meter_id
            and s.bucket_from = given.bucket_from",
     )
     .bind(ids)
@@ -449,58 +455,87 @@ pub struct Address<'a> {
     pub value_key: &'a str,
 }
 
-/// How the error of an export begins that the provider may have all the same: somebody has to look.
+/// How the error of an export begins of which the provider's sums do not tell whether it is there.
 pub const FATE_UNKNOWN: &str = "fate_unknown";
 
-/// Makes dead exports of a meter pending again, under the meter's present address; one of them, or all
-/// that are surely not there.
-/// What a provider had taken and refused later needs another identifier. How many.
+/// When an export is revived, and what is too late by then.
+#[derive(Debug, Clone, Copy)]
+pub struct Revival {
+    pub now: Timestamp,
+    /// The provider takes no time before it.
+    pub oldest: Timestamp,
+    /// Periods that were over by then take no usage any more.
+    pub closed_by: Timestamp,
+}
+
+/// Makes dead exports of a meter pending again; one of them, or all but those of an unclear fate. Those
+/// that are surely not there go under the meter's present address, and into the present period where
+/// theirs takes nothing any more. What a provider had taken and refused later needs another
+/// identifier.
 pub async fn revive(
     connection: &mut PgConnection,
     environment: Environment,
     meter_id: i32,
     only: Option<Uuid>,
     address: Address<'_>,
-    now: Timestamp,
-) -> Result<u64, StoreError> {
-    let done = sqlx::query(
-        "update exports set status = 'pending', next_attempt_at = $4,
-                -- who retries what has an unknown fate has looked
-                unknown_since = case when split_part(coalesce(last_error, ''), ':', 1) = $8 then null
-                                     else unknown_since end,
-                event_name = $5, customer_key = $6, value_key = $7, delivered_at = null,
-                identifier = case when delivered_at is null then identifier else 'mg_' || gen_random_uuid() end
-         where environment = $1 and meter_id = $2 and status = 'dead'
-           and (id = $3 or $3::uuid is null and split_part(coalesce(last_error, ''), ':', 1) <> $8)",
+    at: Revival,
+) -> Result<(), StoreError> {
+    sqlx::query(
+        "with dead as (
+             select x.id, x.unknown_since is not null and x.last_error not like $8 || '%' as in_doubt,
+                    s.bucket_from is not null
+                        and (x.occurred_at < $9 or (x.carried_from is null and s.period_to <= $10)) as is_late
+             from exports x left join export_sums s on s.customer_id = x.customer_id
+                  and s.meter_id = x.meter_id and s.bucket_from = x.bucket_from
+             where x.environment = $1 and x.meter_id = $2 and x.status = 'dead'
+               and (x.id = $3 or $3::uuid is null and x.last_error not like $8 || '%')),
+         known as (
+             update exports x
+             set status = 'pending', next_attempt_at = $4, unknown_since = null,
+                 event_name = $5, customer_key = $6, value_key = $7, delivered_at = null,
+                 identifier = case when x.delivered_at is null then x.identifier
+                                   else 'mg_' || gen_random_uuid() end,
+                 occurred_at = case when d.is_late then date_trunc('second', $4) else x.occurred_at end,
+                 carried_from = case when d.is_late then coalesce(x.carried_from, x.bucket_from)
+                                     else x.carried_from end
+             from dead d where d.id = x.id and not d.in_doubt)
+         update exports x set status = 'pending', next_attempt_at = $4
+         from dead d where d.id = x.id and d.in_doubt",
     )
     .bind(environment.code())
     .bind(meter_id)
     .bind(only)
-    .bind(now)
+    .bind(at.now)
     .bind(address.event_name)
     .bind(address.customer_key)
     .bind(address.value_key)
     .bind(FATE_UNKNOWN)
+    .bind(at.oldest)
+    .bind(at.closed_by)
     .execute(connection)
     .await?;
-    Ok(done.rows_affected())
+    Ok(())
 }
 
-/// Marks delivered exports as refused by the provider after all: identifiers and why. How many there were.
+/// Marks exports as refused by the provider after all: identifiers and why. Those too of which we did not
+/// know yet that it had taken them. How many there were.
 pub async fn refuse(
     connection: &mut PgConnection,
     environment: Environment,
     refused: &[(String, String)],
+    now: Timestamp,
 ) -> Result<u64, StoreError> {
     let (identifiers, whys): (Vec<String>, Vec<String>) = refused.iter().cloned().unzip();
     let done = sqlx::query(
-        "update exports x set status = 'dead', last_error = given.why
+        "update exports x set status = 'dead', last_error = given.why, unknown_since = null,
+                delivered_at = coalesce(delivered_at, $4)
          from unnest($2::text[], $3::text[]) as given (identifier, why)
          where x.environment = $1 and x.identifier = given.identifier and x.status in ('pending', 'delivered')",
     )
     .bind(environment.code())
     .bind(identifiers)
     .bind(whys)
+    .bind(now)
     .execute(connection)
     .await?;
     Ok(done.rows_affected())

@@ -1,7 +1,11 @@
 //! Usage on its way to Stripe, against the fake: what it has in the end is what was recorded.
 
+mod away;
+mod boundaries;
 mod chaos;
 mod corrections;
+mod crashes;
+mod doubts;
 mod levels;
 mod outcomes;
 
@@ -126,10 +130,14 @@ impl Pair {
 
 /// One more replica on the same database and account.
 async fn another(stripe: &StripeFake, url: &str) -> TestService {
+    another_at(stripe.url(), url).await
+}
+
+async fn another_at(api_base: String, url: &str) -> TestService {
     let mut settings = engine_settings();
     let account = Account { api_key: Some(SecretString::from("sk_test_fake")), webhook_secrets: Vec::new() };
     settings.stripe = StripeSettings {
-        api_base: stripe.url(),
+        api_base,
         calls_per_second: Some(10_000),
         accounts: [(Environment::Test, account), (Environment::Live, Account::default())],
     };

@@ -33,28 +33,28 @@ fn minute_of(at: Timestamp) -> Span {
     Span { from, to: from.saturating_add(Duration::from_micros(MINUTE.unsigned_abs())) }
 }
 
-/// Compares what the provider has of the customer in the export's minute with what is known to be
-/// delivered there. No other export of the two is under way meanwhile: they go one at a time.
-pub(super) async fn find_out(
+/// What the provider has of the customer in an export's minute, and what is known to be delivered
+/// there. No other export of the two is under way meanwhile: they go one at a time.
+async fn sums(
     connection: &mut PgConnection,
     provider: &dyn Provider,
     row: &ExportRow,
-) -> Result<Fate, EngineError> {
-    if row.is_level {
-        return Ok(Fate::NotTaken);
-    }
+) -> Result<Result<(Units, Units), Fate>, EngineError> {
     let minute = minute_of(row.occurred_at);
     let summaries = provider.summaries(&row.event_name, &row.customer, minute, Grain::Whole).await;
     let there = match summaries {
-        Err(failure) => return Ok(Fate::Later(words(&failure))),
+        Err(failure) => return Ok(Err(Fate::Later(words(&failure)))),
         // a meter that is not there has taken nothing
-        Ok(None) => return Ok(Fate::NotTaken),
+        Ok(None) => return Ok(Err(Fate::NotTaken)),
         Ok(Some(summaries)) => summaries,
     };
     let mut sum = Units::default();
     for summary in &there {
         let Some(value) = Units::parse(&summary.value) else {
-            return Ok(unclear(&format!("the provider's summary is {}", summary.value)));
+            return Ok(Err(Fate::Unclear(format!(
+                "{FATE_UNKNOWN}: the provider's summary is {}",
+                summary.value
+            ))));
         };
         sum = sum.plus(value);
     }
@@ -66,19 +66,47 @@ pub(super) async fn find_out(
         minute.to,
     )
     .await?;
-    let delivered = Units::whole(delivered);
+    Ok(Ok((sum, Units::whole(delivered))))
+}
+
+/// What became of a cancelation whose answer was lost and which the provider refuses now: taken, if
+/// what it has lacks the export.
+pub(super) async fn of_cancelation(
+    connection: &mut PgConnection,
+    provider: &dyn Provider,
+    row: &ExportRow,
+) -> Result<Fate, EngineError> {
+    if row.is_level {
+        return Ok(Fate::NotTaken);
+    }
+    let (sum, delivered) = match sums(connection, provider, row).await? {
+        Ok(sums) => sums,
+        Err(fate) => return Ok(fate),
+    };
+    Ok(if sum.plus(Units::whole(row.value)) == delivered { Fate::Taken } else { Fate::NotTaken })
+}
+
+/// What became of an export, by what the provider says it has.
+pub(super) async fn find_out(
+    connection: &mut PgConnection,
+    provider: &dyn Provider,
+    row: &ExportRow,
+) -> Result<Fate, EngineError> {
+    if row.is_level {
+        return Ok(Fate::NotTaken);
+    }
+    let (sum, delivered) = match sums(connection, provider, row).await? {
+        Ok(sums) => sums,
+        Err(fate) => return Ok(fate),
+    };
     Ok(if sum == delivered {
         Fate::NotTaken
     } else if sum == delivered.plus(Units::whole(row.value)) {
         Fate::Taken
     } else {
-        unclear(&format!(
-            "no answer came for more than a day, and the provider has {sum} in that minute where {delivered} were \
-             delivered without it"
+        Fate::Unclear(format!(
+            "{FATE_UNKNOWN}: no answer came for more than a day, and the provider has {sum} in that minute where \
+             {delivered} were delivered without it"
         ))
     })
-}
-
-fn unclear(why: &str) -> Fate {
-    Fate::Unclear(format!("{FATE_UNKNOWN}: {why}"))
 }

@@ -7,7 +7,7 @@ use uuid::Uuid;
 
 use super::{Due, PROVIDER, exported};
 use crate::domain::environment::Environment;
-use crate::domain::export::{ExportStatus, Units, settle};
+use crate::domain::export::{Bucket, ExportStatus, Units, settle};
 use crate::domain::meter::{StoredMeter, StripeFormula, StripeMeter};
 use crate::domain::timestamp::Timestamp;
 use crate::engine::{Engine, EngineError};
@@ -62,7 +62,7 @@ impl Engine {
             for bucket in buckets {
                 let Some((_, stripe)) = addresses.get(&bucket.meter_id) else { continue };
                 let remainder = remainders.entry((bucket.customer_id, bucket.meter_id)).or_default();
-                if bucket.new.plus(*remainder).is_negative()
+                if bucket.new.units.plus(*remainder).is_negative()
                     && self.take_back(&mut transaction, environment, &bucket, now, &mut settlement).await?
                 {
                     continue;
@@ -129,7 +129,8 @@ impl Engine {
             bucket.bucket.span.from,
         )
         .await?;
-        let mut missing = bucket.new;
+        let late_grace = self.inner.settings.late_grace;
+        let mut missing = bucket.new.units;
         let mut takes_any = false;
         for row in rows {
             if !missing.is_negative() {
@@ -137,7 +138,14 @@ impl Engine {
             }
             match how_to_take_back(&row, now, cancels_for) {
                 TakeBack::Withdraw => settlement.withdrawn.push(row.id),
-                TakeBack::Cancel => settlement.wanted_back.push(row.id),
+                TakeBack::Cancel => {
+                    // an invoice that is made stays as it is: the rest would be billed a second time
+                    let place = place_of(connection, &row, bucket).await?;
+                    if !place.is_open(now, late_grace) {
+                        continue;
+                    }
+                    settlement.wanted_back.push(row.id);
+                }
                 TakeBack::Impossible => continue,
             }
             takes_any = true;
@@ -145,6 +153,19 @@ impl Engine {
         }
         Ok(takes_any)
     }
+}
+
+/// Where an export of a bucket went: into it, or into the period that was the present one.
+async fn place_of(
+    connection: &mut PgConnection,
+    row: &ExportRow,
+    bucket: &DueBucket,
+) -> Result<Bucket, StoreError> {
+    if row.carried_from.is_none() {
+        return Ok(bucket.bucket);
+    }
+    let cycles = export_sums::cycles(connection, &[row.customer_id]).await?;
+    Ok(Bucket::of(row.occurred_at, cycles.get(&row.customer_id)))
 }
 
 pub(super) enum TakeBack {

@@ -26,12 +26,12 @@ pub(in crate::engine) use sums::note_folded;
 use super::{Engine, EngineError};
 use crate::domain::catalog::Catalog;
 use crate::domain::environment::Environment;
-use crate::domain::export::ExportStatus;
+use crate::domain::export::{EXPORT_AGE_MAX, ExportStatus};
 use crate::domain::fields::Violation;
 use crate::domain::meter::{StoredMeter, StripeMeter};
 use crate::domain::timestamp::Timestamp;
 use crate::providers::{Failure, Provider};
-use crate::store::exports::{Address, After, ExportFilter, ExportRow};
+use crate::store::exports::{Address, After, ExportFilter, ExportRow, Revival};
 use crate::store::{self, StoreError};
 
 /// An export as it is shown.
@@ -276,7 +276,9 @@ impl Engine {
             return Err(EngineError::Conflict { code: "meter_not_exported", detail });
         };
         let (meter_id, only) = (row.meter_id, Some(row.id));
-        store::exports::revive(&mut transaction, environment, meter_id, only, address(stripe), now).await?;
+        let revival = revival(now, self.inner.settings.late_grace);
+        store::exports::revive(&mut transaction, environment, meter_id, only, address(stripe), revival)
+            .await?;
         let row = store::exports::lock(&mut transaction, environment, id).await?.ok_or_else(not_found)?;
         transaction.commit().await?;
         Ok(row.into())
@@ -291,12 +293,18 @@ impl Engine {
         let refused: Vec<(String, String)> =
             failed.iter().map(|(identifier, failure)| (identifier.clone(), words(failure))).collect();
         let mut connection = self.database().pool().acquire().await?;
-        let count = store::exports::refuse(&mut connection, environment, &refused).await?;
+        let now = self.inner.clock.now(environment, store::usage::now(&mut connection).await?);
+        let count = store::exports::refuse(&mut connection, environment, &refused, now).await?;
         if count > 0 {
             tracing::error!(%environment, count, "the provider refused exports that it had taken");
         }
         Ok(count)
     }
+}
+
+fn revival(now: Timestamp, late_grace: Duration) -> Revival {
+    let (oldest, closed_by) = (now.saturating_sub(EXPORT_AGE_MAX), now.saturating_sub(late_grace));
+    Revival { now, oldest, closed_by }
 }
 
 /// After the catalog has changed: tries the dead exports of meters again whose address at the provider
@@ -305,13 +313,14 @@ pub(super) async fn revive_readdressed(
     connection: &mut PgConnection,
     environment: Environment,
     before: &Catalog,
-    now: Timestamp,
+    (now, late_grace): (Timestamp, Duration),
 ) -> Result<(), StoreError> {
     let meters = store::catalog::meters(connection, environment).await?;
     for (stored, stripe) in exported(&meters) {
         let old = before.meters.iter().find(|meter| meter.key == stored.meter.key);
         if old.is_some_and(|old| old.stripe.as_ref() != Some(stripe)) {
-            store::exports::revive(connection, environment, stored.id, None, address(stripe), now).await?;
+            let (address, revival) = (address(stripe), revival(now, late_grace));
+            store::exports::revive(connection, environment, stored.id, None, address, revival).await?;
         }
     }
     Ok(())

@@ -26,6 +26,8 @@ const TOGETHER_MAX: i64 = 2_000;
 const CALLS_MAX: usize = 64;
 /// Outcomes that are written together: what is not written yet is sent again after a crash.
 const OUTCOMES_MAX: usize = 200;
+/// Questions in a row that may fail before no more are asked: each may take its time to fail.
+const QUESTIONS_FAILED_MAX: usize = 3;
 /// The least pause before what failed is sent again by the same run.
 const PAUSE: Duration = Duration::from_millis(500);
 
@@ -87,8 +89,15 @@ impl Engine {
         let (forgotten, mut rows): (Vec<ExportRow>, Vec<ExportRow>) =
             rows.into_iter().partition(is_forgotten);
         let mut outcomes = Outcomes::default();
+        let mut failed = 0;
         for mut row in forgotten {
-            match fate::find_out(connection, provider.as_ref(), &row).await? {
+            let fate = if failed < QUESTIONS_FAILED_MAX {
+                fate::find_out(connection, provider.as_ref(), &row).await?
+            } else {
+                Fate::Later("the provider does not say what it has".to_owned())
+            };
+            failed = if matches!(fate, Fate::Later(_)) { failed + 1 } else { 0 };
+            match fate {
                 Fate::Taken => outcomes.delivered.push(row.id),
                 Fate::NotTaken => {
                     store::exports::note_not_taken(connection, &[row.id]).await?;
@@ -97,7 +106,8 @@ impl Engine {
                     continue;
                 }
                 Fate::Unclear(why) => {
-                    outcomes.dead.push(Dead { id: row.id, why, unknown_since: row.unknown_since });
+                    let unknown_since = row.unknown_since;
+                    outcomes.dead.push(Dead { id: row.id, why, unknown_since });
                 }
                 Fate::Later(why) => {
                     let unknown_since = row.unknown_since;
@@ -130,14 +140,16 @@ impl Engine {
                 let Ok(_slot) = slots.acquire().await else { return (row, None) };
                 pace.wait().await;
                 let parcel = parcel(&row);
-                let delivery = match row.status {
-                    ExportStatus::Delivered => provider.cancel(&parcel).await,
-                    _ => provider.deliver(&parcel).await,
+                let delivery = if is_cancelation(&row) {
+                    provider.cancel(&parcel).await
+                } else {
+                    provider.deliver(&parcel).await
                 };
                 (row, Some(delivery))
             });
         }
         let mut outcomes = Outcomes::default();
+        let mut doubtful = Vec::new();
         let mut waiting = 0;
         while let Some(call) = calls.join_next().await {
             let (row, delivery) = call.map_err(|why| EngineError::Internal(why.to_string()))?;
@@ -145,12 +157,34 @@ impl Engine {
                 sent.is_stopped = true;
                 slots.close();
             }
-            note(row, delivery, now, &mut outcomes, sent, tried);
+            match delivery {
+                // an earlier call, whose answer was lost, may have done what this one could not
+                Some(Delivery::Dead(failure)) if is_cancelation(&row) && row.unknown_since.is_some() => {
+                    doubtful.push((row, words(&failure)));
+                    continue;
+                }
+                delivery => note(row, delivery, now, &mut outcomes, sent, tried),
+            }
             waiting += 1;
             if waiting >= OUTCOMES_MAX {
                 self.note(connection, environment, std::mem::take(&mut outcomes)).await?;
                 waiting = 0;
             }
+        }
+        self.note(connection, environment, outcomes).await?;
+        let mut outcomes = Outcomes::default();
+        for (row, why) in doubtful {
+            match fate::of_cancelation(connection, provider.as_ref(), &row).await? {
+                Fate::Taken => outcomes.canceled.push(row.id),
+                Fate::NotTaken | Fate::Unclear(_) => outcomes.kept.push((row.id, why)),
+                Fate::Later(why) => {
+                    tried.push(row.id);
+                    let unknown_since = row.unknown_since;
+                    outcomes.later.push(deferred(&row, why, (now, None), unknown_since, true));
+                    continue;
+                }
+            }
+            sent.canceled += 1;
         }
         self.note(connection, environment, outcomes).await
     }
@@ -169,6 +203,10 @@ impl Engine {
         store::exports::note_outcomes(&mut transaction, &outcomes, now).await?;
         Ok(transaction.commit().await?)
     }
+}
+
+fn is_cancelation(row: &ExportRow) -> bool {
+    row.status == ExportStatus::Delivered
 }
 
 fn parcel(row: &ExportRow) -> Parcel {
@@ -192,7 +230,7 @@ fn note(
     sent: &mut Sent,
     tried: &mut Vec<Uuid>,
 ) {
-    let is_cancel = row.status == ExportStatus::Delivered;
+    let is_cancel = is_cancelation(&row);
     let outcome = match &delivery {
         Some(Delivery::Delivered) => "delivered",
         Some(Delivery::Duplicate) => "duplicate",
@@ -216,8 +254,8 @@ fn note(
             outcomes.kept.push((row.id, words(&failure)));
         }
         Some(Delivery::Dead(failure)) => {
-            let (id, why, unknown_since) = (row.id, words(&failure), row.unknown_since);
-            outcomes.dead.push(Dead { id, why, unknown_since });
+            let (why, unknown_since) = (words(&failure), row.unknown_since);
+            outcomes.dead.push(Dead { id: row.id, why, unknown_since });
         }
         Some(Delivery::Later(Later { failure, may_be_taken, after })) => {
             sent.deferred += 1;

@@ -10,7 +10,7 @@ use crate::domain::export::{Bucket, Units};
 use crate::domain::meter::{StoredMeter, StripeFormula};
 use crate::domain::timestamp::Timestamp;
 use crate::store::StoreError;
-use crate::store::export_sums::{self, Part};
+use crate::store::export_sums::{self, Addition, Part};
 use crate::store::fold::Taken;
 
 /// Adds what the taken batches say of a meter's customers, each hour parted where a billing period of
@@ -46,16 +46,18 @@ pub(in crate::engine) async fn note_folded(
             export_sums::by_instant(connection, environment, stored, stripe.scale, taken, &pairs).await?,
         );
     }
-    let mut sums: BTreeMap<(i64, Timestamp), (Bucket, Units)> = BTreeMap::new();
+    let mut sums: BTreeMap<(i64, Timestamp), Addition> = BTreeMap::new();
     for part in parts {
         let units = Units::parse(&part.units).ok_or_else(|| {
             StoreError::Refused(sqlx::Error::Decode(format!("a sum of usage: {}", part.units).into()))
         })?;
-        let bucket = bucket(part.customer_id, part.at);
-        let sum = sums.entry((part.customer_id, bucket.span.from)).or_insert((bucket, Units::default()));
-        sum.1 = sum.1.plus(units);
+        let Part { customer_id, at, last_at, .. } = part;
+        let bucket = bucket(customer_id, at);
+        let nothing = Addition { customer_id, bucket, last_at, units: Units::default() };
+        let sum = sums.entry((customer_id, bucket.span.from)).or_insert(nothing);
+        sum.units = sum.units.plus(units);
+        sum.last_at = sum.last_at.max(last_at);
     }
-    let sums: Vec<(i64, Bucket, Units)> =
-        sums.into_iter().map(|((customer, _), (bucket, units))| (customer, bucket, units)).collect();
+    let sums: Vec<Addition> = sums.into_values().collect();
     export_sums::add(connection, environment, stored.id, &sums).await
 }

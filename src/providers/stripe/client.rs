@@ -33,6 +33,8 @@ pub struct Fault {
     pub after: Option<Duration>,
     /// Whether the call may have been carried out.
     pub may_be_done: bool,
+    /// Whether the answer looks like Stripe's own: what is in the way answers too.
+    pub is_stripes: bool,
 }
 
 impl Fault {
@@ -40,13 +42,13 @@ impl Fault {
     pub fn is_transient(&self) -> bool {
         match self.status {
             None => true,
-            Some(status) => status == 409 || status == 429 || status >= 500,
+            Some(status) => !self.is_stripes || status == 409 || status == 429 || status >= 500,
         }
     }
 
     /// Whether the credentials are refused.
     pub fn is_refusal(&self) -> bool {
-        matches!(self.status, Some(401 | 403))
+        self.is_stripes && matches!(self.status, Some(401 | 403))
     }
 }
 
@@ -120,6 +122,7 @@ fn no_answer(why: &reqwest::Error) -> Fault {
         failure: Failure { code: code.to_owned(), message: shortened(&message) },
         after: None,
         may_be_done: !why.is_connect(),
+        is_stripes: false,
     }
 }
 
@@ -150,7 +153,8 @@ async fn refused(status: StatusCode, response: Response) -> Fault {
         status: Some(status.as_u16()),
         failure: Failure { code, message: shortened(&message) },
         after,
-        may_be_done: status.is_server_error(),
+        may_be_done: status.is_server_error() || !error.is_object(),
+        is_stripes: error.is_object(),
     }
 }
 
