@@ -2,7 +2,7 @@
 //! machine in the same minutes.
 //!
 //! ```text
-//! cargo run --release --example bench [-- --quick|--large] [--only events|gate]
+//! cargo run --release --example bench [-- --quick|--large] [--only events|gate|exports]
 //! ```
 //!
 //! Starts all it needs: a private `PostgreSQL` with fsync on in a temporary folder, and the service as
@@ -18,6 +18,7 @@
 
 mod copy;
 mod events;
+mod exports;
 mod gate;
 mod holds;
 mod http;
@@ -29,6 +30,9 @@ mod report;
 mod rounds;
 mod service;
 mod stage;
+#[expect(dead_code, unused_imports, reason = "the tests use the rest")]
+#[path = "../../tests/suite/support/stripe_fake/mod.rs"]
+mod stripe_fake;
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
@@ -52,7 +56,7 @@ pub(crate) struct Arguments {
     /// Again with 10 million events and a million counters in the database
     #[arg(long)]
     large: bool,
-    /// Only this part
+    /// Only this part; exports are measured by themselves alone
     #[arg(long, value_enum)]
     only: Option<Part>,
     /// Where the temporary folder with the data is made; on a disk, or syncing means nothing
@@ -64,6 +68,7 @@ pub(crate) struct Arguments {
 pub(crate) enum Part {
     Events,
     Gate,
+    Exports,
 }
 
 impl Arguments {
@@ -107,7 +112,11 @@ async fn run(arguments: &Arguments, cluster: &Cluster, folder: &std::path::Path)
     }
     let machine = machine::describe(folder, &postgres);
     eprintln!("{machine}");
-    let table = Box::pin(rounds::run(arguments, cluster, folder)).await?;
+    let table = if arguments.only == Some(Part::Exports) {
+        Box::pin(exports::run(arguments, cluster)).await?
+    } else {
+        Box::pin(rounds::run(arguments, cluster, folder)).await?
+    };
     println!("{machine}\n\n{}", table.markdown());
     Ok(())
 }

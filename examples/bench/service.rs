@@ -59,9 +59,14 @@ pub(crate) struct Service {
 
 impl Service {
     pub(crate) async fn start(database_url: &str) -> anyhow::Result<Self> {
+        Self::start_with(database_url, &[]).await
+    }
+
+    /// With more settings.
+    pub(crate) async fn start_with(database_url: &str, variables: &[(&str, &str)]) -> anyhow::Result<Self> {
         let address = TcpListener::bind("127.0.0.1:0")?.local_addr()?;
         let mut process = process(database_url, &["serve"])?;
-        process.env("METERGATE__HTTP__BIND", address.to_string());
+        process.env("METERGATE__HTTP__BIND", address.to_string()).envs(variables.iter().copied());
         let started = Instant::now();
         let child = process.spawn()?;
         while !is_ready(address).await {

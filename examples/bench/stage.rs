@@ -182,17 +182,7 @@ impl<'a> Stage<'a> {
     }
 
     pub(crate) async fn wait_until_folded(&self) -> anyhow::Result<()> {
-        let mut connection = PgConnection::connect(&self.url()).await?;
-        let started = Instant::now();
-        loop {
-            let left: i64 =
-                sqlx::query_scalar("select count(*) from unfolded").fetch_one(&mut connection).await?;
-            if left == 0 {
-                return Ok(());
-            }
-            ensure!(started.elapsed() < FOLD_MAX, "{left} batches are not folded");
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
+        wait_until_folded(&self.url()).await
     }
 
     /// The processors' time of the server, and of the service where it is named.
@@ -205,7 +195,22 @@ impl<'a> Stage<'a> {
     }
 }
 
-async fn admin(cluster: &Cluster, sql: &str) -> anyhow::Result<()> {
+/// Until all that was recorded in a database is in the rollups.
+pub(crate) async fn wait_until_folded(url: &str) -> anyhow::Result<()> {
+    let mut connection = PgConnection::connect(url).await?;
+    let started = Instant::now();
+    loop {
+        let left: i64 =
+            sqlx::query_scalar("select count(*) from unfolded").fetch_one(&mut connection).await?;
+        if left == 0 {
+            return Ok(());
+        }
+        ensure!(started.elapsed() < FOLD_MAX, "{left} batches are not folded");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+pub(crate) async fn admin(cluster: &Cluster, sql: &str) -> anyhow::Result<()> {
     run(&cluster.url("postgres"), sql).await
 }
 

@@ -8,6 +8,7 @@ mod crashes;
 mod doubts;
 mod levels;
 mod outcomes;
+mod shapes;
 
 use axum::http::StatusCode;
 use metergate::domain::environment::Environment;

@@ -158,15 +158,17 @@ impl Field {
         }
     }
 
-    /// Lets so much be recorded, and waits until half of what is new was, and until Stripe has been
-    /// called about it.
+    /// Waits until Stripe was called about what is recorded, then lets more be recorded, and waits until
+    /// that is under way.
     async fn reach(&self, events: usize, customers: usize) {
-        let before = self.allowed.swap(events, Ordering::SeqCst);
         let calls = self.stripe.calls(Endpoint::MeterEvents) + customers as u64;
-        while self.acknowledged.load(Ordering::SeqCst) < usize::midpoint(before, events)
-            || self.stripe.calls(Endpoint::MeterEvents) < calls
-        {
+        while self.stripe.calls(Endpoint::MeterEvents) < calls {
             tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        let before = self.acknowledged.load(Ordering::SeqCst);
+        self.allowed.store(events, Ordering::SeqCst);
+        while self.acknowledged.load(Ordering::SeqCst) == before {
+            tokio::task::yield_now().await;
         }
     }
 
@@ -281,7 +283,7 @@ async fn kill_and_crash(size: Size, seed: u64) {
         key: observer.key.clone(),
         renewal,
         replicas: Mutex::new(Vec::new()),
-        allowed: AtomicUsize::new(0),
+        allowed: AtomicUsize::new(size.events / (size.kills + 2)),
         acknowledged: AtomicUsize::new(0),
         repeated: AtomicUsize::new(0),
     };
@@ -293,7 +295,7 @@ async fn kill_and_crash(size: Size, seed: u64) {
     let loading = join_all(loads.map(|(number, events)| field.load(number, events)));
     let killing = async {
         for kill in 0..size.kills {
-            field.reach(size.events * (kill + 1) / (size.kills + 1), size.customers).await;
+            field.reach(size.events * (kill + 2) / (size.kills + 2), size.customers).await;
             replicas[kill % 2].take().unwrap().kill().await;
             if (kill + 1) % (size.kills / (size.crashes + 1)) == 0 && crashes < size.crashes {
                 crashes += 1;

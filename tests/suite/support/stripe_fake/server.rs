@@ -161,6 +161,11 @@ impl StripeFake {
         self.shared.lock().traffic.most_in_flight.get(&lane).copied().unwrap_or_default()
     }
 
+    /// The first requests as they came: method, path and parameters.
+    pub(crate) fn requests(&self) -> Vec<(String, String, String)> {
+        self.shared.lock().traffic.requests.clone()
+    }
+
     /// What callers did that Metergate must never do.
     pub(crate) fn violations(&self) -> Vec<String> {
         self.shared.lock().traffic.violations.clone()

@@ -15,6 +15,9 @@ use super::state::State;
 /// A customer and the name of a meter's events.
 type Lane = (String, String);
 
+/// Requests that are kept as they came.
+const REQUESTS_KEPT_MAX: usize = 1_000;
+
 #[derive(Debug)]
 pub(super) struct Traffic {
     arrived: BTreeMap<Endpoint, u64>,
@@ -22,6 +25,8 @@ pub(super) struct Traffic {
     in_flight: HashMap<Lane, usize>,
     pub(super) most_in_flight: HashMap<Lane, usize>,
     pub(super) violations: Vec<String>,
+    /// The first requests: method, path, and parameters as they came.
+    pub(super) requests: Vec<(String, String, String)>,
     bucket: Option<Bucket>,
 }
 
@@ -43,6 +48,7 @@ impl Traffic {
             in_flight: HashMap::new(),
             most_in_flight: HashMap::new(),
             violations: Vec::new(),
+            requests: Vec::new(),
             bucket: calls_per_second.map(bucket),
         }
     }
@@ -78,6 +84,9 @@ impl Traffic {
     /// Counts a call, and looks for what every caller owes, whatever it asks for.
     pub(super) fn inspect(&mut self, call: &Call) {
         *self.arrived.entry(call.endpoint()).or_default() += 1;
+        if self.requests.len() < REQUESTS_KEPT_MAX {
+            self.requests.push((call.method.to_string(), call.path.clone(), call.parameters.clone()));
+        }
         let mut lacks = |what: &str| {
             self.violations.push(format!("{} {} without {what}", call.method, call.path));
         };
