@@ -115,7 +115,7 @@ async fn hand_over(site: &Site, stripe: &StripeFake) -> anyhow::Result<(f64, f64
     let started = Instant::now();
     let run = async {
         let answer = connection.call(&request).await?;
-        anyhow::Ok((answer.status, answer.text().to_string()))
+        anyhow::Ok((answer.status, answer.text()))
     };
     let first = async {
         while stripe.calls(Endpoint::MeterEvents) == before {

@@ -263,7 +263,9 @@ async fn kill_and_crash(size: Size, seed: u64) {
     let options =
         Options { clock: Clock::Running(0), latency: Duration::from_millis(2), ..Options::default() };
     let stripe = StripeFake::start(options).await;
-    METERS.iter().for_each(|meter| drop(stripe.meter(meter)));
+    for meter in METERS {
+        stripe.meter(meter);
+    }
     let observer = TestService::at_url(&url, engine_settings()).await;
     observer.clock.set(started);
     observer.apply(catalog()).await;
