@@ -77,6 +77,9 @@ const ANY: MethodFilter = MethodFilter::GET
     .or(MethodFilter::DELETE)
     .or(MethodFilter::OPTIONS);
 
+/// Takes as long as the biller's rate asks for: thousands of exports at 24 a second.
+const UNHURRIED: &str = "/v1/exports/run";
+
 /// The whole interface.
 pub fn routes() -> Vec<Route> {
     use Access::{EndUser, Gateway, Open, Publishable, Secret, Signed, StripeSdk};
@@ -123,7 +126,7 @@ pub fn routes() -> Vec<Route> {
         Route::new("/v1/gate", Gateway, at!(any gateway::gate)),
         Route::new("/v1/gate/{*path}", Gateway, at!(any gateway::gate_by_headers)),
         Route::new("/v1/exports", Secret, at!(get exports::list)),
-        Route::new("/v1/exports/run", Secret, at!(post exports::run)),
+        Route::new(UNHURRIED, Secret, at!(post exports::run)),
         Route::new("/v1/exports/{id}/retry", Secret, at!(post exports::retry)),
         Route::new("/v1/reconciliation", Secret, at!(get exports::reconcile)),
         Route::new("/v1/catalog", Secret, at!(put catalog::apply)),
@@ -143,11 +146,12 @@ pub fn routes() -> Vec<Route> {
 /// The service that answers requests.
 pub fn router(api: Api, settings: &HttpSettings) -> Router {
     // browsers may call what their credentials may
-    let (mut plain, mut browsers) = (Router::new(), Router::new());
+    let (mut plain, mut browsers, mut unhurried) = (Router::new(), Router::new(), Router::new());
     for route in routes() {
         let guard = access::Guard { engine: api.engine.clone(), access: route.access, path: route.path };
         let guarded = route.handler.route_layer(middleware::from_fn_with_state(guard, access::admit));
         match route.access {
+            _ if route.path == UNHURRIED => unhurried = unhurried.route(route.path, guarded),
             Access::EndUser | Access::Publishable => browsers = browsers.route(route.path, guarded),
             Access::Open | Access::Signed | Access::Secret | Access::Gateway | Access::StripeSdk => {
                 plain = plain.route(route.path, guarded);
@@ -161,16 +165,22 @@ pub fn router(api: Api, settings: &HttpSettings) -> Router {
         .merge(browsers)
         .merge(operations::docs())
         .fallback(problem::no_such_path)
-        .with_state(api);
+        .with_state(api.clone());
     // once around the whole table: a layer of a router is one more box for each of its routes, and every
     // request copies them all
-    let service = ServiceBuilder::new()
-        .layer(middleware::from_fn(observe::observe))
-        .layer(CatchPanicLayer::custom(problem::of_panic))
+    let timed = ServiceBuilder::new()
         .layer(TimeoutLayer::with_status_code(StatusCode::SERVICE_UNAVAILABLE, settings.request_max))
         .map_request(gateway::without_body)
         .layer(RequestDecompressionLayer::new().no_br().no_deflate())
         .service(table);
+    let all = unhurried
+        .method_not_allowed_fallback(problem::no_such_method)
+        .with_state(api)
+        .fallback_service(timed);
+    let service = ServiceBuilder::new()
+        .layer(middleware::from_fn(observe::observe))
+        .layer(CatchPanicLayer::custom(problem::of_panic))
+        .service(all);
     Router::new().fallback_service(service)
 }
 

@@ -23,7 +23,7 @@ use uuid::Uuid;
 pub use reconciliation::{Drift, Question, Reconciled, ReconciledRow};
 pub(in crate::engine) use sums::note_folded;
 
-use super::{Engine, EngineError};
+use super::{Engine, EngineError, detached};
 use crate::domain::catalog::Catalog;
 use crate::domain::environment::Environment;
 use crate::domain::export::{EXPORT_AGE_MAX, ExportStatus};
@@ -133,15 +133,19 @@ impl Engine {
 
     /// Hands over all that is due, the running hour too. Waits for another run.
     pub async fn run_exports(&self, environment: Environment) -> Result<Ran, EngineError> {
-        let mut connection = self.database().connect_writer().await?;
-        let deadline = tokio::time::Instant::now() + LOCK_WAIT_MAX;
-        while !store::exports::try_lock(&mut connection, environment).await? {
-            if tokio::time::Instant::now() > deadline {
-                return Err(EngineError::exports_running());
+        let engine = self.clone();
+        detached(async move {
+            let mut connection = engine.database().connect_writer().await?;
+            let deadline = tokio::time::Instant::now() + LOCK_WAIT_MAX;
+            while !store::exports::try_lock(&mut connection, environment).await? {
+                if tokio::time::Instant::now() > deadline {
+                    return Err(EngineError::exports_running());
+                }
+                tokio::time::sleep(LOCK_PAUSE).await;
             }
-            tokio::time::sleep(LOCK_PAUSE).await;
-        }
-        self.run_locked(connection, environment, Due::All).await
+            engine.run_locked(connection, environment, Due::All).await
+        })
+        .await
     }
 
     /// Hands over the usage of hours that are over; nothing where another replica is at it.
