@@ -16,9 +16,11 @@ create table export_sums (
     recorded numeric not null,
     -- how much of it was handed on: to exports, or to the remainder
     exported numeric not null default 0,
+    -- a column of its own: the fold changes `recorded` alone, and no index has to follow it
+    is_due boolean not null generated always as (recorded <> exported) stored,
     constraint export_sums_pk primary key (customer_id, meter_id, bucket_from)
 ) with (fillfactor = 80, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 20000);
-create index export_sums_due on export_sums (environment, bucket_to) where recorded <> exported;
+create index export_sums_due on export_sums (environment, bucket_to) where is_due;
 
 -- What is left of a customer's usage of a meter: fractions of a unit, and what was taken back too late
 -- to be canceled. Its row lock is the right to make exports of the two.
@@ -61,6 +63,8 @@ create table exports (
 create index exports_due on exports (environment, customer_id, event_name, id)
     where status = 'pending' or (cancel_wanted and status = 'delivered');
 create index exports_bucket on exports (customer_id, meter_id, bucket_from);
+create index exports_taking_back on exports (customer_id, meter_id, bucket_from)
+    where cancel_wanted and status in ('pending', 'delivered');
 create index exports_list on exports (environment, created_at, id);
 create index exports_dead on exports (environment, meter_id) where status = 'dead';
 

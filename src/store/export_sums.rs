@@ -179,7 +179,7 @@ pub async fn due_pairs(
 ) -> Result<Vec<(i64, i32)>, StoreError> {
     let rows = sqlx::query_as(
         "select distinct s.customer_id, s.meter_id from export_sums s
-         where s.environment = $1 and s.recorded <> s.exported and s.bucket_to <= $2 and s.meter_id = any($3)
+         where s.environment = $1 and s.is_due and s.bucket_to <= $2 and s.meter_id = any($3)
            -- what waits for a cancelation waits
            and not exists (select from exports e where e.customer_id = s.customer_id and e.meter_id = s.meter_id
                            and e.bucket_from = s.bucket_from and e.cancel_wanted and e.status in ('pending', 'delivered'))
@@ -242,6 +242,7 @@ pub async fn lock_due(
                 (s.recorded - s.exported)::text as new
          from export_sums s
          where (s.customer_id, s.meter_id) in (select * from unnest($1::bigint[], $2::int[]))
+           -- not by `is_due`: from each pair to its buckets, however few the planner believes to be due
            and s.recorded <> s.exported and s.bucket_to <= $3
            and not exists (select from exports e where e.customer_id = s.customer_id and e.meter_id = s.meter_id
                            and e.bucket_from = s.bucket_from and e.cancel_wanted and e.status in ('pending', 'delivered'))
