@@ -11,6 +11,8 @@ use super::window::Span;
 
 /// The most that one export may say: 15 digits (<https://docs.stripe.com/changelog/dahlia>).
 pub const EXPORT_VALUE_MAX: i64 = 999_999_999_999_999;
+/// Exports of one bucket that are made at once; more is left for the next one.
+const DRAFTS_MAX: usize = 100;
 /// How far back the provider takes a timestamp: 35 days, with a day for what stands in the way.
 pub const EXPORT_AGE_MAX: Duration = Duration::from_hours(34 * 24);
 
@@ -45,7 +47,7 @@ const ONE: i128 = 1_000_000_000_000_000_000;
 const FRACTION_DIGITS: usize = 18;
 
 impl Units {
-    /// Reads a decimal; none where it has too many digits.
+    /// Reads a decimal; none where it has too many digits after the point.
     pub fn parse(text: &str) -> Option<Self> {
         let (digits, sign) = text.strip_prefix('-').map_or((text, 1), |digits| (digits, -1));
         let (whole, fraction) = digits.split_once('.').unwrap_or((digits, ""));
@@ -53,9 +55,13 @@ impl Units {
         if fraction.len() > FRACTION_DIGITS {
             return None;
         }
-        let whole: i128 = whole.parse().ok()?;
+        if whole.is_empty() || !whole.bytes().all(|digit| digit.is_ascii_digit()) {
+            return None;
+        }
+        // what no biller could ever bill stays at the end of the scale, and stops nobody else's usage
+        let whole: i128 = whole.parse().unwrap_or(i128::MAX);
         let fraction: i128 = format!("{fraction:0<FRACTION_DIGITS$}").parse().ok()?;
-        Some(Self(whole.checked_mul(ONE)?.checked_add(fraction)? * sign))
+        Some(Self(whole.saturating_mul(ONE).saturating_add(fraction) * sign))
     }
 
     pub fn whole(units: i64) -> Self {
@@ -178,12 +184,13 @@ pub fn settle(
     };
     let carried_from = (!is_open).then_some(bucket.span.from);
     let mut drafts = Vec::new();
-    while whole > 0 {
+    while whole > 0 && drafts.len() < DRAFTS_MAX {
         let value = i64::try_from(whole).unwrap_or(i64::MAX).min(EXPORT_VALUE_MAX);
         drafts.push(Draft { value, timestamp, carried_from });
         whole -= i128::from(value);
     }
-    Settled { drafts, remainder: fraction }
+    let rest = Units(whole.saturating_mul(ONE));
+    Settled { drafts, remainder: fraction.plus(rest) }
 }
 
 /// The export of a level, which counts by its time: later than the last one of its bucket, where the
@@ -243,6 +250,7 @@ mod tests {
         assert_eq!(units("1.500").to_string(), "1.5");
         assert!(Units::parse("0.0000000000000000001").is_none());
         assert!(Units::parse("x").is_none());
+        assert!(units("1000000000000000000000000") > units("100000000000000000000"));
     }
 
     #[test]
