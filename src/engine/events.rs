@@ -8,10 +8,9 @@ use uuid::Uuid;
 
 use super::configuration::Fresh;
 use super::counting::{Additions, Reader};
-use super::{Engine, EngineError, ExportView, detached};
+use super::{Engine, EngineError, ExportView, cursor, detached};
 use crate::domain::environment::Environment;
 use crate::domain::event::{Properties, event_key};
-use crate::domain::fields::Violation;
 use crate::domain::gate::standing::Terms;
 use crate::domain::meter::{StoredMeter, dimension_value};
 use crate::domain::names::{EventId, MeterKey, Source};
@@ -310,7 +309,5 @@ fn read_cursor(cursor: &str) -> Result<After, EngineError> {
             ordinal: i32::from_be_bytes(*ordinal),
         })
     };
-    read().ok_or_else(|| {
-        EngineError::invalid(Violation::new("invalid_cursor", "is none that a list answered").under("cursor"))
-    })
+    read().ok_or_else(cursor::unknown)
 }

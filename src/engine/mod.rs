@@ -7,6 +7,7 @@ mod catalog;
 pub mod clock;
 mod configuration;
 mod counting;
+mod cursor;
 mod drop_in;
 pub mod error;
 mod events;

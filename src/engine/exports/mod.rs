@@ -14,8 +14,6 @@ mod sums;
 use std::sync::Arc;
 use std::time::Duration;
 
-use base64::Engine as _;
-use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde::Serialize;
 use sqlx::{Connection, PgConnection};
 use uuid::Uuid;
@@ -23,11 +21,10 @@ use uuid::Uuid;
 pub use reconciliation::{Drift, Question, Reconciled, ReconciledRow};
 pub(in crate::engine) use sums::note_folded;
 
-use super::{Engine, EngineError, detached};
+use super::{Engine, EngineError, cursor, detached};
 use crate::domain::catalog::Catalog;
 use crate::domain::environment::Environment;
 use crate::domain::export::{EXPORT_AGE_MAX, ExportStatus};
-use crate::domain::fields::Violation;
 use crate::domain::meter::{StoredMeter, StripeMeter};
 use crate::domain::timestamp::Timestamp;
 use crate::providers::{Failure, Provider};
@@ -256,12 +253,13 @@ impl Engine {
         cursor: Option<&str>,
         limit: u32,
     ) -> Result<ExportPage, EngineError> {
-        let after = cursor.map(read_cursor).transpose()?;
+        let after = cursor.map(cursor::read).transpose()?;
+        let after = after.map(|(created_at, id)| After { created_at, id });
         let mut connection = self.database().pool().acquire().await?;
         let mut rows = store::exports::list(&mut connection, environment, filter, after, limit + 1).await?;
         let more = rows.len() > limit as usize;
         rows.truncate(limit as usize);
-        let next_cursor = rows.last().filter(|_| more).map(write_cursor);
+        let next_cursor = rows.last().filter(|_| more).map(|row| cursor::write(row.created_at, row.id));
         Ok(ExportPage { data: rows.into_iter().map(ExportView::from).collect(), next_cursor })
     }
 
@@ -347,25 +345,4 @@ fn words(failure: &Failure) -> String {
 
 fn not_found() -> EngineError {
     EngineError::NotFound { code: "export_not_found", detail: "there is no export with this id".to_owned() }
-}
-
-fn write_cursor(row: &ExportRow) -> String {
-    let mut bytes = Vec::with_capacity(24);
-    bytes.extend(row.created_at.micros().to_be_bytes());
-    bytes.extend(row.id.as_bytes());
-    URL_SAFE_NO_PAD.encode(bytes)
-}
-
-fn read_cursor(cursor: &str) -> Result<After, EngineError> {
-    let read = || {
-        let bytes: [u8; 24] = URL_SAFE_NO_PAD.decode(cursor).ok()?.try_into().ok()?;
-        let (micros, id) = bytes.split_first_chunk::<8>()?;
-        Some(After {
-            created_at: Timestamp::from_micros(i64::from_be_bytes(*micros))?,
-            id: Uuid::from_slice(id).ok()?,
-        })
-    };
-    read().ok_or_else(|| {
-        EngineError::invalid(Violation::new("invalid_cursor", "is none that a list answered").under("cursor"))
-    })
 }

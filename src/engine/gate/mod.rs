@@ -6,8 +6,6 @@ mod routing;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use base64::Engine as _;
-use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde::Serialize;
 use serde_json::{Map, Value};
 use sqlx::{PgConnection, Postgres, Transaction};
@@ -18,10 +16,9 @@ pub(super) use routing::Gate;
 use super::counting::Reader;
 use super::ingest::{Workplace, new_id};
 use super::writers::{Attempt, Trade, Weight};
-use super::{Engine, EngineError};
+use super::{Engine, EngineError, cursor};
 use crate::domain::environment::Environment;
 use crate::domain::event::event_key;
-use crate::domain::fields::Violation;
 use crate::domain::gate::book::Answer;
 use crate::domain::gate::request::{Commit, Extend, OnExpiry, Release, Reserve};
 use crate::domain::gate::reservation::{Moment, Refusal, Reservation, Status};
@@ -315,7 +312,8 @@ impl Engine {
         cursor: Option<&str>,
         limit: u32,
     ) -> Result<ReservationPage, EngineError> {
-        let after = cursor.map(read_cursor).transpose()?;
+        let after = cursor.map(cursor::read).transpose()?;
+        let after = after.map(|(created_at, key)| After { created_at, key });
         let mut snapshot = store::usage::snapshot(self.database().pool()).await?;
         let now = self.inner.clock.now(environment, store::usage::now(&mut snapshot).await?);
         let paths = match subject {
@@ -340,32 +338,10 @@ impl Engine {
         let ids: Vec<i64> = rows.iter().map(|row| row.path_id).collect();
         let names = store::subjects::path_names(&mut snapshot, &ids).await?;
         snapshot.commit().await?;
-        let next_cursor = rows.last().filter(|_| more).map(write_cursor);
+        let next_cursor = rows.last().filter(|_| more).map(|row| cursor::write(row.created_at, row.key));
         let view = |row: &Reservation| {
             ReservationView::of(row, names.get(&row.path_id).cloned().unwrap_or_default(), now)
         };
         Ok(ReservationPage { data: rows.iter().map(view).collect(), next_cursor })
     }
-}
-
-/// The cursor after a reservation: its place in the order of the list.
-fn write_cursor(row: &Reservation) -> String {
-    let mut bytes = Vec::with_capacity(24);
-    bytes.extend(row.created_at.micros().to_be_bytes());
-    bytes.extend(row.key.as_bytes());
-    URL_SAFE_NO_PAD.encode(bytes)
-}
-
-fn read_cursor(cursor: &str) -> Result<After, EngineError> {
-    let read = || {
-        let bytes: [u8; 24] = URL_SAFE_NO_PAD.decode(cursor).ok()?.try_into().ok()?;
-        let (micros, key) = bytes.split_first_chunk::<8>()?;
-        Some(After {
-            created_at: Timestamp::from_micros(i64::from_be_bytes(*micros))?,
-            key: Uuid::from_slice(key).ok()?,
-        })
-    };
-    read().ok_or_else(|| {
-        EngineError::invalid(Violation::new("invalid_cursor", "is none that a list answered").under("cursor"))
-    })
 }

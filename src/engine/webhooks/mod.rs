@@ -15,9 +15,8 @@ use serde_json::Value;
 use serde_json::value::RawValue;
 use tokio::sync::Notify;
 
-use super::{Engine, EngineError};
+use super::{Engine, EngineError, cursor};
 use crate::domain::environment::Environment;
-use crate::domain::fields::Violation;
 use crate::domain::limits::{WEBHOOK_DELETES_MAX, WEBHOOK_KEPT, WEBHOOK_UNDONE_KEPT};
 use crate::domain::timestamp::Timestamp;
 use crate::providers::stripe::signature::{Age, Signature};
@@ -188,11 +187,7 @@ impl Engine {
     ) -> Result<WebhookEventPage, EngineError> {
         let before = match cursor {
             None => i64::MAX,
-            Some(cursor) => cursor.parse::<i64>().map_err(|_| {
-                EngineError::invalid(
-                    Violation::new("invalid_cursor", "is none that a list answered").under("cursor"),
-                )
-            })?,
+            Some(cursor) => cursor.parse::<i64>().map_err(|_| cursor::unknown())?,
         };
         let mut connection = self.database().pool().acquire().await?;
         let mut rows = webhook_events::list(&mut connection, environment, status, before, limit + 1).await?;

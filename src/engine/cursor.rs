@@ -1,0 +1,30 @@
+//! Cursors of lists: where a page ends, as text that says nothing to the caller.
+
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use uuid::Uuid;
+
+use super::EngineError;
+use crate::domain::fields::Violation;
+use crate::domain::timestamp::Timestamp;
+
+pub(super) fn unknown() -> EngineError {
+    EngineError::invalid(Violation::new("invalid_cursor", "is none that a list answered").under("cursor"))
+}
+
+/// The place of what was made at a time, in a list that is ordered by that and a key.
+pub(super) fn write(created_at: Timestamp, key: Uuid) -> String {
+    let mut bytes = Vec::with_capacity(24);
+    bytes.extend(created_at.micros().to_be_bytes());
+    bytes.extend(key.as_bytes());
+    URL_SAFE_NO_PAD.encode(bytes)
+}
+
+pub(super) fn read(cursor: &str) -> Result<(Timestamp, Uuid), EngineError> {
+    let read = || {
+        let bytes: [u8; 24] = URL_SAFE_NO_PAD.decode(cursor).ok()?.try_into().ok()?;
+        let (micros, key) = bytes.split_first_chunk::<8>()?;
+        Some((Timestamp::from_micros(i64::from_be_bytes(*micros))?, Uuid::from_slice(key).ok()?))
+    };
+    read().ok_or_else(unknown)
+}
