@@ -7,9 +7,10 @@ use serde_json::Value;
 use super::environment::Environment;
 use super::fields::{self, Fields, Read, Violation};
 use super::limits::CATALOG_ITEMS_MAX;
-use super::meter::{Aggregation, Meter, has_repeats};
+use super::meter::{Aggregation, Filter, Meter, has_repeats};
 use super::names::{MeterKey, PlanKey};
 use super::plan::{Limit, Plan};
+use super::pricing::price::{ModelName, Price};
 
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
 pub struct Catalog {
@@ -62,6 +63,20 @@ impl Catalog {
         if flaws.is_empty() { Ok(catalog) } else { Err(flaws) }
     }
 
+    /// Reads a document that was applied. One from before prices and caps were read, and held something
+    /// else under their names, is read without them.
+    pub fn read_applied(value: Value) -> Read<Self> {
+        Self::read(value.clone()).or_else(|flaws| {
+            let mut value = value;
+            let plans = value.get_mut("plans").and_then(Value::as_array_mut);
+            for plan in plans.into_iter().flatten().filter_map(Value::as_object_mut) {
+                plan.remove("prices");
+                plan.remove("spend_caps");
+            }
+            Self::read(value).map_err(|_| flaws)
+        })
+    }
+
     /// Reads YAML. Scalars keep their own spelling, so that no number passes through a float.
     pub fn read_yaml(text: &str) -> Read<Self> {
         Self::read(yaml_to_json(text)?)
@@ -110,6 +125,11 @@ impl Catalog {
                     flaws.push(at(flaw.under(&position.to_string()).under("limits")));
                 }
             }
+            for (position, price) in plan.prices.iter().enumerate() {
+                if let Some(flaw) = self.refuse_price(price) {
+                    flaws.push(at(flaw.under(&position.to_string()).under("prices")));
+                }
+            }
         }
         flaws
     }
@@ -123,10 +143,27 @@ impl Catalog {
             let detail = format!("`{}` is an average or a minimum, which cannot have a limit", meter.key);
             return Some(Violation::new("unlimitable_meter", detail).under("meter"));
         }
-        let is_dimension = |name: &str| meter.dimensions.iter().any(|known| known.as_str() == name);
-        let unknown = limit.filter.iter().map(|(name, _)| name).find(|name| !is_dimension(name))?;
-        let detail = format!("the meter `{}` has no dimension `{unknown}`", meter.key);
-        Some(Violation::new("unknown_dimension", detail).under(unknown).under("filter"))
+        refuse_filter(meter, &limit.filter)
+    }
+
+    /// What speaks against a price, of a plan or of a subscription.
+    pub fn refuse_price(&self, price: &Price) -> Option<Violation> {
+        let key = price.meter.as_ref()?;
+        let Some(meter) = self.meter(key) else {
+            return Some(
+                Violation::new("unknown_meter", format!("there is no meter `{key}`")).under("meter"),
+            );
+        };
+        let is_percentage = matches!(price.model.name(), ModelName::Percentage);
+        if matches!(meter.aggregation, Aggregation::Avg | Aggregation::Min) {
+            let detail = format!("`{key}` is an average or a minimum, which cannot have a price");
+            return Some(Violation::new("unpriceable_meter", detail).under("meter"));
+        }
+        if is_percentage && meter.aggregation != Aggregation::Sum {
+            let detail = format!("`{key}` is no sum of values, of which a percentage could be taken");
+            return Some(Violation::new("unpriceable_meter", detail).under("meter"));
+        }
+        refuse_filter(meter, &price.filter)
     }
 
     /// What applying `next` to this one changes, or why it may not be: `recorded` says which
@@ -192,6 +229,14 @@ impl Catalog {
         }
         if flaws.is_empty() { Ok(changes) } else { Err(flaws) }
     }
+}
+
+/// A filter of the catalog names dimensions, by which usage is kept apart.
+fn refuse_filter(meter: &Meter, filter: &Filter) -> Option<Violation> {
+    let is_dimension = |name: &str| meter.dimensions.iter().any(|known| known.as_str() == name);
+    let unknown = filter.iter().map(|(name, _)| name).find(|name| !is_dimension(name))?;
+    let detail = format!("the meter `{}` has no dimension `{unknown}`", meter.key);
+    Some(Violation::new("unknown_dimension", detail).under(unknown).under("filter"))
 }
 
 /// A meter may gain dimensions, a `stripe` block and display fields; nothing else.
@@ -359,11 +404,45 @@ plans:
     #[test]
     fn references_must_lead_somewhere() {
         let read = |document| Catalog::read(document).unwrap_err()[0].clone();
+        let unread = json!({"plans": [{"key": "p", "prices": [{"note": "5 per 1000"}], "spend_caps": [{}]}]});
+        assert!(Catalog::read_applied(unread).unwrap().plans[0].prices.is_empty());
         let flaw = read(json!({"default_plan": "x"}));
         assert_eq!((flaw.pointer.as_str(), flaw.code), ("/default_plan", "unknown_plan"));
         let flaw = read(
             json!({"plans": [{"key": "p", "limits": [{"key": "l", "meter": "m", "quota": 1, "period": "day"}]}]}),
         );
         assert_eq!((flaw.pointer.as_str(), flaw.code), ("/plans/0/limits/0/meter", "unknown_meter"));
+        let price = |meter: &str, more: Value| {
+            let mut price =
+                json!({"key": "p", "meter": meter, "model": "per_unit", "currency": "usd", "unit_amount": 1});
+            price.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+            price
+        };
+        let priced = |prices: Value| {
+            let flaw = read(json!({
+                "meters": [{"key": "m", "event_name": "e", "aggregation": "sum", "dimensions": ["a"]},
+                           {"key": "least", "event_name": "e", "aggregation": "min"}],
+                "plans": [{"key": "p", "prices": prices}],
+            }));
+            (flaw.pointer, flaw.code)
+        };
+        let cases = [
+            (json!([price("x", json!({}))]), "/plans/0/prices/0/meter", "unknown_meter"),
+            (json!([price("least", json!({}))]), "/plans/0/prices/0/meter", "unpriceable_meter"),
+            (
+                json!([price("m", json!({"filter": {"b": "x"}}))]),
+                "/plans/0/prices/0/filter/b",
+                "unknown_dimension",
+            ),
+            (json!([price("m", json!({})), price("m", json!({}))]), "/plans/0/prices", "duplicate_key"),
+            (
+                json!([price("m", json!({})), price("m", json!({"key": "q"}))]),
+                "/plans/0/prices/1",
+                "overlapping_prices",
+            ),
+        ];
+        for (prices, pointer, code) in cases {
+            assert_eq!(priced(prices.clone()), (pointer.to_owned(), code), "{prices}");
+        }
     }
 }

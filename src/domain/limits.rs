@@ -38,6 +38,10 @@ pub const METER_DIMENSIONS_MAX: usize = 16;
 pub const FILTER_VALUES_MAX: usize = 100;
 /// Meters, and plans, in one catalog.
 pub const CATALOG_ITEMS_MAX: usize = 1_000;
+/// Values of one meter in a quote.
+pub const QUOTE_VALUES_MAX: usize = 10_000;
+/// Tiers of one price.
+pub const PRICE_TIERS_MAX: usize = 100;
 /// Different combinations of dimension values that one meter's rollups keep apart. Beyond it the
 /// meter is read from its events: as exact, but slower.
 pub const DIMENSION_SETS_PER_METER_MAX: i64 = 100_000;

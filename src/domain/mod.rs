@@ -15,6 +15,7 @@ pub mod meter;
 pub mod names;
 pub mod period;
 pub mod plan;
+pub mod pricing;
 pub mod quantity;
 pub mod subscription;
 pub mod timestamp;

@@ -11,6 +11,9 @@ use super::limits::{CATALOG_ITEMS_MAX, NAME_CHARS_MAX};
 use super::meter::Filter;
 use super::names::{ItemKey, MeterKey, PlanKey};
 use super::period::{Anchor, Cycle, Period};
+use super::pricing;
+use super::pricing::cap::SpendCap;
+use super::pricing::price::Price;
 use super::quantity::Quantity;
 use super::timestamp::Timestamp;
 use super::window::{Span, Zone};
@@ -24,10 +27,8 @@ pub struct Plan {
     pub on_plan_change: OnPlanChange,
     pub features: Map<String, Value>,
     pub limits: Vec<Limit>,
-    /// Rated by a later release; kept word for word.
-    pub prices: Vec<Value>,
-    /// Decided by a later release; kept word for word.
-    pub spend_caps: Vec<Value>,
+    pub prices: Vec<Price>,
+    pub spend_caps: Vec<SpendCap>,
     /// A list, or one list per environment; kept word for word.
     pub stripe_price_ids: Value,
 }
@@ -163,12 +164,21 @@ impl Plan {
         let on_plan_change = fields.optional("on_plan_change", |v| fields::one_of(v, &OnPlanChange::WORDS));
         let features = fields.optional("features", fields::object);
         let limits = fields.list("limits", CATALOG_ITEMS_MAX, Limit::read);
-        let prices = fields.list("prices", CATALOG_ITEMS_MAX, kept);
-        let spend_caps = fields.list("spend_caps", CATALOG_ITEMS_MAX, kept);
+        let prices = fields.list("prices", CATALOG_ITEMS_MAX, Price::read);
+        let spend_caps = fields.list("spend_caps", CATALOG_ITEMS_MAX, SpendCap::read);
         let stripe_price_ids = fields.optional("stripe_price_ids", price_ids);
         let keys: Vec<&ItemKey> = limits.iter().map(|limit| &limit.key).collect();
         if super::meter::has_repeats(&keys) {
             fields.flaw(Violation::new("duplicate_key", "uses a limit's key twice").under("limits"));
+        }
+        if let Err(flaws) = pricing::list::refuse(&prices) {
+            for flaw in flaws {
+                fields.flaw(flaw.under("prices"));
+            }
+        }
+        let keys: Vec<&ItemKey> = spend_caps.iter().map(|cap| &cap.key).collect();
+        if super::meter::has_repeats(&keys) {
+            fields.flaw(Violation::new("duplicate_key", "uses a spend cap's key twice").under("spend_caps"));
         }
         fields.finish()?;
         let Some(key) = key else { return Err(Vec::new()) };
@@ -185,11 +195,6 @@ impl Plan {
             stripe_price_ids: stripe_price_ids.unwrap_or_else(|| Value::Array(Vec::new())),
         })
     }
-}
-
-/// An object kept word for word.
-fn kept(value: Value) -> Read<Value> {
-    fields::object(value).map(Value::Object)
 }
 
 /// `["price_…"]`, or `{"test": […], "live": […]}`.

@@ -27,7 +27,7 @@ pub async fn current(
     .await?;
     let Some(row) = row else { return Ok((Catalog::default(), 0)) };
     let Json(document): Json<Value> = row.try_get("document")?;
-    Ok((stored(Catalog::read(document))?, row.try_get("version")?))
+    Ok((stored(Catalog::read_applied(document))?, row.try_get("version")?))
 }
 
 pub async fn insert_version(

@@ -1,0 +1,47 @@
+//! Spend caps: what may be spent in a period.
+
+use serde::Serialize;
+use serde_json::Value;
+
+use super::amount::{self, Amount};
+use super::currency::Currency;
+use crate::domain::fields::{self, Fields, Read};
+use crate::domain::names::ItemKey;
+use crate::domain::period::{Anchor, Cycle, Period};
+use crate::domain::timestamp::Timestamp;
+use crate::domain::window::{Span, Zone};
+
+/// On the cost of a subject and all below it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct SpendCap {
+    pub key: ItemKey,
+    /// In minor units.
+    pub amount: Amount,
+    pub currency: Currency,
+    pub period: Period,
+    pub anchor: Anchor,
+    pub timezone: Zone,
+}
+
+impl SpendCap {
+    pub fn read(value: Value) -> Read<Self> {
+        let mut fields = Fields::of(value)?;
+        let key = fields.required("key", |v| Ok(ItemKey::parse(fields::text(v)?)?));
+        let amount = fields.required("amount", amount::read);
+        let currency = fields.required("currency", Currency::read);
+        let period = fields.required("period", |v| fields::one_of(v, &Period::WORDS));
+        let anchor = fields.optional("anchor", |v| fields::one_of(v, &Anchor::WORDS));
+        let timezone = fields.optional("timezone", |v| Zone::parse(&fields::text(v)?));
+        fields.finish()?;
+        let (Some(key), Some(amount), Some(currency), Some(period)) = (key, amount, currency, period) else {
+            return Err(Vec::new());
+        };
+        let (anchor, timezone) = (anchor.unwrap_or(Anchor::Calendar), timezone.unwrap_or_default());
+        Ok(Self { key, amount, currency, period, anchor, timezone })
+    }
+
+    /// The period around an instant.
+    pub fn period_at(&self, cycle: &Cycle, at: Timestamp) -> Span {
+        self.period.around(at, self.anchor, &self.timezone, cycle)
+    }
+}

@@ -1,0 +1,78 @@
+//! Currencies by their lower-case ISO 4217 codes.
+
+use std::fmt;
+
+use iso_currency::Currency as Iso;
+use serde::{Serialize, Serializer};
+use serde_json::Value;
+
+use crate::domain::fields::{self, Read, Violation};
+
+/// A currency that has minor units, if only whole ones.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Currency(Iso);
+
+impl Currency {
+    pub fn parse(code: &str) -> Read<Self> {
+        let is_lower = code.bytes().all(|byte| byte.is_ascii_lowercase());
+        match Iso::from_code(&code.to_ascii_uppercase()).filter(|_| is_lower) {
+            Some(currency) if currency.exponent().is_some() => Ok(Self(currency)),
+            _ => Violation::only("unknown_currency", "must be a lower-case ISO 4217 code, such as usd"),
+        }
+    }
+
+    pub fn read(value: Value) -> Read<Self> {
+        Self::parse(&fields::text(value)?)
+    }
+
+    pub fn code(self) -> String {
+        self.0.code().to_ascii_lowercase()
+    }
+
+    /// Digits after the point of a major unit.
+    pub fn digits(self) -> u32 {
+        self.0.exponent().unwrap_or_default().into()
+    }
+}
+
+impl fmt::Display for Currency {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.code())
+    }
+}
+
+impl PartialOrd for Currency {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for Currency {
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        self.0.code().cmp(other.0.code())
+    }
+}
+
+impl Serialize for Currency {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&self.code())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn codes_and_their_minor_units() {
+        let digits = |code: &str| Currency::parse(code).ok().map(Currency::digits);
+        let cases =
+            [("usd", Some(2)), ("eur", Some(2)), ("jpy", Some(0)), ("kwd", Some(3)), ("krw", Some(0))];
+        for (code, expected) in cases {
+            assert_eq!(digits(code), expected, "{code}");
+        }
+        for unknown in ["USD", "us", "zzz", "", "xau", "dollar", "Usd"] {
+            assert_eq!(Currency::parse(unknown).unwrap_err()[0].code, "unknown_currency", "{unknown}");
+        }
+    }
+}

@@ -1,0 +1,104 @@
+//! Which price rates what: the prices of one currency, by precedence. Of those in force, the one that
+//! names most dimensions of a use rates it; one without a filter is the default for the rest.
+
+use std::collections::BTreeSet;
+
+use super::currency::Currency;
+use super::price::Price;
+use crate::domain::event::Properties;
+use crate::domain::fields::{Read, Violation};
+use crate::domain::meter::has_repeats;
+use crate::domain::names::MeterKey;
+use crate::domain::timestamp::Timestamp;
+use crate::domain::window::Span;
+
+#[derive(Debug, Clone)]
+pub struct PriceList<'a> {
+    pub currency: Currency,
+    /// What names more dimensions comes first.
+    prices: Vec<&'a Price>,
+}
+
+impl<'a> PriceList<'a> {
+    /// Those of one currency.
+    pub fn of(prices: &'a [Price], currency: Currency) -> Self {
+        let mut prices: Vec<&Price> = prices.iter().filter(|price| price.currency == currency).collect();
+        prices.sort_by_key(|price| std::cmp::Reverse(price.filter.iter().count()));
+        Self { currency, prices }
+    }
+
+    /// Those of the currency asked for, else of the first that there are prices in.
+    pub fn nearest_to(prices: &'a [Price], currency: Option<Currency>) -> Option<Self> {
+        let has = |currency: Currency| prices.iter().any(|price| price.currency == currency);
+        let first = prices.first()?.currency;
+        Some(Self::of(prices, currency.filter(|currency| has(*currency)).unwrap_or(first)))
+    }
+
+    pub fn prices(&self) -> impl Iterator<Item = &'a Price> {
+        self.prices.iter().copied()
+    }
+
+    /// Those of a meter, by precedence.
+    pub fn of_meter(&self, meter: &MeterKey) -> impl Iterator<Item = &'a Price> {
+        self.prices().filter(move |price| price.meter.as_ref() == Some(meter))
+    }
+
+    /// The meters that have prices.
+    pub fn meters(&self) -> BTreeSet<&'a MeterKey> {
+        self.prices().filter_map(|price| price.meter.as_ref()).collect()
+    }
+
+    /// What rates a use of a meter.
+    pub fn rating(&self, meter: &MeterKey, properties: &Properties, at: Timestamp) -> Option<&'a Price> {
+        self.of_meter(meter).find(|price| price.is_in_force(at) && price.filter.admits(properties))
+    }
+
+    /// The dimensions by which the prices of a meter differ.
+    pub fn dimensions(&self, meter: &MeterKey) -> Vec<String> {
+        let names =
+            self.of_meter(meter).flat_map(|price| price.filter.iter().map(|(name, _)| name.to_owned()));
+        names.collect::<BTreeSet<_>>().into_iter().collect()
+    }
+
+    /// A range cut where prices of a meter come into force or go out of it.
+    pub fn segments(&self, meter: &MeterKey, span: Span) -> Vec<Span> {
+        let edges =
+            self.of_meter(meter).flat_map(|price| [price.effective_from, price.effective_to]).flatten();
+        let mut edges: BTreeSet<Timestamp> = edges.filter(|edge| span.contains(*edge)).collect();
+        edges.extend([span.from, span.to]);
+        let edges: Vec<Timestamp> = edges.into_iter().collect();
+        edges.windows(2).map(|pair| Span { from: pair[0], to: pair[1] }).collect()
+    }
+
+    /// Those that are in force at some time of a range.
+    pub fn in_force_in(&self, span: Span) -> impl Iterator<Item = &'a Price> {
+        self.prices().filter(move |price| {
+            price.effective_from.is_none_or(|from| from < span.to)
+                && price.effective_to.is_none_or(|to| span.from < to)
+        })
+    }
+}
+
+/// Two prices cannot have one key, nor rate the same use at the same time.
+pub fn refuse(prices: &[Price]) -> Read<()> {
+    let mut flaws = Vec::new();
+    if has_repeats(&prices.iter().map(|price| &price.key).collect::<Vec<_>>()) {
+        flaws.push(Violation::new("duplicate_key", "uses a price's key twice"));
+    }
+    for (index, price) in prices.iter().enumerate().filter(|(_, price)| price.meter.is_some()) {
+        let rival = |other: &&Price| {
+            other.meter == price.meter
+                && other.currency == price.currency
+                && other.filter == price.filter
+                && other.meets(price)
+        };
+        if let Some(other) = prices[..index].iter().find(rival) {
+            let detail = format!(
+                "rates what `{}` rates, at the same time; give it another filter or effective time",
+                other.key
+            );
+            flaws.push(Violation::new("overlapping_prices", detail).under(&index.to_string()));
+        }
+    }
+    if flaws.is_empty() { Ok(()) } else { Err(flaws) }
+}

@@ -1,0 +1,13 @@
+//! Prices: what usage costs, exactly, line by line. Everything is counted in minor units of a currency
+//! as fractions; a line rounds once, last.
+
+pub mod amount;
+pub mod cap;
+#[cfg(test)]
+mod cases;
+pub mod currency;
+pub mod exchange;
+pub mod list;
+pub mod price;
+pub mod quote;
+pub mod rating;
