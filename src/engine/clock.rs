@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use crate::domain::environment::Environment;
 use crate::domain::timestamp::Timestamp;
+use crate::store::at_once;
 
 #[derive(Debug, Clone)]
 pub struct Clock(Source);
@@ -43,6 +44,20 @@ impl Clock {
     /// The time by which the world outside goes, whatever the test environment's clock says.
     pub fn outside(&self, postgres_now: Timestamp) -> Timestamp {
         self.now(Environment::Live, postgres_now)
+    }
+
+    /// What makes the time of what Postgres says, for a statement that asks it.
+    pub(super) fn setting(&self, environment: Environment) -> at_once::Clock {
+        let micros = |by: Duration| i64::try_from(by.as_micros()).unwrap_or(i64::MAX);
+        let (fixed, shift_micros) = match &self.0 {
+            Source::Manual(now) => (Some(*now.lock().unwrap_or_else(PoisonError::into_inner)), 0),
+            Source::Postgres { test_offset } if environment == Environment::Test => match test_offset {
+                Offset::Ahead(by) => (None, micros(*by)),
+                Offset::Behind(by) => (None, -micros(*by)),
+            },
+            Source::Postgres { .. } => (None, 0),
+        };
+        at_once::Clock { fixed, shift_micros }
     }
 
     /// The time, where Postgres says it is `postgres_now`.

@@ -9,7 +9,7 @@ use crate::domain::environment::Environment;
 use crate::domain::timestamp::Timestamp;
 
 /// First half of the advisory lock's key; the second is the environment.
-const LOCK: i32 = 0x4d47_0001;
+pub(super) const LOCK: i32 = 0x4d47_0001;
 
 /// What is in force: the version of the whole configuration, and of the catalog, which is a part of it
 /// and changes far more rarely.

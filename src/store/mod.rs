@@ -2,6 +2,7 @@
 //! what must hold under concurrency is held here by row locks and unique constraints.
 
 pub mod api_keys;
+pub mod at_once;
 pub mod catalog;
 pub mod configuration;
 pub mod connect;

@@ -54,7 +54,7 @@ impl StoredHold {
     }
 }
 
-fn kept(holds: &[Hold]) -> String {
+pub(super) fn kept(holds: &[Hold]) -> String {
     let holds: Vec<KeptHold<'_>> = holds
         .iter()
         .map(|hold| KeptHold {

@@ -436,7 +436,8 @@ async fn record(
     Ok(Vec::new())
 }
 
-fn note_metrics(replies: &[Reply]) {
+pub(super) fn note_metrics(replies: &[Reply]) {
+    let mut counts: BTreeMap<&'static str, u64> = BTreeMap::new();
     for reply in replies {
         let Reply::Answer(answer) = reply else { continue };
         let outcome = match &answer.outcome {
@@ -447,7 +448,10 @@ fn note_metrics(replies: &[Reply]) {
             Outcome::Extended { .. } => "extended",
             Outcome::Refused(_) | Outcome::Invalid(_) => "refused",
         };
-        metrics::counter!("metergate_reservation_calls_total", "outcome" => outcome).increment(1);
+        *counts.entry(outcome).or_default() += 1;
+    }
+    for (outcome, count) in counts {
+        metrics::counter!("metergate_reservation_calls_total", "outcome" => outcome).increment(count);
     }
     metrics::histogram!("metergate_gate_batch_calls")
         .record(f64::from(u32::try_from(replies.len()).unwrap_or(u32::MAX)));

@@ -1,5 +1,6 @@
 //! Reserving, settling and looking at reservations. Calls share transactions on lanes of their own.
 
+mod at_once;
 mod batch;
 mod routing;
 
@@ -19,7 +20,7 @@ use super::writers::{Attempt, Trade, Weight};
 use super::{Engine, EngineError, cursor};
 use crate::domain::environment::Environment;
 use crate::domain::event::event_key;
-use crate::domain::gate::book::Answer;
+use crate::domain::gate::book::{Answer, Outcome};
 use crate::domain::gate::request::{Commit, Extend, OnExpiry, Release, Reserve};
 use crate::domain::gate::reservation::{Moment, Refusal, Reservation, Status};
 use crate::domain::limits::SWEEP_RESERVATIONS_MAX;
@@ -87,6 +88,7 @@ pub(super) struct Holding {
     taken: BTreeSet<Uuid>,
     /// What is to be answered if the batch turns out to be committed.
     kept: BTreeMap<i64, Vec<Reply>>,
+    shortcut: at_once::Shortcut,
 }
 
 impl Holding {
@@ -100,6 +102,7 @@ impl Holding {
             looks: false,
             taken: BTreeSet::new(),
             kept: BTreeMap::new(),
+            shortcut: at_once::Shortcut::default(),
         }
     }
 }
@@ -126,15 +129,40 @@ impl Trade for Holding {
         work: &[&Call],
         uncertain: &[i64],
     ) -> Result<Attempt<Reply>, StoreError> {
+        let mut was_held = false;
         for batch_id in uncertain {
-            if store::gate_batches::was_committed(connection, *batch_id).await?
-                && let Some(replies) = self.kept.remove(batch_id)
-            {
-                return Ok(Attempt::Committed(replies));
+            if store::gate_batches::was_committed(connection, *batch_id).await? {
+                if let Some(replies) = self.kept.remove(batch_id) {
+                    return Ok(Attempt::Committed(replies));
+                }
+                was_held = true;
             }
+        }
+        if was_held {
+            // at once, without an answer: what it made is found as it stands
+            self.looks = true;
+            return Ok(as_first_answers(batch::attempt(self, connection, work).await?));
+        }
+        let is_usual = uncertain.is_empty() && self.due.is_empty() && !self.looks && self.taken.is_empty();
+        if is_usual && let Some(done) = at_once::attempt(self, connection, work).await? {
+            return Ok(done);
         }
         batch::attempt(self, connection, work).await
     }
+}
+
+/// What this process made itself is no replay to whoever asked for it.
+fn as_first_answers(mut attempt: Attempt<Reply>) -> Attempt<Reply> {
+    if let Attempt::Committed(replies) = &mut attempt {
+        for reply in replies {
+            if let Reply::Answer(answer) = reply
+                && let Outcome::Held { replayed, .. } = &mut answer.outcome
+            {
+                *replayed = false;
+            }
+        }
+    }
+    attempt
 }
 
 /// A reservation as it is shown.

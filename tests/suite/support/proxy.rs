@@ -83,13 +83,13 @@ async fn pass(mut client: UnixStream, state: Arc<State>) {
     }
     let Ok(mut server) = UnixStream::connect(&state.real).await else { return };
     let (mut from_client, mut from_server) = (vec![0; 65_536], vec![0; 65_536]);
+    let mut commits = Commits::default();
     loop {
         tokio::select! {
             () = cut(&mut up) => return,
             read = client.read(&mut from_client) => {
                 let Ok(count @ 1..) = read else { return };
-                // a simple query: 'Q', its length, the text
-                let is_commit = from_client[0] == b'Q' && from_client[..count].ends_with(b"commit\0");
+                let is_commit = commits.is_one(&from_client[..count]);
                 let take = |left: u32| left.checked_sub(1);
                 if is_commit && state.swallow.fetch_update(Ordering::SeqCst, Ordering::SeqCst, take).is_ok() {
                     if state.deliver_commits.load(Ordering::SeqCst) {
@@ -106,6 +106,32 @@ async fn pass(mut client: UnixStream, state: Arc<State>) {
                 let Ok(count @ 1..) = read else { return };
                 if client.write_all(&from_server[..count]).await.is_err() { return }
             }
+        }
+    }
+}
+
+/// Tells what commits among what a connection sends.
+#[derive(Default)]
+struct Commits {
+    /// The prepared statement that is a transaction of its own.
+    at_once: Option<Vec<u8>>,
+}
+
+impl Commits {
+    fn is_one(&mut self, sent: &[u8]) -> bool {
+        // a message is its kind, its length, and what it says, in texts that end with a zero
+        let mut texts = sent.get(5..).unwrap_or_default().split(|byte| *byte == 0);
+        let (first, second) = (texts.next().unwrap_or_default(), texts.next().unwrap_or_default());
+        match sent[0] {
+            b'Q' => sent.ends_with(b"commit\0"),
+            b'P' => {
+                if second.windows(13).any(|words| words == b"hold_at_once(") {
+                    self.at_once = Some(first.to_vec());
+                }
+                false
+            }
+            b'B' => self.at_once.as_deref() == Some(second),
+            _ => false,
         }
     }
 }
