@@ -178,7 +178,7 @@ pub fn router(api: Api, settings: &HttpSettings) -> Router {
         .with_state(api)
         .fallback_service(timed);
     let service = ServiceBuilder::new()
-        .layer(middleware::from_fn(observe::observe))
+        .layer(middleware::from_fn_with_state(observe::Measures::default(), observe::observe))
         .layer(CatchPanicLayer::custom(problem::of_panic))
         .service(all);
     Router::new().fallback_service(service)

@@ -1,13 +1,15 @@
 //! What every request gets: an id, a measurement, a line in the log, and a problem as its body where
 //! a layer answered with a bare status; to Stripe's SDKs, in the form they read.
 
-use std::sync::{Arc, OnceLock};
-use std::time::Instant;
+use std::collections::HashMap;
+use std::sync::{Arc, OnceLock, PoisonError, RwLock};
+use std::time::{Duration, Instant};
 
-use axum::extract::Request;
-use axum::http::{HeaderName, HeaderValue, Method, StatusCode, header};
+use axum::extract::{Request, State};
+use axum::http::{HeaderName, HeaderValue, Method, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
+use metrics::{Counter, Histogram};
 
 use super::problem::{MEDIA_TYPE, Problem};
 use super::stripe_errors;
@@ -25,7 +27,47 @@ pub(super) fn name_route(request: &Request, path: &'static str) {
     }
 }
 
-pub(super) async fn observe(mut request: Request, next: Next) -> Response {
+/// Method, route and status: a few hundred at most.
+type Kind = (&'static str, &'static str, u16);
+
+/// The measurements of each kind of answer, so that labels are made and looked up once and not for
+/// every request.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Measures(Arc<RwLock<HashMap<Kind, Measure>>>);
+
+#[derive(Debug, Clone)]
+struct Measure {
+    requests: Counter,
+    seconds: Histogram,
+}
+
+impl Measure {
+    fn of((method, route, status): Kind) -> Self {
+        let status = status.to_string();
+        Self {
+            requests: metrics::counter!("metergate_http_requests_total", "method" => method, "route" => route, "status" => status),
+            seconds: metrics::histogram!("metergate_http_request_seconds", "method" => method, "route" => route),
+        }
+    }
+
+    fn note(&self, took: Duration) {
+        self.requests.increment(1);
+        self.seconds.record(took.as_secs_f64());
+    }
+}
+
+impl Measures {
+    fn note(&self, kind: Kind, took: Duration) {
+        if let Some(measure) = self.0.read().unwrap_or_else(PoisonError::into_inner).get(&kind) {
+            measure.note(took);
+            return;
+        }
+        let mut known = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        known.entry(kind).or_insert_with(|| Measure::of(kind)).note(took);
+    }
+}
+
+pub(super) async fn observe(State(measures): State<Measures>, mut request: Request, next: Next) -> Response {
     let started = Instant::now();
     let request_id = request_id(&request);
     let method = request.method().clone();
@@ -42,7 +84,7 @@ pub(super) async fn observe(mut request: Request, next: Next) -> Response {
     }
     response = stripe_errors::translated(response, reads, &request_id);
     let route = name.0.get().copied().unwrap_or("unmatched");
-    measure(&method, route, response.status(), started);
+    measures.note((known_method(&method), route, response.status().as_u16()), started.elapsed());
     log(&method, route, &response, &request_id, started);
     response.headers_mut().insert(REQUEST_ID, request_id);
     response
@@ -64,15 +106,6 @@ fn is_bare_error(response: &Response) -> bool {
     let status = response.status();
     let described = response.headers().get(header::CONTENT_TYPE).is_some_and(|value| value == MEDIA_TYPE);
     (status.is_client_error() || status.is_server_error()) && !described
-}
-
-fn measure(method: &Method, route: &'static str, status: StatusCode, started: Instant) {
-    let method = known_method(method);
-    let status = status.as_u16().to_string();
-    metrics::counter!("metergate_http_requests_total", "method" => method, "route" => route, "status" => status)
-        .increment(1);
-    metrics::histogram!("metergate_http_request_seconds", "method" => method, "route" => route)
-        .record(started.elapsed().as_secs_f64());
 }
 
 /// A method may be any word: only those we know become a label.

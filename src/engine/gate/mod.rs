@@ -245,7 +245,8 @@ impl Engine {
     /// Holds what is asked for, or denies it. What only asks holds nothing.
     pub async fn reserve(&self, environment: Environment, request: Reserve) -> Result<Answer, EngineError> {
         if request.dry_run {
-            return self.check(environment, &request, true).await;
+            // boxed: a call that holds should not carry the room that a check takes
+            return Box::pin(self.check(environment, &request, true)).await;
         }
         let id = request.id.clone().unwrap_or_else(new_id);
         self.call(environment, Call::Reserve { key: key_of(&id), id: id.into_string(), request }).await
