@@ -29,6 +29,11 @@ impl Properties {
         Ok(properties)
     }
 
+    /// Those of a group of events, by dimension.
+    pub fn of(map: Map<String, Value>) -> Self {
+        Self(map)
+    }
+
     pub fn get(&self, name: &str) -> Option<&Value> {
         self.0.get(name)
     }

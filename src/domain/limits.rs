@@ -38,6 +38,8 @@ pub const METER_DIMENSIONS_MAX: usize = 16;
 pub const FILTER_VALUES_MAX: usize = 100;
 /// Meters, and plans, in one catalog.
 pub const CATALOG_ITEMS_MAX: usize = 1_000;
+/// Spend caps of one subject.
+pub const SPEND_CAPS_MAX: usize = 32;
 /// Values of one meter in a quote.
 pub const QUOTE_VALUES_MAX: usize = 10_000;
 /// Tiers of one price.

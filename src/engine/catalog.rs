@@ -8,6 +8,7 @@ use uuid::Uuid;
 use super::{Engine, EngineError, detached, exports};
 use crate::domain::catalog::{Catalog, Change};
 use crate::domain::environment::Environment;
+use crate::domain::gate::budget;
 use crate::domain::plan::Limit;
 use crate::domain::timestamp::Timestamp;
 use crate::store::{self, StoreError, configuration};
@@ -55,10 +56,7 @@ impl Engine {
                 return Ok(Applied { dry_run, version, changes });
             }
             change_meters(&mut transaction, environment, &present, &next).await?;
-            let now = clock.now(environment, store::usage::now(&mut transaction).await?);
-            // a clock that went back knows less than what was recorded
-            let latest = store::events::latest(&mut transaction, environment).await?;
-            let now = latest.map_or(now, |latest| latest.max(now));
+            let now = clock.of_change(&mut transaction, environment).await?;
             change_limits(&mut transaction, environment, &present, &next, now).await?;
             exports::revive_readdressed(&mut transaction, environment, &present, (now, late_grace)).await?;
             store::catalog::insert_version(&mut transaction, environment, version + 1, &next).await?;
@@ -114,8 +112,8 @@ async fn plans_in_use(
     Ok(store::subscriptions::plans_in_use(connection, environment, &gone).await?.into_iter().collect())
 }
 
-/// Notes which limits plans have now, and drops the counters of those that they have no more; where
-/// only a quota changed, counters stay.
+/// Notes which limits, prices and caps plans have now, and drops the counters of limits that they have
+/// no more; where only a quota or an amount changed, counters stay.
 async fn change_limits(
     connection: &mut sqlx::PgConnection,
     environment: Environment,
@@ -128,7 +126,9 @@ async fn change_limits(
         store::catalog::set_plan_limits(connection, environment, plan.as_str(), &[], now).await?;
     }
     for plan in &next.plans {
-        let definitions: Vec<Uuid> = plan.limits.iter().map(Limit::definition).collect();
+        let limits = plan.limits.iter().map(Limit::definition);
+        let definitions: Vec<Uuid> =
+            limits.chain(budget::definitions(&plan.prices, &plan.spend_caps)).collect();
         let key = plan.key.as_str();
         let dropped =
             store::catalog::set_plan_limits(connection, environment, key, &definitions, now).await?;

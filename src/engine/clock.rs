@@ -4,9 +4,11 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use sqlx::PgConnection;
+
 use crate::domain::environment::Environment;
 use crate::domain::timestamp::Timestamp;
-use crate::store::at_once;
+use crate::store::{self, StoreError, at_once};
 
 #[derive(Debug, Clone)]
 pub struct Clock(Source);
@@ -58,6 +60,18 @@ impl Clock {
             Source::Postgres { .. } => (None, 0),
         };
         at_once::Clock { fixed, shift_micros }
+    }
+
+    /// The time of a change before which everything was recorded that is recorded: a clock that went
+    /// back knows less than that.
+    pub(super) async fn of_change(
+        &self,
+        connection: &mut PgConnection,
+        environment: Environment,
+    ) -> Result<Timestamp, StoreError> {
+        let now = self.now(environment, store::usage::now(connection).await?);
+        let latest = store::events::latest(connection, environment).await?;
+        Ok(latest.map_or(now, |latest| latest.max(now)))
     }
 
     /// The time, where Postgres says it is `postgres_now`.

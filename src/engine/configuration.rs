@@ -10,6 +10,7 @@ use sqlx::PgConnection;
 
 use crate::domain::environment::Environment;
 use crate::domain::gate::standing::{CounterKey, Path, Terms};
+use crate::domain::pricing::exchange::Rates;
 use crate::store::configuration::Versions;
 use crate::store::{self, StoreError};
 
@@ -117,5 +118,5 @@ pub(super) async fn terms(
     let (catalog, _) = store::catalog::current(connection, environment).await?;
     let meters = store::catalog::meters(connection, environment).await?;
     let since = store::catalog::plan_limits(connection, environment).await?;
-    Ok(Terms::new(catalog, meters, &since))
+    Ok(Terms::new(catalog, meters, &since, Rates::default()))
 }

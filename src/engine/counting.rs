@@ -12,16 +12,17 @@ use sqlx::{Connection, PgConnection};
 use uuid::Uuid;
 
 use super::configuration::{Configuration, Fresh};
-use super::{Engine, EngineError, reading};
+use super::{Engine, EngineError, portions, reading};
 use crate::domain::environment::Environment;
 use crate::domain::event::Properties;
 use crate::domain::gate::book::{Counter, Line, LineKey};
+use crate::domain::gate::budget::Tally;
 use crate::domain::gate::decision::Level;
 use crate::domain::gate::reservation::Reservation;
 use crate::domain::gate::standing::{CounterKey, CounterPeriod, Match, Path, Terms};
 use crate::domain::meter::StoredMeter;
 use crate::domain::names::SubjectId;
-use crate::domain::quantity::Total;
+use crate::domain::quantity::{Quantity, Total};
 use crate::domain::timestamp::Timestamp;
 use crate::domain::usage::{UsageQuery, Whose};
 use crate::domain::window::{Span, Zone};
@@ -29,26 +30,30 @@ use crate::store::counters::{CounterColumns, CounterRow, Wanted};
 use crate::store::hold_lines::LineColumns;
 use crate::store::{self, Database, StoreError};
 
-/// A counter that is needed, and the limit as which.
+/// A counter that is needed, and what for.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Need<'a> {
-    pub(super) found: Match<'a>,
+    pub(super) tally: Tally<'a>,
     pub(super) counter: CounterPeriod,
 }
 
 impl Need<'_> {
     pub(super) fn wanted(&self) -> Wanted {
-        Wanted { counter: self.counter, meter_id: self.found.terms.meter_id }
+        Wanted {
+            counter: self.counter,
+            meter_id: self.tally.meter_id(),
+            of_price: matches!(self.tally, Tally::Portion(_)),
+        }
     }
 }
 
 /// In the order in which they are locked.
 pub(super) type Needs<'a> = BTreeMap<CounterKey, Need<'a>>;
 
-/// Adds the counters of limits, around an instant.
-pub(super) fn need<'a>(needs: &mut Needs<'a>, found: Match<'a>, at: Timestamp) -> Option<CounterKey> {
-    let counter = found.terms.is_counted().then(|| found.counter_at(at))??;
-    needs.entry(counter.key).or_insert(Need { found, counter });
+/// Adds a counter, around an instant.
+pub(super) fn need<'a>(needs: &mut Needs<'a>, tally: Tally<'a>, at: Timestamp) -> Option<CounterKey> {
+    let counter = tally.is_counted().then(|| tally.counter_at(at))??;
+    needs.entry(counter.key).or_insert(Need { tally, counter });
     Some(counter.key)
 }
 
@@ -191,12 +196,16 @@ async fn count_together(
     needs: &[&Need<'_>],
 ) -> Result<Option<Vec<Count>>, StoreError> {
     let [first, _, ..] = needs else { return Ok(None) };
-    let limit = &first.found.terms.limit;
-    let Some(stored) = terms.meter(&limit.meter) else { return Ok(None) };
+    let Tally::Limit(found) = first.tally else { return Ok(None) };
+    let Some(stored) = terms.meter(&found.terms.limit.meter) else { return Ok(None) };
     let ids: Vec<i64> = needs.iter().map(|need| need.counter.key.subject_id).collect();
     let through = store::subjects::paths_through(snapshot, &ids).await?;
     let paths: Vec<i64> = through.keys().copied().collect();
-    let query = UsageQuery { whose: Whose::EachPath, subjects: Vec::new(), ..question(first, stored) };
+    let query = UsageQuery {
+        whose: Whose::EachPath,
+        subjects: Vec::new(),
+        ..question(&found, &first.counter, stored)
+    };
     let rows = match reading::answer_on(snapshot, environment, stored, &query, Some(&paths)).await {
         Ok(rows) => rows,
         // a whole tree on more paths than an answer has rows
@@ -234,11 +243,19 @@ pub(super) async fn count(
     terms: &Terms,
     need: &Need<'_>,
 ) -> Result<Count, StoreError> {
-    let Some(stored) = terms.meter(&need.found.terms.limit.meter) else { return Ok(Count::default()) };
-    let rows = reading::answer(snapshot, environment, stored, &question(need, stored)).await;
-    let used = rows.map_err(unexpected)?.first().and_then(|row| row.value).unwrap_or_default();
+    let Some(stored) = terms.meter(need.tally.meter()) else { return Ok(Count::default()) };
+    let used = match need.tally {
+        Tally::Limit(found) => {
+            let query = question(&found, &need.counter, stored);
+            let rows = reading::answer(snapshot, environment, stored, &query).await.map_err(unexpected)?;
+            rows.first().and_then(|row| row.value).unwrap_or_default()
+        }
+        Tally::Portion(portion) => {
+            portions::used(snapshot, environment, stored, &portion, need.counter.period).await?
+        }
+    };
     let counted = need.counter.counted();
-    let names = std::slice::from_ref(&need.found.member.subject);
+    let names = std::slice::from_ref(&need.tally.member().subject);
     let paths = store::subjects::path_ids(snapshot, environment, names, true).await?;
     let open = store::reservations::open_on_paths(snapshot, &paths, counted.from, counted.to).await?;
     Ok(Count { used, lines: lines(need, open.iter()) })
@@ -247,13 +264,15 @@ pub(super) async fn count(
 /// What open reservations hold on a counter. Those that have lapsed too: whoever locks the counter next
 /// settles them.
 fn lines<'r>(need: &Need<'_>, open: impl Iterator<Item = &'r Reservation>) -> Vec<(LineKey, Line)> {
-    let limit = &need.found.terms.limit;
+    let tally = need.tally;
     let mut lines = Vec::new();
     for reservation in open {
         let before_expiry = reservation.created_at;
-        for hold in reservation.holds.iter().filter(|hold| hold.meter == limit.meter) {
-            let quantity = reservation.open(hold, before_expiry);
-            if limit.filter.admits(&hold.properties) && !quantity.is_zero() {
+        for hold in reservation.holds.iter().filter(|hold| hold.meter == *tally.meter()) {
+            let open = reservation.open(hold, before_expiry);
+            if tally.admits(&hold.properties, reservation.created_at)
+                && let Some(quantity) = tally.measure_held(open).quantity().filter(|_| !open.is_zero())
+            {
                 let (expires_at, on_expiry) = (reservation.expires_at, reservation.on_expiry);
                 let key = LineKey { counter: need.counter.key, expires_at, reservation: reservation.key };
                 lines.push((key, Line { quantity, on_expiry }));
@@ -263,15 +282,15 @@ fn lines<'r>(need: &Need<'_>, open: impl Iterator<Item = &'r Reservation>) -> Ve
     lines
 }
 
-/// The question whose answer is what a counter counts.
-pub(super) fn question(need: &Need<'_>, stored: &StoredMeter) -> UsageQuery {
-    let limit = &need.found.terms.limit;
+/// The question whose answer is what the counter of a limit counts.
+pub(super) fn question(found: &Match<'_>, counter: &CounterPeriod, stored: &StoredMeter) -> UsageQuery {
+    let limit = &found.terms.limit;
     UsageQuery {
         meter: stored.meter.key.clone(),
-        span: need.counter.counted(),
+        span: counter.counted(),
         window: None,
         zone: Zone::default(),
-        subjects: SubjectId::parse(need.found.member.subject.as_str()).into_iter().collect(),
+        subjects: SubjectId::parse(found.member.subject.as_str()).into_iter().collect(),
         descendants: true,
         whose: Whose::All,
         group_by: Vec::new(),
@@ -288,6 +307,13 @@ pub(super) fn unexpected(why: EngineError) -> StoreError {
     }
 }
 
+/// Whether an event comes or goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Sign {
+    Recorded,
+    TakenBack,
+}
+
 /// What recorded quantities add to counters.
 #[derive(Debug, Default)]
 pub(super) struct Additions<'a> {
@@ -296,27 +322,30 @@ pub(super) struct Additions<'a> {
 }
 
 impl<'a> Additions<'a> {
-    /// An amount of one meter, for everybody on a path.
+    /// An event of a quantity of one meter, or its void, for everybody on a path.
     pub(super) fn add(
         &mut self,
         terms: &'a Terms,
         path: &'a Path,
         stored: &'a StoredMeter,
         properties: &Properties,
-        amount: Total,
+        (sign, quantity): (Sign, Quantity),
         at: Timestamp,
     ) {
         if !stored.meter.aggregation.is_reservable() {
             return;
         }
         // limits of one definition, a soft one below a hard one, share a counter
-        let mut keys = BTreeSet::new();
-        for found in terms.matching(path, &stored.meter.key, properties) {
-            keys.extend(need(&mut self.needs, found, at));
-        }
-        for key in keys {
-            let sum = self.amounts.entry(key).or_default();
-            *sum = *sum + amount;
+        let mut counted = BTreeSet::new();
+        for tally in terms.tallies(path, &stored.meter.key, properties, at) {
+            let Some(key) = need(&mut self.needs, tally, at).filter(|key| counted.insert(*key)) else {
+                continue;
+            };
+            let (sum, amount) = (self.amounts.entry(key).or_default(), tally.measure(quantity));
+            *sum = match sign {
+                Sign::Recorded => *sum + amount,
+                Sign::TakenBack => *sum - amount,
+            };
         }
     }
 

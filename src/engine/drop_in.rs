@@ -6,6 +6,7 @@ use std::sync::Arc;
 use sqlx::PgConnection;
 use uuid::Uuid;
 
+use super::clock::Clock;
 use super::ingest::{Times, new_id};
 use super::subjects::{existing, move_under, set_customer};
 use super::{Engine, EngineError, Outcome, Voided, detached};
@@ -144,7 +145,7 @@ impl Engine {
         customer: StripeCustomerId,
         named: Option<SubjectId>,
     ) -> Result<SubjectId, EngineError> {
-        let database = self.database().clone();
+        let (database, clock) = (self.database().clone(), self.inner.clock.clone());
         detached(async move {
             let mut transaction = database.pool().begin().await?;
             configuration::lock_alone(&mut transaction, environment).await?;
@@ -158,7 +159,7 @@ impl Engine {
             let payer = payer(&mut transaction, environment, &customer).await?;
             let subject = match named {
                 Some(named) if named != payer => {
-                    adopt(&mut transaction, environment, &named, &payer).await?;
+                    adopt(&mut transaction, environment, &named, &payer, &clock).await?;
                     named
                 }
                 _ => payer,
@@ -227,10 +228,11 @@ async fn adopt(
     environment: Environment,
     named: &SubjectId,
     payer: &SubjectId,
+    clock: &Clock,
 ) -> Result<(), EngineError> {
     store::subjects::insert_missing(connection, environment, &[named.to_string()]).await?;
     let row = existing(connection, environment, named).await?;
-    move_under(connection, environment, &row, Some(payer)).await.map_err(|error| match error {
+    move_under(connection, environment, &row, Some(payer), clock).await.map_err(|error| match error {
         EngineError::Invalid(_) => refused(named, "it cannot stand below the customer's own subject"),
         other => other,
     })

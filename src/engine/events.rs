@@ -7,14 +7,14 @@ use serde_json::{Map, Value};
 use uuid::Uuid;
 
 use super::configuration::Fresh;
-use super::counting::{Additions, Reader};
+use super::counting::{Additions, Reader, Sign};
 use super::{Engine, EngineError, ExportView, cursor, detached};
 use crate::domain::environment::Environment;
 use crate::domain::event::{Properties, event_key};
 use crate::domain::gate::standing::Terms;
 use crate::domain::meter::{StoredMeter, dimension_value};
 use crate::domain::names::{EventId, MeterKey, Source};
-use crate::domain::quantity::{Quantity, Total};
+use crate::domain::quantity::Quantity;
 use crate::domain::timestamp::Timestamp;
 use crate::store;
 use crate::store::configuration::open_recording;
@@ -261,8 +261,7 @@ impl Engine {
             let properties = Properties::stored(row.properties.clone());
             let mut additions = Additions::default();
             for (stored, quantity) in measured(terms, &row)? {
-                let taken_back = Total::default() - quantity.into();
-                additions.add(terms, path, stored, &properties, taken_back, at);
+                additions.add(terms, path, stored, &properties, (Sign::TakenBack, quantity), at);
             }
             let mut reader = Reader::new(self.database().clone());
             additions

@@ -3,7 +3,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use sqlx::PgConnection;
 use uuid::Uuid;
 
 use super::counting::{Need, Needs, count, need, question, unexpected};
@@ -11,7 +10,8 @@ use super::{Engine, EngineError, reading};
 use crate::domain::environment::Environment;
 use crate::domain::event::{Event, Properties};
 use crate::domain::gate::book::{Answer, Book, Counter, Outcome};
-use crate::domain::gate::decision::{Level, LimitState};
+use crate::domain::gate::budget::{Budget, Tally};
+use crate::domain::gate::decision::LimitState;
 use crate::domain::gate::request::Reserve;
 use crate::domain::gate::reservation::{Moment, holds};
 use crate::domain::gate::standing::{CounterKey, Match, Path, Terms};
@@ -59,25 +59,24 @@ impl Sight {
         Ok(path.settled(self.now, &self.terms))
     }
 
-    /// What is used and held of limits now, by counter. Levels are read as counters are.
+    /// What is used and held of limits and of what prices rate, now, by counter. Levels are read as
+    /// counters are.
     pub(super) async fn counters<'m>(
         &mut self,
-        limits: impl Iterator<Item = Match<'m>>,
+        tallies: impl Iterator<Item = Tally<'m>>,
     ) -> Result<BTreeMap<CounterKey, Counter>, StoreError> {
         let (mut needs, mut levels) = (Needs::new(), Vec::new());
-        for found in limits {
-            if need(&mut needs, found, self.now).is_none()
-                && let Some(counter) = found.counter_at(self.now)
+        for tally in tallies {
+            if need(&mut needs, tally, self.now).is_none()
+                && let Some(counter) = tally.counter_at(self.now)
             {
-                levels.push(Need { found, counter });
+                levels.push(Need { tally, counter });
             }
         }
         let mut counters = self.counted(&needs).await?;
         for level in levels {
-            let used = level_of(&mut self.snapshot, self.environment, &self.terms, &level).await?;
-            let level_now = Level { used, held: Total::default() };
-            let counter = Counter { level: level_now, next_expiry: None, becomes: None };
-            counters.insert(level.counter.key, counter);
+            let read = count(&mut self.snapshot, self.environment, &self.terms, &level).await?;
+            counters.insert(level.counter.key, read.counter(self.now));
         }
         Ok(counters)
     }
@@ -135,9 +134,8 @@ impl Sight {
                 let Some(counter) = found.counter_at(self.now).filter(|_| !found.terms.is_counted()) else {
                     continue;
                 };
-                let need = Need { found, counter };
                 let becomes = if stored.meter.aggregation == Aggregation::UniqueCount {
-                    let query = question(&need, stored);
+                    let query = question(&found, &counter, stored);
                     let is_known = reading::has_member(
                         &mut self.snapshot,
                         self.environment,
@@ -158,18 +156,6 @@ impl Sight {
         }
         Ok(())
     }
-}
-
-/// The level of a meter in the period of a limit; zero where there is none.
-async fn level_of(
-    snapshot: &mut PgConnection,
-    environment: Environment,
-    terms: &Terms,
-    need: &Need<'_>,
-) -> Result<Total, StoreError> {
-    let Some(stored) = terms.meter(&need.found.terms.limit.meter) else { return Ok(Total::default()) };
-    let rows = reading::answer(snapshot, environment, stored, &question(need, stored)).await;
-    Ok(rows.map_err(unexpected)?.first().and_then(|row| row.value).unwrap_or_default())
 }
 
 impl Engine {
@@ -208,7 +194,13 @@ impl Engine {
             let limit = &found.terms.limit;
             request.asks.iter().any(|ask| ask.meter == limit.meter && limit.filter.admits(&ask.properties))
         };
-        let mut counters = sight.counters(terms.of_path(&path).filter(meets)).await?;
+        let limits = terms.of_path(&path).filter(meets).map(Tally::Limit);
+        let budgets = terms.budgets(&path, sight.now).into_iter().filter(|budget| {
+            request.asks.iter().any(|ask| budget.is_met_by(&ask.meter, &ask.properties, sight.now))
+        });
+        let budgets: Vec<Budget<'_>> = budgets.collect();
+        let portions = budgets.into_iter().flat_map(Budget::portions).map(Tally::Portion);
+        let mut counters = sight.counters(limits.chain(portions)).await?;
         sight.would_become(&path, request, &mut counters).await?;
         let now = sight.now;
         sight.snapshot.commit().await?;
@@ -251,7 +243,7 @@ impl Engine {
                 met.iter()
                     .any(|(meter, properties)| **meter == limit.meter && limit.filter.admits(properties))
             };
-            let counters = sight.counters(terms.of_path(&path).filter(meets)).await?;
+            let counters = sight.counters(terms.of_path(&path).filter(meets).map(Tally::Limit)).await?;
             let none = BTreeSet::new();
             let mut book = Book::open(&terms, self.looking(sight.now, &none));
             book.counters = counters;

@@ -3,6 +3,7 @@
 use serde::Serialize;
 use serde_json::{Map, Value};
 
+use super::clock::Clock;
 use super::{Engine, EngineError, detached};
 use crate::domain::environment::Environment;
 use crate::domain::fields::{self, Fields, Read, Violation};
@@ -84,7 +85,8 @@ impl Engine {
         subject: SubjectId,
         change: SubjectChange,
     ) -> Result<SubjectView, EngineError> {
-        let (database, bell) = (self.database().clone(), self.webhook_bell(environment));
+        let (database, clock) = (self.database().clone(), self.inner.clock.clone());
+        let bell = self.webhook_bell(environment);
         detached(async move {
             let mut transaction = database.pool().begin().await?;
             configuration::lock_for_change(&mut transaction, environment).await?;
@@ -95,7 +97,7 @@ impl Engine {
             store::subjects::insert_missing(&mut transaction, environment, &names).await?;
             let row = existing(&mut transaction, environment, &subject).await?;
             if let Some(parent) = &change.parent {
-                move_under(&mut transaction, environment, &row, parent.as_ref()).await?;
+                move_under(&mut transaction, environment, &row, parent.as_ref(), &clock).await?;
             }
             if let Some(customer) = &change.stripe_customer_id {
                 let customer = customer.as_ref().map(StripeCustomerId::as_str);
@@ -180,6 +182,7 @@ pub(super) async fn move_under(
     environment: Environment,
     row: &SubjectRow,
     parent: Option<&SubjectId>,
+    clock: &Clock,
 ) -> Result<(), EngineError> {
     if row.parent.as_deref() == parent.map(SubjectId::as_str) {
         return Ok(());
@@ -194,7 +197,9 @@ pub(super) async fn move_under(
             return Err(EngineError::invalid(flaw));
         }
     }
-    Ok(store::subjects::set_parent(connection, environment, row.id, parent.map(|parent| parent.id)).await?)
+    let moved_at = clock.of_change(connection, environment).await?;
+    let parent_id = parent.map(|parent| parent.id);
+    Ok(store::subjects::set_parent(connection, environment, row.id, parent_id, moved_at).await?)
 }
 
 fn taken_customer(error: StoreError) -> EngineError {

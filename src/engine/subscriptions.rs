@@ -276,7 +276,7 @@ pub(super) async fn carry_out_ends(
     for (subject_id, subscription) in
         store::subscriptions::due(&mut transaction, environment, now, ENDS_MAX).await?
     {
-        let member = Member { subject_id, subject: String::new(), subscription: None };
+        let member = Member { subject_id, ..Member::default() };
         carry_out_end(&mut transaction, environment, &member, &subscription, &catalog, now).await?;
     }
     Ok(transaction.commit().await?)

@@ -10,6 +10,7 @@ use super::{Engine, EngineError};
 use crate::domain::environment::Environment;
 use crate::domain::fields::Violation;
 use crate::domain::gate::book::Counter;
+use crate::domain::gate::budget::Tally;
 use crate::domain::gate::decision::{Level, LimitState};
 use crate::domain::gate::standing::{CounterKey, Match, Terms};
 use crate::domain::meter::StoredMeter;
@@ -109,7 +110,7 @@ impl Engine {
         let limits = match shown {
             None => Vec::new(),
             Some(member) => {
-                let counters = sight.counters(terms.of_member(member)).await?;
+                let counters = sight.counters(terms.of_member(member).map(Tally::Limit)).await?;
                 let usage = |found: Match<'_>| limit_usage(&terms, &found, &counters, sight.now);
                 terms.of_member(member).map(usage).collect()
             }

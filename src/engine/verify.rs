@@ -1,12 +1,17 @@
 //! Recounting: what the events say against what is kept beside them.
 
+use sqlx::PgConnection;
 use uuid::Uuid;
 
+use super::counting::{self, Need};
 use super::{Engine, EngineError};
 use crate::domain::environment::Environment;
+use crate::domain::gate::budget::{Budget, Portion, Tally};
 use crate::domain::gate::standing::Terms;
+use crate::domain::timestamp::Timestamp;
+use crate::store::subjects::Which;
 use crate::store::verify::{Definition, Differences};
-use crate::store::{self};
+use crate::store::{self, StoreError};
 
 /// What a recount found.
 #[derive(Debug, Default)]
@@ -41,9 +46,52 @@ impl Engine {
         }
         let known: Vec<Uuid> = definitions.iter().map(|definition| definition.id).collect();
         store::verify::stray_counters(&mut snapshot, environment, &known, &mut differences).await?;
+        counters += portions(&mut snapshot, environment, &terms, now, &mut differences).await?;
         snapshot.commit().await?;
         Ok(Verdict { events, rollups, counters, differences: differences.count, shown: differences.shown })
     }
+}
+
+/// Counters that are recounted together.
+const RECOUNTED_TOGETHER: usize = 1_000;
+
+/// The counters of what prices rate are what was recorded and is held. Those that another price, plan
+/// or place has left behind count nothing any more.
+async fn portions(
+    snapshot: &mut PgConnection,
+    environment: Environment,
+    terms: &Terms,
+    now: Timestamp,
+    differences: &mut Differences,
+) -> Result<i64, StoreError> {
+    let rows = store::counters::of_prices(snapshot, environment).await?;
+    let mut compared = 0;
+    for rows in rows.chunks(RECOUNTED_TOGETHER) {
+        let mut names: Vec<String> = rows.iter().map(|(subject, _)| subject.clone()).collect();
+        names.dedup();
+        let paths = store::subjects::paths(snapshot, environment, Which::Of(&names)).await?;
+        for (subject, row) in rows {
+            let Some(path) = paths.iter().find(|path| path.subject() == subject) else { continue };
+            let at = row.key.period_start;
+            let budgets = terms.budgets(path, at).into_iter();
+            let own = budgets.filter(|budget| budget.member.subject_id == row.key.subject_id);
+            let named = |portion: &Portion<'_>| portion.counter_at(at).key == row.key;
+            let Some(portion) = own.flat_map(Budget::portions).find(named) else { continue };
+            let need = Need { tally: Tally::Portion(portion), counter: portion.counter_at(at) };
+            let counted = counting::count(snapshot, environment, terms, &need).await?.counter(now).level;
+            let lapsed = store::hold_lines::lapsed(snapshot, &[row.id], now).await?;
+            let held = lapsed.iter().fold(row.level.held, |held, lapsed| held - lapsed.line.quantity.into());
+            compared += 1;
+            if (counted.used, counted.held) != (row.level.used, held) {
+                let what = format!(
+                    "{environment}: subject {subject}, period {at}, price {}: {} used and {} held by what was recorded, counter has {} and {held}",
+                    portion.slice.price.key, counted.used, counted.held, row.level.used
+                );
+                differences.note(1, what);
+            }
+        }
+    }
+    Ok(compared)
 }
 
 /// The definitions of all limits that compare counters, each once.

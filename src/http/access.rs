@@ -10,6 +10,7 @@ use secrecy::SecretString;
 
 use super::observe;
 use super::problem::Problem;
+use crate::domain::names::SubjectId;
 use crate::engine::Engine;
 use crate::engine::access::{Principal, Role};
 
@@ -29,9 +30,12 @@ pub enum Access {
     Publishable,
     /// Also end-user tokens, for their own subject, with the scope `usage:read`.
     EndUser,
+    /// The same with the scope `caps:write`: whoever pays.
+    Payer,
 }
 
 const USAGE_READ: &str = "usage:read";
+const CAPS_WRITE: &str = "caps:write";
 
 #[derive(Debug, Clone)]
 pub(super) struct Guard {
@@ -53,6 +57,7 @@ pub(super) async fn admit(State(guard): State<Guard>, mut request: Request, next
     let may = match (&principal.role, guard.access) {
         (Role::Secret, _) | (Role::Publishable, Access::Publishable) => true,
         (Role::EndUser { scopes, .. }, Access::EndUser) => scopes.iter().any(|scope| scope == USAGE_READ),
+        (Role::EndUser { scopes, .. }, Access::Payer) => scopes.iter().any(|scope| scope == CAPS_WRITE),
         (Role::Publishable | Role::EndUser { .. }, _) => false,
     };
     if !may {
@@ -92,6 +97,16 @@ async fn identify(guard: &Guard, headers: &HeaderMap) -> Result<Principal, Probl
 fn basic_user(credentials: &str) -> Option<SecretString> {
     let pair = STANDARD.decode(credentials).ok().and_then(|pair| String::from_utf8(pair).ok())?;
     pair.split_once(':').map(|(user, _)| SecretString::from(user))
+}
+
+/// An end user reaches their own subject alone.
+pub(super) fn refuse_other_subject(principal: &Principal, asked: &SubjectId) -> Result<(), Problem> {
+    match &principal.role {
+        Role::EndUser { subject, .. } if subject != asked => {
+            Err(forbidden("a token reaches its own subject alone"))
+        }
+        _ => Ok(()),
+    }
 }
 
 pub(super) fn forbidden(detail: &str) -> Problem {

@@ -155,7 +155,7 @@ fn respond(
     }
     if let Outcome::Denied(denial) = &answer.outcome {
         insert(headers, REASON, denial.reason.as_str());
-        let resets = denial.denied_by.iter().filter_map(|by| Some(seconds_until(by.resets_at?, now)));
+        let resets = denial.denied_by.iter().filter_map(|by| Some(seconds_until(by.resets_at()?, now)));
         insert(headers, header::RETRY_AFTER, &resets.max().unwrap_or(NEVER_SECONDS).to_string());
     }
     let (limits, policies) = rate_limits(&answer.limits, now);
@@ -180,6 +180,7 @@ fn denied(denial: &Denial, deny_status: Option<StatusCode>) -> Response {
         Reason::SubscriptionInactive => {
             (StatusCode::PAYMENT_REQUIRED, "the subscription may not be used at present")
         }
+        Reason::SpendCapReached => (StatusCode::PAYMENT_REQUIRED, "a spend cap is reached"),
         Reason::Unmatched => (StatusCode::FORBIDDEN, "no limit of the plan covers this use"),
     };
     let problem = Problem::new(deny_status.unwrap_or(status), denial.reason.as_str(), detail);

@@ -14,6 +14,7 @@ mod operations;
 mod problem;
 mod query;
 mod reservations;
+mod spend_caps;
 mod stripe_errors;
 mod stripe_forms;
 mod subjects;
@@ -82,7 +83,7 @@ const UNHURRIED: &str = "/v1/exports/run";
 
 /// The whole interface.
 pub fn routes() -> Vec<Route> {
-    use Access::{EndUser, Gateway, Open, Publishable, Secret, Signed, StripeSdk};
+    use Access::{EndUser, Gateway, Open, Payer, Publishable, Secret, Signed, StripeSdk};
     macro_rules! at {
         (get $handler:path) => {
             (Method::GET, get($handler))
@@ -115,6 +116,8 @@ pub fn routes() -> Vec<Route> {
         Route::new("/v1/subjects/{subject}/subscription", Secret, at!(put subscriptions::put)),
         Route::new("/v1/subjects/{subject}/subscription", Secret, at!(get subscriptions::get)),
         Route::new("/v1/subjects/{subject}/subscription", Secret, at!(delete subscriptions::end)),
+        Route::new("/v1/subjects/{subject}/spend-caps", Payer, at!(put spend_caps::put)),
+        Route::new("/v1/subjects/{subject}/spend-caps", EndUser, at!(get spend_caps::get)),
         Route::new("/v1/check", Secret, at!(post reservations::check)),
         Route::new("/v1/reservations", Secret, at!(post reservations::reserve)),
         Route::new("/v1/reservations", Secret, at!(get reservations::list)),
@@ -152,7 +155,9 @@ pub fn router(api: Api, settings: &HttpSettings) -> Router {
         let guarded = route.handler.route_layer(middleware::from_fn_with_state(guard, access::admit));
         match route.access {
             _ if route.path == UNHURRIED => unhurried = unhurried.route(route.path, guarded),
-            Access::EndUser | Access::Publishable => browsers = browsers.route(route.path, guarded),
+            Access::EndUser | Access::Payer | Access::Publishable => {
+                browsers = browsers.route(route.path, guarded)
+            }
             Access::Open | Access::Signed | Access::Secret | Access::Gateway | Access::StripeSdk => {
                 plain = plain.route(route.path, guarded);
             }
@@ -187,8 +192,13 @@ pub fn router(api: Api, settings: &HttpSettings) -> Router {
 fn cors(settings: &HttpSettings) -> CorsLayer {
     CorsLayer::new()
         .allow_origin(settings.cors_origins.clone())
-        .allow_methods([Method::GET])
-        .allow_headers([header::AUTHORIZATION, header::ACCEPT, HeaderName::from_static("x-request-id")])
+        .allow_methods([Method::GET, Method::PUT])
+        .allow_headers([
+            header::AUTHORIZATION,
+            header::ACCEPT,
+            header::CONTENT_TYPE,
+            HeaderName::from_static("x-request-id"),
+        ])
         .expose_headers([HeaderName::from_static("x-request-id"), header::RETRY_AFTER])
         .max_age(Duration::from_hours(1))
 }

@@ -16,6 +16,8 @@ use crate::domain::timestamp::Timestamp;
 pub struct Wanted {
     pub counter: CounterPeriod,
     pub meter_id: i32,
+    /// Of what a price rates; else of a limit.
+    pub of_price: bool,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -86,12 +88,14 @@ pub async fn insert_missing(
     let meter_ids: Vec<i32> = wanted.iter().map(|wanted| wanted.meter_id).collect();
     let ends: Vec<Timestamp> = wanted.iter().map(|wanted| wanted.counter.period.to).collect();
     let since: Vec<Timestamp> = wanted.iter().map(|wanted| wanted.counter.since).collect();
+    let of_price: Vec<bool> = wanted.iter().map(|wanted| wanted.of_price).collect();
     let rows = sqlx::query(
-        "insert into counters (environment, subject_id, definition, period_start, meter_id, period_end, since, used,
-                               held)
-         select $1, subject_id, definition, period_start, meter_id, period_end, since, 0, 0
-         from unnest($2::bigint[], $3::uuid[], $4::timestamptz[], $5::int[], $6::timestamptz[], $7::timestamptz[])
-             as given (subject_id, definition, period_start, meter_id, period_end, since)
+        "insert into counters (environment, subject_id, definition, period_start, meter_id, period_end, since,
+                               of_price, used, held)
+         select $1, subject_id, definition, period_start, meter_id, period_end, since, of_price, 0, 0
+         from unnest($2::bigint[], $3::uuid[], $4::timestamptz[], $5::int[], $6::timestamptz[], $7::timestamptz[],
+                     $8::boolean[])
+             as given (subject_id, definition, period_start, meter_id, period_end, since, of_price)
          on conflict on constraint counters_pk do nothing
          returning subject_id, definition, period_start",
     )
@@ -102,6 +106,7 @@ pub async fn insert_missing(
     .bind(&meter_ids)
     .bind(&ends)
     .bind(&since)
+    .bind(&of_price)
     .fetch_all(connection)
     .await?;
     rows.iter().map(read_key).collect()
@@ -172,15 +177,16 @@ pub async fn add_used(
     let meter_ids: Vec<i32> = given.iter().map(|(wanted, _)| wanted.meter_id).collect();
     let ends: Vec<Timestamp> = given.iter().map(|(wanted, _)| wanted.counter.period.to).collect();
     let since: Vec<Timestamp> = given.iter().map(|(wanted, _)| wanted.counter.since).collect();
+    let of_price: Vec<bool> = given.iter().map(|(wanted, _)| wanted.of_price).collect();
     let amounts: Vec<Total> = given.iter().map(|(_, amount)| *amount).collect();
     // an upsert takes its locks in the order given, which a plain update does not
     let rows = sqlx::query(
-        "insert into counters (environment, subject_id, definition, period_start, meter_id, period_end, since, used,
-                               held)
-         select $1, subject_id, definition, period_start, meter_id, period_end, since, amount, 0
+        "insert into counters (environment, subject_id, definition, period_start, meter_id, period_end, since,
+                               of_price, used, held)
+         select $1, subject_id, definition, period_start, meter_id, period_end, since, of_price, amount, 0
          from unnest($2::bigint[], $3::uuid[], $4::timestamptz[], $5::int[], $6::timestamptz[], $7::timestamptz[],
-                     $8::numeric[])
-             as given (subject_id, definition, period_start, meter_id, period_end, since, amount)
+                     $8::boolean[], $9::numeric[])
+             as given (subject_id, definition, period_start, meter_id, period_end, since, of_price, amount)
          on conflict on constraint counters_pk do update set used = counters.used + excluded.used
          returning subject_id, definition, period_start, id, used, held, next_expiry, period_end, since",
     )
@@ -191,6 +197,7 @@ pub async fn add_used(
     .bind(&meter_ids)
     .bind(&ends)
     .bind(&since)
+    .bind(&of_price)
     .bind(&amounts)
     .fetch_all(connection)
     .await?;
@@ -236,18 +243,36 @@ pub async fn set(connection: &mut PgConnection, columns: &CounterColumns) -> Res
     Ok(())
 }
 
-/// The counters of a subject that are there.
+/// The counters of a subject's limits that are there.
 pub async fn of_subject(
     connection: &mut PgConnection,
     subject_id: i64,
 ) -> Result<Vec<(CounterKey, Timestamp, Timestamp)>, StoreError> {
     let rows = sqlx::query(
-        "select subject_id, definition, period_start, period_end, since from counters where subject_id = $1",
+        "select subject_id, definition, period_start, period_end, since from counters
+         where subject_id = $1 and not of_price",
     )
     .bind(subject_id)
     .fetch_all(connection)
     .await?;
     rows.iter().map(|row| Ok((read_key(row)?, row.try_get("period_end")?, row.try_get("since")?))).collect()
+}
+
+/// All those of what prices rate, and whose they are.
+pub async fn of_prices(
+    connection: &mut PgConnection,
+    environment: Environment,
+) -> Result<Vec<(String, CounterRow)>, StoreError> {
+    let rows = sqlx::query(
+        "select s.subject, c.subject_id, c.definition, c.period_start, c.id, c.used, c.held, c.next_expiry,
+                c.period_end, c.since
+         from counters c join subjects s on s.id = c.subject_id
+         where c.environment = $1 and c.of_price order by s.subject",
+    )
+    .bind(environment.code())
+    .fetch_all(connection)
+    .await?;
+    rows.iter().map(|row| Ok((row.try_get("subject")?, read(row)?))).collect()
 }
 
 /// Drops counters, with what is held on them. The caller holds the configuration lock.
@@ -299,7 +324,8 @@ pub async fn delete_of_plan(
     Ok(())
 }
 
-/// Whether there are counters whose period ended long ago and on which nothing is held.
+/// Whether there are counters whose period ended long ago and on which nothing is held, or that prices
+/// left behind.
 pub async fn has_old(
     connection: &mut PgConnection,
     environment: Environment,
@@ -307,7 +333,7 @@ pub async fn has_old(
 ) -> Result<bool, StoreError> {
     let found = sqlx::query_scalar(
         "select exists (select from counters c where c.environment = $1 and c.period_end < $2
-                        and not exists (select from hold_lines l where l.counter_id = c.id))",
+                        and (c.of_price or not exists (select from hold_lines l where l.counter_id = c.id)))",
     )
     .bind(environment.code())
     .bind(ended_before)
@@ -323,17 +349,21 @@ pub async fn delete_old(
     ended_before: Timestamp,
     limit: i64,
 ) -> Result<u64, StoreError> {
-    let done = sqlx::query(
-        "delete from counters where ctid = any(array(
-             select c.ctid from counters c
-             where c.environment = $1 and c.period_end < $2
-               and not exists (select from hold_lines l where l.counter_id = c.id)
-             limit $3 for update skip locked))",
+    let dropped: i64 = sqlx::query_scalar(
+        "with gone as (
+             delete from counters where ctid = any(array(
+                 select c.ctid from counters c
+                 where c.environment = $1 and c.period_end < $2
+                   and (c.of_price or not exists (select from hold_lines l where l.counter_id = c.id))
+                 limit $3 for update skip locked))
+             returning id),
+         lines as (delete from hold_lines l using gone where l.counter_id = gone.id)
+         select count(*) from gone",
     )
     .bind(environment.code())
     .bind(ended_before)
     .bind(limit)
-    .execute(connection)
+    .fetch_one(connection)
     .await?;
-    Ok(done.rows_affected())
+    Ok(u64::try_from(dropped).unwrap_or_default())
 }

@@ -48,10 +48,14 @@ pub async fn paths(
         Which::Ids(_) => "p.environment = $1 and p.id = any($3)",
     };
     let sql = format!(
-        "select p.id as path_id, m.id as member_id, m.subject, m.customer_id, {}
+        "select p.id as path_id, m.id as member_id, m.subject, m.customer_id, m.moved_at,
+                m.path_id as standing_id, p.ancestors[level.n::int:] = own.ancestors as stands_here,
+                (select jsonb_agg(jsonb_build_object('cap', c.cap, 'since', c.since) order by c.key)
+                 from spend_caps c where c.subject_id = m.id) as caps, {}
          from paths p
          cross join unnest(p.ancestors) with ordinality as level (id, n)
          join subjects m on m.id = level.id
+         join paths own on own.id = m.path_id
          left join subscriptions sub on sub.subject_id = m.id
          where {chosen} and $3::bigint[] is not null and $2::text[] is not null
          order by p.id, level.n",
@@ -61,21 +65,40 @@ pub async fn paths(
         .bind(environment.code())
         .bind(names)
         .bind(ids)
-        .fetch_all(connection)
+        .fetch_all(&mut *connection)
         .await?;
     let mut paths: Vec<Path> = Vec::new();
+    let mut elsewhere: Vec<(usize, usize, i64)> = Vec::new();
     for row in &rows {
         let id: i64 = row.try_get("path_id")?;
         if paths.last().is_none_or(|path| path.id != id) {
             paths.push(Path { id, customer_id: None, members: Vec::new() });
         }
+        let number = paths.len().saturating_sub(1);
         let Some(path) = paths.last_mut() else { continue };
         path.customer_id = path.customer_id.or(row.try_get("customer_id")?);
+        if !row.try_get::<bool, _>("stands_here")? {
+            elsewhere.push((number, path.members.len(), row.try_get("standing_id")?));
+        }
         path.members.push(Member {
             subject_id: row.try_get("member_id")?,
             subject: row.try_get("subject")?,
             subscription: super::subscriptions::read(row)?,
+            caps: super::spend_caps::read(row.try_get("caps")?)?,
+            moved_at: row.try_get("moved_at")?,
+            now_under: None,
         });
+    }
+    if !elsewhere.is_empty() {
+        // on a path of what was recorded before somebody moved
+        let ids: Vec<i64> = elsewhere.iter().map(|(_, _, id)| *id).collect();
+        let standing = Box::pin(self::paths(connection, environment, Which::Ids(&ids))).await?;
+        for (number, index, id) in elsewhere {
+            let chain = standing.iter().find(|path| path.id == id).map(|path| path.members.clone());
+            if let Some(member) = paths.get_mut(number).and_then(|path| path.members.get_mut(index)) {
+                member.now_under = chain.map(Vec::into_boxed_slice);
+            }
+        }
     }
     Ok(paths)
 }
@@ -188,10 +211,12 @@ pub async fn set_parent(
     environment: Environment,
     subject_id: i64,
     parent_id: Option<i64>,
+    now: Timestamp,
 ) -> Result<(), StoreError> {
-    sqlx::query("update subjects set parent_id = $2, updated_at = now() where id = $1")
+    sqlx::query("update subjects set parent_id = $2, moved_at = $3, updated_at = now() where id = $1")
         .bind(subject_id)
         .bind(parent_id)
+        .bind(now)
         .execute(&mut *connection)
         .await?;
     sqlx::query(

@@ -21,7 +21,7 @@ pub struct Differences {
 }
 
 impl Differences {
-    fn note(&mut self, count: i64, shown: String) {
+    pub fn note(&mut self, count: i64, shown: String) {
         self.count += count;
         self.shown.push(shown);
     }
@@ -251,12 +251,13 @@ pub async fn stray_counters(
     definitions: &[Uuid],
     differences: &mut Differences,
 ) -> Result<(), StoreError> {
-    let stray: i64 =
-        sqlx::query_scalar("select count(*) from counters where environment = $1 and definition <> all($2)")
-            .bind(environment.code())
-            .bind(definitions)
-            .fetch_one(connection)
-            .await?;
+    let stray: i64 = sqlx::query_scalar(
+        "select count(*) from counters where environment = $1 and not of_price and definition <> all($2)",
+    )
+    .bind(environment.code())
+    .bind(definitions)
+    .fetch_one(connection)
+    .await?;
     if stray > 0 {
         differences.note(stray, format!("{environment}: {stray} counters of limits that no plan has"));
     }

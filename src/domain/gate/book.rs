@@ -11,6 +11,7 @@ use uuid::Uuid;
 use super::decision::{Denial, Denier, Grant, Level, LimitState, Reason, fits, granted, obstacle};
 use super::request::{Ask, Commit, Extend, OnExpiry, Release, Reserve};
 use super::reservation::{Hold, Moment, Objection, Record, Refusal, Reservation, Settlement, Status, holds};
+use super::spending::Growth;
 use super::standing::{CounterKey, Match, Path, Terms};
 use crate::domain::event::Properties;
 use crate::domain::fields::Violation;
@@ -155,14 +156,14 @@ impl<'a> Book<'a> {
                 None => denied_by.extend(self.deniers(ask, &limits)),
             }
         }
-        if grants.len() == asks.len() {
-            Ok(grants)
-        } else {
-            Err(Denial { reason: Reason::LimitReached, denied_by })
+        if grants.len() < asks.len() {
+            return Err(Denial { reason: Reason::LimitReached, denied_by });
         }
+        self.within_caps(asks, grants, path)
+            .map_err(|denied_by| Denial { reason: Reason::SpendCapReached, denied_by })
     }
 
-    fn is_whole(&self, ask: &Ask) -> bool {
+    pub(super) fn is_whole(&self, ask: &Ask) -> bool {
         self.terms.meter(&ask.meter).is_some_and(|found| found.meter.aggregation == Aggregation::Count)
     }
 
@@ -370,16 +371,21 @@ impl<'a> Book<'a> {
     }
 
     /// Whether holds that grow still fit, in the periods in which they are held.
-    fn test_growth(&self, before: &Reservation, next: &Reservation) -> Option<Denial> {
+    fn test_growth<'n>(&self, before: &Reservation, next: &'n Reservation) -> Option<Denial> {
         let path = self.paths.get(&next.path_id)?;
-        let grown: Vec<(&Hold, Total)> = before
+        let now = self.moment.now;
+        let growth = |(old, new): (&Hold, &'n Hold)| Growth {
+            meter: &new.meter,
+            properties: &new.properties,
+            from: before.open(old, now),
+            to: next.open(new, now),
+        };
+        let grown: Vec<(&Hold, Growth<'_>)> = before
             .holds
             .iter()
             .zip(&next.holds)
-            .map(|(old, new)| {
-                (new, Total::from(next.open(new, self.moment.now)) - before.open(old, self.moment.now).into())
-            })
-            .filter(|(_, more)| *more > Total::default())
+            .map(|(old, new)| (new, growth((old, new))))
+            .filter(|(_, growth)| growth.to > growth.from)
             .collect();
         if grown.is_empty() {
             return None;
@@ -389,7 +395,8 @@ impl<'a> Book<'a> {
             return Some(denial);
         }
         let mut denied_by = Vec::new();
-        for (hold, more) in grown {
+        for (hold, growth) in &grown {
+            let more = Total::from(growth.to) - growth.from.into();
             for (found, _) in self.levels(path, &hold.meter, &hold.properties, next.created_at) {
                 // a period that was over before there was such a limit has no counter, and no quota to pass
                 let Some((_, counter)) = self.counter_at(&found, next.created_at) else { continue };
@@ -398,7 +405,12 @@ impl<'a> Book<'a> {
                 }
             }
         }
-        (!denied_by.is_empty()).then_some(Denial { reason: Reason::LimitReached, denied_by })
+        if !denied_by.is_empty() {
+            return Some(Denial { reason: Reason::LimitReached, denied_by });
+        }
+        let growths: Vec<Growth<'_>> = grown.into_iter().map(|(_, growth)| growth).collect();
+        let denied_by = self.caps_passed(path, &growths, next.created_at);
+        (!denied_by.is_empty()).then_some(Denial { reason: Reason::SpendCapReached, denied_by })
     }
 
     /// Carries out an expiry that is due.
@@ -417,17 +429,19 @@ impl<'a> Book<'a> {
             let was_open =
                 before.map_or(Quantity::default(), |old| old.open(&old.holds[index], self.moment.now));
             let is_open = after.open(hold, self.moment.now);
-            let used = records
-                .iter()
-                .filter(|record| record.meter == hold.meter)
-                .fold(Total::default(), |sum, record| sum + record.quantity.into());
+            let recorded = || records.iter().filter(|record| record.meter == hold.meter);
             // limits of one definition, a soft one below a hard one, share a counter
-            let matching = self.terms.matching(&path, &hold.meter, &hold.properties);
-            let periods = matching.filter_map(|found| Some(found.counter_at(after.created_at)?.key));
-            for key in periods.collect::<BTreeSet<_>>() {
-                let Some(counter) = self.counters.get_mut(&key) else { continue };
+            let mut counted = BTreeSet::new();
+            for tally in self.terms.tallies(&path, &hold.meter, &hold.properties, after.created_at) {
+                let Some(key) = tally.counter_at(after.created_at).map(|period| period.key) else { continue };
+                let Some(counter) = self.counters.get_mut(&key).filter(|_| counted.insert(key)) else {
+                    continue;
+                };
+                let used =
+                    recorded().fold(Total::default(), |sum, record| sum + tally.measure(record.quantity));
                 counter.level.used = counter.level.used + used;
-                counter.level.held = counter.level.held + is_open.into() - was_open.into();
+                let (is_held, was_held) = (tally.measure_held(is_open), tally.measure_held(was_open));
+                counter.level.held = counter.level.held + is_held - was_held;
                 let line = |of: &Reservation| LineKey {
                     counter: key,
                     expires_at: of.expires_at,
@@ -445,7 +459,8 @@ impl<'a> Book<'a> {
                     self.lines
                         .entry(line(after))
                         .or_insert(LineChange { was_there: false, line: None })
-                        .line = Some(Line { quantity: is_open, on_expiry: after.on_expiry });
+                        .line =
+                        is_held.quantity().map(|quantity| Line { quantity, on_expiry: after.on_expiry });
                 }
             }
         }

@@ -28,6 +28,7 @@ use crate::domain::digest::Digest;
 use crate::domain::fields::Violation;
 use crate::domain::meter::StoredMeter;
 use crate::domain::names::{MeterKey, PlanKey};
+use crate::domain::pricing::exchange::Rates;
 use crate::domain::quantity::{Quantity, Total};
 use crate::domain::subscription::{Statement, Subscription};
 use crate::domain::timestamp::{MICROS_PER_SECOND, Timestamp};
@@ -167,6 +168,7 @@ impl World {
             subject_id: path_id(name),
             subject: (*name).to_owned(),
             subscription: self.subscriptions.get(*name).cloned(),
+            ..Member::default()
         };
         let members = lineage(subject).iter().map(member).collect();
         Path { id: path_id(subject), customer_id: None, members }.settled(self.clock(), &self.terms)
@@ -249,7 +251,7 @@ impl World {
                 self.since.insert(name, since);
             }
         }
-        self.terms = Arc::new(Terms::new(catalog.clone(), meters.collect(), &self.since));
+        self.terms = Arc::new(Terms::new(catalog.clone(), meters.collect(), &self.since, Rates::default()));
         let on_it: &[&str] = match key {
             "seat" => &["user", "peer"],
             "org" => &["org"],

@@ -6,6 +6,8 @@ use super::standing::{Match, Path, Terms};
 use crate::domain::event::Properties;
 use crate::domain::names::{ItemKey, MeterKey};
 use crate::domain::plan::Unmatched;
+use crate::domain::pricing::amount::Amount;
+use crate::domain::pricing::currency::Currency;
 use crate::domain::quantity::{Quantity, Total};
 use crate::domain::timestamp::Timestamp;
 use crate::domain::window::Span;
@@ -25,6 +27,7 @@ pub enum Reason {
     SubscriptionInactive,
     Unmatched,
     LimitReached,
+    SpendCapReached,
 }
 
 impl Reason {
@@ -34,6 +37,7 @@ impl Reason {
             Self::SubscriptionInactive => "subscription_inactive",
             Self::Unmatched => "unmatched",
             Self::LimitReached => "limit_reached",
+            Self::SpendCapReached => "spend_cap_reached",
         }
     }
 }
@@ -77,9 +81,17 @@ pub fn resets_at(period: Span) -> Option<Timestamp> {
     (period.to < Timestamp::MAX).then_some(period.to)
 }
 
+/// What denies.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(untagged)]
+pub enum Denier {
+    Limit(LimitDenier),
+    Cap(CapDenier),
+}
+
 /// A limit that denies.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Denier {
+pub struct LimitDenier {
     pub subject: String,
     pub key: ItemKey,
     pub meter: MeterKey,
@@ -90,18 +102,41 @@ pub struct Denier {
     pub resets_at: Option<Timestamp>,
 }
 
+/// A spend cap that denies; amounts are exact, in minor units of its currency. None where there is no
+/// exchange rate to say them with.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct CapDenier {
+    pub subject: String,
+    pub key: ItemKey,
+    pub cap: Amount,
+    pub currency: Currency,
+    pub spent: Option<Amount>,
+    /// What is held may cost this much more.
+    pub held: Option<Amount>,
+    pub requested: Option<Amount>,
+    pub resets_at: Option<Timestamp>,
+}
+
 impl Denier {
     pub fn of(found: &Match<'_>, level: Level, requested: Quantity, now: Timestamp) -> Self {
         let LimitState { subject, key, meter, quota, used, held, resets_at, .. } =
             LimitState::of(found, level, now);
-        Self { subject, key, meter, quota, used, held, requested, resets_at }
+        Self::Limit(LimitDenier { subject, key, meter, quota, used, held, requested, resets_at })
+    }
+
+    /// When it no longer stands in the way; never for what has no end.
+    pub fn resets_at(&self) -> Option<Timestamp> {
+        match self {
+            Self::Limit(limit) => limit.resets_at,
+            Self::Cap(cap) => cap.resets_at,
+        }
     }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Denial {
     pub reason: Reason,
-    /// Empty but for limits.
+    /// Empty but for limits and caps.
     pub denied_by: Vec<Denier>,
 }
 

@@ -5,23 +5,31 @@ use std::collections::HashMap;
 
 use uuid::Uuid;
 
+use super::budget::{CapTerms, Priced, Sheet};
 use crate::domain::catalog::Catalog;
 use crate::domain::event::Properties;
 use crate::domain::limits::{CLOSING, EVENT_AHEAD_MAX};
 use crate::domain::meter::{Aggregation, StoredMeter};
 use crate::domain::names::{ItemKey, MeterKey, PlanKey, SubjectId};
 use crate::domain::plan::{Enforcement, Limit, Plan};
+use crate::domain::pricing::exchange::Rates;
 use crate::domain::quantity::Quantity;
 use crate::domain::subscription::Subscription;
 use crate::domain::timestamp::Timestamp;
 use crate::domain::window::Span;
 
 /// A subject on a path.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct Member {
     pub subject_id: i64,
     pub subject: String,
     pub subscription: Option<Subscription>,
+    /// Of its own, beside those of its plan.
+    pub caps: Vec<CapTerms>,
+    /// When it came under its parent; none: it has always stood where it stands.
+    pub moved_at: Option<Timestamp>,
+    /// Itself and those above it now, where they are others than on this path.
+    pub now_under: Option<Box<[Member]>>,
 }
 
 /// A subject and its ancestors, nearest first.
@@ -36,7 +44,7 @@ pub struct Path {
 impl Path {
     /// Of somebody whom nobody has met.
     pub fn of_stranger(subject: &SubjectId) -> Self {
-        let member = Member { subject_id: 0, subject: subject.to_string(), subscription: None };
+        let member = Member { subject: subject.to_string(), ..Member::default() };
         Self { id: 0, customer_id: None, members: vec![member] }
     }
 
@@ -47,6 +55,14 @@ impl Path {
     /// The subject at the top.
     pub fn root(&self) -> Option<&Member> {
         self.members.last()
+    }
+
+    /// A member and those above it, nearest first, as they stand now.
+    pub fn chain(&self, index: usize) -> &[Member] {
+        match self.members.get(index).and_then(|member| member.now_under.as_deref()) {
+            Some(chain) => chain,
+            None => self.members.get(index..).unwrap_or_default(),
+        }
     }
 
     pub fn has_subscription(&self) -> bool {
@@ -94,7 +110,7 @@ pub struct Since {
 
 impl Since {
     /// Later than anything.
-    const UNKNOWN: Self = Self { at: Timestamp::MAX, version: i64::MAX };
+    pub const UNKNOWN: Self = Self { at: Timestamp::MAX, version: i64::MAX };
 }
 
 /// A limit of a plan in force.
@@ -128,11 +144,18 @@ pub struct Terms {
     by_event_name: HashMap<String, Vec<MeterKey>>,
     by_stripe_name: HashMap<String, MeterKey>,
     limits: HashMap<PlanKey, Vec<LimitTerms>>,
+    priced: HashMap<PlanKey, Priced>,
+    pub rates: Rates,
 }
 
 impl Terms {
     /// `since`: by plan and definition.
-    pub fn new(catalog: Catalog, meters: Vec<StoredMeter>, since: &HashMap<(String, Uuid), Since>) -> Self {
+    pub fn new(
+        catalog: Catalog,
+        meters: Vec<StoredMeter>,
+        since: &HashMap<(String, Uuid), Since>,
+        rates: Rates,
+    ) -> Self {
         let meters: HashMap<MeterKey, StoredMeter> =
             meters.into_iter().map(|terms| (terms.meter.key.clone(), terms)).collect();
         let limit = |plan: &Plan, limit: &Limit| {
@@ -152,6 +175,12 @@ impl Terms {
             .iter()
             .map(|plan| (plan.key.clone(), plan.limits.iter().filter_map(|l| limit(plan, l)).collect()))
             .collect();
+        let priced = |plan: &Plan| {
+            let meter = |key: &MeterKey| meters.get(key).map(|stored| (stored.id, stored.meter.aggregation));
+            let since = |id| since.get(&(plan.key.to_string(), id)).copied().unwrap_or(Since::UNKNOWN);
+            Priced::of(&plan.prices, &plan.spend_caps, meter, since)
+        };
+        let priced = catalog.plans.iter().map(|plan| (plan.key.clone(), priced(plan))).collect();
         let mut by_event_name: HashMap<String, Vec<MeterKey>> = HashMap::new();
         let mut keys: Vec<&MeterKey> = meters.keys().collect();
         keys.sort();
@@ -163,7 +192,7 @@ impl Terms {
                 by_stripe_name.entry(stripe.event_name.clone()).or_insert_with(|| key.clone());
             }
         }
-        Self { catalog, meters, by_event_name, by_stripe_name, limits }
+        Self { catalog, meters, by_event_name, by_stripe_name, limits, priced, rates }
     }
 
     pub fn meter(&self, key: &MeterKey) -> Option<&StoredMeter> {
@@ -188,6 +217,16 @@ impl Terms {
 
     pub fn limits_of(&self, plan: &PlanKey) -> &[LimitTerms] {
         self.limits.get(plan).map_or(&[], Vec::as_slice)
+    }
+
+    /// The spend caps of a plan.
+    pub fn caps_of(&self, plan: &PlanKey) -> &[CapTerms] {
+        self.priced.get(plan).map_or(&[], |priced| &priced.caps)
+    }
+
+    /// The prices of a subscription's plan, one sheet for each currency.
+    pub fn sheets_of(&self, subscription: &Subscription) -> &[Sheet] {
+        self.priced.get(&subscription.plan).map_or(&[], |priced| &priced.sheets)
     }
 
     /// The limits that meet a use of a meter, the nearest subject's first.

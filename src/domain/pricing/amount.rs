@@ -130,9 +130,9 @@ impl Amount {
         MinorUnits(self.0.round().to_integer())
     }
 
-    /// The largest quantity that is not above it.
-    pub fn quantity_below(&self) -> Total {
-        let nanos = (&self.0 * BigInt::from(NANOS)).floor().to_integer();
+    /// As a quantity, rounded up to its digits.
+    pub fn quantity_above(&self) -> Total {
+        let nanos = (&self.0 * BigInt::from(NANOS)).ceil().to_integer();
         let bound = if nanos.is_negative() { i128::MIN } else { i128::MAX };
         Total::from_nanos(nanos.to_i128().unwrap_or(bound))
     }

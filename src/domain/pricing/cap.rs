@@ -5,7 +5,9 @@ use serde_json::Value;
 
 use super::amount::{self, Amount};
 use super::currency::Currency;
-use crate::domain::fields::{self, Fields, Read};
+use crate::domain::fields::{self, Fields, Read, Violation};
+use crate::domain::limits::SPEND_CAPS_MAX;
+use crate::domain::meter::has_repeats;
 use crate::domain::names::ItemKey;
 use crate::domain::period::{Anchor, Cycle, Period};
 use crate::domain::timestamp::Timestamp;
@@ -38,6 +40,18 @@ impl SpendCap {
         };
         let (anchor, timezone) = (anchor.unwrap_or(Anchor::Calendar), timezone.unwrap_or_default());
         Ok(Self { key, amount, currency, period, anchor, timezone })
+    }
+
+    /// Reads `{"spend_caps": […]}`.
+    pub fn read_all(value: Value) -> Read<Vec<Self>> {
+        let mut fields = Fields::of(value)?;
+        let caps = fields.required("spend_caps", |v| fields::items(v, SPEND_CAPS_MAX, Self::read));
+        let keys: Vec<&ItemKey> = caps.iter().flatten().map(|cap| &cap.key).collect();
+        if has_repeats(&keys) {
+            fields.flaw(Violation::new("duplicate_key", "uses a spend cap's key twice").under("spend_caps"));
+        }
+        fields.finish()?;
+        caps.ok_or_else(Vec::new)
     }
 
     /// The period around an instant.

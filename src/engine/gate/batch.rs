@@ -13,14 +13,15 @@ use super::{Call, Holding, Reply};
 use crate::domain::environment::Environment;
 use crate::domain::fields::Violation;
 use crate::domain::gate::book::{Book, Change, Counter, LineKey, Outcome};
-use crate::domain::gate::request::{OnExpiry, Reserve};
+use crate::domain::gate::budget::{Budget, Portion, Tally};
+use crate::domain::gate::request::{Ask, OnExpiry, Reserve};
 use crate::domain::gate::reservation::{Moment, Reservation};
 use crate::domain::gate::standing::{CounterKey, Path, Terms};
 use crate::domain::limits::SWEEP_RESERVATIONS_MAX;
 use crate::domain::timestamp::Timestamp;
 use crate::engine::arrivals::{self, Standings};
 use crate::engine::configuration::{Configuration, Fresh};
-use crate::engine::counting::{Needs, make_missing, need};
+use crate::engine::counting::{self, Need, Needs, make_missing, need};
 use crate::engine::subscriptions::carry_out_ends;
 use crate::engine::writers::Attempt;
 use crate::store::configuration::begin_recording;
@@ -61,7 +62,7 @@ pub(super) async fn attempt(
         return Ok(Attempt::Again);
     }
 
-    let (needs, shown_until) = scene.needs(terms, good(), began);
+    let (needs, levels, shown_until) = scene.needs(terms, good(), began);
     let reader = &mut holding.reader;
     make_missing(connection, reader, environment, &configuration, &needs, began, &mut fresh).await?;
     let (rows, locked_at) = store::counters::lock(connection, needs.keys().copied()).await?;
@@ -70,6 +71,11 @@ pub(super) async fn attempt(
     if shown_until.is_some_and(|end| end <= now) || scene.has_due_end(now, terms) {
         roll_back(connection).await?;
         return Ok(Attempt::Again);
+    }
+
+    let mut read = Vec::with_capacity(levels.len());
+    for (key, level) in &levels {
+        read.push((*key, counting::count(connection, environment, terms, level).await?.counter(now)));
     }
 
     let taken = holding.taken.clone();
@@ -84,6 +90,7 @@ pub(super) async fn attempt(
         book.counters.insert(row.key, counter);
     }
     let before = book.counters.clone();
+    book.counters.extend(read);
     let charged = settle_lapsed(connection, &mut book, &ids).await?;
     if !charged.is_empty() {
         // they have to be recorded first, and their rows come before counters in the order of locks
@@ -188,20 +195,30 @@ impl Scene {
         self.paths.values().any(|path| path.has_due_end(now, terms))
     }
 
-    /// The counters that calls compare with, change or show; and when the first period of those that
-    /// are of the present ends.
+    /// The counters that calls compare with, change or show; the levels that caps have to look at; and
+    /// when the first period of those that are of the present ends, or another price comes into force.
     fn needs<'a, 'c>(
         &'a self,
         terms: &'a Terms,
         calls: impl Iterator<Item = &'c Call>,
         now: Timestamp,
-    ) -> (Needs<'a>, Option<Timestamp>) {
-        let (mut needs, mut present) = (Needs::new(), BTreeSet::new());
+    ) -> (Needs<'a>, Needs<'a>, Option<Timestamp>) {
+        let (mut needs, mut levels, mut present) = (Needs::new(), Needs::new(), BTreeSet::new());
+        let mut changes = BTreeSet::new();
         for request in requests(calls) {
             let Some(path) = self.standings.get(request.subject.as_str()) else { continue };
             for ask in &request.asks {
                 for found in terms.matching(path, &ask.meter, &ask.properties) {
-                    present.extend(need(&mut needs, found, now));
+                    present.extend(need(&mut needs, Tally::Limit(found), now));
+                }
+            }
+            for budget in terms.budgets(path, now) {
+                changes.extend(budget.next_change(now));
+                let meets = |ask: &Ask| budget.is_met_by(&ask.meter, &ask.properties, now);
+                if request.asks.iter().any(meets) {
+                    for portion in budget.portions() {
+                        present.extend(need_portion(&mut needs, &mut levels, portion, now));
+                    }
                 }
             }
         }
@@ -209,14 +226,36 @@ impl Scene {
             let Some(path) = self.paths.get(&reservation.path_id) else { continue };
             for hold in &reservation.holds {
                 for found in terms.matching(path, &hold.meter, &hold.properties) {
-                    need(&mut needs, found, reservation.created_at);
-                    present.extend(need(&mut needs, found, now));
+                    need(&mut needs, Tally::Limit(found), reservation.created_at);
+                    present.extend(need(&mut needs, Tally::Limit(found), now));
                 }
             }
+            // whether holds may grow is a matter of all that caps count
+            let made_at = reservation.created_at;
+            for portion in terms.budgets(path, made_at).into_iter().flat_map(Budget::portions) {
+                need_portion(&mut needs, &mut levels, portion, made_at);
+            }
         }
-        let end = present.iter().filter_map(|key| Some(needs.get(key)?.counter.period.to)).min();
-        (needs, end)
+        let ends = present.iter().filter_map(|key| Some(needs.get(key)?.counter.period.to));
+        let end = ends.chain(changes).min();
+        (needs, levels, end)
     }
+}
+
+/// Adds the counter of what a price rates, or the level.
+fn need_portion<'a>(
+    needs: &mut Needs<'a>,
+    levels: &mut Needs<'a>,
+    portion: Portion<'a>,
+    at: Timestamp,
+) -> Option<CounterKey> {
+    let tally = Tally::Portion(portion);
+    let counted = need(needs, tally, at);
+    if counted.is_none() {
+        let counter = portion.counter_at(at);
+        levels.entry(counter.key).or_insert(Need { tally, counter });
+    }
+    counted
 }
 
 fn requests<'c>(calls: impl Iterator<Item = &'c Call>) -> impl Iterator<Item = &'c Reserve> {
@@ -362,7 +401,8 @@ async fn write(
         }
     }
     for (key, counter) in &book.counters {
-        if before.get(key) != Some(counter) {
+        // a level is read, and has no row
+        if before.get(key).is_some_and(|before| before != counter) {
             let level = counter.level;
             settlement.counters.push(*key, level.used, level.held, counter.next_expiry);
         }

@@ -16,7 +16,7 @@ use crate::domain::gate::standing::{Path, Terms};
 use crate::domain::timestamp::Timestamp;
 use crate::engine::arrivals::{self, Standings};
 use crate::engine::configuration::{Configuration, Fresh};
-use crate::engine::counting::Additions;
+use crate::engine::counting::{Additions, Sign};
 use crate::engine::subscriptions::carry_out_ends;
 use crate::engine::writers::Attempt;
 use crate::store::configuration::begin_recording;
@@ -327,7 +327,7 @@ fn additions<'a>(
         for stored in terms.meters_of(&event.event_name) {
             if let Some(quantity) = stored.meter.measure(event.value, &event.properties) {
                 let (properties, at) = (&event.properties, *occurred_at);
-                additions.add(terms, path, stored, properties, quantity.into(), at);
+                additions.add(terms, path, stored, properties, (Sign::Recorded, quantity), at);
             }
         }
     }

@@ -170,6 +170,20 @@ impl TestService {
         self.send_json(Method::PUT, path, body).await
     }
 
+    pub(crate) async fn put_as(&self, credential: &str, path: &str, body: &Value) -> Answer {
+        let request = Request::builder().method(Method::PUT).uri(path);
+        let request = request.header("authorization", format!("Bearer {credential}"));
+        let request = request.header("content-type", "application/json");
+        self.send(request.body(Body::from(body.to_string())).unwrap()).await
+    }
+
+    /// A token of an end user.
+    pub(crate) fn token(&self, subject: &str, scope: &str) -> String {
+        let claims = json!({"sub": subject, "scope": scope, "aud": "metergate", "exp": 4_102_444_800_i64});
+        let key = jsonwebtoken::EncodingKey::from_secret(TEST_SECRET.as_bytes());
+        jsonwebtoken::encode(&jsonwebtoken::Header::default(), &claims, &key).unwrap()
+    }
+
     /// Records events that must all be accepted.
     pub(crate) async fn record(&self, events: &Value) {
         let answer = self.post("/v1/events?backfill=true", events).await;

@@ -1,0 +1,499 @@
+//! Spend caps as they meet a subject: its cost is what it and all below it used, rated by the prices
+//! of the nearest plan above it that has some. What each price rates has counters of its own, which
+//! are locked and held as those of limits are.
+
+use std::collections::BTreeSet;
+
+use uuid::Uuid;
+
+use super::decision::Level;
+use super::standing::{CounterKey, CounterPeriod, Match, Member, Path, Since, Terms};
+use crate::domain::digest::Digest;
+use crate::domain::event::Properties;
+use crate::domain::limits::EVENT_AHEAD_MAX;
+use crate::domain::meter::Aggregation;
+use crate::domain::names::MeterKey;
+use crate::domain::pricing::amount::Amount;
+use crate::domain::pricing::cap::SpendCap;
+use crate::domain::pricing::currency::Currency;
+use crate::domain::pricing::exchange::Rate;
+use crate::domain::pricing::list::PriceList;
+use crate::domain::pricing::price::{Model, Price};
+use crate::domain::pricing::rating::Used;
+use crate::domain::quantity::{Quantity, Total};
+use crate::domain::subscription::Subscription;
+use crate::domain::timestamp::Timestamp;
+use crate::domain::window::Span;
+
+/// A cap, and since when it is there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CapTerms {
+    pub cap: SpendCap,
+    pub since: Since,
+}
+
+/// The prices of a plan in one currency, as they are counted.
+#[derive(Debug, Clone)]
+pub struct Sheet {
+    pub currency: Currency,
+    pub slices: Vec<Slice>,
+}
+
+/// The use of a meter that one price rates.
+#[derive(Debug, Clone)]
+pub struct Slice {
+    pub price: Price,
+    pub meter: MeterKey,
+    pub meter_id: i32,
+    pub aggregation: Aggregation,
+    /// The prices that come before it.
+    pub rivals: Vec<Price>,
+    /// What it rates, whatever the amounts.
+    pub definition: Uuid,
+    pub since: Since,
+}
+
+impl Sheet {
+    /// Of the prices of a plan, or of a subscription. `since`: by definition.
+    pub fn of(
+        prices: &[Price],
+        currency: Currency,
+        meter: impl Fn(&MeterKey) -> Option<(i32, Aggregation)>,
+        since: impl Fn(Uuid) -> Since,
+    ) -> Self {
+        let list = PriceList::of(prices, currency);
+        let slice = |price: &Price| {
+            let key = price.meter.as_ref()?;
+            let (meter_id, aggregation) = meter(key)?;
+            let rivals = list.of_meter(key).take_while(|rival| rival.key != price.key).cloned().collect();
+            let definition = definition(price, &rivals);
+            let since = since(definition);
+            Some(Slice {
+                price: price.clone(),
+                meter: key.clone(),
+                meter_id,
+                aggregation,
+                rivals,
+                definition,
+                since,
+            })
+        };
+        Self { currency, slices: list.prices().filter_map(slice).collect() }
+    }
+}
+
+/// Of what a price rates: another amount does not change it.
+fn definition(price: &Price, rivals: &Vec<Price>) -> Uuid {
+    let part = |price: &Price| (price.filter.clone(), price.effective_from, price.effective_to);
+    let parts: Vec<_> = std::iter::once(price).chain(rivals).map(part).collect();
+    // names and times always serialise
+    let text = serde_json::to_vec(&(&price.meter, parts)).unwrap_or_default();
+    Digest::default().text("price").bytes(&text).finish()
+}
+
+impl SpendCap {
+    /// Of its periods.
+    pub fn definition(&self) -> Uuid {
+        let text = serde_json::to_vec(&(self.period, self.anchor, &self.timezone)).unwrap_or_default();
+        Digest::default().text("cap").bytes(&text).finish()
+    }
+}
+
+impl Slice {
+    /// Whether a use at a time is rated by this price.
+    pub fn admits(&self, properties: &Properties, at: Timestamp) -> bool {
+        let rates = |price: &Price| price.is_in_force(at) && price.filter.admits(properties);
+        rates(&self.price) && !self.rivals.iter().any(rates)
+    }
+
+    /// The dimensions that tell what it rates.
+    pub fn dimensions(&self) -> Vec<String> {
+        let prices = self.rivals.iter().chain([&self.price]);
+        let names = prices.flat_map(|price| price.filter.iter().map(|(name, _)| name.to_owned()));
+        names.collect::<BTreeSet<_>>().into_iter().collect()
+    }
+
+    /// What an event of a quantity adds to what is counted.
+    pub fn measure(&self, measure: Measure, quantity: Quantity) -> Total {
+        match measure {
+            Measure::Quantity => quantity.into(),
+            Measure::Fees => {
+                let fee = self.price.model.event_fee(&quantity.into());
+                fee.map_or(Total::default(), |fee| fee.quantity_above())
+            }
+        }
+    }
+
+    /// What a hold of a quantity adds, which is one event at most; of nothing, none.
+    pub fn measure_held(&self, measure: Measure, quantity: Quantity) -> Total {
+        if quantity.is_zero() { Total::default() } else { self.measure(measure, quantity) }
+    }
+
+    /// What has to be counted of it.
+    fn measures(&self) -> &'static [Measure] {
+        match self.price.model {
+            // free units come off the value, everything else off each event
+            Model::Percentage { .. } => &[Measure::Quantity, Measure::Fees],
+            _ => &[Measure::Quantity],
+        }
+    }
+}
+
+/// What a counter adds up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Measure {
+    Quantity,
+    /// What each event costs by itself, in minor units, rounded up to the digits of a quantity.
+    Fees,
+}
+
+/// A cap as it meets a subject.
+#[derive(Debug, Clone, Copy)]
+pub struct Budget<'a> {
+    pub member: &'a Member,
+    pub cap: &'a SpendCap,
+    pub sheet: &'a Sheet,
+    /// Its prices rate what the member uses.
+    holder: &'a Member,
+    subscription: &'a Subscription,
+    /// Since when its prices and the cap, the subscription, and the member's place are what they are.
+    assigned: [Timestamp; 3],
+    /// Nothing was recorded for the member before that.
+    from_the_start: bool,
+    /// From the currency of the prices to that of the cap.
+    exchange: Exchange<'a>,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Exchange<'a> {
+    Same,
+    By(&'a Rate),
+    /// Nothing can be said of what anything costs.
+    Unknown,
+}
+
+/// What a price rates of a subject's use, within the periods of a cap.
+#[derive(Debug, Clone, Copy)]
+pub struct Portion<'a> {
+    budget: Budget<'a>,
+    pub slice: &'a Slice,
+    pub measure: Measure,
+}
+
+impl<'a> Budget<'a> {
+    /// The period of the cap around an instant.
+    pub fn period_at(&self, at: Timestamp) -> Span {
+        self.cap.period_at(&self.subscription.cycle, at)
+    }
+
+    /// Everything that is counted for it.
+    pub fn portions(self) -> impl Iterator<Item = Portion<'a>> {
+        self.sheet.slices.iter().flat_map(move |slice| {
+            slice.measures().iter().map(move |measure| Portion { budget: self, slice, measure: *measure })
+        })
+    }
+
+    /// Whether a use costs something that it counts.
+    pub fn is_met_by(&self, meter: &MeterKey, properties: &Properties, at: Timestamp) -> bool {
+        self.sheet.slices.iter().any(|slice| slice.meter == *meter && slice.admits(properties, at))
+    }
+
+    /// When the next of its prices comes into force or goes out of it.
+    pub fn next_change(&self, now: Timestamp) -> Option<Timestamp> {
+        let prices = self.sheet.slices.iter().map(|slice| &slice.price);
+        let edges = prices.flat_map(|price| [price.effective_from, price.effective_to]).flatten();
+        edges.filter(|edge| now < *edge).min()
+    }
+
+    /// What prices come to in the currency of the cap; none where there is no rate.
+    pub fn converted(&self, amount: Amount) -> Option<Amount> {
+        match self.exchange {
+            Exchange::Same => Some(amount),
+            Exchange::By(rate) => Some(rate.converted(&amount)),
+            Exchange::Unknown => None,
+        }
+    }
+}
+
+impl Portion<'_> {
+    pub fn member(&self) -> &Member {
+        self.budget.member
+    }
+
+    /// The counter around an instant.
+    pub fn counter_at(&self, at: Timestamp) -> CounterPeriod {
+        let Budget { member, cap, holder, assigned, from_the_start, .. } = self.budget;
+        let period = self.budget.period_at(at);
+        let mut digest = Digest::default();
+        digest.bytes(self.slice.definition.as_bytes()).bytes(cap.definition().as_bytes());
+        digest.bytes(&holder.subject_id.to_le_bytes());
+        for since in assigned {
+            digest.bytes(&since.micros().to_le_bytes());
+        }
+        if let (Measure::Fees, Ok(text)) = (self.measure, serde_json::to_vec(&self.slice.price.model)) {
+            digest.text("fees").bytes(&text);
+        }
+        CounterPeriod {
+            key: CounterKey {
+                subject_id: member.subject_id,
+                definition: digest.finish(),
+                period_start: period.from,
+            },
+            period,
+            since: period.from,
+            starts_at_zero: from_the_start
+                || assigned.iter().all(|since| period.from >= since.saturating_add(EVENT_AHEAD_MAX)),
+        }
+    }
+}
+
+/// What a counter is kept for.
+#[derive(Debug, Clone, Copy)]
+pub enum Tally<'a> {
+    Limit(Match<'a>),
+    Portion(Portion<'a>),
+}
+
+impl<'a> Tally<'a> {
+    pub fn member(&self) -> &Member {
+        match self {
+            Self::Limit(found) => found.member,
+            Self::Portion(portion) => portion.budget.member,
+        }
+    }
+
+    pub fn meter(&self) -> &MeterKey {
+        match self {
+            Self::Limit(found) => &found.terms.limit.meter,
+            Self::Portion(portion) => &portion.slice.meter,
+        }
+    }
+
+    pub fn meter_id(&self) -> i32 {
+        match self {
+            Self::Limit(found) => found.terms.meter_id,
+            Self::Portion(portion) => portion.slice.meter_id,
+        }
+    }
+
+    /// Whether it has a counter, which can be held; else it is a level, which is read.
+    pub fn is_counted(&self) -> bool {
+        match self {
+            Self::Limit(found) => found.terms.is_counted(),
+            Self::Portion(portion) => portion.slice.aggregation.is_reservable(),
+        }
+    }
+
+    /// The counter around an instant; none where what happens then is not counted any more.
+    pub fn counter_at(&self, at: Timestamp) -> Option<CounterPeriod> {
+        match self {
+            Self::Limit(found) => found.counter_at(at),
+            Self::Portion(portion) => Some(portion.counter_at(at)),
+        }
+    }
+
+    /// Whether it counts a use of its meter at a time.
+    pub fn admits(&self, properties: &Properties, at: Timestamp) -> bool {
+        match self {
+            Self::Limit(found) => found.terms.limit.filter.admits(properties),
+            Self::Portion(portion) => portion.slice.admits(properties, at),
+        }
+    }
+
+    /// What an event of a quantity adds.
+    pub fn measure(&self, quantity: Quantity) -> Total {
+        match self {
+            Self::Limit(_) => quantity.into(),
+            Self::Portion(portion) => portion.slice.measure(portion.measure, quantity),
+        }
+    }
+
+    /// What a hold of a quantity adds.
+    pub fn measure_held(&self, quantity: Quantity) -> Total {
+        match self {
+            Self::Limit(_) => quantity.into(),
+            Self::Portion(portion) => portion.slice.measure_held(portion.measure, quantity),
+        }
+    }
+}
+
+impl Terms {
+    /// Everything that counts a use: the limits that meet it, and what it costs those who have caps.
+    pub fn tallies<'a>(
+        &'a self,
+        path: &'a Path,
+        meter: &MeterKey,
+        properties: &Properties,
+        at: Timestamp,
+    ) -> impl Iterator<Item = Tally<'a>> {
+        let budgets = self.budgets(path, at);
+        let portions = budgets
+            .into_iter()
+            .flat_map(Budget::portions)
+            .filter(move |portion| portion.slice.meter == *meter && portion.slice.admits(properties, at));
+        self.matching(path, meter, properties).map(Tally::Limit).chain(portions.map(Tally::Portion))
+    }
+
+    /// The caps of everybody on a path, by whose prices they are compared.
+    pub fn budgets<'a>(&'a self, path: &'a Path, at: Timestamp) -> Vec<Budget<'a>> {
+        let mut budgets = Vec::new();
+        for (index, member) in path.members.iter().enumerate() {
+            let mut caps = self.caps_on(member).peekable();
+            if caps.peek().is_some()
+                && let Some(pricing) = self.pricing(path.chain(index))
+            {
+                budgets.extend(caps.filter_map(|cap| self.budget(member, cap, &pricing, at)));
+            }
+        }
+        budgets
+    }
+
+    /// The caps of a subject: those of its plan, and its own.
+    pub fn caps_on<'a>(&'a self, member: &'a Member) -> impl Iterator<Item = &'a CapTerms> {
+        let of_plan = member.subscription.as_ref().map_or(&[][..], |own| self.caps_of(&own.plan));
+        of_plan.iter().chain(&member.caps)
+    }
+
+    /// The currency in which the prices of the subject at the start of a path lie, where no rate leads from
+    /// it to another.
+    pub fn prices_lie_in(&self, path: &Path, wanted: Currency, at: Timestamp) -> Option<Currency> {
+        let sheets = self.pricing(path.chain(0))?.sheets;
+        let first = sheets.first()?.currency;
+        let is_there = sheets.iter().any(|sheet| sheet.currency == wanted);
+        (!is_there && self.rates.at(first, wanted, at).is_none()).then_some(first)
+    }
+
+    /// A cap of the subject at the start of a path; none where nothing has a price.
+    pub fn budget_of<'a>(&'a self, path: &'a Path, cap: &'a CapTerms, at: Timestamp) -> Option<Budget<'a>> {
+        self.budget(path.members.first()?, cap, &self.pricing(path.chain(0))?, at)
+    }
+
+    /// Whose prices rate what a subject uses: those of the nearest plan that has some.
+    fn pricing<'a>(&'a self, chain: &'a [Member]) -> Option<Pricing<'a>> {
+        let mut moved_at = None;
+        for (index, holder) in chain.iter().enumerate() {
+            if let Some(subscription) = &holder.subscription
+                && let sheets @ [_, ..] = self.sheets_of(subscription)
+            {
+                return Some(Pricing { holder, subscription, sheets, moved_at, is_own: index == 0 });
+            }
+            moved_at = moved_at.max(holder.moved_at);
+        }
+        None
+    }
+
+    fn budget<'a>(
+        &'a self,
+        member: &'a Member,
+        terms: &'a CapTerms,
+        pricing: &Pricing<'a>,
+        at: Timestamp,
+    ) -> Option<Budget<'a>> {
+        let Pricing { holder, subscription, sheets, moved_at, is_own } = *pricing;
+        let cap = &terms.cap;
+        let first = sheets.first()?;
+        let sheet = sheets.iter().find(|sheet| sheet.currency == cap.currency).unwrap_or(first);
+        let exchange = if sheet.currency == cap.currency {
+            Exchange::Same
+        } else {
+            self.rates.at(sheet.currency, cap.currency, at).map_or(Exchange::Unknown, Exchange::By)
+        };
+        let since = || sheet.slices.iter().map(|slice| slice.since).chain([terms.since]);
+        let priced_at = since().map(|since| since.at).max()?;
+        let assigned = [priced_at, subscription.terms_since, moved_at.unwrap_or(Timestamp::MIN)];
+        let began = subscription.pristine_version.filter(|_| is_own);
+        let from_the_start = began.is_some_and(|began| since().all(|since| since.version <= began));
+        Some(Budget { member, cap, sheet, holder, subscription, assigned, from_the_start, exchange })
+    }
+}
+
+/// Whose prices rate a subject's use.
+#[derive(Clone, Copy)]
+struct Pricing<'a> {
+    holder: &'a Member,
+    subscription: &'a Subscription,
+    sheets: &'a [Sheet],
+    /// When the subject, or somebody between it and the holder, came under its parent.
+    moved_at: Option<Timestamp>,
+    is_own: bool,
+}
+
+impl Budget<'_> {
+    /// What it costs at most, whatever part of what is held and of `more` is used: unrounded, in the
+    /// currency of the cap. None where there is no rate to say it with.
+    pub fn highest(
+        &self,
+        at: Timestamp,
+        level: impl Fn(&CounterKey) -> Level,
+        more: impl Fn(&Slice, Measure) -> Total,
+    ) -> Option<Amount> {
+        let period = self.period_at(at);
+        let mut sum = Amount::default();
+        for slice in &self.sheet.slices {
+            let starts_later = slice.price.effective_from.is_some_and(|from| period.to <= from);
+            let ended_before = slice.price.effective_to.is_some_and(|to| to <= period.from);
+            if starts_later || ended_before {
+                continue;
+            }
+            let (mut used, mut at_most) = (Used::default(), Used::default());
+            for measure in slice.measures() {
+                let portion = Portion { budget: *self, slice, measure: *measure };
+                let now = level(&portion.counter_at(at).key);
+                let most = now.used + now.held + more(slice, *measure);
+                match measure {
+                    Measure::Quantity => (used.quantity, at_most.quantity) = (now.used, most),
+                    Measure::Fees => {
+                        (used.event_fees, at_most.event_fees) = (Amount::of(now.used), Amount::of(most));
+                    }
+                }
+            }
+            sum = sum + slice.price.highest_cost(&used, &at_most);
+        }
+        self.converted(sum)
+    }
+}
+
+impl Budget<'_> {
+    /// What it costs that is used, and what is held beside it may cost more. None where there is no rate.
+    pub fn spent(&self, at: Timestamp, level: impl Fn(&CounterKey) -> Level) -> Option<(Amount, Amount)> {
+        let nothing = |_: &Slice, _: Measure| Total::default();
+        let spent = self.highest(at, |key| Level { held: Total::default(), ..level(key) }, nothing)?;
+        let committed = self.highest(at, level, nothing)?;
+        Some((spent.clone(), committed - spent))
+    }
+}
+
+/// The definitions that a plan's prices and caps have, to be noted when they come and go.
+pub fn definitions(prices: &[Price], caps: &[SpendCap]) -> BTreeSet<Uuid> {
+    let priced = Priced::of(prices, caps, |_| Some((0, Aggregation::Sum)), |_| Since::UNKNOWN);
+    let slices = priced.sheets.iter().flat_map(|sheet| &sheet.slices);
+    slices.map(|slice| slice.definition).chain(caps.iter().map(SpendCap::definition)).collect()
+}
+
+/// The prices and caps of a plan, as they are counted.
+#[derive(Debug, Default)]
+pub(super) struct Priced {
+    pub(super) sheets: Vec<Sheet>,
+    pub(super) caps: Vec<CapTerms>,
+}
+
+impl Priced {
+    pub(super) fn of(
+        prices: &[Price],
+        caps: &[SpendCap],
+        meter: impl Fn(&MeterKey) -> Option<(i32, Aggregation)>,
+        since: impl Fn(Uuid) -> Since,
+    ) -> Self {
+        let mut currencies: Vec<Currency> = Vec::new();
+        for price in prices {
+            if !currencies.contains(&price.currency) {
+                currencies.push(price.currency);
+            }
+        }
+        let sheets =
+            currencies.into_iter().map(|currency| Sheet::of(prices, currency, &meter, &since)).collect();
+        let caps =
+            caps.iter().map(|cap| CapTerms { cap: cap.clone(), since: since(cap.definition()) }).collect();
+        Self { sheets, caps }
+    }
+}

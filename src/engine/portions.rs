@@ -1,0 +1,90 @@
+//! What a price rated of a subject's use, counted from what was recorded.
+
+use std::collections::BTreeMap;
+
+use sqlx::PgConnection;
+
+use super::counting::unexpected;
+use super::reading;
+use crate::domain::environment::Environment;
+use crate::domain::event::Properties;
+use crate::domain::gate::budget::{Measure, Portion, Slice};
+use crate::domain::meter::StoredMeter;
+use crate::domain::names::SubjectId;
+use crate::domain::quantity::Total;
+use crate::domain::timestamp::Timestamp;
+use crate::domain::usage::{UsageQuery, UsageRow, Whose};
+use crate::domain::window::{Span, Zone};
+use crate::store::{self, StoreError};
+
+/// What is used of it in a period, by the subject and all below it.
+pub(super) async fn used(
+    snapshot: &mut PgConnection,
+    environment: Environment,
+    stored: &StoredMeter,
+    portion: &Portion<'_>,
+    period: Span,
+) -> Result<Total, StoreError> {
+    let slice = portion.slice;
+    let mut sum = Total::default();
+    for span in segments(slice, period) {
+        let found = match portion.measure {
+            Measure::Quantity => {
+                let query = question(slice, stored, &portion.member().subject, span);
+                let rows =
+                    reading::answer(snapshot, environment, stored, &query).await.map_err(unexpected)?;
+                let rated = rows.iter().filter(|row| slice.admits(&properties(row), span.from));
+                rated.fold(Total::default(), |sum, row| sum + row.value.unwrap_or_default())
+            }
+            Measure::Fees => {
+                let names = std::slice::from_ref(&portion.member().subject);
+                let paths = store::subjects::path_ids(snapshot, environment, names, true).await?;
+                let groups = store::fees::sums(snapshot, environment, stored, slice, &paths, span).await?;
+                let rated = groups.iter().filter(|(properties, _)| slice.admits(properties, span.from));
+                rated.fold(Total::default(), |sum, (_, fees)| sum + *fees)
+            }
+        };
+        sum = sum + found;
+    }
+    Ok(sum)
+}
+
+/// A period cut where the price or one that comes before it comes into force or goes out of it; a price
+/// that rates all of it alike leaves it whole.
+fn segments(slice: &Slice, period: Span) -> Vec<Span> {
+    let prices = slice.rivals.iter().chain([&slice.price]);
+    let edges = prices.flat_map(|price| [price.effective_from, price.effective_to]).flatten();
+    let mut edges: Vec<Timestamp> = edges.filter(|edge| period.contains(*edge)).collect();
+    edges.extend([period.from, period.to]);
+    edges.sort_unstable();
+    edges.dedup();
+    let spans = edges.windows(2).map(|pair| Span { from: pair[0], to: pair[1] });
+    spans.filter(|span| slice.price.is_in_force(span.from)).collect()
+}
+
+/// Use by those dimensions. A level is asked for by the filter of its price alone: levels do not add up.
+fn question(slice: &Slice, stored: &StoredMeter, subject: &str, span: Span) -> UsageQuery {
+    let adds_up = slice.aggregation.is_reservable();
+    let filter = &slice.price.filter;
+    UsageQuery {
+        meter: stored.meter.key.clone(),
+        span,
+        window: None,
+        zone: Zone::default(),
+        subjects: SubjectId::parse(subject).into_iter().collect(),
+        descendants: true,
+        whose: Whose::All,
+        group_by: if adds_up { slice.dimensions() } else { Vec::new() },
+        filter: if adds_up {
+            BTreeMap::new()
+        } else {
+            filter.iter().map(|(name, values)| (name.to_owned(), values.to_vec())).collect()
+        },
+        fill: false,
+    }
+}
+
+fn properties(row: &UsageRow) -> Properties {
+    let named = row.group.iter().filter_map(|(name, value)| Some((name.clone(), value.clone()?.into())));
+    Properties::of(named.collect())
+}

@@ -1,0 +1,157 @@
+//! Spend caps of subjects: set, and shown with what is spent.
+
+use std::sync::Arc;
+
+use serde::Serialize;
+
+use super::{Engine, EngineError, configuration, detached};
+use crate::domain::environment::Environment;
+use crate::domain::fields::Violation;
+use crate::domain::gate::budget::{CapTerms, Tally};
+use crate::domain::gate::decision::resets_at;
+use crate::domain::gate::standing::{Path, Since, Terms};
+use crate::domain::names::SubjectId;
+use crate::domain::period::Cycle;
+use crate::domain::pricing::amount::Amount;
+use crate::domain::pricing::cap::SpendCap;
+use crate::domain::timestamp::Timestamp;
+use crate::domain::window::Span;
+use crate::store::subjects::Which;
+use crate::store::{self, configuration as lock};
+
+/// The caps of a subject: its plan's, and its own.
+#[derive(Debug, Clone, Serialize)]
+pub struct CapsView {
+    pub subject: String,
+    pub spend_caps: Vec<CapView>,
+}
+
+#[derive(Debug, Clone, Serialize)]
+pub struct CapView {
+    #[serde(flatten)]
+    pub cap: SpendCap,
+    /// Whose it is.
+    pub source: CapSource,
+    /// What is used costs, exactly; none where nothing has a price.
+    pub spent: Option<Amount>,
+    /// What is held may cost more.
+    pub held: Option<Amount>,
+    pub remaining: Option<Amount>,
+    pub period_start: Timestamp,
+    /// None: never.
+    pub resets_at: Option<Timestamp>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum CapSource {
+    Plan,
+    Subject,
+}
+
+impl Engine {
+    /// Puts others in the place of a subject's own caps. Those that stay what they were, but for their
+    /// amount, go on counting where they are.
+    pub async fn put_spend_caps(
+        &self,
+        environment: Environment,
+        subject: SubjectId,
+        caps: Vec<SpendCap>,
+    ) -> Result<CapsView, EngineError> {
+        let (database, clock) = (self.database().clone(), self.inner.clock.clone());
+        let name = subject.clone();
+        detached(async move {
+            let mut transaction = database.pool().begin().await?;
+            lock::lock_for_change(&mut transaction, environment).await?;
+            let names = [name.to_string()];
+            store::subjects::insert_missing(&mut transaction, environment, &names).await?;
+            let paths = store::subjects::paths(&mut transaction, environment, Which::Of(&names)).await?;
+            let vanished = || EngineError::Internal("a subject vanished".to_owned());
+            let path = paths.into_iter().next().ok_or_else(vanished)?;
+            let member = path.members.first().ok_or_else(vanished)?;
+            let terms = configuration::terms(&mut transaction, environment).await?;
+            let now = clock.of_change(&mut transaction, environment).await?;
+            refuse(&terms, &path, &caps, now)?;
+            let since = |cap: &SpendCap| {
+                let same = |terms: &&CapTerms| {
+                    terms.cap.key == cap.key && terms.cap.definition() == cap.definition()
+                };
+                let at = member.caps.iter().find(same).map_or(now, |terms| terms.since.at);
+                Since { at, ..Since::UNKNOWN }
+            };
+            let caps: Vec<CapTerms> =
+                caps.iter().map(|cap| CapTerms { cap: cap.clone(), since: since(cap) }).collect();
+            store::spend_caps::replace(&mut transaction, environment, member.subject_id, &caps).await?;
+            Ok(transaction.commit().await?)
+        })
+        .await?;
+        self.spend_caps(environment, &subject).await
+    }
+
+    /// The caps of a subject, with what is spent of them.
+    pub async fn spend_caps(
+        &self,
+        environment: Environment,
+        subject: &SubjectId,
+    ) -> Result<CapsView, EngineError> {
+        let mut sight = self.sight(environment).await?;
+        let terms = Arc::clone(&sight.terms);
+        let path = sight.standing(subject).await?;
+        let now = sight.now;
+        let mut views = Vec::new();
+        for (source, cap) in caps(&terms, &path) {
+            let budget = terms.budget_of(&path, cap, now);
+            let calendar = Cycle { anchor: now, billing: None };
+            let cycle = path.nearest().map_or(&calendar, |(_, subscription)| &subscription.cycle);
+            let period = budget.map_or_else(|| cap.cap.period_at(cycle, now), |budget| budget.period_at(now));
+            let spent = match &budget {
+                None => None,
+                Some(budget) => {
+                    let counters = sight.counters(budget.portions().map(Tally::Portion)).await?;
+                    budget
+                        .spent(now, |key| counters.get(key).map(|counter| counter.level).unwrap_or_default())
+                }
+            };
+            views.push(view(cap, source, spent, period));
+        }
+        sight.snapshot.commit().await?;
+        Ok(CapsView { subject: subject.to_string(), spend_caps: views })
+    }
+}
+
+/// The caps of the subject at the start of a path.
+fn caps<'a>(terms: &'a Terms, path: &'a Path) -> Vec<(CapSource, &'a CapTerms)> {
+    let Some(member) = path.members.first() else { return Vec::new() };
+    let own = |cap: &CapTerms| member.caps.contains(cap);
+    let source = |cap: &CapTerms| if own(cap) { CapSource::Subject } else { CapSource::Plan };
+    terms.caps_on(member).map(|cap| (source(cap), cap)).collect()
+}
+
+fn view(terms: &CapTerms, source: CapSource, spent: Option<(Amount, Amount)>, period: Span) -> CapView {
+    let (spent, held) = spent.unzip();
+    let taken = spent.clone().zip(held.clone()).map(|(spent, held)| spent + held);
+    CapView {
+        remaining: taken.map(|taken| (terms.cap.amount.clone() - taken).max(Amount::default())),
+        cap: terms.cap.clone(),
+        source,
+        spent,
+        held,
+        period_start: period.from,
+        resets_at: resets_at(period),
+    }
+}
+
+/// A cap in a currency in which nothing has a price, and which no rate leads to, could not be kept.
+fn refuse(terms: &Terms, path: &Path, caps: &[SpendCap], now: Timestamp) -> Result<(), EngineError> {
+    let flaw = |(index, cap): (usize, &SpendCap)| {
+        let from = terms.prices_lie_in(path, cap.currency, now)?;
+        let detail = format!(
+            "there is no exchange rate from {from} to {}; set one with `PUT /v1/rates`",
+            cap.currency
+        );
+        let flaw = Violation::new("no_rate", detail).under("currency");
+        Some(flaw.under(&index.to_string()).under("spend_caps"))
+    };
+    let flaws: Vec<Violation> = caps.iter().enumerate().filter_map(flaw).collect();
+    if flaws.is_empty() { Ok(()) } else { Err(flaws.into()) }
+}

@@ -1,0 +1,364 @@
+//! Spend caps: the next call is stopped before it is made, whoever asks at once, and by what it can
+//! cost at most.
+
+use axum::http::StatusCode;
+use futures::future::join_all;
+use serde_json::{Value, json};
+
+use crate::support::service::{Answer, Process};
+use crate::support::{TestService, at};
+
+fn per_unit(key: &str, unit_amount: Value, more: Value) -> Value {
+    let mut price = json!({"key": key, "meter": "tokens", "model": "per_unit", "currency": "usd", "unit_amount": unit_amount});
+    price.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+    price
+}
+
+/// Everybody is on `free`, which limits nothing but what is spent.
+fn catalog(prices: Value, caps: Value) -> Value {
+    json!({"default_plan": "free",
+    "meters": [
+        {"key": "tokens", "event_name": "ai", "aggregation": "sum", "dimensions": ["model"]},
+        {"key": "calls", "event_name": "ai", "aggregation": "count"},
+        {"key": "storage", "event_name": "stored", "aggregation": "max"},
+        {"key": "paid", "event_name": "paid", "aggregation": "sum"},
+    ],
+    "plans": [
+        {"key": "free", "unmatched": "allow", "limits": [], "prices": prices, "spend_caps": caps},
+        {"key": "bare", "unmatched": "allow"},
+    ]})
+}
+
+fn cap(amount: Value) -> Value {
+    json!({"key": "budget", "amount": amount, "currency": "usd", "period": "month"})
+}
+
+async fn service(prices: Value, caps: Value) -> TestService {
+    let service = TestService::start().await;
+    service.apply(catalog(prices, caps)).await;
+    service
+}
+
+fn ask(subject: &str, value: Value, more: Value) -> Value {
+    let mut body = json!({"subject": subject, "meter": "tokens", "value": value, "ttl_seconds": 3600});
+    body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+    body
+}
+
+async fn reserve(service: &TestService, body: Value) -> Answer {
+    let answer = service.post("/v1/reservations", &body).await;
+    assert!(answer.status.is_success(), "{body}: {}", answer.text);
+    answer
+}
+
+fn is_held(answer: &Answer) -> bool {
+    answer.status == StatusCode::CREATED
+}
+
+#[tokio::test]
+async fn a_cap_counts_what_is_used_held_and_asked_for() {
+    let service = service(json!([per_unit("t", json!("0.5"), json!({}))]), json!([cap(json!(10))])).await;
+    service.record(&json!({"event_name": "ai", "subject": "u", "value": 6})).await;
+    assert!(is_held(&reserve(&service, ask("u", json!(8), json!({"id": "a"}))).await));
+    let denied = reserve(&service, ask("u", json!(7), json!({}))).await.json();
+    assert_eq!(denied["reason"], "spend_cap_reached");
+    assert_eq!(
+        denied["denied_by"],
+        json!([{"subject": "u", "key": "budget", "cap": 10, "currency": "usd", "spent": 3, "held": 4, "requested": 3.5,
+                "resets_at": "2026-12-01T00:00:00Z"}])
+    );
+    assert!(is_held(&reserve(&service, ask("u", json!(6), json!({"id": "b"}))).await), "exactly full");
+    assert!(!is_held(&reserve(&service, ask("u", json!("0.000000001"), json!({}))).await));
+    assert!(is_held(&reserve(&service, ask("u", json!(0), json!({}))).await), "nothing more than the cap");
+    // what nobody has to pay for is not stopped
+    let calls = json!({"subject": "u", "meter": "calls", "value": 1});
+    assert!(is_held(&reserve(&service, calls).await));
+    // less is used than was held
+    let done = service
+        .post("/v1/reservations/a/commit", &json!({"values": [{"meter": "tokens", "value": 2}]}))
+        .await;
+    assert_eq!(done.status, StatusCode::OK, "{}", done.text);
+    assert!(is_held(&reserve(&service, ask("u", json!(6), json!({"id": "c"}))).await));
+    assert!(!is_held(&reserve(&service, ask("u", json!(1), json!({}))).await));
+    service.post("/v1/reservations/b/release", &json!({})).await;
+    // expiry gives back at its instant, swept or not
+    service.clock.set(at("2026-11-20T13:00:00Z"));
+    let shown = service.get("/v1/subjects/u/spend-caps").await.json();
+    let shown = &shown["spend_caps"][0];
+    assert_eq!((&shown["spent"], &shown["held"], &shown["remaining"]), (&json!(4), &json!(0), &json!(6)));
+    assert_eq!(shown["source"], "plan");
+    assert!(is_held(&reserve(&service, ask("u", json!(12), json!({"id": "d"}))).await));
+    service.verify().await;
+    // another month
+    service.clock.set(at("2026-12-01T00:00:00Z"));
+    assert!(is_held(&reserve(&service, ask("u", json!(20), json!({}))).await));
+    service.verify().await;
+}
+
+#[tokio::test]
+async fn track_may_pass_a_cap_and_then_nothing_is_granted() {
+    let service = service(json!([per_unit("t", json!(1), json!({}))]), json!([cap(json!(10))])).await;
+    service.record(&json!({"id": "much", "event_name": "ai", "subject": "u", "value": 25})).await;
+    let denied = reserve(&service, ask("u", json!(0), json!({}))).await.json();
+    assert_eq!(
+        (&denied["reason"], &denied["denied_by"][0]["spent"]),
+        (&json!("spend_cap_reached"), &json!(25))
+    );
+    let gate = service.get("/v1/gate?subject=u&meter=tokens&value=1").await;
+    assert_eq!((gate.status, gate.code()), (StatusCode::PAYMENT_REQUIRED, "spend_cap_reached".to_owned()));
+    let check = service.post("/v1/check", &ask("u", json!(1), json!({}))).await.json();
+    assert_eq!((&check["allowed"], &check["reason"]), (&json!(false), &json!("spend_cap_reached")));
+    service.post("/v1/events/much/void", &json!({})).await;
+    assert!(is_held(&reserve(&service, ask("u", json!(10), json!({}))).await));
+    service.verify().await;
+}
+
+#[tokio::test]
+async fn up_to_grants_what_the_cap_leaves() {
+    let price = per_unit("t", json!(1), json!({"per_units": 3}));
+    let calls =
+        json!({"key": "c", "meter": "calls", "model": "per_unit", "currency": "usd", "unit_amount": 2});
+    let service = service(json!([price, calls]), json!([cap(json!(7))])).await;
+    let granted = |answer: &Answer| answer.json()["holds"][0]["value"].clone();
+    let all = reserve(&service, ask("u", json!(5), json!({"grant": "up_to"}))).await;
+    assert_eq!(granted(&all), json!(5));
+    let some = json!({"subject": "u", "meter": "calls", "value": 9, "grant": "up_to", "ttl_seconds": 3600});
+    assert_eq!(granted(&reserve(&service, some.clone()).await), json!(2), "five thirds are spent of seven");
+    let rest = reserve(&service, ask("u", json!(100), json!({"grant": "up_to"}))).await;
+    assert_eq!(granted(&rest), json!(4));
+    assert_eq!(reserve(&service, some).await.json()["reason"], "spend_cap_reached");
+    service.verify().await;
+}
+
+#[tokio::test]
+async fn a_volume_price_is_taken_at_its_highest() {
+    let tiers =
+        json!([{"up_to": 100, "unit_amount": 2, "flat_amount": 10}, {"up_to": null, "unit_amount": 1}]);
+    let price = json!({"key": "v", "meter": "tokens", "model": "volume", "currency": "usd", "tiers": tiers});
+    let service = service(json!([price]), json!([cap(json!(150))])).await;
+    // 120 cost 120, but 100 of them would cost 210
+    assert!(!is_held(&reserve(&service, ask("u", json!(120), json!({}))).await));
+    assert!(is_held(&reserve(&service, ask("u", json!(70), json!({"id": "a"}))).await), "exactly 150");
+    let commit = json!({"values": [{"meter": "tokens", "value": 101}]});
+    assert_eq!(service.post("/v1/reservations/a/commit", &commit).await.json()["over_hold"], true);
+    assert!(is_held(&reserve(&service, ask("u", json!(49), json!({}))).await), "from 101 on, 150 cost 150");
+    assert!(!is_held(&reserve(&service, ask("u", json!("0.1"), json!({}))).await));
+    service.verify().await;
+}
+
+#[tokio::test]
+async fn slices_and_times_have_prices_of_their_own() {
+    let prices = json!([
+        per_unit("rest", json!(1), json!({})),
+        per_unit(
+            "gpt",
+            json!(5),
+            json!({"filter": {"model": ["gpt"]}, "effective_from": "2026-11-20T00:00:00Z"})
+        ),
+        per_unit(
+            "gpt_before",
+            json!(3),
+            json!({"filter": {"model": ["gpt"]}, "effective_to": "2026-11-20T00:00:00Z"})
+        ),
+    ]);
+    let service = service(prices, json!([cap(json!(100))])).await;
+    let event = |value: i64, model: &str, timestamp: &str| json!({"event_name": "ai", "subject": "u", "value": value, "properties": {"model": model}, "timestamp": timestamp});
+    for event in [
+        event(5, "gpt", "2026-11-19T23:59:59Z"),
+        event(5, "gpt", "2026-11-20T00:00:00Z"),
+        event(5, "claude", "2026-11-19T12:00:00Z"),
+        event(50, "gpt", "2026-10-31T23:59:59Z"),
+    ] {
+        service.record(&event).await;
+    }
+    let spent = service.get("/v1/subjects/u/spend-caps").await.json()["spend_caps"][0]["spent"].clone();
+    assert_eq!(spent, json!(15 + 25 + 5));
+    let gpt = json!({"properties": {"model": "gpt"}});
+    assert!(!is_held(&reserve(&service, ask("u", json!("11.01"), gpt.clone())).await));
+    assert!(is_held(&reserve(&service, ask("u", json!(11), gpt)).await));
+    service.verify().await;
+}
+
+#[tokio::test]
+async fn percentages_count_each_event() {
+    let price = json!({"key": "p", "meter": "paid", "model": "percentage", "currency": "usd", "rate": 10,
+                       "fixed_amount": 1, "event_minimum": 3, "event_maximum": 8});
+    let service = service(json!([price]), json!([cap(json!(20))])).await;
+    for (id, value) in [("a", 10), ("b", 80)] {
+        service.record(&json!({"id": id, "event_name": "paid", "subject": "u", "value": value})).await;
+    }
+    let hold = |value: i64| json!({"subject": "u", "meter": "paid", "value": value, "ttl_seconds": 3600});
+    assert!(is_held(&reserve(&service, hold(30)).await), "3 and 8 are spent; 4 more");
+    assert!(!is_held(&reserve(&service, hold(50)).await));
+    service.post("/v1/events/b/void", &json!({})).await;
+    assert!(is_held(&reserve(&service, hold(50)).await));
+    let shown = service.get("/v1/subjects/u/spend-caps").await.json()["spend_caps"][0].clone();
+    assert_eq!((&shown["spent"], &shown["held"]), (&json!(3), &json!(10)));
+    service.verify().await;
+}
+
+#[tokio::test]
+async fn levels_are_looked_at() {
+    let storage =
+        json!({"key": "s", "meter": "storage", "model": "per_unit", "currency": "usd", "unit_amount": 10});
+    let service =
+        service(json!([storage, per_unit("t", json!(1), json!({}))]), json!([cap(json!(100))])).await;
+    service.record(&json!({"event_name": "stored", "subject": "u", "value": 9})).await;
+    assert!(!is_held(&reserve(&service, ask("u", json!(11), json!({}))).await));
+    assert!(is_held(&reserve(&service, ask("u", json!(10), json!({}))).await));
+    service.verify().await;
+}
+
+#[tokio::test]
+async fn a_payer_caps_itself_and_all_below_it() {
+    let service = service(json!([per_unit("t", json!(1), json!({}))]), json!([cap(json!(100))])).await;
+    for user in ["ann", "bob"] {
+        assert_eq!(
+            service.put(&format!("/v1/subjects/{user}"), &json!({"parent": "org"})).await.status,
+            StatusCode::OK
+        );
+    }
+    service.record(&json!({"event_name": "ai", "subject": "ann", "value": 10})).await;
+    let token = service.token("org", "usage:read caps:write");
+    let caps = json!({"spend_caps": [{"key": "own", "amount": 30, "currency": "usd", "period": "month"}]});
+    let put = service.put_as(&token, "/v1/subjects/org/spend-caps", &caps).await;
+    assert_eq!(put.status, StatusCode::OK, "{}", put.text);
+    let own =
+        put.json()["spend_caps"].as_array().unwrap().iter().find(|cap| cap["key"] == "own").cloned().unwrap();
+    assert_eq!(
+        (&own["source"], &own["spent"], &own["remaining"]),
+        (&json!("subject"), &json!(10), &json!(20))
+    );
+    // somebody below has a cap, too, though its prices are those of the plan above
+    let small = json!({"spend_caps": [{"key": "small", "amount": 15, "currency": "usd", "period": "day"}]});
+    assert_eq!(service.put("/v1/subjects/ann/spend-caps", &small).await.status, StatusCode::OK);
+    assert!(!is_held(&reserve(&service, ask("ann", json!(6), json!({}))).await), "ann's own");
+    assert!(is_held(&reserve(&service, ask("ann", json!(5), json!({}))).await));
+    assert!(!is_held(&reserve(&service, ask("bob", json!(16), json!({}))).await), "the payer's");
+    assert!(is_held(&reserve(&service, ask("bob", json!(15), json!({}))).await));
+    service.verify().await;
+
+    let other = service.put_as(&token, "/v1/subjects/ann/spend-caps", &caps).await;
+    assert_eq!(other.status, StatusCode::FORBIDDEN);
+    let reader = service.token("org", "usage:read");
+    assert_eq!(
+        service.put_as(&reader, "/v1/subjects/org/spend-caps", &caps).await.status,
+        StatusCode::FORBIDDEN
+    );
+    assert_eq!(service.get_as(&reader, "/v1/subjects/org/spend-caps").await.status, StatusCode::OK);
+    let gone = service.put("/v1/subjects/org/spend-caps", &json!({"spend_caps": []})).await.json();
+    assert_eq!(gone["spend_caps"].as_array().unwrap().len(), 1, "the plan's stays");
+    assert!(is_held(&reserve(&service, ask("bob", json!(16), json!({}))).await));
+    service.verify().await;
+}
+
+/// Whoever moves away and back, or changes plans, finds what was used.
+#[tokio::test]
+async fn another_place_or_plan_leaves_nothing_uncounted() {
+    let service = service(json!([per_unit("t", json!(1), json!({}))]), json!([])).await;
+    let caps = json!({"spend_caps": [{"key": "own", "amount": 30, "currency": "usd", "period": "month"}]});
+    service.put("/v1/subjects/org/subscription", &json!({"plan": "free"})).await;
+    service.put("/v1/subjects/other/subscription", &json!({"plan": "bare"})).await;
+    service.put("/v1/subjects/u", &json!({"parent": "org"})).await;
+    service.put("/v1/subjects/u/spend-caps", &caps).await;
+    let record = |value: i64| json!({"event_name": "ai", "subject": "u", "value": value});
+    service.record(&record(10)).await;
+    assert!(is_held(&reserve(&service, ask("u", json!(5), json!({"id": "open"}))).await));
+    service.clock.set(at("2026-11-20T12:10:00Z"));
+    service.put("/v1/subjects/u", &json!({"parent": "other"})).await;
+    assert!(
+        is_held(&reserve(&service, ask("u", json!(1000), json!({"id": "free"}))).await),
+        "no price, no cost"
+    );
+    service.post("/v1/reservations/free/release", &json!({})).await;
+    service.record(&record(4)).await;
+    service.clock.set(at("2026-11-20T12:20:00Z"));
+    service.put("/v1/subjects/u", &json!({"parent": "org"})).await;
+    assert!(!is_held(&reserve(&service, ask("u", json!(12), json!({}))).await), "14 used and 5 held of 30");
+    assert!(is_held(&reserve(&service, ask("u", json!(11), json!({"id": "last"}))).await));
+    service.verify().await;
+    // a reservation made where it stood before is settled where it stands
+    let commit = json!({"values": [{"meter": "tokens", "value": 3}]});
+    assert_eq!(service.post("/v1/reservations/open/commit", &commit).await.status, StatusCode::OK);
+    service.post("/v1/reservations/last/release", &json!({})).await;
+    assert!(!is_held(&reserve(&service, ask("u", json!("13.1"), json!({}))).await));
+    assert!(is_held(&reserve(&service, ask("u", json!(13), json!({}))).await));
+    service.verify().await;
+}
+
+#[tokio::test]
+async fn an_extension_takes_the_same_test() {
+    let service = service(json!([per_unit("t", json!(1), json!({}))]), json!([cap(json!(10))])).await;
+    reserve(&service, ask("u", json!(4), json!({"id": "a"}))).await;
+    let extend = |value: i64| json!({"ttl_seconds": 60, "holds": [{"meter": "tokens", "value": value}]});
+    let denied = service.post("/v1/reservations/a/extend", &extend(11)).await.json();
+    assert_eq!(
+        (&denied["allowed"], &denied["reason"]),
+        (&json!(false), &json!("spend_cap_reached")),
+        "{denied}"
+    );
+    let more = service.post("/v1/reservations/a/extend", &extend(10)).await;
+    assert_eq!(more.json()["holds"][0]["value"], 10, "{}", more.text);
+    assert!(!is_held(&reserve(&service, ask("u", json!(1), json!({}))).await));
+    service.verify().await;
+}
+
+#[tokio::test]
+async fn bad_caps_are_refused() {
+    let service = service(json!([per_unit("t", json!(1), json!({}))]), json!([])).await;
+    let refused = |caps: Value| {
+        let service = &service;
+        async move {
+            let answer = service.put("/v1/subjects/u/spend-caps", &caps).await;
+            assert_eq!(answer.status, StatusCode::UNPROCESSABLE_ENTITY, "{caps}: {}", answer.text);
+            let error = answer.json()["errors"][0].clone();
+            (error["pointer"].as_str().unwrap().to_owned(), error["code"].as_str().unwrap().to_owned())
+        }
+    };
+    service.record(&json!({"event_name": "ai", "subject": "u", "value": 1})).await;
+    let altered = |field: &str, value: Value| {
+        let mut cap = json!({"key": "k", "amount": 1, "currency": "usd", "period": "month"});
+        cap[field] = value;
+        json!({"spend_caps": [cap]})
+    };
+    let cases = [
+        ("amount", json!(-1), "negative_amount"),
+        ("amount", json!("much"), "invalid_amount"),
+        ("currency", json!("dollars"), "unknown_currency"),
+        ("currency", json!("eur"), "no_rate"),
+        ("period", json!("fortnight"), "invalid_choice"),
+        ("quota", json!(5), "unknown_field"),
+        ("key", json!(null), "missing_field"),
+    ];
+    for (field, value, code) in cases {
+        assert_eq!(refused(altered(field, value)).await, (format!("/spend_caps/0/{field}"), code.to_owned()));
+    }
+    let twice = altered("amount", json!(1))["spend_caps"][0].clone();
+    let (pointer, code) = refused(json!({"spend_caps": [twice, twice]})).await;
+    assert_eq!((pointer.as_str(), code.as_str()), ("/spend_caps", "duplicate_key"));
+    assert_eq!(service.get("/v1/subjects/u/spend-caps").await.json()["spend_caps"], json!([]));
+}
+
+/// Room for fifty, two processes, two hundred callers.
+#[tokio::test]
+async fn of_two_hundred_at_once_exactly_fifty_fit() {
+    let prices = json!([
+        per_unit("t", json!("0.7"), json!({})),
+        {"key": "c", "meter": "calls", "model": "per_unit", "currency": "usd", "unit_amount": "0.3"},
+    ]);
+    let mut lifetime = cap(json!(50));
+    lifetime["period"] = json!("lifetime");
+    let service = service(prices, json!([lifetime])).await;
+    let processes = [Process::start(&service.url).await, Process::start(&service.url).await];
+    let callers = [processes[0].caller(&service.key), processes[1].caller(&service.key)];
+    let body = json!({"subject": "u", "ttl_seconds": 86_400,
+                      "holds": [{"meter": "tokens", "value": 1}, {"meter": "calls", "value": 1}]});
+    let answers = join_all((0..200).map(|n| callers[n % 2].post("/v1/reservations", &body))).await;
+    let held = answers.iter().filter(|answer| is_held(answer)).count();
+    assert_eq!(held, 50);
+    assert!(answers.iter().all(|answer| is_held(answer) || answer.json()["reason"] == "spend_cap_reached"));
+    service.verify().await;
+    for process in processes {
+        process.stop().await;
+    }
+}
