@@ -75,8 +75,8 @@ async fn portions(
             let at = row.key.period_start;
             let budgets = terms.budgets(path, at).into_iter();
             let own = budgets.filter(|budget| budget.member.subject_id == row.key.subject_id);
-            let named = |portion: &Portion<'_>| portion.counter_at(at).key == row.key;
-            let Some(portion) = own.flat_map(Budget::portions).find(named) else { continue };
+            let counts_it = |portion: &Portion<'_>| portion.counter_at(at).key == row.key;
+            let Some(portion) = own.flat_map(Budget::portions).find(counts_it) else { continue };
             let need = Need { tally: Tally::Portion(portion), counter: portion.counter_at(at) };
             let counted = counting::count(snapshot, environment, terms, &need).await?.counter(now).level;
             let lapsed = store::hold_lines::lapsed(snapshot, &[row.id], now).await?;

@@ -156,7 +156,7 @@ pub fn router(api: Api, settings: &HttpSettings) -> Router {
         match route.access {
             _ if route.path == UNHURRIED => unhurried = unhurried.route(route.path, guarded),
             Access::EndUser | Access::Payer | Access::Publishable => {
-                browsers = browsers.route(route.path, guarded)
+                browsers = browsers.route(route.path, guarded);
             }
             Access::Open | Access::Signed | Access::Secret | Access::Gateway | Access::StripeSdk => {
                 plain = plain.route(route.path, guarded);

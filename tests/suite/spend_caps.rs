@@ -219,7 +219,7 @@ async fn a_payer_caps_itself_and_all_below_it() {
         );
     }
     service.record(&json!({"event_name": "ai", "subject": "ann", "value": 10})).await;
-    let token = service.token("org", "usage:read caps:write");
+    let token = TestService::token("org", "usage:read caps:write");
     let caps = json!({"spend_caps": [{"key": "own", "amount": 30, "currency": "usd", "period": "month"}]});
     let put = service.put_as(&token, "/v1/subjects/org/spend-caps", &caps).await;
     assert_eq!(put.status, StatusCode::OK, "{}", put.text);
@@ -240,7 +240,7 @@ async fn a_payer_caps_itself_and_all_below_it() {
 
     let other = service.put_as(&token, "/v1/subjects/ann/spend-caps", &caps).await;
     assert_eq!(other.status, StatusCode::FORBIDDEN);
-    let reader = service.token("org", "usage:read");
+    let reader = TestService::token("org", "usage:read");
     assert_eq!(
         service.put_as(&reader, "/v1/subjects/org/spend-caps", &caps).await.status,
         StatusCode::FORBIDDEN

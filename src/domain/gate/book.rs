@@ -431,10 +431,10 @@ impl<'a> Book<'a> {
             let is_open = after.open(hold, self.moment.now);
             let recorded = || records.iter().filter(|record| record.meter == hold.meter);
             // limits of one definition, a soft one below a hard one, share a counter
-            let mut counted = BTreeSet::new();
+            let mut done = BTreeSet::new();
             for tally in self.terms.tallies(&path, &hold.meter, &hold.properties, after.created_at) {
                 let Some(key) = tally.counter_at(after.created_at).map(|period| period.key) else { continue };
-                let Some(counter) = self.counters.get_mut(&key).filter(|_| counted.insert(key)) else {
+                let Some(counter) = self.counters.get_mut(&key).filter(|_| done.insert(key)) else {
                     continue;
                 };
                 let used =

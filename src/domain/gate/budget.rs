@@ -254,7 +254,7 @@ pub enum Tally<'a> {
     Portion(Portion<'a>),
 }
 
-impl<'a> Tally<'a> {
+impl Tally<'_> {
     pub fn member(&self) -> &Member {
         match self {
             Self::Limit(found) => found.member,
@@ -465,8 +465,8 @@ impl Budget<'_> {
 
 /// The definitions that a plan's prices and caps have, to be noted when they come and go.
 pub fn definitions(prices: &[Price], caps: &[SpendCap]) -> BTreeSet<Uuid> {
-    let priced = Priced::of(prices, caps, |_| Some((0, Aggregation::Sum)), |_| Since::UNKNOWN);
-    let slices = priced.sheets.iter().flat_map(|sheet| &sheet.slices);
+    let plan = Priced::of(prices, caps, |_| Some((0, Aggregation::Sum)), |_| Since::UNKNOWN);
+    let slices = plan.sheets.iter().flat_map(|sheet| &sheet.slices);
     slices.map(|slice| slice.definition).chain(caps.iter().map(SpendCap::definition)).collect()
 }
 

@@ -19,7 +19,7 @@ use serde_json::{Map, Value, json};
 use uuid::Uuid;
 
 use super::book::{Answer, Book, Change, Counter, Line, LineKey, Outcome};
-use super::decision::{Denial, Grant, Level, LimitState, Reason, granted};
+use super::decision::{Denial, Denier, Grant, Level, LimitState, Reason, granted};
 use super::request::{Commit, Extend, OnExpiry, Release, Reserve};
 use super::reservation::{Hold, Moment, Record, Reservation, Status, holds};
 use super::standing::{CounterKey, CounterPeriod, Match, Member, Path, Since, Terms};
@@ -496,6 +496,7 @@ impl World {
             }
             Outcome::Denied(denial) => {
                 for denier in &denial.denied_by {
+                    let Denier::Limit(denier) = denier else { panic!("no plan of these has caps") };
                     let asked = Total::from(denier.requested);
                     assert!(denier.used + denier.held + asked > denier.quota.unwrap().into(), "{denier:?}");
                     let name =
@@ -551,7 +552,11 @@ fn invalid(flaws: &[Violation]) -> String {
 }
 
 fn denied(denial: &Denial) -> String {
-    let by: Vec<String> = denial.denied_by.iter().map(|by| format!("{}.{}", by.subject, by.key)).collect();
+    let name = |by: &Denier| match by {
+        Denier::Limit(by) => format!("{}.{}", by.subject, by.key),
+        Denier::Cap(by) => format!("{}.{}", by.subject, by.key),
+    };
+    let by: Vec<String> = denial.denied_by.iter().map(name).collect();
     if denial.reason == Reason::LimitReached {
         format!("denied by {}", by.join(", "))
     } else {

@@ -37,35 +37,19 @@ impl Book<'_> {
         }
         let mut growths: Vec<Growth<'_>> = Vec::with_capacity(asks.len());
         for (ask, grant) in asks.iter().zip(grants) {
-            let growth = |to: Quantity| Growth {
-                meter: &ask.meter,
-                properties: &ask.properties,
-                from: Quantity::default(),
-                to,
+            let with = |to: Quantity| {
+                let (meter, properties, from) = (&ask.meter, &ask.properties, Quantity::default());
+                [growths.as_slice(), &[Growth { meter, properties, from, to }]].concat()
             };
-            growths.push(growth(grant));
-            let fits =
-                |growths: &[Growth<'_>]| budgets.iter().all(|budget| self.fits_budget(budget, growths, at));
-            if fits(&growths) {
-                continue;
-            }
+            let fits = |to: Quantity| budgets.iter().all(|budget| self.fits_budget(budget, &with(to), at));
             let step = if self.is_whole(ask) { Quantity::ONE } else { Quantity::SMALLEST };
-            let mut fits_up_to = |to: Quantity| {
-                growths.pop();
-                growths.push(growth(to));
-                fits(&growths)
+            let left = match ask.grant {
+                _ if fits(grant) => Some(grant),
+                Grant::Exactly => None,
+                Grant::UpTo => largest(step, grant, fits),
             };
-            match (ask.grant == Grant::UpTo).then(|| largest(step, grant, &mut fits_up_to)).flatten() {
-                Some(left) => {
-                    growths.pop();
-                    growths.push(growth(left));
-                }
-                None => {
-                    growths.pop();
-                    growths.push(growth(grant));
-                    return Err(self.cap_deniers(&budgets, &growths, at));
-                }
-            }
+            let Some(left) = left else { return Err(self.cap_deniers(&budgets, &with(grant), at)) };
+            growths = with(left);
         }
         Ok(growths.into_iter().map(|growth| growth.to).collect())
     }
@@ -134,12 +118,12 @@ impl Book<'_> {
 
 /// The largest multiple of a step, from one step up to a bound, that fits, where what fits fits with
 /// less, too.
-fn largest(step: Quantity, bound: Quantity, fits: &mut impl FnMut(Quantity) -> bool) -> Option<Quantity> {
+fn largest(step: Quantity, bound: Quantity, fits: impl Fn(Quantity) -> bool) -> Option<Quantity> {
     let multiple = |n: i128| Total::from_nanos(n * step.nanos()).quantity();
     let (mut fitting, mut passing) = (0, bound.nanos() / step.nanos() + 1);
     while passing - fitting > 1 {
         let middle = fitting + (passing - fitting) / 2;
-        if multiple(middle).is_some_and(&mut *fits) { fitting = middle } else { passing = middle }
+        if multiple(middle).is_some_and(&fits) { fitting = middle } else { passing = middle }
     }
     multiple(fitting).filter(|_| fitting > 0)
 }

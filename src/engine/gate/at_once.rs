@@ -312,7 +312,10 @@ impl<'w> Sum<'w> {
 /// Whether nothing but limits on counters decides for a subject. What it is on is taken apart in full:
 /// whoever adds to it has to say here whether the short way knows it.
 fn is_plain(member: &Member, terms: &Terms) -> bool {
-    let Member { subject_id: _, subject: _, subscription } = member;
+    let Member { subject_id: _, subject: _, subscription, caps, moved_at: _, now_under: _ } = member;
+    if !caps.is_empty() {
+        return false;
+    }
     let Some(subscription) = subscription else { return true };
     let Subscription {
         plan,

@@ -250,12 +250,12 @@ fn need_portion<'a>(
     at: Timestamp,
 ) -> Option<CounterKey> {
     let tally = Tally::Portion(portion);
-    let counted = need(needs, tally, at);
-    if counted.is_none() {
+    let found = need(needs, tally, at);
+    if found.is_none() {
         let counter = portion.counter_at(at);
         levels.entry(counter.key).or_insert(Need { tally, counter });
     }
-    counted
+    found
 }
 
 fn requests<'c>(calls: impl Iterator<Item = &'c Call>) -> impl Iterator<Item = &'c Reserve> {

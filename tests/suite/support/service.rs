@@ -178,7 +178,7 @@ impl TestService {
     }
 
     /// A token of an end user.
-    pub(crate) fn token(&self, subject: &str, scope: &str) -> String {
+    pub(crate) fn token(subject: &str, scope: &str) -> String {
         let claims = json!({"sub": subject, "scope": scope, "aud": "metergate", "exp": 4_102_444_800_i64});
         let key = jsonwebtoken::EncodingKey::from_secret(TEST_SECRET.as_bytes());
         jsonwebtoken::encode(&jsonwebtoken::Header::default(), &claims, &key).unwrap()
