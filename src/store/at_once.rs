@@ -38,6 +38,8 @@ pub struct Addition {
     pub room: Option<Total>,
     /// The shortest of what is held on it; none where nothing is.
     pub ttl_seconds: Option<i32>,
+    /// Of what a price rates; else of a limit.
+    pub of_price: bool,
 }
 
 /// What one reservation holds on one counter.

@@ -13,8 +13,10 @@ use sqlx::PgConnection;
 use uuid::Uuid;
 
 use super::batch::note_metrics;
+use super::rooms::{Budgets, Seen};
 use super::{Call, Holding, Reply};
 use crate::domain::gate::book::{Answer, Book, Counter, Line, LineKey, Outcome};
+use crate::domain::gate::budget::{Budget, Tally};
 use crate::domain::gate::decision::{Grant, obstacle};
 use crate::domain::gate::request::{Ask, Reserve};
 use crate::domain::gate::reservation::{Moment, Reservation, Status, holds};
@@ -44,12 +46,21 @@ struct Ahead {
 #[derive(Debug, Default)]
 pub(super) struct Shortcut {
     ahead: Option<Ahead>,
+    /// What the counters of caps came to when they were seen last.
+    seen: Seen,
     /// How many batches go the long way before it is tried again, and how many did last time.
     doubted: u32,
     doubts: u32,
 }
 
 impl Shortcut {
+    /// What the long way found of counters of caps.
+    pub(super) fn note<'k>(&self, counters: impl Iterator<Item = (&'k CounterKey, &'k Counter)>) {
+        for (key, counter) in counters {
+            self.seen.note(*key, counter.level, Total::default());
+        }
+    }
+
     fn doubt(&mut self) {
         self.doubts = (self.doubts * 2 + 1).min(DOUBTED_MAX);
         self.doubted = self.doubts;
@@ -77,7 +88,8 @@ pub(super) async fn attempt(
     };
     let clock = workplace.clock.setting(environment);
     let reckoned = clock.fixed.unwrap_or_else(|| ahead.now.saturating_add(ahead.read_at.elapsed()));
-    let Some(draft) = Draft::of(work, &configuration, reckoned) else { return Ok(None) };
+    let seen = &holding.shortcut.seen;
+    let Some(draft) = Draft::of(work, &configuration, seen, reckoned) else { return Ok(None) };
     let Draft { standings, batch } = draft;
 
     // a number is good for one batch
@@ -95,8 +107,14 @@ pub(super) async fn attempt(
         }
         Err(why) => return Err(why),
     };
-    let ahead = Ahead { batch_id: done.next_batch_id, now: done.at, read_at: Instant::now() };
-    holding.shortcut = Shortcut { ahead: Some(ahead), ..Shortcut::default() };
+    let shortcut = &mut holding.shortcut;
+    shortcut.ahead = Some(Ahead { batch_id: done.next_batch_id, now: done.at, read_at: Instant::now() });
+    (shortcut.doubted, shortcut.doubts) = (0, 0);
+    for ((key, addition), level) in batch.counters.iter().zip(&done.levels) {
+        if addition.of_price {
+            shortcut.seen.note(*key, *level, addition.added);
+        }
+    }
     holding.kept.clear();
 
     let taken = BTreeSet::new();
@@ -195,45 +213,61 @@ struct Draft<'w> {
 
 impl<'w> Draft<'w> {
     /// None where it has to go the long way.
-    fn of(work: &[&'w Call], configuration: &Configuration, now: Timestamp) -> Option<Self> {
+    fn of(work: &[&'w Call], configuration: &Configuration, seen: &Seen, now: Timestamp) -> Option<Self> {
         let terms = &configuration.terms;
+        let mut requests = Vec::with_capacity(work.len());
         let mut standings = Vec::with_capacity(work.len());
-        let mut sum = Sum::default();
         for call in work {
             let Call::Reserve { key, id, request } = call else { return None };
-            let path = configuration.standings.get(request.subject.as_str())?;
-            sum.add(*key, id, request, &path, terms, now)?;
-            standings.push(path);
+            standings.push(configuration.standings.get(request.subject.as_str())?);
+            requests.push((*key, id, request));
         }
-        let Sum { from, until, counters, lines, made } = sum;
-        let keys: HashSet<Uuid> = made.iter().map(|made| made.key).collect();
+        let mut sum = Sum::default();
+        for ((key, id, request), path) in requests.into_iter().zip(&standings) {
+            sum.add(key, id, request, path, terms, now)?;
+        }
+        let keys: HashSet<Uuid> = sum.made.iter().map(|made| made.key).collect();
         // the same id twice: the second is a replay of the first, or refused
-        if keys.len() < made.len() {
+        if keys.len() < sum.made.len() {
             return None;
         }
-        let batch = AtOnce { from, until, counters: counters.into_iter().collect(), lines, made };
+        let batch = sum.within_budgets(seen, now)?;
         Some(Self { standings, batch })
     }
 }
 
 /// What calls come to, one after the other.
 #[derive(Default)]
-struct Sum<'w> {
+struct Sum<'w, 'p> {
     from: Option<Timestamp>,
     until: Option<Timestamp>,
     counters: BTreeMap<CounterKey, Addition>,
     lines: Vec<HeldLine>,
     made: Vec<NewReservation<'w>>,
+    budgets: Budgets<'p>,
 }
 
-impl<'w> Sum<'w> {
+impl<'w, 'p> Sum<'w, 'p> {
+    /// With what the counters of caps may come to.
+    fn within_budgets(mut self, seen: &Seen, now: Timestamp) -> Option<AtOnce<'w>> {
+        let added =
+            |key: &CounterKey| self.counters.get(key).map(|addition| addition.added).unwrap_or_default();
+        for (key, room) in self.budgets.rooms(seen, added, now)? {
+            if let Some(addition) = self.counters.get_mut(&key) {
+                addition.room = Some(addition.room.map_or(room, |known| known.min(room)));
+            }
+        }
+        let Self { from, until, counters, lines, made, .. } = self;
+        Some(AtOnce { from, until, counters: counters.into_iter().collect(), lines, made })
+    }
+
     fn add(
         &mut self,
         key: Uuid,
         id: &'w str,
         request: &Reserve,
-        path: &Path,
-        terms: &Terms,
+        path: &'p Path,
+        terms: &'p Terms,
         now: Timestamp,
     ) -> Option<()> {
         let uses = request.asks.iter().map(|ask| (&ask.meter, &ask.properties));
@@ -251,6 +285,10 @@ impl<'w> Sum<'w> {
         let ttl_seconds = i32::try_from(request.ttl_seconds).ok()?;
         for ask in &request.asks {
             self.add_ask(key, (request, ttl_seconds), ask, path, terms, now)?;
+        }
+        let mut met = BTreeSet::new();
+        for budget in terms.budgets(path, now) {
+            self.add_budget(key, (request, ttl_seconds), budget, &mut met, now)?;
         }
         let asked: Vec<Quantity> = request.asks.iter().map(|ask| ask.value.amount()).collect();
         self.made.push(NewReservation {
@@ -304,18 +342,54 @@ impl<'w> Sum<'w> {
         Some(())
     }
 
+    /// What a cap counts of a call; all that it counts is locked. `met`: caps of one period share counters.
+    fn add_budget(
+        &mut self,
+        reservation: Uuid,
+        (request, ttl_seconds): (&Reserve, i32),
+        budget: Budget<'p>,
+        met: &mut BTreeSet<CounterKey>,
+        now: Timestamp,
+    ) -> Option<()> {
+        if let Some(change) = budget.next_change(now) {
+            self.lasts_until(change);
+        }
+        if !request.asks.iter().any(|ask| budget.is_met_by(&ask.meter, &ask.properties, now)) {
+            return Some(());
+        }
+        let period = budget.period_at(now);
+        self.from = self.from.max(Some(period.from));
+        self.lasts_until(period.to);
+        for portion in budget.portions() {
+            if !Tally::Portion(portion).is_counted() {
+                return None;
+            }
+            let counter = portion.counter_at(now).key;
+            let addition = self.counters.entry(counter).or_default();
+            addition.of_price = true;
+            let slice = portion.slice;
+            let rated = |ask: &&Ask| ask.meter == slice.meter && slice.admits(&ask.properties, now);
+            let asked = request.asks.iter().find(rated).map(|ask| ask.value.amount());
+            let Some(asked) = asked.filter(|asked| !asked.is_zero() && met.insert(counter)) else { continue };
+            let quantity = slice.measure_held(portion.measure, asked).quantity()?;
+            addition.added = addition.added + quantity.into();
+            addition.ttl_seconds = Some(addition.ttl_seconds.map_or(ttl_seconds, |ttl| ttl.min(ttl_seconds)));
+            let on_expiry = request.on_expiry;
+            self.lines.push(HeldLine { counter, reservation, ttl_seconds, on_expiry, quantity });
+        }
+        self.budgets.add(budget);
+        Some(())
+    }
+
     fn lasts_until(&mut self, end: Timestamp) {
         self.until = Some(self.until.map_or(end, |until| until.min(end)));
     }
 }
 
-/// Whether nothing but limits on counters decides for a subject. What it is on is taken apart in full:
-/// whoever adds to it has to say here whether the short way knows it.
+/// Whether nothing but counters decides for a subject. What it is on is taken apart in full: whoever
+/// adds to it has to say here whether the short way knows it.
 fn is_plain(member: &Member, terms: &Terms) -> bool {
-    let Member { subject_id: _, subject: _, subscription, caps, moved_at: _, now_under: _ } = member;
-    if !caps.is_empty() {
-        return false;
-    }
+    let Member { subject_id: _, subject: _, subscription, caps: _, moved_at: _, now_under: _ } = member;
     let Some(subscription) = subscription else { return true };
     let Subscription {
         plan,
@@ -338,10 +412,10 @@ fn is_plain(member: &Member, terms: &Terms) -> bool {
         features: _,
         limits,
         prices: _,
-        spend_caps,
+        spend_caps: _,
         stripe_price_ids: _,
     } = plan;
-    spend_caps.is_empty() && limits.iter().all(is_counted_alone)
+    limits.iter().all(is_counted_alone)
 }
 
 fn is_counted_alone(limit: &Limit) -> bool {

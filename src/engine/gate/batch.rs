@@ -63,6 +63,9 @@ pub(super) async fn attempt(
     }
 
     let (needs, levels, shown_until) = scene.needs(terms, good(), began);
+    let is_of_price = |need: &&Need<'_>| matches!(need.tally, Tally::Portion(_));
+    let of_prices: BTreeSet<CounterKey> =
+        needs.values().filter(is_of_price).map(|need| need.counter.key).collect();
     let reader = &mut holding.reader;
     make_missing(connection, reader, environment, &configuration, &needs, began, &mut fresh).await?;
     let (rows, locked_at) = store::counters::lock(connection, needs.keys().copied()).await?;
@@ -131,6 +134,7 @@ pub(super) async fn attempt(
         return Ok(Attempt::Unanswered { batch_id: opening.batch_id });
     }
     workplace.tails.of(environment).grow(book.entries.len());
+    holding.shortcut.note(book.counters.iter().filter(|(key, _)| of_prices.contains(key)));
     drop(book);
     holding.taken.clear();
     holding.looks = false;

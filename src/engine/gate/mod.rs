@@ -2,6 +2,7 @@
 
 mod at_once;
 mod batch;
+mod rooms;
 mod routing;
 
 use std::collections::{BTreeMap, BTreeSet};
