@@ -2,6 +2,7 @@
 //! every answer is what these say.
 
 mod calls;
+mod caps;
 mod plans;
 mod steps;
 
@@ -30,6 +31,8 @@ struct World {
     has_default: bool,
     parents: [Option<usize>; 5],
     subscriptions: [Option<Subscription>; 5],
+    /// What subjects allow themselves.
+    caps: [Option<i64>; 5],
     events: Vec<Event>,
     reservations: Vec<Reservation>,
 }
@@ -236,7 +239,7 @@ impl World {
     fn decide(
         &self,
         path: &[usize],
-        model: Option<&str>,
+        model: Option<&'static str>,
         asks: &[Ask],
         at: Timestamp,
     ) -> Result<Vec<i64>, (&'static str, Vec<Value>)> {
@@ -270,7 +273,11 @@ impl World {
                 own(ask).filter(|limit| limit.refuses(least)).map(|limit| limit.to_denier(ask.value)),
             );
         }
-        if denied_by.is_empty() { Ok(granted) } else { Err(("limit_reached", denied_by)) }
+        if !denied_by.is_empty() {
+            return Err(("limit_reached", denied_by));
+        }
+        self.within_caps(path, model, asks, &granted, at)
+            .map_err(|denied_by| ("spend_cap_reached", denied_by))
     }
 
     /// What time brings about: holds expire, subscriptions end.
@@ -380,6 +387,7 @@ async fn play(has_default: bool, steps: &[Step]) -> Result<(), TestCaseError> {
         has_default,
         parents: PARENTS,
         subscriptions: [const { None }; 5],
+        caps: [None; 5],
         events: Vec::new(),
         reservations: Vec::new(),
     };

@@ -7,6 +7,7 @@ use jiff::{SignedDuration, Timestamp};
 use proptest::sample::Index;
 use serde_json::{Value, json};
 
+use super::caps::own_cap;
 use super::plans::{CALLS, METERS, MODELS, PLANS, SUBJECTS, TOKENS, catalog, grid, month_of};
 use super::steps::{Ask, How, Statement, Step, Time};
 use super::{Event, Hold, Reservation, Subscription, World};
@@ -71,6 +72,7 @@ impl World {
             Step::Renew(who) => self.renew(*who),
             Step::Unsubscribe { who, at, fallback } => Some(self.unsubscribe(*who, at, *fallback)),
             Step::Apply(edition) => Some(self.apply(*edition)),
+            Step::Cap { who, amount } => Some(self.cap(*who, *amount)),
             Step::Move { who, parent } => Some(self.move_under(*who, *parent)),
             Step::Pass(time) => {
                 self.pass(*time);
@@ -149,6 +151,11 @@ impl World {
     ) -> Call {
         // a denial is not remembered: the next may have the same id
         let (id, path) = (format!("r{}", self.reservations.len()), self.path(who));
+        // what a cap leaves is a fraction of a token, mostly: the model has whole ones
+        let fractional = self.meets_caps(&path, asks, model);
+        let asked = |ask: &Ask| Ask { up_to: ask.up_to && !(fractional && ask.meter == TOKENS), ..*ask };
+        let asks: Vec<Ask> = asks.iter().map(asked).collect();
+        let asks = asks.as_slice();
         let meters: Vec<usize> = asks.iter().map(|ask| ask.meter).collect();
         let shown = |ask: &Ask, value: i64| json!({"meter": METERS[ask.meter], "value": value, "properties": properties(model)});
         let mut holds: Vec<Value> = asks.iter().map(|ask| shown(ask, ask.value)).collect();
@@ -331,6 +338,9 @@ impl World {
             // what is over may have had other limits
             return None;
         }
+        if self.has_cap_of_the_past(&next.path, next.created) {
+            return None;
+        }
         if !asks.is_empty()
             && let Err((reason, _)) = self.decide(&next.path, next.model, &asks, next.created)
         {
@@ -425,6 +435,12 @@ impl World {
         Call::new(Method::PUT, "/v1/catalog".to_owned(), catalog, 200, json!({}))
     }
 
+    fn cap(&mut self, who: usize, amount: Option<i64>) -> Call {
+        self.caps[who] = amount;
+        let path = format!("/v1/subjects/{}/spend-caps", SUBJECTS[who]);
+        Call::new(Method::PUT, path, own_cap(amount), 200, self.caps_shown(who))
+    }
+
     fn move_under(&mut self, who: usize, parent: Option<usize>) -> Call {
         self.parents[who] = parent;
         let body = json!({"parent": parent.map(|parent| SUBJECTS[parent])});
@@ -460,6 +476,8 @@ impl World {
         };
         let who = turn % SUBJECTS.len();
         look(format!("/v1/subjects/{}/usage", SUBJECTS[who]), self.report(who));
+        let payer = (turn / 2) % SUBJECTS.len();
+        look(format!("/v1/subjects/{}/spend-caps", SUBJECTS[payer]), self.caps_shown(payer));
         let meter = turn % METERS.len();
         let usage = json!({"data": [{"value": self.sum(meter, |_| true)}]});
         let span = "from=2026-01-01T00:00:00Z&to=2036-01-01T00:00:00Z";

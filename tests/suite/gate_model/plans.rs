@@ -3,6 +3,8 @@
 use jiff::{SignedDuration, Timestamp, ToSpan, tz::TimeZone};
 use serde_json::{Value, json};
 
+use super::caps::{Cap, FREE, ORG, Prices};
+
 pub(super) const SUBJECTS: [&str; 5] = ["org", "team", "ann", "bob", "lone"];
 /// Who stands below whom at first, by index.
 pub(super) const PARENTS: [Option<usize>; 5] = [None, Some(0), Some(1), Some(1), None];
@@ -19,6 +21,8 @@ pub(super) struct Plan {
     /// What was used before a change to it is not counted.
     pub(super) resets: bool,
     pub(super) limits: &'static [Limit],
+    pub(super) prices: Option<Prices>,
+    pub(super) cap: Option<Cap>,
 }
 
 pub(super) struct Limit {
@@ -67,6 +71,8 @@ pub(super) const PLANS: [Plan; 4] = [
             limit("tokens", TOKENS, Period::Month("UTC"), [Of(30), Of(15), Of(60)]),
             limit("calls", CALLS, Period::Day("America/New_York"), [Of(7), Of(4), Absent]),
         ],
+        prices: Some(FREE),
+        cap: Some(Cap { period: Period::Day("UTC"), amounts: [Some(40), None, Some(55)] }),
     },
     Plan {
         key: "seat",
@@ -83,6 +89,9 @@ pub(super) const PLANS: [Plan; 4] = [
             Limit { is_soft: true, ..limit("calls", CALLS, Period::AnchoredDay, [Of(3), Of(1), Unlimited]) },
             limit("calls_max", CALLS, Period::AnchoredDay, [Of(6), Of(3), Of(9)]),
         ],
+        prices: None,
+        // of what the prices above say
+        cap: Some(Cap { period: Period::AnchoredDay, amounts: [None, Some(12), Some(30)] }),
     },
     Plan {
         key: "org",
@@ -93,6 +102,8 @@ pub(super) const PLANS: [Plan; 4] = [
             limit("tokens", TOKENS, Period::Billing, [Of(60), Of(30), Unlimited]),
             limit("calls", CALLS, Period::Lifetime, [Of(20), Of(10), Of(30)]),
         ],
+        prices: Some(ORG),
+        cap: Some(Cap { period: Period::Billing, amounts: [Some(70), Some(45), None] }),
     },
     Plan {
         key: "open",
@@ -103,6 +114,8 @@ pub(super) const PLANS: [Plan; 4] = [
             model: Some("b"),
             ..limit("model_b", TOKENS, Period::Hour, [Of(10), Of(4), Of(20)])
         }],
+        prices: None,
+        cap: None,
     },
 ];
 
@@ -123,7 +136,7 @@ impl Period {
         (start.timestamp(), start.checked_add(length).unwrap().timestamp())
     }
 
-    fn to_json(self) -> Value {
+    pub(super) fn to_json(self) -> Value {
         match self {
             Self::Hour => json!({"period": "hour"}),
             Self::Day(zone) => json!({"period": "day", "timezone": zone}),
@@ -181,7 +194,9 @@ pub(super) fn catalog(edition: usize, has_default: bool) -> Value {
     let plans: Vec<Value> = PLANS
         .iter()
         .map(|plan| {
-            json!({"key": plan.key, "limits": limits(plan), "fallback_plan": plan.fallback.map(|n| PLANS[n].key),
+            let prices = plan.prices.as_ref().map(|prices| prices.to_json(edition)).unwrap_or_default();
+            let caps: Vec<Value> = plan.cap.iter().filter_map(|cap| cap.to_json(edition)).collect();
+            json!({"key": plan.key, "limits": limits(plan), "prices": prices, "spend_caps": caps, "fallback_plan": plan.fallback.map(|n| PLANS[n].key),
                 "on_plan_change": if plan.resets { "reset" } else { "keep" },
                 "unmatched": if plan.allows_unmatched { "allow" } else { "deny" }})
         })

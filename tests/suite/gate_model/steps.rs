@@ -50,6 +50,11 @@ pub(super) enum Step {
         fallback: Option<usize>,
     },
     Apply(usize),
+    /// A cap of its own, or none.
+    Cap {
+        who: usize,
+        amount: Option<i64>,
+    },
     Move {
         who: usize,
         parent: Option<usize>,
@@ -165,6 +170,7 @@ pub(super) fn step() -> impl Strategy<Value = Step> {
         1 => (who(), select(vec!["now", "period_end"]), prop::option::of(0..4_usize))
             .prop_map(|(who, at, fallback)| Step::Unsubscribe { who, at, fallback }),
         2 => (0..3_usize).prop_map(Step::Apply),
+        3 => (who(), prop::option::weighted(0.7, 5..60_i64)).prop_map(|(who, amount)| Step::Cap { who, amount }),
         // always below one who is named before it: no cycles
         2 => (1..4_usize, prop::option::weighted(0.7, 0..2_usize))
             .prop_map(|(who, parent)| Step::Move { who, parent: parent.filter(|parent| *parent < who) }),

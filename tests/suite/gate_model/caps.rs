@@ -1,0 +1,297 @@
+//! Prices and spend caps of the model: what a subject's use costs, by the nearest plan that has prices,
+//! in whole minor units of whole quantities.
+
+use std::cmp::Ordering;
+
+use jiff::Timestamp;
+use serde_json::{Value, json};
+
+use super::plans::{CALLS, METERS, Period, SUBJECTS, TOKENS};
+use super::steps::Ask;
+use super::{Subscription, World};
+
+/// What one plan's prices are.
+pub(super) struct Prices(pub(super) &'static [Price]);
+
+pub(super) struct Price {
+    key: &'static str,
+    meter: usize,
+    /// None: the rest.
+    model: Option<&'static str>,
+    /// One per edition of the catalog.
+    rates: [Rate; 3],
+}
+
+#[derive(Clone, Copy)]
+enum Rate {
+    PerUnit(i64),
+    /// So many for each started three.
+    Package(i64),
+    /// So many each up to ten, then so many; a fee for having begun.
+    Graduated(i64, i64, i64),
+    /// So many each as long as there are ten at most, else so many each of all.
+    Volume(i64, i64),
+}
+
+use Rate::{Graduated, Package, PerUnit, Volume};
+
+pub(super) const FREE: Prices = Prices(&[
+    Price { key: "tokens", meter: TOKENS, model: None, rates: [Volume(2, 1), Volume(4, 1), PerUnit(2)] },
+    Price { key: "tokens_a", meter: TOKENS, model: Some("a"), rates: [PerUnit(3), PerUnit(4), PerUnit(3)] },
+    Price {
+        key: "calls",
+        meter: CALLS,
+        model: None,
+        rates: [Graduated(1, 2, 1), Graduated(2, 2, 0), Package(5)],
+    },
+]);
+pub(super) const ORG: Prices = Prices(&[
+    Price {
+        key: "tokens",
+        meter: TOKENS,
+        model: None,
+        rates: [PerUnit(1), Graduated(2, 1, 3), Volume(3, 2)],
+    },
+    Price { key: "calls", meter: CALLS, model: None, rates: [Package(4), Package(4), PerUnit(1)] },
+]);
+
+/// A cap of a plan: its period, and its amount in each edition.
+pub(super) struct Cap {
+    pub(super) period: Period,
+    pub(super) amounts: [Option<i64>; 3],
+}
+
+/// The period of the caps that subjects set for themselves.
+const OWN: Period = Period::Month("UTC");
+
+impl Rate {
+    fn cost(self, quantity: i64) -> i64 {
+        match self {
+            PerUnit(each) => quantity * each,
+            Package(each) => -(-quantity).div_euclid(3) * each,
+            Graduated(first, then, fee) => quantity.min(10) * first + (quantity - 10).max(0) * then + fee,
+            Volume(few, many) => quantity * if quantity <= 10 { few } else { many },
+        }
+    }
+
+    fn to_json(self) -> Value {
+        let tiers = |model: &str, first: i64, then: i64, fee: i64| {
+            json!({"model": model, "tiers": [{"up_to": 10, "unit_amount": first, "flat_amount": fee},
+                                             {"up_to": null, "unit_amount": then}]})
+        };
+        match self {
+            PerUnit(each) => json!({"model": "per_unit", "unit_amount": each}),
+            Package(each) => json!({"model": "package", "unit_amount": each, "per_units": 3}),
+            Graduated(first, then, fee) => tiers("graduated", first, then, fee),
+            Volume(few, many) => tiers("volume", few, many, 0),
+        }
+    }
+}
+
+impl Prices {
+    pub(super) fn to_json(&self, edition: usize) -> Vec<Value> {
+        let price = |price: &Price| {
+            let mut value = price.rates[edition].to_json();
+            value["key"] = json!(price.key);
+            value["meter"] = json!(METERS[price.meter]);
+            value["currency"] = json!("usd");
+            if let Some(model) = price.model {
+                value["filter"] = json!({"model": [model]});
+            }
+            value
+        };
+        self.0.iter().map(price).collect()
+    }
+
+    /// What rates a use.
+    fn of(&self, meter: usize, model: Option<&str>) -> Option<&Price> {
+        let own = |price: &&Price| price.meter == meter && price.model.is_some() && price.model == model;
+        let rest = |price: &&Price| price.meter == meter && price.model.is_none();
+        self.0.iter().find(own).or_else(|| self.0.iter().find(rest))
+    }
+}
+
+impl Cap {
+    pub(super) fn to_json(&self, edition: usize) -> Option<Value> {
+        let mut value = self.period.to_json();
+        value["key"] = json!("budget");
+        value["currency"] = json!("usd");
+        value["amount"] = json!(self.amounts[edition]?);
+        Some(value)
+    }
+}
+
+/// A cap as it meets a subject.
+struct Budget {
+    subject: usize,
+    key: &'static str,
+    amount: i64,
+    period: (Timestamp, Timestamp),
+    is_lasting: bool,
+    prices: &'static Prices,
+}
+
+impl World {
+    /// The caps on a path, by whose prices they look at what is used.
+    fn budgets(&self, path: &[usize], at: Timestamp) -> Vec<Budget> {
+        let mut budgets = Vec::new();
+        for (index, subject) in path.iter().enumerate() {
+            budgets.extend(self.budgets_of(path, index, *subject, at));
+        }
+        budgets
+    }
+
+    fn budgets_of(&self, path: &[usize], index: usize, subject: usize, at: Timestamp) -> Vec<Budget> {
+        let Some((prices, anchor)) = self.priced_by(path, index) else { return Vec::new() };
+        let on_path = self.on_path(path);
+        let own = on_path.iter().find(|(member, _)| *member == subject);
+        let of_plan = own.and_then(|(_, own)| super::PLANS[own.plan].cap.as_ref());
+        let of_plan = of_plan.and_then(|cap| Some(("budget", cap.amounts[self.edition]?, cap.period)));
+        let of_its_own = self.caps[subject].map(|amount| ("own", amount, OWN));
+        let budget = |(key, amount, period): (&'static str, i64, Period)| Budget {
+            subject,
+            key,
+            amount,
+            period: period.around(at, anchor),
+            is_lasting: period == Period::Lifetime,
+            prices,
+        };
+        of_plan.into_iter().chain(of_its_own).map(budget).collect()
+    }
+
+    /// Whose prices rate what somebody on a path uses: where it stands now.
+    fn priced_by(&self, path: &[usize], index: usize) -> Option<(&'static Prices, Timestamp)> {
+        let above = self.path(path[index]);
+        let on_chain: Vec<(usize, Subscription)> = if above == path[index..] {
+            self.on_path(path).into_iter().filter(|(subject, _)| above.contains(subject)).collect()
+        } else {
+            above
+                .iter()
+                .filter_map(|subject| Some((*subject, self.subscriptions[*subject].clone()?)))
+                .collect()
+        };
+        on_chain.iter().find_map(|(_, own)| Some((super::PLANS[own.plan].prices.as_ref()?, own.anchor)))
+    }
+
+    /// What it costs at most, with `more` of what is asked.
+    fn highest(&self, budget: &Budget, more: &[(usize, Option<&str>, i64)], with_held: bool) -> i64 {
+        let within = |path: &[usize], at: Timestamp| {
+            path.contains(&budget.subject) && budget.period.0 <= at && at < budget.period.1
+        };
+        let is_rated_by = |price: &Price, meter: usize, model: Option<&str>| {
+            budget.prices.of(meter, model).is_some_and(|rating| rating.key == price.key)
+        };
+        let cost = |price: &Price| {
+            let used = self.sum(price.meter, |event| {
+                within(&event.path, event.at) && is_rated_by(price, price.meter, event.model)
+            });
+            let open = self
+                .reservations
+                .iter()
+                .filter(|held| held.status == "held" && within(&held.path, held.created));
+            let held: i64 = open
+                .flat_map(|held| held.holds.iter().filter(|hold| is_rated_by(price, hold.meter, held.model)))
+                .map(super::Hold::rest)
+                .sum();
+            let asked: i64 = more
+                .iter()
+                .filter(|(meter, model, _)| is_rated_by(price, *meter, *model))
+                .map(|(_, _, value)| value)
+                .sum();
+            let top = used + if with_held { held } else { 0 } + asked;
+            (used..=top).map(|quantity| price.rates[self.edition].cost(quantity)).max().unwrap_or_default()
+        };
+        budget.prices.0.iter().map(cost).sum()
+    }
+
+    /// Whether a use costs somebody something who has a cap.
+    pub(super) fn meets_caps(&self, path: &[usize], asks: &[Ask], model: Option<&str>) -> bool {
+        self.budgets_met(path, asks, model, self.now).next().is_some()
+    }
+
+    fn budgets_met(
+        &self,
+        path: &[usize],
+        asks: &[Ask],
+        model: Option<&str>,
+        at: Timestamp,
+    ) -> impl Iterator<Item = Budget> {
+        let meters: Vec<usize> = asks.iter().map(|ask| ask.meter).collect();
+        let met = move |budget: &Budget| meters.iter().any(|meter| budget.prices.of(*meter, model).is_some());
+        self.budgets(path, at).into_iter().filter(met)
+    }
+
+    /// What of some grants fits under the caps; or which caps stand in the way.
+    pub(super) fn within_caps(
+        &self,
+        path: &[usize],
+        model: Option<&'static str>,
+        asks: &[Ask],
+        granted: &[i64],
+        at: Timestamp,
+    ) -> Result<Vec<i64>, Vec<Value>> {
+        let budgets: Vec<Budget> = self.budgets_met(path, asks, model, at).collect();
+        let mut more: Vec<(usize, Option<&str>, i64)> = Vec::new();
+        for (ask, grant) in asks.iter().zip(granted) {
+            let with = |value: i64| [more.as_slice(), &[(ask.meter, model, value)]].concat();
+            let fits = |value: i64| {
+                budgets.iter().all(|budget| self.highest(budget, &with(value), true) <= budget.amount)
+            };
+            let left = if fits(*grant) {
+                Some(*grant)
+            } else {
+                (1..=*grant).rev().find(|value| ask.up_to && fits(*value))
+            };
+            let Some(left) = left else {
+                let passed =
+                    budgets.iter().filter(|budget| self.highest(budget, &with(*grant), true) > budget.amount);
+                return Err(passed.map(|budget| self.cap_denier(budget, &with(*grant))).collect());
+            };
+            more = with(left);
+        }
+        Ok(more.into_iter().map(|(_, _, value)| value).collect())
+    }
+
+    fn cap_denier(&self, budget: &Budget, more: &[(usize, Option<&str>, i64)]) -> Value {
+        let (spent, taken) = (self.highest(budget, &[], false), self.highest(budget, &[], true));
+        let resets_at = if budget.is_lasting { Value::Null } else { json!(budget.period.1.to_string()) };
+        json!({"subject": SUBJECTS[budget.subject], "key": budget.key, "cap": budget.amount, "spent": spent,
+            "held": taken - spent, "requested": self.highest(budget, more, true) - taken, "resets_at": resets_at})
+    }
+
+    /// Whether a cap that was there when something was made looks at a period that is over.
+    pub(super) fn has_cap_of_the_past(&self, path: &[usize], at: Timestamp) -> bool {
+        self.budgets(path, at).iter().any(|budget| budget.period.1 <= self.now)
+    }
+
+    /// The caps of a subject as they are shown.
+    pub(super) fn caps_shown(&self, who: usize) -> Value {
+        let path = self.path(who);
+        let shown = |budget: &Budget| {
+            let (spent, taken) = (self.highest(budget, &[], false), self.highest(budget, &[], true));
+            let left = match budget.amount.cmp(&taken) {
+                Ordering::Less => 0,
+                _ => budget.amount - taken,
+            };
+            json!({"key": budget.key, "amount": budget.amount, "spent": spent, "held": taken - spent, "remaining": left})
+        };
+        let caps: Vec<Value> = self.budgets_of(&path, 0, who, self.now).iter().map(shown).collect();
+        if self.priced_by(&path, 0).is_none() {
+            // nothing has a price: the caps are there, and nothing is spent
+            return json!({"subject": SUBJECTS[who]});
+        }
+        json!({"subject": SUBJECTS[who], "spend_caps": caps})
+    }
+}
+
+/// What a subject sets for itself.
+pub(super) fn own_cap(amount: Option<i64>) -> Value {
+    let cap = |amount: i64| {
+        let mut value = OWN.to_json();
+        value["key"] = json!("own");
+        value["amount"] = json!(amount);
+        value["currency"] = json!("usd");
+        value
+    };
+    json!({"spend_caps": amount.map(cap).into_iter().collect::<Vec<_>>()})
+}
