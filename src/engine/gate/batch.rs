@@ -63,9 +63,7 @@ pub(super) async fn attempt(
     }
 
     let (needs, levels, shown_until) = scene.needs(terms, good(), began);
-    let is_of_price = |need: &&Need<'_>| matches!(need.tally, Tally::Portion(_));
-    let of_prices: BTreeSet<CounterKey> =
-        needs.values().filter(is_of_price).map(|need| need.counter.key).collect();
+    let of_prices = of_prices(&needs);
     let reader = &mut holding.reader;
     make_missing(connection, reader, environment, &configuration, &needs, began, &mut fresh).await?;
     let (rows, locked_at) = store::counters::lock(connection, needs.keys().copied()).await?;
@@ -76,10 +74,7 @@ pub(super) async fn attempt(
         return Ok(Attempt::Again);
     }
 
-    let mut read = Vec::with_capacity(levels.len());
-    for (key, level) in &levels {
-        read.push((*key, counting::count(connection, environment, terms, level).await?.counter(now)));
-    }
+    let read = read_levels(connection, environment, terms, &levels, now).await?;
 
     let taken = holding.taken.clone();
     let moment = Moment { now, age_max: workplace.age_max, taken: &taken };
@@ -143,6 +138,27 @@ pub(super) async fn attempt(
     fresh.remember(&configuration);
     note_metrics(&replies);
     Ok(Attempt::Committed(replies))
+}
+
+/// The counters of what prices rate.
+fn of_prices(needs: &Needs<'_>) -> BTreeSet<CounterKey> {
+    let is_of_price = |need: &&Need<'_>| matches!(need.tally, Tally::Portion(_));
+    needs.values().filter(is_of_price).map(|need| need.counter.key).collect()
+}
+
+/// What caps have to look at that has no counter.
+async fn read_levels(
+    connection: &mut PgConnection,
+    environment: Environment,
+    terms: &Terms,
+    levels: &Needs<'_>,
+    now: Timestamp,
+) -> Result<Vec<(CounterKey, Counter)>, StoreError> {
+    let mut read = Vec::with_capacity(levels.len());
+    for (key, level) in levels {
+        read.push((*key, counting::count(connection, environment, terms, level).await?.counter(now)));
+    }
+    Ok(read)
 }
 
 async fn roll_back(connection: &mut PgConnection) -> Result<(), StoreError> {
