@@ -83,7 +83,8 @@ impl Billed {
         }
     }
 
-    /// What a subject's own subscription is to be. Overrides stay with the plan that they were made for.
+    /// What a subject's own subscription is to be. Overrides and prices of its own
+    /// stay with the plan that they were made for.
     pub fn statement(&self, plan: &Plan, before: Option<&Subscription>, now: Timestamp) -> Statement {
         let falls_back = plan.fallback_plan.is_some();
         let is_over =
@@ -92,7 +93,8 @@ impl Billed {
         // a plan to fall back to has counted nothing before it is known to be in force
         let ends_at = ends_at.map(|at| if falls_back { at.max(now) } else { at });
         let kept = before.filter(|before| before.plan == plan.key && before.status != Status::Canceled);
-        let overrides = kept.map(|before| before.overrides.clone()).unwrap_or_default();
+        let (overrides, prices) =
+            kept.map(|before| (before.overrides.clone(), before.prices.clone())).unwrap_or_default();
         Statement {
             plan: plan.key.clone(),
             status: if is_over { Status::Active } else { self.status },
@@ -101,6 +103,7 @@ impl Billed {
             period_end: self.period.map(|period| period.to),
             ends_at,
             overrides: overrides.into_iter().filter(|(key, _)| plan.limit(key).is_some()).collect(),
+            prices,
         }
     }
 }

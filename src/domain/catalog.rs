@@ -10,7 +10,10 @@ use super::limits::CATALOG_ITEMS_MAX;
 use super::meter::{Aggregation, Filter, Meter, has_repeats};
 use super::names::{MeterKey, PlanKey};
 use super::plan::{Limit, Plan};
+use super::pricing::exchange::Rates;
 use super::pricing::price::{ModelName, Price};
+use super::pricing::quote;
+use super::timestamp::Timestamp;
 
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
 pub struct Catalog {
@@ -125,11 +128,9 @@ impl Catalog {
                     flaws.push(at(flaw.under(&position.to_string()).under("limits")));
                 }
             }
-            for (position, price) in plan.prices.iter().enumerate() {
-                if let Some(flaw) = self.refuse_price(price) {
-                    flaws.push(at(flaw.under(&position.to_string()).under("prices")));
-                }
-            }
+            flaws.extend(
+                self.refuse_prices(&plan.prices, &[]).into_iter().map(|flaw| at(flaw.under("prices"))),
+            );
         }
         flaws
     }
@@ -146,8 +147,63 @@ impl Catalog {
         refuse_filter(meter, &limit.filter)
     }
 
-    /// What speaks against a price, of a plan or of a subscription.
-    pub fn refuse_price(&self, price: &Price) -> Option<Violation> {
+    /// What speaks against prices, of a plan or of a subscription, each under its place. `beside`: others
+    /// that rate with them.
+    pub fn refuse_prices(&self, prices: &[Price], beside: &[&Price]) -> Vec<Violation> {
+        let flaw = |(place, price): (usize, &Price)| {
+            let others = beside.iter().copied().chain(&prices[..place]);
+            let flaw = self.refuse_price(price).or_else(|| self.refuse_slice(price, others))?;
+            Some(flaw.under(&place.to_string()))
+        };
+        prices.iter().enumerate().filter_map(flaw).collect()
+    }
+
+    /// A level is no sum of parts: what one price leaves to another cannot be taken off it.
+    fn refuse_slice<'p>(
+        &self,
+        price: &Price,
+        mut others: impl Iterator<Item = &'p Price>,
+    ) -> Option<Violation> {
+        let meter = self.meter(price.meter.as_ref()?)?;
+        let meets = |other: &&Price| {
+            other.meter == price.meter
+                && other.currency == price.currency
+                && other.meets(price)
+                && !other.filter.excludes(&price.filter)
+        };
+        let other = others.find(meets).filter(|_| !meter.aggregation.is_reservable())?;
+        let detail = format!(
+            "`{}` is a level, which cannot be shared with the price `{}`: give them filters with different values of one dimension",
+            meter.key, other.key
+        );
+        Some(Violation::new("unsupported_slice", detail).under("filter"))
+    }
+
+    /// What speaks against the spend caps of plans: a currency in which nothing has a price, and to
+    /// which no rate leads.
+    pub fn refuse_caps(&self, rates: &Rates, now: Timestamp) -> Read<()> {
+        let mut flaws = Vec::new();
+        for (index, plan) in self.plans.iter().enumerate() {
+            let Some(first) = plan.prices.first() else { continue };
+            for (place, cap) in plan.spend_caps.iter().enumerate() {
+                if plan.prices.iter().any(|price| price.currency == cap.currency) {
+                    continue;
+                }
+                if let Err(unknown) = quote::known_rate(rates, first.currency, cap.currency, now) {
+                    let at = |flaw: Violation| {
+                        flaw.under(&place.to_string())
+                            .under("spend_caps")
+                            .under(&index.to_string())
+                            .under("plans")
+                    };
+                    flaws.extend(unknown.into_iter().map(at));
+                }
+            }
+        }
+        if flaws.is_empty() { Ok(()) } else { Err(flaws) }
+    }
+
+    fn refuse_price(&self, price: &Price) -> Option<Violation> {
         let key = price.meter.as_ref()?;
         let Some(meter) = self.meter(key) else {
             return Some(

@@ -44,6 +44,12 @@ pub const SPEND_CAPS_MAX: usize = 32;
 pub const QUOTE_VALUES_MAX: usize = 10_000;
 /// Tiers of one price.
 pub const PRICE_TIERS_MAX: usize = 100;
+/// Exchange rates in one call.
+pub const RATES_MAX: usize = 1_000;
+/// How far ahead of now an exchange rate may begin to hold.
+pub const RATE_AHEAD_MAX: Duration = Duration::from_mins(5);
+/// Exchange rates between the same two currencies that are looked at, the latest.
+pub const RATES_OF_PAIR_MAX: i64 = 1_000;
 /// Different combinations of dimension values that one meter's rollups keep apart. Beyond it the
 /// meter is read from its events: as exact, but slower.
 pub const DIMENSION_SETS_PER_METER_MAX: i64 = 100_000;

@@ -87,6 +87,13 @@ impl Filter {
         self.0.iter().map(|(name, values)| (name.as_str(), values.as_slice()))
     }
 
+    /// Whether nothing can be admitted by both.
+    pub fn excludes(&self, other: &Self) -> bool {
+        self.0.iter().any(|(name, values)| {
+            other.0.get(name).is_some_and(|others| values.iter().all(|value| !others.contains(value)))
+        })
+    }
+
     pub fn admits(&self, properties: &Properties) -> bool {
         self.iter().all(|(name, allowed)| {
             properties.get(name).and_then(dimension_value).is_some_and(|value| allowed.contains(&value))

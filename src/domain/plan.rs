@@ -171,7 +171,7 @@ impl Plan {
         if super::meter::has_repeats(&keys) {
             fields.flaw(Violation::new("duplicate_key", "uses a limit's key twice").under("limits"));
         }
-        if let Err(flaws) = pricing::list::refuse(&prices) {
+        if let Err(flaws) = pricing::list::refuse(&prices, &[]) {
             for flaw in flaws {
                 fields.flaw(flaw.under("prices"));
             }

@@ -1,7 +1,9 @@
 //! Subscriptions: which plan a subject is on, whether it may use it, and how its periods turn. Every
 //! change is a function of what stood before and a time.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
+use std::sync::OnceLock;
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -9,10 +11,13 @@ use uuid::Uuid;
 
 use super::catalog::Catalog;
 use super::fields::{self, Fields, Read, Violation};
+use super::gate::budget::Sheet;
 use super::limits::{CATALOG_ITEMS_MAX, CLOSING, EVENT_AHEAD_MAX};
 use super::names::{ItemKey, PlanKey};
 use super::period::Cycle;
-use super::plan::OnPlanChange;
+use super::plan::{OnPlanChange, Plan};
+use super::pricing;
+use super::pricing::price::Price;
 use super::quantity::Quantity;
 use super::timestamp::Timestamp;
 use super::window::Span;
@@ -52,6 +57,24 @@ impl Status {
     }
 }
 
+/// What follows from a subscription and the catalog, and distinguishes no two subscriptions.
+#[derive(Debug, Clone, Default)]
+pub struct OwnSheets(OnceLock<Vec<Sheet>>);
+
+impl OwnSheets {
+    pub fn get_or_init(&self, make: impl FnOnce() -> Vec<Sheet>) -> &[Sheet] {
+        self.0.get_or_init(make)
+    }
+}
+
+impl PartialEq for OwnSheets {
+    fn eq(&self, _: &Self) -> bool {
+        true
+    }
+}
+
+impl Eq for OwnSheets {}
+
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Subscription {
     pub plan: PlanKey,
@@ -62,7 +85,11 @@ pub struct Subscription {
     pub fallback_plan: Option<PlanKey>,
     /// Quotas of its own, by the keys of limits; none is unlimited.
     pub overrides: BTreeMap<ItemKey, Option<Quantity>>,
-    /// Since when its plan and its periods are what they are.
+    /// Prices of its own: each in place of its plan's of the same key, or beside those.
+    pub prices: Vec<Price>,
+    /// The same with those of its plan, as they are counted; made once they are asked for.
+    pub sheets: OwnSheets,
+    /// Since when its plan, its periods and its prices are what they are.
     pub terms_since: Timestamp,
     /// The version of the configuration under which it began, if nothing was recorded for the subject
     /// before, and its terms have stayed the same.
@@ -83,6 +110,7 @@ pub struct Statement {
     pub period_end: Option<Timestamp>,
     pub ends_at: Option<Timestamp>,
     pub overrides: BTreeMap<ItemKey, Option<Quantity>>,
+    pub prices: Vec<Price>,
 }
 
 impl Statement {
@@ -94,6 +122,7 @@ impl Statement {
         let period_end = fields.optional("period_end", fields::timestamp);
         let ends_at = fields.optional("ends_at", fields::timestamp);
         let overrides = fields.optional("overrides", read_overrides);
+        let prices = fields.list("prices", CATALOG_ITEMS_MAX, Price::read);
         if let (Some(start), Some(end)) = (cycle_start, period_end)
             && end <= start
         {
@@ -110,6 +139,7 @@ impl Statement {
             period_end,
             ends_at,
             overrides: overrides.unwrap_or_default(),
+            prices,
         })
     }
 
@@ -120,7 +150,7 @@ impl Statement {
             return Err(vec![Violation::new("unknown_plan", detail).under("plan")]);
         };
         let unknown = |key: &&ItemKey| plan.limit(key).is_none();
-        let flaws: Vec<Violation> = self
+        let mut flaws: Vec<Violation> = self
             .overrides
             .keys()
             .filter(unknown)
@@ -129,8 +159,22 @@ impl Statement {
                 Violation::new("unknown_limit", detail).under(key.as_str()).under("overrides")
             })
             .collect();
+        let beside = prices_beside(plan, &self.prices);
+        let mut found = pricing::list::refuse(&self.prices, &beside).err().unwrap_or_default();
+        found.extend(catalog.refuse_prices(&self.prices, &beside));
+        flaws.extend(found.into_iter().map(|flaw| flaw.under("prices")));
         if flaws.is_empty() { Ok(()) } else { Err(flaws) }
     }
+}
+
+/// The prices of a plan that others do not stand in place of.
+fn prices_beside<'a>(plan: &'a Plan, own: &[Price]) -> Vec<&'a Price> {
+    plan.prices.iter().filter(|price| own.iter().all(|other| other.key != price.key)).collect()
+}
+
+/// A list of prices that was stored.
+pub fn read_prices(value: Value) -> Read<Vec<Price>> {
+    fields::items(value, CATALOG_ITEMS_MAX, Price::read)
 }
 
 /// `{"limit": quota}`; null is unlimited.
@@ -174,6 +218,8 @@ impl Subscription {
             ends_at: None,
             fallback_plan: None,
             overrides: BTreeMap::new(),
+            prices: Vec::new(),
+            sheets: OwnSheets::default(),
             terms_since: now,
             pristine_version: None,
             resets: BTreeMap::new(),
@@ -217,7 +263,22 @@ impl Subscription {
         next.ends_at = statement.ends_at;
         next.fallback_plan = None;
         next.overrides = statement.overrides;
+        next.put_prices(statement.prices, now);
         Ok(next)
+    }
+
+    /// What its use costs: the prices of its plan, each replaced by its own of the same key, and then
+    /// the others of its own.
+    pub fn prices<'a>(&'a self, catalog: &'a Catalog) -> Cow<'a, [Price]> {
+        let listed = catalog.plan(&self.plan).map_or(&[][..], |plan| &plan.prices);
+        if self.prices.is_empty() {
+            return Cow::Borrowed(listed);
+        }
+        let own = |price: &Price| self.prices.iter().find(|own| own.key == price.key);
+        let mut prices: Vec<Price> = listed.iter().map(|price| own(price).unwrap_or(price).clone()).collect();
+        let is_new = |own: &&Price| listed.iter().all(|price| price.key != own.key);
+        prices.extend(self.prices.iter().filter(is_new).cloned());
+        Cow::Owned(prices)
     }
 
     /// Notes when it ends, and where it goes then.
@@ -252,6 +313,7 @@ impl Subscription {
         next.ends_at = None;
         next.fallback_plan = None;
         next.overrides = BTreeMap::new();
+        next.put_prices(Vec::new(), ends_at);
         Some(next)
     }
 
@@ -261,6 +323,16 @@ impl Subscription {
         let around = [now.saturating_sub(CLOSING), now, now.saturating_add(EVENT_AHEAD_MAX)];
         let differs = |at: &Timestamp| self.cycle.billing_period(*at) != cycle.billing_period(*at);
         self.cycle.anchor != cycle.anchor || around.iter().any(differs)
+    }
+
+    /// Others rate what is used from now on, and count it anew for spend caps.
+    fn put_prices(&mut self, prices: Vec<Price>, at: Timestamp) {
+        if self.prices != prices {
+            self.prices = prices;
+            self.sheets = OwnSheets::default();
+            self.terms_since = at;
+            self.pristine_version = None;
+        }
     }
 
     fn move_to(&mut self, plan: PlanKey, catalog: &Catalog, at: Timestamp) {

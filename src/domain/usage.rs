@@ -38,7 +38,20 @@ pub struct UsageQuery {
     pub group_by: Vec<String>,
     /// Dimension → values that count.
     pub filter: BTreeMap<String, Vec<String>>,
+    /// Kept apart, each by itself, beside the groups; empty: nothing is.
+    pub slices: Vec<Slice>,
     pub fill: bool,
+}
+
+/// A part of what a meter counts. Of several, the first that admits a use takes it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Slice {
+    /// Dimension → values that count.
+    pub filter: BTreeMap<String, Vec<String>>,
+    /// Only what happened since then; none: always.
+    pub from: Option<Timestamp>,
+    /// Only what happened before.
+    pub to: Option<Timestamp>,
 }
 
 impl UsageQuery {
@@ -48,6 +61,17 @@ impl UsageQuery {
             None => Ok(vec![self.span.from, self.span.to]),
             Some(window) => window.bounds(self.span, &self.zone, USAGE_WINDOWS_MAX),
         }
+    }
+
+    /// Bounds, and between them the times at which its slices begin and end: within one of these parts
+    /// no hour needs to be told apart.
+    pub fn edges(&self, bounds: &[Timestamp]) -> Vec<Timestamp> {
+        let mut edges = bounds.to_vec();
+        let turns = self.slices.iter().flat_map(|slice| [slice.from, slice.to]).flatten();
+        edges.extend(turns.filter(|turn| self.span.contains(*turn)));
+        edges.sort_unstable();
+        edges.dedup();
+        edges
     }
 }
 
@@ -207,6 +231,8 @@ pub struct Group {
     pub subject: Option<String>,
     /// In the order of `group_by`; none where the event had no such property.
     pub dimensions: Vec<Option<String>>,
+    /// The place of the slice that took it; none where none did.
+    pub slice: Option<usize>,
 }
 
 /// One row of an answer.

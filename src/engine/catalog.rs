@@ -46,6 +46,9 @@ impl Engine {
             let (present, version) = store::catalog::current(&mut transaction, environment).await?;
             let recorded = recorded_meters(&mut transaction, environment, &present, &next).await?;
             let in_use = plans_in_use(&mut transaction, environment, &present, &next).await?;
+            let rates = store::exchange_rates::all(&mut transaction, environment).await?;
+            let now = clock.now(environment, store::usage::now(&mut transaction).await?);
+            next.refuse_caps(&rates, now)?;
             let changes = present.changes_to(
                 &next,
                 |key| recorded.contains(key.as_str()),

@@ -10,7 +10,6 @@ use sqlx::PgConnection;
 
 use crate::domain::environment::Environment;
 use crate::domain::gate::standing::{CounterKey, Path, Terms};
-use crate::domain::pricing::exchange::Rates;
 use crate::store::configuration::Versions;
 use crate::store::{self, StoreError};
 
@@ -118,5 +117,6 @@ pub(super) async fn terms(
     let (catalog, _) = store::catalog::current(connection, environment).await?;
     let meters = store::catalog::meters(connection, environment).await?;
     let since = store::catalog::plan_limits(connection, environment).await?;
-    Ok(Terms::new(catalog, meters, &since, Rates::default()))
+    let rates = store::exchange_rates::all(connection, environment).await?;
+    Ok(Terms::new(catalog, meters, &since, rates))
 }

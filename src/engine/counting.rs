@@ -295,6 +295,7 @@ pub(super) fn question(found: &Match<'_>, counter: &CounterPeriod, stored: &Stor
         whose: Whose::All,
         group_by: Vec::new(),
         filter: limit.filter.iter().map(|(name, values)| (name.to_owned(), values.to_vec())).collect(),
+        slices: Vec::new(),
         fill: false,
     }
 }

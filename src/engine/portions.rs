@@ -80,6 +80,7 @@ fn question(slice: &Slice, stored: &StoredMeter, subject: &str, span: Span) -> U
         } else {
             filter.iter().map(|(name, values)| (name.to_owned(), values.to_vec())).collect()
         },
+        slices: Vec::new(),
         fill: false,
     }
 }

@@ -7,7 +7,8 @@ use sqlx::PgConnection;
 use super::EngineError;
 use crate::domain::environment::Environment;
 use crate::domain::meter::StoredMeter;
-use crate::domain::usage::{Reading, UsageQuery, UsageRow, rows};
+use crate::domain::timestamp::Timestamp;
+use crate::domain::usage::{Found, Group, Reading, UsageQuery, UsageRow, rows};
 use crate::domain::window::Span;
 use crate::store;
 
@@ -36,14 +37,25 @@ pub(super) async fn answer_on(
     paths: Option<&[i64]>,
 ) -> Result<Vec<UsageRow>, EngineError> {
     let bounds = query.bounds()?;
-    let found = if paths.is_some_and(<[i64]>::is_empty) {
-        BTreeMap::new()
-    } else {
-        let gaps: Vec<Span> = store::usage::gaps(snapshot, environment, stored.id, query.span).await?;
-        let reading = Reading::plan(query.span, &bounds, &gaps);
-        store::usage::find(snapshot, environment, stored, query, paths, &bounds, &reading).await?
-    };
+    let found = found_on(snapshot, environment, stored, query, paths, &bounds).await?;
     Ok(rows(query, stored.meter.aggregation, &bounds, found)?)
+}
+
+/// What is found between bounds, by their number, and group.
+pub(super) async fn found_on(
+    snapshot: &mut PgConnection,
+    environment: Environment,
+    stored: &StoredMeter,
+    query: &UsageQuery,
+    paths: Option<&[i64]>,
+    bounds: &[Timestamp],
+) -> Result<BTreeMap<(usize, Group), Found>, EngineError> {
+    if paths.is_some_and(<[i64]>::is_empty) {
+        return Ok(BTreeMap::new());
+    }
+    let gaps: Vec<Span> = store::usage::gaps(snapshot, environment, stored.id, query.span).await?;
+    let reading = Reading::plan(query.span, &query.edges(bounds), &gaps);
+    Ok(store::usage::find(snapshot, environment, stored, query, paths, bounds, &reading).await?)
 }
 
 /// Whether a `unique_count` meter has counted a member already, within a question.

@@ -12,6 +12,7 @@ use crate::domain::fields::Violation;
 use crate::domain::gate::standing::{CounterKey, Member, Path, Terms};
 use crate::domain::limits::HISTORY_ROWS_MAX;
 use crate::domain::names::{PlanKey, SubjectId};
+use crate::domain::pricing::price::Price;
 use crate::domain::subscription::{End, Statement, Status, Subscription};
 use crate::domain::timestamp::Timestamp;
 use crate::domain::window::Span;
@@ -32,6 +33,7 @@ pub struct SubscriptionView {
     pub ends_at: Option<Timestamp>,
     pub fallback_plan: Option<PlanKey>,
     pub overrides: Value,
+    pub prices: Vec<Price>,
     pub created_at: Timestamp,
     pub updated_at: Timestamp,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -51,6 +53,7 @@ pub struct ChangeView {
     pub ends_at: Option<Timestamp>,
     pub fallback_plan: Option<String>,
     pub overrides: Value,
+    pub prices: Value,
 }
 
 impl From<HistoryRow> for ChangeView {
@@ -66,6 +69,7 @@ impl From<HistoryRow> for ChangeView {
             ends_at: row.ends_at,
             fallback_plan: row.fallback_plan,
             overrides: row.overrides,
+            prices: row.prices,
         }
     }
 }
@@ -86,6 +90,7 @@ fn view(
         fallback_plan: subscription.fallback_plan.clone(),
         // keys and numbers always serialise
         overrides: serde_json::to_value(&subscription.overrides).unwrap_or_default(),
+        prices: subscription.prices.clone(),
         created_at,
         updated_at,
         history: None,

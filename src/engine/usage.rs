@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
+use super::costs::{self, CostView};
 use super::reading::answer;
 use super::{Engine, EngineError};
 use crate::domain::environment::Environment;
@@ -13,9 +14,12 @@ use crate::domain::gate::book::Counter;
 use crate::domain::gate::budget::Tally;
 use crate::domain::gate::decision::{Level, LimitState};
 use crate::domain::gate::standing::{CounterKey, Match, Terms};
+use crate::domain::limits::EVENT_AHEAD_MAX;
 use crate::domain::meter::StoredMeter;
 use crate::domain::names::{ItemKey, MeterKey, PlanKey, SubjectId};
 use crate::domain::plan::Enforcement;
+use crate::domain::pricing::currency::Currency;
+use crate::domain::pricing::list::PriceList;
 use crate::domain::quantity::{Quantity, Total};
 use crate::domain::subscription::Status;
 use crate::domain::timestamp::Timestamp;
@@ -34,6 +38,8 @@ pub struct Report {
     /// Those of its plan; empty without one.
     pub limits: Vec<LimitUsage>,
     pub meters: Vec<MeterUsage>,
+    /// None where no plan on its path has prices.
+    pub cost: Option<CostView>,
 }
 
 #[derive(Debug, Serialize)]
@@ -94,6 +100,7 @@ impl Engine {
         environment: Environment,
         subject: SubjectId,
         viewer: Viewer,
+        currency: Option<Currency>,
     ) -> Result<Report, EngineError> {
         let mut sight = self.sight(environment).await?;
         let terms = Arc::clone(&sight.terms);
@@ -127,6 +134,7 @@ impl Engine {
                 whose: Whose::All,
                 group_by: Vec::new(),
                 filter: BTreeMap::new(),
+                slices: Vec::new(),
                 fill: false,
             };
             let rows = answer(&mut sight.snapshot, environment, &stored, &query).await?;
@@ -134,6 +142,22 @@ impl Engine {
             let (value, event_count) = rows.first().map_or((None, 0), |row| (row.value, row.event_count));
             meters.push(MeterUsage { meter: stored.meter.key, unit: stored.meter.unit, value, event_count });
         }
+        let prices = path.prices(&terms.catalog);
+        let list = prices.as_deref().and_then(|prices| PriceList::nearest_to(prices, currency));
+        let cost = match list {
+            None => None,
+            Some(list) => {
+                let exchange_rate = list.exchanged_to(currency, &terms.rates, sight.now)?;
+                let names = [subject.to_string()];
+                let below = viewer == Viewer::Application;
+                let paths =
+                    store::subjects::path_ids(&mut sight.snapshot, environment, &names, below).await?;
+                let so_far = Span { to: period.to.min(sight.now.saturating_add(EVENT_AHEAD_MAX)), ..period };
+                let cost =
+                    costs::lines(&mut sight.snapshot, environment, &terms, &list, &paths, so_far).await?;
+                Some(CostView::of(cost, list.currency, exchange_rate))
+            }
+        };
         sight.snapshot.commit().await?;
         let plan = nearest.and_then(|(_, subscription)| terms.catalog.plan(&subscription.plan));
         Ok(Report {
@@ -143,6 +167,7 @@ impl Engine {
             period,
             limits,
             meters,
+            cost,
         })
     }
 }

@@ -11,6 +11,7 @@ mod exports;
 mod gateway;
 mod observe;
 mod operations;
+mod prices;
 mod problem;
 mod query;
 mod reservations;
@@ -136,6 +137,9 @@ pub fn routes() -> Vec<Route> {
         Route::new("/v1/catalog", Secret, at!(get catalog::show)),
         Route::new("/v1/meters", Secret, at!(get catalog::meters)),
         Route::new("/v1/plans", Publishable, at!(get catalog::plans)),
+        Route::new("/v1/quotes", Publishable, at!(post prices::quote)),
+        Route::new("/v1/rates", Secret, at!(put prices::put_rates)),
+        Route::new("/v1/rates", Secret, at!(get prices::rates)),
         // whoever has the secret: the signature is looked at before anything else
         Route::new("/webhooks/stripe", Signed, at!(post webhooks::receive)),
         Route::new("/v1/webhook-events", Secret, at!(get webhooks::list)),
@@ -192,7 +196,7 @@ pub fn router(api: Api, settings: &HttpSettings) -> Router {
 fn cors(settings: &HttpSettings) -> CorsLayer {
     CorsLayer::new()
         .allow_origin(settings.cors_origins.clone())
-        .allow_methods([Method::GET, Method::PUT])
+        .allow_methods([Method::GET, Method::POST, Method::PUT])
         .allow_headers([
             header::AUTHORIZATION,
             header::ACCEPT,

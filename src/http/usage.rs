@@ -13,6 +13,7 @@ use super::{Api, csv, subjects};
 use crate::domain::fields::Violation;
 use crate::domain::limits::{FILTER_VALUES_MAX, METER_DIMENSIONS_MAX, USAGE_SUBJECTS_MAX};
 use crate::domain::names::{MeterKey, SubjectId};
+use crate::domain::pricing::currency::Currency;
 use crate::domain::timestamp::Timestamp;
 use crate::domain::usage::{UsageQuery, UsageRow, Whose};
 use crate::domain::window::{Span, Window, Zone};
@@ -59,7 +60,9 @@ pub(super) async fn report(
     uri: Uri,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
-    Parameters::of(&uri).finish()?;
+    let mut parameters = Parameters::of(&uri);
+    let currency = parameters.optional("currency", |code| Currency::parse(&code));
+    parameters.finish()?;
     let subject = subjects::in_path(subject)?;
     let viewer = match &principal.role {
         Role::EndUser { subject: own, .. } if *own != subject => {
@@ -68,7 +71,7 @@ pub(super) async fn report(
         Role::EndUser { .. } => Viewer::EndUser,
         Role::Secret | Role::Publishable => Viewer::Application,
     };
-    let report = api.engine.report(principal.environment, subject, viewer).await?;
+    let report = api.engine.report(principal.environment, subject, viewer, currency).await?;
     if wants_csv(&headers) { csv::report(&report) } else { Ok(Json(report).into_response()) }
 }
 
@@ -133,7 +136,19 @@ fn read_query(uri: &Uri) -> Result<UsageQuery, Problem> {
         return Err(Problem::invalid(Vec::new()));
     };
     let span = Span { from, to };
-    Ok(UsageQuery { meter, span, window, zone, subjects, descendants, whose, group_by, filter, fill })
+    Ok(UsageQuery {
+        meter,
+        span,
+        window,
+        zone,
+        subjects,
+        descendants,
+        whose,
+        group_by,
+        filter,
+        slices: Vec::new(),
+        fill,
+    })
 }
 
 fn wants_csv(headers: &HeaderMap) -> bool {

@@ -38,7 +38,7 @@ pub async fn insert_version(
 ) -> Result<(), StoreError> {
     sqlx::query(
         "with made as (insert into catalogs (environment, version, document) values ($1, $2, $3))
-         update environments set catalog_version = $2 where environment = $1",
+         update environments set catalog_version = catalog_version + 1 where environment = $1",
     )
     .bind(environment.code())
     .bind(version)

@@ -11,8 +11,8 @@ use crate::domain::timestamp::Timestamp;
 /// First half of the advisory lock's key; the second is the environment.
 pub(super) const LOCK: i32 = 0x4d47_0001;
 
-/// What is in force: the version of the whole configuration, and of the catalog, which is a part of it
-/// and changes far more rarely.
+/// What is in force: the version of the whole configuration, and of the catalog and the exchange rates,
+/// which are a part of it and change far more rarely.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Versions {
     pub config: i64,
@@ -92,6 +92,19 @@ pub async fn lock_for_change(
     sqlx::query("update environments set config_version = config_version + 1 where environment = $1")
         .bind(environment.code())
         .execute(&mut *connection)
+        .await?;
+    Ok(())
+}
+
+/// The same, for a change of the exchange rates, which are known with the catalog.
+pub async fn lock_for_rates(
+    connection: &mut PgConnection,
+    environment: Environment,
+) -> Result<(), StoreError> {
+    lock_for_change(connection, environment).await?;
+    sqlx::query("update environments set catalog_version = catalog_version + 1 where environment = $1")
+        .bind(environment.code())
+        .execute(connection)
         .await?;
     Ok(())
 }

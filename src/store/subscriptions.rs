@@ -13,14 +13,14 @@ use crate::domain::environment::Environment;
 use crate::domain::fields;
 use crate::domain::names::PlanKey;
 use crate::domain::period::Cycle;
-use crate::domain::subscription::{Status, Subscription, read_overrides};
+use crate::domain::subscription::{OwnSheets, Status, Subscription, read_overrides, read_prices};
 use crate::domain::timestamp::Timestamp;
 use crate::domain::window::Span;
 
 /// The columns of a subscription, under the alias `sub`.
 pub(super) const COLUMNS: &str =
     "sub.plan, sub.status, sub.cycle_anchor, sub.period_start, sub.period_end, sub.ends_at,
-     sub.fallback_plan, sub.overrides, sub.terms_since, sub.pristine_version, sub.resets";
+     sub.fallback_plan, sub.overrides, sub.prices, sub.terms_since, sub.pristine_version, sub.resets";
 
 #[derive(Debug, Clone)]
 pub struct SubscriptionRow {
@@ -42,6 +42,7 @@ pub struct HistoryRow {
     pub ends_at: Option<Timestamp>,
     pub fallback_plan: Option<String>,
     pub overrides: Value,
+    pub prices: Value,
 }
 
 fn unreadable(what: impl std::fmt::Debug) -> StoreError {
@@ -56,7 +57,8 @@ pub(super) fn read(row: &PgRow) -> Result<Option<Subscription>, StoreError> {
     let (start, end): (Option<Timestamp>, Option<Timestamp>) =
         (row.try_get("period_start")?, row.try_get("period_end")?);
     let fallback: Option<String> = row.try_get("fallback_plan")?;
-    let Json(overrides): Json<Value> = row.try_get("overrides")?;
+    let (Json(overrides), Json(prices)): (Json<Value>, Json<Value>) =
+        (row.try_get("overrides")?, row.try_get("prices")?);
     let Json(resets): Json<Map<String, Value>> = row.try_get("resets")?;
     let reset = |(definition, at): (String, Value)| {
         let definition = Uuid::try_parse(&definition).map_err(unreadable)?;
@@ -72,6 +74,8 @@ pub(super) fn read(row: &PgRow) -> Result<Option<Subscription>, StoreError> {
         ends_at: row.try_get("ends_at")?,
         fallback_plan: fallback.map(key).transpose()?,
         overrides: read_overrides(overrides).map_err(unreadable)?,
+        prices: read_prices(prices).map_err(unreadable)?,
+        sheets: OwnSheets::default(),
         terms_since: row.try_get("terms_since")?,
         pristine_version: row.try_get("pristine_version")?,
         resets: resets.into_iter().map(reset).collect::<Result<BTreeMap<_, _>, StoreError>>()?,
@@ -112,17 +116,17 @@ pub async fn write(
         "with written as (
              insert into subscriptions (subject_id, environment, plan, status, cycle_anchor, period_start, period_end,
                                         ends_at, fallback_plan, overrides, terms_since, pristine_version, resets, created_at,
-                                        updated_at)
-             values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $15, $15)
+                                        updated_at, prices)
+             values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $15, $15, $16)
              on conflict on constraint subscriptions_pk do update set
                  plan = excluded.plan, status = excluded.status, cycle_anchor = excluded.cycle_anchor,
                  period_start = excluded.period_start, period_end = excluded.period_end, ends_at = excluded.ends_at,
                  fallback_plan = excluded.fallback_plan, overrides = excluded.overrides,
-                 terms_since = excluded.terms_since, pristine_version = excluded.pristine_version, resets = excluded.resets,
+                 prices = excluded.prices, terms_since = excluded.terms_since, pristine_version = excluded.pristine_version, resets = excluded.resets,
                  updated_at = excluded.updated_at)
          insert into subscription_history (subject_id, change, plan, status, cycle_anchor, period_start, period_end,
-                                           ends_at, fallback_plan, overrides, at)
-         values ($1, $14, $3, $4, $5, $6, $7, $8, $9, $10, $15)",
+                                           ends_at, fallback_plan, overrides, at, prices)
+         values ($1, $14, $3, $4, $5, $6, $7, $8, $9, $10, $15, $16)",
     )
     .bind(subject_id)
     .bind(environment.code())
@@ -139,6 +143,7 @@ pub async fn write(
     .bind(Json(resets))
     .bind(change)
     .bind(at)
+    .bind(Json(&subscription.prices))
     .execute(connection)
     .await?;
     Ok(())
@@ -222,7 +227,8 @@ pub async fn history(
     limit: i64,
 ) -> Result<Vec<HistoryRow>, StoreError> {
     let mut rows = sqlx::query(
-        "select at, change, plan, status, cycle_anchor, period_start, period_end, ends_at, fallback_plan, overrides
+        "select at, change, plan, status, cycle_anchor, period_start, period_end, ends_at, fallback_plan, overrides,
+                prices
          from subscription_history where subject_id = $1 order by id desc limit $2",
     )
     .bind(subject_id)
@@ -232,7 +238,7 @@ pub async fn history(
     rows.reverse();
     rows.iter()
         .map(|row| {
-            let Json(overrides): Json<Value> = row.try_get("overrides")?;
+            let (Json(overrides), Json(prices)) = (row.try_get("overrides")?, row.try_get("prices")?);
             Ok(HistoryRow {
                 at: row.try_get("at")?,
                 change: row.try_get("change")?,
@@ -244,6 +250,7 @@ pub async fn history(
                 ends_at: row.try_get("ends_at")?,
                 fallback_plan: row.try_get("fallback_plan")?,
                 overrides,
+                prices,
             })
         })
         .collect()

@@ -13,7 +13,7 @@ use crate::domain::meter::{Aggregation, StoredMeter};
 use crate::domain::names::PropertyName;
 use crate::domain::quantity::Total;
 use crate::domain::timestamp::Timestamp;
-use crate::domain::usage::{Found, Group, Reading, UsageQuery, Whose};
+use crate::domain::usage::{Found, Group, Reading, Slice, UsageQuery, Whose};
 use crate::domain::window::Span;
 
 /// One snapshot of the database, in which several statements agree.
@@ -104,7 +104,9 @@ pub async fn find(
     let mut found = BTreeMap::new();
     for row in rows {
         let window: i32 = row.try_get("w")?;
-        let mut group = Group { subject: row.try_get("subject")?, dimensions: Vec::new() };
+        let slice: Option<i32> = row.try_get("slice")?;
+        let slice = slice.and_then(|slice| usize::try_from(slice).ok());
+        let mut group = Group { subject: row.try_get("subject")?, dimensions: Vec::new(), slice };
         for index in 0..query.group_by.len() {
             group.dimensions.push(row.try_get(format!("g{index}").as_str())?);
         }
@@ -142,10 +144,38 @@ pub async fn has_member(
 }
 
 /// The dimensions that are shown or looked at, once each.
-fn needed_dimensions(query: &UsageQuery) -> Vec<String> {
+pub(super) fn needed_dimensions(query: &UsageQuery) -> Vec<String> {
     let mut needed = query.group_by.clone();
-    needed.extend(query.filter.keys().filter(|name| !query.group_by.contains(name)).cloned());
+    for name in query.filter.keys().chain(query.slices.iter().flat_map(|slice| slice.filter.keys())) {
+        if !needed.contains(name) {
+            needed.push(name.clone());
+        }
+    }
     needed
+}
+
+/// The place of the first slice that admits what the columns `at` and `members` say.
+pub(super) fn push_slice(sql: &mut QueryBuilder<Postgres>, slices: &[Slice], dimensions: &[String]) {
+    if slices.is_empty() {
+        sql.push("null::int");
+        return;
+    }
+    sql.push("case");
+    for (place, slice) in slices.iter().enumerate() {
+        sql.push(" when true");
+        for (name, allowed) in &slice.filter {
+            let position = dimensions.iter().position(|d| d == name).unwrap_or_default() + 1;
+            sql.push(format!(" and members[{position}] = any(")).push_bind(allowed.clone()).push(")");
+        }
+        if let Some(from) = slice.from {
+            sql.push(" and at >= ").push_bind(from);
+        }
+        if let Some(to) = slice.to {
+            sql.push(" and at < ").push_bind(to);
+        }
+        sql.push(format!(" then {place}"));
+    }
+    sql.push(" end");
 }
 
 /// Columns of a part: `path_id`, `at`, `members`, `count`, the rollup columns of the aggregation, and
@@ -247,6 +277,9 @@ fn push_grouping(
         Whose::EachSubject => ", s.subject",
         Whose::EachPath => ", named.path_id::text as subject",
     });
+    sql.push(", ");
+    push_slice(sql, &query.slices, dimensions);
+    sql.push(" as slice");
     for index in 0..query.group_by.len() {
         sql.push(format!(", members[{}] as g{index}", index + 1));
     }
@@ -268,14 +301,14 @@ fn push_grouping(
         sql.push(format!("{conjunction}members[{position}] = any(")).push_bind(allowed.clone()).push(")");
         conjunction = " and ";
     }
-    let keys = 2 + query.group_by.len();
+    let keys = 3 + query.group_by.len();
     let list = |count: usize| (1..=count).map(|n| n.to_string()).collect::<Vec<_>>().join(", ");
     sql.push(format!(" group by {} having sum(count) <> 0", list(keys + usize::from(unique))));
     if unique {
         let groups: Vec<String> = (0..query.group_by.len()).map(|index| format!(", g{index}")).collect();
         let groups = groups.concat();
         sql.push(format!(
-            ") select w, subject{groups}, sum(count)::bigint as count, null::text as sum,
+            ") select w, subject, slice{groups}, sum(count)::bigint as count, null::text as sum,
                (count(*) filter (where count > 0))::text as picked
              from grouped group by {}",
             list(keys)

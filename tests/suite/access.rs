@@ -23,12 +23,12 @@ fn claims() -> Value {
     json!({"sub": "user_1", "exp": 4_000_000_000_i64, "aud": "metergate", "scope": "usage:read"})
 }
 
-fn sign(claims: &Value, secret: &str) -> String {
+pub(crate) fn sign(claims: &Value, secret: &str) -> String {
     let key = EncodingKey::from_secret(secret.as_bytes());
     jsonwebtoken::encode(&Header::new(Algorithm::HS256), claims, &key).unwrap()
 }
 
-fn with(field: &str, value: Value) -> Value {
+pub(crate) fn with(field: &str, value: Value) -> Value {
     let mut changed = claims();
     changed[field] = value;
     changed

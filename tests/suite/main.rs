@@ -24,6 +24,7 @@ mod interface;
 mod interleavings;
 mod outages;
 mod plans;
+mod prices;
 mod spend_caps;
 mod stripe_fake;
 mod subjects;

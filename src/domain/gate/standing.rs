@@ -1,6 +1,7 @@
 //! Who stands where, and which limits meet a use of a meter: those of every subject on the path, each
 //! by its own plan.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 
 use uuid::Uuid;
@@ -13,6 +14,7 @@ use crate::domain::meter::{Aggregation, StoredMeter};
 use crate::domain::names::{ItemKey, MeterKey, PlanKey, SubjectId};
 use crate::domain::plan::{Enforcement, Limit, Plan};
 use crate::domain::pricing::exchange::Rates;
+use crate::domain::pricing::price::Price;
 use crate::domain::quantity::Quantity;
 use crate::domain::subscription::Subscription;
 use crate::domain::timestamp::Timestamp;
@@ -72,6 +74,12 @@ impl Path {
     /// The nearest subscription, and whose it is.
     pub fn nearest(&self) -> Option<(&Member, &Subscription)> {
         self.members.iter().find_map(|member| Some((member, member.subscription.as_ref()?)))
+    }
+
+    /// What use there costs: the prices of the nearest plan on it that has any.
+    pub fn prices<'a>(&'a self, catalog: &'a Catalog) -> Option<Cow<'a, [Price]>> {
+        let subscriptions = self.members.iter().filter_map(|member| member.subscription.as_ref());
+        subscriptions.map(|subscription| subscription.prices(catalog)).find(|prices| !prices.is_empty())
     }
 
     /// Whether a subscription on it has come to its end without that being carried out.
@@ -224,9 +232,18 @@ impl Terms {
         self.priced.get(plan).map_or(&[], |priced| &priced.caps)
     }
 
-    /// The prices of a subscription's plan, one sheet for each currency.
-    pub fn sheets_of(&self, subscription: &Subscription) -> &[Sheet] {
+    /// The prices of a subscription, one sheet for each currency: those of its plan, and its own.
+    pub fn sheets_of<'a>(&'a self, subscription: &'a Subscription) -> &'a [Sheet] {
+        if !subscription.prices.is_empty() {
+            return subscription.sheets.get_or_init(|| self.own_sheets(subscription));
+        }
         self.priced.get(&subscription.plan).map_or(&[], |priced| &priced.sheets)
+    }
+
+    fn own_sheets(&self, subscription: &Subscription) -> Vec<Sheet> {
+        let meter = |key: &MeterKey| self.meters.get(key).map(|stored| (stored.id, stored.meter.aggregation));
+        let since = |_| Since { at: subscription.terms_since, ..Since::UNKNOWN };
+        Priced::of(&subscription.prices(&self.catalog), &[], meter, since).sheets
     }
 
     /// The limits that meet a use of a meter, the nearest subject's first.

@@ -79,6 +79,14 @@ impl Amount {
         Ok(Self(amount))
     }
 
+    /// Reads a decimal of any length, as a sum of exact products has.
+    pub fn from_sum(text: &str) -> Option<Self> {
+        let (integer, fraction) = text.split_once('.').unwrap_or((text, ""));
+        let digits: BigInt = format!("{integer}{fraction}").parse().ok()?;
+        let scale = BigInt::from(10).pow(u32::try_from(fraction.len()).ok()?);
+        Some(Self(BigRational::new(digits, scale)))
+    }
+
     pub fn from_minor_units(units: i64) -> Self {
         Self(BigRational::from_integer(units.into()))
     }

@@ -1,10 +1,16 @@
 //! Exchange rates as they were set, each with its time. Where none was, nothing is guessed: neither
 //! from the other direction nor by way of a third currency.
 
-use serde::Serialize;
+use std::collections::BTreeMap;
 
-use super::amount::Amount;
+use serde::Serialize;
+use serde_json::Value;
+
+use super::amount::{self, Amount};
 use super::currency::Currency;
+use crate::domain::fields::{self, Fields, Read, Violation};
+use crate::domain::limits::{RATE_AHEAD_MAX, RATES_MAX};
+use crate::domain::meter::has_repeats;
 use crate::domain::timestamp::Timestamp;
 
 /// So many major units of one currency for one of another.
@@ -26,20 +32,79 @@ impl Rate {
     }
 }
 
+impl Rate {
+    /// Reads a rate as a caller states it: without `as_of` it holds from now.
+    pub fn read(value: Value, now: Timestamp) -> Read<Self> {
+        let mut fields = Fields::of(value)?;
+        let from = fields.required("from", Currency::read);
+        let to = fields.required("to", Currency::read);
+        let rate = fields.required("rate", |value| {
+            let rate = amount::read(value)?;
+            if rate.is_zero() {
+                return Violation::only("invalid_value", "must be above zero");
+            }
+            Ok(rate)
+        });
+        let as_of = fields.optional("as_of", |value| {
+            let as_of = fields::timestamp(value)?;
+            if as_of > now.saturating_add(RATE_AHEAD_MAX) {
+                return Violation::only("timestamp_in_future", "must not lie more than 5 minutes ahead");
+            }
+            Ok(as_of)
+        });
+        if let (Some(from), Some(to)) = (from, to)
+            && from == to
+        {
+            fields.flaw(Violation::new("same_currency", "must be another currency than `from`").under("to"));
+        }
+        fields.finish()?;
+        let (Some(from), Some(to), Some(rate)) = (from, to, rate) else { return Err(Vec::new()) };
+        Ok(Self { from, to, rate, as_of: as_of.unwrap_or(now) })
+    }
+
+    /// Reads `{"rates": […]}`, or one rate alone.
+    pub fn read_all(value: Value, now: Timestamp) -> Read<Vec<Self>> {
+        if value.get("rates").is_none() {
+            return Ok(vec![Self::read(value, now)?]);
+        }
+        let mut fields = Fields::of(value)?;
+        let rates = fields.list("rates", RATES_MAX, |value| Self::read(value, now));
+        if rates.is_empty() && !fields.is_flawed() {
+            fields.flaw(Violation::new("empty", "must have at least one rate").under("rates"));
+        }
+        let names: Vec<_> = rates.iter().map(|rate| (rate.from, rate.to, rate.as_of)).collect();
+        if has_repeats(&names) {
+            let detail = "states one rate, of one time, twice";
+            fields.flaw(Violation::new("duplicate_key", detail).under("rates"));
+        }
+        fields.finish()?;
+        Ok(rates)
+    }
+}
+
+/// By their currencies and times.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Rates(Vec<Rate>);
+pub struct Rates(BTreeMap<(Currency, Currency), BTreeMap<Timestamp, Rate>>);
 
 impl FromIterator<Rate> for Rates {
     fn from_iter<I: IntoIterator<Item = Rate>>(rates: I) -> Self {
-        Self(rates.into_iter().collect())
+        let mut known = Self::default();
+        for rate in rates {
+            known.0.entry((rate.from, rate.to)).or_default().insert(rate.as_of, rate);
+        }
+        known
     }
 }
 
 impl Rates {
     /// The latest that holds at a time.
     pub fn at(&self, from: Currency, to: Currency, at: Timestamp) -> Option<&Rate> {
-        let holds = |rate: &&Rate| rate.from == from && rate.to == to && rate.as_of <= at;
-        self.0.iter().filter(holds).max_by_key(|rate| rate.as_of)
+        Some(self.0.get(&(from, to))?.range(..=at).next_back()?.1)
+    }
+
+    /// Those that hold at a time, by their currencies.
+    pub fn in_force(&self, at: Timestamp) -> impl Iterator<Item = &Rate> {
+        self.0.values().filter_map(move |rates| Some(rates.range(..=at).next_back()?.1))
     }
 }
 

@@ -10,21 +10,25 @@ use crate::domain::fields::{Read, Violation};
 use crate::domain::meter::has_repeats;
 use crate::domain::names::MeterKey;
 use crate::domain::timestamp::Timestamp;
+use crate::domain::usage::Slice;
 use crate::domain::window::Span;
 
 #[derive(Debug, Clone)]
 pub struct PriceList<'a> {
     pub currency: Currency,
-    /// What names more dimensions comes first.
+    /// As they are listed.
     prices: Vec<&'a Price>,
+    /// What names more dimensions comes first.
+    by_precedence: Vec<&'a Price>,
 }
 
 impl<'a> PriceList<'a> {
     /// Those of one currency.
     pub fn of(prices: &'a [Price], currency: Currency) -> Self {
-        let mut prices: Vec<&Price> = prices.iter().filter(|price| price.currency == currency).collect();
-        prices.sort_by_key(|price| std::cmp::Reverse(price.filter.iter().count()));
-        Self { currency, prices }
+        let prices: Vec<&Price> = prices.iter().filter(|price| price.currency == currency).collect();
+        let mut by_precedence = prices.clone();
+        by_precedence.sort_by_key(|price| std::cmp::Reverse(price.filter.iter().count()));
+        Self { currency, prices, by_precedence }
     }
 
     /// Those of the currency asked for, else of the first that there are prices in.
@@ -40,7 +44,12 @@ impl<'a> PriceList<'a> {
 
     /// Those of a meter, by precedence.
     pub fn of_meter(&self, meter: &MeterKey) -> impl Iterator<Item = &'a Price> {
-        self.prices().filter(move |price| price.meter.as_ref() == Some(meter))
+        self.by_precedence.iter().copied().filter(move |price| price.meter.as_ref() == Some(meter))
+    }
+
+    /// What each price of a meter rates, by precedence.
+    pub fn slices(&self, meter: &MeterKey) -> Vec<Slice> {
+        self.of_meter(meter).map(Price::slice).collect()
     }
 
     /// The meters that have prices.
@@ -70,17 +79,22 @@ impl<'a> PriceList<'a> {
         edges.windows(2).map(|pair| Span { from: pair[0], to: pair[1] }).collect()
     }
 
-    /// Those that are in force at some time of a range.
+    /// Those that have something to say about a period: of a meter, if they are in force at some time
+    /// of it; without one, if they are at its start, when a fee for the whole of it is due.
     pub fn in_force_in(&self, span: Span) -> impl Iterator<Item = &'a Price> {
-        self.prices().filter(move |price| {
-            price.effective_from.is_none_or(|from| from < span.to)
-                && price.effective_to.is_none_or(|to| span.from < to)
+        self.prices().filter(move |price| match price.meter {
+            None => price.is_in_force(span.from),
+            Some(_) => {
+                price.effective_from.is_none_or(|from| from < span.to)
+                    && price.effective_to.is_none_or(|to| span.from < to)
+            }
         })
     }
 }
 
-/// Two prices cannot have one key, nor rate the same use at the same time.
-pub fn refuse(prices: &[Price]) -> Read<()> {
+/// Two prices cannot have one key, nor rate the same use at the same time. `beside`: others of other
+/// keys, which are in order.
+pub fn refuse(prices: &[Price], beside: &[&Price]) -> Read<()> {
     let mut flaws = Vec::new();
     if has_repeats(&prices.iter().map(|price| &price.key).collect::<Vec<_>>()) {
         flaws.push(Violation::new("duplicate_key", "uses a price's key twice"));
@@ -92,7 +106,7 @@ pub fn refuse(prices: &[Price]) -> Read<()> {
                 && other.filter == price.filter
                 && other.meets(price)
         };
-        if let Some(other) = prices[..index].iter().find(rival) {
+        if let Some(other) = beside.iter().copied().chain(&prices[..index]).find(rival) {
             let detail = format!(
                 "rates what `{}` rates, at the same time; give it another filter or effective time",
                 other.key

@@ -11,6 +11,7 @@ use crate::domain::meter::Filter;
 use crate::domain::names::{ItemKey, MeterKey};
 use crate::domain::quantity::Quantity;
 use crate::domain::timestamp::Timestamp;
+use crate::domain::usage::Slice;
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Price {
@@ -353,6 +354,12 @@ impl Price {
     /// Whether it rates what happens at a time.
     pub fn is_in_force(&self, at: Timestamp) -> bool {
         self.effective_from.is_none_or(|from| from <= at) && self.effective_to.is_none_or(|to| at < to)
+    }
+
+    /// What it rates of its meter.
+    pub fn slice(&self) -> Slice {
+        let filter = self.filter.iter().map(|(name, values)| (name.to_owned(), values.to_vec())).collect();
+        Slice { filter, from: self.effective_from, to: self.effective_to }
     }
 
     /// Whether there is a time at which it and another are in force.

@@ -70,7 +70,7 @@ impl QuoteRequest {
         let plan = fields.optional("plan", |v| Ok(PlanKey::parse(fields::text(v)?)?));
         let prices = fields.optional("prices", |v| {
             let prices = fields::items(v, CATALOG_ITEMS_MAX, Price::read)?;
-            list::refuse(&prices)?;
+            list::refuse(&prices, &[])?;
             Ok(prices)
         });
         let currency = fields.optional("currency", Currency::read);
@@ -115,10 +115,7 @@ impl QuoteRequest {
                 None => unpriced.push(entry.unpriced()),
             }
         }
-        let exchange_rate = match self.currency.filter(|currency| *currency != list.currency) {
-            None => None,
-            Some(wanted) => Some(known_rate(rates, list.currency, wanted, at)?.clone()),
-        };
+        let exchange_rate = list.exchanged_to(self.currency, rates, at)?;
         let line = |price: &Price| {
             let line = price.rate(used.get(&price.key).unwrap_or(&Used::default()));
             exchange_rate.as_ref().map_or(line.clone(), |rate| line.converted(rate))
@@ -168,6 +165,21 @@ impl QuoteRequest {
         };
         let unpriced = self.usage.iter().map(QuotedUse::unpriced).collect();
         Ok(Quote { currency, lines: Vec::new(), total: MinorUnits::default(), exchange_rate: None, unpriced })
+    }
+}
+
+impl PriceList<'_> {
+    /// The rate to the currency asked for; none where that is its own.
+    pub fn exchanged_to(
+        &self,
+        currency: Option<Currency>,
+        rates: &Rates,
+        at: Timestamp,
+    ) -> Read<Option<Rate>> {
+        match currency.filter(|currency| *currency != self.currency) {
+            None => Ok(None),
+            Some(wanted) => Ok(Some(known_rate(rates, self.currency, wanted, at)?.clone())),
+        }
     }
 }
 

@@ -401,6 +401,8 @@ fn is_plain(member: &Member, terms: &Terms) -> bool {
         terms_since: _,
         pristine_version: _,
         resets: _,
+        prices: _,
+        sheets: _,
     } = subscription;
     let Some(plan) = terms.catalog.plan(plan) else { return false };
     let Plan {

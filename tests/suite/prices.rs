@@ -1,0 +1,6 @@
+//! What usage costs: quotes, exchange rates, the cost in the usage report.
+
+mod catalog;
+mod costs;
+mod quotes;
+mod rates;
