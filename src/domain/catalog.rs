@@ -4,11 +4,13 @@
 use serde::Serialize;
 use serde_json::Value;
 
+use super::credits::offers::CreditPack;
+use super::credits::unit::{CreditUnit, Unit};
 use super::environment::Environment;
 use super::fields::{self, Fields, Read, Violation};
 use super::limits::CATALOG_ITEMS_MAX;
 use super::meter::{Aggregation, Filter, Meter, has_repeats};
-use super::names::{MeterKey, PlanKey};
+use super::names::{ItemKey, MeterKey, PlanKey};
 use super::plan::{Limit, Plan};
 use super::pricing::exchange::Rates;
 use super::pricing::price::{ModelName, Price};
@@ -20,6 +22,10 @@ pub struct Catalog {
     pub default_plan: Option<PlanKey>,
     pub meters: Vec<Meter>,
     pub plans: Vec<Plan>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub credit_units: Vec<CreditUnit>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub credit_packs: Vec<CreditPack>,
 }
 
 /// One thing that applying a catalog does.
@@ -47,6 +53,8 @@ pub enum Kind {
     Catalog,
     Meter,
     Plan,
+    CreditUnit,
+    CreditPack,
 }
 
 impl Catalog {
@@ -60,8 +68,10 @@ impl Catalog {
         let default_plan = fields.optional("default_plan", |v| Ok(PlanKey::parse(fields::text(v)?)?));
         let meters = fields.list("meters", CATALOG_ITEMS_MAX, Meter::read);
         let plans = fields.list("plans", CATALOG_ITEMS_MAX, Plan::read);
+        let credit_units = fields.list("credit_units", CATALOG_ITEMS_MAX, CreditUnit::read);
+        let credit_packs = fields.list("credit_packs", CATALOG_ITEMS_MAX, CreditPack::read);
         fields.finish()?;
-        let catalog = Self { default_plan, meters, plans };
+        let catalog = Self { default_plan, meters, plans, credit_units, credit_packs };
         let flaws = catalog.inconsistencies();
         if flaws.is_empty() { Ok(catalog) } else { Err(flaws) }
     }
@@ -91,6 +101,14 @@ impl Catalog {
 
     pub fn plan(&self, key: &PlanKey) -> Option<&Plan> {
         self.plans.iter().find(|plan| plan.key == *key)
+    }
+
+    pub fn credit_unit(&self, key: &ItemKey) -> Option<&CreditUnit> {
+        self.credit_units.iter().find(|unit| unit.key == *key)
+    }
+
+    pub fn credit_pack(&self, key: &ItemKey) -> Option<&CreditPack> {
+        self.credit_packs.iter().find(|pack| pack.key == *key)
     }
 
     /// The plan of the first of Stripe's prices that is any plan's.
@@ -132,6 +150,7 @@ impl Catalog {
                 self.refuse_prices(&plan.prices, &[]).into_iter().map(|flaw| at(flaw.under("prices"))),
             );
         }
+        super::credits::catalog::inconsistencies(self, &mut flaws);
         flaws
     }
 
@@ -144,7 +163,7 @@ impl Catalog {
             let detail = format!("`{}` is an average or a minimum, which cannot have a limit", meter.key);
             return Some(Violation::new("unlimitable_meter", detail).under("meter"));
         }
-        refuse_filter(meter, &limit.filter)
+        super::credits::catalog::refuse_overage(meter, limit).or_else(|| refuse_filter(meter, &limit.filter))
     }
 
     /// What speaks against prices, of a plan or of a subscription, each under its place. `beside`: others
@@ -229,6 +248,7 @@ impl Catalog {
         next: &Self,
         recorded: impl Fn(&MeterKey) -> bool,
         in_use: impl Fn(&PlanKey) -> bool,
+        granted: impl Fn(&Unit) -> bool,
     ) -> Read<Vec<Change>> {
         let mut changes = Vec::new();
         let mut flaws = Vec::new();
@@ -283,12 +303,13 @@ impl Catalog {
             let key = plan.key.to_string();
             changes.push(Change { action: Action::Delete, kind: Kind::Plan, key, fields: Vec::new() });
         }
+        super::credits::catalog::changes(self, next, granted, &mut changes, &mut flaws);
         if flaws.is_empty() { Ok(changes) } else { Err(flaws) }
     }
 }
 
 /// A filter of the catalog names dimensions, by which usage is kept apart.
-fn refuse_filter(meter: &Meter, filter: &Filter) -> Option<Violation> {
+pub(super) fn refuse_filter(meter: &Meter, filter: &Filter) -> Option<Violation> {
     let is_dimension = |name: &str| meter.dimensions.iter().any(|known| known.as_str() == name);
     let unknown = filter.iter().map(|(name, _)| name).find(|name| !is_dimension(name))?;
     let detail = format!("the meter `{}` has no dimension `{unknown}`", meter.key);
@@ -334,11 +355,13 @@ fn plan_differences(a: &Plan, b: &Plan) -> Vec<&'static str> {
         ("limits", a.limits != b.limits),
         ("prices", a.prices != b.prices),
         ("spend_caps", a.spend_caps != b.spend_caps),
+        ("credit_grants", a.credit_grants != b.credit_grants),
+        ("credit_alerts", a.credit_alerts != b.credit_alerts),
         ("stripe_price_ids", a.stripe_price_ids != b.stripe_price_ids),
     ])
 }
 
-fn differing(fields: &[(&'static str, bool)]) -> Vec<&'static str> {
+pub(super) fn differing(fields: &[(&'static str, bool)]) -> Vec<&'static str> {
     fields.iter().filter(|(_, differs)| *differs).map(|(name, _)| *name).collect()
 }
 
@@ -410,8 +433,12 @@ mod tests {
             catalog(json!([other]))
         };
         let before = catalog(json!([meter]));
-        let verdict = |next: &Catalog, recorded: bool| match before.changes_to(next, |_| recorded, |_| false)
-        {
+        let verdict = |next: &Catalog, recorded: bool| match before.changes_to(
+            next,
+            |_| recorded,
+            |_| false,
+            |_| false,
+        ) {
             Ok(changes) => {
                 changes.iter().map(|c| format!("{:?} {:?}", c.action, c.fields)).collect::<Vec<_>>().concat()
             }

@@ -117,6 +117,16 @@ pub const WEBHOOK_KEPT: Duration = Duration::from_hours(60 * 24);
 pub const WEBHOOK_UNDONE_KEPT: Duration = Duration::from_hours(365 * 24);
 /// Webhook events deleted in one transaction.
 pub const WEBHOOK_DELETES_MAX: i64 = 10_000;
+/// The highest priority of a grant of credits; the lowest burns first.
+pub const CREDIT_PRIORITY_MAX: i32 = 1_000_000;
+/// For how long bought credits may last.
+pub const CREDIT_LIFE_DAYS_MAX: u64 = 36_525;
+/// Periods of a recurring grant that are carried through one by one when nobody looked for as long.
+pub const CREDIT_TURNS_MAX: usize = 1_000;
+/// Grants of a subject that are open at once.
+pub const CREDIT_GRANTS_OPEN_MAX: usize = 1_000;
+/// Wallets in which what is due is carried out in one round.
+pub const CREDIT_SWEEP_WALLETS_MAX: i64 = 500;
 /// Windows that one reconciliation may have: a month of hours.
 pub const RECONCILED_WINDOWS_MAX: usize = 744;
 /// Writers of the gate in an environment.

@@ -3,6 +3,7 @@
 
 pub mod billed;
 pub mod catalog;
+pub mod credits;
 pub mod digest;
 pub mod drop_in;
 pub mod environment;

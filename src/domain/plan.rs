@@ -4,6 +4,7 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 use uuid::Uuid;
 
+use super::credits::offers::{CreditAlert, PlanCredits};
 use super::digest::Digest;
 use super::environment::Environment;
 use super::fields::{self, Fields, Read, Violation};
@@ -29,6 +30,10 @@ pub struct Plan {
     pub limits: Vec<Limit>,
     pub prices: Vec<Price>,
     pub spend_caps: Vec<SpendCap>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub credit_grants: Vec<PlanCredits>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub credit_alerts: Vec<CreditAlert>,
     /// A list, or one list per environment; kept word for word.
     pub stripe_price_ids: Value,
 }
@@ -140,11 +145,7 @@ impl Plan {
 
     /// Whether one of Stripe's prices is this plan's.
     pub fn has_stripe_price(&self, environment: Environment, id: &str) -> bool {
-        let ids = match &self.stripe_price_ids {
-            Value::Object(lists) => lists.get(environment.as_str()),
-            list => Some(list),
-        };
-        ids.and_then(Value::as_array).is_some_and(|ids| ids.iter().any(|known| known == id))
+        names_price(&self.stripe_price_ids, environment, id)
     }
 
     pub fn read(value: Value) -> Read<Self> {
@@ -166,6 +167,8 @@ impl Plan {
         let limits = fields.list("limits", CATALOG_ITEMS_MAX, Limit::read);
         let prices = fields.list("prices", CATALOG_ITEMS_MAX, Price::read);
         let spend_caps = fields.list("spend_caps", CATALOG_ITEMS_MAX, SpendCap::read);
+        let credit_grants = fields.list("credit_grants", CATALOG_ITEMS_MAX, PlanCredits::read);
+        let credit_alerts = fields.list("credit_alerts", CATALOG_ITEMS_MAX, CreditAlert::read);
         let stripe_price_ids = fields.optional("stripe_price_ids", price_ids);
         let keys: Vec<&ItemKey> = limits.iter().map(|limit| &limit.key).collect();
         if super::meter::has_repeats(&keys) {
@@ -180,6 +183,11 @@ impl Plan {
         if super::meter::has_repeats(&keys) {
             fields.flaw(Violation::new("duplicate_key", "uses a spend cap's key twice").under("spend_caps"));
         }
+        let keys: Vec<&ItemKey> = credit_grants.iter().map(|credits| &credits.key).collect();
+        if super::meter::has_repeats(&keys) {
+            let flaw = Violation::new("duplicate_key", "uses a key of credits twice");
+            fields.flaw(flaw.under("credit_grants"));
+        }
         fields.finish()?;
         let Some(key) = key else { return Err(Vec::new()) };
         Ok(Self {
@@ -192,13 +200,24 @@ impl Plan {
             limits,
             prices,
             spend_caps,
+            credit_grants,
+            credit_alerts,
             stripe_price_ids: stripe_price_ids.unwrap_or_else(|| Value::Array(Vec::new())),
         })
     }
 }
 
+/// Whether a price is in such lists.
+pub(super) fn names_price(lists: &Value, environment: Environment, id: &str) -> bool {
+    let ids = match lists {
+        Value::Object(lists) => lists.get(environment.as_str()),
+        list => Some(list),
+    };
+    ids.and_then(Value::as_array).is_some_and(|ids| ids.iter().any(|known| known == id))
+}
+
 /// `["price_…"]`, or `{"test": […], "live": […]}`.
-fn price_ids(value: Value) -> Read<Value> {
+pub(super) fn price_ids(value: Value) -> Read<Value> {
     let list = |value: Value| fields::items(value, CATALOG_ITEMS_MAX, fields::text);
     if value.is_array() {
         return list(value).map(Value::from);

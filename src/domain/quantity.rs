@@ -35,6 +35,7 @@ impl Quantity {
     pub const ONE: Self = Self(NANOS);
     /// The least that is more than nothing.
     pub const SMALLEST: Self = Self(1);
+    pub const MAX: Self = Self(LIMIT - 1);
 
     /// Reads a decimal string: an optional minus, digits, optionally a point and digits.
     pub fn from_decimal(text: &str) -> Result<Self, NotAQuantity> {

@@ -7,6 +7,7 @@ use uuid::Uuid;
 
 use super::{Engine, EngineError, detached, exports};
 use crate::domain::catalog::{Catalog, Change};
+use crate::domain::credits::unit::Unit;
 use crate::domain::environment::Environment;
 use crate::domain::gate::budget;
 use crate::domain::plan::Limit;
@@ -49,10 +50,12 @@ impl Engine {
             let rates = store::exchange_rates::all(&mut transaction, environment).await?;
             let now = clock.now(environment, store::usage::now(&mut transaction).await?);
             next.refuse_caps(&rates, now)?;
+            let granted = granted_units(&mut transaction, environment, &present, &next).await?;
             let changes = present.changes_to(
                 &next,
                 |key| recorded.contains(key.as_str()),
                 |key| in_use.contains(key.as_str()),
+                |unit| granted.contains(unit),
             )?;
             if dry_run || changes.is_empty() {
                 transaction.rollback().await?;
@@ -113,6 +116,26 @@ async fn plans_in_use(
         return Ok(HashSet::new());
     }
     Ok(store::subscriptions::plans_in_use(connection, environment, &gone).await?.into_iter().collect())
+}
+
+/// Units that would be left out and of which there are open grants.
+async fn granted_units(
+    connection: &mut sqlx::PgConnection,
+    environment: Environment,
+    present: &Catalog,
+    next: &Catalog,
+) -> Result<Vec<Unit>, StoreError> {
+    let units = present.credit_units.iter().filter(|unit| next.credit_unit(&unit.key).is_none());
+    let meters = present.meters.iter().filter(|meter| next.meter(&meter.key).is_none());
+    let gone = units.map(|unit| Unit::CreditUnit(unit.key.clone()));
+    let gone: Vec<Unit> = gone.chain(meters.map(|meter| Unit::Meter(meter.key.clone()))).collect();
+    let mut granted = Vec::new();
+    for unit in gone {
+        if store::credit_grants::are_live(connection, environment, &unit).await? {
+            granted.push(unit);
+        }
+    }
+    Ok(granted)
 }
 
 /// Notes which limits, prices and caps plans have now, and drops the counters of limits that they have

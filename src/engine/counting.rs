@@ -13,6 +13,7 @@ use uuid::Uuid;
 
 use super::configuration::{Configuration, Fresh};
 use super::{Engine, EngineError, portions, reading};
+use crate::domain::credits::cover::covered;
 use crate::domain::environment::Environment;
 use crate::domain::event::Properties;
 use crate::domain::gate::book::{Counter, Line, LineKey};
@@ -124,6 +125,8 @@ pub(super) async fn make_missing(
 #[derive(Debug, Default)]
 pub(super) struct Count {
     used: Total,
+    /// What credits have paid for, for good.
+    paid: Total,
     lines: Vec<(LineKey, Line)>,
 }
 
@@ -132,7 +135,8 @@ impl Count {
         let lines = || self.lines.iter().filter(|(key, _)| now < key.expires_at);
         let held = lines().fold(Total::default(), |sum, (_, line)| sum + line.quantity.into());
         let next_expiry = lines().map(|(key, _)| key.expires_at).min();
-        Counter { level: Level { used: self.used, held }, next_expiry, becomes: None }
+        let covered = lines().fold(self.paid, |sum, (_, line)| sum + line.covered);
+        Counter { level: Level { used: self.used, held, covered }, next_expiry, becomes: None }
     }
 }
 
@@ -146,7 +150,8 @@ async fn write(
     for (need, count) in counted {
         let held = count.lines.iter().fold(Total::default(), |sum, (_, line)| sum + line.quantity.into());
         let next_expiry = count.lines.iter().map(|(key, _)| key.expires_at).min();
-        columns.push(need.counter.key, count.used, held, next_expiry);
+        let covered = count.lines.iter().fold(count.paid, |sum, (_, line)| sum + line.covered);
+        columns.push(need.counter.key, Level { used: count.used, held, covered }, next_expiry);
         let Some(row) = rows.iter().find(|row| row.key == need.counter.key) else { continue };
         for (key, line) in &count.lines {
             lines.push(row.id, *key, *line);
@@ -231,9 +236,23 @@ async fn count_together(
     let count = |need: &&Need<'_>| {
         let subject = need.counter.key.subject_id;
         let open = held.get(&subject).into_iter().flatten().copied();
-        Count { used: used.get(&subject).copied().unwrap_or_default(), lines: lines(need, open) }
+        let used = used.get(&subject).copied().unwrap_or_default();
+        Count { used, paid: Total::default(), lines: lines(need, open) }
     };
-    Ok(Some(needs.iter().map(count).collect()))
+    let mut counts: Vec<Count> = needs.iter().map(count).collect();
+    for (count, paid) in counts.iter_mut().zip(paid(snapshot, needs).await?) {
+        count.paid = paid;
+    }
+    Ok(Some(counts))
+}
+
+/// What credits have paid for, for good, of what counters count.
+async fn paid(snapshot: &mut PgConnection, needs: &[&Need<'_>]) -> Result<Vec<Total>, StoreError> {
+    let wanted = |need: &&Need<'_>| {
+        let Span { from, to } = need.counter.counted();
+        (need.counter.key.subject_id, need.counter.key.definition, from, to)
+    };
+    store::credit_ledger::covered(snapshot, &needs.iter().map(wanted).collect::<Vec<_>>()).await
 }
 
 /// Counts from what was recorded, in a snapshot.
@@ -258,7 +277,8 @@ pub(super) async fn count(
     let names = std::slice::from_ref(&need.tally.member().subject);
     let paths = store::subjects::path_ids(snapshot, environment, names, true).await?;
     let open = store::reservations::open_on_paths(snapshot, &paths, counted.from, counted.to).await?;
-    Ok(Count { used, lines: lines(need, open.iter()) })
+    let paid = paid(snapshot, &[need]).await?.first().copied().unwrap_or_default();
+    Ok(Count { used, paid, lines: lines(need, open.iter()) })
 }
 
 /// What open reservations hold on a counter. Those that have lapsed too: whoever locks the counter next
@@ -275,7 +295,8 @@ fn lines<'r>(need: &Need<'_>, open: impl Iterator<Item = &'r Reservation>) -> Ve
             {
                 let (expires_at, on_expiry) = (reservation.expires_at, reservation.on_expiry);
                 let key = LineKey { counter: need.counter.key, expires_at, reservation: reservation.key };
-                lines.push((key, Line { quantity, on_expiry }));
+                let covered = covered(&hold.covers, key.counter.subject_id, key.counter.definition);
+                lines.push((key, Line { quantity, covered, on_expiry }));
             }
         }
     }
@@ -348,6 +369,11 @@ impl<'a> Additions<'a> {
                 Sign::TakenBack => *sum - amount,
             };
         }
+    }
+
+    /// What is added to a counter.
+    pub(super) fn amount(&self, key: CounterKey) -> Total {
+        self.amounts.get(&key).copied().unwrap_or_default()
     }
 
     /// Writes them, the counters in order; as they stand then.

@@ -1,5 +1,7 @@
 //! Looking at recorded events, and taking one back.
 
+use std::collections::BTreeMap;
+
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde::Serialize;
@@ -8,6 +10,7 @@ use uuid::Uuid;
 
 use super::configuration::Fresh;
 use super::counting::{Additions, Reader, Sign};
+use super::credits::wallets::Cashier;
 use super::{Engine, EngineError, ExportView, cursor, detached};
 use crate::domain::environment::Environment;
 use crate::domain::event::{Properties, event_key};
@@ -260,13 +263,17 @@ impl Engine {
             }
             let properties = Properties::stored(row.properties.clone());
             let mut additions = Additions::default();
+            let mut quantities = BTreeMap::new();
             for (stored, quantity) in measured(terms, &row)? {
+                quantities.insert(stored.meter.key.clone(), quantity);
                 additions.add(terms, path, stored, &properties, (Sign::TakenBack, quantity), at);
             }
             let mut reader = Reader::new(self.database().clone());
             additions
                 .write(&mut transaction, &mut reader, environment, &configuration, now, &mut fresh)
                 .await?;
+            let cashier = Cashier { environment, terms, clock: &self.inner.clock, began: now };
+            cashier.take_back(&mut transaction, path, key, &quantities).await?;
         }
         let row = store::voids::find(&mut transaction, environment, key).await?;
         transaction.commit().await?;

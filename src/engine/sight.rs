@@ -6,6 +6,7 @@ use std::sync::Arc;
 use uuid::Uuid;
 
 use super::counting::{Need, Needs, count, need, question, unexpected};
+use super::credits::wallets::{Cashier, Holders, add_holder};
 use super::{Engine, EngineError, reading};
 use crate::domain::environment::Environment;
 use crate::domain::event::{Event, Properties};
@@ -14,7 +15,7 @@ use crate::domain::gate::budget::{Budget, Tally};
 use crate::domain::gate::decision::LimitState;
 use crate::domain::gate::request::Reserve;
 use crate::domain::gate::reservation::{Moment, holds};
-use crate::domain::gate::standing::{CounterKey, Match, Path, Terms};
+use crate::domain::gate::standing::{CounterKey, Match, Member, Path, Terms};
 use crate::domain::meter::Aggregation;
 use crate::domain::names::{EventName, MeterKey, SubjectId};
 use crate::domain::quantity::{Quantity, Total};
@@ -57,6 +58,12 @@ impl Sight {
         let found = store::subjects::paths(&mut self.snapshot, self.environment, Which::Of(&names)).await?;
         let path = found.into_iter().next().unwrap_or_else(|| Path::of_stranger(subject));
         Ok(path.settled(self.now, &self.terms))
+    }
+
+    /// Whether a subject's own subscription is written, or has none; else it is only to be taken for granted.
+    pub(super) async fn is_as_written(&mut self, member: &Member) -> Result<bool, StoreError> {
+        Ok(member.subscription.is_none()
+            || store::subscriptions::find(&mut self.snapshot, member.subject_id).await?.is_some())
     }
 
     /// What is used and held of limits and of what prices rate, now, by counter. Levels are read as
@@ -104,6 +111,7 @@ impl Sight {
                 let key = lapsing.get(&lapsed.counter_id);
                 if let Some(counter) = key.and_then(|key| counters.get_mut(key)) {
                     counter.level.held = counter.level.held - lapsed.line.quantity.into();
+                    counter.level.covered = counter.level.covered - lapsed.line.covered;
                 }
             }
         }
@@ -203,10 +211,20 @@ impl Engine {
         let mut counters = sight.counters(limits.chain(portions)).await?;
         sight.would_become(&path, request, &mut counters).await?;
         let now = sight.now;
+        let mut holders = Holders::new();
+        for found in terms.of_path(&path).filter(meets).filter(|found| found.terms.is_covered()) {
+            add_holder(&mut holders, found.member);
+        }
+        let mut wallets = BTreeMap::new();
+        if !holders.is_empty() {
+            let cashier = Cashier { environment, terms: &terms, clock: &self.inner.clock, began: now };
+            wallets = cashier.look(&mut sight.snapshot, &holders).await?;
+        }
         sight.snapshot.commit().await?;
         let none = BTreeSet::new();
         let mut book = Book::open(&terms, self.looking(now, &none));
         book.counters = counters;
+        book.credits.wallets = wallets;
         let limits = book.limits(&path, request.asks.iter().map(|ask| (&ask.meter, &ask.properties)));
         let outcome = match book.test(&request.asks, &path) {
             Err(denial) => Outcome::Denied(denial),

@@ -47,6 +47,7 @@ impl Engine {
         let known: Vec<Uuid> = definitions.iter().map(|definition| definition.id).collect();
         store::verify::stray_counters(&mut snapshot, environment, &known, &mut differences).await?;
         counters += portions(&mut snapshot, environment, &terms, now, &mut differences).await?;
+        store::verify_credits::credits(&mut snapshot, environment, &mut differences).await?;
         snapshot.commit().await?;
         Ok(Verdict { events, rollups, counters, differences: differences.count, shown: differences.shown })
     }

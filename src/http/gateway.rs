@@ -176,6 +176,9 @@ fn insert(headers: &mut HeaderMap, name: HeaderName, value: &str) {
 fn denied(denial: &Denial, deny_status: Option<StatusCode>) -> Response {
     let (status, detail) = match denial.reason {
         Reason::LimitReached => (StatusCode::TOO_MANY_REQUESTS, "a limit of the plan is reached"),
+        Reason::InsufficientCredits => {
+            (StatusCode::PAYMENT_REQUIRED, "a quota of the plan is used up, and credits do not reach")
+        }
         Reason::NoSubscription => (StatusCode::PAYMENT_REQUIRED, "the subject has no subscription"),
         Reason::SubscriptionInactive => {
             (StatusCode::PAYMENT_REQUIRED, "the subscription may not be used at present")

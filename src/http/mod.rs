@@ -4,6 +4,7 @@
 mod access;
 mod body;
 mod catalog;
+mod credits;
 mod csv;
 mod drop_in;
 mod events;
@@ -23,6 +24,7 @@ mod subscriptions;
 mod usage;
 mod webhooks;
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -119,6 +121,12 @@ pub fn routes() -> Vec<Route> {
         Route::new("/v1/subjects/{subject}/subscription", Secret, at!(delete subscriptions::end)),
         Route::new("/v1/subjects/{subject}/spend-caps", Payer, at!(put spend_caps::put)),
         Route::new("/v1/subjects/{subject}/spend-caps", EndUser, at!(get spend_caps::get)),
+        Route::new("/v1/subjects/{subject}/credits", EndUser, at!(get credits::balance)),
+        Route::new("/v1/subjects/{subject}/credits/ledger", EndUser, at!(get credits::ledger)),
+        Route::new("/v1/subjects/{subject}/credits/grants", EndUser, at!(get credits::grants)),
+        Route::new("/v1/subjects/{subject}/credits/grants", Secret, at!(post credits::grant)),
+        Route::new("/v1/subjects/{subject}/credits/grants/{id}/void", Secret, at!(post credits::void)),
+        Route::new("/v1/notices", Secret, at!(get credits::notices)),
         Route::new("/v1/check", Secret, at!(post reservations::check)),
         Route::new("/v1/reservations", Secret, at!(post reservations::reserve)),
         Route::new("/v1/reservations", Secret, at!(get reservations::list)),
@@ -154,17 +162,19 @@ pub fn routes() -> Vec<Route> {
 pub fn router(api: Api, settings: &HttpSettings) -> Router {
     // browsers may call what their credentials may
     let (mut plain, mut browsers, mut unhurried) = (Router::new(), Router::new(), Router::new());
+    let may_browse =
+        |route: &Route| matches!(route.access, Access::EndUser | Access::Payer | Access::Publishable);
+    // a path stands in one of them, with all its methods
+    let browsed: BTreeSet<&'static str> = routes().iter().filter(|r| may_browse(r)).map(|r| r.path).collect();
     for route in routes() {
         let guard = access::Guard { engine: api.engine.clone(), access: route.access, path: route.path };
         let guarded = route.handler.route_layer(middleware::from_fn_with_state(guard, access::admit));
-        match route.access {
-            _ if route.path == UNHURRIED => unhurried = unhurried.route(route.path, guarded),
-            Access::EndUser | Access::Payer | Access::Publishable => {
-                browsers = browsers.route(route.path, guarded);
-            }
-            Access::Open | Access::Signed | Access::Secret | Access::Gateway | Access::StripeSdk => {
-                plain = plain.route(route.path, guarded);
-            }
+        if route.path == UNHURRIED {
+            unhurried = unhurried.route(route.path, guarded);
+        } else if browsed.contains(route.path) {
+            browsers = browsers.route(route.path, guarded);
+        } else {
+            plain = plain.route(route.path, guarded);
         }
     }
     // a preflight is no method of a route: CORS stands around the answer to those, too

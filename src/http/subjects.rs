@@ -6,13 +6,14 @@ use axum::extract::{Extension, Path, State};
 use axum::http::{HeaderMap, Uri};
 use axum::response::{IntoResponse, Response};
 
+use super::access::forbidden;
 use super::problem::Problem;
 use super::query::{self, Parameters};
 use super::{Api, body};
 use crate::domain::fields::{Read, Violation};
 use crate::domain::names::SubjectId;
 use crate::engine::SubjectChange;
-use crate::engine::access::Principal;
+use crate::engine::access::{Principal, Role};
 
 pub(super) fn parse(text: String) -> Read<SubjectId> {
     Ok(SubjectId::parse(text)?)
@@ -22,6 +23,16 @@ pub(super) fn parse(text: String) -> Read<SubjectId> {
 pub(super) fn in_path(text: String) -> Result<SubjectId, Problem> {
     SubjectId::parse(text)
         .map_err(|bad| Problem::invalid(vec![Violation::new(bad.code, bad.detail).under("subject")]))
+}
+
+/// A token shows its own subject alone.
+pub(super) fn refuse_others(principal: &Principal, subject: &SubjectId) -> Result<(), Problem> {
+    match &principal.role {
+        Role::EndUser { subject: own, .. } if own != subject => {
+            Err(forbidden("a token shows its own subject alone"))
+        }
+        Role::EndUser { .. } | Role::Secret | Role::Publishable => Ok(()),
+    }
 }
 
 pub(super) async fn put(

@@ -165,10 +165,11 @@ async fn fold(engine: Engine, environment: Environment) -> Result<(), EngineErro
     Ok(())
 }
 
-/// Writes what time has done: expiries of reservations, ends of subscriptions. No answer waits for it.
+/// Writes what time has done: expiries of reservations and of credits, ends of subscriptions. No answer waits for it.
 async fn sweep(engine: Engine, environment: Environment) -> Result<(), EngineError> {
     engine.end_due_subscriptions(environment).await?;
     while engine.sweep(environment).await? {}
+    while engine.settle_due_wallets(environment).await? {}
     Ok(())
 }
 

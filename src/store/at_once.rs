@@ -155,6 +155,6 @@ pub async fn hold(
     let used: Option<Vec<Total>> = row.try_get("levels_used")?;
     let held: Option<Vec<Total>> = row.try_get("levels_held")?;
     let pairs = used.unwrap_or_default().into_iter().zip(held.unwrap_or_default());
-    let levels = pairs.map(|(used, held)| Level { used, held }).collect();
+    let levels = pairs.map(|(used, held)| Level { used, held, ..Level::default() }).collect();
     Ok(Some(Done { at, next_batch_id: row.try_get("next_batch")?, levels }))
 }

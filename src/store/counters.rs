@@ -70,7 +70,11 @@ fn read(row: &sqlx::postgres::PgRow) -> Result<CounterRow, StoreError> {
     Ok(CounterRow {
         key: read_key(row)?,
         id: row.try_get("id")?,
-        level: Level { used: row.try_get("used")?, held: row.try_get("held")? },
+        level: Level {
+            used: row.try_get("used")?,
+            held: row.try_get("held")?,
+            covered: row.try_get("covered")?,
+        },
         next_expiry: row.try_get("next_expiry")?,
         period_end: row.try_get("period_end")?,
         since: row.try_get("since")?,
@@ -124,7 +128,7 @@ pub async fn lock(
     // the clock is read for each row after it was locked: the last reading follows every lock
     let rows = sqlx::query(
         "with locked as materialized (
-             select c.subject_id, c.definition, c.period_start, c.id, c.used, c.held, c.next_expiry,
+             select c.subject_id, c.definition, c.period_start, c.id, c.used, c.held, c.covered, c.next_expiry,
                     c.period_end, c.since
              from unnest($1::bigint[], $2::uuid[], $3::timestamptz[]) as given (subject_id, definition, period_start)
              join counters c on c.subject_id = given.subject_id and c.definition = given.definition
@@ -152,7 +156,7 @@ pub async fn find(
 ) -> Result<Vec<CounterRow>, StoreError> {
     let keys: Keys = keys.collect();
     let rows = sqlx::query(
-        "select c.subject_id, c.definition, c.period_start, c.id, c.used, c.held, c.next_expiry,
+        "select c.subject_id, c.definition, c.period_start, c.id, c.used, c.held, c.covered, c.next_expiry,
                     c.period_end, c.since
          from unnest($1::bigint[], $2::uuid[], $3::timestamptz[]) as given (subject_id, definition, period_start)
          join counters c on c.subject_id = given.subject_id and c.definition = given.definition
@@ -188,7 +192,7 @@ pub async fn add_used(
                      $8::boolean[], $9::numeric[])
              as given (subject_id, definition, period_start, meter_id, period_end, since, of_price, amount)
          on conflict on constraint counters_pk do update set used = counters.used + excluded.used
-         returning subject_id, definition, period_start, id, used, held, next_expiry, period_end, since",
+         returning subject_id, definition, period_start, id, used, held, covered, next_expiry, period_end, since",
     )
     .bind(environment.code())
     .bind(&keys.subject_ids)
@@ -210,25 +214,52 @@ pub struct CounterColumns {
     pub keys: Vec<CounterKey>,
     pub used: Vec<Total>,
     pub held: Vec<Total>,
+    pub covered: Vec<Total>,
     pub next_expiry: Vec<Option<Timestamp>>,
 }
 
 impl CounterColumns {
-    pub fn push(&mut self, key: CounterKey, used: Total, held: Total, next_expiry: Option<Timestamp>) {
+    pub fn push(&mut self, key: CounterKey, level: Level, next_expiry: Option<Timestamp>) {
         self.keys.push(key);
-        self.used.push(used);
-        self.held.push(held);
+        self.used.push(level.used);
+        self.held.push(level.held);
+        self.covered.push(level.covered);
         self.next_expiry.push(next_expiry);
     }
+}
+
+/// Adds to what credits bear of the counters of some definitions, around instants.
+pub async fn add_covered(
+    connection: &mut PgConnection,
+    given: &[(i64, Uuid, Timestamp, Total)],
+) -> Result<(), StoreError> {
+    sqlx::query(
+        "update counters c set covered = c.covered + given.covered
+         from (select subject_id, definition, at, sum(covered) as covered
+               from unnest($1::bigint[], $2::uuid[], $3::timestamptz[], $4::numeric[])
+                   as given (subject_id, definition, at, covered)
+               group by subject_id, definition, at) given
+         where c.subject_id = given.subject_id and c.definition = given.definition
+           and c.since <= given.at and given.at < c.period_end",
+    )
+    .bind(given.iter().map(|(id, _, _, _)| *id).collect::<Vec<i64>>())
+    .bind(given.iter().map(|(_, definition, _, _)| *definition).collect::<Vec<Uuid>>())
+    .bind(given.iter().map(|(_, _, at, _)| *at).collect::<Vec<Timestamp>>())
+    .bind(given.iter().map(|(_, _, _, covered)| *covered).collect::<Vec<Total>>())
+    .execute(connection)
+    .await?;
+    Ok(())
 }
 
 /// Sets counters that are locked.
 pub async fn set(connection: &mut PgConnection, columns: &CounterColumns) -> Result<(), StoreError> {
     let keys: Keys = columns.keys.iter().copied().collect();
     sqlx::query(
-        "update counters c set used = given.used, held = given.held, next_expiry = given.next_expiry
-         from unnest($1::bigint[], $2::uuid[], $3::timestamptz[], $4::numeric[], $5::numeric[], $6::timestamptz[])
-             as given (subject_id, definition, period_start, used, held, next_expiry)
+        "update counters c set used = given.used, held = given.held, covered = given.covered,
+                               next_expiry = given.next_expiry
+         from unnest($1::bigint[], $2::uuid[], $3::timestamptz[], $4::numeric[], $5::numeric[], $6::timestamptz[],
+                     $7::numeric[])
+             as given (subject_id, definition, period_start, used, held, next_expiry, covered)
          where c.subject_id = given.subject_id and c.definition = given.definition
            and c.period_start = given.period_start",
     )
@@ -238,6 +269,7 @@ pub async fn set(connection: &mut PgConnection, columns: &CounterColumns) -> Res
     .bind(&columns.used)
     .bind(&columns.held)
     .bind(&columns.next_expiry)
+    .bind(&columns.covered)
     .execute(connection)
     .await?;
     Ok(())
@@ -264,7 +296,7 @@ pub async fn of_prices(
     environment: Environment,
 ) -> Result<Vec<(String, CounterRow)>, StoreError> {
     let rows = sqlx::query(
-        "select s.subject, c.subject_id, c.definition, c.period_start, c.id, c.used, c.held, c.next_expiry,
+        "select s.subject, c.subject_id, c.definition, c.period_start, c.id, c.used, c.held, c.covered, c.next_expiry,
                 c.period_end, c.since
          from counters c join subjects s on s.id = c.subject_id
          where c.environment = $1 and c.of_price order by s.subject",

@@ -7,7 +7,7 @@ use super::StoreError;
 use crate::domain::environment::Environment;
 use crate::domain::gate::book::{Line, LineKey};
 use crate::domain::gate::request::OnExpiry;
-use crate::domain::quantity::Quantity;
+use crate::domain::quantity::{Quantity, Total};
 use crate::domain::timestamp::Timestamp;
 
 /// A line that has lapsed.
@@ -37,7 +37,7 @@ pub async fn lapsed(
     now: Timestamp,
 ) -> Result<Vec<Lapsed>, StoreError> {
     let rows = sqlx::query(
-        "select counter_id, expires_at, reservation, on_expiry, quantity from hold_lines
+        "select counter_id, expires_at, reservation, on_expiry, quantity, covered from hold_lines
          where counter_id = any($1) and expires_at <= $2",
     )
     .bind(counter_ids)
@@ -51,7 +51,11 @@ pub async fn lapsed(
                 counter_id: row.try_get("counter_id")?,
                 expires_at: row.try_get("expires_at")?,
                 reservation: row.try_get("reservation")?,
-                line: Line { quantity, on_expiry: on_expiry(row.try_get("on_expiry")?) },
+                line: Line {
+                    quantity,
+                    covered: row.try_get("covered")?,
+                    on_expiry: on_expiry(row.try_get("on_expiry")?),
+                },
             })
         })
         .collect()
@@ -82,6 +86,7 @@ pub struct LineColumns {
     pub(super) reservations: Vec<Uuid>,
     pub(super) on_expiry: Vec<i16>,
     pub(super) quantities: Vec<Quantity>,
+    pub(super) covered: Vec<Total>,
 }
 
 impl LineColumns {
@@ -91,6 +96,7 @@ impl LineColumns {
         self.reservations.push(key.reservation);
         self.on_expiry.push(on_expiry_code(line.on_expiry));
         self.quantities.push(line.quantity);
+        self.covered.push(line.covered);
     }
 
     pub fn is_empty(&self) -> bool {
@@ -105,9 +111,11 @@ pub async fn write(
     lines: &LineColumns,
 ) -> Result<(), StoreError> {
     sqlx::query(
-        "insert into hold_lines (environment, counter_id, expires_at, reservation, on_expiry, quantity)
-         select $1, * from unnest($2::bigint[], $3::timestamptz[], $4::uuid[], $5::smallint[], $6::numeric[])
-         on conflict on constraint hold_lines_pk do update set quantity = excluded.quantity",
+        "insert into hold_lines (environment, counter_id, expires_at, reservation, on_expiry, quantity, covered)
+         select $1, * from unnest($2::bigint[], $3::timestamptz[], $4::uuid[], $5::smallint[], $6::numeric[],
+                                  $7::numeric[])
+         on conflict on constraint hold_lines_pk
+         do update set quantity = excluded.quantity, covered = excluded.covered",
     )
     .bind(environment.code())
     .bind(&lines.counter_ids)
@@ -115,6 +123,7 @@ pub async fn write(
     .bind(&lines.reservations)
     .bind(&lines.on_expiry)
     .bind(&lines.quantities)
+    .bind(&lines.covered)
     .execute(connection)
     .await?;
     Ok(())

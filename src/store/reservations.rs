@@ -9,6 +9,8 @@ use uuid::Uuid;
 
 use super::StoreError;
 use super::measures::push_paths;
+use crate::domain::credits::cover::{Cover, Share};
+use crate::domain::credits::wallet::Part;
 use crate::domain::environment::Environment;
 use crate::domain::event::Properties;
 use crate::domain::gate::request::OnExpiry;
@@ -26,6 +28,43 @@ struct KeptHold<'a> {
     #[serde(skip_serializing_if = "Map::is_empty")]
     properties: &'a Map<String, Value>,
     records: u32,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    covers: Vec<KeptCover>,
+}
+
+/// What credits bear of a hold: whose, of which grants (quantity, amount), and sparing which limits.
+#[derive(Serialize, Deserialize)]
+struct KeptCover {
+    subject: i64,
+    parts: Vec<(Uuid, Value, Value)>,
+    shares: Vec<(Uuid, Value)>,
+}
+
+impl KeptCover {
+    fn of(cover: &Cover) -> Self {
+        let text = |number: &dyn std::fmt::Display| Value::String(number.to_string());
+        let part = |part: &Part| (part.grant, text(&part.quantity), text(&part.amount));
+        let share = |share: &Share| (share.definition, text(&share.covered));
+        Self {
+            subject: cover.subject_id,
+            parts: cover.parts.iter().map(part).collect(),
+            shares: cover.shares.iter().map(share).collect(),
+        }
+    }
+
+    fn read(self) -> Result<Cover, StoreError> {
+        let number = |value: &Value| Quantity::from_json(value).map_err(unreadable);
+        let part = |(grant, quantity, amount): (Uuid, Value, Value)| {
+            Ok(Part { grant, quantity: number(&quantity)?, amount: number(&amount)?.into() })
+        };
+        let share =
+            |(definition, covered): (Uuid, Value)| Ok(Share { definition, covered: number(&covered)? });
+        Ok(Cover {
+            subject_id: self.subject,
+            parts: self.parts.into_iter().map(part).collect::<Result<_, StoreError>>()?,
+            shares: self.shares.into_iter().map(share).collect::<Result<_, StoreError>>()?,
+        })
+    }
 }
 
 #[derive(Deserialize)]
@@ -36,6 +75,8 @@ struct StoredHold {
     #[serde(default)]
     properties: Option<Value>,
     records: u32,
+    #[serde(default)]
+    covers: Vec<KeptCover>,
 }
 
 fn unreadable(what: impl std::fmt::Debug) -> StoreError {
@@ -50,6 +91,7 @@ impl StoredHold {
             committed: Quantity::from_json(&self.committed).map_err(unreadable)?,
             properties: Properties::stored(self.properties),
             records: self.records,
+            covers: self.covers.into_iter().map(KeptCover::read).collect::<Result<_, _>>()?,
         })
     }
 }
@@ -63,6 +105,7 @@ pub(super) fn kept(holds: &[Hold]) -> String {
             committed: hold.committed,
             properties: hold.properties.as_map(),
             records: hold.records,
+            covers: hold.covers.iter().map(KeptCover::of).collect(),
         })
         .collect();
     // names and numbers always serialise

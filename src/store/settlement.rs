@@ -25,6 +25,11 @@ pub struct Settlement<'a> {
     pub lines: LineColumns,
 }
 
+/// The id, where the key is another.
+fn id_beside_key(made: &Reservation) -> Option<&str> {
+    Some(made.id.as_str()).filter(|id| Uuid::try_parse(id).ok() != Some(made.key))
+}
+
 /// Writes it; how many of the new reservations found their keys free. Where that is not all, nothing
 /// of it may be committed.
 pub async fn write(
@@ -38,15 +43,14 @@ pub async fn write(
     let states: Vec<State<'_>> = altered.iter().map(|r| State::of(r)).collect();
     let next = StateColumns::of(&states);
     let keys: Keys = counters.keys.iter().copied().collect();
-    let ids: Vec<Option<&str>> = made
-        .iter()
-        .map(|r| Some(r.id.as_str()).filter(|id| Uuid::try_parse(id).ok() != Some(r.key)))
-        .collect();
+    let ids: Vec<Option<&str>> = made.iter().map(|made| id_beside_key(made)).collect();
     let inserted: i64 = sqlx::query_scalar(
         "with counted as (
-             update counters c set used = given.used, held = given.held, next_expiry = given.next_expiry
-             from unnest($2::bigint[], $3::uuid[], $4::timestamptz[], $5::numeric[], $6::numeric[], $7::timestamptz[])
-                 as given (subject_id, definition, period_start, used, held, next_expiry)
+             update counters c set used = given.used, held = given.held, covered = given.covered,
+                                   next_expiry = given.next_expiry
+             from unnest($2::bigint[], $3::uuid[], $4::timestamptz[], $5::numeric[], $6::numeric[], $7::timestamptz[],
+                         $41::numeric[])
+                 as given (subject_id, definition, period_start, used, held, next_expiry, covered)
              where c.subject_id = given.subject_id and c.definition = given.definition
                and c.period_start = given.period_start),
          ended as (
@@ -55,9 +59,11 @@ pub async fn write(
              where l.counter_id = given.counter_id and l.expires_at = given.expires_at
                and l.reservation = given.reservation),
          lined as (
-             insert into hold_lines (environment, counter_id, expires_at, reservation, on_expiry, quantity)
-             select $1, * from unnest($11::bigint[], $12::timestamptz[], $13::uuid[], $14::smallint[], $15::numeric[])
-             on conflict on constraint hold_lines_pk do update set quantity = excluded.quantity),
+             insert into hold_lines (environment, counter_id, expires_at, reservation, on_expiry, quantity, covered)
+             select $1, * from unnest($11::bigint[], $12::timestamptz[], $13::uuid[], $14::smallint[], $15::numeric[],
+                                      $42::numeric[])
+             on conflict on constraint hold_lines_pk
+             do update set quantity = excluded.quantity, covered = excluded.covered),
          altered as (
              update reservations r
              set expires_at = given.expires_at, status = given.status, holds = given.holds::jsonb,
@@ -123,6 +129,8 @@ pub async fn write(
     .bind(&new.settled_at)
     .bind(&new.call_content)
     .bind(&new.call_events)
+    .bind(&counters.covered)
+    .bind(&lines.covered)
     .fetch_one(connection)
     .await?;
     Ok(usize::try_from(inserted).unwrap_or(usize::MAX))

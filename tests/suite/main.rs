@@ -8,6 +8,7 @@ mod access;
 mod aggregations;
 mod bad_input;
 mod catalog;
+mod credits;
 mod drop_in;
 mod drop_in_sdk;
 mod embedded;

@@ -8,11 +8,14 @@ use std::time::Duration;
 
 use uuid::Uuid;
 
-use super::decision::{Denial, Denier, Grant, Level, LimitState, Reason, fits, granted, obstacle};
+use super::covering::{Asked, Credits, denial};
+use super::decision::{Denial, Denier, Grant, Level, LimitState, Reason, granted, obstacle};
 use super::request::{Ask, Commit, Extend, OnExpiry, Release, Reserve};
 use super::reservation::{Hold, Moment, Objection, Record, Refusal, Reservation, Settlement, Status, holds};
 use super::spending::Growth;
 use super::standing::{CounterKey, Match, Path, Terms};
+use crate::domain::credits::cover::{Cover, covered};
+use crate::domain::credits::wallet::Taken;
 use crate::domain::event::Properties;
 use crate::domain::fields::Violation;
 use crate::domain::meter::Aggregation;
@@ -41,6 +44,8 @@ pub struct LineKey {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Line {
     pub quantity: Quantity,
+    /// The part of it that credits bear.
+    pub covered: Total,
     pub on_expiry: OnExpiry,
 }
 
@@ -106,6 +111,7 @@ pub struct Book<'a> {
     pub lines: BTreeMap<LineKey, LineChange>,
     pub changed: BTreeMap<Uuid, Change>,
     pub entries: Vec<Entry>,
+    pub credits: Credits,
 }
 
 /// What becomes of a reservation's row.
@@ -126,6 +132,7 @@ impl<'a> Book<'a> {
             lines: BTreeMap::new(),
             changed: BTreeMap::new(),
             entries: Vec::new(),
+            credits: Credits::default(),
         }
     }
 
@@ -133,6 +140,7 @@ impl<'a> Book<'a> {
     pub fn lapse_line(&mut self, key: LineKey, line: Line) {
         if let Some(counter) = self.counters.get_mut(&key.counter) {
             counter.level.held = counter.level.held - line.quantity.into();
+            counter.level.covered = counter.level.covered - line.covered;
             self.lines.insert(key, LineChange { was_there: true, line: None });
         }
     }
@@ -144,20 +152,28 @@ impl<'a> Book<'a> {
             return Err(denial);
         }
         let mut grants = Vec::with_capacity(asks.len());
-        let mut denied_by = Vec::new();
+        let (mut denied, mut taken) = (Vec::new(), Taken::new());
         for ask in asks {
             let limits = self.levels(path, &ask.meter, &ask.properties, self.moment.now);
             let grant = match self.terms.meter(&ask.meter) {
                 Some(found) if !found.meter.aggregation.is_reservable() => self.test_level(ask, &limits),
                 _ => granted(ask.value.amount(), ask.grant, self.is_whole(ask), &limits),
             };
-            match grant {
-                Some(grant) => grants.push(grant),
-                None => denied_by.extend(self.deniers(ask, &limits)),
+            let covered = self.covered_grant(ask, grant, &limits, &mut taken);
+            if grant.is_none() {
+                denied.extend(self.deniers(ask, &limits).into_iter().map(|by| (Reason::LimitReached, by)));
+            }
+            match covered {
+                Ok(grant) => grants.extend(grant),
+                Err(short) => {
+                    let by = self.short_of_credits(ask, &limits, &short, self.least(ask));
+                    denied.extend(by.into_iter().map(|by| (Reason::InsufficientCredits, by)));
+                }
             }
         }
         if grants.len() < asks.len() {
-            return Err(Denial { reason: Reason::LimitReached, denied_by });
+            let bare = Denial { reason: Reason::LimitReached, denied_by: Vec::new() };
+            return Err(denial(denied).unwrap_or(bare));
         }
         self.within_caps(asks, grants, path)
             .map_err(|denied_by| Denial { reason: Reason::SpendCapReached, denied_by })
@@ -176,17 +192,22 @@ impl<'a> Book<'a> {
         fits.then(|| ask.value.quantity.unwrap_or(Quantity::ONE))
     }
 
-    fn deniers(&self, ask: &Ask, limits: &[(Match<'_>, Level)]) -> Vec<Denier> {
-        // what a grant must at least leave room for
-        let least = match (ask.grant, self.is_whole(ask)) {
+    /// What a grant must at least leave room for.
+    fn least(&self, ask: &Ask) -> Quantity {
+        match (ask.grant, self.is_whole(ask)) {
             (Grant::Exactly, _) => ask.value.amount(),
             (Grant::UpTo, true) => ask.value.amount().min(Quantity::ONE),
             (Grant::UpTo, false) => ask.value.amount().min(Quantity::SMALLEST),
-        };
+        }
+    }
+
+    fn deniers(&self, ask: &Ask, limits: &[(Match<'_>, Level)]) -> Vec<Denier> {
+        let least = self.least(ask);
         let denies = |found: &Match<'_>, level: Level| {
             let becomes = self.counter_at(found, self.moment.now).and_then(|(_, counter)| counter.becomes);
             let would = becomes.unwrap_or(level.used + level.held + least.into());
-            found.terms.is_hard() && found.quota().is_some_and(|quota| would > Total::from(quota))
+            let is_plain = found.terms.is_hard() && !found.terms.is_covered();
+            is_plain && found.quota().is_some_and(|quota| would > Total::from(quota))
         };
         let requested = ask.value.quantity.unwrap_or(Quantity::ONE);
         limits
@@ -196,13 +217,13 @@ impl<'a> Book<'a> {
             .collect()
     }
 
-    fn counter_at(&self, found: &Match<'_>, at: Timestamp) -> Option<(CounterKey, &Counter)> {
+    pub(super) fn counter_at(&self, found: &Match<'_>, at: Timestamp) -> Option<(CounterKey, &Counter)> {
         let period = found.counter_at(at)?;
         Some((period.key, self.counters.get(&period.key)?))
     }
 
     /// The limits that meet a use, with what is used and held of them around an instant.
-    fn levels<'p>(
+    pub(super) fn levels<'p>(
         &self,
         path: &'p Path,
         meter: &MeterKey,
@@ -308,7 +329,12 @@ impl<'a> Book<'a> {
             last_call: None,
         };
         self.paths.entry(path.id).or_insert_with(|| Arc::clone(path));
-        self.enter(None, &made, Vec::new());
+        let asked = |hold: &'_ Hold| (hold.meter.clone(), hold.properties.clone(), hold.value);
+        let uses: Vec<_> = made.holds.iter().map(asked).collect();
+        let uses =
+            uses.iter().map(|(meter, properties, quantity)| Asked { meter, properties, quantity: *quantity });
+        let covers = self.covers_of(path, uses, self.moment.now);
+        self.enter(None, &made, Vec::new(), covers);
         self.answer(Outcome::Held { reservation: made.clone(), replayed: false }, &made)
     }
 
@@ -326,7 +352,7 @@ impl<'a> Book<'a> {
             }
             Ok(Settlement::New { next, records }) => {
                 let events = records.iter().map(|record| record.key).collect();
-                self.enter(Some(&before), &next, records);
+                self.enter(Some(&before), &next, records, Vec::new());
                 let outcome = Outcome::Committed { reservation: (*next).clone(), events, replayed: false };
                 self.answer(outcome, &next)
             }
@@ -347,7 +373,7 @@ impl<'a> Book<'a> {
                 self.answer(Outcome::Released { reservation: before.clone(), replayed }, &before)
             }
             Ok(Some(next)) => {
-                self.enter(Some(&before), &next, Vec::new());
+                self.enter(Some(&before), &next, Vec::new(), Vec::new());
                 self.answer(Outcome::Released { reservation: next.clone(), replayed: false }, &next)
             }
         }
@@ -363,54 +389,54 @@ impl<'a> Book<'a> {
             Ok(next) => next,
             Err(objection) => return self.objected(objection),
         };
-        if let Some(denial) = self.test_growth(&before, &next) {
-            return self.answer(Outcome::Denied(denial), &before);
-        }
-        self.enter(Some(&before), &next, Vec::new());
+        let covers = match self.test_growth(&before, &next) {
+            Ok(covers) => covers,
+            Err(denial) => return self.answer(Outcome::Denied(denial), &before),
+        };
+        self.enter(Some(&before), &next, Vec::new(), covers);
         self.answer(Outcome::Extended { reservation: next.clone() }, &next)
     }
 
-    /// Whether holds that grow still fit, in the periods in which they are held.
-    fn test_growth<'n>(&self, before: &Reservation, next: &'n Reservation) -> Option<Denial> {
-        let path = self.paths.get(&next.path_id)?;
-        let now = self.moment.now;
+    /// Whether holds that grow still fit, in the periods in which they are held; what credits bear of their
+    /// growth, hold by hold.
+    fn test_growth<'n>(
+        &self,
+        before: &Reservation,
+        next: &'n Reservation,
+    ) -> Result<Vec<Vec<Cover>>, Denial> {
+        let Some(path) = self.paths.get(&next.path_id) else { return Ok(Vec::new()) };
+        let (now, at) = (self.moment.now, next.created_at);
         let growth = |(old, new): (&Hold, &'n Hold)| Growth {
             meter: &new.meter,
             properties: &new.properties,
             from: before.open(old, now),
             to: next.open(new, now),
         };
-        let grown: Vec<(&Hold, Growth<'_>)> = before
-            .holds
-            .iter()
-            .zip(&next.holds)
-            .map(|(old, new)| (new, growth((old, new))))
-            .filter(|(_, growth)| growth.to > growth.from)
-            .collect();
-        if grown.is_empty() {
-            return None;
+        let growths: Vec<Growth<'_>> = before.holds.iter().zip(&next.holds).map(growth).collect();
+        let grown = || next.holds.iter().zip(&growths).filter(|(_, growth)| growth.to > growth.from);
+        if grown().next().is_none() {
+            return Ok(Vec::new());
         }
-        let uses = grown.iter().map(|(hold, _)| (&hold.meter, &hold.properties));
+        let uses = grown().map(|(hold, _)| (&hold.meter, &hold.properties));
         if let Some(denial) = obstacle(self.terms, path, uses) {
-            return Some(denial);
+            return Err(denial);
         }
-        let mut denied_by = Vec::new();
-        for (hold, growth) in &grown {
-            let more = Total::from(growth.to) - growth.from.into();
-            for (found, _) in self.levels(path, &hold.meter, &hold.properties, next.created_at) {
-                // a period that was over before there was such a limit has no counter, and no quota to pass
-                let Some((_, counter)) = self.counter_at(&found, next.created_at) else { continue };
-                if found.terms.is_hard() && !fits(found.quota(), counter.level, more) {
-                    denied_by.push(Denier::of(&found, counter.level, hold.value, next.created_at));
-                }
-            }
+        let (mut denied, mut taken) = (Vec::new(), Taken::new());
+        for (hold, growth) in grown() {
+            let mut limits = self.levels(path, &hold.meter, &hold.properties, at);
+            // a period that was over before there was such a limit has no counter, and no quota to pass
+            limits.retain(|(found, _)| self.counter_at(found, at).is_some());
+            denied.extend(self.growth_denied(&limits, growth.asked(), hold.value, &mut taken, at));
         }
+        if let Some(denial) = denial(denied) {
+            return Err(denial);
+        }
+        let only: Vec<Growth<'_>> = grown().map(|(_, growth)| *growth).collect();
+        let denied_by = self.caps_passed(path, &only, at);
         if !denied_by.is_empty() {
-            return Some(Denial { reason: Reason::LimitReached, denied_by });
+            return Err(Denial { reason: Reason::SpendCapReached, denied_by });
         }
-        let growths: Vec<Growth<'_>> = grown.into_iter().map(|(_, growth)| growth).collect();
-        let denied_by = self.caps_passed(path, &growths, next.created_at);
-        (!denied_by.is_empty()).then_some(Denial { reason: Reason::SpendCapReached, denied_by })
+        Ok(self.covers_of(path, growths.iter().map(Growth::asked), at))
     }
 
     /// Carries out an expiry that is due.
@@ -418,18 +444,30 @@ impl<'a> Book<'a> {
         let Some(before) = self.reservations.get(&key) else { return };
         if let Some((next, records)) = before.lapsed(self.moment) {
             let before = before.clone();
-            self.enter(Some(&before), &next, records);
+            self.enter(Some(&before), &next, records, Vec::new());
         }
     }
 
     /// Writes a reservation's change into the book: its holds, its records, itself.
-    fn enter(&mut self, before: Option<&Reservation>, after: &Reservation, records: Vec<Record>) {
+    /// `added`: what credits bear of what it holds anew, hold by hold.
+    fn enter(
+        &mut self,
+        before: Option<&Reservation>,
+        after: &Reservation,
+        records: Vec<Record>,
+        added: Vec<Vec<Cover>>,
+    ) {
         let Some(path) = self.paths.get(&after.path_id).cloned() else { return };
+        let (mut entered, mut added) = (after.clone(), added.into_iter());
         for (index, hold) in after.holds.iter().enumerate() {
             let was_open =
                 before.map_or(Quantity::default(), |old| old.open(&old.holds[index], self.moment.now));
             let is_open = after.open(hold, self.moment.now);
-            let recorded = || records.iter().filter(|record| record.meter == hold.meter);
+            let record = records.iter().find(|record| record.meter == hold.meter);
+            let held_before = before.filter(|old| old.is_holding(self.moment.now));
+            let held_before = held_before.map_or(&[][..], |old| old.holds[index].covers.as_slice());
+            let (held, paid) =
+                self.carry_covers((before, after), index, record, added.next().unwrap_or_default());
             // limits of one definition, a soft one below a hard one, share a counter
             let mut done = BTreeSet::new();
             for tally in self.terms.tallies(&path, &hold.meter, &hold.properties, after.created_at) {
@@ -437,9 +475,10 @@ impl<'a> Book<'a> {
                 let Some(counter) = self.counters.get_mut(&key).filter(|_| done.insert(key)) else {
                     continue;
                 };
-                let used =
-                    recorded().fold(Total::default(), |sum, record| sum + tally.measure(record.quantity));
+                let used = record.map_or(Total::default(), |record| tally.measure(record.quantity));
                 counter.level.used = counter.level.used + used;
+                let of = |covers: &[Cover]| covered(covers, key.subject_id, key.definition);
+                counter.level.covered = counter.level.covered + of(&held) + of(&paid) - of(held_before);
                 let (is_held, was_held) = (tally.measure_held(is_open), tally.measure_held(was_open));
                 counter.level.held = counter.level.held + is_held - was_held;
                 let line = |of: &Reservation| LineKey {
@@ -459,11 +498,24 @@ impl<'a> Book<'a> {
                     self.lines
                         .entry(line(after))
                         .or_insert(LineChange { was_there: false, line: None })
-                        .line =
-                        is_held.quantity().map(|quantity| Line { quantity, on_expiry: after.on_expiry });
+                        .line = is_held.quantity().map(|quantity| Line {
+                        quantity,
+                        covered: of(&held),
+                        on_expiry: after.on_expiry,
+                    });
+                }
+            }
+            entered.holds[index].covers = held;
+            if let Some(record) = record {
+                self.note_paid(&paid, after.created_at, record.key);
+                let beyond = record.quantity.above(was_open);
+                if !beyond.is_zero() && !self.credits.wallets.is_empty() {
+                    let (of, by) = ((&hold.meter, &hold.properties), (Some(after.key), record.key));
+                    self.cover_recorded(&path, of, beyond, by, after.created_at);
                 }
             }
         }
+        self.enter_credit_lines(before, &entered);
         let at = after.created_at;
         self.entries.extend(records.into_iter().map(|record| Entry { path: Arc::clone(&path), at, record }));
         self.changed.entry(after.key).or_insert(if before.is_some() {
@@ -471,6 +523,6 @@ impl<'a> Book<'a> {
         } else {
             Change::Made
         });
-        self.reservations.insert(after.key, after.clone());
+        self.reservations.insert(after.key, entered);
     }
 }

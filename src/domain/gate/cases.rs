@@ -313,7 +313,8 @@ impl World {
             let quantity = of.open(hold, self.clock());
             let counts = limit.meter == hold.meter && limit.filter.admits(&hold.properties);
             let key = LineKey { counter: period.key, expires_at: of.expires_at, reservation: of.key };
-            (counts && !quantity.is_zero()).then_some((key, Line { quantity, on_expiry: of.on_expiry }))
+            (counts && !quantity.is_zero())
+                .then_some((key, Line { quantity, covered: Total::default(), on_expiry: of.on_expiry }))
         };
         let held = self.reservations.values().filter(here);
         held.flat_map(|of| of.holds.iter().filter_map(move |hold| line(of, hold))).collect()
@@ -534,7 +535,7 @@ impl World {
         let mut limits = self.terms.of_member(&path.members[0]);
         let Some(found) = limits.find(|found| found.key().as_str() == key) else { return "none".to_owned() };
         let counter = found.counter_at(at).and_then(|period| book.counters.get(&period.key));
-        let Level { used, held } = counter.map(|counter| counter.level).unwrap_or_default();
+        let Level { used, held, .. } = counter.map(|counter| counter.level).unwrap_or_default();
         format!("{used}+{held}")
     }
 }
@@ -1380,6 +1381,7 @@ fn what_is_granted() {
         let level = |(used, held): &(&str, &str)| Level {
             used: Total::from_decimal(used).unwrap(),
             held: Total::from_decimal(held).unwrap(),
+            ..Level::default()
         };
         let found = with_limits(limits, |limits| {
             let limits: Vec<(Match<'_>, Level)> =

@@ -17,6 +17,8 @@ use crate::domain::window::Span;
 pub struct Level {
     pub used: Total,
     pub held: Total,
+    /// The part of both that credits bear.
+    pub covered: Total,
 }
 
 /// Why something may not run.
@@ -28,6 +30,7 @@ pub enum Reason {
     Unmatched,
     LimitReached,
     SpendCapReached,
+    InsufficientCredits,
 }
 
 impl Reason {
@@ -38,6 +41,7 @@ impl Reason {
             Self::Unmatched => "unmatched",
             Self::LimitReached => "limit_reached",
             Self::SpendCapReached => "spend_cap_reached",
+            Self::InsufficientCredits => "insufficient_credits",
         }
     }
 }
@@ -52,6 +56,9 @@ pub struct LimitState {
     pub quota: Option<Quantity>,
     pub used: Total,
     pub held: Total,
+    /// Of a limit that credits extend: the part of both that they bear.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub covered: Option<Total>,
     pub remaining: Option<Total>,
     /// None: never.
     pub resets_at: Option<Timestamp>,
@@ -62,6 +69,8 @@ pub struct LimitState {
 impl LimitState {
     pub fn of(found: &Match<'_>, level: Level, now: Timestamp) -> Self {
         let (quota, period) = (found.quota(), found.period_at(now));
+        let covered = found.terms.is_covered().then_some(level.covered);
+        let borne = level.used + level.held - covered.unwrap_or_default();
         Self {
             subject: found.member.subject.clone(),
             key: found.key().clone(),
@@ -69,7 +78,8 @@ impl LimitState {
             quota,
             used: level.used,
             held: level.held,
-            remaining: quota.map(|quota| (Total::from(quota) - level.used - level.held).or_zero()),
+            covered,
+            remaining: quota.map(|quota| (Total::from(quota) - borne).or_zero()),
             resets_at: resets_at(period),
             period,
         }
@@ -98,6 +108,9 @@ pub struct LimitDenier {
     pub quota: Option<Quantity>,
     pub used: Total,
     pub held: Total,
+    /// Of a limit that credits extend: the part of both that they bear.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub covered: Option<Total>,
     pub requested: Quantity,
     pub resets_at: Option<Timestamp>,
 }
@@ -119,9 +132,9 @@ pub struct CapDenier {
 
 impl Denier {
     pub fn of(found: &Match<'_>, level: Level, requested: Quantity, now: Timestamp) -> Self {
-        let LimitState { subject, key, meter, quota, used, held, resets_at, .. } =
+        let LimitState { subject, key, meter, quota, used, held, covered, resets_at, .. } =
             LimitState::of(found, level, now);
-        Self::Limit(LimitDenier { subject, key, meter, quota, used, held, requested, resets_at })
+        Self::Limit(LimitDenier { subject, key, meter, quota, used, held, covered, requested, resets_at })
     }
 
     /// When it no longer stands in the way; never for what has no end.
@@ -177,15 +190,15 @@ pub fn fits(quota: Option<Quantity>, level: Level, more: Total) -> bool {
     quota.is_none_or(|quota| level.used + level.held + more <= Total::from(quota))
 }
 
-/// The part of `asked` that fits under all the limits, which are those that match; `whole`: in whole
-/// units. None where it is denied.
+/// The part of `asked` that fits under all the limits, which are those that match, but for those that
+/// credits extend; `whole`: in whole units. None where it is denied.
 pub fn granted(
     asked: Quantity,
     grant: Grant,
     whole: bool,
     limits: &[(Match<'_>, Level)],
 ) -> Option<Quantity> {
-    let hard = || limits.iter().filter(|(found, _)| found.terms.is_hard());
+    let hard = || limits.iter().filter(|(found, _)| found.terms.is_hard() && !found.terms.is_covered());
     let fits_all = |more: Quantity| hard().all(|(found, level)| fits(found.quota(), *level, more.into()));
     if fits_all(asked) {
         return Some(asked);

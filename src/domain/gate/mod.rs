@@ -6,6 +6,7 @@ pub mod book;
 pub mod budget;
 #[cfg(test)]
 mod cases;
+pub mod covering;
 pub mod decision;
 pub mod request;
 pub mod reservation;

@@ -9,6 +9,7 @@ use uuid::Uuid;
 
 use super::request::{Amount, Ask, Commit, Extend, OnExpiry, Release, refuse_amounts};
 use super::standing::Terms;
+use crate::domain::credits::cover::Cover;
 use crate::domain::event::Properties;
 use crate::domain::fields::Violation;
 use crate::domain::meter::{Meter, dimension_value};
@@ -45,6 +46,8 @@ pub struct Hold {
     pub properties: Properties,
     /// How many events recorded it, and ids that were not free.
     pub records: u32,
+    /// What credits bear of what is left.
+    pub covers: Vec<Cover>,
 }
 
 impl Hold {
@@ -62,6 +65,7 @@ pub fn holds(asks: &[Ask], grants: &[Quantity]) -> Vec<Hold> {
         committed: Quantity::default(),
         properties: ask.properties.clone(),
         records: 0,
+        covers: Vec::new(),
     };
     asks.iter().zip(grants).map(hold).collect()
 }
@@ -199,9 +203,15 @@ impl Reservation {
 
     /// What a hold keeps others from. One that is charged at its expiry keeps it until it is.
     pub fn open(&self, hold: &Hold, now: Timestamp) -> Quantity {
-        let is_open =
-            self.status == Status::Held && (self.on_expiry == OnExpiry::Commit || now < self.expires_at);
-        if is_open { hold.left() } else { Quantity::default() }
+        if self.is_holding(now) { hold.left() } else { Quantity::default() }
+    }
+
+    pub fn holds_credits(&self) -> bool {
+        self.holds.iter().any(|hold| !hold.covers.is_empty())
+    }
+
+    pub fn is_holding(&self, now: Timestamp) -> bool {
+        self.status == Status::Held && (self.on_expiry == OnExpiry::Commit || now < self.expires_at)
     }
 
     /// The reservation once its expiry is carried out, with what that charges; none while it lasts or

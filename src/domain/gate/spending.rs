@@ -3,6 +3,7 @@
 
 use super::book::Book;
 use super::budget::{Budget, Measure, Slice};
+use super::covering::Asked;
 use super::decision::{CapDenier, Denier, Grant, Level, resets_at};
 use super::request::Ask;
 use super::standing::{CounterKey, Path};
@@ -19,6 +20,13 @@ pub(super) struct Growth<'a> {
     pub(super) properties: &'a Properties,
     pub(super) from: Quantity,
     pub(super) to: Quantity,
+}
+
+impl<'a> Growth<'a> {
+    /// What is asked for beyond what is held.
+    pub(super) fn asked(&self) -> Asked<'a> {
+        Asked { meter: self.meter, properties: self.properties, quantity: self.to.above(self.from) }
+    }
 }
 
 impl Book<'_> {

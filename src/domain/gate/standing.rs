@@ -12,7 +12,7 @@ use crate::domain::event::Properties;
 use crate::domain::limits::{CLOSING, EVENT_AHEAD_MAX};
 use crate::domain::meter::{Aggregation, StoredMeter};
 use crate::domain::names::{ItemKey, MeterKey, PlanKey, SubjectId};
-use crate::domain::plan::{Enforcement, Limit, Plan};
+use crate::domain::plan::{Enforcement, Limit, Overage, Plan};
 use crate::domain::pricing::exchange::Rates;
 use crate::domain::pricing::price::Price;
 use crate::domain::quantity::Quantity;
@@ -138,6 +138,11 @@ impl LimitTerms {
         self.limit.enforcement == Enforcement::Hard
     }
 
+    /// Whether credits cover what is above its quota.
+    pub fn is_covered(&self) -> bool {
+        self.limit.overage == Overage::Credits
+    }
+
     /// Whether it compares a counter, which can be held; else a level, which is read.
     pub fn is_counted(&self) -> bool {
         self.aggregation.is_reservable()
@@ -212,7 +217,7 @@ impl Terms {
     }
 
     /// The meters that look at events of a name, by key.
-    pub fn meters_of(&self, event_name: &str) -> impl Iterator<Item = &StoredMeter> {
+    pub fn meters_of(&self, event_name: &str) -> impl Iterator<Item = &StoredMeter> + Clone {
         let keys = self.by_event_name.get(event_name).map_or(&[][..], Vec::as_slice);
         keys.iter().filter_map(|key| self.meters.get(key))
     }
@@ -221,6 +226,11 @@ impl Terms {
     pub fn meter_in_stripe(&self, event_name: &str) -> Option<&StoredMeter> {
         let named = self.by_stripe_name.get(event_name).and_then(|key| self.meters.get(key));
         named.or_else(|| self.meters_of(event_name).next())
+    }
+
+    /// Whether credits cover what is above the quota of any limit.
+    pub fn has_covered(&self) -> bool {
+        self.limits.values().flatten().any(LimitTerms::is_covered)
     }
 
     pub fn limits_of(&self, plan: &PlanKey) -> &[LimitTerms] {

@@ -199,7 +199,8 @@ fn agrees(
             let ttl = Duration::from_secs(line.ttl_seconds.unsigned_abs().into());
             let expires_at = moment.now.saturating_add(ttl);
             let key = LineKey { counter: line.counter, expires_at, reservation: line.reservation };
-            let held = Line { quantity: line.quantity, on_expiry: line.on_expiry };
+            let covered = Total::default();
+            let held = Line { quantity: line.quantity, covered, on_expiry: line.on_expiry };
             book.lines.get(&key).and_then(|change| change.line) == Some(held)
         });
     all_answered && all_held && book.changed.len() == batch.made.len()
@@ -415,6 +416,9 @@ fn is_plain(member: &Member, terms: &Terms) -> bool {
         limits,
         prices: _,
         spend_caps: _,
+        // what they give is burnt by limits that say so alone
+        credit_grants: _,
+        credit_alerts: _,
         stripe_price_ids: _,
     } = plan;
     limits.iter().all(is_counted_alone)

@@ -1,5 +1,5 @@
 //! One attempt at settling a batch of calls as one transaction. Locks are taken in one order:
-//! configuration (shared), reservations, subjects, counters; each group ascending. Last, when every
+//! configuration (shared), reservations, subjects, counters, wallets; each group ascending. Last, when every
 //! lock is held, come the keys of recorded events, which nobody else can want, and the ids of new
 //! reservations: whoever waits there waits only for a commit.
 
@@ -9,6 +9,7 @@ use std::sync::Arc;
 use sqlx::PgConnection;
 use uuid::Uuid;
 
+use super::credits::{Purses, holders};
 use super::{Call, Holding, Reply};
 use crate::domain::environment::Environment;
 use crate::domain::fields::Violation;
@@ -22,9 +23,11 @@ use crate::domain::timestamp::Timestamp;
 use crate::engine::arrivals::{self, Standings};
 use crate::engine::configuration::{Configuration, Fresh};
 use crate::engine::counting::{self, Need, Needs, make_missing, need};
+use crate::engine::credits::wallets::Cashier;
 use crate::engine::subscriptions::carry_out_ends;
 use crate::engine::writers::Attempt;
 use crate::store::configuration::begin_recording;
+use crate::store::counters::CounterRow;
 use crate::store::events::{EventColumns, KeyColumns};
 use crate::store::settlement::Settlement;
 use crate::store::{self, StoreError};
@@ -67,7 +70,10 @@ pub(super) async fn attempt(
     let reader = &mut holding.reader;
     make_missing(connection, reader, environment, &configuration, &needs, began, &mut fresh).await?;
     let (rows, locked_at) = store::counters::lock(connection, needs.keys().copied()).await?;
-    let now = workplace.clock.now(environment, locked_at).max(began);
+    let cashier = Cashier { environment, terms, clock: &workplace.clock, began };
+    let holders = holders(terms, good(), &scene.standings, (&scene.locked, &scene.paths));
+    let mut purses = Purses::open(connection, cashier, holders).await?;
+    let now = purses.not_before(workplace.clock.now(environment, locked_at).max(began));
     // a period may have turned over, or a subscription ended, while others held the locks
     if shown_until.is_some_and(|end| end <= now) || scene.has_due_end(now, terms) {
         roll_back(connection).await?;
@@ -81,15 +87,12 @@ pub(super) async fn attempt(
     let mut book = Book::open(terms, moment);
     book.paths = std::mem::take(&mut scene.paths);
     book.reservations = scene.locked.drain(..).map(|reservation| (reservation.key, reservation)).collect();
-    let mut ids = HashMap::with_capacity(rows.len());
-    for row in &rows {
-        ids.insert(row.key, row.id);
-        let counter = Counter { level: row.level, next_expiry: row.next_expiry, becomes: None };
-        book.counters.insert(row.key, counter);
-    }
+    let ids: HashMap<CounterKey, i64> = rows.iter().map(|row| (row.key, row.id)).collect();
+    book.counters.extend(rows.iter().map(|row| (row.key, counter(row))));
     let before = book.counters.clone();
     book.counters.extend(read);
-    let charged = settle_lapsed(connection, &mut book, &ids).await?;
+    let mut charged = settle_lapsed(connection, &mut book, &ids).await?;
+    charged.extend(purses.lend(&mut book));
     if !charged.is_empty() {
         // they have to be recorded first, and their rows come before counters in the order of locks
         roll_back(connection).await?;
@@ -113,6 +116,9 @@ pub(super) async fn attempt(
     } else {
         Written::Not
     };
+    if written == Written::Whole {
+        purses.write(connection, &mut book).await?;
+    }
     if written != Written::Whole || has_twin(connection, environment, work, &replies).await? {
         roll_back(connection).await?;
         workplace.months.make(connection, &missing).await?;
@@ -159,6 +165,10 @@ async fn read_levels(
         read.push((*key, counting::count(connection, environment, terms, level).await?.counter(now)));
     }
     Ok(read)
+}
+
+fn counter(row: &CounterRow) -> Counter {
+    Counter { level: row.level, next_expiry: row.next_expiry, becomes: None }
 }
 
 async fn roll_back(connection: &mut PgConnection) -> Result<(), StoreError> {
@@ -278,7 +288,7 @@ fn need_portion<'a>(
     found
 }
 
-fn requests<'c>(calls: impl Iterator<Item = &'c Call>) -> impl Iterator<Item = &'c Reserve> {
+pub(super) fn requests<'c>(calls: impl Iterator<Item = &'c Call>) -> impl Iterator<Item = &'c Reserve> {
     calls.filter_map(|call| match call {
         Call::Reserve { request, .. } => Some(request),
         _ => None,
@@ -424,7 +434,7 @@ async fn write(
         // a level is read, and has no row
         if before.get(key).is_some_and(|before| before != counter) {
             let level = counter.level;
-            settlement.counters.push(*key, level.used, level.held, counter.next_expiry);
+            settlement.counters.push(*key, level, counter.next_expiry);
         }
     }
     for (key, change) in &book.changed {

@@ -2,6 +2,7 @@
 
 mod at_once;
 mod batch;
+mod credits;
 mod rooms;
 mod routing;
 

@@ -1,5 +1,5 @@
 //! One attempt at recording a batch as one transaction. Locks are taken in one order: configuration
-//! (shared), subjects, event keys, counters; each group ascending.
+//! (shared), subjects, event keys, counters, wallets; each group ascending.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
@@ -17,6 +17,8 @@ use crate::domain::timestamp::Timestamp;
 use crate::engine::arrivals::{self, Standings};
 use crate::engine::configuration::{Configuration, Fresh};
 use crate::engine::counting::{Additions, Sign};
+use crate::engine::credits::recording::Tracked;
+use crate::engine::credits::wallets::Cashier;
 use crate::engine::subscriptions::carry_out_ends;
 use crate::engine::writers::Attempt;
 use crate::store::configuration::begin_recording;
@@ -76,9 +78,13 @@ pub(super) async fn attempt(
     let columns = event_columns(&candidates, &recorded, &standings, &names);
     store::events::insert_batch(connection, environment, opening.batch_id, &columns).await?;
 
-    let additions = additions(terms, &candidates, &recorded, &standings);
+    let tracked = tracked(terms, &candidates, &recorded, &standings);
+    let additions = additions(terms, tracked.clone());
     let reader = &mut recording.reader;
-    let counters = additions.write(connection, reader, environment, &configuration, now, &mut fresh).await?;
+    let mut counters =
+        additions.write(connection, reader, environment, &configuration, now, &mut fresh).await?;
+    let cashier = Cashier { environment, terms, clock: &workplace.clock, began: now };
+    cashier.cover_recorded(connection, &mut counters, &additions, tracked).await?;
 
     if let Err(why) = sqlx::raw_sql("commit").execute(&mut *connection).await {
         tracing::debug!(%why, "commit");
@@ -311,25 +317,31 @@ fn event_columns(
     columns
 }
 
-/// What the recorded events add to the counters of everybody on their paths.
-fn additions<'a>(
+/// The recorded events as each meter takes them.
+fn tracked<'a>(
     terms: &'a Terms,
-    candidates: &[Candidate<'_>],
-    recorded: &[usize],
+    candidates: &'a [Candidate<'a>],
+    recorded: &'a [usize],
     standings: &'a Standings,
-) -> Additions<'a> {
-    let mut additions = Additions::default();
-    for index in recorded {
+) -> impl Iterator<Item = Tracked<'a>> + Clone {
+    recorded.iter().flat_map(move |index| {
         let Candidate { event, occurred_at, .. } = &candidates[*index];
-        let Some(path) = standings.get(&event.subject).filter(|path| path.has_subscription()) else {
-            continue;
-        };
-        for stored in terms.meters_of(&event.event_name) {
-            if let Some(quantity) = stored.meter.measure(event.value, &event.properties) {
-                let (properties, at) = (&event.properties, *occurred_at);
-                additions.add(terms, path, stored, properties, (Sign::Recorded, quantity), at);
-            }
-        }
+        let path = standings.get(&event.subject).filter(|path| path.has_subscription());
+        path.into_iter().flat_map(move |path| {
+            terms.meters_of(&event.event_name).filter_map(move |stored| {
+                let quantity = stored.meter.measure(event.value, &event.properties)?;
+                let (properties, at, event) = (&event.properties, *occurred_at, event.key);
+                Some(Tracked { path, stored, properties, quantity, at, event })
+            })
+        })
+    })
+}
+
+/// What the recorded events add to the counters of everybody on their paths.
+fn additions<'a>(terms: &'a Terms, tracked: impl Iterator<Item = Tracked<'a>>) -> Additions<'a> {
+    let mut additions = Additions::default();
+    for Tracked { path, stored, properties, quantity, at, .. } in tracked {
+        additions.add(terms, path, stored, properties, (Sign::Recorded, quantity), at);
     }
     additions
 }

@@ -5,6 +5,7 @@
 mod follow;
 mod mapping;
 mod news;
+mod packs;
 mod reports;
 mod round;
 

@@ -28,6 +28,8 @@ pub(super) enum Outcome {
     Failed(String),
     /// The biller did not answer.
     Later(Fault),
+    /// Something has to be known first.
+    Waits(&'static str),
 }
 
 impl Outcome {
@@ -114,12 +116,21 @@ impl Engine {
         let Some(payload) = self.payload(event.seq).await? else { return Ok(Outcome::malformed()) };
         let object = &payload["data"]["object"];
         match Topic::of(&event.kind) {
-            Topic::Checkout => self.heard_of_checkout(environment, object).await,
+            Topic::Checkout => {
+                let heard = self.heard_of_checkout(environment, object).await?;
+                let granted = self.grant_packs(environment, webhook::bought_by_checkout(object)).await?;
+                Ok(granted.unwrap_or(heard))
+            }
             Topic::Customer => {
                 let deleted = event.kind == webhook::CUSTOMER_DELETED;
                 self.heard_of_customer(environment, object, event.created, deleted).await
             }
-            Topic::Invoice => self.note_invoice(environment, object, event.created).await,
+            Topic::Invoice => {
+                let noted = self.note_invoice(environment, object, event.created).await?;
+                let paid = (event.kind == webhook::INVOICE_PAID).then(|| webhook::bought_by_invoice(object));
+                let granted = self.grant_packs(environment, paid.flatten()).await?;
+                Ok(granted.unwrap_or(noted))
+            }
             Topic::MeterErrors => self.heard_of_meter_errors(environment, &event.id).await,
             Topic::Subscription => Ok(Outcome::malformed()),
             Topic::Other => Ok(Outcome::Ignored("nothing follows from it")),
@@ -195,6 +206,7 @@ impl Engine {
             Ok(Outcome::Later(fault)) => {
                 (format!("{}: {}", fault.failure.code, fault.failure.message), fault.after)
             }
+            Ok(Outcome::Waits(why)) => (why.to_owned(), None),
             // the database is away: they come due again when their lease is over
             Err(why @ EngineError::Unavailable { .. }) => return Err(why),
             Err(why) => (why.to_string(), None),

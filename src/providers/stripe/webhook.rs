@@ -43,6 +43,7 @@ impl Topic {
 
 pub const SUBSCRIPTION_EVENTS: &str = "customer.subscription.";
 pub const SUBSCRIPTION_DELETED: &str = "customer.subscription.deleted";
+pub const INVOICE_PAID: &str = "invoice.paid";
 pub const CUSTOMER_DELETED: &str = "customer.deleted";
 
 /// An event as it comes.
@@ -151,6 +152,65 @@ pub fn subscription_of(event: &Value) -> Option<Billed> {
 /// Whose checkout it was, where both are named.
 pub fn checkout(object: &Value) -> Option<(SubjectId, String)> {
     Some((subject(&object["client_reference_id"])?, id_of(&object["customer"])?))
+}
+
+/// What was paid for, once.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Purchase {
+    /// The invoice; of a checkout that has none, its session.
+    pub reference: String,
+    /// The session of a checkout.
+    pub checkout: Option<String>,
+    pub customer: Option<String>,
+    pub subject: Option<SubjectId>,
+    /// How many of each price.
+    pub items: Vec<(String, i64)>,
+}
+
+/// None where it is not paid, or is paid by the invoices of a subscription.
+pub fn bought_by_checkout(object: &Value) -> Option<Purchase> {
+    let is_paid = matches!(object["payment_status"].as_str(), Some("paid" | "no_payment_required"));
+    let invoice = id_of(&object["invoice"]);
+    if !is_paid || (invoice.is_none() && object["mode"] == "subscription") {
+        return None;
+    }
+    let session = name(&object["id"])?;
+    Some(Purchase {
+        reference: invoice.unwrap_or_else(|| session.clone()),
+        checkout: Some(session),
+        customer: id_of(&object["customer"]),
+        subject: subject(&object["client_reference_id"]),
+        items: items(&object["line_items"]),
+    })
+}
+
+pub fn bought_by_invoice(object: &Value) -> Option<Purchase> {
+    Some(Purchase {
+        reference: name(&object["id"])?,
+        checkout: None,
+        customer: id_of(&object["customer"]),
+        subject: None,
+        items: items(&object["lines"]),
+    })
+}
+
+/// How many of each price a list of lines has. Since 2025-03-31.basil the price of an invoice's line stands
+/// under `pricing`.
+pub fn items(list: &Value) -> Vec<(String, i64)> {
+    let mut items: Vec<(String, i64)> = Vec::new();
+    for line in list["data"].as_array().map_or(&[][..], Vec::as_slice) {
+        let price = id_of(&line["price"]).or_else(|| id_of(&line["pricing"]["price_details"]["price"]));
+        let count = line["quantity"].as_i64().unwrap_or(1);
+        let is_proration = line["proration"] == true
+            || line["parent"]["subscription_item_details"]["proration"] == true
+            || line["parent"]["invoice_item_details"]["proration"] == true;
+        let Some(price) = price.filter(|_| count > 0 && !is_proration) else { continue };
+        match items.iter_mut().find(|(known, _)| *known == price) {
+            Some((_, sum)) => *sum = sum.saturating_add(count),
+            None => items.push((price, count)),
+        }
+    }
+    items
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -1,0 +1,12 @@
+//! Prepaid credits: grants of a subject, burnt in an order, with every movement written down as a transfer
+//! between two accounts. Nothing here knows where any of it is kept.
+
+pub mod accounts;
+pub mod catalog;
+pub mod cover;
+pub mod grant;
+pub mod offers;
+pub mod rate;
+pub mod recurrence;
+pub mod unit;
+pub mod wallet;

@@ -1,0 +1,121 @@
+//! What a unit of a meter costs in the unit of a grant. Amounts are kept to nine digits: a part of the
+//! last one is charged as a whole one, and never given twice.
+
+use super::unit::Unit;
+use crate::domain::catalog::Catalog;
+use crate::domain::event::Properties;
+use crate::domain::names::{MeterKey, PlanKey};
+use crate::domain::pricing::amount::Amount;
+use crate::domain::pricing::list::PriceList;
+use crate::domain::pricing::price::{Model, Price};
+use crate::domain::quantity::{Quantity, Total};
+use crate::domain::timestamp::Timestamp;
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Rate {
+    /// A grant in the meter's own units.
+    One,
+    /// Above zero.
+    Of(Amount),
+}
+
+/// A use of a meter by the holder of grants.
+#[derive(Debug, Clone, Copy)]
+pub struct Use<'a> {
+    pub catalog: &'a Catalog,
+    /// The holder's own.
+    pub plan: &'a PlanKey,
+    pub meter: &'a MeterKey,
+    pub properties: &'a Properties,
+    pub at: Timestamp,
+}
+
+impl Use<'_> {
+    /// None where a grant in that unit does not pay for it.
+    pub fn rate(&self, unit: &Unit) -> Option<Rate> {
+        match unit {
+            Unit::Meter(meter) => (meter == self.meter).then_some(Rate::One),
+            Unit::CreditUnit(key) => {
+                let cost = self.catalog.credit_unit(key)?.cost_of(self.meter, self.properties)?;
+                Some(Rate::Of(cost.into()))
+            }
+            Unit::Currency(currency) => {
+                let prices = &self.catalog.plan(self.plan)?.prices;
+                let price = PriceList::of(prices, *currency).rating(self.meter, self.properties, self.at)?;
+                unit_price(price).filter(|amount| *amount > Amount::default()).map(Rate::Of)
+            }
+        }
+    }
+}
+
+/// What a unit costs, where that does not depend on how much was used before.
+pub fn unit_price(price: &Price) -> Option<Amount> {
+    let is_plain =
+        price.free_units.is_zero() && price.minimum_amount.is_none() && price.maximum_amount.is_none();
+    match &price.model {
+        Model::PerUnit { unit_amount, per_units } if is_plain => {
+            Some(unit_amount.divided_by(&(*per_units).into()))
+        }
+        _ => None,
+    }
+}
+
+impl Rate {
+    /// What a quantity costs.
+    pub fn amount_of(&self, quantity: Quantity) -> Total {
+        match self {
+            Self::One => quantity.into(),
+            Self::Of(rate) => (rate * &quantity.into()).quantity_above(),
+        }
+    }
+
+    /// The largest quantity that a balance pays for.
+    pub fn affords(&self, balance: Total) -> Quantity {
+        let affordable = match self {
+            Self::One => balance,
+            Self::Of(rate) => Total::default() - (-Amount::of(balance).divided_by(rate)).quantity_above(),
+        };
+        affordable.or_zero().quantity().unwrap_or(Quantity::MAX)
+    }
+}
+
+/// The part of an amount that goes with a part of the quantity that it paid for.
+pub fn share(amount: Total, part: Quantity, whole: Quantity) -> Total {
+    if part >= whole {
+        return amount;
+    }
+    (&Amount::of(amount) * &part.into()).divided_by(&whole.into()).quantity_above()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn what_is_finer_than_a_balance_is_charged_whole() {
+        let rate = Rate::Of(Amount::from_decimal("0.000000000001").unwrap());
+        assert_eq!(rate.amount_of(Quantity::ONE).to_string(), "0.000000001");
+        let third = Rate::Of(Amount::from_decimal("1").unwrap().divided_by(&Amount::from_minor_units(3)));
+        assert_eq!(third.amount_of(Quantity::ONE).to_string(), "0.333333334");
+        assert_eq!(third.affords(Total::from(1)).to_string(), "3");
+    }
+
+    proptest! {
+        #[test]
+        fn what_a_balance_affords_never_costs_more_than_it(
+            nanos in 1_i64..10_000_000_000_000, cost in 1_i64..1_000_000_000_000, parts in 1_i64..50,
+        ) {
+            let rate = Amount::of(Total::from_nanos(cost.into())).divided_by(&Amount::from_minor_units(parts));
+            let (rate, balance) = (Rate::Of(rate), Total::from_nanos(nanos.into()));
+            let quantity = rate.affords(balance);
+            let amount = rate.amount_of(quantity);
+            prop_assert!(amount <= balance);
+            let more = (Total::from(quantity) + Total::from_nanos(1)).quantity().unwrap();
+            prop_assert!(rate.amount_of(more) >= balance);
+            // what one part does not take is left to the other
+            let part = Total::from_nanos(quantity.nanos() / 3).quantity().unwrap();
+            prop_assert!(share(amount, part, quantity) <= amount);
+        }
+    }
+}

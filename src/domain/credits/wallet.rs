@@ -1,0 +1,349 @@
+//! The grants of one subject, as they stand under their lock, and everything that may happen to them. What
+//! is due by time is carried out first, in the order of time; every change is a movement, and no balance
+//! falls below nothing.
+
+mod turning;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use uuid::Uuid;
+
+use super::accounts::{Account, Cause, Kind, Movement};
+use super::grant::Grant;
+use super::rate::{Use, share};
+use super::unit::Unit;
+use crate::domain::names::MeterKey;
+use crate::domain::quantity::{Quantity, Total};
+use crate::domain::timestamp::Timestamp;
+
+pub use turning::Schedule;
+
+/// What a grant has come to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum State {
+    /// It has not taken effect.
+    Upcoming,
+    Open,
+    /// Expired or voided: nothing of it can be taken any more; what is held is held.
+    Ended,
+}
+
+/// A grant with what is left of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Purse {
+    pub grant: Grant,
+    pub available: Total,
+    pub held: Total,
+    pub state: State,
+    /// Whether it is the latest of its series.
+    pub is_head: bool,
+}
+
+impl Purse {
+    pub fn new(grant: Grant) -> Self {
+        let is_head = grant.series.is_some();
+        Self { grant, available: Total::default(), held: Total::default(), state: State::Upcoming, is_head }
+    }
+}
+
+/// What grants bear of a use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Part {
+    pub grant: Uuid,
+    /// In units of the meter.
+    pub quantity: Quantity,
+    /// In units of the grant.
+    pub amount: Total,
+}
+
+/// Parts of a use, in the order in which grants burn.
+pub type Parts = Vec<Part>;
+
+/// What grants bear altogether.
+pub fn quantity_of(parts: &[Part]) -> Quantity {
+    let sum = parts.iter().fold(Total::default(), |sum, part| sum + part.quantity.into());
+    sum.quantity().unwrap_or(Quantity::MAX)
+}
+
+/// Cuts parts in two: what comes first up to a quantity, and the rest.
+pub fn split(parts: &[Part], at: Quantity) -> (Parts, Parts) {
+    let (mut first, mut rest, mut left) = (Parts::new(), Parts::new(), at);
+    for part in parts {
+        let taken = part.quantity.min(left);
+        left = left.above(taken);
+        let amount =
+            if taken.is_zero() { Total::default() } else { share(part.amount, taken, part.quantity) };
+        if !taken.is_zero() {
+            first.push(Part { quantity: taken, amount, ..*part });
+        }
+        let quantity = part.quantity.above(taken);
+        if !quantity.is_zero() {
+            rest.push(Part { quantity, amount: part.amount - amount, ..*part });
+        }
+    }
+    (first, rest)
+}
+
+/// What is taken of grants while it is not yet sure that it will be.
+pub type Taken = BTreeMap<Uuid, Total>;
+
+/// What a reservation held that has expired.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Lapsed {
+    pub grant: Uuid,
+    pub reservation: Uuid,
+    pub expires_at: Timestamp,
+    pub amount: Total,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Wallet {
+    pub subject_id: i64,
+    /// No line of what is held lapses before then.
+    pub next_line: Option<Timestamp>,
+    purses: Vec<Purse>,
+    /// Of each unit, what is available.
+    balances: BTreeMap<Unit, Total>,
+    movements: Vec<Movement>,
+    /// Grants that time made here, and that are yet to be kept.
+    made: BTreeSet<Uuid>,
+    changed: BTreeSet<Uuid>,
+}
+
+impl Wallet {
+    pub fn new(subject_id: i64, next_line: Option<Timestamp>, purses: Vec<Purse>) -> Self {
+        let mut balances: BTreeMap<Unit, Total> = BTreeMap::new();
+        for purse in &purses {
+            let sum = balances.entry(purse.grant.unit.clone()).or_default();
+            *sum = *sum + purse.available;
+        }
+        let mut wallet = Self {
+            subject_id,
+            next_line,
+            purses,
+            balances,
+            movements: Vec::new(),
+            made: BTreeSet::new(),
+            changed: BTreeSet::new(),
+        };
+        wallet.sort();
+        wallet
+    }
+
+    fn sort(&mut self) {
+        self.purses.sort_by_key(|purse| purse.grant.rank());
+    }
+
+    /// In the order in which they burn.
+    pub fn purses(&self) -> &[Purse] {
+        &self.purses
+    }
+
+    pub fn purse(&self, grant: Uuid) -> Option<&Purse> {
+        self.purses.iter().find(|purse| purse.grant.id == grant)
+    }
+
+    /// What moved since it was opened, in order.
+    pub fn movements(&self) -> &[Movement] {
+        &self.movements
+    }
+
+    pub fn made(&self) -> impl Iterator<Item = &Purse> {
+        self.purses.iter().filter(|purse| self.made.contains(&purse.grant.id))
+    }
+
+    pub fn changed(&self) -> impl Iterator<Item = &Purse> {
+        self.purses.iter().filter(|purse| self.changed.contains(&purse.grant.id))
+    }
+
+    pub fn is_changed(&self) -> bool {
+        !self.changed.is_empty() || !self.movements.is_empty()
+    }
+
+    pub fn balance(&self, unit: &Unit) -> Total {
+        self.balances.get(unit).copied().unwrap_or_default()
+    }
+
+    pub fn balances(&self) -> &BTreeMap<Unit, Total> {
+        &self.balances
+    }
+
+    /// When time is the next to change it.
+    pub fn next_due(&self) -> Option<Timestamp> {
+        let turns = self.purses.iter().filter_map(|purse| match purse.state {
+            State::Upcoming => Some(purse.grant.effective_at),
+            State::Open => purse.grant.expires_at,
+            State::Ended => None,
+        });
+        turns.chain(self.next_line).min()
+    }
+
+    fn index(&self, grant: Uuid) -> Option<usize> {
+        self.purses.iter().position(|purse| purse.grant.id == grant)
+    }
+
+    fn shift(&mut self, index: usize, kind: Kind, amount: Total, at: Timestamp, cause: Cause) {
+        if amount == Total::default() {
+            return;
+        }
+        let purse = &mut self.purses[index];
+        purse.available = purse.available + kind.effect_on(Account::Available, amount);
+        purse.held = purse.held + kind.effect_on(Account::Held, amount);
+        debug_assert!(purse.available >= Total::default() && purse.held >= Total::default(), "{purse:?}");
+        let balance = self.balances.entry(purse.grant.unit.clone()).or_default();
+        *balance = *balance + kind.effect_on(Account::Available, amount);
+        self.changed.insert(purse.grant.id);
+        self.movements.push(Movement {
+            kind,
+            grant: Some(purse.grant.id),
+            unit: purse.grant.unit.clone(),
+            amount,
+            at,
+            balance: *balance,
+            cause,
+        });
+    }
+
+    /// What comes back to a grant that has ended goes where the rest of it went.
+    fn close(&mut self, index: usize, at: Timestamp) {
+        let purse = &self.purses[index];
+        if purse.state != State::Ended {
+            return;
+        }
+        let kind = if purse.grant.voided_at.is_some() { Kind::Void } else { Kind::Expire };
+        self.shift(index, kind, purse.available, at, Cause::default());
+    }
+
+    /// Adds a grant that is kept, and gives it where it takes effect by now.
+    pub fn give(&mut self, grant: Grant, now: Timestamp) {
+        self.changed.insert(grant.id);
+        let (id, takes_effect) = (grant.id, grant.effective_at <= now);
+        self.purses.push(Purse::new(grant));
+        self.sort();
+        if let Some(index) = self.index(id).filter(|_| takes_effect) {
+            self.take_effect(index, now);
+        }
+    }
+
+    fn take_effect(&mut self, index: usize, at: Timestamp) {
+        self.purses[index].state = State::Open;
+        self.changed.insert(self.purses[index].grant.id);
+        let amount = self.purses[index].grant.amount.into();
+        self.shift(index, Kind::Grant, amount, at, Cause::default());
+    }
+
+    /// Takes back what is available of a grant; what is held stays held, and goes the same way when it
+    /// comes back. False where that was done before.
+    pub fn void(&mut self, grant: Uuid, reason: Option<String>, now: Timestamp) -> bool {
+        let Some(index) = self.index(grant) else { return false };
+        let purse = &mut self.purses[index];
+        if purse.grant.voided_at.is_some() {
+            return false;
+        }
+        purse.grant.voided_at = Some(now);
+        purse.state = State::Ended;
+        let available = purse.available;
+        self.changed.insert(grant);
+        self.shift(index, Kind::Void, available, now, Cause { reason, ..Cause::default() });
+        true
+    }
+
+    /// The parts in which grants can bear a quantity: less of it where they have not enough.
+    pub fn parts(&self, quantity: Quantity, of: &Use<'_>, taken: &Taken, now: Timestamp) -> Parts {
+        let (mut parts, mut left) = (Parts::new(), quantity);
+        for purse in self.purses.iter().filter(|purse| purse.state == State::Open && purse.grant.is_good(now))
+        {
+            if left.is_zero() {
+                break;
+            }
+            let available = purse.available - taken.get(&purse.grant.id).copied().unwrap_or_default();
+            if available <= Total::default() {
+                continue;
+            }
+            let Some(rate) = of.rate(&purse.grant.unit) else { continue };
+            let quantity = rate.affords(available).min(left);
+            if !quantity.is_zero() {
+                left = left.above(quantity);
+                parts.push(Part { grant: purse.grant.id, quantity, amount: rate.amount_of(quantity) });
+            }
+        }
+        parts
+    }
+
+    /// Keeps parts for a reservation.
+    pub fn hold(&mut self, parts: &[Part], meter: &MeterKey, reservation: Uuid, now: Timestamp) {
+        self.shift_parts(parts, Kind::Hold, meter, (Some(reservation), None), now);
+    }
+
+    /// Gives back what was kept.
+    pub fn release(&mut self, parts: &[Part], meter: &MeterKey, reservation: Uuid, now: Timestamp) {
+        self.shift_parts(parts, Kind::Release, meter, (Some(reservation), None), now);
+    }
+
+    /// Spends what was kept for a reservation, for an event.
+    pub fn settle(&mut self, parts: &[Part], meter: &MeterKey, of: (Uuid, Uuid), now: Timestamp) {
+        let (reservation, event) = of;
+        self.shift_parts(parts, Kind::Settle, meter, (Some(reservation), Some(event)), now);
+    }
+
+    /// Spends for an event what nobody kept for it.
+    pub fn spend(
+        &mut self,
+        parts: &[Part],
+        meter: &MeterKey,
+        (reservation, event): (Option<Uuid>, Uuid),
+        now: Timestamp,
+    ) {
+        self.shift_parts(parts, Kind::Spend, meter, (reservation, Some(event)), now);
+    }
+
+    fn shift_parts(
+        &mut self,
+        parts: &[Part],
+        kind: Kind,
+        meter: &MeterKey,
+        (reservation, event): (Option<Uuid>, Option<Uuid>),
+        now: Timestamp,
+    ) {
+        for part in parts {
+            let Some(index) = self.index(part.grant) else { continue };
+            let used = Some((meter.clone(), part.quantity));
+            self.shift(index, kind, part.amount, now, Cause { event, reservation, used, ..Cause::default() });
+            if kind == Kind::Release {
+                self.close(index, now);
+            }
+        }
+    }
+
+    /// Gives back a part of what was spent for an event. `spend`: the movement that spent it.
+    pub fn refund(&mut self, part: Part, spend: i64, cause: Cause, now: Timestamp) {
+        let Some(index) = self.index(part.grant) else { return };
+        self.shift(index, Kind::Refund, part.amount, now, Cause { refunds: Some(spend), ..cause });
+        self.close(index, now);
+    }
+
+    /// Notes usage above a quota that no grant covered.
+    pub fn note_uncovered(&mut self, meter: &MeterKey, quantity: Quantity, cause: Cause, now: Timestamp) {
+        let unit = Unit::Meter(meter.clone());
+        self.movements.push(Movement {
+            kind: Kind::Uncovered,
+            grant: None,
+            balance: self.balance(&unit),
+            unit,
+            amount: quantity.into(),
+            at: now,
+            cause: Cause { used: Some((meter.clone(), quantity)), ..cause },
+        });
+    }
+
+    /// Gives back what an expired reservation held.
+    fn lapse(&mut self, lapsed: Lapsed) {
+        let Some(index) = self.index(lapsed.grant) else { return };
+        let cause = Cause { reservation: Some(lapsed.reservation), ..Cause::default() };
+        self.shift(index, Kind::Release, lapsed.amount, lapsed.expires_at, cause);
+        self.close(index, lapsed.expires_at);
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,421 @@
+//! Credits in the book: what is above the quota of a limit that says so is covered by grants of its subject,
+//! the largest shortfall of that subject's limits, once. Held credits follow their reservation; what is
+//! recorded beyond what was held is covered as far as grants go, and noted where they do not.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use uuid::Uuid;
+
+use super::book::Book;
+use super::decision::{Denial, Denier, Grant, Level, Reason, fits};
+use super::request::{Ask, OnExpiry};
+use super::reservation::{Record, Reservation};
+use super::standing::{Match, Path};
+use crate::domain::credits::accounts::Cause;
+use crate::domain::credits::cover::{Cover, Share};
+use crate::domain::credits::rate::Use;
+use crate::domain::credits::wallet::{Parts, Taken, Wallet, quantity_of};
+use crate::domain::event::Properties;
+use crate::domain::names::MeterKey;
+use crate::domain::quantity::{Quantity, Total};
+use crate::domain::timestamp::Timestamp;
+
+/// The credits of those in a book.
+#[derive(Debug, Default)]
+pub struct Credits {
+    pub wallets: BTreeMap<i64, Wallet>,
+    /// What reservations hold of grants; none: no more.
+    pub lines: BTreeMap<CreditLineKey, Option<CreditLine>>,
+    pub paid: Vec<Paid>,
+}
+
+/// Names what a reservation holds of a grant.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct CreditLineKey {
+    pub grant: Uuid,
+    pub expires_at: Timestamp,
+    pub reservation: Uuid,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CreditLine {
+    pub subject_id: i64,
+    pub on_expiry: OnExpiry,
+    pub amount: Total,
+}
+
+/// What credits have paid for, for good, of what a counter counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Paid {
+    pub subject_id: i64,
+    pub definition: Uuid,
+    pub at: Timestamp,
+    pub event: Uuid,
+    pub quantity: Total,
+}
+
+/// A use that is to be covered.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Asked<'a> {
+    pub(super) meter: &'a MeterKey,
+    pub(super) properties: &'a Properties,
+    pub(super) quantity: Quantity,
+}
+
+/// The limits of one subject that credits extend, with their levels.
+type Extended<'p> = BTreeMap<i64, Vec<(Match<'p>, Level)>>;
+
+fn extended<'p>(limits: &[(Match<'p>, Level)]) -> Extended<'p> {
+    let mut found = Extended::new();
+    for (limit, level) in limits.iter().filter(|(limit, _)| limit.terms.is_covered()) {
+        found.entry(limit.member.subject_id).or_default().push((*limit, *level));
+    }
+    found
+}
+
+/// What of a use the quota does not bear, with what is owed from before.
+pub(super) fn shortfall(found: &Match<'_>, level: Level, more: Total) -> Quantity {
+    let above = found.quota().map(|quota| level.used + level.held - level.covered + more - quota.into());
+    above.unwrap_or_default().or_zero().quantity().unwrap_or(Quantity::MAX)
+}
+
+fn greatest(limits: &[(Match<'_>, Level)], more: Total) -> Quantity {
+    limits.iter().map(|(found, level)| shortfall(found, *level, more)).max().unwrap_or_default()
+}
+
+impl Book<'_> {
+    fn parts(
+        &self,
+        limits: &[(Match<'_>, Level)],
+        (meter, properties): (&MeterKey, &Properties),
+        quantity: Quantity,
+        taken: &Taken,
+    ) -> Parts {
+        let Some((first, _)) = limits.first() else { return Parts::new() };
+        let Some(wallet) = self.credits.wallets.get(&first.member.subject_id) else { return Parts::new() };
+        let of = Use {
+            catalog: &self.terms.catalog,
+            plan: &first.subscription.plan,
+            meter,
+            properties,
+            at: self.moment.now,
+        };
+        wallet.parts(quantity, &of, taken, self.moment.now)
+    }
+
+    /// How much of a use credits let pass, where every other limit would; and the subjects whose credits do
+    /// not reach for any of it. What it takes of grants is noted, for what is asked for beside it.
+    pub(super) fn covered_grant(
+        &self,
+        ask: &Ask,
+        granted: Option<Quantity>,
+        limits: &[(Match<'_>, Level)],
+        taken: &mut Taken,
+    ) -> Result<Option<Quantity>, BTreeSet<i64>> {
+        let extended = extended(limits);
+        if extended.is_empty() {
+            return Ok(granted);
+        }
+        let of = (&ask.meter, &ask.properties);
+        let asked = granted.unwrap_or_else(|| ask.value.amount());
+        let (mut left, mut short) = (Total::from(asked), BTreeSet::new());
+        for (subject_id, limits) in &extended {
+            let need = greatest(limits, asked.into());
+            let covers = |quantity| quantity_of(&self.parts(limits, of, quantity, taken));
+            if need.is_zero() || covers(need) >= need {
+                continue;
+            }
+            let room = |(found, level): &(Match<'_>, Level)| {
+                Some(Total::from(found.quota()?) - level.used - level.held + level.covered)
+            };
+            let reach = limits.iter().filter_map(room).min().unwrap_or(left) + covers(Quantity::MAX).into();
+            left = left.min(reach);
+            if ask.grant == Grant::Exactly || reach <= Total::default() {
+                short.insert(*subject_id);
+            }
+        }
+        let left = left.or_zero().quantity().unwrap_or(asked);
+        let left = if self.is_whole(ask) { left.whole() } else { left };
+        if !short.is_empty() || (left.is_zero() && !asked.is_zero()) {
+            if short.is_empty() {
+                short.extend(extended.keys());
+            }
+            return Err(short);
+        }
+        let Some(_) = granted else { return Ok(None) };
+        let asked = Asked { meter: &ask.meter, properties: &ask.properties, quantity: left };
+        self.covers(asked, limits, taken);
+        Ok(Some(left))
+    }
+
+    /// What credits bear of a use that was granted; it is noted as taken.
+    fn covers(&self, asked: Asked<'_>, limits: &[(Match<'_>, Level)], taken: &mut Taken) -> Vec<Cover> {
+        let mut covers = Vec::new();
+        // nothing is asked for: nothing that is owed is asked for, either
+        if asked.quantity.is_zero() {
+            return covers;
+        }
+        for (subject_id, limits) in extended(limits) {
+            let need = greatest(&limits, asked.quantity.into());
+            let parts = self.parts(&limits, (asked.meter, asked.properties), need, taken);
+            for part in &parts {
+                let sum = taken.entry(part.grant).or_default();
+                *sum = *sum + part.amount;
+            }
+            let borne = quantity_of(&parts);
+            let shares = shares(&limits, asked.quantity.into(), borne);
+            if !parts.is_empty() {
+                covers.push(Cover { subject_id, parts, shares });
+            }
+        }
+        covers
+    }
+
+    /// What credits bear of uses that were granted, one after the other.
+    pub(super) fn covers_of<'u>(
+        &self,
+        path: &Path,
+        uses: impl Iterator<Item = Asked<'u>>,
+        at: Timestamp,
+    ) -> Vec<Vec<Cover>> {
+        let mut taken = Taken::new();
+        uses.map(|asked| {
+            if self.credits.wallets.is_empty() {
+                return Vec::new();
+            }
+            let limits = self.levels(path, asked.meter, asked.properties, at);
+            self.covers(asked, &limits, &mut taken)
+        })
+        .collect()
+    }
+
+    /// What stands in the way of holds that grow.
+    pub(super) fn growth_denied(
+        &self,
+        limits: &[(Match<'_>, Level)],
+        asked: Asked<'_>,
+        value: Quantity,
+        taken: &mut Taken,
+        at: Timestamp,
+    ) -> Vec<(Reason, Denier)> {
+        let more = Total::from(asked.quantity);
+        let mut denied: Vec<(Reason, Denier)> = limits
+            .iter()
+            .filter(|(found, level)| {
+                found.terms.is_hard() && !found.terms.is_covered() && !fits(found.quota(), *level, more)
+            })
+            .map(|(found, level)| (Reason::LimitReached, Denier::of(found, *level, value, at)))
+            .collect();
+        for limits in extended(limits).into_values() {
+            let need = greatest(&limits, more);
+            let of = (asked.meter, asked.properties);
+            if need.is_zero() || quantity_of(&self.parts(&limits, of, need, taken)) >= need {
+                continue;
+            }
+            let short = limits.iter().filter(|(found, level)| !shortfall(found, *level, more).is_zero());
+            denied.extend(
+                short.map(|(found, level)| {
+                    (Reason::InsufficientCredits, Denier::of(found, *level, value, at))
+                }),
+            );
+        }
+        if denied.is_empty() {
+            self.covers(asked, limits, taken);
+        }
+        denied
+    }
+
+    /// Moves held credits as a hold of a reservation goes from one state to the next: what was recorded is
+    /// spent, what is held no more given back, what is held anew held. What is held then, and what was paid
+    /// for good.
+    pub(super) fn carry_covers(
+        &mut self,
+        (before, after): (Option<&Reservation>, &Reservation),
+        index: usize,
+        record: Option<&Record>,
+        added: Vec<Cover>,
+    ) -> (Vec<Cover>, Vec<Cover>) {
+        let now = self.moment.now;
+        let hold = &after.holds[index];
+        let old = before.filter(|old| old.is_holding(now)).map(|old| (&old.holds[index], old));
+        let mut kept = old.map(|(hold, _)| hold.covers.clone()).unwrap_or_default();
+        let mut spent = Vec::new();
+        let mut left = old.map(|(hold, old)| old.open(hold, now)).unwrap_or_default();
+        if let Some(record) = record {
+            let within = record.quantity.min(left);
+            let cut: Vec<(Cover, Cover)> = kept.iter().map(|cover| cover.split(within, left)).collect();
+            (spent, kept) = cut.into_iter().unzip();
+            left = left.above(within);
+            for cover in &spent {
+                if let Some(wallet) = self.credits.wallets.get_mut(&cover.subject_id) {
+                    wallet.settle(&cover.parts, &hold.meter, (after.key, record.key), now);
+                }
+            }
+        }
+        let is_holding = after.is_holding(now);
+        let back = if is_holding { left.above(after.open(hold, now)) } else { Quantity::MAX };
+        if !back.is_zero() {
+            let cut: Vec<(Cover, Cover)> = kept.iter().map(|cover| cover.less(back)).collect();
+            let given: Vec<Cover>;
+            (kept, given) = cut.into_iter().unzip();
+            for cover in given {
+                if let Some(wallet) = self.credits.wallets.get_mut(&cover.subject_id) {
+                    wallet.release(&cover.parts, &hold.meter, after.key, now);
+                }
+            }
+        }
+        for cover in &added {
+            if let Some(wallet) = self.credits.wallets.get_mut(&cover.subject_id) {
+                wallet.hold(&cover.parts, &hold.meter, after.key, now);
+            }
+        }
+        for more in added {
+            match kept.iter_mut().find(|cover| cover.subject_id == more.subject_id) {
+                Some(cover) => cover.add(more),
+                None => kept.push(more),
+            }
+        }
+        kept.retain(|cover| !cover.is_empty());
+        spent.retain(|cover| !cover.is_empty());
+        (kept, spent)
+    }
+
+    /// Notes what was paid for good.
+    pub(super) fn note_paid(&mut self, covers: &[Cover], at: Timestamp, event: Uuid) {
+        for cover in covers {
+            for share in &cover.shares {
+                self.credits.paid.push(Paid {
+                    subject_id: cover.subject_id,
+                    definition: share.definition,
+                    at,
+                    event,
+                    quantity: share.covered.into(),
+                });
+            }
+        }
+    }
+
+    /// The lines of what a reservation holds of grants, as it goes from one state to the next.
+    pub(super) fn enter_credit_lines(&mut self, before: Option<&Reservation>, after: &Reservation) {
+        let now = self.moment.now;
+        if let Some(old) = before.filter(|old| old.is_holding(now)) {
+            for part in old.holds.iter().flat_map(|hold| &hold.covers).flat_map(|cover| &cover.parts) {
+                let key =
+                    CreditLineKey { grant: part.grant, expires_at: old.expires_at, reservation: old.key };
+                self.credits.lines.insert(key, None);
+            }
+        }
+        for cover in after.holds.iter().flat_map(|hold| &hold.covers) {
+            for part in &cover.parts {
+                let (grant, expires_at) = (part.grant, after.expires_at);
+                let key = CreditLineKey { grant, expires_at, reservation: after.key };
+                let line = CreditLine {
+                    subject_id: cover.subject_id,
+                    on_expiry: after.on_expiry,
+                    amount: Total::default(),
+                };
+                let line = self.credits.lines.entry(key).or_insert(None).get_or_insert(line);
+                line.amount = line.amount + part.amount;
+            }
+            if let Some(wallet) = self.credits.wallets.get_mut(&cover.subject_id) {
+                wallet.next_line =
+                    wallet.next_line.map(|at| at.min(after.expires_at)).or(Some(after.expires_at));
+            }
+        }
+    }
+
+    /// Covers what was recorded without being held, as far as grants go; the rest is noted. The counters
+    /// have it already.
+    pub fn cover_recorded(
+        &mut self,
+        path: &Path,
+        (meter, properties): (&MeterKey, &Properties),
+        quantity: Quantity,
+        (reservation, event): (Option<Uuid>, Uuid),
+        at: Timestamp,
+    ) {
+        let now = self.moment.now;
+        let mut limits = self.levels(path, meter, properties, at);
+        // of a period that is over for good there may be no counter
+        limits.retain(|(found, _)| found.terms.is_covered() && self.counter_at(found, at).is_some());
+        let mut done = Vec::new();
+        for (subject_id, limits) in extended(&limits) {
+            let need = greatest(&limits, Total::default());
+            if need.is_zero() {
+                continue;
+            }
+            let parts = self.parts(&limits, (meter, properties), need, &Taken::new());
+            let borne = quantity_of(&parts);
+            let owed_before = greatest(&limits, Total::default() - quantity.into());
+            let uncovered = need.above(borne).above(owed_before);
+            let shares: Vec<_> = limits
+                .iter()
+                .filter_map(|(found, level)| {
+                    let share = shortfall(found, *level, Total::default()).min(borne);
+                    Some((found.counter_at(at)?.key, share))
+                })
+                .collect();
+            done.push((subject_id, parts, uncovered, shares));
+        }
+        for (subject_id, parts, uncovered, shares) in done {
+            let mut cover = Cover { subject_id, parts, shares: Vec::new() };
+            for (key, covered) in shares {
+                if let Some(counter) = self.counters.get_mut(&key)
+                    && !covered.is_zero()
+                    && !cover.shares.iter().any(|share| share.definition == key.definition)
+                {
+                    counter.level.covered = counter.level.covered + covered.into();
+                    cover.shares.push(Share { definition: key.definition, covered });
+                }
+            }
+            if let Some(wallet) = self.credits.wallets.get_mut(&subject_id) {
+                wallet.spend(&cover.parts, meter, (reservation, event), now);
+                if !uncovered.is_zero() {
+                    let cause = Cause { event: Some(event), reservation, ..Cause::default() };
+                    wallet.note_uncovered(meter, uncovered, cause, now);
+                }
+            }
+            self.note_paid(&[cover], at, event);
+        }
+    }
+
+    /// What denies where credits do not reach.
+    pub(super) fn short_of_credits(
+        &self,
+        ask: &Ask,
+        limits: &[(Match<'_>, Level)],
+        short: &BTreeSet<i64>,
+        least: Quantity,
+    ) -> Vec<Denier> {
+        let requested = ask.value.quantity.unwrap_or(Quantity::ONE);
+        limits
+            .iter()
+            .filter(|(found, _)| found.terms.is_covered() && short.contains(&found.member.subject_id))
+            .filter(|(found, level)| !shortfall(found, *level, least.into()).is_zero())
+            .map(|(found, level)| Denier::of(found, *level, requested, self.moment.now))
+            .collect()
+    }
+}
+
+fn shares(limits: &[(Match<'_>, Level)], more: Total, borne: Quantity) -> Vec<Share> {
+    let mut shares: Vec<Share> = Vec::new();
+    for (found, level) in limits {
+        let covered = shortfall(found, *level, more).min(borne);
+        let definition = found.terms.definition;
+        // limits of one definition share a counter: the larger share is that of the counter
+        match shares.iter_mut().find(|share| share.definition == definition) {
+            Some(share) => share.covered = share.covered.max(covered),
+            None if !covered.is_zero() => shares.push(Share { definition, covered }),
+            None => {}
+        }
+    }
+    shares
+}
+
+/// The denial by several: credits are no help against a limit that has none.
+pub(super) fn denial(denied: Vec<(Reason, Denier)>) -> Option<Denial> {
+    let (reasons, denied_by): (Vec<Reason>, Vec<Denier>) = denied.into_iter().unzip();
+    let is_limit = reasons.contains(&Reason::LimitReached);
+    let reason = if is_limit { Reason::LimitReached } else { Reason::InsufficientCredits };
+    (!denied_by.is_empty()).then_some(Denial { reason, denied_by })
+}

@@ -1,0 +1,287 @@
+//! Giving credits, once by their outside reference, and taking them back.
+
+use serde::Serialize;
+use sqlx::PgConnection;
+use uuid::Uuid;
+
+use super::wallets::{Cashier, Holders, Opened, add_holder};
+use crate::domain::credits::catalog::refuse;
+use crate::domain::credits::grant::{Request, Source, VoidRequest};
+use crate::domain::credits::rate::unit_price;
+use crate::domain::credits::recurrence::Rollover;
+use crate::domain::credits::unit::Unit;
+use crate::domain::credits::wallet::{Purse, State};
+use crate::domain::environment::Environment;
+use crate::domain::fields::{Read, Violation};
+use crate::domain::gate::standing::{Member, Terms};
+use crate::domain::limits::CREDIT_GRANTS_OPEN_MAX;
+use crate::domain::names::SubjectId;
+use crate::domain::period::Period;
+use crate::domain::plan::Overage;
+use crate::domain::pricing::list::PriceList;
+use crate::domain::quantity::{Quantity, Total};
+use crate::domain::timestamp::Timestamp;
+use crate::engine::configuration::Configuration;
+use crate::engine::{Engine, EngineError, detached};
+use crate::store::credit_wallets::Changes;
+use crate::store::subjects::Which;
+use crate::store::{self, credit_grants, credit_ledger, credit_wallets};
+
+/// A grant as it is shown, with what is left of it.
+#[derive(Debug, Clone, Serialize)]
+pub struct GrantView {
+    pub id: Uuid,
+    pub subject: String,
+    #[serde(flatten)]
+    pub unit: Unit,
+    pub amount: Quantity,
+    pub available: Total,
+    pub held: Total,
+    pub status: &'static str,
+    pub priority: i32,
+    pub effective_at: Timestamp,
+    pub expires_at: Option<Timestamp>,
+    pub source: Source,
+    pub external_ref: Option<String>,
+    /// Which of its subject's recurring grants it is of.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub series: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub period: Option<Period>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub renews: Option<bool>,
+    #[serde(skip_serializing_if = "Rollover::is_none")]
+    pub rollover: Rollover,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub refund_of: Option<i64>,
+    pub reason: Option<String>,
+    pub created_at: Timestamp,
+    pub voided_at: Option<Timestamp>,
+}
+
+impl GrantView {
+    pub(super) fn of(subject: &SubjectId, purse: &Purse) -> Self {
+        let Purse { grant, available, held, state, .. } = purse.clone();
+        let status = match state {
+            State::Upcoming => "upcoming",
+            State::Open => "active",
+            State::Ended if grant.voided_at.is_some() => "voided",
+            State::Ended => "expired",
+        };
+        Self {
+            id: grant.id,
+            subject: subject.to_string(),
+            unit: grant.unit,
+            amount: grant.amount,
+            available,
+            held,
+            status,
+            priority: grant.priority,
+            effective_at: grant.effective_at,
+            expires_at: grant.expires_at,
+            source: grant.source,
+            external_ref: grant.external_ref,
+            series: grant.series,
+            period: grant.recurrence.as_ref().map(|recurrence| recurrence.period),
+            renews: grant.recurrence.as_ref().map(|recurrence| recurrence.renews),
+            rollover: grant.rollover,
+            refund_of: grant.refund_of,
+            reason: grant.reason,
+            created_at: grant.created_at,
+            voided_at: grant.voided_at,
+        }
+    }
+}
+
+/// A transaction in which a subject's wallet is open.
+struct Desk {
+    configuration: std::sync::Arc<Configuration>,
+    environment: Environment,
+    began: Timestamp,
+    member: Member,
+    holders: Holders,
+}
+
+impl Desk {
+    /// `make`: the subject and its wallet, where they are missing.
+    async fn enter(
+        engine: &Engine,
+        connection: &mut PgConnection,
+        environment: Environment,
+        subject: &SubjectId,
+        make: bool,
+    ) -> Result<Option<Self>, EngineError> {
+        let opening = store::configuration::open_recording(connection, environment).await?;
+        let began = engine.inner.clock.now(environment, opening.now);
+        let configuration = engine.inner.configurations.at(connection, environment, opening.versions).await?;
+        let names = [subject.to_string()];
+        if make {
+            store::subjects::insert_missing(connection, environment, &names).await?;
+        }
+        let paths = store::subjects::paths(connection, environment, Which::Of(&names)).await?;
+        let member = paths.into_iter().next().and_then(|path| path.members.into_iter().next());
+        let Some(member) = member else { return Ok(None) };
+        let mut holders = Holders::new();
+        add_holder(&mut holders, &member);
+        if make {
+            credit_wallets::insert_missing(connection, environment, &[member.subject_id]).await?;
+        }
+        Ok(Some(Self { configuration, environment, began, member, holders }))
+    }
+
+    fn cashier<'a>(&'a self, engine: &'a Engine) -> Cashier<'a> {
+        Cashier {
+            environment: self.environment,
+            terms: &self.configuration.terms,
+            clock: &engine.inner.clock,
+            began: self.began,
+        }
+    }
+
+    /// A grant as it stands in the open wallet.
+    fn view(&self, subject: &SubjectId, opened: &Opened, id: Uuid) -> Option<GrantView> {
+        Some(GrantView::of(subject, opened.wallets.get(&self.member.subject_id)?.purse(id)?))
+    }
+}
+
+fn not_found() -> EngineError {
+    EngineError::NotFound { code: "grant_not_found", detail: "the subject has no such grant".to_owned() }
+}
+
+impl Engine {
+    /// Gives credits; again with the same outside reference is the same again.
+    pub async fn grant_credits(
+        &self,
+        environment: Environment,
+        subject: SubjectId,
+        request: Request,
+    ) -> Result<(GrantView, bool), EngineError> {
+        let engine = self.clone();
+        detached(async move {
+            // whoever takes the reference meanwhile has it: then theirs is looked at
+            for _ in 0..2 {
+                if let Some(replayed) = engine.granted_before(environment, &subject, &request).await? {
+                    return Ok((replayed, true));
+                }
+                if let Some(made) = engine.try_grant(environment, &subject, &request).await? {
+                    return Ok((made, false));
+                }
+            }
+            Err(EngineError::Internal("a reference is taken, by nobody".to_owned()))
+        })
+        .await
+    }
+
+    async fn granted_before(
+        &self,
+        environment: Environment,
+        subject: &SubjectId,
+        request: &Request,
+    ) -> Result<Option<GrantView>, EngineError> {
+        let Some(reference) = &request.external_ref else { return Ok(None) };
+        let mut transaction = self.database().pool().begin().await?;
+        let known = credit_grants::of_reference(&mut transaction, environment, reference).await?;
+        let Some((subject_id, id, content)) = known else { return Ok(None) };
+        if content != Some(request.content(subject.as_str())) {
+            return Err(EngineError::Conflict {
+                code: "external_ref_reused",
+                detail: format!("`{reference}` was granted with another content, or to another subject"),
+            });
+        }
+        let purse = credit_grants::live(&mut transaction, &[subject_id], &[id]).await?;
+        let purse = purse.into_iter().find(|(_, purse)| purse.grant.id == id);
+        transaction.commit().await?;
+        Ok(purse.map(|(_, purse)| GrantView::of(subject, &purse)))
+    }
+
+    /// None where the reference is taken.
+    async fn try_grant(
+        &self,
+        environment: Environment,
+        subject: &SubjectId,
+        request: &Request,
+    ) -> Result<Option<GrantView>, EngineError> {
+        let mut transaction = self.database().pool().begin().await?;
+        let Some(desk) = Desk::enter(self, &mut transaction, environment, subject, true).await? else {
+            return Err(EngineError::Internal("a subject vanished".to_owned()));
+        };
+        refuse_unit(&desk.configuration.terms, &desk.member, &request.unit)?;
+        let cashier = desk.cashier(self);
+        let mut opened = cashier.open(&mut transaction, &desk.holders, &[]).await?;
+        let subject_id = desk.member.subject_id;
+        if let Some(spend) = request.refund_of
+            && !credit_ledger::is_spend(&mut transaction, subject_id, spend).await?
+        {
+            let detail = "is no spend in the ledger of this subject";
+            return Err(EngineError::invalid(Violation::new("unknown_spend", detail).under("refund_of")));
+        }
+        let now = opened.now;
+        let Some(wallet) = opened.wallets.get_mut(&subject_id) else {
+            return Err(EngineError::Internal("a wallet vanished".to_owned()));
+        };
+        if wallet.purses().len() >= CREDIT_GRANTS_OPEN_MAX {
+            let detail = format!("the subject has {CREDIT_GRANTS_OPEN_MAX} open grants, which is the most");
+            return Err(EngineError::invalid(Violation::new("too_many", detail)));
+        }
+        let grant = request.granted(Uuid::now_v7(), now)?;
+        let content = Some(request.content(subject.as_str()));
+        if !credit_grants::insert(&mut transaction, environment, subject_id, &grant, content).await? {
+            return Ok(None);
+        }
+        let id = grant.id;
+        wallet.give(grant, now);
+        opened.write(&mut transaction, cashier, &desk.holders, Changes::default()).await?;
+        transaction.commit().await?;
+        Ok(desk.view(subject, &opened, id))
+    }
+
+    /// Takes a grant back; what is held of it stays held. Again is the same again.
+    pub async fn void_grant(
+        &self,
+        environment: Environment,
+        subject: SubjectId,
+        id: Uuid,
+        request: VoidRequest,
+    ) -> Result<(GrantView, bool), EngineError> {
+        let engine = self.clone();
+        detached(async move {
+            let mut transaction = engine.database().pool().begin().await?;
+            let desk = Desk::enter(&engine, &mut transaction, environment, &subject, false).await?;
+            let desk = desk.ok_or_else(not_found)?;
+            let cashier = desk.cashier(&engine);
+            let mut opened = cashier.open(&mut transaction, &desk.holders, &[id]).await?;
+            let now = opened.now;
+            let wallet = opened.wallets.get_mut(&desk.member.subject_id).ok_or_else(not_found)?;
+            wallet.purse(id).ok_or_else(not_found)?;
+            let made = wallet.void(id, request.reason, now);
+            if made {
+                credit_grants::set_voided(&mut transaction, &[(id, now)]).await?;
+            }
+            opened.write(&mut transaction, cashier, &desk.holders, Changes::default()).await?;
+            transaction.commit().await?;
+            let view = desk.view(&subject, &opened, id).ok_or_else(not_found)?;
+            Ok((view, !made))
+        })
+        .await
+    }
+}
+
+/// What speaks against giving credits in a unit to somebody.
+fn refuse_unit(terms: &Terms, member: &Member, unit: &Unit) -> Read<()> {
+    if let Some(flaw) = refuse(&terms.catalog, unit) {
+        return Err(vec![flaw]);
+    }
+    let plan = member.subscription.as_ref().and_then(|own| terms.catalog.plan(&own.plan));
+    let (Unit::Currency(currency), Some(plan)) = (unit, plan) else { return Ok(()) };
+    let prices = PriceList::of(&plan.prices, *currency);
+    let covered = plan.limits.iter().filter(|limit| limit.overage == Overage::Credits);
+    let position_matters =
+        |limit| prices.of_meter(limit).find(|price| unit_price(price).is_none()).map(|price| &price.key);
+    if let Some(price) = covered.map(|limit| &limit.meter).find_map(position_matters) {
+        let detail = format!(
+            "the price `{price}` costs by what was used before: money can be burnt at plain prices per unit alone"
+        );
+        return Err(vec![Violation::new("uncoverable_price", detail).under("currency")]);
+    }
+    Ok(())
+}

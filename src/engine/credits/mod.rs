@@ -1,0 +1,11 @@
+//! Prepaid credits: giving them, taking them back, and showing what became of them.
+
+mod grants;
+mod notices;
+pub(super) mod recording;
+mod views;
+pub(super) mod wallets;
+
+pub use grants::GrantView;
+pub use notices::{NoticePage, NoticeView};
+pub use views::{CreditsView, GrantPage, LedgerPage};

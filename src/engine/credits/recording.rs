@@ -1,0 +1,209 @@
+//! Credits and what is recorded: usage above a quota burns them as far as they go, and an event that is
+//! taken back gives back what was burnt for it. Both after the counters were written, under their locks.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use sqlx::PgConnection;
+use uuid::Uuid;
+
+use super::wallets::{Cashier, Holders, Opened, add_holder};
+use crate::domain::credits::accounts::Cause;
+use crate::domain::credits::rate::share;
+use crate::domain::credits::wallet::Part;
+use crate::domain::event::Properties;
+use crate::domain::gate::book::{Book, Counter};
+use crate::domain::gate::covering::Paid;
+use crate::domain::gate::request::OnExpiry;
+use crate::domain::gate::reservation::Moment;
+use crate::domain::gate::standing::{CounterKey, Path};
+use crate::domain::meter::StoredMeter;
+use crate::domain::names::MeterKey;
+use crate::domain::quantity::{Quantity, Total};
+use crate::domain::timestamp::Timestamp;
+use crate::engine::counting::Additions;
+use crate::store::counters::CounterRow;
+use crate::store::credit_wallets::Changes;
+use crate::store::{self, StoreError, credit_ledger};
+
+/// An event as one meter takes it.
+#[derive(Debug, Clone, Copy)]
+pub(in crate::engine) struct Tracked<'a> {
+    pub(in crate::engine) path: &'a Path,
+    pub(in crate::engine) stored: &'a StoredMeter,
+    pub(in crate::engine) properties: &'a Properties,
+    pub(in crate::engine) quantity: Quantity,
+    pub(in crate::engine) at: Timestamp,
+    pub(in crate::engine) event: Uuid,
+}
+
+impl Cashier<'_> {
+    /// Covers what was recorded above quotas, event by event. `rows`: the counters as the events have left
+    /// them; what is covered is added.
+    pub(in crate::engine) async fn cover_recorded<'t>(
+        self,
+        connection: &mut PgConnection,
+        rows: &mut [CounterRow],
+        additions: &Additions<'_>,
+        tracked: impl Iterator<Item = Tracked<'t>> + Clone,
+    ) -> Result<(), StoreError> {
+        if rows.is_empty() || !self.terms.has_covered() {
+            return Ok(());
+        }
+        let holders = self.over_quota(rows, tracked.clone());
+        if holders.is_empty() {
+            return Ok(());
+        }
+        let mut opened = self.open(connection, &holders, &[]).await?;
+        let now = opened.now;
+        let none = BTreeSet::new();
+        let mut book = Book::open(self.terms, Moment { now, age_max: Duration::ZERO, taken: &none });
+        for row in &*rows {
+            let mut level = row.level;
+            level.used = level.used - additions.amount(row.key);
+            book.counters.insert(row.key, Counter { level, next_expiry: row.next_expiry, becomes: None });
+        }
+        leave_out_lapsed(connection, &mut book, rows, now).await?;
+        let before = book.counters.clone();
+        book.credits.wallets = std::mem::take(&mut opened.wallets);
+        for Tracked { path, stored, properties, quantity, at, event } in tracked {
+            let meter = &stored.meter.key;
+            let met: BTreeSet<CounterKey> = self
+                .terms
+                .matching(path, meter, properties)
+                .filter_map(|found| Some(found.counter_at(at)?.key))
+                .collect();
+            for key in met {
+                if let Some(counter) = book.counters.get_mut(&key) {
+                    counter.level.used = counter.level.used + quantity.into();
+                }
+            }
+            if quantity > Quantity::default() {
+                book.cover_recorded(path, (meter, properties), quantity, (None, event), at);
+            }
+        }
+        let mut given = Vec::new();
+        for row in rows.iter_mut() {
+            let covered = |of: &BTreeMap<CounterKey, Counter>| {
+                of.get(&row.key).map(|counter| counter.level.covered).unwrap_or_default()
+            };
+            let more = covered(&book.counters) - covered(&before);
+            if more != Total::default() {
+                given.push((row.key.subject_id, row.key.definition, row.since, more));
+                row.level.covered = row.level.covered + more;
+            }
+        }
+        opened.wallets = std::mem::take(&mut book.credits.wallets);
+        let paid = std::mem::take(&mut book.credits.paid);
+        drop(book);
+        if !given.is_empty() {
+            store::counters::add_covered(connection, &given).await?;
+        }
+        opened.write(connection, self, &holders, Changes { paid, ..Changes::default() }).await
+    }
+
+    /// Those of whose limits that credits extend one is passed.
+    fn over_quota<'t>(self, rows: &[CounterRow], tracked: impl Iterator<Item = Tracked<'t>>) -> Holders {
+        let levels: BTreeMap<CounterKey, &CounterRow> = rows.iter().map(|row| (row.key, row)).collect();
+        let mut holders = Holders::new();
+        for Tracked { path, stored, properties, at, .. } in tracked {
+            for found in self.terms.matching(path, &stored.meter.key, properties) {
+                let row = found.counter_at(at).and_then(|counter| levels.get(&counter.key));
+                let borne = row.map(|row| row.level.used + row.level.held - row.level.covered);
+                let passes = found.quota().is_some_and(|quota| borne.unwrap_or_default() > quota.into());
+                if passes && found.terms.is_covered() {
+                    add_holder(&mut holders, found.member);
+                }
+            }
+        }
+        holders
+    }
+
+    /// Gives back what was burnt for an event that is taken back: `quantities` of it by meter. What credits
+    /// bore of it is the last of it, as it is of a hold.
+    pub(in crate::engine) async fn take_back(
+        self,
+        connection: &mut PgConnection,
+        path: &Path,
+        event: Uuid,
+        quantities: &BTreeMap<MeterKey, Quantity>,
+    ) -> Result<(), StoreError> {
+        let spends = credit_ledger::spent_for(connection, self.environment, event).await?;
+        if spends.is_empty() {
+            return Ok(());
+        }
+        let mut holders = Holders::new();
+        for spend in &spends {
+            let member = path.members.iter().find(|member| member.subject_id == spend.subject_id);
+            holders.entry(spend.subject_id).or_insert_with(|| member.and_then(|m| m.subscription.clone()));
+        }
+        let named: Vec<Uuid> = spends.iter().filter_map(|spend| spend.grant).collect();
+        let mut opened: Opened = self.open(connection, &holders, &named).await?;
+        let now = opened.now;
+        // by whom and of which meter: how much is yet to be given back
+        let mut left: BTreeMap<(i64, Option<String>), Quantity> = BTreeMap::new();
+        for spend in spends.iter().rev() {
+            let taken_back = spend.meter.as_deref().and_then(|meter| {
+                quantities.iter().find(|(key, _)| key.as_str() == meter).map(|(_, quantity)| *quantity)
+            });
+            let left =
+                left.entry((spend.subject_id, spend.meter.clone())).or_insert(taken_back.unwrap_or_default());
+            let (Some(grant), Some(whole)) = (spend.grant, spend.quantity) else { continue };
+            let quantity = whole.min(*left);
+            *left = left.above(quantity);
+            if quantity <= Quantity::default() {
+                continue;
+            }
+            let kept = whole.above(quantity);
+            let kept = if kept.is_zero() { Total::default() } else { share(spend.amount, kept, whole) };
+            let part = Part { grant, quantity, amount: spend.amount - kept };
+            let used = quantities.keys().find(|key| Some(key.as_str()) == spend.meter.as_deref());
+            let cause = Cause {
+                event: Some(event),
+                reservation: spend.reservation,
+                used: used.map(|key| (key.clone(), quantity)),
+                ..Cause::default()
+            };
+            if let Some(wallet) = opened.wallets.get_mut(&spend.subject_id) {
+                wallet.refund(part, spend.id, cause, now);
+            }
+        }
+        let most = quantities.values().copied().max().unwrap_or_default();
+        let paid = credit_ledger::covers_of(connection, self.environment, event).await?;
+        let taken_back = |paid: Paid| {
+            let of_meter = self.terms.of_path(path).find(|found| found.terms.definition == paid.definition);
+            let quantity = of_meter.and_then(|found| quantities.get(&found.terms.limit.meter).copied());
+            let back = paid.quantity.min(quantity.unwrap_or(most).into());
+            Paid { quantity: Total::default() - back, ..paid }
+        };
+        let paid: Vec<Paid> = paid.into_iter().map(taken_back).collect();
+        let given: Vec<_> =
+            paid.iter().map(|paid| (paid.subject_id, paid.definition, paid.at, paid.quantity)).collect();
+        store::counters::add_covered(connection, &given).await?;
+        opened.write(connection, self, &holders, Changes { paid, ..Changes::default() }).await
+    }
+}
+
+/// Leaves out what has lapsed on counters, which whoever settles them next will take off.
+async fn leave_out_lapsed(
+    connection: &mut PgConnection,
+    book: &mut Book<'_>,
+    rows: &[CounterRow],
+    now: Timestamp,
+) -> Result<(), StoreError> {
+    let is_lapsing = |row: &&CounterRow| row.next_expiry.is_some_and(|at| at <= now);
+    let lapsing: BTreeMap<i64, CounterKey> =
+        rows.iter().filter(is_lapsing).map(|row| (row.id, row.key)).collect();
+    if lapsing.is_empty() {
+        return Ok(());
+    }
+    let ids: Vec<i64> = lapsing.keys().copied().collect();
+    for lapsed in store::hold_lines::lapsed(connection, &ids, now).await? {
+        let key = lapsing.get(&lapsed.counter_id).filter(|_| lapsed.line.on_expiry == OnExpiry::Release);
+        if let Some(counter) = key.and_then(|key| book.counters.get_mut(key)) {
+            counter.level.held = counter.level.held - lapsed.line.quantity.into();
+            counter.level.covered = counter.level.covered - lapsed.line.covered;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,289 @@
+//! Wallets in a transaction: locked after every counter, in the order of their subjects; what is due by time
+//! carried out first; written at the end.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use sqlx::{Connection, PgConnection};
+use uuid::Uuid;
+
+use super::notices;
+use crate::domain::credits::unit::Unit;
+use crate::domain::credits::wallet::{Lapsed, Schedule, Wallet};
+use crate::domain::environment::Environment;
+use crate::domain::gate::covering::CreditLineKey;
+use crate::domain::gate::request::OnExpiry;
+use crate::domain::gate::standing::{Member, Terms};
+use crate::domain::limits::CREDIT_SWEEP_WALLETS_MAX;
+use crate::domain::plan::Plan;
+use crate::domain::quantity::Total;
+use crate::domain::subscription::Subscription;
+use crate::domain::timestamp::Timestamp;
+use crate::engine::subscriptions::carry_out_ends;
+use crate::engine::{Clock, Engine, EngineError, detached};
+use crate::store::credit_wallets::{self, Changes, LapsedLine};
+use crate::store::subjects::Which;
+use crate::store::{self, StoreError};
+
+/// Those whose credits are looked at, with what they are on.
+pub(in crate::engine) type Holders = BTreeMap<i64, Option<Subscription>>;
+
+pub(in crate::engine) fn add_holder(holders: &mut Holders, member: &Member) {
+    holders.entry(member.subject_id).or_insert_with(|| member.subscription.clone());
+}
+
+/// Who looks, and what for.
+#[derive(Debug, Clone, Copy)]
+pub(in crate::engine) struct Cashier<'a> {
+    pub(in crate::engine) environment: Environment,
+    pub(in crate::engine) terms: &'a Terms,
+    pub(in crate::engine) clock: &'a Clock,
+    /// Not before.
+    pub(in crate::engine) began: Timestamp,
+}
+
+/// Wallets under their locks.
+#[derive(Debug)]
+pub(in crate::engine) struct Opened {
+    pub(in crate::engine) wallets: BTreeMap<i64, Wallet>,
+    /// By Postgres, after the last lock.
+    pub(in crate::engine) now: Timestamp,
+    /// Reservations that hold credits and were to be charged at their expiry, which has come.
+    pub(in crate::engine) charged: Vec<Uuid>,
+    before: BTreeMap<i64, BTreeMap<Unit, Total>>,
+    gone: Vec<CreditLineKey>,
+    /// Those whose wallets are not there: they have nothing.
+    without: BTreeSet<i64>,
+}
+
+fn plan_of<'a>(terms: &'a Terms, subscription: Option<&Subscription>) -> Option<&'a Plan> {
+    terms.catalog.plan(&subscription?.plan)
+}
+
+/// What a subscription gives, where it may be used.
+fn schedules<'a>(terms: &'a Terms, subscription: Option<&'a Subscription>) -> Vec<Schedule<'a>> {
+    let usable = subscription.filter(|subscription| subscription.status.may_use());
+    let given = plan_of(terms, usable).map_or(&[][..], |plan| plan.credit_grants.as_slice());
+    let schedule = |(credits, subscription)| Schedule { credits, subscription };
+    usable
+        .into_iter()
+        .flat_map(|usable| given.iter().map(move |credits| (credits, usable)))
+        .map(schedule)
+        .collect()
+}
+
+fn balances(wallets: &BTreeMap<i64, Wallet>) -> BTreeMap<i64, BTreeMap<Unit, Total>> {
+    wallets.iter().map(|(id, wallet)| (*id, wallet.balances().clone())).collect()
+}
+
+impl Cashier<'_> {
+    /// Locks the wallets of some holders, makes those into which a plan gives, and carries out what is due.
+    /// `named`: grants that are wanted though nothing of them may change any more.
+    pub(in crate::engine) async fn open(
+        self,
+        connection: &mut PgConnection,
+        holders: &Holders,
+        named: &[Uuid],
+    ) -> Result<Opened, StoreError> {
+        let ids: Vec<i64> = holders.keys().copied().collect();
+        let (mut found, mut locked_at) = credit_wallets::lock(connection, &ids).await?;
+        let gives = |id: &&i64| !schedules(self.terms, holders.get(id).and_then(Option::as_ref)).is_empty();
+        let missing: Vec<i64> =
+            ids.iter().filter(|id| !found.contains_key(id)).filter(gives).copied().collect();
+        if !missing.is_empty() {
+            credit_wallets::insert_missing(connection, self.environment, &missing).await?;
+            let (more, at) = credit_wallets::lock(connection, &missing).await?;
+            found.extend(more);
+            locked_at = at.or(locked_at);
+        }
+        let now = locked_at.map_or(self.began, |at| self.clock.now(self.environment, at).max(self.began));
+        let mut wallets = credit_wallets::open(connection, &found, named).await?;
+        let without: BTreeSet<i64> = ids.into_iter().filter(|id| !found.contains_key(id)).collect();
+        wallets.extend(without.iter().map(|id| (*id, Wallet::new(*id, None, Vec::new()))));
+        let before = balances(&wallets);
+        let lapsing: Vec<i64> =
+            found.iter().filter(|(_, next)| next.is_some_and(|at| at <= now)).map(|(id, _)| *id).collect();
+        let lines = if lapsing.is_empty() {
+            Vec::new()
+        } else {
+            credit_wallets::lapsed(connection, &lapsing, now).await?
+        };
+        if !lapsing.is_empty() {
+            for (id, next) in credit_wallets::next_lines(connection, &lapsing, now).await? {
+                if let Some(wallet) = wallets.get_mut(&id) {
+                    wallet.next_line = next;
+                }
+            }
+        }
+        let mut gone = Vec::new();
+        let mut charged = BTreeSet::new();
+        for LapsedLine { on_expiry, lapsed, subject_id } in &lines {
+            match on_expiry {
+                OnExpiry::Release => gone.push(CreditLineKey {
+                    grant: lapsed.grant,
+                    expires_at: lapsed.expires_at,
+                    reservation: lapsed.reservation,
+                }),
+                OnExpiry::Commit => {
+                    charged.insert(lapsed.reservation);
+                    // until it is charged it is looked for again
+                    if let Some(wallet) = wallets.get_mut(subject_id) {
+                        wallet.next_line =
+                            wallet.next_line.map(|at| at.min(lapsed.expires_at)).or(Some(lapsed.expires_at));
+                    }
+                }
+            }
+        }
+        self.advance(&mut wallets, holders, &lines, now);
+        Ok(Opened { wallets, now, charged: charged.into_iter().collect(), before, gone, without })
+    }
+
+    /// The same from a snapshot: as it would stand if somebody carried out what is due.
+    pub(in crate::engine) async fn look(
+        self,
+        snapshot: &mut PgConnection,
+        holders: &Holders,
+    ) -> Result<BTreeMap<i64, Wallet>, StoreError> {
+        let ids: Vec<i64> = holders.keys().copied().collect();
+        let mut found = credit_wallets::find(snapshot, &ids).await?;
+        let lapsing: Vec<i64> = found
+            .iter()
+            .filter(|(_, next)| next.is_some_and(|at| at <= self.began))
+            .map(|(id, _)| *id)
+            .collect();
+        for id in ids {
+            if !schedules(self.terms, holders.get(&id).and_then(Option::as_ref)).is_empty() {
+                found.entry(id).or_default();
+            }
+        }
+        let mut wallets = credit_wallets::open(snapshot, &found, &[]).await?;
+        let lines = if lapsing.is_empty() {
+            Vec::new()
+        } else {
+            credit_wallets::lapsed(snapshot, &lapsing, self.began).await?
+        };
+        self.advance(&mut wallets, holders, &lines, self.began);
+        Ok(wallets)
+    }
+
+    fn advance(
+        self,
+        wallets: &mut BTreeMap<i64, Wallet>,
+        holders: &Holders,
+        lines: &[LapsedLine],
+        now: Timestamp,
+    ) {
+        for (id, wallet) in wallets {
+            let of =
+                lines.iter().filter(|line| line.subject_id == *id && line.on_expiry == OnExpiry::Release);
+            let lapsed: Vec<Lapsed> = of.map(|line| line.lapsed).collect();
+            let schedules = schedules(self.terms, holders.get(id).and_then(Option::as_ref));
+            wallet.advance(lapsed, &schedules, now);
+        }
+    }
+}
+
+/// Makes wallets for what is noted in them first. Whoever made one meanwhile may have put something in.
+async fn make(
+    connection: &mut PgConnection,
+    environment: Environment,
+    new: &[i64],
+) -> Result<(), StoreError> {
+    credit_wallets::insert_missing(connection, environment, new).await?;
+    let (found, _) = credit_wallets::lock(connection, new).await?;
+    let filled = credit_wallets::open(connection, &found, &[]).await?;
+    if filled.values().any(|wallet| !wallet.purses().is_empty()) {
+        return Err(StoreError::Conflict(sqlx::Error::Protocol("a wallet was filled meanwhile".to_owned())));
+    }
+    Ok(())
+}
+
+impl Opened {
+    /// Writes what has come of the wallets, beside what of the caller's goes with it.
+    pub(in crate::engine) async fn write(
+        &self,
+        connection: &mut PgConnection,
+        cashier: Cashier<'_>,
+        holders: &Holders,
+        mut changes: Changes<'_>,
+    ) -> Result<(), StoreError> {
+        let wallets: Vec<&Wallet> = self.wallets.values().filter(|wallet| wallet.is_changed()).collect();
+        let new: Vec<i64> =
+            wallets.iter().map(|wallet| wallet.subject_id).filter(|id| self.without.contains(id)).collect();
+        if !new.is_empty() {
+            make(connection, cashier.environment, &new).await?;
+        }
+        changes.gone.extend(&self.gone);
+        credit_wallets::write(connection, cashier.environment, &Changes { wallets, ..changes }).await?;
+        let mut found = Vec::new();
+        for (id, wallet) in self.wallets.iter().filter(|(_, wallet)| wallet.is_changed()) {
+            let plan = plan_of(cashier.terms, holders.get(id).and_then(Option::as_ref));
+            let alerts = plan.map_or(&[][..], |plan| plan.credit_alerts.as_slice());
+            let before = self.before.get(id);
+            found.extend(notices::due(alerts, *id, before, wallet.balances(), self.now));
+        }
+        store::notices::insert(connection, cashier.environment, &found).await
+    }
+
+    pub(in crate::engine) fn is_changed(&self) -> bool {
+        !self.gone.is_empty() || self.wallets.values().any(Wallet::is_changed)
+    }
+}
+
+impl Engine {
+    /// Carries out what is due in the wallets of some subjects. Those without a subscription of their own are
+    /// given nothing by a plan.
+    pub(in crate::engine) async fn settle_wallets(
+        &self,
+        environment: Environment,
+        subject_ids: Vec<i64>,
+    ) -> Result<(), EngineError> {
+        let engine = self.clone();
+        detached(async move {
+            let mut connection = engine.database().pool().acquire().await?;
+            loop {
+                let mut transaction = connection.begin().await?;
+                let opening = store::configuration::open_recording(&mut transaction, environment).await?;
+                let clock = &engine.inner.clock;
+                let began = clock.now(environment, opening.now);
+                let configurations = &engine.inner.configurations;
+                let configuration =
+                    configurations.at(&mut transaction, environment, opening.versions).await?;
+                let terms = &configuration.terms;
+                // a subject's first path has its own number
+                let paths =
+                    store::subjects::paths(&mut transaction, environment, Which::Ids(&subject_ids)).await?;
+                if paths.iter().any(|path| path.has_due_end(began, terms)) {
+                    transaction.rollback().await?;
+                    carry_out_ends(&mut connection, environment, clock).await?;
+                    continue;
+                }
+                let mut holders = Holders::new();
+                for member in paths.iter().filter_map(|path| path.members.first()) {
+                    add_holder(&mut holders, member);
+                }
+                let cashier = Cashier { environment, terms, clock, began };
+                let opened = cashier.open(&mut transaction, &holders, &[]).await?;
+                if opened.is_changed() {
+                    opened.write(&mut transaction, cashier, &holders, Changes::default()).await?;
+                }
+                transaction.commit().await?;
+                return Ok(());
+            }
+        })
+        .await
+    }
+
+    /// Carries out what time has done to some wallets; whether there may be more.
+    pub async fn settle_due_wallets(&self, environment: Environment) -> Result<bool, EngineError> {
+        let mut connection = self.database().pool().acquire().await?;
+        let now = self.inner.clock.now(environment, store::usage::now(&mut connection).await?);
+        let due = credit_wallets::due(&mut connection, environment, now, CREDIT_SWEEP_WALLETS_MAX).await?;
+        drop(connection);
+        if due.is_empty() {
+            return Ok(false);
+        }
+        let more = i64::try_from(due.len()).is_ok_and(|count| count >= CREDIT_SWEEP_WALLETS_MAX);
+        self.settle_wallets(environment, due).await?;
+        Ok(more)
+    }
+}

@@ -1,0 +1,107 @@
+//! The credits of a batch: of those whose limits they extend, and of those for whom reservations hold some.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use sqlx::PgConnection;
+use uuid::Uuid;
+
+use super::Call;
+use super::batch::requests;
+use crate::domain::event::Properties;
+use crate::domain::gate::book::Book;
+use crate::domain::gate::covering::Credits;
+use crate::domain::gate::reservation::Reservation;
+use crate::domain::gate::standing::{Path, Terms};
+use crate::domain::names::MeterKey;
+use crate::domain::timestamp::Timestamp;
+use crate::engine::arrivals::Standings;
+use crate::engine::credits::wallets::{Cashier, Holders, Opened, add_holder};
+use crate::store::StoreError;
+use crate::store::credit_wallets::Changes;
+
+/// Wallets while a batch uses them; none where it needs none.
+pub(super) struct Purses<'a> {
+    cashier: Cashier<'a>,
+    holders: Holders,
+    opened: Option<Opened>,
+}
+
+impl<'a> Purses<'a> {
+    /// Locks what is needed, after the counters.
+    pub(super) async fn open(
+        connection: &mut PgConnection,
+        cashier: Cashier<'a>,
+        holders: Holders,
+    ) -> Result<Self, StoreError> {
+        let opened =
+            if holders.is_empty() { None } else { Some(cashier.open(connection, &holders, &[]).await?) };
+        Ok(Self { cashier, holders, opened })
+    }
+
+    /// The time after the last lock.
+    pub(super) fn not_before(&self, now: Timestamp) -> Timestamp {
+        self.opened.as_ref().map_or(now, |opened| opened.now.max(now))
+    }
+
+    /// Puts the wallets into a book; the reservations that hold credits, are to be charged, and are not in
+    /// the book.
+    pub(super) fn lend(&mut self, book: &mut Book<'_>) -> Vec<Uuid> {
+        let Some(opened) = &mut self.opened else { return Vec::new() };
+        book.credits.wallets = std::mem::take(&mut opened.wallets);
+        opened.charged.iter().filter(|key| !book.reservations.contains_key(key)).copied().collect()
+    }
+
+    /// Writes what has become of them in the book.
+    pub(super) async fn write(
+        &mut self,
+        connection: &mut PgConnection,
+        book: &mut Book<'_>,
+    ) -> Result<(), StoreError> {
+        let Some(opened) = &mut self.opened else { return Ok(()) };
+        let Credits { wallets, lines, paid } = std::mem::take(&mut book.credits);
+        opened.wallets = wallets;
+        let mut changes = Changes { paid, ..Changes::default() };
+        for (key, line) in lines {
+            match line {
+                Some(line) => changes.lines.push((key, line)),
+                None => changes.gone.push(key),
+            }
+        }
+        opened.write(connection, self.cashier, &self.holders, changes).await
+    }
+}
+
+/// Those whose credits calls may burn, hold or give back.
+pub(super) fn holders<'c>(
+    terms: &Terms,
+    calls: impl Iterator<Item = &'c Call>,
+    standings: &Standings,
+    (locked, paths): (&[Reservation], &HashMap<i64, Arc<Path>>),
+) -> Holders {
+    let mut holders = Holders::new();
+    if !terms.has_covered() && !locked.iter().any(Reservation::holds_credits) {
+        return holders;
+    }
+    let mut add = |path: &Path, meter: &MeterKey, properties: &Properties| {
+        for found in terms.matching(path, meter, properties).filter(|found| found.terms.is_covered()) {
+            add_holder(&mut holders, found.member);
+        }
+    };
+    for request in requests(calls) {
+        let Some(path) = standings.get(request.subject.as_str()) else { continue };
+        request.asks.iter().for_each(|ask| add(path, &ask.meter, &ask.properties));
+    }
+    let placed =
+        || locked.iter().filter_map(|reservation| Some((reservation, paths.get(&reservation.path_id)?)));
+    for (reservation, path) in placed() {
+        reservation.holds.iter().for_each(|hold| add(path, &hold.meter, &hold.properties));
+    }
+    for (reservation, path) in placed() {
+        for cover in reservation.holds.iter().flat_map(|hold| &hold.covers) {
+            let whose = path.members.iter().filter(|member| member.subject_id == cover.subject_id);
+            whose.for_each(|member| add_holder(&mut holders, member));
+        }
+    }
+    holders
+}

@@ -1,0 +1,112 @@
+//! Credit packs that were bought: each line of a paid invoice or checkout whose price is a pack's grants it,
+//! once. A checkout that has an invoice is the same purchase as that invoice, whichever is heard of first.
+
+use sqlx::PgConnection;
+
+use super::news::is_plain;
+use super::round::Outcome;
+use super::{Engine, EngineError};
+use crate::domain::credits::grant::{Request, Source};
+use crate::domain::credits::offers::CreditPack;
+use crate::domain::credits::recurrence::Rollover;
+use crate::domain::environment::Environment;
+use crate::domain::names::SubjectId;
+use crate::domain::quantity::{Quantity, Total};
+use crate::providers::stripe::webhook::{self, Purchase};
+use crate::store;
+
+impl Engine {
+    /// Grants what a purchase bought. None where it bought no credits.
+    pub(super) async fn grant_packs(
+        &self,
+        environment: Environment,
+        purchase: Option<Purchase>,
+    ) -> Result<Option<Outcome>, EngineError> {
+        let Some(mut purchase) = purchase else { return Ok(None) };
+        let mut connection = self.database().pool().acquire().await?;
+        let (catalog, _) = store::catalog::current(&mut connection, environment).await?;
+        if catalog.credit_packs.is_empty() {
+            return Ok(None);
+        }
+        // a checkout comes without its lines, unless somebody asks
+        if purchase.items.is_empty()
+            && let Some(session) = purchase.checkout.as_ref().filter(|session| is_plain(session))
+            && let Some(stripe) = self.inner.webhooks.desk(environment).stripe.clone()
+        {
+            let path = format!("/v1/checkout/sessions/{session}/line_items");
+            match stripe.client().get(&path, &[("limit", "100".to_owned())]).await {
+                Ok(lines) => purchase.items = webhook::items(&lines),
+                Err(fault) if fault.status == Some(404) => {}
+                Err(fault) => return Ok(Some(Outcome::Later(fault))),
+            }
+        }
+        let pack_of =
+            |price: &str| catalog.credit_packs.iter().find(|p| p.has_stripe_price(environment, price));
+        let bought: Vec<(&str, &CreditPack, i64)> = purchase
+            .items
+            .iter()
+            .filter_map(|(price, count)| Some((price.as_str(), pack_of(price)?, *count)))
+            .collect();
+        if bought.is_empty() {
+            return Ok(None);
+        }
+        let Some(subject) = buyer(&mut connection, environment, &purchase).await? else {
+            return Ok(Some(Outcome::Waits("no subject is mapped to the customer who bought credits")));
+        };
+        drop(connection);
+        for (price, pack, count) in bought {
+            let reference = format!("stripe:{}:{price}", purchase.reference);
+            let Some(request) = request(pack, count, reference) else {
+                return Ok(Some(Outcome::Failed(format!("{count} of the pack `{}` are too many", pack.key))));
+            };
+            match self.grant_credits(environment, subject.clone(), request).await {
+                // it was granted when the pack, or the mapping, was another
+                Ok(_) | Err(EngineError::Conflict { .. }) => {}
+                Err(EngineError::Invalid(flaws)) => {
+                    let why = flaws.first().map(|flaw| flaw.detail.clone()).unwrap_or_default();
+                    return Ok(Some(Outcome::Failed(format!(
+                        "the pack `{}` cannot be granted: {why}",
+                        pack.key
+                    ))));
+                }
+                Err(why) => return Err(why),
+            }
+        }
+        Ok(Some(Outcome::Applied))
+    }
+}
+
+/// Who bought: as the checkout says, else whose customer it is.
+async fn buyer(
+    connection: &mut PgConnection,
+    environment: Environment,
+    purchase: &Purchase,
+) -> Result<Option<SubjectId>, EngineError> {
+    if let Some(subject) = &purchase.subject {
+        return Ok(Some(subject.clone()));
+    }
+    let Some(customer) = &purchase.customer else { return Ok(None) };
+    let found = store::subjects::of_mapping(connection, environment, customer).await?;
+    let named = found.map(|(_, name)| SubjectId::parse(name)).transpose();
+    named.map_err(|why| EngineError::Internal(why.to_string()))
+}
+
+/// So many packs as one grant; none where that is more than a grant can be.
+fn request(pack: &CreditPack, count: i64, external_ref: String) -> Option<Request> {
+    let nanos = pack.amount.nanos().checked_mul(count.into())?;
+    let amount: Quantity = Total::from_nanos(nanos).quantity()?;
+    Some(Request {
+        unit: pack.unit.clone(),
+        amount,
+        priority: pack.priority,
+        effective_at: None,
+        expires_at: None,
+        expires_after: pack.expires_after,
+        source: Source::Purchase,
+        external_ref: Some(external_ref),
+        recurrence: None,
+        rollover: Rollover::default(),
+        refund_of: None,
+        reason: Some(format!("pack {}", pack.key)),
+    })
+}

@@ -1,0 +1,142 @@
+//! Packs that are bought through Stripe: granted once, whichever webhooks tell of it and however often.
+
+use axum::body::Body;
+use axum::http::{Request, StatusCode};
+use metergate::domain::environment::Environment;
+use metergate::engine::EngineSettings;
+use metergate::providers::stripe::{Account, StripeSettings};
+use secrecy::SecretString;
+use serde_json::{Value, json};
+
+use super::{balance, catalog};
+use crate::support::service::{NOON, engine_settings};
+use crate::support::stripe_fake::{sign, unix};
+use crate::support::{TestService, cluster};
+
+const SECRET: &str = "whsec_packs";
+
+async fn start() -> TestService {
+    let account = |live: bool| Account {
+        api_key: None,
+        webhook_secrets: if live { Vec::new() } else { vec![SecretString::from(SECRET)] },
+    };
+    let stripe = StripeSettings {
+        accounts: [(Environment::Test, account(false)), (Environment::Live, account(true))],
+        ..StripeSettings::default()
+    };
+    let settings = EngineSettings { stripe, ..engine_settings() };
+    let service = TestService::at_url(&cluster::database_url().await, settings).await;
+    let mut catalog = catalog();
+    catalog["credit_packs"] = json!([
+        {"key": "small", "credit_unit": "credits", "amount": 100, "expires_after": "30d", "stripe_price_ids": ["price_small"]},
+        {"key": "large", "credit_unit": "credits", "amount": 1000, "stripe_price_ids": {"test": ["price_large"], "live": []}}]);
+    service.apply(catalog).await;
+    service
+}
+
+/// Tells of an object, and has it applied.
+async fn tell(service: &TestService, id: &str, kind: &str, object: &Value) {
+    let event = json!({"id": id, "object": "event", "type": kind, "created": unix(NOON), "livemode": false,
+                       "data": {"object": object}});
+    let body = event.to_string();
+    let request = Request::builder()
+        .method("POST")
+        .uri("/webhooks/stripe")
+        .header("stripe-signature", sign(&[SECRET], unix(NOON), &body));
+    let answer = service.send(request.body(Body::from(body)).unwrap()).await;
+    assert_eq!(answer.status, StatusCode::OK, "{}", answer.text);
+    while service.engine.apply_webhooks(Environment::Test).await.unwrap() > 0 {}
+}
+
+async fn statuses(service: &TestService) -> Vec<Value> {
+    let page = service.get("/v1/webhook-events").await.json();
+    page["data"].as_array().unwrap().iter().map(|event| event["status"].clone()).collect()
+}
+
+fn checkout(invoice: Value, status: &str) -> Value {
+    json!({"id": "cs_1", "object": "checkout.session", "mode": "payment", "payment_status": status,
+           "client_reference_id": "a", "customer": "cus_1", "invoice": invoice,
+           "line_items": {"data": [{"price": {"id": "price_small"}, "quantity": 2}, {"price": {"id": "price_x"}}]}})
+}
+
+fn invoice(line: Value) -> Value {
+    json!({"id": "in_1", "object": "invoice", "customer": "cus_1", "status": "paid", "created": unix(NOON),
+           "lines": {"data": [line]}})
+}
+
+#[tokio::test]
+async fn a_checkout_grants_its_pack_once() {
+    let service = start().await;
+    // not paid yet: the money is on its way
+    tell(&service, "evt_0", "checkout.session.completed", &checkout(Value::Null, "unpaid")).await;
+    assert_eq!(balance(&service, "a").await, (0, 0));
+    let paid = checkout(Value::Null, "paid");
+    tell(&service, "evt_1", "checkout.session.async_payment_succeeded", &paid).await;
+    for event in ["evt_1", "evt_2"] {
+        tell(&service, event, "checkout.session.completed", &paid).await;
+    }
+    assert_eq!(balance(&service, "a").await, (200, 0));
+    let grants = service.get("/v1/subjects/a/credits/grants").await.json();
+    let grant = &grants["data"][0];
+    assert_eq!(
+        (&grant["source"], &grant["external_ref"], &grant["expires_at"]),
+        (&json!("purchase"), &json!("stripe:cs_1:price_small"), &json!("2026-12-20T12:00:00Z"))
+    );
+    assert_eq!(grants["data"].as_array().unwrap().len(), 1);
+    service.verify().await;
+}
+
+#[tokio::test]
+async fn an_invoice_and_its_checkout_are_one_purchase() {
+    for checkout_first in [false, true] {
+        let service = start().await;
+        let line = json!({"price": {"id": "price_small"}, "quantity": 2});
+        let told = [
+            ("evt_1", "checkout.session.completed", checkout(json!("in_1"), "paid")),
+            ("evt_2", "invoice.paid", invoice(line)),
+        ];
+        let order = if checkout_first { [0, 1] } else { [1, 0] };
+        for n in order {
+            let (id, kind, object) = &told[n];
+            tell(&service, id, kind, object).await;
+        }
+        // an invoice of a customer whom nobody knows waits until somebody does
+        service.clock.set(crate::support::at("2026-11-20T13:00:00Z"));
+        while service.engine.apply_webhooks(Environment::Test).await.unwrap() > 0 {}
+        assert_eq!(balance(&service, "a").await, (200, 0), "{checkout_first}");
+        assert_eq!(statuses(&service).await, ["applied", "applied"]);
+    }
+}
+
+#[tokio::test]
+async fn each_paid_invoice_grants_what_its_lines_buy() {
+    let service = start().await;
+    let answer = service.put("/v1/subjects/a", &json!({"stripe_customer_id": "cus_1"})).await;
+    assert_eq!(answer.status, StatusCode::OK);
+    let cases = [
+        ("in_1", "invoice.paid", json!({"price": {"id": "price_large"}}), 1000),
+        // since 2025-03-31.basil
+        (
+            "in_2",
+            "invoice.paid",
+            json!({"pricing": {"price_details": {"price": "price_small"}}, "quantity": 3}),
+            1300,
+        ),
+        ("in_3", "invoice.finalized", json!({"price": {"id": "price_large"}}), 1300),
+        ("in_4", "invoice.paid", json!({"price": {"id": "price_large"}, "proration": true}), 1300),
+        ("in_5", "invoice.paid", json!({"price": {"id": "price_none"}}), 1300),
+        (
+            "in_2",
+            "invoice.paid",
+            json!({"pricing": {"price_details": {"price": "price_small"}}, "quantity": 3}),
+            1300,
+        ),
+    ];
+    for (n, (id, kind, line, expected)) in cases.into_iter().enumerate() {
+        let mut object = invoice(line);
+        object["id"] = json!(id);
+        tell(&service, &format!("evt_{n}"), kind, &object).await;
+        assert_eq!(balance(&service, "a").await, (expected, 0), "{n}");
+    }
+    service.verify().await;
+}

@@ -1,0 +1,103 @@
+//! Many callers at one balance, over processes that know nothing of each other.
+
+use axum::http::StatusCode;
+use futures::future::join_all;
+use serde_json::{Value, json};
+
+use super::{balance, granted, ledger, start};
+use crate::support::service::{Answer, Process};
+
+/// The quota of `free` is 10: what is asked for here is above it.
+fn ask(n: usize, value: i64) -> Value {
+    json!({"id": format!("r{n}"), "subject": "a", "meter": "tokens", "value": value, "ttl_seconds": 86_400})
+}
+
+#[tokio::test]
+async fn of_two_hundred_over_three_grants_exactly_as_many_as_fit_may() {
+    let service = start().await;
+    // no quota is left: 50 of one token each fit into three grants
+    service.record(&json!({"event_name": "tokens", "subject": "a", "value": 10})).await;
+    for (amount, priority) in [(20, 1), (17, 0), (13, 2)] {
+        granted(&service, "a", &json!({"credit_unit": "credits", "amount": amount, "priority": priority}))
+            .await;
+    }
+    let processes = [Process::start(&service.url).await, Process::start(&service.url).await];
+    let callers = [processes[0].caller(&service.key), processes[1].caller(&service.key)];
+    let calls = (0..200).map(|n| {
+        let caller = &callers[n % 2];
+        async move { caller.post("/v1/reservations", &ask(n, 1)).await }
+    });
+    let answers: Vec<Answer> = join_all(calls).await;
+    let held: Vec<String> = answers
+        .iter()
+        .filter(|answer| answer.status == StatusCode::CREATED)
+        .map(|answer| answer.json()["id"].as_str().unwrap().to_owned())
+        .collect();
+    assert_eq!(held.len(), 50);
+    let denied = answers.iter().filter(|answer| answer.status == StatusCode::OK).map(Answer::json);
+    assert!(denied.into_iter().all(|answer| answer["reason"] == "insufficient_credits"));
+    assert_eq!(balance(&service, "a").await, (0, 50));
+    service.verify().await;
+
+    // settled by many at once, some twice, while new ones ask for what comes back
+    let settle = held.iter().enumerate().flat_map(|(n, id)| {
+        let how = if n % 3 == 0 { "release" } else { "commit" };
+        (0..2).map(move |by| (by, format!("/v1/reservations/{id}/{how}")))
+    });
+    let settle = settle.map(|(by, path)| {
+        let caller = &callers[by];
+        async move { caller.post(&path, &Value::Null).await }
+    });
+    let more = (200..260).map(|n| {
+        let caller = &callers[n % 2];
+        async move { caller.post("/v1/reservations", &ask(n, 1)).await }
+    });
+    let (settled, more) = tokio::join!(join_all(settle), join_all(more));
+    assert!(settled.iter().all(|answer| answer.status == StatusCode::OK));
+    let again =
+        i64::try_from(more.iter().filter(|answer| answer.status == StatusCode::CREATED).count()).unwrap();
+    // 17 of 50 were released: no more than these can be held anew
+    assert_eq!(balance(&service, "a").await, (17 - again, again));
+    ledger(&service, "a").await;
+    service.verify().await;
+    for process in processes {
+        process.stop().await;
+    }
+}
+
+#[tokio::test]
+async fn what_happens_at_once_passes_no_balance_and_loses_nothing() {
+    let service = start().await;
+    let processes = [Process::start(&service.url).await, Process::start(&service.url).await];
+    let callers = [processes[0].caller(&service.key), processes[1].caller(&service.key)];
+    let calls = (0..160_usize).map(|n| {
+        let caller = &callers[n % 2];
+        let (path, body) = match n % 8 {
+            0 => ("/v1/subjects/a/credits/grants".to_owned(),
+                  json!({"credit_unit": "credits", "amount": 7, "external_ref": format!("order {}", n / 16)})),
+            1 => ("/v1/events".to_owned(), json!({"id": format!("e{n}"), "event_name": "tokens", "subject": "a", "value": 2})),
+            2 => ("/v1/events".to_owned(), json!({"id": format!("e{n}"), "event_name": "calls", "subject": "a"})),
+            3 => (format!("/v1/events/e{}/void", n.saturating_sub(10)), Value::Null),
+            4 => (format!("/v1/reservations/r{}/commit", n.saturating_sub(12)), Value::Null),
+            5 => (format!("/v1/reservations/r{}/release", n.saturating_sub(20)), Value::Null),
+            6 => ("/v1/reservations".to_owned(), ask(n, 3)),
+            _ => ("/v1/reservations".to_owned(), json!({"id": format!("r{n}"), "subject": "a", "ttl_seconds": 1,
+                  "holds": [{"meter": "calls", "value": 1}, {"meter": "tokens", "value": 2, "grant": "up_to"}]})),
+        };
+        async move { (path.clone(), caller.post(&path, &body).await) }
+    });
+    for (path, answer) in join_all(calls).await {
+        assert!(!answer.status.is_server_error(), "{path} {}", answer.text);
+    }
+    service.verify().await;
+    let (left, held) = balance(&service, "a").await;
+    assert!(left >= 0 && held >= 0);
+    ledger(&service, "a").await;
+    // ten orders, each sent twice: each granted once
+    let grants = service.get("/v1/subjects/a/credits/grants?limit=100").await.json();
+    assert_eq!(grants["data"].as_array().unwrap().len(), 10);
+    for process in processes {
+        process.stop().await;
+    }
+    service.verify().await;
+}
