@@ -1,5 +1,5 @@
 -- Holding at once, where caps look at counters to which nothing is added: those are locked and
--- compared, and not written. Otherwise as before.
+-- compared, and not written. What credits bear a part of goes the long way. Otherwise as before.
 create or replace function hold_at_once(
     given_environment smallint,
     -- of the lock of the configuration, and the version under which the writer knows it
@@ -57,7 +57,7 @@ begin
     select array_agg(l.id), array_agg(l.used), array_agg(l.held), bool_and(l.fits), min(l.next_expiry)
     into counter_ids, levels_used, levels_held, all_fit, first_expiry
     from (select c.id, c.used, c.held, c.next_expiry,
-                 given.room is null or c.used + c.held + given.added <= given.room as fits
+                 c.covered = 0 and (given.room is null or c.used + c.held + given.added <= given.room) as fits
           from unnest(given_subjects, given_definitions, given_periods, given_added, given_rooms)
               as given (subject_id, definition, period_start, added, room)
           join counters c on c.subject_id = given.subject_id and c.definition = given.definition

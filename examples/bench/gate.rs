@@ -15,7 +15,9 @@ const PAIRS: &str = "reserve and commit, 64 connections";
 const MEMBERS: &str = "reservations by members of one organisation";
 const MIXED_HOLDS: &str = "reservations, 32 connections, while 32 others record";
 const MIXED_EVENTS: &str = "single events of the same subjects meanwhile";
+const PAID: &str = "reservations with prices, a cap and credits, over 1,000 subjects";
 const PUT: [Expected; 1] = [Expected { status: 200, text: r#""subject":"# }];
+const GRANTED: [Expected; 1] = [Expected { status: 201, text: r#""amount":"# }];
 
 /// The service beside `pgbench`.
 #[derive(Debug, Default)]
@@ -69,6 +71,9 @@ pub(crate) struct Gate {
     /// Both at the same time.
     mixed_holds: Series,
     mixed_events: Series,
+    /// Those who pay, and as many who do not.
+    paid: Series,
+    unpaid: Series,
 }
 
 /// Subjects that have been seen before, and an organisation with members on plans of their own.
@@ -79,6 +84,8 @@ pub(crate) async fn prepare(stage: &Stage<'_>) -> anyhow::Result<()> {
         stage.drive(Load::all([call], &PUT, 1)).await?;
     }
     stage.drive(Load::all(holds::join_organisation(&stage.key), &PUT, BATCH_CONNECTIONS)).await?;
+    stage.drive(Load::all(holds::enrol_payers(&stage.key), &PUT, BATCH_CONNECTIONS)).await?;
+    stage.drive(Load::all(holds::grant_credits(&stage.key), &GRANTED, BATCH_CONNECTIONS)).await?;
     Ok(())
 }
 
@@ -113,6 +120,19 @@ impl Gate {
         let load = Load::for_time(duration, member, &HELD, CONNECTIONS);
         stage.measure(load).await?.note(&mut self.members, 1);
 
+        let payer = || [holds::reserve(key, &holds::random_payer())];
+        let guest = || [holds::reserve(key, &holds::random_guest())];
+        let payers_first = round.is_multiple_of(2);
+        for pays in [payers_first, !payers_first] {
+            if pays {
+                let load = Load::for_time(duration, payer, &HELD, CONNECTIONS);
+                stage.measure(load).await?.note(&mut self.paid, 1);
+            } else {
+                let load = Load::for_time(duration, guest, &HELD, CONNECTIONS);
+                stage.measure(load).await?.note(&mut self.unpaid, 1);
+            }
+        }
+
         let event = || [stage.post_events([holds::random_caller()])];
         let holds = Load::for_time(duration, spread, &HELD, CONNECTIONS / 2);
         let events = Load::for_time(duration, event, &SINGLE_ACCEPTED, CONNECTIONS / 2);
@@ -121,13 +141,15 @@ impl Gate {
         self.mixed_holds.note(&holds, 1);
         self.mixed_events.note(&events, 1);
         Ok(format!(
-            "spread {} calls/s, pgbench {}; hot {}, pgbench {}; pairs {}; members {}; mixed {} and {} events",
+            "spread {} calls/s, pgbench {}; hot {}, pgbench {}; pairs {}; members {}; paid {}, unpaid {}; mixed {} and {} events",
             self.spread.service.last(),
             self.spread.pgbench.last(),
             self.hot.service.last(),
             self.hot.pgbench.last(),
             self.pairs.last(),
             self.members.last(),
+            self.paid.last(),
+            self.unpaid.last(),
             self.mixed_holds.last(),
             self.mixed_events.last(),
         ))
@@ -139,6 +161,8 @@ impl Gate {
         table.add_alone(PAIRS, rate(&self.pairs.rates, "pairs/s"), "");
         table.add_latency("both calls of a pair", &self.pairs);
         table.add_alone(MEMBERS, rate(&self.members.rates, "calls/s"), "");
+        let (paid, unpaid) = ((&self.paid, "calls/s"), (&self.unpaid, "calls/s"));
+        table.add_rates(PAID, paid, "without", unpaid, "0.7");
         table.add_alone(MIXED_HOLDS, rate(&self.mixed_holds.rates, "calls/s"), "");
         table.add_alone(MIXED_EVENTS, rate(&self.mixed_events.rates, "calls/s"), "");
         table.add_refused("reservations", self.all());
@@ -161,7 +185,8 @@ impl Gate {
 
     fn all(&self) -> impl Iterator<Item = &Series> {
         let compared = [&self.spread, &self.hot].into_iter();
-        let others = [&self.pairs, &self.members, &self.mixed_holds, &self.mixed_events];
+        let others =
+            [&self.pairs, &self.members, &self.paid, &self.unpaid, &self.mixed_holds, &self.mixed_events];
         compared.flat_map(|both| [&both.service, &both.at_half]).chain(others)
     }
 }

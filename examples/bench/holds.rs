@@ -16,6 +16,9 @@ const ORGANISATION: &str = "organisation";
 /// Members of the organisation, with limits of their own.
 const MEMBERS: usize = 1_000;
 
+/// Subjects on a plan with prices, a cap and credits; as many others are compared with them.
+const PAYERS: usize = 1_000;
+
 pub(crate) fn caller(number: usize) -> String {
     format!("caller_{number}")
 }
@@ -30,6 +33,19 @@ fn member(number: usize) -> String {
 
 pub(crate) fn random_member() -> String {
     member(rand::rng().random_range(0..MEMBERS))
+}
+
+fn payer(number: usize) -> String {
+    format!("payer_{number}")
+}
+
+pub(crate) fn random_payer() -> String {
+    payer(rand::rng().random_range(0..PAYERS))
+}
+
+/// One of as many who do not pay.
+pub(crate) fn random_guest() -> String {
+    caller(rand::rng().random_range(0..PAYERS))
 }
 
 fn random_value() -> u32 {
@@ -63,6 +79,19 @@ fn put(key: &str, path: String, body: &str) -> Vec<u8> {
 
 fn subscribe(key: &str, subject: &str, plan: &str) -> Vec<u8> {
     put(key, format!("/v1/subjects/{subject}/subscription"), &format!(r#"{{"plan":"{plan}"}}"#))
+}
+
+/// The calls that put payers on their plan.
+pub(crate) fn enrol_payers(key: &str) -> impl Iterator<Item = Vec<u8>> {
+    (0..PAYERS).map(move |number| subscribe(key, &payer(number), "paid"))
+}
+
+/// The calls that give them credits.
+pub(crate) fn grant_credits(key: &str) -> impl Iterator<Item = Vec<u8>> {
+    (0..PAYERS).map(move |number| {
+        let path = format!("/v1/subjects/{}/credits/grants", payer(number));
+        http::post(&path, key, "application/json", &format!(r#"{{"amount":1000000,"meter":"{EVENT_NAME}"}}"#))
+    })
 }
 
 /// The calls that put an organisation on its plan.

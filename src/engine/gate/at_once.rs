@@ -421,10 +421,11 @@ fn is_plain(member: &Member, terms: &Terms) -> bool {
         credit_alerts: _,
         stripe_price_ids: _,
     } = plan;
-    limits.iter().all(is_counted_alone)
+    limits.iter().all(is_plain_limit)
 }
 
-fn is_counted_alone(limit: &Limit) -> bool {
+/// What credits would bear is above the quota, and does not fit here.
+fn is_plain_limit(limit: &Limit) -> bool {
     let Limit {
         key: _,
         meter: _,
@@ -434,8 +435,8 @@ fn is_counted_alone(limit: &Limit) -> bool {
         anchor: _,
         timezone: _,
         enforcement: _,
-        overage,
+        overage: Overage::None | Overage::Credits,
         on_plan_change: _,
     } = limit;
-    *overage == Overage::None
+    true
 }
