@@ -3,9 +3,11 @@
 mod burning;
 mod packs;
 mod races;
+mod random;
 
 use axum::http::StatusCode;
 use metergate::domain::environment::Environment;
+use metergate::domain::quantity::Total;
 use serde_json::{Value, json};
 
 use crate::support::service::Answer;
@@ -77,14 +79,15 @@ async fn ledger(service: &TestService, subject: &str) -> Vec<Value> {
         let Some(next) = page["next_cursor"].as_str() else { break };
         cursor = format!("&cursor={next}");
     }
-    let mut running: std::collections::BTreeMap<String, i64> = std::collections::BTreeMap::new();
+    let mut running: std::collections::BTreeMap<String, Total> = std::collections::BTreeMap::new();
     for row in rows.iter().rev() {
-        let number = |value: &Value| value.as_i64().unwrap_or_else(|| panic!("{row}"));
+        let number = |value: &Value| Total::from_decimal(&value.to_string()).unwrap();
         let entries = row["entries"].as_array().unwrap();
-        assert_eq!(entries.iter().map(|entry| number(&entry["amount"])).sum::<i64>(), 0, "{row}");
+        let sum = entries.iter().fold(Total::default(), |sum, entry| sum + number(&entry["amount"]));
+        assert_eq!(sum, Total::default(), "{row}");
         let unit = ["meter", "credit_unit", "currency"].map(|name| row[name].to_string()).concat();
         let balance = running.entry(unit).or_default();
-        *balance += number(&row["change"]);
+        *balance = *balance + number(&row["change"]);
         assert_eq!(*balance, number(&row["balance"]), "{row}");
     }
     rows
