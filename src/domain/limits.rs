@@ -50,6 +50,10 @@ pub const RATES_MAX: usize = 1_000;
 pub const RATE_AHEAD_MAX: Duration = Duration::from_mins(5);
 /// Exchange rates between the same two currencies that are looked at, the latest.
 pub const RATES_OF_PAIR_MAX: i64 = 1_000;
+/// How far ahead a forecast looks by the days of the week, in days.
+pub const FORECAST_DAYS_MAX: i64 = 400;
+/// Days of a period that a report shows one by one, the latest.
+pub const TREND_DAYS_MAX: usize = 400;
 /// Different combinations of dimension values that one meter's rollups keep apart. Beyond it the
 /// meter is read from its events: as exact, but slower.
 pub const DIMENSION_SETS_PER_METER_MAX: i64 = 100_000;

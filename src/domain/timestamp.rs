@@ -8,6 +8,7 @@ use serde::{Serialize, Serializer};
 
 pub const MICROS_PER_SECOND: i64 = 1_000_000;
 pub const MICROS_PER_HOUR: i64 = 3_600 * MICROS_PER_SECOND;
+pub const MICROS_PER_DAY: i64 = 24 * MICROS_PER_HOUR;
 
 /// An instant: microseconds since 1970-01-01T00:00:00Z.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -84,6 +85,25 @@ impl Timestamp {
     pub fn hour_ceil(self) -> Self {
         let floor = self.hour_floor();
         if floor == self { self } else { Self(floor.0 + MICROS_PER_HOUR) }
+    }
+
+    /// The start of its UTC day.
+    #[must_use]
+    pub fn day_floor(self) -> Self {
+        Self(self.0.div_euclid(MICROS_PER_DAY) * MICROS_PER_DAY)
+    }
+
+    /// The start of the UTC day after it.
+    #[must_use]
+    pub fn day_after(self) -> Self {
+        Self((self.day_floor().0 + MICROS_PER_DAY).min(Self::MAX.0))
+    }
+
+    /// So many days earlier.
+    #[must_use]
+    pub fn days_before(self, days: usize) -> Self {
+        let micros = i64::try_from(days).unwrap_or(i64::MAX).saturating_mul(MICROS_PER_DAY);
+        Self(self.0.saturating_sub(micros).max(Self::MIN.0))
     }
 
     pub(crate) fn to_jiff(self) -> jiff::Timestamp {

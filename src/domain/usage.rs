@@ -40,6 +40,8 @@ pub struct UsageQuery {
     pub filter: BTreeMap<String, Vec<String>>,
     /// Kept apart, each by itself, beside the groups; empty: nothing is.
     pub slices: Vec<Slice>,
+    /// Of `unique_count`: whether `sum` is to tell how many members no earlier window has seen.
+    pub tells_new: bool,
     pub fill: bool,
 }
 
@@ -52,6 +54,15 @@ pub struct Slice {
     pub from: Option<Timestamp>,
     /// Only what happened before.
     pub to: Option<Timestamp>,
+}
+
+impl Slice {
+    /// The part of a range in which it admits anything.
+    #[must_use]
+    pub fn within(&self, span: Span) -> Span {
+        let own = Span { from: self.from.unwrap_or(Timestamp::MIN), to: self.to.unwrap_or(Timestamp::MAX) };
+        span.intersect(own)
+    }
 }
 
 impl UsageQuery {
@@ -173,6 +184,22 @@ impl Found {
             Aggregation::Min | Aggregation::Max | Aggregation::Last | Aggregation::UniqueCount => self.picked,
         };
         found.or(aggregation.of_nothing())
+    }
+
+    /// Together with what was found later. Of members, those count that were new then.
+    #[must_use]
+    pub fn with_later(&self, later: &Self, aggregation: Aggregation) -> Self {
+        let sum = match (self.sum, later.sum) {
+            (Some(sum), Some(more)) => Some(sum + more),
+            (sum, more) => sum.or(more),
+        };
+        let picked = match aggregation {
+            Aggregation::Min => [self.picked, later.picked].into_iter().flatten().min(),
+            Aggregation::Max => self.picked.max(later.picked),
+            Aggregation::UniqueCount => sum.or(later.picked),
+            _ => later.picked.or(self.picked),
+        };
+        Self { count: self.count + later.count, sum, picked }
     }
 }
 

@@ -1,40 +1,35 @@
 //! What usage costs: read in one snapshot, apart for each price, and rated by the prices that were in
-//! force when it happened. Sums and counts are told apart by the prices' slices in one question per
+//! force when it happened. Sums and counts are told apart by the prices' slices, in one question per
 //! meter; levels are read for each price by itself.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Serialize;
 use sqlx::PgConnection;
 
-use super::{EngineError, reading};
+use super::EngineError;
+use super::reading::Ground;
 use crate::domain::environment::Environment;
-use crate::domain::gate::standing::Terms;
-use crate::domain::meter::StoredMeter;
-use crate::domain::names::ItemKey;
+use crate::domain::meter::{Aggregation, StoredMeter};
+use crate::domain::names::MeterKey;
 use crate::domain::pricing::amount::MinorUnits;
 use crate::domain::pricing::currency::Currency;
 use crate::domain::pricing::exchange::Rate;
 use crate::domain::pricing::list::PriceList;
+use crate::domain::pricing::parts::{Part, Taken};
 use crate::domain::pricing::price::{Model, Price};
 use crate::domain::pricing::quote::Unpriced;
-use crate::domain::pricing::rating::{Line, Used};
+use crate::domain::pricing::rating::Line;
 use crate::domain::quantity::Total;
+use crate::domain::statement::{Pricing, Statement};
 use crate::domain::timestamp::Timestamp;
-use crate::domain::usage::{Slice, UsageQuery, Whose};
+use crate::domain::usage::{Found, Group, Slice, UsageQuery, Whose};
 use crate::domain::window::{Span, Zone};
 use crate::store;
 use crate::store::event_fees::Fee;
+use crate::store::usage::{Holders, Question};
 
-/// What usage comes to, price by price.
-#[derive(Debug, Clone, Default)]
-pub(super) struct Cost {
-    pub(super) lines: Vec<Line>,
-    /// What no price rates of the meters that have prices and add up.
-    pub(super) unpriced: Vec<Unpriced>,
-}
-
-/// The same as it is shown, in the currency that was asked for.
+/// What usage comes to, price by price, in the currency that was asked for.
 #[derive(Debug, Clone, Serialize)]
 pub struct CostView {
     pub currency: Currency,
@@ -50,149 +45,183 @@ pub struct CostView {
 }
 
 impl CostView {
-    pub(super) fn of(cost: Cost, currency: Currency, exchange_rate: Option<Rate>) -> Self {
-        let converted = |line: Line| exchange_rate.as_ref().map_or(line.clone(), |rate| line.converted(rate));
-        let lines: Vec<Line> = cost.lines.into_iter().map(converted).collect();
+    pub(super) fn of(statement: &Statement<'_>, total: &Part<'_>, pricing: Pricing<'_>) -> Self {
+        let lines = statement.lines(total, pricing);
         Self {
-            currency: exchange_rate.as_ref().map_or(currency, |rate| rate.to),
+            currency: pricing.currency(),
             total: lines.iter().map(|line| line.rounded_amount.clone()).sum(),
             lines,
-            exchange_rate,
-            unpriced: cost.unpriced,
+            exchange_rate: pricing.rate.cloned(),
+            unpriced: unpriced(total),
         }
     }
 }
 
-/// What was used of what prices rate, between bounds.
-#[derive(Debug, Clone, Default)]
-pub(super) struct Rated<'a> {
-    pub(super) used: BTreeMap<&'a ItemKey, Used>,
-    pub(super) unpriced: Vec<Unpriced>,
+fn unpriced(part: &Part<'_>) -> Vec<Unpriced> {
+    let unpriced =
+        |(meter, quantity): (&&MeterKey, &Total)| Unpriced { meter: (*meter).clone(), quantity: *quantity };
+    part.unpriced.iter().map(unpriced).collect()
 }
 
-/// What the usage on some paths costs in a span, in the currency of the list: one line for each price
-/// that has something to say about it.
-pub(super) async fn lines(
-    snapshot: &mut PgConnection,
-    environment: Environment,
-    terms: &Terms,
-    list: &PriceList<'_>,
-    paths: &[i64],
-    span: Span,
-) -> Result<Cost, EngineError> {
-    let bounds = [span.from, span.to];
-    let mut parts = rated(snapshot, environment, terms, list, paths, &bounds).await?;
-    let part = parts.pop().unwrap_or_default();
-    let line = |price: &Price| price.rate(part.used.get(&price.key).unwrap_or(&Used::default()));
-    Ok(Cost { lines: list.in_force_in(span).map(line).collect(), unpriced: part.unpriced })
+/// What was found, by holder and by the number of the part between bounds.
+pub(super) type Parts<'a> = BTreeMap<(Option<String>, usize), Part<'a>>;
+
+/// A look at usage on some paths, between one bound and the next.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Look<'l, 'a> {
+    pub(super) environment: Environment,
+    pub(super) paths: &'l [i64],
+    /// For whom the paths are kept apart; none: all are one.
+    pub(super) holders: Option<&'l Holders>,
+    pub(super) bounds: &'l [Timestamp],
+    /// From which bound on levels are looked at; before it only what adds up.
+    pub(super) levels_from: usize,
+    pub(super) list: Option<&'l PriceList<'a>>,
+    pub(super) ground: &'l Ground,
 }
 
-/// What was used of what each price rates on some paths, between one bound and the next.
-pub(super) async fn rated<'a>(
-    snapshot: &mut PgConnection,
-    environment: Environment,
-    terms: &Terms,
-    list: &PriceList<'a>,
-    paths: &[i64],
-    bounds: &[Timestamp],
-) -> Result<Vec<Rated<'a>>, EngineError> {
-    let mut parts = vec![Rated::default(); bounds.len().saturating_sub(1)];
-    for meter in list.meters() {
-        let Some(stored) = terms.meter(meter) else { continue };
-        let prices: Vec<&Price> = list.of_meter(meter).collect();
-        let mut asked = Asked { environment, stored, prices: &prices, paths, bounds };
-        if stored.meter.aggregation.is_reservable() {
-            asked.sums(snapshot, &mut parts).await?;
-        } else {
-            asked.levels(snapshot, &mut parts).await?;
-        }
-    }
-    Ok(parts)
-}
-
-/// A question for what the prices of one meter rate.
-struct Asked<'q, 'a> {
-    environment: Environment,
-    stored: &'q StoredMeter,
-    /// By precedence.
-    prices: &'q [&'a Price],
-    paths: &'q [i64],
-    bounds: &'q [Timestamp],
-}
-
-impl<'a> Asked<'_, 'a> {
-    async fn sums(
-        &mut self,
+impl<'a> Look<'_, 'a> {
+    /// What was found of meters, and of what their prices rate.
+    pub(super) async fn parts<'m: 'a>(
+        &self,
         snapshot: &mut PgConnection,
-        parts: &mut [Rated<'a>],
+        meters: &[&'m StoredMeter],
+    ) -> Result<Parts<'a>, EngineError> {
+        let mut parts = Parts::default();
+        let priced: BTreeSet<&MeterKey> = self.list.map(PriceList::meters).unwrap_or_default();
+        for stored in meters {
+            let prices: Vec<&'a Price> = match self.list {
+                Some(list) if priced.contains(&stored.meter.key) => {
+                    list.of_meter(&stored.meter.key).collect()
+                }
+                _ => Vec::new(),
+            };
+            if stored.meter.aggregation.is_reservable() {
+                self.sums(snapshot, stored, &prices, &mut parts).await?;
+            } else {
+                self.levels(snapshot, stored, &prices, &mut parts).await?;
+            }
+        }
+        Ok(parts)
+    }
+
+    async fn sums<'m: 'a>(
+        &self,
+        snapshot: &mut PgConnection,
+        stored: &'m StoredMeter,
+        prices: &[&'a Price],
+        parts: &mut Parts<'a>,
     ) -> Result<(), EngineError> {
-        let slices = self.prices.iter().map(|price| price.slice()).collect();
-        let query = self.question(self.span(), BTreeMap::new(), slices);
-        let Self { environment, stored, paths, bounds, .. } = *self;
-        let found = reading::found_on(snapshot, environment, stored, &query, Some(paths), bounds).await?;
-        for ((index, group), found) in found {
-            let Some(part) = parts.get_mut(index) else { continue };
-            let quantity = found.sum.unwrap_or_default();
-            match group.slice.and_then(|place| self.prices.get(place)) {
+        let key = &stored.meter.key;
+        let slices = prices.iter().map(|price| price.slice()).collect();
+        let query = self.query(stored, self.span(0), BTreeMap::new(), slices);
+        let question = self.question(stored, &query, self.bounds);
+        for ((index, group), found) in self.found(snapshot, &question).await? {
+            let part = parts.entry((group.subject, index)).or_default();
+            let taken = Taken::of(stored.meter.aggregation, found);
+            part.meters.entry(key).and_modify(|known| known.join(&taken)).or_insert_with(|| taken.clone());
+            match group.slice.and_then(|place| prices.get(place)) {
                 Some(price) => {
-                    part.used.insert(&price.key, Used::of_sum(price, quantity, found.count));
+                    part.priced.insert(&price.key, taken);
                 }
-                None if quantity == Total::default() => {}
-                None => part.unpriced.push(Unpriced { meter: stored.meter.key.clone(), quantity }),
+                None if prices.is_empty() => {}
+                None => {
+                    part.unpriced.insert(key, found.sum.unwrap_or_default());
+                }
             }
         }
-        for (place, price) in self.prices.iter().enumerate() {
-            if !price.model.bounds_events() {
+        for (place, price) in prices.iter().enumerate() {
+            let Some(fee) = Some(&price.model).filter(|model| model.bounds_events()).and_then(fee) else {
                 continue;
-            }
-            let Some(fee) = fee(&price.model) else { continue };
-            let fees =
-                store::event_fees::sums(snapshot, environment, stored, (&query, place), paths, bounds, fee)
-                    .await?;
-            for (index, event_fees) in fees {
-                if let Some(used) = parts.get_mut(index).and_then(|part| part.used.get_mut(&price.key)) {
-                    used.event_fees = event_fees;
+            };
+            let fees = store::event_fees::sums(snapshot, self.environment, &question, place, fee).await?;
+            for (whose, event_fees) in fees {
+                let part = parts.get_mut(&whose);
+                if let Some(taken) = part.and_then(|part| part.priced.get_mut(&price.key)) {
+                    taken.event_fees = Some(event_fees);
                 }
             }
         }
         Ok(())
     }
 
-    async fn levels(
-        &mut self,
+    async fn levels<'m: 'a>(
+        &self,
         snapshot: &mut PgConnection,
-        parts: &mut [Rated<'a>],
+        stored: &'m StoredMeter,
+        prices: &[&'a Price],
+        parts: &mut Parts<'a>,
     ) -> Result<(), EngineError> {
-        let Self { environment, stored, paths, bounds, .. } = *self;
-        for price in self.prices {
-            let slice = price.slice();
-            // a level needs no slice beside others: it is read for what is this price's alone
-            let span = self.span().intersect(Span {
-                from: slice.from.unwrap_or(Timestamp::MIN),
-                to: slice.to.unwrap_or(Timestamp::MAX),
-            });
-            if span.is_empty() {
-                continue;
+        let (aggregation, span) = (stored.meter.aggregation, self.span(self.levels_from));
+        let slices: Vec<Slice> = prices.iter().map(|price| price.slice()).collect();
+        let whole = |slice: &Slice| slice.filter.is_empty() && slice.within(span) == span;
+        for (whose, found) in self.level(snapshot, stored, BTreeMap::new(), span).await? {
+            let part = parts.entry(whose).or_default();
+            let taken = Taken::of(aggregation, found);
+            for (price, _) in prices.iter().zip(&slices).filter(|(_, slice)| whole(slice)) {
+                part.priced.insert(&price.key, taken.clone());
             }
-            let query = self.question(span, slice.filter, Vec::new());
-            let found = reading::found_on(snapshot, environment, stored, &query, Some(paths), bounds).await?;
-            for ((index, _), found) in found {
-                let Some(part) = parts.get_mut(index) else { continue };
-                let level = found.value(stored.meter.aggregation).unwrap_or_default();
-                part.used.insert(&price.key, Used::of_sum(price, level, found.count));
+            part.meters.insert(&stored.meter.key, taken);
+        }
+        for (price, slice) in prices.iter().zip(slices).filter(|(_, slice)| !whole(slice)) {
+            let within = slice.within(span);
+            for (whose, found) in self.level(snapshot, stored, slice.filter, within).await? {
+                parts.entry(whose).or_default().priced.insert(&price.key, Taken::of(aggregation, found));
             }
         }
         Ok(())
     }
 
-    fn span(&self) -> Span {
-        let edge = |edge: Option<&Timestamp>| edge.copied().unwrap_or(Timestamp::MIN);
-        Span { from: edge(self.bounds.first()), to: edge(self.bounds.last()) }
+    /// A level, part by part.
+    async fn level(
+        &self,
+        snapshot: &mut PgConnection,
+        stored: &StoredMeter,
+        filter: BTreeMap<String, Vec<String>>,
+        span: Span,
+    ) -> Result<Vec<((Option<String>, usize), Found)>, EngineError> {
+        if span.is_empty() {
+            return Ok(Vec::new());
+        }
+        let bounds = &self.bounds[self.levels_from..];
+        let mut query = self.query(stored, span, filter, Vec::new());
+        query.tells_new = stored.meter.aggregation == Aggregation::UniqueCount && bounds.len() > 2;
+        let found = self.found(snapshot, &self.question(stored, &query, bounds)).await?;
+        let whose = |(index, group): (usize, Group)| (group.subject, index + self.levels_from);
+        Ok(found.into_iter().map(|(place, found)| (whose(place), found)).collect())
     }
 
-    fn question(&self, span: Span, filter: BTreeMap<String, Vec<String>>, slices: Vec<Slice>) -> UsageQuery {
+    async fn found(
+        &self,
+        snapshot: &mut PgConnection,
+        question: &Question<'_>,
+    ) -> Result<BTreeMap<(usize, Group), Found>, EngineError> {
+        self.ground.found(snapshot, self.environment, question).await
+    }
+
+    fn question<'q>(
+        &'q self,
+        stored: &'q StoredMeter,
+        query: &'q UsageQuery,
+        bounds: &'q [Timestamp],
+    ) -> Question<'q> {
+        Question { stored, query, paths: Some(self.paths), holders: self.holders, bounds }
+    }
+
+    fn span(&self, from: usize) -> Span {
+        let edge = |edge: Option<&Timestamp>| edge.copied().unwrap_or(Timestamp::MIN);
+        Span { from: edge(self.bounds.get(from)), to: edge(self.bounds.last()) }
+    }
+
+    fn query(
+        &self,
+        stored: &StoredMeter,
+        span: Span,
+        filter: BTreeMap<String, Vec<String>>,
+        slices: Vec<Slice>,
+    ) -> UsageQuery {
         UsageQuery {
-            meter: self.stored.meter.key.clone(),
+            meter: stored.meter.key.clone(),
             span,
             window: None,
             zone: Zone::default(),
@@ -202,6 +231,7 @@ impl<'a> Asked<'_, 'a> {
             group_by: Vec::new(),
             filter,
             slices,
+            tells_new: false,
             fill: false,
         }
     }

@@ -317,6 +317,7 @@ pub(super) fn question(found: &Match<'_>, counter: &CounterPeriod, stored: &Stor
         group_by: Vec::new(),
         filter: limit.filter.iter().map(|(name, values)| (name.to_owned(), values.to_vec())).collect(),
         slices: Vec::new(),
+        tells_new: false,
         fill: false,
     }
 }

@@ -20,6 +20,7 @@ pub mod ingest;
 mod portions;
 mod prices;
 mod reading;
+mod report;
 mod sight;
 mod spend_caps;
 mod subjects;
@@ -46,9 +47,9 @@ pub use fold::Folded;
 pub use gate::{ReservationPage, ReservationView};
 pub use ingest::{Outcome, Recorded};
 pub use prices::RatePage;
+pub use report::{MeterUsage, Report, Viewer};
 pub use subjects::{SubjectChange, SubjectPage, SubjectView};
 pub use subscriptions::SubscriptionView;
-pub use usage::{MeterUsage, Report, Viewer};
 pub use verify::Verdict;
 pub use webhooks::{WebhookEventPage, WebhookEventView};
 

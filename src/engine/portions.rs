@@ -81,6 +81,7 @@ fn question(slice: &Slice, stored: &StoredMeter, subject: &str, span: Span) -> U
             filter.iter().map(|(name, values)| (name.to_owned(), values.to_vec())).collect()
         },
         slices: Vec::new(),
+        tells_new: false,
         fill: false,
     }
 }

@@ -1,16 +1,16 @@
 //! Reading usage in a snapshot: from rollups where it can be, from events where it must.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use sqlx::PgConnection;
 
 use super::EngineError;
 use crate::domain::environment::Environment;
 use crate::domain::meter::StoredMeter;
-use crate::domain::timestamp::Timestamp;
 use crate::domain::usage::{Found, Group, Reading, UsageQuery, UsageRow, rows};
 use crate::domain::window::Span;
 use crate::store;
+use crate::store::usage::{Question, Tail};
 
 /// The rows that answer a question.
 pub(super) async fn answer(
@@ -37,25 +37,55 @@ pub(super) async fn answer_on(
     paths: Option<&[i64]>,
 ) -> Result<Vec<UsageRow>, EngineError> {
     let bounds = query.bounds()?;
-    let found = found_on(snapshot, environment, stored, query, paths, &bounds).await?;
+    let ground = Ground::read(snapshot, environment, query.span, Some(stored)).await?;
+    let question = Question { stored, query, paths, holders: None, bounds: &bounds };
+    let found = ground.found(snapshot, environment, &question).await?;
     Ok(rows(query, stored.meter.aggregation, &bounds, found)?)
 }
 
-/// What is found between bounds, by their number, and group.
-pub(super) async fn found_on(
-    snapshot: &mut PgConnection,
-    environment: Environment,
-    stored: &StoredMeter,
-    query: &UsageQuery,
-    paths: Option<&[i64]>,
-    bounds: &[Timestamp],
-) -> Result<BTreeMap<(usize, Group), Found>, EngineError> {
-    if paths.is_some_and(<[i64]>::is_empty) {
-        return Ok(BTreeMap::new());
+/// What a snapshot has to know of rollups before it trusts them: where they are not what the events
+/// say, and what is not in them yet.
+#[derive(Debug, Default)]
+pub(super) struct Ground {
+    gaps: HashMap<i32, Vec<Span>>,
+    tails: HashMap<i32, Tail>,
+}
+
+impl Ground {
+    /// Of a meter, or of all.
+    pub(super) async fn read(
+        snapshot: &mut PgConnection,
+        environment: Environment,
+        span: Span,
+        meter: Option<&StoredMeter>,
+    ) -> Result<Self, EngineError> {
+        let (id, name) = (meter.map(|stored| stored.id), meter.map(|stored| stored.event_name_id));
+        let gaps = store::usage::gaps(snapshot, environment, id, span).await?;
+        let tails = store::usage::tails(snapshot, environment, name, span).await?;
+        Ok(Self { gaps, tails })
     }
-    let gaps: Vec<Span> = store::usage::gaps(snapshot, environment, stored.id, query.span).await?;
-    let reading = Reading::plan(query.span, &query.edges(bounds), &gaps);
-    Ok(store::usage::find(snapshot, environment, stored, query, paths, bounds, &reading).await?)
+
+    /// Whether all that a meter counted is in its rollups.
+    pub(super) fn is_folded(&self, stored: &StoredMeter) -> bool {
+        !self.gaps.contains_key(&stored.id) && !self.tails.contains_key(&stored.event_name_id)
+    }
+
+    /// What a question finds between its bounds, by their number, and group.
+    pub(super) async fn found(
+        &self,
+        snapshot: &mut PgConnection,
+        environment: Environment,
+        question: &Question<'_>,
+    ) -> Result<BTreeMap<(usize, Group), Found>, EngineError> {
+        if question.paths.is_some_and(<[i64]>::is_empty) {
+            return Ok(BTreeMap::new());
+        }
+        let Question { stored, query, bounds, .. } = *question;
+        let gaps = self.gaps.get(&stored.id).map_or(&[][..], Vec::as_slice);
+        let reading = Reading::plan(query.span, &query.edges(bounds), gaps);
+        let tail = self.tails.get(&stored.event_name_id);
+        Ok(store::usage::find(snapshot, environment, question, &reading, tail).await?)
+    }
 }
 
 /// Whether a `unique_count` meter has counted a member already, within a question.

@@ -147,6 +147,7 @@ fn read_query(uri: &Uri) -> Result<UsageQuery, Problem> {
         group_by,
         filter,
         slices: Vec::new(),
+        tells_new: false,
         fill,
     })
 }

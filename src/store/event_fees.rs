@@ -7,12 +7,9 @@ use sqlx::{PgConnection, QueryBuilder, Row};
 
 use super::StoreError;
 use super::measures::{Scope, push_measures};
-use super::usage::{needed_dimensions, push_slice};
+use super::usage::{Holders, Question, needed_dimensions, push_slice};
 use crate::domain::environment::Environment;
-use crate::domain::meter::StoredMeter;
 use crate::domain::pricing::amount::Amount;
-use crate::domain::timestamp::Timestamp;
-use crate::domain::usage::UsageQuery;
 
 /// A percentage of each event's value and an amount for each, within bounds.
 #[derive(Debug, Clone, Copy)]
@@ -24,21 +21,22 @@ pub struct Fee<'a> {
     pub most: Option<&'a Amount>,
 }
 
-/// The fees of the events that one slice of a question takes, between bounds, by their number. What
+/// The fees of the events that one slice of a question takes, by holder and part between bounds. What
 /// was taken back gives its fee back.
 pub async fn sums(
     connection: &mut PgConnection,
     environment: Environment,
-    stored: &StoredMeter,
-    (query, place): (&UsageQuery, usize),
-    paths: &[i64],
-    bounds: &[Timestamp],
+    question: &Question<'_>,
+    place: usize,
     fee: Fee<'_>,
-) -> Result<BTreeMap<usize, Amount>, StoreError> {
+) -> Result<BTreeMap<(Option<String>, usize), Amount>, StoreError> {
+    let Question { stored, query, paths, holders, bounds } = *question;
     let dimensions = needed_dimensions(query);
     let number = |amount: &Amount| amount.to_string();
-    let mut sql = QueryBuilder::new("select w, sum(sign * fee)::text as fees from (select width_bucket(at, ");
+    let mut sql =
+        QueryBuilder::new("select w, subject, sum(sign * fee)::text as fees from (select width_bucket(at, ");
     sql.push_bind(bounds.to_vec()).push(") as w, sign, ");
+    sql.push(if holders.is_some() { "holder.subject_id::text" } else { "null::text" }).push(" as subject, ");
     push_slice(&mut sql, &query.slices, &dimensions);
     // times a hundredth, not divided by a hundred: that would round
     sql.push(" as slice, least(greatest(number * ").push_bind(number(fee.rate));
@@ -46,9 +44,14 @@ pub async fn sums(
     sql.push_bind(fee.least.map(number)).push("::numeric), ");
     sql.push_bind(fee.most.map(number)).push("::numeric) as fee from (");
     let spans = [query.span];
-    push_measures(&mut sql, environment, stored, &dimensions, Some(paths), &Scope::Spans(&spans));
-    sql.push(") measures) fees where slice = ").push_bind(i32::try_from(place).unwrap_or(i32::MAX));
-    sql.push(" group by w");
+    push_measures(&mut sql, environment, stored, &dimensions, paths, &Scope::Spans(&spans));
+    sql.push(") measures");
+    if let Some(Holders { paths, subject_ids }) = holders {
+        sql.push(" join unnest(").push_bind(paths.clone()).push(", ").push_bind(subject_ids.clone());
+        sql.push(") as holder (path_id, subject_id) using (path_id)");
+    }
+    sql.push(") fees where slice = ").push_bind(i32::try_from(place).unwrap_or(i32::MAX));
+    sql.push(" group by w, subject");
     let rows = sql.build().persistent(false).fetch_all(connection).await?;
     rows.iter()
         .map(|row| {
@@ -56,7 +59,8 @@ pub async fn sums(
             let fees = Amount::from_sum(&text)
                 .ok_or_else(|| StoreError::Refused(sqlx::Error::Decode("a sum that is no number".into())))?;
             // width_bucket counts from 1
-            Ok((usize::try_from(window - 1).unwrap_or_default(), fees))
+            let window = usize::try_from(window - 1).unwrap_or_default();
+            Ok(((row.try_get("subject")?, window), fees))
         })
         .collect()
 }

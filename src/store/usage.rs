@@ -1,8 +1,9 @@
 //! Reading usage: rollups for whole hours, events for the edges, for what is not folded, and for
 //! hours whose rollups are not what the events say; all in one snapshot.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap, HashSet};
 
+use sqlx::postgres::PgRow;
 use sqlx::{PgConnection, PgPool, Postgres, QueryBuilder, Row, Transaction};
 
 use super::StoreError;
@@ -26,16 +27,16 @@ pub async fn now(connection: &mut PgConnection) -> Result<Timestamp, StoreError>
     Ok(sqlx::query_scalar("select clock_timestamp()").fetch_one(connection).await?)
 }
 
-/// Hours of a meter that are not to be read from rollups.
+/// Hours of a meter, or of all, that are not to be read from rollups, by meter.
 pub async fn gaps(
     connection: &mut PgConnection,
     environment: Environment,
-    meter_id: i32,
+    meter_id: Option<i32>,
     span: Span,
-) -> Result<Vec<Span>, StoreError> {
+) -> Result<HashMap<i32, Vec<Span>>, StoreError> {
     let rows = sqlx::query(
-        "select from_hour, to_hour from rollup_gaps
-         where environment = $1 and meter_id = $2 and from_hour < $4 and to_hour > $3",
+        "select meter_id, from_hour, to_hour from rollup_gaps
+         where environment = $1 and meter_id = coalesce($2, meter_id) and from_hour < $4 and to_hour > $3",
     )
     .bind(environment.code())
     .bind(meter_id)
@@ -43,50 +44,107 @@ pub async fn gaps(
     .bind(span.to)
     .fetch_all(connection)
     .await?;
-    rows.iter().map(|row| Ok(Span { from: row.try_get("from_hour")?, to: row.try_get("to_hour")? })).collect()
+    let mut gaps: HashMap<i32, Vec<Span>> = HashMap::new();
+    for row in &rows {
+        let gap = Span { from: row.try_get("from_hour")?, to: row.try_get("to_hour")? };
+        gaps.entry(row.try_get("meter_id")?).or_default().push(gap);
+    }
+    Ok(gaps)
 }
 
-/// The batches that are not folded and may have events of a name in a span, and where these lie.
-async fn unfolded(
+/// Batches that are not folded, and where their events lie.
+#[derive(Debug, Clone)]
+pub struct Tail {
+    batch_ids: Vec<i64>,
+    within: Span,
+}
+
+/// The batches that are not folded and may have events of a name, or of any, in a span, by name.
+pub async fn tails(
     connection: &mut PgConnection,
     environment: Environment,
-    event_name_id: i32,
+    event_name_id: Option<i32>,
     span: Span,
-) -> Result<(Vec<i64>, Option<Span>), StoreError> {
-    let row = sqlx::query(
-        "select coalesce(array_agg(batch_id), '{}') as batch_ids, min(first_at) as first, max(last_at) as last
-         from unfolded
-         where environment = $1 and first_at < $3 and last_at >= $2 and event_name_ids @> array[$4::int]",
+) -> Result<HashMap<i32, Tail>, StoreError> {
+    let rows = sqlx::query(
+        "select name, array_agg(batch_id) as batch_ids, min(first_at) as first, max(last_at) as last
+         from unfolded cross join unnest(event_name_ids) name
+         where environment = $1 and first_at < $3 and last_at >= $2 and name = coalesce($4, name)
+         group by name",
     )
     .bind(environment.code())
     .bind(span.from)
     .bind(span.to)
     .bind(event_name_id)
-    .fetch_one(connection)
+    .fetch_all(connection)
     .await?;
-    let (first, last): (Option<Timestamp>, Option<Timestamp>) = (row.try_get("first")?, row.try_get("last")?);
-    Ok((row.try_get("batch_ids")?, first.zip(last).map(|(from, to)| Span { from, to })))
+    let tail = |row: &PgRow| {
+        let within = Span { from: row.try_get("first")?, to: row.try_get("last")? };
+        Ok((row.try_get("name")?, Tail { batch_ids: row.try_get("batch_ids")?, within }))
+    };
+    rows.iter().map(tail).collect()
+}
+
+/// Which of some meters have rollups on some paths in a span.
+pub async fn with_rollups(
+    connection: &mut PgConnection,
+    environment: Environment,
+    meter_ids: &[i32],
+    paths: &[i64],
+    span: Span,
+) -> Result<HashSet<i32>, StoreError> {
+    let found = sqlx::query_scalar(
+        "select id from unnest($2::int[]) id
+         where exists (select from rollups r where r.environment = $1 and r.meter_id = id and r.path_id = any($3)
+                                               and r.hour >= $4 and r.hour < $5)
+            or exists (select from rollup_members r where r.environment = $1 and r.meter_id = id and r.path_id = any($3)
+                                                      and r.hour >= $4 and r.hour < $5)",
+    )
+    .bind(environment.code())
+    .bind(meter_ids)
+    .bind(paths)
+    .bind(span.from.hour_floor())
+    .bind(span.to)
+    .fetch_all(connection)
+    .await?;
+    Ok(found.into_iter().collect())
+}
+
+/// Who has what was recorded on paths: of each pair a path, and a subject; several may have one.
+#[derive(Debug, Clone, Default)]
+pub struct Holders {
+    pub paths: Vec<i64>,
+    pub subject_ids: Vec<i64>,
+}
+
+/// A question as it is read: of a meter, on some paths, none for all, between bounds.
+#[derive(Debug, Clone, Copy)]
+pub struct Question<'a> {
+    pub stored: &'a StoredMeter,
+    pub query: &'a UsageQuery,
+    pub paths: Option<&'a [i64]>,
+    /// For whom it is asked, each by their number; none: as the query says.
+    pub holders: Option<&'a Holders>,
+    pub bounds: &'a [Timestamp],
 }
 
 /// What a question finds, by window and group. More rows than one answer may have: one too many.
 pub async fn find(
     connection: &mut PgConnection,
     environment: Environment,
-    stored: &StoredMeter,
-    query: &UsageQuery,
-    paths: Option<&[i64]>,
-    bounds: &[Timestamp],
+    question: &Question<'_>,
     reading: &Reading,
+    tail: Option<&Tail>,
 ) -> Result<BTreeMap<(usize, Group), Found>, StoreError> {
+    let Question { stored, query, paths, .. } = *question;
     let dimensions = needed_dimensions(query);
     let mut sql = QueryBuilder::new("with parts as (");
     let mut parts = 0;
     if !reading.hours.is_empty() {
         push_rollups(&mut sql, environment, stored, &dimensions, paths, &reading.hours);
         parts += 1;
-        let (batch_ids, within) = unfolded(connection, environment, stored.event_name_id, query.span).await?;
-        if let Some(within) = within {
-            let scope = Scope::BatchesWithin { batch_ids: &batch_ids, within, spans: &reading.hours };
+        if let Some(Tail { batch_ids, within }) = tail {
+            let scope = Scope::BatchesWithin { batch_ids, within: *within, spans: &reading.hours };
             sql.push(" union all ");
             push_events(&mut sql, environment, stored, &dimensions, paths, &scope);
         }
@@ -99,7 +157,8 @@ pub async fn find(
     if parts == 0 {
         return Ok(BTreeMap::new());
     }
-    push_grouping(&mut sql, stored.meter.aggregation, query, &dimensions, bounds);
+    push_grouping(&mut sql, question, &dimensions);
+    sql.push(" limit ").push_bind(i64::try_from(USAGE_ROWS_MAX + 1).unwrap_or(i64::MAX));
     let rows = sql.build().persistent(false).fetch_all(connection).await?;
     let mut found = BTreeMap::new();
     for row in rows {
@@ -254,13 +313,9 @@ fn push_events(
     sql.push(") measures");
 }
 
-fn push_grouping(
-    sql: &mut QueryBuilder<Postgres>,
-    aggregation: Aggregation,
-    query: &UsageQuery,
-    dimensions: &[String],
-    bounds: &[Timestamp],
-) {
+fn push_grouping(sql: &mut QueryBuilder<Postgres>, question: &Question<'_>, dimensions: &[String]) {
+    let Question { stored, query, holders, bounds, .. } = *question;
+    let aggregation = stored.meter.aggregation;
     let unique = aggregation == Aggregation::UniqueCount;
     let joined = rollup_columns(aggregation).first().map(|(name, _)| *name);
     sql.push("), named (path_id, at, members, count");
@@ -273,6 +328,7 @@ fn push_grouping(
     sql.push(") as (select * from parts), grouped as (select width_bucket(at, ").push_bind(bounds.to_vec());
     sql.push(") as w");
     sql.push(match query.whose {
+        _ if holders.is_some() => ", holder.subject_id::text as subject",
         Whose::All => ", null::text as subject",
         Whose::EachSubject => ", s.subject",
         Whose::EachPath => ", named.path_id::text as subject",
@@ -292,7 +348,10 @@ fn push_grouping(
         None => "null::text as sum, null::text as picked".to_owned(),
     };
     sql.push(format!(", {shown} from named"));
-    if query.whose == Whose::EachSubject {
+    if let Some(Holders { paths, subject_ids }) = holders {
+        sql.push(" join unnest(").push_bind(paths.clone()).push(", ").push_bind(subject_ids.clone());
+        sql.push(") as holder (path_id, subject_id) on holder.path_id = named.path_id");
+    } else if query.whose == Whose::EachSubject {
         sql.push(" join paths p on p.id = named.path_id join subjects s on s.id = p.subject_id");
     }
     let mut conjunction = " where ";
@@ -307,14 +366,21 @@ fn push_grouping(
     if unique {
         let groups: Vec<String> = (0..query.group_by.len()).map(|index| format!(", g{index}")).collect();
         let groups = groups.concat();
+        let of_member = format!("partition by subject, slice{groups}, member");
+        let (from, fresh) = if query.tells_new {
+            let first = format!("min(w) filter (where count > 0) over ({of_member})");
+            let from = format!("(select *, {first} as first_w from grouped) grouped");
+            (from, "(count(*) filter (where w = first_w))::text")
+        } else {
+            ("grouped".to_owned(), "null::text")
+        };
         sql.push(format!(
-            ") select w, subject, slice{groups}, sum(count)::bigint as count, null::text as sum,
+            ") select w, subject, slice{groups}, sum(count)::bigint as count, {fresh} as sum,
                (count(*) filter (where count > 0))::text as picked
-             from grouped group by {}",
+             from {from} group by {}",
             list(keys)
         ));
     } else {
         sql.push(") select * from grouped");
     }
-    sql.push(" limit ").push_bind(i64::try_from(USAGE_ROWS_MAX + 1).unwrap_or(i64::MAX));
 }

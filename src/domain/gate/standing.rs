@@ -154,6 +154,8 @@ impl LimitTerms {
 pub struct Terms {
     pub catalog: Catalog,
     meters: HashMap<MeterKey, StoredMeter>,
+    /// In order.
+    meter_keys: Vec<MeterKey>,
     by_event_name: HashMap<String, Vec<MeterKey>>,
     by_stripe_name: HashMap<String, MeterKey>,
     limits: HashMap<PlanKey, Vec<LimitTerms>>,
@@ -198,18 +200,24 @@ impl Terms {
         let mut keys: Vec<&MeterKey> = meters.keys().collect();
         keys.sort();
         let mut by_stripe_name = HashMap::new();
-        for key in keys {
+        for key in keys.iter().copied() {
             let meter = &meters[key].meter;
             by_event_name.entry(meter.event_name.to_string()).or_default().push(key.clone());
             if let Some(stripe) = &meter.stripe {
                 by_stripe_name.entry(stripe.event_name.clone()).or_insert_with(|| key.clone());
             }
         }
-        Self { catalog, meters, by_event_name, by_stripe_name, limits, priced, rates }
+        let meter_keys = keys.into_iter().cloned().collect();
+        Self { catalog, meters, meter_keys, by_event_name, by_stripe_name, limits, priced, rates }
     }
 
     pub fn meter(&self, key: &MeterKey) -> Option<&StoredMeter> {
         self.meters.get(key)
+    }
+
+    /// Every meter, by key.
+    pub fn meters(&self) -> impl Iterator<Item = &StoredMeter> {
+        self.meter_keys.iter().filter_map(|key| self.meters.get(key))
     }
 
     pub fn meter_by_id(&self, id: i32) -> Option<&StoredMeter> {

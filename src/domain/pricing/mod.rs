@@ -8,6 +8,7 @@ mod cases;
 pub mod currency;
 pub mod exchange;
 pub mod list;
+pub mod parts;
 pub mod price;
 pub mod quote;
 pub mod rating;
