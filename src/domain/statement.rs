@@ -182,16 +182,14 @@ impl<'a> Statement<'a> {
         let total = self.total();
         let (mut lines, mut methods) = (Vec::new(), Vec::new());
         for price in pricing.list.in_force_in(self.calendar.period) {
-            let used = total.used(price);
-            let adds_up = total.priced.get(&price.key).filter(|taken| taken.aggregation.is_reservable());
-            let used = match adds_up {
-                None => used,
-                Some(_) => {
-                    let (used, method) = self.used_at_end(price);
-                    methods.push(method);
-                    used
-                }
+            let adds_up = total.priced.get(&price.key).is_some_and(|t| t.aggregation.is_reservable());
+            let (used, method) = if adds_up {
+                let (used, method) = self.used_at_end(price);
+                (used, Some(method))
+            } else {
+                (total.used(price), None)
             };
+            methods.extend(method);
             lines.push(price.rate(&used));
         }
         let method = methods.into_iter().min().unwrap_or(Method::Linear);

@@ -88,10 +88,10 @@ impl<'a> Look<'_, 'a> {
         meters: &[&'m StoredMeter],
     ) -> Result<Parts<'a>, EngineError> {
         let mut parts = Parts::default();
-        let priced: BTreeSet<&MeterKey> = self.list.map(PriceList::meters).unwrap_or_default();
+        let with_prices: BTreeSet<&MeterKey> = self.list.map(PriceList::meters).unwrap_or_default();
         for stored in meters {
             let prices: Vec<&'a Price> = match self.list {
-                Some(list) if priced.contains(&stored.meter.key) => {
+                Some(list) if with_prices.contains(&stored.meter.key) => {
                     list.of_meter(&stored.meter.key).collect()
                 }
                 _ => Vec::new(),
@@ -114,7 +114,7 @@ impl<'a> Look<'_, 'a> {
     ) -> Result<(), EngineError> {
         let key = &stored.meter.key;
         let slices = prices.iter().map(|price| price.slice()).collect();
-        let query = self.query(stored, self.span(0), BTreeMap::new(), slices);
+        let query = query(stored, self.span(0), BTreeMap::new(), slices);
         let question = self.question(stored, &query, self.bounds);
         for ((index, group), found) in self.found(snapshot, &question).await? {
             let part = parts.entry((group.subject, index)).or_default();
@@ -184,7 +184,7 @@ impl<'a> Look<'_, 'a> {
             return Ok(Vec::new());
         }
         let bounds = &self.bounds[self.levels_from..];
-        let mut query = self.query(stored, span, filter, Vec::new());
+        let mut query = query(stored, span, filter, Vec::new());
         query.tells_new = stored.meter.aggregation == Aggregation::UniqueCount && bounds.len() > 2;
         let found = self.found(snapshot, &self.question(stored, &query, bounds)).await?;
         let whose = |(index, group): (usize, Group)| (group.subject, index + self.levels_from);
@@ -212,33 +212,32 @@ impl<'a> Look<'_, 'a> {
         let edge = |edge: Option<&Timestamp>| edge.copied().unwrap_or(Timestamp::MIN);
         Span { from: edge(self.bounds.get(from)), to: edge(self.bounds.last()) }
     }
-
-    fn query(
-        &self,
-        stored: &StoredMeter,
-        span: Span,
-        filter: BTreeMap<String, Vec<String>>,
-        slices: Vec<Slice>,
-    ) -> UsageQuery {
-        UsageQuery {
-            meter: stored.meter.key.clone(),
-            span,
-            window: None,
-            zone: Zone::default(),
-            subjects: Vec::new(),
-            descendants: false,
-            whose: Whose::All,
-            group_by: Vec::new(),
-            filter,
-            slices,
-            tells_new: false,
-            fill: false,
-        }
-    }
 }
 
 /// What a percentage takes of each event.
 fn fee(model: &Model) -> Option<Fee<'_>> {
     let Model::Percentage { rate, fixed_amount, event_minimum, event_maximum } = model else { return None };
     Some(Fee { rate, fixed_amount, least: event_minimum.as_ref(), most: event_maximum.as_ref() })
+}
+
+fn query(
+    stored: &StoredMeter,
+    span: Span,
+    filter: BTreeMap<String, Vec<String>>,
+    slices: Vec<Slice>,
+) -> UsageQuery {
+    UsageQuery {
+        meter: stored.meter.key.clone(),
+        span,
+        window: None,
+        zone: Zone::default(),
+        subjects: Vec::new(),
+        descendants: false,
+        whose: Whose::All,
+        group_by: Vec::new(),
+        filter,
+        slices,
+        tells_new: false,
+        fill: false,
+    }
 }

@@ -1,5 +1,6 @@
 //! What usage costs: quotes, exchange rates, the cost in the usage report.
 
+mod ahead;
 mod catalog;
 mod costs;
 mod quotes;
