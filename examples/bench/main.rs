@@ -2,7 +2,7 @@
 //! machine in the same minutes.
 //!
 //! ```text
-//! cargo run --release --example bench [-- --quick|--large] [--only events|gate|exports]
+//! cargo run --release --example bench [-- --quick|--large] [--only events|gate|exports|reports]
 //! ```
 //!
 //! Starts all it needs: a private `PostgreSQL` with fsync on in a temporary folder, and the service as
@@ -27,6 +27,7 @@ mod large;
 mod machine;
 mod pgbench;
 mod report;
+mod reports;
 mod rounds;
 mod service;
 mod stage;
@@ -56,7 +57,7 @@ pub(crate) struct Arguments {
     /// Again with 10 million events and a million counters in the database
     #[arg(long)]
     large: bool,
-    /// Only this part; exports are measured by themselves alone
+    /// Only this part; exports and reports are measured by themselves alone
     #[arg(long, value_enum)]
     only: Option<Part>,
     /// Where the temporary folder with the data is made; on a disk, or syncing means nothing
@@ -69,6 +70,7 @@ pub(crate) enum Part {
     Events,
     Gate,
     Exports,
+    Reports,
 }
 
 impl Arguments {
@@ -112,10 +114,10 @@ async fn run(arguments: &Arguments, cluster: &Cluster, folder: &std::path::Path)
     }
     let machine = machine::describe(folder, &postgres);
     eprintln!("{machine}");
-    let table = if arguments.only == Some(Part::Exports) {
-        Box::pin(exports::run(arguments, cluster)).await?
-    } else {
-        Box::pin(rounds::run(arguments, cluster, folder)).await?
+    let table = match arguments.only {
+        Some(Part::Exports) => Box::pin(exports::run(arguments, cluster)).await?,
+        Some(Part::Reports) => Box::pin(reports::run(arguments, cluster)).await?,
+        None | Some(Part::Events | Part::Gate) => Box::pin(rounds::run(arguments, cluster, folder)).await?,
     };
     println!("{machine}\n\n{}", table.markdown());
     Ok(())
