@@ -11,8 +11,8 @@ use super::timestamp::{MICROS_PER_DAY, Timestamp};
 const WEEKS: usize = 4;
 /// Days that are looked back at, before today.
 pub const HISTORY_DAYS: usize = WEEKS * 7;
-/// A trend of four weeks is not carried on for longer than four more.
-const TREND_WEEKS_MAX: usize = 2 * WEEKS - 1;
+/// A trend of four weeks is carried on for the month that follows, and not beyond.
+const TREND_WEEKS_MAX: usize = 2 * WEEKS;
 
 /// How a forecast was made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]

@@ -113,7 +113,9 @@ mod tests {
         ];
         for (aggregation, parts, expected) in cases {
             let mut all = Taken::of(aggregation, Found::default());
-            parts.iter().for_each(|found| all.join(&Taken::of(aggregation, *found)));
+            for found in &parts {
+                all.join(&Taken::of(aggregation, *found));
+            }
             assert_eq!(all.value().map(|value| value.to_string()).as_deref(), expected, "{aggregation:?}");
         }
     }
