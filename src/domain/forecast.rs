@@ -18,7 +18,7 @@ const TREND_WEEKS_MAX: usize = 2 * WEEKS;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Method {
-    /// What is used so far, carried on at the same rate.
+    /// What is used so far, carried on at the same rate; in the first day, as if it were that of a day.
     Linear,
     /// The mean of the same days of the four weeks before today, moved along their trend.
     Weekday,
@@ -60,13 +60,14 @@ impl Series {
         if is_near && has_history { Method::Weekday } else { Method::Linear }
     }
 
+    /// Whatever was used in the first minutes is not what every minute will see.
     fn linear(&self, outlook: &Outlook) -> Amount {
-        let span = |from: Timestamp, to: Timestamp| Amount::from_minor_units(to.micros() - from.micros());
-        let elapsed = span(outlook.since, outlook.now);
-        if outlook.now <= outlook.since {
-            return self.so_far.clone();
-        }
-        (&self.so_far * &span(outlook.since, outlook.until)).divided_by(&elapsed)
+        let Outlook { since, now, until } = *outlook;
+        let span = |from: Timestamp, to: Timestamp| (to.micros() - from.micros()).max(0);
+        let elapsed = span(since, now).max(MICROS_PER_DAY.min(span(since, until)));
+        let left = Amount::from_minor_units(span(since.max(now), until));
+        let more = (&self.so_far * &left).divided_by(&Amount::from_minor_units(elapsed));
+        self.so_far.clone() + more
     }
 
     /// Each day that is left comes to the mean of its weekday, moved by the trend of the weeks' totals
@@ -182,10 +183,12 @@ mod tests {
     fn nothing_is_made_up_at_the_edges_of_a_period() {
         let series = Series { so_far: whole(7), ..Series::default() };
         let (now, until) = (at(0, 0), at(30, 0));
-        let cases = [(now, now, until), (now, until, until), (until, until, until), (at(1, 0), now, until)];
-        for (since, now, until) in cases {
+        for (since, now, until) in [(now, until, until), (until, until, until), (now, until, now)] {
             assert_eq!(series.forecast(&Outlook { since, now, until }).0, whole(7), "{since} {now} {until}");
         }
+        // in the first moment and at the end of the first day alike: a day's use, and 29 more
+        assert_eq!(series.forecast(&Outlook { since: now, now, until }).0, whole(7 + 30 * 7));
+        assert_eq!(series.forecast(&Outlook { since: now, now: at(1, 0), until }).0, whole(30 * 7));
         // what shrinks does not fall below nothing
         let shrinking = seen(|day| (20 - day).max(0), 5, 0);
         assert_eq!(

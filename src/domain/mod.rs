@@ -22,6 +22,7 @@ pub mod quantity;
 pub mod statement;
 pub mod subscription;
 pub mod timestamp;
+pub mod top;
 pub mod tree;
 pub mod usage;
 pub mod window;

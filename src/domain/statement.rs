@@ -110,7 +110,8 @@ impl Pricing<'_> {
         }
     }
 
-    fn total(&self, lines: Vec<Line>) -> MinorUnits {
+    /// The sum of the rounded lines, as they are shown.
+    pub fn total(&self, lines: Vec<Line>) -> MinorUnits {
         self.shown(lines).into_iter().map(|line| line.rounded_amount).sum()
     }
 }

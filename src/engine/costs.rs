@@ -205,7 +205,14 @@ impl<'a> Look<'_, 'a> {
         query: &'q UsageQuery,
         bounds: &'q [Timestamp],
     ) -> Question<'q> {
-        Question { stored, query, paths: Some(self.paths), holders: self.holders, bounds }
+        Question {
+            stored,
+            query,
+            paths: Some(self.paths),
+            holders: self.holders,
+            bounds,
+            is_usual: self.holders.is_none(),
+        }
     }
 
     fn span(&self, from: usize) -> Span {

@@ -25,6 +25,7 @@ mod sight;
 mod spend_caps;
 mod subjects;
 mod subscriptions;
+mod top;
 mod usage;
 mod verify;
 mod webhooks;
@@ -50,6 +51,7 @@ pub use prices::RatePage;
 pub use report::{MeterUsage, Report, Viewer};
 pub use subjects::{SubjectChange, SubjectPage, SubjectView};
 pub use subscriptions::SubscriptionView;
+pub use top::TopPage;
 pub use verify::Verdict;
 pub use webhooks::{WebhookEventPage, WebhookEventView};
 

@@ -7,6 +7,7 @@ use sqlx::PgConnection;
 use super::EngineError;
 use crate::domain::environment::Environment;
 use crate::domain::meter::StoredMeter;
+use crate::domain::top::Ranks;
 use crate::domain::usage::{Found, Group, Reading, UsageQuery, UsageRow, rows};
 use crate::domain::window::Span;
 use crate::store;
@@ -38,7 +39,7 @@ pub(super) async fn answer_on(
 ) -> Result<Vec<UsageRow>, EngineError> {
     let bounds = query.bounds()?;
     let ground = Ground::read(snapshot, environment, query.span, Some(stored)).await?;
-    let question = Question { stored, query, paths, holders: None, bounds: &bounds };
+    let question = Question { stored, query, paths, holders: None, bounds: &bounds, is_usual: false };
     let found = ground.found(snapshot, environment, &question).await?;
     Ok(rows(query, stored.meter.aggregation, &bounds, found)?)
 }
@@ -80,11 +81,28 @@ impl Ground {
         if question.paths.is_some_and(<[i64]>::is_empty) {
             return Ok(BTreeMap::new());
         }
+        let (reading, tail) = self.reading(question);
+        Ok(store::usage::find(snapshot, environment, question, &reading, tail).await?)
+    }
+
+    /// Some ranks of the subjects that a question finds between two bounds, the most first, and one more
+    /// where there are more.
+    pub(super) async fn top(
+        &self,
+        snapshot: &mut PgConnection,
+        environment: Environment,
+        question: &Question<'_>,
+        ranks: Ranks,
+    ) -> Result<Vec<(String, Found)>, EngineError> {
+        let (reading, tail) = self.reading(question);
+        Ok(store::usage::top(snapshot, environment, question, (&reading, tail), ranks).await?)
+    }
+
+    fn reading(&self, question: &Question<'_>) -> (Reading, Option<&Tail>) {
         let Question { stored, query, bounds, .. } = *question;
         let gaps = self.gaps.get(&stored.id).map_or(&[][..], Vec::as_slice);
         let reading = Reading::plan(query.span, &query.edges(bounds), gaps);
-        let tail = self.tails.get(&stored.event_name_id);
-        Ok(store::usage::find(snapshot, environment, question, &reading, tail).await?)
+        (reading, self.tails.get(&stored.event_name_id))
     }
 }
 

@@ -112,6 +112,7 @@ pub fn routes() -> Vec<Route> {
         Route::new("/v1/billing/meter_events", StripeSdk, at!(post drop_in::record)),
         Route::new("/v1/billing/meter_event_adjustments", StripeSdk, at!(post drop_in::cancel)),
         Route::new("/v1/usage", EndUser, at!(get usage::usage)),
+        Route::new("/v1/usage/top", Secret, at!(get usage::top)),
         Route::new("/v1/subjects", Secret, at!(get subjects::list)),
         Route::new("/v1/subjects/{subject}", Secret, at!(put subjects::put)),
         Route::new("/v1/subjects/{subject}", Secret, at!(get subjects::get)),

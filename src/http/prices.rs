@@ -5,13 +5,19 @@ use axum::body::Body;
 use axum::extract::{Extension, State};
 use axum::http::{HeaderMap, Uri};
 use axum::response::{IntoResponse, Response};
-use serde_json::json;
+use serde::Serialize;
 
 use super::problem::Problem;
 use super::query::{self, Parameters};
 use super::{Api, body};
+use crate::domain::pricing::exchange::Rate;
 use crate::domain::pricing::quote::QuoteRequest;
 use crate::engine::access::Principal;
+
+#[derive(Serialize)]
+struct RatesSet {
+    rates: Vec<Rate>,
+}
 
 pub(super) async fn quote(
     State(api): State<Api>,
@@ -35,7 +41,7 @@ pub(super) async fn put_rates(
     Parameters::of(&uri).finish()?;
     let body = body::json(&headers, body).await?;
     let rates = api.engine.put_rates(principal.environment, body).await?;
-    Ok(Json(json!({"rates": rates})).into_response())
+    Ok(Json(RatesSet { rates }).into_response())
 }
 
 pub(super) async fn rates(

@@ -15,6 +15,7 @@ use crate::domain::limits::{FILTER_VALUES_MAX, METER_DIMENSIONS_MAX, USAGE_SUBJE
 use crate::domain::names::{MeterKey, SubjectId};
 use crate::domain::pricing::currency::Currency;
 use crate::domain::timestamp::Timestamp;
+use crate::domain::top::{By, Ranks};
 use crate::domain::usage::{UsageQuery, UsageRow, Whose};
 use crate::domain::window::{Span, Window, Zone};
 use crate::engine::Viewer;
@@ -73,6 +74,62 @@ pub(super) async fn report(
     };
     let report = api.engine.report(principal.environment, subject, viewer, currency).await?;
     if wants_csv(&headers) { csv::report(&report) } else { Ok(Json(report).into_response()) }
+}
+
+/// Who uses or costs most, or is nearest to a limit.
+pub(super) async fn top(
+    State(api): State<Api>,
+    Extension(principal): Extension<Principal>,
+    uri: Uri,
+) -> Result<Response, Problem> {
+    let (by, ranks) = read_top(&uri)?;
+    Ok(Json(api.engine.top(principal.environment, &by, ranks).await?).into_response())
+}
+
+fn read_top(uri: &Uri) -> Result<(By, Ranks), Problem> {
+    #[derive(Clone, Copy, PartialEq, Eq)]
+    enum Word {
+        Usage,
+        Cost,
+        Limit,
+    }
+    let words = [("usage", Word::Usage), ("cost", Word::Cost), ("limit", Word::Limit)];
+    let mut parameters = Parameters::of(uri);
+    let by = parameters.optional("by", |value| query::word(value, &words)).unwrap_or(Word::Usage);
+    let cursor = parameters.optional("cursor", query::text);
+    let limit = parameters.limit();
+    let span = if by == Word::Limit {
+        None
+    } else {
+        let from = parameters.required("from", query::timestamp);
+        let to = parameters.required("to", query::timestamp);
+        if let (Some(from), Some(to)) = (from, to)
+            && from > to
+        {
+            parameters.flaw(Violation::new("invalid_range", "must not be after `to`").under("from"));
+        }
+        from.zip(to).map(|(from, to)| Span { from, to })
+    };
+    let meter_key = |key: String| Ok(MeterKey::parse(key)?);
+    let meter = match by {
+        Word::Usage => parameters.required("meter", meter_key),
+        Word::Limit => parameters.optional("meter", meter_key),
+        Word::Cost => None,
+    };
+    let currency = match by {
+        Word::Cost => parameters.optional("currency", |code| Currency::parse(&code)),
+        Word::Usage | Word::Limit => None,
+    };
+    parameters.finish()?;
+    let ranks = Ranks::read(cursor.as_deref(), limit)?;
+    let by = match (by, span, meter) {
+        (Word::Usage, Some(span), Some(meter)) => By::Usage { meter, span },
+        (Word::Cost, Some(span), _) => By::Cost { span, currency },
+        (Word::Limit, _, meter) => By::Limit { meter },
+        // what is required and flawed has been refused by now
+        _ => return Err(Problem::invalid(Vec::new())),
+    };
+    Ok((by, ranks))
 }
 
 /// An end user asks for themselves alone, whether they say so or not.

@@ -8,8 +8,11 @@ use super::StoreError;
 use crate::domain::environment::Environment;
 use crate::domain::gate::decision::Level;
 use crate::domain::gate::standing::{CounterKey, CounterPeriod};
-use crate::domain::quantity::Total;
+use crate::domain::names::{ItemKey, PlanKey};
+use crate::domain::quantity::{Quantity, Total};
 use crate::domain::timestamp::Timestamp;
+use crate::domain::top::Ranks;
+use crate::domain::window::Span;
 
 /// A counter that is wanted.
 #[derive(Debug, Clone, Copy)]
@@ -398,4 +401,76 @@ pub async fn delete_old(
     .fetch_one(connection)
     .await?;
     Ok(u64::try_from(dropped).unwrap_or_default())
+}
+
+/// A quota of a plan; none is unlimited.
+#[derive(Debug, Clone)]
+pub struct QuotaOf {
+    pub plan: PlanKey,
+    pub key: ItemKey,
+    pub definition: Uuid,
+    pub quota: Option<Quantity>,
+}
+
+/// A counter beside its quota.
+#[derive(Debug, Clone)]
+pub struct Near {
+    pub subject: String,
+    /// Of the quota, in the list that was given.
+    pub place: usize,
+    /// Overrides included.
+    pub quota: Quantity,
+    pub used: Total,
+    pub period: Span,
+}
+
+/// The counters of the present periods of which most is used, in percent; a quota of nothing is used up.
+/// One more than asked for, where there are more.
+pub async fn nearest_to_quota(
+    connection: &mut PgConnection,
+    environment: Environment,
+    quotas: &[QuotaOf],
+    now: Timestamp,
+    ranks: Ranks,
+) -> Result<Vec<Near>, StoreError> {
+    let names = |name: fn(&QuotaOf) -> String| quotas.iter().map(name).collect::<Vec<String>>();
+    let rows = sqlx::query(
+        "select s.subject, near.place, near.quota, near.used, near.period_start, near.period_end
+         from (select c.subject_id, given.place, c.used, c.period_start, c.period_end, given.key,
+                      case when sub.overrides ? given.key then (sub.overrides ->> given.key)::numeric
+                           else given.quota end as quota
+               from unnest($2::text[], $3::text[], $4::uuid[], $5::numeric[])
+                        with ordinality as given (plan, key, definition, quota, place)
+               join counters c on c.definition = given.definition
+               join subscriptions sub on sub.subject_id = c.subject_id and sub.plan = given.plan
+               where c.environment = $1 and c.period_start <= $6 and $6 < c.period_end
+                   and sub.status <> 'canceled') near
+         join subjects s on s.id = near.subject_id
+         where near.quota is not null
+         order by case when near.quota = 0 then 100 else near.used * 100 / near.quota end desc, s.subject, near.key
+         offset $7 limit $8",
+    )
+    .bind(environment.code())
+    .bind(names(|quota| quota.plan.to_string()))
+    .bind(names(|quota| quota.key.to_string()))
+    .bind(quotas.iter().map(|quota| quota.definition).collect::<Vec<_>>())
+    .bind(quotas.iter().map(|quota| quota.quota).collect::<Vec<_>>())
+    .bind(now)
+    .bind(i64::try_from(ranks.after).unwrap_or(i64::MAX))
+    .bind(i64::try_from(ranks.limit + 1).unwrap_or(i64::MAX))
+    .fetch_all(connection)
+    .await?;
+    rows.iter()
+        .map(|row| {
+            let place: i64 = row.try_get("place")?;
+            Ok(Near {
+                subject: row.try_get("subject")?,
+                // ordinality counts from 1
+                place: usize::try_from(place - 1).unwrap_or(usize::MAX),
+                quota: row.try_get("quota")?,
+                used: row.try_get("used")?,
+                period: Span { from: row.try_get("period_start")?, to: row.try_get("period_end")? },
+            })
+        })
+        .collect()
 }

@@ -30,7 +30,7 @@ pub async fn sums(
     place: usize,
     fee: Fee<'_>,
 ) -> Result<BTreeMap<(Option<String>, usize), Amount>, StoreError> {
-    let Question { stored, query, paths, holders, bounds } = *question;
+    let Question { stored, query, paths, holders, bounds, .. } = *question;
     let dimensions = needed_dimensions(query);
     let number = |amount: &Amount| amount.to_string();
     let mut sql =

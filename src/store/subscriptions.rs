@@ -273,3 +273,35 @@ pub async fn plans_in_use(
     .await?;
     Ok(found)
 }
+
+/// Who has a subscription.
+#[derive(Debug, Clone)]
+pub struct Holder {
+    pub subject_id: i64,
+    pub subject: String,
+    pub subscription: Subscription,
+}
+
+/// Those who are on some plans, or have prices of their own.
+pub async fn holders(
+    connection: &mut PgConnection,
+    environment: Environment,
+    plans: &[String],
+    rows_max: usize,
+) -> Result<Vec<Holder>, StoreError> {
+    let sql = format!(
+        "select s.id as subject_id, s.subject, {COLUMNS} from subscriptions sub join subjects s on s.id = sub.subject_id
+         where sub.environment = $1 and (sub.plan = any($2) or sub.prices <> '[]') limit $3"
+    );
+    let rows = sqlx::query(sqlx::AssertSqlSafe(sql))
+        .bind(environment.code())
+        .bind(plans)
+        .bind(i64::try_from(rows_max).unwrap_or(i64::MAX))
+        .fetch_all(connection)
+        .await?;
+    let holder = |row: &PgRow| {
+        let subscription = read(row)?.ok_or_else(|| unreadable("without a plan"))?;
+        Ok(Holder { subject_id: row.try_get("subject_id")?, subject: row.try_get("subject")?, subscription })
+    };
+    rows.iter().map(holder).collect()
+}

@@ -14,6 +14,7 @@ use crate::domain::meter::{Aggregation, StoredMeter};
 use crate::domain::names::PropertyName;
 use crate::domain::quantity::Total;
 use crate::domain::timestamp::Timestamp;
+use crate::domain::top::Ranks;
 use crate::domain::usage::{Found, Group, Reading, Slice, UsageQuery, Whose};
 use crate::domain::window::Span;
 
@@ -126,6 +127,8 @@ pub struct Question<'a> {
     /// For whom it is asked, each by their number; none: as the query says.
     pub holders: Option<&'a Holders>,
     pub bounds: &'a [Timestamp],
+    /// Whether the same is asked again and again: then its plan is kept.
+    pub is_usual: bool,
 }
 
 /// What a question finds, by window and group. More rows than one answer may have: one too many.
@@ -136,12 +139,69 @@ pub async fn find(
     reading: &Reading,
     tail: Option<&Tail>,
 ) -> Result<BTreeMap<(usize, Group), Found>, StoreError> {
+    let Some(mut sql) = parts(environment, question, reading, tail) else { return Ok(BTreeMap::new()) };
+    sql.push(" limit ").push_bind(i64::try_from(USAGE_ROWS_MAX + 1).unwrap_or(i64::MAX));
+    let rows = sql.build().persistent(question.is_usual).fetch_all(connection).await?;
+    let mut found = BTreeMap::new();
+    for row in &rows {
+        let window: i32 = row.try_get("w")?;
+        let slice: Option<i32> = row.try_get("slice")?;
+        let slice = slice.and_then(|slice| usize::try_from(slice).ok());
+        let mut group = Group { subject: row.try_get("subject")?, dimensions: Vec::new(), slice };
+        for index in 0..question.query.group_by.len() {
+            group.dimensions.push(row.try_get(format!("g{index}").as_str())?);
+        }
+        // width_bucket counts from 1
+        found.insert((usize::try_from(window - 1).unwrap_or_default(), group), read(row)?);
+    }
+    Ok(found)
+}
+
+/// Some ranks of the subjects that a question finds, which asks for each subject and between two bounds:
+/// the most first, and one more where there are more.
+pub async fn top(
+    connection: &mut PgConnection,
+    environment: Environment,
+    question: &Question<'_>,
+    (reading, tail): (&Reading, Option<&Tail>),
+    ranks: Ranks,
+) -> Result<Vec<(String, Found)>, StoreError> {
+    let Some(mut sql) = parts(environment, question, reading, tail) else { return Ok(Vec::new()) };
+    sql.push(match question.stored.meter.aggregation {
+        Aggregation::UniqueCount => " order by count(*) filter (where count > 0)",
+        Aggregation::Avg => " order by sum::numeric / count",
+        Aggregation::Sum | Aggregation::Count => " order by sum::numeric",
+        Aggregation::Min | Aggregation::Max | Aggregation::Last => " order by picked::numeric",
+    });
+    sql.push(" desc nulls last, subject offset ").push_bind(i64::try_from(ranks.after).unwrap_or(i64::MAX));
+    sql.push(" limit ").push_bind(i64::try_from(ranks.limit + 1).unwrap_or(i64::MAX));
+    let rows = sql.build().persistent(false).fetch_all(connection).await?;
+    rows.iter().map(|row| Ok((row.try_get("subject")?, read(row)?))).collect()
+}
+
+fn read(row: &PgRow) -> Result<Found, StoreError> {
+    let total = |name: &str| -> Result<Option<Total>, StoreError> {
+        let text: Option<String> = row.try_get(name)?;
+        text.map(|text| Total::from_decimal(&text))
+            .transpose()
+            .map_err(|why| StoreError::Refused(sqlx::Error::Decode(why.into())))
+    };
+    Ok(Found { count: row.try_get("count")?, sum: total("sum")?, picked: total("picked")? })
+}
+
+/// Everything that a question asks but how many rows; none where there is nothing to read.
+fn parts(
+    environment: Environment,
+    question: &Question<'_>,
+    reading: &Reading,
+    tail: Option<&Tail>,
+) -> Option<QueryBuilder<Postgres>> {
     let Question { stored, query, paths, .. } = *question;
     let dimensions = needed_dimensions(query);
     let mut sql = QueryBuilder::new("with parts as (");
     let mut parts = 0;
     if !reading.hours.is_empty() {
-        push_rollups(&mut sql, environment, stored, &dimensions, paths, &reading.hours);
+        push_rollups(&mut sql, environment, question, &dimensions, &reading.hours);
         parts += 1;
         if let Some(Tail { batch_ids, within }) = tail {
             let scope = Scope::BatchesWithin { batch_ids, within: *within, spans: &reading.hours };
@@ -155,31 +215,10 @@ pub async fn find(
         parts += 1;
     }
     if parts == 0 {
-        return Ok(BTreeMap::new());
+        return None;
     }
     push_grouping(&mut sql, question, &dimensions);
-    sql.push(" limit ").push_bind(i64::try_from(USAGE_ROWS_MAX + 1).unwrap_or(i64::MAX));
-    let rows = sql.build().persistent(false).fetch_all(connection).await?;
-    let mut found = BTreeMap::new();
-    for row in rows {
-        let window: i32 = row.try_get("w")?;
-        let slice: Option<i32> = row.try_get("slice")?;
-        let slice = slice.and_then(|slice| usize::try_from(slice).ok());
-        let mut group = Group { subject: row.try_get("subject")?, dimensions: Vec::new(), slice };
-        for index in 0..query.group_by.len() {
-            group.dimensions.push(row.try_get(format!("g{index}").as_str())?);
-        }
-        let total = |name: &str| -> Result<Option<Total>, StoreError> {
-            let text: Option<String> = row.try_get(name)?;
-            text.map(|text| Total::from_decimal(&text))
-                .transpose()
-                .map_err(|why| StoreError::Refused(sqlx::Error::Decode(why.into())))
-        };
-        let entry = Found { count: row.try_get("count")?, sum: total("sum")?, picked: total("picked")? };
-        // width_bucket counts from 1
-        found.insert((usize::try_from(window - 1).unwrap_or_default(), group), entry);
-    }
-    Ok(found)
+    Some(sql)
 }
 
 /// Whether a `unique_count` meter has counted a member on some paths, within a question.
@@ -238,21 +277,22 @@ pub(super) fn push_slice(sql: &mut QueryBuilder<Postgres>, slices: &[Slice], dim
 }
 
 /// Columns of a part: `path_id`, `at`, `members`, `count`, the rollup columns of the aggregation, and
-/// for `unique_count` `member`.
+/// for `unique_count` `member`. What lies between two edges is one to whoever asks: it is added up
+/// before dimensions and members are looked at, which cost more than adding.
 fn push_rollups(
     sql: &mut QueryBuilder<Postgres>,
     environment: Environment,
-    stored: &StoredMeter,
+    question: &Question<'_>,
     dimensions: &[String],
-    paths: Option<&[i64]>,
     hours: &[Span],
 ) {
+    let Question { stored, query, paths, holders, bounds, .. } = *question;
     let unique = stored.meter.aggregation == Aggregation::UniqueCount;
     let position = |name: &String| {
         stored.meter.dimensions.iter().map(PropertyName::as_str).position(|d| d == name).unwrap_or_default()
             + 1
     };
-    sql.push("select r.path_id, r.hour as at, ");
+    sql.push("select r.path_id, r.at, ");
     if dimensions.is_empty() {
         sql.push("'{}'::text[] as members");
     } else {
@@ -260,29 +300,34 @@ fn push_rollups(
             dimensions.iter().map(|name| format!("d.members[{}]", position(name))).collect();
         sql.push(format!("array[{}]::text[] as members", members.join(", ")));
     }
-    sql.push(if unique { ", r.refs as count, r.member" } else { ", r.count" });
+    sql.push(if unique { ", r.count, r.member" } else { ", r.count" });
     for (name, _) in rollup_columns(stored.meter.aggregation) {
         sql.push(format!(", r.{name}"));
     }
-    sql.push(" from ");
+    sql.push(" from (select ");
+    let by_path = holders.is_some() || query.whose != Whose::All;
+    sql.push(if by_path { "path_id" } else { "null::bigint as path_id" });
+    sql.push(", min(hour) as at, dimension_set_id");
+    sql.push(if unique { ", sum(refs) as count, member" } else { ", sum(count) as count" });
+    for (name, _) in rollup_columns(stored.meter.aggregation) {
+        sql.push(format!(", {} as {name}", join_columns(name).0));
+    }
     let table = if unique { "rollup_members" } else { "rollups" };
     if let [hours] = hours {
-        sql.push(format!("(select * from {table} where environment = ")).push_bind(environment.code());
+        sql.push(format!(" from {table} where environment = ")).push_bind(environment.code());
         sql.push(" and meter_id = ").push_bind(stored.id);
         push_paths(sql, "path_id", paths);
-        sql.push(" and hour >= ").push_bind(hours.from).push(" and hour < ").push_bind(hours.to).push(") r");
+        sql.push(" and hour >= ").push_bind(hours.from).push(" and hour < ").push_bind(hours.to);
     } else {
         let (from, to) = columns(hours);
-        sql.push("unnest(")
-            .push_bind(from)
-            .push(", ")
-            .push_bind(to)
-            .push(") as span (s, e) cross join lateral (");
-        sql.push(format!("select * from {table} where environment = ")).push_bind(environment.code());
-        sql.push(" and meter_id = ").push_bind(stored.id);
+        sql.push(" from unnest(").push_bind(from).push(", ").push_bind(to);
+        sql.push(format!(") as span (s, e) cross join lateral (select * from {table} where environment = "));
+        sql.push_bind(environment.code()).push(" and meter_id = ").push_bind(stored.id);
         push_paths(sql, "path_id", paths);
         sql.push(" and hour >= span.s and hour < span.e offset 0) r");
     }
+    sql.push(" group by width_bucket(hour, ").push_bind(query.edges(bounds)).push("), dimension_set_id");
+    sql.push(if by_path { ", path_id" } else { "" }).push(if unique { ", member) r" } else { ") r" });
     if !dimensions.is_empty() {
         sql.push(" join dimension_sets d on d.id = r.dimension_set_id");
     }

@@ -5,3 +5,4 @@ mod catalog;
 mod costs;
 mod quotes;
 mod rates;
+mod top;

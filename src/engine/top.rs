@@ -1,0 +1,262 @@
+//! Who uses most, who costs most, who is nearest to a limit: each from one snapshot.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use serde::Serialize;
+
+use super::costs::Look;
+use super::reading::Ground;
+use super::sight::Sight;
+use super::{Engine, EngineError};
+use crate::domain::environment::Environment;
+use crate::domain::fields::Violation;
+use crate::domain::gate::decision::resets_at;
+use crate::domain::gate::standing::Terms;
+use crate::domain::limits::USAGE_ROWS_MAX;
+use crate::domain::meter::StoredMeter;
+use crate::domain::names::{ItemKey, MeterKey, PlanKey};
+use crate::domain::pricing::amount::MinorUnits;
+use crate::domain::pricing::currency::Currency;
+use crate::domain::pricing::list::PriceList;
+use crate::domain::pricing::parts::Part;
+use crate::domain::pricing::price::Price;
+use crate::domain::quantity::{Quantity, Total};
+use crate::domain::statement::Pricing;
+use crate::domain::timestamp::Timestamp;
+use crate::domain::top::{By, Ranks};
+use crate::domain::usage::{Found, UsageQuery, UsageState, Whose, percent};
+use crate::domain::window::{Span, Zone};
+use crate::store;
+use crate::store::counters::QuotaOf;
+use crate::store::subscriptions::Holder;
+use crate::store::usage::{Holders, Question};
+
+/// A page of a ranking, the most first.
+#[derive(Debug, Serialize)]
+pub struct TopPage {
+    pub by: &'static str,
+    pub data: Vec<Ranked>,
+    pub next_cursor: Option<String>,
+}
+
+#[derive(Debug, Serialize)]
+pub struct Ranked {
+    /// From 1.
+    pub rank: usize,
+    pub subject: String,
+    #[serde(flatten)]
+    pub what: Rank,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(untagged)]
+pub enum Rank {
+    Usage {
+        value: Option<Total>,
+        event_count: i64,
+    },
+    Cost {
+        plan: PlanKey,
+        currency: Currency,
+        total: MinorUnits,
+    },
+    Limit {
+        plan: PlanKey,
+        key: ItemKey,
+        meter: MeterKey,
+        quota: Quantity,
+        used: Total,
+        percent: Option<Total>,
+        state: UsageState,
+        resets_at: Option<Timestamp>,
+    },
+}
+
+impl Engine {
+    pub async fn top(&self, environment: Environment, by: &By, ranks: Ranks) -> Result<TopPage, EngineError> {
+        let mut sight = self.sight(environment).await?;
+        let terms = Arc::clone(&sight.terms);
+        let (by, mut ranked) = match by {
+            By::Usage { meter, span } => ("usage", by_usage(&mut sight, &terms, meter, *span, ranks).await?),
+            By::Cost { span, currency } => {
+                ("cost", by_cost(&mut sight, &terms, *span, *currency, ranks).await?)
+            }
+            By::Limit { meter } => ("limit", by_limit(&mut sight, &terms, meter.as_ref(), ranks).await?),
+        };
+        sight.snapshot.commit().await?;
+        let more = ranked.len() > ranks.limit;
+        ranked.truncate(ranks.limit);
+        let rank = |(place, (subject, what))| Ranked { rank: ranks.after + place + 1, subject, what };
+        let data = ranked.into_iter().enumerate().map(rank).collect();
+        Ok(TopPage { by, data, next_cursor: ranks.next(more) })
+    }
+}
+
+fn known<'t>(terms: &'t Terms, key: &MeterKey) -> Result<&'t StoredMeter, EngineError> {
+    terms.meter(key).ok_or_else(|| {
+        let detail = format!("there is no meter `{key}`");
+        EngineError::invalid(Violation::new("unknown_meter", detail).under("meter"))
+    })
+}
+
+/// One more than the page holds, where there are more.
+async fn by_usage(
+    sight: &mut Sight,
+    terms: &Terms,
+    meter: &MeterKey,
+    span: Span,
+    ranks: Ranks,
+) -> Result<Vec<(String, Rank)>, EngineError> {
+    let stored = known(terms, meter)?;
+    let query = UsageQuery {
+        meter: meter.clone(),
+        span,
+        window: None,
+        zone: Zone::default(),
+        subjects: Vec::new(),
+        descendants: false,
+        whose: Whose::EachSubject,
+        group_by: Vec::new(),
+        filter: BTreeMap::new(),
+        slices: Vec::new(),
+        tells_new: false,
+        fill: false,
+    };
+    let ground = Ground::read(&mut sight.snapshot, sight.environment, span, Some(stored)).await?;
+    let bounds = [span.from, span.to];
+    let question =
+        Question { stored, query: &query, paths: None, holders: None, bounds: &bounds, is_usual: false };
+    let found = ground.top(&mut sight.snapshot, sight.environment, &question, ranks).await?;
+    let rank = |(subject, found): (String, Found)| {
+        let value = found.value(stored.meter.aggregation);
+        (subject, Rank::Usage { value, event_count: found.count })
+    };
+    Ok(found.into_iter().map(rank).collect())
+}
+
+/// Everybody who is on a plan with prices, or has prices of their own, is rated; beyond so many as one
+/// answer may have rows, nothing is.
+async fn by_cost(
+    sight: &mut Sight,
+    terms: &Terms,
+    span: Span,
+    currency: Option<Currency>,
+    ranks: Ranks,
+) -> Result<Vec<(String, Rank)>, EngineError> {
+    let first = terms.catalog.plans.iter().flat_map(|plan| &plan.prices).next();
+    let Some(currency) = currency.or(first.map(|price| price.currency)) else { return Ok(Vec::new()) };
+    let with_prices = terms.catalog.plans.iter().filter(|plan| !plan.prices.is_empty());
+    let plans: Vec<String> = with_prices.map(|plan| plan.key.to_string()).collect();
+    let rows = USAGE_ROWS_MAX + 1;
+    let holders = store::subscriptions::holders(&mut sight.snapshot, sight.environment, &plans, rows).await?;
+    if holders.len() > USAGE_ROWS_MAX {
+        let detail = format!("more than {USAGE_ROWS_MAX} subjects have prices; they are too many to rank");
+        return Err(EngineError::invalid(Violation::new("too_many_rows", detail)));
+    }
+    // who has the same prices is rated together
+    let mut sheets: HashMap<(&PlanKey, Option<i64>), Vec<&Holder>> = HashMap::new();
+    for holder in &holders {
+        let own = Some(holder.subject_id).filter(|_| !holder.subscription.prices.is_empty());
+        sheets.entry((&holder.subscription.plan, own)).or_default().push(holder);
+    }
+    let mut costs = Vec::new();
+    for together in sheets.values() {
+        let Some(one) = together.first() else { continue };
+        let prices = one.subscription.prices(&terms.catalog);
+        rate(sight, terms, &prices, together, (span, currency), &mut costs).await?;
+    }
+    costs.sort_unstable_by(|(total, a), (other, b)| other.cmp(total).then_with(|| a.subject.cmp(&b.subject)));
+    let shown = costs.into_iter().skip(ranks.after).take(ranks.limit + 1);
+    let rank = |(total, holder): (MinorUnits, &Holder)| {
+        let plan = holder.subscription.plan.clone();
+        (holder.subject.clone(), Rank::Cost { plan, currency, total })
+    };
+    Ok(shown.map(rank).collect())
+}
+
+/// Adds what some who have the same prices owe.
+async fn rate<'h>(
+    sight: &mut Sight,
+    terms: &Terms,
+    prices: &[Price],
+    together: &[&'h Holder],
+    (span, currency): (Span, Currency),
+    costs: &mut Vec<(MinorUnits, &'h Holder)>,
+) -> Result<(), EngineError> {
+    let Some(list) = PriceList::nearest_to(prices, Some(currency)) else { return Ok(()) };
+    let exchange_rate = list.exchanged_to(Some(currency), &terms.rates, sight.now)?;
+    let pricing = Pricing { list: &list, rate: exchange_rate.as_ref() };
+    let ids: Vec<i64> = together.iter().map(|holder| holder.subject_id).collect();
+    let through = store::subjects::paths_through(&mut sight.snapshot, &ids).await?;
+    let mut whose = Holders::default();
+    for (path, members) in &through {
+        for subject_id in members {
+            whose.paths.push(*path);
+            whose.subject_ids.push(*subject_id);
+        }
+    }
+    let paths: Vec<i64> = through.keys().copied().collect();
+    let ground = Ground::read(&mut sight.snapshot, sight.environment, span, None).await?;
+    let look = Look {
+        environment: sight.environment,
+        paths: &paths,
+        holders: Some(&whose),
+        bounds: &[span.from, span.to],
+        levels_from: 0,
+        list: Some(&list),
+        ground: &ground,
+    };
+    let meters: Vec<&StoredMeter> = list.meters().into_iter().filter_map(|key| terms.meter(key)).collect();
+    let found = look.parts(&mut sight.snapshot, &meters).await?;
+    let nothing = Part::default();
+    for holder in together {
+        let part = found.get(&(Some(holder.subject_id.to_string()), 0)).unwrap_or(&nothing);
+        costs.push((pricing.total(part.lines(&list, span)), holder));
+    }
+    Ok(())
+}
+
+async fn by_limit(
+    sight: &mut Sight,
+    terms: &Terms,
+    meter: Option<&MeterKey>,
+    ranks: Ranks,
+) -> Result<Vec<(String, Rank)>, EngineError> {
+    if let Some(meter) = meter {
+        known(terms, meter)?;
+    }
+    let mut quotas = Vec::new();
+    for plan in &terms.catalog.plans {
+        for limit in terms.limits_of(&plan.key) {
+            if limit.is_counted() && meter.is_none_or(|meter| limit.limit.meter == *meter) {
+                quotas.push(QuotaOf {
+                    plan: plan.key.clone(),
+                    key: limit.limit.key.clone(),
+                    definition: limit.definition,
+                    quota: limit.limit.quota,
+                });
+            }
+        }
+    }
+    let found =
+        store::counters::nearest_to_quota(&mut sight.snapshot, sight.environment, &quotas, sight.now, ranks)
+            .await?;
+    let rank = |near: store::counters::Near| {
+        let QuotaOf { plan, key, .. } = quotas.get(near.place)?;
+        let limit = terms.catalog.plan(plan)?.limit(key)?;
+        let quota = Some(near.quota);
+        let what = Rank::Limit {
+            plan: plan.clone(),
+            key: key.clone(),
+            meter: limit.meter.clone(),
+            quota: near.quota,
+            used: near.used,
+            percent: percent(near.used, quota),
+            state: UsageState::of(near.used, quota),
+            resets_at: resets_at(near.period),
+        };
+        Some((near.subject, what))
+    };
+    Ok(found.into_iter().filter_map(rank).collect())
+}
