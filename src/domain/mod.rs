@@ -11,6 +11,7 @@ pub mod event;
 pub mod export;
 pub mod fields;
 pub mod gate;
+pub mod invoice;
 pub mod limits;
 pub mod meter;
 pub mod names;
