@@ -17,6 +17,7 @@ mod exports;
 mod fold;
 mod gate;
 pub mod ingest;
+mod invoices;
 mod portions;
 mod prices;
 mod reading;
@@ -45,6 +46,7 @@ pub use exports::{
 pub use fold::Folded;
 pub use gate::{ReservationPage, ReservationView};
 pub use ingest::{Outcome, Recorded};
+pub use invoices::{Billed, ComparedInvoice, ComparedLine, ComparedTotal, InvoicePage, InvoiceView};
 pub use prices::RatePage;
 pub use subjects::{SubjectChange, SubjectPage, SubjectView};
 pub use subscriptions::SubscriptionView;

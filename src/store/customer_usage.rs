@@ -60,20 +60,15 @@ pub async fn find(
     }
     let mut sql = QueryBuilder::new("with measures as (");
     let spans = [whose.span];
-    push_measures(
-        &mut sql,
-        whose.environment,
-        stored,
-        &dimensions,
-        Some(whose.paths),
-        &Scope::Spans(&spans),
-    );
+    push_measures(&mut sql, whose.environment, stored, &dimensions, Some(whose.paths), &Scope::Spans(&spans));
     sql.push("), placed as (select *, ");
     push_place(&mut sql, prices, &dimensions);
     sql.push(" as place from measures where customer_id = ").push_bind(whose.customer_id).push(") ");
     match stored.meter.aggregation {
         Aggregation::Sum | Aggregation::Count => {
-            sql.push("select place, sum(sign)::bigint as count, sum(sign * number)::text as value, sum(sign * ");
+            sql.push(
+                "select place, sum(sign)::bigint as count, sum(sign * number)::text as value, sum(sign * ",
+            );
             push_fee(&mut sql, prices);
             sql.push(")::text as fees");
         }

@@ -172,10 +172,11 @@ pub async fn billed_until(
     connection: &mut PgConnection,
     customer_id: i64,
 ) -> Result<Option<Timestamp>, StoreError> {
-    let found = sqlx::query_scalar("select max(period_to) from invoices where customer_id = $1 and status = 'final'")
-        .bind(customer_id)
-        .fetch_one(connection)
-        .await?;
+    let found =
+        sqlx::query_scalar("select max(period_to) from invoices where customer_id = $1 and status = 'final'")
+            .bind(customer_id)
+            .fetch_one(connection)
+            .await?;
     Ok(found)
 }
 
@@ -340,7 +341,10 @@ pub async fn finalize(
 
 /// Drops a draft with nothing to bill.
 pub async fn drop_draft(connection: &mut PgConnection, id: Uuid) -> Result<(), StoreError> {
-    sqlx::query("delete from invoices where id = $1 and status = 'draft'").bind(id).execute(connection).await?;
+    sqlx::query("delete from invoices where id = $1 and status = 'draft'")
+        .bind(id)
+        .execute(connection)
+        .await?;
     Ok(())
 }
 

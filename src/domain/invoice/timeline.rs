@@ -58,10 +58,11 @@ impl Timeline {
             if let Some(next) = next.filter(|_| turn.status == Status::Incomplete) {
                 turn.status = next.status;
             }
-            turn.at = match index.checked_sub(1).and_then(|before| Some((changes.get(before)?, turns.last()?))) {
-                None => turn.cycle.billing_period(turn.at).from,
-                Some((before, last)) => begins(before, &turn).max(last.at),
-            };
+            turn.at =
+                match index.checked_sub(1).and_then(|before| Some((changes.get(before)?, turns.last()?))) {
+                    None => turn.cycle.billing_period(turn.at).from,
+                    Some((before, last)) => begins(before, &turn).max(last.at),
+                };
             // of several at one instant the last counts; what the others ended stays ended
             while let Some(same) = turns.pop_if(|last| last.at == turn.at) {
                 turn.closes |= same.closes;
@@ -196,7 +197,12 @@ mod tests {
                 "2026-03-31",
                 &["01-31..02-28 pro@01-31", "02-28..03-31 pro@02-28", "03-31..04-30 pro@03-31"],
             ),
-            (&["2026-01-31 pro active 2026-01-31"], Some("2026-02-28"), "2026-03-01", &["02-28..03-31 pro@02-28"]),
+            (
+                &["2026-01-31 pro active 2026-01-31"],
+                Some("2026-02-28"),
+                "2026-03-01",
+                &["02-28..03-31 pro@02-28"],
+            ),
             // the biller's renewals, heard of late, and a plan that changes with one
             (
                 &[
@@ -216,7 +222,10 @@ mod tests {
             ),
             // another anchor cuts the period
             (
-                &["2026-01-01 free active 2026-01-01", "2026-01-10T00:00:03Z pro active 2026-01-10 2026-01-10..2026-02-10"],
+                &[
+                    "2026-01-01 free active 2026-01-01",
+                    "2026-01-10T00:00:03Z pro active 2026-01-10 2026-01-10..2026-02-10",
+                ],
                 None,
                 "2026-01-11",
                 &["01-01..01-10 free@01-01", "01-10..02-10 pro@01-10"],
@@ -233,8 +242,10 @@ mod tests {
             ),
             // a first payment that takes a while
             (
-                &["2026-01-05T00:00:01Z pro incomplete 2026-01-05 2026-01-05..2026-02-05",
-                  "2026-01-05T09:00:00Z pro active 2026-01-05 2026-01-05..2026-02-05"],
+                &[
+                    "2026-01-05T00:00:01Z pro incomplete 2026-01-05 2026-01-05..2026-02-05",
+                    "2026-01-05T09:00:00Z pro active 2026-01-05 2026-01-05..2026-02-05",
+                ],
                 None,
                 "2026-01-06",
                 &["01-05..02-05 pro@01-05"],
@@ -260,14 +271,22 @@ mod tests {
             ),
             // late payment and a pause
             (
-                &["2026-01-05 pro active 2026-01-05", "2026-01-10 pro past_due 2026-01-05", "2026-01-20 pro paused 2026-01-05"],
+                &[
+                    "2026-01-05 pro active 2026-01-05",
+                    "2026-01-10 pro past_due 2026-01-05",
+                    "2026-01-20 pro paused 2026-01-05",
+                ],
                 None,
                 "2026-01-21",
                 &["01-05..02-05 pro@01-05 pro-@01-20"],
             ),
             // several changes at one instant: the last
             (
-                &["2026-01-05 free active 2026-01-05", "2026-01-05 pro active 2026-01-05", "2026-01-05 team active 2026-01-05"],
+                &[
+                    "2026-01-05 free active 2026-01-05",
+                    "2026-01-05 pro active 2026-01-05",
+                    "2026-01-05 team active 2026-01-05",
+                ],
                 None,
                 "2026-01-05",
                 &["01-05..02-05 team@01-05"],
