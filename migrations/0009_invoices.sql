@@ -54,4 +54,6 @@ $$;
 create trigger invoices_immutable before update or delete on invoices
     for each row when (old.status = 'final') execute function refuse_change_of_invoice();
 
+-- what was taken back since a time: it may lie in a period of long ago
+create index voids_voided on voids (environment, voided_at);
 create index stripe_invoices_period on stripe_invoices (environment, customer, period_end);

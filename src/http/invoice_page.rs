@@ -34,8 +34,9 @@ fn html(invoice: &InvoiceView) -> String {
     facts.extend(invoice.finalized_at.map(|at| ("Finalized", at.to_string())));
     facts.extend(invoice.finalizes_at.map(|at| ("Final from", at.to_string())));
     facts.extend(invoice.provider.as_ref().map(|it| ("Stripe", format!("{}, {}", it.invoice, it.status))));
-    let facts: String =
+    let facts: Vec<String> =
         facts.iter().map(|(name, value)| format!("<dt>{name}</dt><dd>{}</dd>", escaped(value))).collect();
+    let facts = facts.concat();
     let rows: String = invoice.lines.iter().flatten().map(|line| row(line, currency)).collect();
     let rows = if rows.is_empty() {
         "<tr><td colspan=\"3\" class=\"nothing\">Nothing yet.</td></tr>".to_owned()

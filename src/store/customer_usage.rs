@@ -12,6 +12,7 @@ use crate::domain::meter::{Aggregation, StoredMeter};
 use crate::domain::pricing::amount::Amount;
 use crate::domain::pricing::price::{Model, Price};
 use crate::domain::quantity::Total;
+use crate::domain::timestamp::Timestamp;
 use crate::domain::window::Span;
 
 /// Whose usage, and of when.
@@ -40,6 +41,26 @@ pub async fn paths(connection: &mut PgConnection, customer_id: i64) -> Result<Ve
          where p.ancestors && array(select subject_id from customer_subjects where customer_id = $1)",
     )
     .bind(customer_id)
+    .fetch_all(connection)
+    .await?;
+    Ok(found)
+}
+
+/// When events of a customer happened that were taken back since a time.
+pub async fn taken_back_since(
+    connection: &mut PgConnection,
+    environment: Environment,
+    customer_id: i64,
+    since: Timestamp,
+) -> Result<Vec<Timestamp>, StoreError> {
+    let found = sqlx::query_scalar(
+        "select distinct e.occurred_at
+         from voids v join events e on e.batch_id = v.batch_id and e.key = v.key and e.sign = -1
+         where v.environment = $1 and v.voided_at >= $3 and e.environment = $1 and e.customer_id = $2",
+    )
+    .bind(environment.code())
+    .bind(customer_id)
+    .bind(since)
     .fetch_all(connection)
     .await?;
     Ok(found)

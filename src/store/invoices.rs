@@ -167,17 +167,18 @@ pub async fn of_customer(
     rows.fetch_all(connection).await?.iter().map(read).collect()
 }
 
-/// When the last numbered period of a customer ended.
+/// When the last numbered period of a customer ended, and when one was numbered last.
 pub async fn billed_until(
     connection: &mut PgConnection,
     customer_id: i64,
-) -> Result<Option<Timestamp>, StoreError> {
-    let found =
-        sqlx::query_scalar("select max(period_to) from invoices where customer_id = $1 and status = 'final'")
-            .bind(customer_id)
-            .fetch_one(connection)
-            .await?;
-    Ok(found)
+) -> Result<Option<(Timestamp, Timestamp)>, StoreError> {
+    let (until, at): (Option<Timestamp>, Option<Timestamp>) = sqlx::query_as(
+        "select max(period_to), max(finalized_at) from invoices where customer_id = $1 and status = 'final'",
+    )
+    .bind(customer_id)
+    .fetch_one(connection)
+    .await?;
+    Ok(until.zip(at))
 }
 
 /// A page, the latest made first, of those before a place.

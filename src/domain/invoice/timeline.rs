@@ -187,9 +187,12 @@ mod tests {
         timeline.periods(until.map(at), at(now)).into_iter().map(show).collect()
     }
 
+    /// Changes, until when it is billed, now; and the periods.
+    type Case<'a> = (&'a [&'a str], Option<&'a str>, &'a str, &'a [&'a str]);
+
     #[test]
     fn periods_follow_each_other_whatever_changes() {
-        let cases: &[(&[&str], Option<&str>, &str, &[&str])] = &[
+        let cases: &[Case<'_>] = &[
             // months clamp, and never drift
             (
                 &["2026-01-31 pro active 2026-01-31"],

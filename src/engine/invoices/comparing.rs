@@ -7,7 +7,6 @@ use std::sync::Arc;
 use serde::Serialize;
 use uuid::Uuid;
 
-use super::drafting::Draft;
 use super::{Engine, EngineError, InvoiceView, not_found};
 use crate::domain::environment::Environment;
 use crate::domain::invoice::line::{InvoiceLine, Terms};
@@ -104,17 +103,10 @@ impl Engine {
             store::invoices::find(&mut snapshot, environment, id).await?.ok_or_else(|| not_found(id))?;
         let meters = store::catalog::meters(&mut snapshot, environment).await?;
         let now = self.inner.clock.now(environment, store::usage::now(&mut snapshot).await?);
-        let terms = match &row.numbered {
-            Some(numbered) => numbered.terms.clone(),
-            None => {
-                let Draft { terms, .. } = self.draft(&mut snapshot, environment, &row).await?;
-                terms
-            }
-        };
         let followed = store::stripe_subscriptions::of_subject(&mut snapshot, row.subject_id).await?;
         let followed = followed.into_iter().find(|followed| followed.governs);
         let is_under_way = row.numbered.is_none() && row.period.contains(now);
-        let shown = self.shown(&mut snapshot, environment, row.clone()).await?;
+        let (shown, terms) = self.shown(&mut snapshot, environment, row.clone()).await?;
         // the biller may take its time
         snapshot.commit().await?;
         let source = match (&row.provider, followed) {

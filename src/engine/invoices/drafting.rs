@@ -2,6 +2,7 @@
 //! force in each, and what was recorded for the customer, rated by their prices.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use serde_json::Value;
 use sqlx::{Connection, PgConnection};
@@ -28,6 +29,9 @@ use crate::store;
 use crate::store::customer_usage::{CustomerUsage, Whose};
 use crate::store::invoices::{InvoiceRow, Opening, Payer};
 use crate::store::subscriptions::HistoryRow;
+
+/// How long a transaction that takes something back may run after it looked at the clock.
+const VOIDS_MARGIN: Duration = Duration::from_hours(1);
 
 /// What a draft would say if it were numbered now.
 #[derive(Debug)]
@@ -85,18 +89,15 @@ impl Plans {
         connection: &mut PgConnection,
         key: &PlanKey,
     ) -> Result<Option<(Currency, Vec<Price>)>, EngineError> {
-        let prices = match self.catalog.plan(key) {
-            Some(plan) => &plan.prices,
-            None => {
-                if !self.gone.contains_key(key) {
-                    let last =
-                        store::catalog::last_with_plan(connection, self.environment, key.as_str()).await?;
-                    let prices =
-                        last.as_ref().and_then(|catalog| catalog.plan(key)).map(|plan| plan.prices.clone());
-                    self.gone.insert(key.clone(), prices.unwrap_or_default());
-                }
-                &self.gone[key]
+        let prices = if let Some(plan) = self.catalog.plan(key) {
+            &plan.prices
+        } else {
+            if !self.gone.contains_key(key) {
+                let last = store::catalog::last_with_plan(connection, self.environment, key.as_str()).await?;
+                let plan = last.as_ref().and_then(|catalog| catalog.plan(key));
+                self.gone.insert(key.clone(), plan.map(|plan| plan.prices.clone()).unwrap_or_default());
             }
+            &self.gone[key]
         };
         let list = PriceList::nearest_to(prices, None);
         Ok(list.map(|list| {
@@ -114,12 +115,11 @@ impl Plans {
     ) -> Result<Vec<Terms>, EngineError> {
         let mut terms = Vec::new();
         for stretch in stretches {
-            let priced = self.prices(connection, &stretch.plan).await?;
-            let prices =
-                priced.filter(|(of, _)| stretch.is_billed && *of == currency).map(|(_, prices)| prices);
+            let of_plan = self.prices(connection, &stretch.plan).await?;
+            let billed = of_plan.filter(|(of, _)| stretch.is_billed && *of == currency);
             terms.push(Terms {
                 stretch: stretch.clone(),
-                prices: prices.unwrap_or_default(),
+                prices: billed.map(|(_, prices)| prices).unwrap_or_default(),
                 with_fees: false,
             });
         }
@@ -152,7 +152,7 @@ async fn periods(
     let history = store::subscriptions::history(connection, payer.subject_id, INVOICE_TURNS_MAX).await?;
     let turns = history.into_iter().map(turn).collect::<Result<Vec<_>, _>>()?;
     let until = store::invoices::billed_until(connection, payer.customer_id).await?;
-    Ok(Timeline::of(turns).periods(until, now))
+    Ok(Timeline::of(turns).periods(until.map(|(until, _)| until), now))
 }
 
 impl Engine {
@@ -212,6 +212,21 @@ impl Engine {
         from.saturating_sub(self.inner.settings.event_age_max)
     }
 
+    /// When what was taken back happened that no invoice of a customer knows of yet.
+    async fn taken_back(
+        &self,
+        snapshot: &mut PgConnection,
+        environment: Environment,
+        customer_id: i64,
+    ) -> Result<Vec<Timestamp>, EngineError> {
+        let Some((_, numbered_at)) = store::invoices::billed_until(snapshot, customer_id).await? else {
+            return Ok(Vec::new());
+        };
+        // looking at some twice does no harm: a correction is a difference
+        let since = numbered_at.saturating_sub(VOIDS_MARGIN);
+        Ok(store::customer_usage::taken_back_since(snapshot, environment, customer_id, since).await?)
+    }
+
     /// What a draft comes to now.
     pub(super) async fn draft(
         &self,
@@ -231,28 +246,34 @@ impl Engine {
         let paths = store::customer_usage::paths(snapshot, row.customer_id).await?;
         let rater = Rater { environment, customer_id: row.customer_id, meters: &meters, paths: &paths };
         let mut lines = rater.lines(snapshot, &terms, row.currency).await?;
+        let times = self.taken_back(snapshot, environment, row.customer_id).await?;
         let since = self.corrected_since(period.from);
-        let others = store::invoices::of_customer(snapshot, row.customer_id, since).await?;
-        let others: Vec<InvoiceRow> =
-            others.into_iter().filter(|other| other.currency == row.currency && other.id != row.id).collect();
-        // an older draft has them
+        let oldest = times.iter().copied().min().unwrap_or(since);
+        // all that it may correct, and all that have corrected those
+        let mut others = store::invoices::of_customer(snapshot, row.customer_id, since.min(oldest)).await?;
+        others.retain(|other| other.currency == row.currency && other.id != row.id);
+        // an older draft has what is to be corrected
         if !others.iter().any(|other| other.numbered.is_none() && other.period.from < period.from) {
-            lines.extend(corrections(snapshot, &rater, &others, row.currency).await?);
+            let may_differ = |other: &InvoiceRow| {
+                other.period.to > since || times.iter().any(|at| other.period.contains(*at))
+            };
+            lines.extend(corrections(snapshot, &rater, &others, may_differ, row.currency).await?);
         }
         Ok(Draft { period, terms, lines })
     }
 }
 
-/// What invoices that were numbered would say differently now.
+/// What invoices that were numbered would say differently now, of those that may.
 async fn corrections(
     snapshot: &mut PgConnection,
     rater: &Rater<'_>,
     invoices: &[InvoiceRow],
+    may_differ: impl Fn(&InvoiceRow) -> bool,
     currency: Currency,
 ) -> Result<Vec<InvoiceLine>, EngineError> {
     let numbered: Vec<_> = invoices.iter().filter_map(|row| row.numbered.as_ref()).collect();
     let mut corrections = Vec::new();
-    for invoice in &numbered {
+    for invoice in invoices.iter().filter(|row| may_differ(row)).filter_map(|row| row.numbered.as_ref()) {
         let label = label(invoice.number);
         let mut billed: BTreeMap<LineKey, Billed> = BTreeMap::new();
         let own = invoice.lines.iter().filter(|line| line.kind != Kind::Correction);

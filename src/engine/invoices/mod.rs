@@ -15,14 +15,14 @@ pub use comparing::{ComparedInvoice, ComparedLine, ComparedTotal};
 
 use super::{Engine, EngineError, cursor};
 use crate::domain::environment::Environment;
-use crate::domain::invoice::line::{InvoiceLine, total};
+use crate::domain::invoice::line::{InvoiceLine, Terms, total};
 use crate::domain::names::SubjectId;
 use crate::domain::pricing::amount::MinorUnits;
 use crate::domain::pricing::currency::Currency;
 use crate::domain::timestamp::Timestamp;
 use crate::domain::window::Span;
 use crate::store;
-use crate::store::invoices::{InvoiceFilter, InvoiceRow, Payer};
+use crate::store::invoices::{InvoiceFilter, InvoiceRow, Numbered, Payer};
 use drafting::Draft;
 
 #[derive(Debug, Clone, Serialize)]
@@ -114,7 +114,8 @@ impl Engine {
         let mut snapshot = self.settled_snapshot(environment).await?;
         let row = store::invoices::find(&mut snapshot, environment, id).await?;
         let row = row.ok_or_else(|| not_found(id))?;
-        self.shown(&mut snapshot, environment, row).await
+        let (shown, _) = self.shown(&mut snapshot, environment, row).await?;
+        Ok(shown)
     }
 
     /// The draft of the period that is under way for a subject's customer.
@@ -145,22 +146,22 @@ impl Engine {
         })
     }
 
+    /// An invoice with its lines, and by what those were rated.
     async fn shown(
         &self,
         snapshot: &mut PgConnection,
         environment: Environment,
         row: InvoiceRow,
-    ) -> Result<InvoiceView, EngineError> {
-        let (period, lines) = match &row.numbered {
-            Some(numbered) => (row.period, numbered.lines.clone()),
-            None => {
-                let Draft { period, lines, .. } = self.draft(snapshot, environment, &row).await?;
-                (period, lines)
-            }
+    ) -> Result<(InvoiceView, Vec<Terms>), EngineError> {
+        let said = if let Some(Numbered { terms, lines, .. }) = &row.numbered {
+            Draft { period: row.period, terms: terms.clone(), lines: lines.clone() }
+        } else {
+            self.draft(snapshot, environment, &row).await?
         };
+        let Draft { period, terms, lines } = said;
         let total = total(&lines);
         let row = InvoiceRow { period, ..row };
-        Ok(InvoiceView { lines: Some(lines), total: Some(total), ..self.listed(row) })
+        Ok((InvoiceView { lines: Some(lines), total: Some(total), ..self.listed(row) }, terms))
     }
 
     fn listed(&self, row: InvoiceRow) -> InvoiceView {

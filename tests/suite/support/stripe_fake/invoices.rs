@@ -204,7 +204,7 @@ fn lines(state: &State, invoice: &Invoice) -> Vec<Line> {
             }
             (None, None) => 0,
         };
-        let rated = rating::rate(&price, quantity.max(0), state.options.line_per_tier);
+        let rated = rating::rate(&price, quantity.max(0), state.options.tiers);
         lines.extend(rated.into_iter().map(|rated| Line {
             item: item.id.clone(),
             price: item.price.clone(),

@@ -4,6 +4,7 @@
 
 use serde_json::{Value, json};
 
+use super::TierLines;
 use super::errors::ApiError;
 use super::forms::Form;
 
@@ -81,7 +82,7 @@ pub(super) fn read_tiers(form: &mut Form) -> Result<Vec<Value>, ApiError> {
 }
 
 /// The lines that a price makes of a quantity: one, or one for each tier reached.
-pub(super) fn rate(price: &Value, quantity: i128, line_per_tier: bool) -> Vec<Rated> {
+pub(super) fn rate(price: &Value, quantity: i128, of_tiers: TierLines) -> Vec<Rated> {
     let tiers = price["tiers"].as_array().map_or(&[][..], Vec::as_slice);
     let lines = match price["tiers_mode"].as_str() {
         Some("graduated") => graduated(tiers, quantity),
@@ -100,7 +101,7 @@ pub(super) fn rate(price: &Value, quantity: i128, line_per_tier: bool) -> Vec<Ra
             vec![Rated { quantity: units, amount: units * decimal(&price["unit_amount_decimal"]) }]
         }
     };
-    if line_per_tier {
+    if of_tiers == TierLines::Apart {
         return lines;
     }
     lines.into_iter().reduce(Rated::with).into_iter().collect()
