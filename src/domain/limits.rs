@@ -137,3 +137,7 @@ pub const CREDIT_SWEEP_WALLETS_MAX: i64 = 500;
 pub const RECONCILED_WINDOWS_MAX: usize = 744;
 /// Writers of the gate in an environment.
 pub const GATE_WRITERS: usize = 2;
+/// Changes of a subscription that its bills are made of, the latest.
+pub const INVOICE_TURNS_MAX: i64 = 10_000;
+/// Drafts that are numbered before others are looked for.
+pub const INVOICES_PER_LOOK_MAX: i64 = 1_000;

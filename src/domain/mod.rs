@@ -12,6 +12,7 @@ pub mod export;
 pub mod fields;
 pub mod forecast;
 pub mod gate;
+pub mod invoice;
 pub mod limits;
 pub mod meter;
 pub mod names;

@@ -17,6 +17,7 @@ mod exports;
 mod fold;
 mod gate;
 pub mod ingest;
+mod invoices;
 mod portions;
 mod prices;
 mod reading;
@@ -47,6 +48,7 @@ pub use exports::{
 pub use fold::Folded;
 pub use gate::{ReservationPage, ReservationView};
 pub use ingest::{Outcome, Recorded};
+pub use invoices::{Billed, ComparedInvoice, ComparedLine, ComparedTotal, InvoicePage, InvoiceView};
 pub use prices::RatePage;
 pub use report::{MeterUsage, Report, Viewer};
 pub use subjects::{SubjectChange, SubjectPage, SubjectView};

@@ -5,7 +5,7 @@ use axum::response::{IntoResponse, Response};
 
 use super::problem::Problem;
 use crate::domain::usage::{UsageQuery, UsageRow};
-use crate::engine::{EngineError, Report};
+use crate::engine::{EngineError, InvoiceView, Report};
 
 /// One line per row; a dimension's column is named after it.
 pub(super) fn usage(query: &UsageQuery, rows: &[UsageRow]) -> Result<Response, Problem> {
@@ -37,6 +37,53 @@ pub(super) fn report(report: &Report) -> Result<Response, Problem> {
         ]
     });
     write(header, lines)
+}
+
+/// One line per line; amounts in minor units, as they are.
+pub(super) fn invoice(invoice: &InvoiceView) -> Result<Response, Problem> {
+    let header = [
+        "invoice",
+        "number",
+        "status",
+        "subject",
+        "customer",
+        "kind",
+        "plan",
+        "price",
+        "meter",
+        "filter",
+        "period_start",
+        "period_end",
+        "corrects",
+        "quantity",
+        "amount",
+        "rounded_amount",
+        "currency",
+    ];
+    let lines = invoice.lines.iter().flatten().map(|line| {
+        // a map of words always serialises
+        let filter = line.filter.as_ref().map(|filter| serde_json::to_string(filter).unwrap_or_default());
+        vec![
+            invoice.id.to_string(),
+            invoice.number.clone().unwrap_or_default(),
+            invoice.status.clone(),
+            invoice.subject.clone(),
+            invoice.customer.clone(),
+            line.kind.as_str().to_owned(),
+            line.plan.clone(),
+            line.price.clone(),
+            line.meter.clone().unwrap_or_default(),
+            filter.unwrap_or_default(),
+            line.period.start.clone(),
+            line.period.end.clone(),
+            line.corrects.clone().unwrap_or_default(),
+            line.quantity.to_string(),
+            line.amount.to_string(),
+            line.rounded_amount.to_string(),
+            invoice.currency.to_string(),
+        ]
+    });
+    write(header.map(str::to_owned).to_vec(), lines)
 }
 
 fn write(header: Vec<String>, lines: impl Iterator<Item = Vec<String>>) -> Result<Response, Problem> {

@@ -10,6 +10,8 @@ mod drop_in;
 mod events;
 mod exports;
 mod gateway;
+mod invoice_page;
+mod invoices;
 mod observe;
 mod operations;
 mod prices;
@@ -128,6 +130,9 @@ pub fn routes() -> Vec<Route> {
         Route::new("/v1/subjects/{subject}/credits/grants", Secret, at!(post credits::grant)),
         Route::new("/v1/subjects/{subject}/credits/grants/{id}/void", Secret, at!(post credits::void)),
         Route::new("/v1/notices", Secret, at!(get credits::notices)),
+        Route::new("/v1/subjects/{subject}/invoices/upcoming", Secret, at!(get invoices::upcoming)),
+        Route::new("/v1/invoices", Secret, at!(get invoices::list)),
+        Route::new("/v1/invoices/{id}", Secret, at!(get invoices::get)),
         Route::new("/v1/check", Secret, at!(post reservations::check)),
         Route::new("/v1/reservations", Secret, at!(post reservations::reserve)),
         Route::new("/v1/reservations", Secret, at!(get reservations::list)),

@@ -22,6 +22,8 @@ const WEBHOOK_INTERVAL: Duration = Duration::from_secs(1);
 /// How often dimension values are counted, partitions made and old counters dropped.
 const UPKEEP_INTERVAL: Duration = Duration::from_mins(5);
 
+/// How often invoices whose time has come are numbered.
+const BILLING_INTERVAL: Duration = Duration::from_mins(1);
 /// How often some of yesterday's deliveries are compared with what the provider has.
 const CHECK_INTERVAL: Duration = Duration::from_hours(1);
 
@@ -61,6 +63,11 @@ impl Jobs {
             let checking = engine.clone();
             let job = move || check_exports(checking.clone(), environment);
             tasks.push(repeat("reconciliation", Schedule::Every(CHECK_INTERVAL), stopped.clone(), job));
+        }
+        for environment in Environment::ALL {
+            let billing = engine.clone();
+            let job = move || bill(billing.clone(), environment);
+            tasks.push(repeat("billing", Schedule::Every(BILLING_INTERVAL), stopped.clone(), job));
         }
         for environment in Environment::ALL {
             let (applying, bell) = (engine.clone(), engine.webhook_bell(environment));
@@ -180,6 +187,10 @@ async fn apply_webhooks(engine: Engine, environment: Environment) -> Result<(), 
 
 async fn export_ended(engine: Engine, environment: Environment) -> Result<(), EngineError> {
     engine.export_ended(environment).await.map(drop)
+}
+
+async fn bill(engine: Engine, environment: Environment) -> Result<(), EngineError> {
+    engine.bill(environment).await.map(drop)
 }
 
 async fn check_exports(engine: Engine, environment: Environment) -> Result<(), EngineError> {

@@ -67,6 +67,26 @@ pub struct Summary {
     pub value: String,
 }
 
+/// An invoice of the provider's, or what it would bill next; amounts in minor units.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Bill {
+    /// None: there is none yet.
+    pub invoice: Option<String>,
+    pub status: String,
+    pub currency: String,
+    pub lines: Vec<BillLine>,
+}
+
+/// A line before taxes and discounts.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BillLine {
+    /// The provider's price.
+    pub price: Option<String>,
+    /// Of the provider's meter behind it.
+    pub event_name: Option<String>,
+    pub amount: i64,
+}
+
 /// How fine summaries are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Grain {
@@ -103,4 +123,10 @@ pub trait Provider: Debug + Send + Sync {
         span: Span,
         grain: Grain,
     ) -> Result<Option<Vec<Summary>>, Failure>;
+
+    /// An invoice of its own. None: it knows no such one.
+    async fn invoice(&self, id: &str) -> Result<Option<Bill>, Failure>;
+
+    /// What the present period of a subscription would come to. None: nothing is to come.
+    async fn preview(&self, customer: &str, subscription: &str) -> Result<Option<Bill>, Failure>;
 }

@@ -30,6 +30,24 @@ pub async fn current(
     Ok((stored(Catalog::read_applied(document))?, row.try_get("version")?))
 }
 
+/// The latest catalog that had a plan.
+pub async fn last_with_plan(
+    connection: &mut PgConnection,
+    environment: Environment,
+    plan: &str,
+) -> Result<Option<Catalog>, StoreError> {
+    let found = sqlx::query_scalar(
+        "select document from catalogs
+         where environment = $1 and document @> jsonb_build_object('plans', jsonb_build_array(jsonb_build_object('key', $2::text)))
+         order by version desc limit 1",
+    )
+    .bind(environment.code())
+    .bind(plan)
+    .fetch_optional(connection)
+    .await?;
+    found.map(|Json(document): Json<Value>| stored(Catalog::read_applied(document))).transpose()
+}
+
 pub async fn insert_version(
     connection: &mut PgConnection,
     environment: Environment,

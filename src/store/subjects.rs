@@ -294,6 +294,15 @@ pub async fn set_customer(
     .bind(subject_id)
     .bind(environment.code())
     .bind(stripe_customer_id)
+    .execute(&mut *connection)
+    .await?;
+    // what is recorded for a customer stays its own, whoever is mapped to it later
+    sqlx::query(
+        "insert into customer_subjects (customer_id, subject_id)
+         select customer_id, id from subjects where id = $1 and customer_id is not null
+         on conflict on constraint customer_subjects_pk do nothing",
+    )
+    .bind(subject_id)
     .execute(connection)
     .await?;
     Ok(())

@@ -23,6 +23,7 @@ mod gateways;
 mod house;
 mod interface;
 mod interleavings;
+mod invoices;
 mod outages;
 mod plans;
 mod prices;

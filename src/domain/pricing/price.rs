@@ -1,12 +1,15 @@
 //! A price as the catalog states it: what a meter, or a slice of it, costs in one currency.
 
+use std::collections::BTreeMap;
+
 use serde::Serialize;
 use serde_json::Value;
 
 use super::amount::{self, Amount, one};
 use super::currency::Currency;
+use crate::domain::environment::Environment;
 use crate::domain::fields::{self, Fields, Read, Violation};
-use crate::domain::limits::PRICE_TIERS_MAX;
+use crate::domain::limits::{NAME_CHARS_MAX, PRICE_TIERS_MAX};
 use crate::domain::meter::Filter;
 use crate::domain::names::{ItemKey, MeterKey};
 use crate::domain::quantity::Quantity;
@@ -36,6 +39,45 @@ pub struct Price {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub maximum_amount: Option<Amount>,
     pub charge_when_unused: bool,
+    /// Which of Stripe's prices says the same; one id, or one per environment, kept word for word.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stripe_price_id: Option<StripePriceId>,
+}
+
+/// `"price_…"`, or `{"test": "price_…", "live": "price_…"}`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(untagged)]
+pub enum StripePriceId {
+    Same(String),
+    Each(BTreeMap<Environment, String>),
+}
+
+impl StripePriceId {
+    fn read(value: Value) -> Read<Self> {
+        if value.is_string() {
+            return Ok(Self::Same(stripe_price_id(value)?));
+        }
+        let mut fields = Fields::of(value)?;
+        let ids = Environment::ALL
+            .map(|environment| Some((environment, fields.optional(environment.as_str(), stripe_price_id)?)));
+        fields.finish()?;
+        Ok(Self::Each(ids.into_iter().flatten().collect()))
+    }
+
+    pub fn in_environment(&self, environment: Environment) -> Option<&str> {
+        match self {
+            Self::Same(id) => Some(id),
+            Self::Each(ids) => ids.get(&environment).map(String::as_str),
+        }
+    }
+}
+
+fn stripe_price_id(value: Value) -> Read<String> {
+    let id = fields::text(value)?;
+    if id.is_empty() || id.chars().count() > NAME_CHARS_MAX {
+        return Violation::only("invalid_value", format!("must have 1 to {NAME_CHARS_MAX} characters"));
+    }
+    Ok(id)
 }
 
 /// How a quantity becomes an amount; amounts are in minor units, rates in percent.
@@ -314,6 +356,7 @@ impl Price {
         let minimum_amount = fields.optional("minimum_amount", amount::read);
         let maximum_amount = fields.optional("maximum_amount", amount::read);
         let charge_when_unused = fields.optional("charge_when_unused", fields::boolean).unwrap_or(true);
+        let stripe_price_id = fields.optional("stripe_price_id", StripePriceId::read);
         refuse_crossed(&mut fields, "maximum_amount", minimum_amount.as_ref(), maximum_amount.as_ref());
         if let (Some(from), Some(to)) = (effective_from, effective_to)
             && to <= from
@@ -348,6 +391,7 @@ impl Price {
             minimum_amount,
             maximum_amount,
             charge_when_unused,
+            stripe_price_id,
         })
     }
 

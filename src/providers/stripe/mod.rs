@@ -2,6 +2,7 @@
 //! (<https://docs.stripe.com/billing/subscriptions/usage-based/recording-usage-api>).
 
 mod client;
+mod invoices;
 mod meter_events;
 pub mod order;
 pub mod signature;
@@ -15,7 +16,7 @@ use secrecy::{ExposeSecret, SecretString};
 
 pub use client::{Client, Fault};
 
-use super::{Delivery, Failure, Grain, Parcel, Provider, Summary};
+use super::{Bill, Delivery, Failure, Grain, Parcel, Provider, Summary};
 use crate::domain::environment::Environment;
 use crate::domain::window::Span;
 
@@ -80,6 +81,7 @@ pub struct Stripe {
     client: Client,
     calls_per_second: u32,
     meters: summaries::MeterIds,
+    meter_names: invoices::MeterNames,
 }
 
 impl Stripe {
@@ -94,7 +96,12 @@ impl Stripe {
         };
         let client = Client::new(&settings.api_base, key)?;
         let calls_per_second = settings.calls_per_second.unwrap_or(own).max(1);
-        Ok(Some(Self { client, calls_per_second, meters: summaries::MeterIds::default() }))
+        Ok(Some(Self {
+            client,
+            calls_per_second,
+            meters: summaries::MeterIds::default(),
+            meter_names: invoices::MeterNames::default(),
+        }))
     }
 
     pub fn client(&self) -> &Client {
@@ -137,5 +144,13 @@ impl Provider for Stripe {
         grain: Grain,
     ) -> Result<Option<Vec<Summary>>, Failure> {
         summaries::read(&self.client, &self.meters, event_name, customer, span, grain).await
+    }
+
+    async fn invoice(&self, id: &str) -> Result<Option<Bill>, Failure> {
+        invoices::read(&self.client, &self.meter_names, id).await
+    }
+
+    async fn preview(&self, customer: &str, subscription: &str) -> Result<Option<Bill>, Failure> {
+        invoices::preview(&self.client, &self.meter_names, customer, subscription).await
     }
 }

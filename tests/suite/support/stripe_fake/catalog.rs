@@ -6,6 +6,7 @@ use super::customers::merge_metadata;
 use super::errors::ApiError;
 use super::forms::Form;
 use super::periods::{Interval, Unit};
+use super::rating;
 use super::routes::page;
 use super::state::State;
 
@@ -48,8 +49,12 @@ pub(super) fn update_product(state: &mut State, id: &str, mut form: Form) -> Res
 
 pub(super) fn create_price(state: &mut State, mut form: Form) -> Result<Value, ApiError> {
     let currency = form.required("currency", 3)?;
-    let unit_amount = form.integer("unit_amount")?;
-    let unit_amount_decimal = form.text("unit_amount_decimal", 40)?;
+    let (unit_amount, unit_amount_decimal) = rating::read_amount(&mut form, "unit_amount")?;
+    let scheme = form.choice("billing_scheme", &["per_unit", "tiered"])?;
+    let tiers_mode = form.choice("tiers_mode", &["graduated", "volume"])?;
+    let tiers = rating::read_tiers(&mut form)?;
+    let is_tiered = scheme.as_deref() == Some("tiered");
+    let transform_quantity = read_transform(&mut form)?;
     let recurring = match form.nested("recurring")? {
         None => None,
         Some(recurring) => Some(read_recurring(state, recurring)?),
@@ -60,21 +65,33 @@ pub(super) fn create_price(state: &mut State, mut form: Form) -> Result<Value, A
         "created": state.now(),
         "livemode": state.options.livemode,
         "active": form.flag("active")?.unwrap_or(true),
-        "billing_scheme": "per_unit",
+        "billing_scheme": if is_tiered { "tiered" } else { "per_unit" },
+        "tiers_mode": tiers_mode,
+        "transform_quantity": transform_quantity,
         "currency": currency,
         "nickname": form.text("nickname", 5000)?,
         "lookup_key": form.text("lookup_key", 200)?,
         "type": if recurring.is_some() { "recurring" } else { "one_time" },
         "recurring": recurring,
         "unit_amount": unit_amount,
-        "unit_amount_decimal": unit_amount_decimal.or_else(|| unit_amount.map(|amount| amount.to_string())),
+        "unit_amount_decimal": unit_amount_decimal,
         "metadata": {},
     });
     merge_metadata(&mut price["metadata"], &mut form)?;
     let product = form.text("product", 5000)?;
     let product_data = form.nested("product_data")?;
     form.finish()?;
-    if price["unit_amount_decimal"].is_null() {
+    if is_tiered {
+        if tiers.is_empty() || price["tiers_mode"].is_null() {
+            return Err(ApiError::missing_param("tiers"));
+        }
+        if !price["unit_amount_decimal"].is_null() || !price["transform_quantity"].is_null() {
+            return Err(ApiError::invalid("A tiered price takes no unit_amount and no transform_quantity."));
+        }
+        price["tiers"] = json!(tiers);
+    } else if !tiers.is_empty() || !price["tiers_mode"].is_null() {
+        return Err(ApiError::bad_param("tiers", "Tiers need `billing_scheme=tiered`."));
+    } else if price["unit_amount_decimal"].is_null() {
         return Err(ApiError::missing_param("unit_amount"));
     }
     let product = match (product, product_data) {
@@ -89,6 +106,17 @@ pub(super) fn create_price(state: &mut State, mut form: Form) -> Result<Value, A
     state.prices.insert(id, price.clone());
     state.emit("price.created", &price, None);
     Ok(price)
+}
+
+fn read_transform(form: &mut Form) -> Result<Option<Value>, ApiError> {
+    let Some(mut transform) = form.nested("transform_quantity")? else { return Ok(None) };
+    let divide_by = transform.integer("divide_by")?.filter(|by| *by > 0);
+    let round = transform.choice("round", &["up", "down"])?;
+    transform.finish()?;
+    match (divide_by, round) {
+        (Some(divide_by), Some(round)) => Ok(Some(json!({"divide_by": divide_by, "round": round}))),
+        _ => Err(ApiError::missing_param("transform_quantity")),
+    }
 }
 
 fn read_recurring(state: &State, mut form: Form) -> Result<Value, ApiError> {

@@ -5,6 +5,7 @@ use serde_json::{Map, Value, json};
 use super::clock::HOUR;
 use super::errors::ApiError;
 use super::forms::Form;
+use super::rating;
 use super::routes::page;
 use super::state::State;
 use super::subscriptions::{change, find};
@@ -12,6 +13,8 @@ use super::version::Version;
 
 /// How long usage of the period may still arrive.
 const GRACE: i64 = HOUR;
+/// Lines that an invoice shows of itself; the others are asked for.
+const LINES_SHOWN: usize = 10;
 
 #[derive(Debug, Clone)]
 pub(super) struct Invoice {
@@ -26,11 +29,23 @@ pub(super) struct Invoice {
     pub(super) finalize_at: Option<i64>,
     amount: i64,
     attempts: i64,
+    /// Since it is finalized.
+    lines: Vec<Line>,
+}
+
+/// A price, how many of it, and for how much.
+#[derive(Debug, Clone)]
+struct Line {
+    item: String,
+    price: String,
+    quantity: i128,
+    amount: i64,
 }
 
 impl Invoice {
     fn render(&self, state: &State, version: &Version) -> Value {
         let is_paid = self.status == "paid";
+        let lines = self.lines(state);
         let metadata = find(state, &self.subscription).map_or_else(|_| json!({}), |it| it.metadata.clone());
         let mut shown = json!({
             "id": self.id,
@@ -43,13 +58,20 @@ impl Invoice {
             "billing_reason": self.reason,
             "collection_method": "charge_automatically",
             "created": self.created,
-            "currency": "usd",
+            "currency": currency(state, &self.subscription),
             "customer": self.customer,
+            "lines": {
+                "object": "list",
+                "has_more": lines.len() > LINES_SHOWN,
+                "data": lines.into_iter().take(LINES_SHOWN).collect::<Vec<_>>(),
+                "url": format!("/v1/invoices/{}/lines", self.id),
+            },
             "livemode": state.options.livemode,
             "metadata": {},
             "period_start": self.period.0,
             "period_end": self.period.1,
             "status": self.status,
+            "subtotal": self.amount,
             "total": self.amount,
         });
         if version.is_since_basil() {
@@ -65,6 +87,54 @@ impl Invoice {
         }
         shown
     }
+}
+
+impl Invoice {
+    /// Of a draft: as they stand now.
+    fn lines(&self, state: &State) -> Vec<Value> {
+        let lines = if self.status == "draft" { lines(state, self) } else { self.lines.clone() };
+        let currency = currency(state, &self.subscription);
+        let shown = |(number, line): (usize, &Line)| {
+            json!({
+                "id": format!("il_{}_{number}", self.id),
+                "object": "line_item",
+                "amount": line.amount,
+                "currency": currency,
+                "invoice": self.id,
+                "livemode": state.options.livemode,
+                "parent": {
+                    "type": "subscription_item_details",
+                    "subscription_item_details": {"subscription": self.subscription, "subscription_item": line.item},
+                },
+                "period": {"start": self.period.0, "end": self.period.1},
+                "pricing": {
+                    "type": "price_details",
+                    "price_details": {"price": line.price, "product": state.prices.get(&line.price).map(|it| it["product"].clone())},
+                },
+                "quantity": i64::try_from(line.quantity).unwrap_or(i64::MAX),
+            })
+        };
+        lines.iter().enumerate().map(shown).collect()
+    }
+}
+
+pub(super) fn list_lines(state: &State, id: &str, form: Form) -> Result<Value, ApiError> {
+    page(existing(state, id)?.lines(state), form, &format!("/v1/invoices/{id}/lines"))
+}
+
+pub(super) fn void_call(
+    state: &mut State,
+    id: &str,
+    form: Form,
+    version: &Version,
+) -> Result<Value, ApiError> {
+    let void = |state: &mut State, id: &str| {
+        if let Some(invoice) = state.invoices.get_mut(id) {
+            invoice.status = "void";
+        }
+        state.emit_invoice("invoice.voided", id);
+    };
+    act(state, id, form, version, ("open", void))
 }
 
 impl State {
@@ -92,6 +162,7 @@ pub(super) fn open(state: &mut State, subscription: &str, reason: &'static str, 
         finalize_at: (!at_once && billed.pause_collection.is_none()).then_some(now + GRACE),
         amount: 0,
         attempts: 0,
+        lines: Vec::new(),
     };
     state.invoices.insert(id.clone(), invoice);
     if let Some(subscription) = state.subscriptions.get_mut(subscription) {
@@ -105,24 +176,25 @@ pub(super) fn open(state: &mut State, subscription: &str, reason: &'static str, 
 
 pub(super) fn finalize(state: &mut State, id: &str) {
     let Some(invoice) = state.invoices.get(id).cloned() else { return };
-    let amount = amount(state, &invoice);
+    let lines = lines(state, &invoice);
     if let Some(invoice) = state.invoices.get_mut(id) {
-        (invoice.amount, invoice.status, invoice.finalize_at) = (amount, "open", None);
+        (invoice.amount, invoice.status, invoice.finalize_at) = (sum(&lines), "open", None);
+        invoice.lines = lines;
     }
     state.emit_invoice("invoice.finalized", id);
     collect(state, id);
 }
 
-/// The usage of the past period and what is paid ahead, in minor units; nothing ahead while on
-/// trial or after the end.
-fn amount(state: &State, invoice: &Invoice) -> i64 {
-    let Ok(subscription) = find(state, &invoice.subscription) else { return 0 };
+/// The usage of the past period and what is paid ahead, line by line; nothing ahead while on trial or
+/// after the end.
+fn lines(state: &State, invoice: &Invoice) -> Vec<Line> {
+    let Ok(subscription) = find(state, &invoice.subscription) else { return Vec::new() };
     let is_free = subscription.status == "trialing" || subscription.has_ended();
-    let total = subscription.items.iter().map(|item| {
+    let mut lines = Vec::new();
+    for item in &subscription.items {
         let price = state.prices.get(&item.price).cloned().unwrap_or_default();
-        let unit_amount = price["unit_amount"].as_i64().unwrap_or(0);
         let quantity = match (item.quantity, price["recurring"]["meter"].as_str()) {
-            (Some(_), _) if is_free => 0,
+            (Some(_), _) if is_free => continue,
             (Some(quantity), _) => i128::from(quantity),
             (None, Some(meter)) => {
                 let meter = state.meters.get(meter).ok();
@@ -132,9 +204,25 @@ fn amount(state: &State, invoice: &Invoice) -> i64 {
             }
             (None, None) => 0,
         };
-        quantity.max(0) * i128::from(unit_amount)
-    });
-    i64::try_from(total.sum::<i128>()).unwrap_or(i64::MAX)
+        let rated = rating::rate(&price, quantity.max(0), state.options.tiers);
+        lines.extend(rated.into_iter().map(|rated| Line {
+            item: item.id.clone(),
+            price: item.price.clone(),
+            quantity: rated.quantity,
+            amount: rated.rounded(),
+        }));
+    }
+    lines
+}
+
+fn sum(lines: &[Line]) -> i64 {
+    lines.iter().map(|line| line.amount).sum()
+}
+
+fn currency(state: &State, subscription: &str) -> String {
+    let first = find(state, subscription).ok().and_then(|it| it.items.first());
+    let price = first.and_then(|item| state.prices.get(&item.price));
+    price.and_then(|price| price["currency"].as_str()).unwrap_or("usd").to_owned()
 }
 
 /// One attempt to be paid, and what it does to the subscription.
@@ -233,8 +321,9 @@ pub(super) fn preview(state: &State, mut form: Form, version: &Version) -> Resul
         finalize_at: None,
         amount: 0,
         attempts: 0,
+        lines: Vec::new(),
     };
-    invoice.amount = amount(state, &invoice);
+    invoice.amount = sum(&lines(state, &invoice));
     let mut shown = invoice.render(state, version);
     shown.as_object_mut().and_then(|shown: &mut Map<_, _>| shown.remove("id"));
     Ok(shown)

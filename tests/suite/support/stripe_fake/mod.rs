@@ -23,6 +23,7 @@ mod meter_events;
 mod meters;
 mod outbox;
 mod periods;
+mod rating;
 mod renewals;
 mod reports;
 mod routes;
@@ -70,6 +71,15 @@ pub(crate) struct Options {
     pub(crate) unknown_customers_reported: bool,
     /// How long an event is missing from the summaries.
     pub(crate) summary_lag: Duration,
+    pub(crate) tiers: TierLines,
+}
+
+/// The lines that a graduated price makes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum TierLines {
+    Together,
+    /// Each tier is a line of its own, and rounds by itself.
+    Apart,
 }
 
 /// The answer to overlapping calls for one customer and meter.
@@ -95,6 +105,7 @@ impl Default for Options {
             negative_values: false,
             unknown_customers_reported: false,
             summary_lag: Duration::ZERO,
+            tiers: TierLines::Together,
         }
     }
 }

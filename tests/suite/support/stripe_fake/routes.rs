@@ -56,6 +56,8 @@ pub(super) fn answer(state: &mut State, call: &Call) -> Result<Value, ApiError> 
         ("GET", ["v1", "invoices"]) => invoices::list(state, form, version),
         ("POST", ["v1", "invoices", "create_preview"]) => invoices::preview(state, form, version),
         ("GET", ["v1", "invoices", id]) => invoices::get(state, id, form, version),
+        ("GET", ["v1", "invoices", id, "lines"]) => invoices::list_lines(state, id, form),
+        ("POST", ["v1", "invoices", id, "void"]) => invoices::void_call(state, id, form, version),
         ("POST", ["v1", "invoices", id, "finalize"]) => invoices::finalize_call(state, id, form, version),
         ("POST", ["v1", "invoices", id, "pay"]) => invoices::pay_call(state, id, form, version),
         ("POST", ["v1", "checkout", "sessions"]) => checkout::create(state, form),

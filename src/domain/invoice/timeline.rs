@@ -1,0 +1,304 @@
+//! The billing periods of a subscription, told from its history: half-open, each beginning where the one
+//! before it ended, however plans, anchors and the biller's own periods changed.
+
+use crate::domain::names::PlanKey;
+use crate::domain::period::Cycle;
+use crate::domain::subscription::Status;
+use crate::domain::timestamp::Timestamp;
+use crate::domain::window::Span;
+
+/// More periods than anybody has: a day each for many years.
+const PERIODS_MAX: usize = 20_000;
+
+/// What a subscription was changed to, and when.
+#[derive(Debug, Clone)]
+pub struct Turn {
+    pub at: Timestamp,
+    pub plan: PlanKey,
+    pub status: Status,
+    pub cycle: Cycle,
+    /// Whether what was there before ended with it, and is billed up to then.
+    pub closes: bool,
+}
+
+impl Turn {
+    /// Trials are free; who has not paid yet is billed all the same.
+    fn is_billed(&self) -> bool {
+        matches!(self.status, Status::Active | Status::PastDue | Status::Unpaid)
+    }
+}
+
+/// A time within a billing period in which one plan was in force.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Stretch {
+    pub plan: PlanKey,
+    pub span: Span,
+    /// Whether what was used in it is paid for.
+    pub is_billed: bool,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BillingPeriod {
+    pub span: Span,
+    pub stretches: Vec<Stretch>,
+}
+
+/// All that a subscription ever was, from when on each counts.
+#[derive(Debug, Clone, Default)]
+pub struct Timeline(Vec<Turn>);
+
+impl Timeline {
+    /// Of changes, the oldest first.
+    pub fn of(changes: Vec<Turn>) -> Self {
+        let mut turns: Vec<Turn> = Vec::new();
+        for (index, change) in changes.iter().enumerate() {
+            let mut turn = change.clone();
+            // a first payment that comes was for all of it
+            let next = changes.get(index + 1).filter(|next| next.plan == turn.plan && next.is_billed());
+            if let Some(next) = next.filter(|_| turn.status == Status::Incomplete) {
+                turn.status = next.status;
+            }
+            turn.at =
+                match index.checked_sub(1).and_then(|before| Some((changes.get(before)?, turns.last()?))) {
+                    None => turn.cycle.billing_period(turn.at).from,
+                    Some((before, last)) => begins(before, &turn).max(last.at),
+                };
+            // of several at one instant the last counts; what the others ended stays ended
+            while let Some(same) = turns.pop_if(|last| last.at == turn.at) {
+                turn.closes |= same.closes;
+            }
+            turns.push(turn);
+        }
+        Self(turns)
+    }
+
+    /// The periods that have begun by a time, from the end of the last that was billed on.
+    pub fn periods(&self, billed_until: Option<Timestamp>, now: Timestamp) -> Vec<BillingPeriod> {
+        let mut periods = Vec::new();
+        let Some(first) = self.0.first() else { return periods };
+        let mut start = billed_until.map_or(first.at, |until| until.max(first.at));
+        while start <= now && periods.len() < PERIODS_MAX {
+            let end = self.end_of(start);
+            if end <= start {
+                break;
+            }
+            let span = Span { from: start, to: end };
+            periods.push(BillingPeriod { span, stretches: self.stretches(span) });
+            start = end;
+        }
+        periods
+    }
+
+    /// The end of the period that begins at a time.
+    fn end_of(&self, start: Timestamp) -> Timestamp {
+        let begun = self.0.partition_point(|turn| turn.at <= start);
+        let Some(turn) = self.0.get(begun.saturating_sub(1)) else { return start };
+        let mut end = turn.cycle.billing_period(start).to;
+        for later in &self.0[begun..] {
+            if later.at >= end {
+                break;
+            }
+            if later.closes {
+                return later.at;
+            }
+            let period = later.cycle.billing_period(later.at);
+            if period.from > start {
+                // another cycle begins
+                return period.from.min(end);
+            }
+            end = period.to;
+        }
+        end
+    }
+
+    fn stretches(&self, span: Span) -> Vec<Stretch> {
+        let mut stretches: Vec<Stretch> = Vec::new();
+        for (index, turn) in self.0.iter().enumerate() {
+            let until = self.0.get(index + 1).map_or(Timestamp::MAX, |next| next.at);
+            let part = Span { from: turn.at, to: until }.intersect(span);
+            if part.is_empty() {
+                continue;
+            }
+            match stretches.last_mut() {
+                Some(last) if last.plan == turn.plan && last.is_billed == turn.is_billed() => {
+                    last.span.to = part.to;
+                }
+                _ => stretches.push(Stretch {
+                    plan: turn.plan.clone(),
+                    span: part,
+                    is_billed: turn.is_billed(),
+                }),
+            }
+        }
+        stretches
+    }
+}
+
+/// From when on a change counts: what announces a period, from its beginning, however late it is heard.
+fn begins(before: &Turn, turn: &Turn) -> Timestamp {
+    let announced = turn.cycle.billing.filter(|billing| before.cycle.billing != Some(*billing));
+    if let Some(period) = announced.filter(|period| period.contains(turn.at)) {
+        return period.from;
+    }
+    let period = turn.cycle.billing_period(turn.at);
+    if period.from == before.cycle.billing_period(turn.at).from { turn.at } else { period.from }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(text: &str) -> Timestamp {
+        let full = if text.len() == 10 { format!("{text}T00:00:00Z") } else { text.to_owned() };
+        Timestamp::parse(&full).unwrap()
+    }
+
+    /// `at plan status anchor [start..end]`; a `!` after the status closes what was before.
+    fn turn(text: &str) -> Turn {
+        let words: Vec<&str> = text.split(' ').collect();
+        let status = words[2].trim_end_matches('!');
+        let (_, status) = Status::WORDS.iter().find(|(word, _)| *word == status).unwrap();
+        let billing = words.get(4).map(|period| {
+            let (from, to) = period.split_once("..").unwrap();
+            Span { from: at(from), to: at(to) }
+        });
+        Turn {
+            at: at(words[0]),
+            plan: PlanKey::parse(words[1]).unwrap(),
+            status: *status,
+            cycle: Cycle { anchor: at(words[3]), billing },
+            closes: words[2].ends_with('!'),
+        }
+    }
+
+    fn day(at: Timestamp) -> String {
+        at.to_string().trim_end_matches("T00:00:00Z").replacen("2026-", "", 1)
+    }
+
+    fn told(turns: &[&str], until: Option<&str>, now: &str) -> Vec<String> {
+        let timeline = Timeline::of(turns.iter().map(|text| turn(text)).collect());
+        let show = |period: BillingPeriod| {
+            let stretch = |it: &Stretch| {
+                format!("{}{}@{}", it.plan, if it.is_billed { "" } else { "-" }, day(it.span.from))
+            };
+            let stretches: Vec<String> = period.stretches.iter().map(stretch).collect();
+            format!("{}..{} {}", day(period.span.from), day(period.span.to), stretches.join(" "))
+        };
+        timeline.periods(until.map(at), at(now)).into_iter().map(show).collect()
+    }
+
+    /// Changes, until when it is billed, now; and the periods.
+    type Case<'a> = (&'a [&'a str], Option<&'a str>, &'a str, &'a [&'a str]);
+
+    #[test]
+    fn periods_follow_each_other_whatever_changes() {
+        let cases: &[Case<'_>] = &[
+            // months clamp, and never drift
+            (
+                &["2026-01-31 pro active 2026-01-31"],
+                None,
+                "2026-03-31",
+                &["01-31..02-28 pro@01-31", "02-28..03-31 pro@02-28", "03-31..04-30 pro@03-31"],
+            ),
+            (
+                &["2026-01-31 pro active 2026-01-31"],
+                Some("2026-02-28"),
+                "2026-03-01",
+                &["02-28..03-31 pro@02-28"],
+            ),
+            // the biller's renewals, heard of late, and a plan that changes with one
+            (
+                &[
+                    "2026-01-05T00:00:02Z pro active 2026-01-05 2026-01-05..2026-02-05",
+                    "2026-02-05T00:00:09Z team active 2026-01-05 2026-02-05..2026-03-05",
+                ],
+                None,
+                "2026-02-06",
+                &["01-05..02-05 pro@01-05", "02-05..03-05 team@02-05"],
+            ),
+            // another plan in mid-period is rated by itself
+            (
+                &["2026-01-05 pro active 2026-01-05", "2026-01-20 team active 2026-01-05"],
+                None,
+                "2026-01-21",
+                &["01-05..02-05 pro@01-05 team@01-20"],
+            ),
+            // another anchor cuts the period
+            (
+                &[
+                    "2026-01-01 free active 2026-01-01",
+                    "2026-01-10T00:00:03Z pro active 2026-01-10 2026-01-10..2026-02-10",
+                ],
+                None,
+                "2026-01-11",
+                &["01-01..01-10 free@01-01", "01-10..02-10 pro@01-10"],
+            ),
+            // a trial is free, and of its own length
+            (
+                &[
+                    "2026-01-05 pro trialing 2026-01-05 2026-01-05..2026-01-19",
+                    "2026-01-19T00:00:01Z pro active 2026-01-19 2026-01-19..2026-02-19",
+                ],
+                None,
+                "2026-01-20",
+                &["01-05..01-19 pro-@01-05", "01-19..02-19 pro@01-19"],
+            ),
+            // a first payment that takes a while
+            (
+                &[
+                    "2026-01-05T00:00:01Z pro incomplete 2026-01-05 2026-01-05..2026-02-05",
+                    "2026-01-05T09:00:00Z pro active 2026-01-05 2026-01-05..2026-02-05",
+                ],
+                None,
+                "2026-01-06",
+                &["01-05..02-05 pro@01-05"],
+            ),
+            (
+                &["2026-01-05 pro incomplete 2026-01-05", "2026-01-06 pro incomplete_expired 2026-01-05"],
+                None,
+                "2026-01-07",
+                &["01-05..02-05 pro-@01-05"],
+            ),
+            // an end is billed at once
+            (
+                &["2026-01-05 pro active 2026-01-05", "2026-01-20 pro canceled! 2026-01-05"],
+                None,
+                "2026-01-21",
+                &["01-05..01-20 pro@01-05", "01-20..02-05 pro-@01-20"],
+            ),
+            (
+                &["2026-01-05 pro active 2026-01-05", "2026-01-20 free active! 2026-01-05"],
+                None,
+                "2026-01-20",
+                &["01-05..01-20 pro@01-05", "01-20..02-05 free@01-20"],
+            ),
+            // late payment and a pause
+            (
+                &[
+                    "2026-01-05 pro active 2026-01-05",
+                    "2026-01-10 pro past_due 2026-01-05",
+                    "2026-01-20 pro paused 2026-01-05",
+                ],
+                None,
+                "2026-01-21",
+                &["01-05..02-05 pro@01-05 pro-@01-20"],
+            ),
+            // several changes at one instant: the last
+            (
+                &[
+                    "2026-01-05 free active 2026-01-05",
+                    "2026-01-05 pro active 2026-01-05",
+                    "2026-01-05 team active 2026-01-05",
+                ],
+                None,
+                "2026-01-05",
+                &["01-05..02-05 team@01-05"],
+            ),
+            (&[], None, "2026-01-05", &[]),
+            (&["2026-01-05 pro active 2026-01-05"], None, "2026-01-04", &[]),
+        ];
+        for (turns, until, now, expected) in cases {
+            assert_eq!(told(turns, *until, now), *expected, "{turns:?}");
+        }
+    }
+}

@@ -1,0 +1,103 @@
+//! Numbering: what is due is given the next number of its environment, one after the other, by one
+//! replica at a time. Each in a transaction of its own, so that whatever ends in the middle leaves
+//! nothing half.
+
+use serde::Serialize;
+use sqlx::PgConnection;
+use uuid::Uuid;
+
+use super::drafting::{Draft, Plans};
+use super::{Engine, EngineError};
+use crate::domain::environment::Environment;
+use crate::domain::invoice::line::total;
+use crate::domain::limits::INVOICES_PER_LOOK_MAX;
+use crate::engine::detached;
+use crate::store::{self, StoreError};
+
+/// What a round did.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct Billed {
+    pub opened: u64,
+    pub finalized: u64,
+}
+
+impl Engine {
+    /// Opens the drafts of periods that have begun, and numbers those whose grace is over; nothing where
+    /// another replica is at it.
+    pub async fn bill(&self, environment: Environment) -> Result<Billed, EngineError> {
+        let engine = self.clone();
+        detached(async move {
+            let mut lock = engine.database().connect_writer().await?;
+            if !store::invoices::try_lock(&mut lock, environment).await? {
+                sqlx::Connection::close(lock).await.map_err(StoreError::from)?;
+                return Ok(Billed::default());
+            }
+            let billed = engine.bill_locked(environment).await;
+            // else it goes with the connection
+            if store::invoices::unlock(&mut lock, environment).await.is_ok() {
+                sqlx::Connection::close(lock).await.ok();
+            }
+            billed
+        })
+        .await
+    }
+
+    async fn bill_locked(&self, environment: Environment) -> Result<Billed, EngineError> {
+        // what has ended is billed as ended
+        self.end_due_subscriptions(environment).await?;
+        let mut billed = Billed::default();
+        let mut connection = self.database().pool().acquire().await?;
+        let now = self.inner.clock.now(environment, store::usage::now(&mut connection).await?);
+        let mut plans = Plans::read(&mut connection, environment).await?;
+        let payers = store::invoices::payers(&mut connection, environment, &plans.priced(), now).await?;
+        for payer in payers {
+            billed.opened += self.open_drafts(&mut connection, environment, &mut plans, payer, now).await?;
+        }
+        let ended_by = now.saturating_sub(self.inner.settings.late_grace);
+        loop {
+            let limit = INVOICES_PER_LOOK_MAX;
+            let due = store::invoices::due(&mut connection, environment, ended_by, limit).await?;
+            let mut settled = 0;
+            for id in &due {
+                settled += usize::from(self.finalize(environment, *id, &mut billed).await?);
+            }
+            if due.is_empty() || settled == 0 {
+                return Ok(billed);
+            }
+        }
+    }
+
+    /// Numbers one draft, or drops it where there is nothing to bill. Whether it is no draft any more.
+    async fn finalize(
+        &self,
+        environment: Environment,
+        id: Uuid,
+        billed: &mut Billed,
+    ) -> Result<bool, EngineError> {
+        while self.sweep(environment).await? {}
+        let begin = "begin isolation level repeatable read";
+        let mut transaction = self.database().pool().begin_with(begin).await?;
+        let connection: &mut PgConnection = &mut transaction;
+        let Some(row) = store::invoices::find(connection, environment, id).await? else { return Ok(true) };
+        if row.numbered.is_some() {
+            return Ok(true);
+        }
+        let now = self.inner.clock.now(environment, store::usage::now(connection).await?);
+        let Draft { period, terms, lines } = self.draft(connection, environment, &row).await?;
+        if period.to.saturating_add(self.inner.settings.late_grace) > now {
+            // it has become longer: the next look notes it
+            return Ok(false);
+        }
+        let has_terms = terms.iter().any(|terms| !terms.prices.is_empty());
+        if !has_terms && lines.is_empty() {
+            store::invoices::drop_draft(connection, id).await?;
+        } else {
+            let sum = total(&lines);
+            let said = (period.to, &terms[..], &lines[..]);
+            let number = store::invoices::finalize(connection, environment, id, said, &sum, now).await?;
+            billed.finalized += u64::from(number.is_some());
+        }
+        transaction.commit().await?;
+        Ok(true)
+    }
+}

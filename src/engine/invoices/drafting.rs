@@ -1,0 +1,360 @@
+//! What a draft says: the periods of a customer as its subscription's history tells them, the plans in
+//! force in each, and what was recorded for the customer, rated by their prices.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use serde_json::Value;
+use sqlx::{Connection, PgConnection};
+use uuid::Uuid;
+
+use super::{Engine, EngineError, label, payer_of};
+use crate::domain::catalog::Catalog;
+use crate::domain::environment::Environment;
+use crate::domain::fields;
+use crate::domain::invoice::line::{Billed, InvoiceLine, Kind, LineKey, Terms};
+use crate::domain::invoice::timeline::{BillingPeriod, Stretch, Timeline, Turn};
+use crate::domain::limits::INVOICE_TURNS_MAX;
+use crate::domain::meter::StoredMeter;
+use crate::domain::names::PlanKey;
+use crate::domain::period::Cycle;
+use crate::domain::pricing::currency::Currency;
+use crate::domain::pricing::list::PriceList;
+use crate::domain::pricing::price::Price;
+use crate::domain::pricing::rating::Used;
+use crate::domain::subscription::Status;
+use crate::domain::timestamp::Timestamp;
+use crate::domain::window::Span;
+use crate::store;
+use crate::store::customer_usage::{CustomerUsage, Whose};
+use crate::store::invoices::{InvoiceRow, Opening, Payer};
+use crate::store::subscriptions::HistoryRow;
+
+/// How long a transaction that takes something back may run after it looked at the clock.
+const VOIDS_MARGIN: Duration = Duration::from_hours(1);
+
+/// What a draft would say if it were numbered now.
+#[derive(Debug)]
+pub(super) struct Draft {
+    pub(super) period: Span,
+    pub(super) terms: Vec<Terms>,
+    pub(super) lines: Vec<InvoiceLine>,
+}
+
+fn unreadable(what: impl std::fmt::Debug) -> EngineError {
+    EngineError::Internal(format!("a stored subscription: {what:?}"))
+}
+
+fn turn(row: HistoryRow) -> Result<Turn, EngineError> {
+    let billing = row.period_start.zip(row.period_end);
+    Ok(Turn {
+        at: row.at,
+        plan: PlanKey::parse(row.plan).map_err(unreadable)?,
+        status: fields::one_of(Value::String(row.status), &Status::WORDS).map_err(unreadable)?,
+        cycle: Cycle { anchor: row.cycle_anchor, billing: billing.map(|(from, to)| Span { from, to }) },
+        closes: matches!(row.change.as_str(), "canceled" | "fell_back"),
+    })
+}
+
+/// The plans of an environment, those too that are in the catalog no more.
+#[derive(Debug)]
+pub(super) struct Plans {
+    environment: Environment,
+    catalog: Catalog,
+    gone: BTreeMap<PlanKey, Vec<Price>>,
+}
+
+impl Plans {
+    pub(super) async fn read(
+        connection: &mut PgConnection,
+        environment: Environment,
+    ) -> Result<Self, EngineError> {
+        let (catalog, _) = store::catalog::current(connection, environment).await?;
+        Ok(Self { environment, catalog, gone: BTreeMap::new() })
+    }
+
+    /// The keys of those that have prices.
+    pub(super) fn priced(&self) -> Vec<String> {
+        self.catalog
+            .plans
+            .iter()
+            .filter(|plan| !plan.prices.is_empty())
+            .map(|plan| plan.key.to_string())
+            .collect()
+    }
+
+    /// The prices of a plan, in the currency of the first.
+    async fn prices(
+        &mut self,
+        connection: &mut PgConnection,
+        key: &PlanKey,
+    ) -> Result<Option<(Currency, Vec<Price>)>, EngineError> {
+        let prices = if let Some(plan) = self.catalog.plan(key) {
+            &plan.prices
+        } else {
+            if !self.gone.contains_key(key) {
+                let last = store::catalog::last_with_plan(connection, self.environment, key.as_str()).await?;
+                let plan = last.as_ref().and_then(|catalog| catalog.plan(key));
+                self.gone.insert(key.clone(), plan.map(|plan| plan.prices.clone()).unwrap_or_default());
+            }
+            &self.gone[key]
+        };
+        let list = PriceList::nearest_to(prices, None);
+        Ok(list.map(|list| {
+            let of_currency = prices.iter().filter(|price| price.currency == list.currency);
+            (list.currency, of_currency.cloned().collect())
+        }))
+    }
+
+    /// By what the stretches of a period are rated in a currency.
+    async fn terms(
+        &mut self,
+        connection: &mut PgConnection,
+        stretches: &[Stretch],
+        currency: Currency,
+    ) -> Result<Vec<Terms>, EngineError> {
+        let mut terms = Vec::new();
+        for stretch in stretches {
+            let of_plan = self.prices(connection, &stretch.plan).await?;
+            let billed = of_plan.filter(|(of, _)| stretch.is_billed && *of == currency);
+            terms.push(Terms {
+                stretch: stretch.clone(),
+                prices: billed.map(|(_, prices)| prices).unwrap_or_default(),
+                with_fees: false,
+            });
+        }
+        if let Some(last) = terms.iter_mut().rfind(|terms| !terms.prices.is_empty()) {
+            last.with_fees = true;
+        }
+        Ok(terms)
+    }
+
+    /// The currencies in which something may be billed in some stretches.
+    async fn currencies(
+        &mut self,
+        connection: &mut PgConnection,
+        stretches: &[Stretch],
+    ) -> Result<BTreeSet<Currency>, EngineError> {
+        let mut currencies = BTreeSet::new();
+        for stretch in stretches.iter().filter(|stretch| stretch.is_billed) {
+            currencies.extend(self.prices(connection, &stretch.plan).await?.map(|(currency, _)| currency));
+        }
+        Ok(currencies)
+    }
+}
+
+/// The periods of a customer that are not numbered yet and have begun.
+async fn periods(
+    connection: &mut PgConnection,
+    payer: Payer,
+    now: Timestamp,
+) -> Result<Vec<BillingPeriod>, EngineError> {
+    let history = store::subscriptions::history(connection, payer.subject_id, INVOICE_TURNS_MAX).await?;
+    let turns = history.into_iter().map(turn).collect::<Result<Vec<_>, _>>()?;
+    let until = store::invoices::billed_until(connection, payer.customer_id).await?;
+    Ok(Timeline::of(turns).periods(until.map(|(until, _)| until), now))
+}
+
+impl Engine {
+    /// Opens what drafts a subject's customer should have.
+    pub(super) async fn open_drafts_of(
+        &self,
+        environment: Environment,
+        subject: &str,
+    ) -> Result<(), EngineError> {
+        let mut connection = self.database().pool().acquire().await?;
+        let now = self.inner.clock.now(environment, store::usage::now(&mut connection).await?);
+        let Some(payer) = payer_of(&mut connection, environment, subject).await? else { return Ok(()) };
+        let mut plans = Plans::read(&mut connection, environment).await?;
+        self.open_drafts(&mut connection, environment, &mut plans, payer, now).await?;
+        Ok(())
+    }
+
+    /// Has the drafts of a customer be what its subscription says. How many are new.
+    pub(super) async fn open_drafts(
+        &self,
+        connection: &mut PgConnection,
+        environment: Environment,
+        plans: &mut Plans,
+        payer: Payer,
+        now: Timestamp,
+    ) -> Result<u64, EngineError> {
+        let mut transaction = connection.begin().await?;
+        let mut openings = Vec::new();
+        let recent =
+            self.corrected_since(Timestamp::MIN.max(now.saturating_sub(self.inner.settings.event_age_max)));
+        let numbered = store::invoices::of_customer(&mut transaction, payer.customer_id, recent).await?;
+        for period in periods(&mut transaction, payer, now).await? {
+            let mut currencies = plans.currencies(&mut transaction, &period.stretches).await?;
+            // what comes late for an earlier one has to go somewhere
+            let since = self.corrected_since(period.span.from);
+            currencies.extend(
+                numbered
+                    .iter()
+                    .filter(|row| row.numbered.is_some() && row.period.to > since)
+                    .map(|row| row.currency),
+            );
+            openings.extend(currencies.into_iter().map(|currency| Opening {
+                id: Uuid::now_v7(),
+                currency,
+                period: period.span,
+            }));
+        }
+        let opened =
+            store::invoices::set_drafts(&mut transaction, environment, payer, &openings, now).await?;
+        transaction.commit().await?;
+        Ok(opened)
+    }
+
+    /// Up to where a period that begins at a time corrects those before it: what is recorded in it may be
+    /// so old.
+    fn corrected_since(&self, from: Timestamp) -> Timestamp {
+        from.saturating_sub(self.inner.settings.event_age_max)
+    }
+
+    /// When what was taken back happened that no invoice of a customer knows of yet.
+    async fn taken_back(
+        &self,
+        snapshot: &mut PgConnection,
+        environment: Environment,
+        customer_id: i64,
+    ) -> Result<Vec<Timestamp>, EngineError> {
+        let Some((_, numbered_at)) = store::invoices::billed_until(snapshot, customer_id).await? else {
+            return Ok(Vec::new());
+        };
+        // looking at some twice does no harm: a correction is a difference
+        let since = numbered_at.saturating_sub(VOIDS_MARGIN);
+        Ok(store::customer_usage::taken_back_since(snapshot, environment, customer_id, since).await?)
+    }
+
+    /// What a draft comes to now.
+    pub(super) async fn draft(
+        &self,
+        snapshot: &mut PgConnection,
+        environment: Environment,
+        row: &InvoiceRow,
+    ) -> Result<Draft, EngineError> {
+        let now = self.inner.clock.now(environment, store::usage::now(snapshot).await?);
+        let mut plans = Plans::read(snapshot, environment).await?;
+        let payer = Payer { customer_id: row.customer_id, subject_id: row.subject_id };
+        let periods = periods(snapshot, payer, now).await?;
+        let found = periods.into_iter().find(|period| period.span.from == row.period.from);
+        let BillingPeriod { span: period, stretches } =
+            found.unwrap_or(BillingPeriod { span: row.period, stretches: Vec::new() });
+        let terms = plans.terms(snapshot, &stretches, row.currency).await?;
+        let meters = store::catalog::meters(snapshot, environment).await?;
+        let paths = store::customer_usage::paths(snapshot, row.customer_id).await?;
+        let rater = Rater { environment, customer_id: row.customer_id, meters: &meters, paths: &paths };
+        let mut lines = rater.lines(snapshot, &terms, row.currency).await?;
+        let times = self.taken_back(snapshot, environment, row.customer_id).await?;
+        let since = self.corrected_since(period.from);
+        let oldest = times.iter().copied().min().unwrap_or(since);
+        // all that it may correct, and all that have corrected those
+        let mut others = store::invoices::of_customer(snapshot, row.customer_id, since.min(oldest)).await?;
+        others.retain(|other| other.currency == row.currency && other.id != row.id);
+        // an older draft has what is to be corrected
+        if !others.iter().any(|other| other.numbered.is_none() && other.period.from < period.from) {
+            let may_differ = |other: &InvoiceRow| {
+                other.period.to > since || times.iter().any(|at| other.period.contains(*at))
+            };
+            lines.extend(corrections(snapshot, &rater, &others, may_differ, row.currency).await?);
+        }
+        Ok(Draft { period, terms, lines })
+    }
+}
+
+/// What invoices that were numbered would say differently now, of those that may.
+async fn corrections(
+    snapshot: &mut PgConnection,
+    rater: &Rater<'_>,
+    invoices: &[InvoiceRow],
+    may_differ: impl Fn(&InvoiceRow) -> bool,
+    currency: Currency,
+) -> Result<Vec<InvoiceLine>, EngineError> {
+    let numbered: Vec<_> = invoices.iter().filter_map(|row| row.numbered.as_ref()).collect();
+    let mut corrections = Vec::new();
+    for invoice in invoices.iter().filter(|row| may_differ(row)).filter_map(|row| row.numbered.as_ref()) {
+        let label = label(invoice.number);
+        let mut billed: BTreeMap<LineKey, Billed> = BTreeMap::new();
+        let own = invoice.lines.iter().filter(|line| line.kind != Kind::Correction);
+        let later = numbered.iter().flat_map(|other| &other.lines);
+        let later = later.filter(|line| line.corrects.as_ref() == Some(&label));
+        for line in own.chain(later) {
+            let (so_far, more) = (billed.entry(line.key()).or_default(), line.billed());
+            so_far.quantity = so_far.quantity + more.quantity;
+            so_far.amount = so_far.amount.clone() + more.amount;
+        }
+        for line in rater.lines(snapshot, &invoice.terms, currency).await? {
+            let so_far = billed.get(&line.key()).cloned().unwrap_or_default();
+            corrections.extend(line.correction(&so_far, &label));
+        }
+    }
+    Ok(corrections)
+}
+
+/// Rates what was recorded for a customer.
+#[derive(Debug, Clone, Copy)]
+struct Rater<'a> {
+    environment: Environment,
+    customer_id: i64,
+    meters: &'a [StoredMeter],
+    paths: &'a [i64],
+}
+
+impl Rater<'_> {
+    /// A line for each price that has something to say, in the order of the plans.
+    async fn lines(
+        &self,
+        snapshot: &mut PgConnection,
+        terms: &[Terms],
+        currency: Currency,
+    ) -> Result<Vec<InvoiceLine>, EngineError> {
+        let mut lines = Vec::new();
+        for terms in terms {
+            let Stretch { plan, span, .. } = &terms.stretch;
+            let list = PriceList::of(&terms.prices, currency);
+            let used = self.used(snapshot, &list, *span).await?;
+            let counts = |price: &&Price| {
+                (terms.with_fees || price.meter.is_some())
+                    && price.effective_from.is_none_or(|from| from < span.to)
+                    && price.effective_to.is_none_or(|to| span.from < to)
+            };
+            for price in terms.prices.iter().filter(counts) {
+                let used = used.get(price.key.as_str()).cloned().unwrap_or_default();
+                lines.push(InvoiceLine::of(plan, *span, &price.rate(&used)));
+            }
+        }
+        Ok(lines)
+    }
+
+    /// What was used of what each price rates, by its key. What adds up is rated by the first price that
+    /// admits it; a level is looked at for each price by itself.
+    async fn used(
+        &self,
+        snapshot: &mut PgConnection,
+        list: &PriceList<'_>,
+        span: Span,
+    ) -> Result<BTreeMap<String, Used>, EngineError> {
+        let whose =
+            Whose { environment: self.environment, customer_id: self.customer_id, paths: self.paths, span };
+        let mut used = BTreeMap::new();
+        let keys = list.meters();
+        for stored in self.meters.iter().filter(|stored| keys.contains(&stored.meter.key)) {
+            let prices: Vec<&Price> = list.of_meter(&stored.meter.key).collect();
+            let adds_up = stored.meter.aggregation.is_reservable();
+            let questions: Vec<&[&Price]> =
+                if adds_up { vec![&prices[..]] } else { prices.chunks(1).collect() };
+            for prices in questions {
+                let found = store::customer_usage::find(snapshot, whose, stored, prices).await?;
+                for (place, usage) in found {
+                    let CustomerUsage { count, value, event_fees } = usage;
+                    let Some(price) = prices.get(place) else { continue };
+                    let mut of_price = Used::of_sum(price, value, count);
+                    of_price.event_fees = event_fees.unwrap_or(of_price.event_fees);
+                    used.insert(price.key.to_string(), of_price);
+                }
+            }
+        }
+        Ok(used)
+    }
+}

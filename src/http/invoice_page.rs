@@ -1,0 +1,149 @@
+//! An invoice as a page to read and to print: no scripts, nothing from elsewhere, and every text of
+//! somebody's escaped.
+
+use std::fmt::Write as _;
+
+use axum::http::header;
+use axum::response::{Html, IntoResponse, Response};
+
+use crate::domain::invoice::line::{InvoiceLine, LineTier};
+use crate::domain::pricing::amount::{Amount, MinorUnits};
+use crate::domain::pricing::currency::Currency;
+use crate::engine::InvoiceView;
+
+const STYLE: &str = include_str!("invoice_page.css");
+/// Nothing is run or fetched, whatever a text says.
+const POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'";
+
+pub(super) fn page(invoice: &InvoiceView) -> Response {
+    let headers = [(header::CONTENT_SECURITY_POLICY, POLICY), (header::X_CONTENT_TYPE_OPTIONS, "nosniff")];
+    (headers, Html(html(invoice))).into_response()
+}
+
+fn html(invoice: &InvoiceView) -> String {
+    let title = match &invoice.number {
+        Some(number) => format!("Invoice {number}"),
+        None => "Draft invoice".to_owned(),
+    };
+    let currency = invoice.currency;
+    let mut facts = vec![
+        ("Status", invoice.status.clone()),
+        ("Billed to", format!("{} ({})", invoice.subject, invoice.customer)),
+        ("Period", format!("{} to {}", invoice.period.from, invoice.period.to)),
+    ];
+    facts.extend(invoice.finalized_at.map(|at| ("Finalized", at.to_string())));
+    facts.extend(invoice.finalizes_at.map(|at| ("Final from", at.to_string())));
+    facts.extend(invoice.provider.as_ref().map(|it| ("Stripe", format!("{}, {}", it.invoice, it.status))));
+    let facts: Vec<String> =
+        facts.iter().map(|(name, value)| format!("<dt>{name}</dt><dd>{}</dd>", escaped(value))).collect();
+    let facts = facts.concat();
+    let rows: String = invoice.lines.iter().flatten().map(|line| row(line, currency)).collect();
+    let rows = if rows.is_empty() {
+        "<tr><td colspan=\"3\" class=\"nothing\">Nothing yet.</td></tr>".to_owned()
+    } else {
+        rows
+    };
+    let total = invoice.total.clone().unwrap_or_default();
+    format!(
+        "<!DOCTYPE html>\n<html lang=\"en\"><head><meta charset=\"utf-8\">\
+         <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\
+         <title>{title}</title><style>{STYLE}</style></head><body>\
+         <header><h1>{title}</h1><p class=\"due\">{}</p></header><dl>{facts}</dl>\
+         <table><thead><tr><th>Item</th><th class=\"number\">Quantity</th><th class=\"number\">Amount</th></tr></thead>\
+         <tbody>{rows}</tbody><tfoot><tr><th colspan=\"2\">Total</th><td class=\"number\">{}</td></tr></tfoot></table>\
+         <footer>Times are in UTC; a period ends just before its second time. {}</footer></body></html>\n",
+        money(&total, currency),
+        money(&total, currency),
+        escaped(&invoice.id.to_string()),
+    )
+}
+
+fn row(line: &InvoiceLine, currency: Currency) -> String {
+    let mut item = format!("<strong>{}</strong>", escaped(&line.price));
+    if let Some(meter) = line.meter.as_ref().filter(|meter| **meter != line.price) {
+        write!(item, " {}", escaped(meter)).ok();
+    }
+    let mut notes = Vec::new();
+    for (name, values) in line.filter.iter().flatten() {
+        notes.push(format!("{name}: {}", values.join(", ")));
+    }
+    match &line.corrects {
+        Some(number) => notes.push(format!("correction of {number}")),
+        None => notes.push(format!("plan {}", line.plan)),
+    }
+    notes.push(format!("{} to {}", line.period.start, line.period.end));
+    let notes: Vec<String> = notes.iter().map(|note| escaped(note)).collect();
+    write!(item, "<div class=\"notes\">{}</div>", notes.join(" &middot; ")).ok();
+    let quantity = if line.meter.is_some() { escaped(line.quantity.as_str()) } else { String::new() };
+    let mut rows = format!(
+        "<tr><td>{item}</td><td class=\"number\">{quantity}</td><td class=\"number\">{}</td></tr>",
+        money(&line.rounded(), currency)
+    );
+    let mut below = "0".to_owned();
+    for tier in &line.tiers {
+        rows.push_str(&tier_row(tier, &below, &line.model, currency));
+        below = tier.up_to.as_ref().map(ToString::to_string).unwrap_or_default();
+    }
+    if let Some(adjustment) = &line.adjustment {
+        write!(
+            rows,
+            "<tr class=\"tier\"><td>minimum or maximum</td><td></td><td class=\"number\">{}</td></tr>",
+            exact(adjustment.as_str(), currency)
+        )
+        .ok();
+    }
+    rows
+}
+
+fn tier_row(tier: &LineTier, below: &str, model: &str, currency: Currency) -> String {
+    let range = match &tier.up_to {
+        Some(up_to) if model == "volume" || below == "0" => format!("up to {up_to}"),
+        Some(up_to) => format!("above {below}, up to {up_to}"),
+        None if model == "volume" || below == "0" => "all".to_owned(),
+        None => format!("above {below}"),
+    };
+    let mut at = format!("{} each", exact(tier.unit_amount.as_str(), currency));
+    if tier.flat_amount.as_str() != "0" {
+        write!(at, ", and {}", exact(tier.flat_amount.as_str(), currency)).ok();
+    }
+    format!(
+        "<tr class=\"tier\"><td>{} at {}</td><td class=\"number\">{}</td><td class=\"number\">{}</td></tr>",
+        escaped(&range),
+        escaped(&at),
+        escaped(tier.quantity.as_str()),
+        exact(tier.amount.as_str(), currency),
+    )
+}
+
+/// Whole minor units as an amount of money.
+fn money(units: &MinorUnits, currency: Currency) -> String {
+    format!(
+        "{}&nbsp;{}",
+        units.in_major_units(currency.digits()),
+        escaped(&currency.code().to_ascii_uppercase())
+    )
+}
+
+/// An exact amount of minor units, in major ones, to all of its digits.
+fn exact(minor_units: &str, currency: Currency) -> String {
+    let digits = i32::try_from(currency.digits()).unwrap_or_default();
+    let amount = Amount::from_sum(minor_units).unwrap_or_default();
+    amount.shifted(-digits).to_string()
+}
+
+fn escaped(text: &str) -> String {
+    let mut escaped = String::with_capacity(text.len());
+    for character in text.chars() {
+        match character {
+            '&' => escaped.push_str("&amp;"),
+            '<' => escaped.push_str("&lt;"),
+            '>' => escaped.push_str("&gt;"),
+            '"' => escaped.push_str("&quot;"),
+            '\'' => escaped.push_str("&#39;"),
+            // directions of writing could show another number than there is
+            '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' => escaped.push('\u{fffd}'),
+            _ => escaped.push(character),
+        }
+    }
+    escaped
+}
