@@ -14,7 +14,7 @@ use crate::support::service::{Process, TestService, engine_settings};
 
 #[path = "../../examples/replay/trace.rs"]
 #[expect(dead_code, reason = "the example uses more of it")]
-mod replay;
+pub(crate) mod replay;
 
 use replay::TraceEvent;
 

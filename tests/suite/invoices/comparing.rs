@@ -7,10 +7,7 @@ use serde_json::{Value, json};
 
 use super::{END, Pair, Same, get, invoices};
 use crate::support::stripe_fake::{Endpoint, Fault, Options, TierLines, unix};
-
-#[path = "../../../examples/replay/trace.rs"]
-#[expect(dead_code, reason = "the example uses more of it")]
-mod replay;
+use crate::trace::replay;
 
 /// Every model that both have.
 fn models() -> Vec<Same> {

@@ -72,6 +72,6 @@ async fn an_invoice_goes_from_draft_to_paid() {
     let id = invoice["provider"]["invoice"].as_str().unwrap();
     pair.stripe.post(&format!("/v1/invoices/{id}/pay"), &[]);
     pair.hear().await;
-    let paid = of_period(&pair).await;
-    assert_eq!((&paid["status"], &paid["lines"]), (&json!("paid"), &invoice["lines"]));
+    let settled = of_period(&pair).await;
+    assert_eq!((&settled["status"], &settled["lines"]), (&json!("paid"), &invoice["lines"]));
 }
