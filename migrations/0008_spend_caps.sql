@@ -16,3 +16,7 @@ alter table subjects add column moved_at timestamptz;
 -- Counters of what prices rate, for caps. Their definition names everything that it depends on, since
 -- when: another plan, parent or cap makes other counters, and these are left behind.
 alter table counters add column of_price boolean not null default false;
+
+-- When the configuration was changed last: no two changes have the same time, so that it tells what was
+-- counted under one from what was counted under another.
+alter table environments add column changed_at timestamptz;

@@ -62,8 +62,8 @@ impl Clock {
         at_once::Clock { fixed, shift_micros }
     }
 
-    /// The time of a change before which everything was recorded that is recorded: a clock that went
-    /// back knows less than that.
+    /// The time of a change before which everything was recorded that is recorded (a clock that went back
+    /// knows less than that), and which no other change has.
     pub(super) async fn of_change(
         &self,
         connection: &mut PgConnection,
@@ -71,7 +71,8 @@ impl Clock {
     ) -> Result<Timestamp, StoreError> {
         let now = self.now(environment, store::usage::now(connection).await?);
         let latest = store::events::latest(connection, environment).await?;
-        Ok(latest.map_or(now, |latest| latest.max(now)))
+        let at = latest.map_or(now, |latest| latest.max(now));
+        store::configuration::time_of_change(connection, environment, at).await
     }
 
     /// The time, where Postgres says it is `postgres_now`.

@@ -239,7 +239,8 @@ impl Scene<'_> {
         if next.terms_since == now {
             // a clock that went back knows less than what was recorded
             let latest = store::events::latest(connection, environment).await?;
-            next.terms_since = latest.map_or(now, |latest| latest.max(now));
+            let at = latest.map_or(now, |latest| latest.max(now));
+            next.terms_since = configuration::time_of_change(connection, environment, at).await?;
         }
         if before != Some(&next) {
             let change = change_word(before, &next, now);
@@ -295,7 +296,10 @@ async fn carry_out_end(
     catalog: &Catalog,
     now: Timestamp,
 ) -> Result<(), StoreError> {
-    let Some(ended) = subscription.ended(catalog, now) else { return Ok(()) };
+    let Some(mut ended) = subscription.ended(catalog, now) else { return Ok(()) };
+    if ended.terms_since != subscription.terms_since {
+        ended.terms_since = configuration::time_of_change(connection, environment, ended.terms_since).await?;
+    }
     let at = subscription.ends_at.unwrap_or(now);
     let change = if ended.status == Status::Canceled { "canceled" } else { "fell_back" };
     change_to(connection, environment, member, &ended, change, at).await

@@ -109,6 +109,24 @@ pub async fn lock_for_rates(
     Ok(())
 }
 
+/// The time of a change, which is not before `at`, and later than that of any other. The caller holds the
+/// lock alone.
+pub async fn time_of_change(
+    connection: &mut PgConnection,
+    environment: Environment,
+    at: Timestamp,
+) -> Result<Timestamp, StoreError> {
+    let time = sqlx::query_scalar(
+        "update environments set changed_at = greatest($2, changed_at + interval '1 microsecond')
+         where environment = $1 returning changed_at",
+    )
+    .bind(environment.code())
+    .bind(at)
+    .fetch_one(connection)
+    .await?;
+    Ok(time)
+}
+
 /// The versions in force in a snapshot, and what time it is.
 pub async fn versions(
     connection: &mut PgConnection,
