@@ -304,13 +304,13 @@ async fn a_void_takes_what_is_left_once() {
 #[tokio::test]
 async fn a_plan_gives_each_period_and_carries_what_it_allows() {
     let service = start().await;
-    service.clock.set(at("2026-01-31T00:00:00Z"));
-    let plan = json!({"plan": "pro", "cycle_start": "2026-01-31T00:00:00Z"});
+    service.clock.set(at("2027-01-31T00:00:00Z"));
+    let plan = json!({"plan": "pro", "cycle_start": "2027-01-31T00:00:00Z"});
     assert_eq!(service.put("/v1/subjects/a/subscription", &plan).await.status, StatusCode::OK);
     assert_eq!(balance(&service, "a").await, (100, 0));
     assert_eq!(balance(&service, "a").await, (100, 0));
     for (now, expected) in
-        [("2026-02-27T23:59:59Z", 100), ("2026-02-28T00:00:00Z", 150), ("2026-03-31T00:00:00Z", 150)]
+        [("2027-02-27T23:59:59Z", 100), ("2027-02-28T00:00:00Z", 150), ("2027-03-31T00:00:00Z", 150)]
     {
         service.clock.set(at(now));
         // whoever comes first carries it out: nobody, a job, a reader
