@@ -1,5 +1,5 @@
 //! Holding what fits, in one message, which is a transaction: see `hold_at_once` in
-//! `migrations/0005_gate_speed.sql`.
+//! `migrations/0009_gate_at_once.sql`.
 
 use sqlx::postgres::types::PgInterval;
 use sqlx::{PgConnection, Row};

@@ -20,10 +20,8 @@ use crate::domain::gate::budget::{Budget, Tally};
 use crate::domain::gate::decision::{Grant, obstacle};
 use crate::domain::gate::request::{Ask, Reserve};
 use crate::domain::gate::reservation::{Moment, Reservation, Status, holds};
-use crate::domain::gate::standing::{CounterKey, Member, Path, Terms};
-use crate::domain::plan::{Limit, Overage, Plan};
+use crate::domain::gate::standing::{CounterKey, Path, Terms};
 use crate::domain::quantity::{Quantity, Total};
-use crate::domain::subscription::Subscription;
 use crate::domain::timestamp::Timestamp;
 use crate::engine::configuration::Configuration;
 use crate::engine::writers::Attempt;
@@ -272,8 +270,7 @@ impl<'w, 'p> Sum<'w, 'p> {
         now: Timestamp,
     ) -> Option<()> {
         let uses = request.asks.iter().map(|ask| (&ask.meter, &ask.properties));
-        let is_plain = path.members.iter().all(|member| is_plain(member, terms));
-        if !is_plain || request.refuse(terms, true).is_err() || obstacle(terms, path, uses).is_some() {
+        if request.refuse(terms, true).is_err() || obstacle(terms, path, uses).is_some() {
             return None;
         }
         let ends = path.members.iter().filter_map(|member| member.subscription.as_ref()?.ends_at);
@@ -385,58 +382,4 @@ impl<'w, 'p> Sum<'w, 'p> {
     fn lasts_until(&mut self, end: Timestamp) {
         self.until = Some(self.until.map_or(end, |until| until.min(end)));
     }
-}
-
-/// Whether nothing but counters decides for a subject. What it is on is taken apart in full: whoever
-/// adds to it has to say here whether the short way knows it.
-fn is_plain(member: &Member, terms: &Terms) -> bool {
-    let Member { subject_id: _, subject: _, subscription, caps: _, moved_at: _, now_under: _ } = member;
-    let Some(subscription) = subscription else { return true };
-    let Subscription {
-        plan,
-        status: _,
-        cycle: _,
-        ends_at: _,
-        fallback_plan: _,
-        overrides: _,
-        terms_since: _,
-        pristine_version: _,
-        resets: _,
-        prices: _,
-        sheets: _,
-    } = subscription;
-    let Some(plan) = terms.catalog.plan(plan) else { return false };
-    let Plan {
-        key: _,
-        name: _,
-        unmatched: _,
-        fallback_plan: _,
-        on_plan_change: _,
-        features: _,
-        limits,
-        prices: _,
-        spend_caps: _,
-        // what they give is burnt by limits that say so alone
-        credit_grants: _,
-        credit_alerts: _,
-        stripe_price_ids: _,
-    } = plan;
-    limits.iter().all(is_plain_limit)
-}
-
-/// What credits would bear is above the quota, and does not fit here.
-fn is_plain_limit(limit: &Limit) -> bool {
-    let Limit {
-        key: _,
-        meter: _,
-        filter: _,
-        quota: _,
-        period: _,
-        anchor: _,
-        timezone: _,
-        enforcement: _,
-        overage: Overage::None | Overage::Credits,
-        on_plan_change: _,
-    } = limit;
-    true
 }

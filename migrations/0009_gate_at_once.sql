@@ -1,6 +1,12 @@
--- Holding at once, where caps look at counters to which nothing is added: those are locked and
--- compared, and not written. What credits bear a part of goes the long way. Otherwise as before.
-create or replace function hold_at_once(
+-- Holding what fits, in one message: most batches of the gate ask for new reservations of known
+-- subjects, and all of it fits. What a writer would do in a transaction of four messages is done here
+-- in one, with the same locks in the same order; where anything is not as the writer took it to be,
+-- nothing is done, and it goes the long way; so does what credits bear a part of. Counters that caps
+-- look at and to which nothing is added are locked and compared, and not written.
+--
+-- Each statement of a volatile function has a snapshot of its own: those after a lock see what was
+-- committed while it was waited for.
+create function hold_at_once(
     given_environment smallint,
     -- of the lock of the configuration, and the version under which the writer knows it
     given_lock int,
