@@ -76,17 +76,21 @@ pub(crate) struct Gate {
     unpaid: Series,
 }
 
-/// Subjects that have been seen before, and an organisation with members on plans of their own.
+/// Everybody has been seen before, by this process of the service too.
+pub(crate) async fn know(stage: &Stage<'_>) -> anyhow::Result<()> {
+    stage.know((0..holds::CALLERS).map(holds::caller).chain(holds::payers())).await?;
+    stage.know_one(holds::HOT).await
+}
+
+/// An organisation with members, and payers, on plans of their own; the others are on the default one.
 pub(crate) async fn prepare(stage: &Stage<'_>) -> anyhow::Result<()> {
-    stage.know((0..holds::CALLERS).map(holds::caller)).await?;
-    stage.know_one(holds::HOT).await?;
     for call in holds::found_organisation(&stage.key) {
         stage.drive(Load::all([call], &PUT, 1)).await?;
     }
     stage.drive(Load::all(holds::join_organisation(&stage.key), &PUT, BATCH_CONNECTIONS)).await?;
     stage.drive(Load::all(holds::enrol_payers(&stage.key), &PUT, BATCH_CONNECTIONS)).await?;
     stage.drive(Load::all(holds::grant_credits(&stage.key), &GRANTED, BATCH_CONNECTIONS)).await?;
-    Ok(())
+    know(stage).await
 }
 
 /// One call after the other, and nothing else.

@@ -39,6 +39,10 @@ fn payer(number: usize) -> String {
     format!("payer_{number}")
 }
 
+pub(crate) fn payers() -> impl Iterator<Item = String> {
+    (0..PAYERS).map(payer)
+}
+
 pub(crate) fn random_payer() -> String {
     payer(rand::rng().random_range(0..PAYERS))
 }

@@ -110,7 +110,7 @@ async fn measure(
     let mut done = Rounds::default();
     stage.know((0..events::SUBJECTS).map(events::subject)).await?;
     if arguments.measures(Part::Gate) {
-        stage.know((0..holds::CALLERS).map(holds::caller)).await?;
+        gate::know(stage).await?;
     }
     stage.wait_until_folded().await?;
     for round in 1..=rounds {

@@ -242,6 +242,10 @@ impl Scene<'_> {
             let at = latest.map_or(now, |latest| latest.max(now));
             next.terms_since = configuration::time_of_change(connection, environment, at).await?;
         }
+        // what is made for a newcomer has nothing to be counted from
+        if before.is_none() && !store::subjects::has_record(connection, member.subject_id).await? {
+            next.pristine_version = Some(configuration::version(connection, environment).await?);
+        }
         if before != Some(&next) {
             let change = change_word(before, &next, now);
             change_to(connection, environment, member, &next, change, now).await?;

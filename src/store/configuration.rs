@@ -109,6 +109,15 @@ pub async fn lock_for_rates(
     Ok(())
 }
 
+/// The version that is in force; that of the change, where the caller makes one.
+pub async fn version(connection: &mut PgConnection, environment: Environment) -> Result<i64, StoreError> {
+    let version = sqlx::query_scalar("select config_version from environments where environment = $1")
+        .bind(environment.code())
+        .fetch_one(connection)
+        .await?;
+    Ok(version)
+}
+
 /// The time of a change, which is not before `at`, and later than that of any other. The caller holds the
 /// lock alone.
 pub async fn time_of_change(

@@ -353,6 +353,20 @@ pub async fn paths_through(
     rows.iter().map(|row| Ok((row.try_get("id")?, row.try_get("members")?))).collect()
 }
 
+/// Whether anything was ever recorded or held for a subject, or for what stood below it.
+pub async fn has_record(connection: &mut PgConnection, subject_id: i64) -> Result<bool, StoreError> {
+    let found = sqlx::query_scalar(
+        "select exists (select from paths p
+                        where p.ancestors && array[$1]
+                          and (exists (select from events e where e.path_id = p.id)
+                               or exists (select from reservations r where r.path_id = p.id)))",
+    )
+    .bind(subject_id)
+    .fetch_one(connection)
+    .await?;
+    Ok(found)
+}
+
 /// The names on paths, nearest first, by number.
 pub async fn path_names(
     connection: &mut PgConnection,

@@ -162,6 +162,8 @@ pub struct Budget<'a> {
     from_the_start: bool,
     /// From the currency of the prices to that of the cap.
     exchange: Exchange<'a>,
+    /// When another rate holds; none while none is known.
+    rate_until: Option<Timestamp>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -198,11 +200,23 @@ impl<'a> Budget<'a> {
         self.sheet.slices.iter().any(|slice| slice.meter == *meter && slice.admits(properties, at))
     }
 
-    /// When the next of its prices comes into force or goes out of it.
+    /// When another of its prices comes into force or goes out of it, or another exchange rate holds.
     pub fn next_change(&self, now: Timestamp) -> Option<Timestamp> {
+        self.changes().filter(|change| now < *change).chain(self.rate_until).min()
+    }
+
+    /// When that happened last.
+    pub fn last_change(&self, now: Timestamp) -> Option<Timestamp> {
+        let rate_since = match self.exchange {
+            Exchange::By(rate) => Some(rate.as_of),
+            Exchange::Same | Exchange::Unknown => None,
+        };
+        self.changes().filter(|change| *change <= now).chain(rate_since).max()
+    }
+
+    fn changes(&self) -> impl Iterator<Item = Timestamp> {
         let prices = self.sheet.slices.iter().map(|slice| &slice.price);
-        let edges = prices.flat_map(|price| [price.effective_from, price.effective_to]).flatten();
-        edges.filter(|edge| now < *edge).min()
+        prices.flat_map(|price| [price.effective_from, price.effective_to]).flatten()
     }
 
     /// What prices come to in the currency of the cap; none where there is no rate.
@@ -398,12 +412,23 @@ impl Terms {
         } else {
             self.rates.at(sheet.currency, cap.currency, at).map_or(Exchange::Unknown, Exchange::By)
         };
+        let rate_until = self.rates.next_after(sheet.currency, cap.currency, at);
         let since = || sheet.slices.iter().map(|slice| slice.since).chain([terms.since]);
         let priced_at = since().map(|since| since.at).max()?;
         let assigned = [priced_at, subscription.terms_since, moved_at.unwrap_or(Timestamp::MIN)];
         let began = subscription.pristine_version.filter(|_| is_own);
         let from_the_start = began.is_some_and(|began| since().all(|since| since.version <= began));
-        Some(Budget { member, cap, sheet, holder, subscription, assigned, from_the_start, exchange })
+        Some(Budget {
+            member,
+            cap,
+            sheet,
+            holder,
+            subscription,
+            assigned,
+            from_the_start,
+            exchange,
+            rate_until,
+        })
     }
 }
 

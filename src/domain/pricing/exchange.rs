@@ -2,6 +2,7 @@
 //! from the other direction nor by way of a third currency.
 
 use std::collections::BTreeMap;
+use std::ops::Bound;
 
 use serde::Serialize;
 use serde_json::Value;
@@ -102,6 +103,11 @@ impl Rates {
         Some(self.0.get(&(from, to))?.range(..=at).next_back()?.1)
     }
 
+    /// When another comes to hold after a time.
+    pub fn next_after(&self, from: Currency, to: Currency, at: Timestamp) -> Option<Timestamp> {
+        Some(*self.0.get(&(from, to))?.range((Bound::Excluded(at), Bound::Unbounded)).next()?.0)
+    }
+
     /// Those that hold at a time, by their currencies.
     pub fn in_force(&self, at: Timestamp) -> impl Iterator<Item = &Rate> {
         self.0.values().filter_map(move |rates| Some(rates.range(..=at).next_back()?.1))
@@ -138,5 +144,8 @@ mod tests {
         assert_eq!(converted("kwd", "2026-01-02T00:00:00Z", "100"), Some("300".to_owned()));
         assert_eq!(converted("jpy", "2025-12-31T23:59:59Z", "1"), None);
         assert_eq!(rates.at(currency("jpy"), currency("usd"), at("2026-02-01T00:00:00Z")), None);
+        let next = |when: &str| rates.next_after(currency("usd"), currency("jpy"), at(when));
+        assert_eq!(next("2026-01-01T00:00:00Z"), Some(at("2026-01-02T00:00:00Z")));
+        assert_eq!(next("2026-01-02T00:00:00Z"), None);
     }
 }

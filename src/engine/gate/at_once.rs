@@ -13,10 +13,10 @@ use sqlx::PgConnection;
 use uuid::Uuid;
 
 use super::batch::note_metrics;
-use super::rooms::{Budgets, Seen};
+use super::rooms::{Budgets, CapsOnPath, KnownCaps, Seen};
 use super::{Call, Holding, Reply};
 use crate::domain::gate::book::{Answer, Book, Counter, Line, LineKey, Outcome};
-use crate::domain::gate::budget::{Budget, Tally};
+use crate::domain::gate::budget::Budget;
 use crate::domain::gate::decision::{Grant, obstacle};
 use crate::domain::gate::request::{Ask, Reserve};
 use crate::domain::gate::reservation::{Moment, Reservation, Status, holds};
@@ -46,6 +46,7 @@ pub(super) struct Shortcut {
     ahead: Option<Ahead>,
     /// What the counters of caps came to when they were seen last.
     seen: Seen,
+    caps: KnownCaps,
     /// How many batches go the long way before it is tried again, and how many did last time.
     doubted: u32,
     doubts: u32,
@@ -86,8 +87,9 @@ pub(super) async fn attempt(
     };
     let clock = workplace.clock.setting(environment);
     let reckoned = clock.fixed.unwrap_or_else(|| ahead.now.saturating_add(ahead.read_at.elapsed()));
-    let seen = &holding.shortcut.seen;
-    let Some(draft) = Draft::of(work, &configuration, seen, reckoned) else { return Ok(None) };
+    let Shortcut { seen, caps, .. } = &mut holding.shortcut;
+    let caps = caps.under(configuration.versions.config);
+    let Some(draft) = Draft::of(work, &configuration, (seen, caps), reckoned) else { return Ok(None) };
     let Draft { standings, batch } = draft;
 
     // a number is good for one batch
@@ -212,7 +214,12 @@ struct Draft<'w> {
 
 impl<'w> Draft<'w> {
     /// None where it has to go the long way.
-    fn of(work: &[&'w Call], configuration: &Configuration, seen: &Seen, now: Timestamp) -> Option<Self> {
+    fn of(
+        work: &[&'w Call],
+        configuration: &Configuration,
+        (seen, caps): (&Seen, &KnownCaps),
+        now: Timestamp,
+    ) -> Option<Self> {
         let terms = &configuration.terms;
         let mut requests = Vec::with_capacity(work.len());
         let mut standings = Vec::with_capacity(work.len());
@@ -223,7 +230,7 @@ impl<'w> Draft<'w> {
         }
         let mut sum = Sum::default();
         for ((key, id, request), path) in requests.into_iter().zip(&standings) {
-            sum.add(key, id, request, path, terms, now)?;
+            sum.add((key, id), request, path, (terms, caps), now)?;
         }
         let keys: HashSet<Uuid> = sum.made.iter().map(|made| made.key).collect();
         // the same id twice: the second is a replay of the first, or refused
@@ -262,11 +269,10 @@ impl<'w, 'p> Sum<'w, 'p> {
 
     fn add(
         &mut self,
-        key: Uuid,
-        id: &'w str,
+        (key, id): (Uuid, &'w str),
         request: &Reserve,
         path: &'p Path,
-        terms: &'p Terms,
+        (terms, caps): (&'p Terms, &KnownCaps),
         now: Timestamp,
     ) -> Option<()> {
         let uses = request.asks.iter().map(|ask| (&ask.meter, &ask.properties));
@@ -284,9 +290,13 @@ impl<'w, 'p> Sum<'w, 'p> {
         for ask in &request.asks {
             self.add_ask(key, (request, ttl_seconds), ask, path, terms, now)?;
         }
-        let mut met = BTreeSet::new();
-        for budget in terms.budgets(path, now) {
-            self.add_budget(key, (request, ttl_seconds), budget, &mut met, now)?;
+        if let Some((budgets, known)) = caps.on(path, terms, now) {
+            self.from = self.from.max(Some(known.from));
+            self.lasts_until(known.until);
+            let mut met = BTreeSet::new();
+            for (place, budget) in budgets.into_iter().enumerate() {
+                self.add_budget(key, (request, ttl_seconds), (budget, &known, place), &mut met, now)?;
+            }
         }
         let asked: Vec<Quantity> = request.asks.iter().map(|ask| ask.value.amount()).collect();
         self.made.push(NewReservation {
@@ -345,24 +355,16 @@ impl<'w, 'p> Sum<'w, 'p> {
         &mut self,
         reservation: Uuid,
         (request, ttl_seconds): (&Reserve, i32),
-        budget: Budget<'p>,
+        (budget, known, place): (Budget<'p>, &Arc<CapsOnPath>, usize),
         met: &mut BTreeSet<CounterKey>,
         now: Timestamp,
     ) -> Option<()> {
-        if let Some(change) = budget.next_change(now) {
-            self.lasts_until(change);
-        }
         if !request.asks.iter().any(|ask| budget.is_met_by(&ask.meter, &ask.properties, now)) {
             return Some(());
         }
-        let period = budget.period_at(now);
-        self.from = self.from.max(Some(period.from));
-        self.lasts_until(period.to);
-        for portion in budget.portions() {
-            if !Tally::Portion(portion).is_counted() {
-                return None;
-            }
-            let counter = portion.counter_at(now).key;
+        let cap = known.caps.get(place).filter(|cap| cap.is_counted)?;
+        for (portion, counter) in budget.portions().zip(&cap.counters) {
+            let counter = *counter;
             let addition = self.counters.entry(counter).or_default();
             addition.of_price = true;
             let slice = portion.slice;
@@ -375,7 +377,7 @@ impl<'w, 'p> Sum<'w, 'p> {
             let on_expiry = request.on_expiry;
             self.lines.push(HeldLine { counter, reservation, ttl_seconds, on_expiry, quantity });
         }
-        self.budgets.add(budget);
+        self.budgets.add(budget, known, place);
         Some(())
     }
 

@@ -2,19 +2,20 @@
 //! cap: worked out from what they came to when they were seen last, with more for each where there is
 //! room for more. However far they have gone since, what fits under every one of them fits under the cap.
 
-use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use quick_cache::sync::Cache;
 
-use crate::domain::gate::budget::Budget;
+use crate::domain::gate::budget::{Budget, Tally};
 use crate::domain::gate::decision::Level;
-use crate::domain::gate::standing::CounterKey;
-use crate::domain::names::ItemKey;
+use crate::domain::gate::standing::{CounterKey, Path, Terms};
 use crate::domain::quantity::Total;
 use crate::domain::timestamp::Timestamp;
 
 /// Counters of caps that a writer remembers.
 const SEEN_MAX: usize = 100_000;
+/// Paths whose caps a writer remembers.
+const PATHS_MAX: usize = 50_000;
 /// How many times what it comes to each counter may have, in percent; what is tried first comes first.
 const SCALES_PERCENT: [i128; 6] = [10_000, 1_000, 300, 150, 110, 100];
 
@@ -34,16 +35,99 @@ impl Seen {
     }
 }
 
+/// The counters of the caps on a path, which are named by all that they depend on: that takes longer than
+/// deciding by them, and they stay the same until a period ends or another price or rate comes into force.
+#[derive(Debug)]
+pub(super) struct CapsOnPath {
+    pub(super) from: Timestamp,
+    pub(super) until: Timestamp,
+    /// In the order of the path's budgets.
+    pub(super) caps: Vec<KnownCap>,
+}
+
+#[derive(Debug)]
+pub(super) struct KnownCap {
+    /// In the order of the budget's portions.
+    pub(super) counters: Vec<CounterKey>,
+    /// Whether all it counts has counters; levels are read by the long way.
+    pub(super) is_counted: bool,
+    /// What each of them may come to, as it was worked out last; empty before.
+    rooms: Mutex<Vec<Total>>,
+}
+
+impl CapsOnPath {
+    fn of(budgets: &[Budget<'_>], now: Timestamp) -> Self {
+        let (mut from, mut until) = (Timestamp::MIN, Timestamp::MAX);
+        let mut caps = Vec::with_capacity(budgets.len());
+        for budget in budgets {
+            let period = budget.period_at(now);
+            from = from.max(period.from).max(budget.last_change(now).unwrap_or(Timestamp::MIN));
+            until = until.min(period.to).min(budget.next_change(now).unwrap_or(Timestamp::MAX));
+            caps.push(KnownCap {
+                counters: budget.portions().map(|portion| portion.counter_at(now).key).collect(),
+                is_counted: budget.portions().all(|portion| Tally::Portion(portion).is_counted()),
+                rooms: Mutex::default(),
+            });
+        }
+        Self { from, until, caps }
+    }
+}
+
+/// The caps that a writer met, under one version of the configuration.
+#[derive(Debug)]
+pub(super) struct KnownCaps {
+    version: i64,
+    by_path: Cache<i64, Arc<CapsOnPath>>,
+}
+
+impl Default for KnownCaps {
+    fn default() -> Self {
+        Self { version: 0, by_path: Cache::new(PATHS_MAX) }
+    }
+}
+
+impl KnownCaps {
+    /// What is said of another version is forgotten.
+    pub(super) fn under(&mut self, version: i64) -> &Self {
+        if self.version != version {
+            self.by_path.clear();
+            self.version = version;
+        }
+        self
+    }
+
+    /// The caps of everybody on a path, and their counters at a time.
+    pub(super) fn on<'p>(
+        &self,
+        path: &'p Path,
+        terms: &'p Terms,
+        now: Timestamp,
+    ) -> Option<(Vec<Budget<'p>>, Arc<CapsOnPath>)> {
+        let budgets = terms.budgets(path, now);
+        if budgets.is_empty() {
+            return None;
+        }
+        let known = self.by_path.get(&path.id).filter(|known| known.from <= now && now < known.until);
+        let known = known.unwrap_or_else(|| {
+            let made = Arc::new(CapsOnPath::of(&budgets, now));
+            self.by_path.insert(path.id, Arc::clone(&made));
+            made
+        });
+        Some((budgets, known))
+    }
+}
+
 /// The caps that a batch meets, each once.
 #[derive(Debug, Default)]
-pub(super) struct Budgets<'p>(BTreeMap<(i64, ItemKey), Vec<Budget<'p>>>);
+pub(super) struct Budgets<'p>(Vec<(Budget<'p>, Arc<CapsOnPath>, usize)>);
 
 impl<'p> Budgets<'p> {
-    pub(super) fn add(&mut self, budget: Budget<'p>) {
-        let known = self.0.entry((budget.member.subject_id, budget.cap.key.clone())).or_default();
-        // a plan and its subscriber may use one key
-        if !known.iter().any(|known| known.cap == budget.cap) {
-            known.push(budget);
+    /// The cap at a place among those of its path.
+    pub(super) fn add(&mut self, budget: Budget<'p>, known: &Arc<CapsOnPath>, place: usize) {
+        let is_there =
+            |(_, other, at): &(_, Arc<CapsOnPath>, usize)| *at == place && Arc::ptr_eq(other, known);
+        if !self.0.iter().any(is_there) {
+            self.0.push((budget, Arc::clone(known), place));
         }
     }
 
@@ -54,23 +138,42 @@ impl<'p> Budgets<'p> {
         added: impl Fn(&CounterKey) -> Total,
         now: Timestamp,
     ) -> Option<Vec<(CounterKey, Total)>> {
-        let comes_to = |key: &CounterKey| seen.0.get(key).unwrap_or_default().or_zero() + added(key);
         let mut rooms = Vec::new();
-        for budget in self.0.values().flatten() {
-            let room = |scale: i128, key: &CounterKey| {
-                Total::from_nanos(comes_to(key).nanos().saturating_mul(scale) / 100)
-            };
-            let fits = |scale: &i128| {
-                let all_of_it = |key: &CounterKey| Level { held: room(*scale, key), ..Level::default() };
-                let cost = budget.highest(now, all_of_it, |_, _| Total::default());
-                cost.is_some_and(|cost| cost <= budget.cap.amount)
-            };
-            let scale = SCALES_PERCENT.into_iter().find(|scale| fits(scale))?;
-            rooms.extend(budget.portions().map(|portion| {
-                let key = portion.counter_at(now).key;
-                (key, room(scale, &key))
-            }));
+        for (budget, known, place) in &self.0 {
+            let cap = known.caps.get(*place)?;
+            let comes_to = |key: &CounterKey| Some(seen.0.get(key)? + added(key));
+            let levels: Vec<Total> = cap.counters.iter().map(comes_to).collect::<Option<_>>()?;
+            let mut known = cap.rooms.lock().unwrap_or_else(PoisonError::into_inner);
+            let fit =
+                known.len() == levels.len() && levels.iter().zip(&*known).all(|(level, room)| level <= room);
+            if !fit {
+                *known = worked_out(budget, &cap.counters, &levels, now)?;
+            }
+            rooms.extend(cap.counters.iter().copied().zip(known.iter().copied()));
         }
         Some(rooms)
     }
+}
+
+/// The most for each that fits.
+fn worked_out(
+    budget: &Budget<'_>,
+    counters: &[CounterKey],
+    levels: &[Total],
+    now: Timestamp,
+) -> Option<Vec<Total>> {
+    let scaled = |scale: i128| -> Vec<Total> {
+        let more = |level: &Total| level.nanos().saturating_abs().saturating_mul(scale - 100) / 100;
+        levels.iter().map(|level| Total::from_nanos(level.nanos().saturating_add(more(level)))).collect()
+    };
+    let fits = |rooms: &Vec<Total>| {
+        let all_of_it = |key: &CounterKey| {
+            let place = counters.iter().position(|counter| counter == key);
+            let held = place.and_then(|place| rooms.get(place)).copied().unwrap_or_default();
+            Level { held, ..Level::default() }
+        };
+        let cost = budget.highest(now, all_of_it, |_, _| Total::default());
+        cost.is_some_and(|cost| cost <= budget.cap.amount)
+    };
+    SCALES_PERCENT.into_iter().map(scaled).find(fits)
 }
