@@ -2,6 +2,8 @@
 
 #![expect(clippy::print_stdout, reason = "commands answer on stdout")]
 
+use std::fmt::Display;
+use std::io::{ErrorKind, Write};
 use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -64,7 +66,7 @@ impl Command {
                 print_json(&engine.catalog(environment.into()).await?.catalog)?;
             }
             Self::Keys(KeysCommand::Create { environment, kind, name }) => {
-                println!("{}", engine.create_key(environment.into(), kind.into(), &name).await?);
+                say(engine.create_key(environment.into(), kind.into(), &name).await?)?;
             }
             Self::Keys(KeysCommand::List) => list_keys(engine).await?,
             Self::Keys(KeysCommand::Revoke { id }) => engine.revoke_key(&id).await?,
@@ -72,10 +74,7 @@ impl Command {
                 let subject = SubjectId::parse(subject).context("--subject")?;
                 #[expect(clippy::disallowed_methods, reason = "a command is asked now")]
                 let expires_at = (SystemTime::now() + ttl).duration_since(UNIX_EPOCH)?.as_secs();
-                println!(
-                    "{}",
-                    engine.mint_token(environment.into(), &subject, &scope, expires_at.cast_signed())?
-                );
+                say(engine.mint_token(environment.into(), &subject, &scope, expires_at.cast_signed())?)?;
             }
             Self::Export(ExportCommand::Run { environment }) => {
                 return export(engine, environment.map(Into::into)).await;
@@ -100,8 +99,8 @@ pub(super) async fn welcome(engine: &Engine, address: SocketAddr) -> anyhow::Res
     println!(
         "A secret key for the test environment, shown this once:\n\n  export KEY={key}\n\nTry it:\n\n  \
          curl http://{address}/v1/events -H \"Authorization: Bearer $KEY\" -H 'Content-Type: application/json' \\\n    \
-         -d '{{\"event_name\": \"ai_tokens\", \"subject\": \"user_42\", \"value\": 1500, \"properties\": {{\"model\": \"gpt-4o\"}}}}'\n  \
-         curl http://{address}/v1/subjects/user_42/usage -H \"Authorization: Bearer $KEY\"\n\n\
+         -d '{{\"event_name\": \"ai_tokens\", \"subject\": \"user_1\", \"value\": 1500, \"properties\": {{\"model\": \"gpt-4o\"}}}}'\n  \
+         curl http://{address}/v1/subjects/user_1/usage -H \"Authorization: Bearer $KEY\"\n\n\
          The whole interface is at http://{address}/docs\n"
     );
     Ok(())
@@ -128,15 +127,15 @@ fn words(flaws: &[Violation]) -> String {
 }
 
 async fn list_keys(engine: &Engine) -> anyhow::Result<()> {
-    println!("{:<14}{:<13}{:<13}{:<22}{:<22}name", "id", "environment", "kind", "created", "revoked");
+    say(format_args!("{:<14}{:<13}{:<13}{:<22}{:<22}name", "id", "environment", "kind", "created", "revoked"))?;
     for key in engine.list_keys().await? {
         let seconds = |text: String| text.chars().take(19).collect::<String>();
         let revoked = key.revoked_at.map(|at| seconds(at.to_string())).unwrap_or_default();
         let created = seconds(key.created_at.to_string());
-        println!(
+        say(format_args!(
             "{:<14}{:<13}{:<13}{created:<22}{revoked:<22}{}",
             key.id, key.environment, key.kind, key.name
-        );
+        ))?;
     }
     Ok(())
 }
@@ -147,12 +146,12 @@ async fn verify(engine: &Engine, only: Option<Environment>) -> anyhow::Result<Ex
         Environment::ALL.into_iter().filter(|environment| only.is_none_or(|only| only == *environment))
     {
         let verdict = engine.verify(environment).await?;
-        println!(
+        say(format_args!(
             "{environment}: {} events, {} rollups and {} counters recounted, {} differences",
             verdict.events, verdict.rollups, verdict.counters, verdict.differences
-        );
+        ))?;
         for shown in verdict.shown {
-            println!("  {shown}");
+            say(format_args!("  {shown}"))?;
         }
         differences += verdict.differences;
     }
@@ -169,18 +168,25 @@ async fn export(engine: &Engine, only: Option<Environment>) -> anyhow::Result<Ex
     let mut is_settled = true;
     for environment in meant {
         let ran = engine.run_exports(environment).await?;
-        println!(
+        say(format_args!(
             "{environment}: {} created, {} delivered, {} dead, {} pending",
             ran.created, ran.delivered, ran.dead, ran.pending
-        );
+        ))?;
         is_settled &= ran.dead == 0 && ran.pending == 0;
     }
     Ok(if is_settled { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 fn print_json(value: &impl Serialize) -> anyhow::Result<()> {
-    println!("{}", serde_json::to_string_pretty(value)?);
-    Ok(())
+    say(serde_json::to_string_pretty(value)?)
+}
+
+/// A line of what was asked for. Whoever has read enough, such as `head`, may close the pipe.
+fn say(line: impl Display) -> anyhow::Result<()> {
+    match writeln!(std::io::stdout().lock(), "{line}") {
+        Err(why) if why.kind() == ErrorKind::BrokenPipe => Ok(()),
+        done => Ok(done?),
+    }
 }
 
 /// For containers: asks `/readyz` where the service listens.

@@ -26,7 +26,8 @@ pub struct Plan {
     pub unmatched: Unmatched,
     pub fallback_plan: Option<PlanKey>,
     pub on_plan_change: OnPlanChange,
-    pub features: Map<String, Value>,
+    /// Any JSON, for whoever draws plans.
+    pub features: Value,
     pub limits: Vec<Limit>,
     pub prices: Vec<Price>,
     pub spend_caps: Vec<SpendCap>,
@@ -163,7 +164,7 @@ impl Plan {
         });
         let fallback_plan = fields.optional("fallback_plan", |v| Ok(PlanKey::parse(fields::text(v)?)?));
         let on_plan_change = fields.optional("on_plan_change", |v| fields::one_of(v, &OnPlanChange::WORDS));
-        let features = fields.optional("features", fields::object);
+        let features = fields.optional("features", Ok);
         let limits = fields.list("limits", CATALOG_ITEMS_MAX, Limit::read);
         let prices = fields.list("prices", CATALOG_ITEMS_MAX, Price::read);
         let spend_caps = fields.list("spend_caps", CATALOG_ITEMS_MAX, SpendCap::read);
@@ -196,7 +197,7 @@ impl Plan {
             unmatched: unmatched.unwrap_or(Unmatched::Deny),
             fallback_plan,
             on_plan_change: on_plan_change.unwrap_or(OnPlanChange::Keep),
-            features: features.unwrap_or_default(),
+            features: features.unwrap_or_else(|| Value::Object(Map::new())),
             limits,
             prices,
             spend_caps,

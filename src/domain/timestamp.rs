@@ -16,7 +16,7 @@ pub struct Timestamp(i64);
 
 /// Not an RFC 3339 instant.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("is not an RFC 3339 time with an offset, such as 2026-11-20T10:00:00Z")]
+#[error("is not an RFC 3339 time with an offset, such as 2026-11-20T10:00:00Z, up to 9999-12-30T00:00:00Z")]
 pub struct NotATimestamp;
 
 impl Timestamp {

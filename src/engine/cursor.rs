@@ -8,7 +8,7 @@ use super::EngineError;
 use crate::domain::fields::Violation;
 use crate::domain::timestamp::Timestamp;
 
-pub(super) fn unknown() -> EngineError {
+pub fn unknown() -> EngineError {
     EngineError::invalid(Violation::new("invalid_cursor", "is none that a list answered").under("cursor"))
 }
 

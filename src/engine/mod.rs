@@ -9,7 +9,7 @@ mod configuration;
 mod costs;
 mod counting;
 mod credits;
-mod cursor;
+pub mod cursor;
 mod drop_in;
 pub mod error;
 mod events;

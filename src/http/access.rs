@@ -1,7 +1,8 @@
 //! Who may call a route: asked before the handler, for every route, from the table.
 
+use axum::body::HttpBody;
 use axum::extract::{Request, State};
-use axum::http::{HeaderMap, HeaderName, StatusCode, header};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use base64::Engine as _;
@@ -52,7 +53,7 @@ pub(super) async fn admit(State(guard): State<Guard>, mut request: Request, next
     }
     let principal = match identify(&guard, request.headers()).await {
         Ok(principal) => principal,
-        Err(problem) => return problem.into_response(),
+        Err(problem) => return turned_away(&request, problem),
     };
     let may = match (&principal.role, guard.access) {
         (Role::Secret, _) | (Role::Publishable, Access::Publishable) => true,
@@ -61,10 +62,19 @@ pub(super) async fn admit(State(guard): State<Guard>, mut request: Request, next
         (Role::Publishable | Role::EndUser { .. }, _) => false,
     };
     if !may {
-        return forbidden("this credential may not call this").into_response();
+        return turned_away(&request, forbidden("this credential may not call this"));
     }
     request.extensions_mut().insert(principal);
     next.run(request).await
+}
+
+/// A body that nobody reads ends the connection: the client is told, so that it does not call there again.
+fn turned_away(request: &Request, problem: Problem) -> Response {
+    let mut response = problem.into_response();
+    if !request.body().is_end_stream() {
+        response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+    }
+    response
 }
 
 const GATEWAY_KEY: HeaderName = HeaderName::from_static("x-metergate-key");

@@ -9,10 +9,11 @@ use serde::Serialize;
 use serde_json::json;
 
 use super::problem::Problem;
-use super::query::Parameters;
+use super::query::{self, Parameters};
 use super::{Api, body};
 use crate::domain::catalog::Catalog;
 use crate::engine::access::Principal;
+use crate::engine::cursor;
 
 pub(super) async fn apply(
     State(api): State<Api>,
@@ -60,7 +61,8 @@ pub(super) async fn meters(
     Extension(principal): Extension<Principal>,
     uri: Uri,
 ) -> Result<Response, Problem> {
-    Ok(all_of(in_force(&api, &principal, &uri).await?.meters))
+    let page = Page::asked(&uri)?;
+    page.of(in_force(&api, &principal).await?.meters, |meter| meter.key.as_str())
 }
 
 /// What a pricing page needs.
@@ -69,15 +71,38 @@ pub(super) async fn plans(
     Extension(principal): Extension<Principal>,
     uri: Uri,
 ) -> Result<Response, Problem> {
-    Ok(all_of(in_force(&api, &principal, &uri).await?.plans))
+    let page = Page::asked(&uri)?;
+    page.of(in_force(&api, &principal).await?.plans, |plan| plan.key.as_str())
 }
 
-async fn in_force(api: &Api, principal: &Principal, uri: &Uri) -> Result<Catalog, Problem> {
-    Parameters::of(uri).finish()?;
+async fn in_force(api: &Api, principal: &Principal) -> Result<Catalog, Problem> {
     Ok(api.engine.catalog(principal.environment).await?.catalog)
 }
 
-/// A list that is always one page: the catalog bounds it.
-fn all_of(data: Vec<impl Serialize>) -> Response {
-    Json(json!({"data": data, "next_cursor": null})).into_response()
+/// A part of what the catalog lists, in its order: what comes after a key.
+struct Page {
+    after: Option<String>,
+    limit: usize,
+}
+
+impl Page {
+    fn asked(uri: &Uri) -> Result<Self, Problem> {
+        let mut parameters = Parameters::of(uri);
+        let after = parameters.optional("cursor", query::text);
+        let limit = parameters.limit() as usize;
+        parameters.finish()?;
+        Ok(Self { after, limit })
+    }
+
+    fn of<T: Serialize>(self, all: Vec<T>, key: impl Fn(&T) -> &str) -> Result<Response, Problem> {
+        let place = |after: &String| all.iter().position(|item| key(item) == after);
+        let from = match &self.after {
+            None => 0,
+            Some(after) => place(after).ok_or_else(cursor::unknown)? + 1,
+        };
+        let rest = all.get(from..).unwrap_or_default();
+        let data = rest.get(..self.limit).unwrap_or(rest);
+        let next_cursor = data.last().filter(|_| data.len() < rest.len()).map(&key);
+        Ok(Json(json!({"data": data, "next_cursor": next_cursor})).into_response())
+    }
 }

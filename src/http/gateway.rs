@@ -145,6 +145,7 @@ fn respond(
         Outcome::Invalid(flaws) => return Err(Problem::invalid(flaws.clone())),
         _ => allow_status.into_response(),
     };
+    let status = response.status();
     let headers = response.headers_mut();
     if let Outcome::Held { reservation, replayed } = &answer.outcome {
         insert(headers, RESERVATION, &reservation.id);
@@ -156,7 +157,11 @@ fn respond(
     if let Outcome::Denied(denial) = &answer.outcome {
         insert(headers, REASON, denial.reason.as_str());
         let resets = denial.denied_by.iter().filter_map(|by| Some(seconds_until(by.resets_at()?, now)));
-        insert(headers, header::RETRY_AFTER, &resets.max().unwrap_or(NEVER_SECONDS).to_string());
+        // a 429 always says when to come back; elsewhere it is said where something turns over
+        let never = (status == StatusCode::TOO_MANY_REQUESTS).then_some(NEVER_SECONDS);
+        if let Some(seconds) = resets.max().or(never) {
+            insert(headers, header::RETRY_AFTER, &seconds.to_string());
+        }
     }
     let (limits, policies) = rate_limits(&answer.limits, now);
     if !policies.is_empty() {

@@ -130,6 +130,25 @@ async fn a_change_through_one_process_is_obeyed_by_another_at_once() {
 }
 
 #[tokio::test]
+async fn plans_and_meters_page_and_have_any_json_as_features() {
+    let service = TestService::start().await;
+    let features = [json!({"a": [1, null]}), json!([1]), json!("text"), json!(7.5)];
+    let plan = |(n, features): (usize, &Value)| json!({"key": format!("p{n}"), "features": features});
+    let plans: Vec<Value> = features.iter().enumerate().map(plan).collect();
+    service.apply(json!({"plans": plans})).await;
+    let (mut found, mut cursor) = (Vec::new(), String::new());
+    loop {
+        let page = service.get(&format!("/v1/plans?limit=3{cursor}")).await.json();
+        found.extend(page["data"].as_array().unwrap().iter().map(|plan| plan["features"].clone()));
+        let Some(next) = page["next_cursor"].as_str() else { break };
+        cursor = format!("&cursor={next}");
+    }
+    assert_eq!(found, features);
+    assert_eq!(service.get("/v1/meters?limit=1").await.json(), json!({"data": [], "next_cursor": null}));
+    assert_eq!(service.get("/v1/plans?cursor=none").await.code(), "invalid_cursor");
+}
+
+#[tokio::test]
 async fn the_sample_catalog_is_good() {
     let service = TestService::start().await;
     let catalog = Catalog::read_yaml(include_str!("../../config/catalog.yaml")).unwrap();

@@ -63,10 +63,16 @@ async fn a_cycle_of_january_31_renews_on_the_last_of_february_and_on_march_31() 
         assert_eq!(limit(&service, "s", "l").await, "0 0 10", "{after}");
         assert!(allowed(&service, "s", 10).await, "{after}");
         // the biller says so, too: the anchor stays
-        let renewed = subscribe(&service, "s", json!({"plan": "p", "cycle_start": after})).await;
-        assert_eq!(renewed["cycle_anchor"], "2026-01-31T09:00:00Z");
+        for _ in 0..2 {
+            let renewed = subscribe(&service, "s", json!({"plan": "p", "cycle_start": after})).await;
+            assert_eq!(renewed["cycle_anchor"], "2026-01-31T09:00:00Z");
+            assert_eq!(renewed["period"]["start"], after);
+        }
         service.engine.sweep(metergate::domain::environment::Environment::Test).await.unwrap();
     }
+    let shown = service.get("/v1/subjects/s/subscription?history=true").await.json();
+    let changes = shown["history"].as_array().unwrap().iter().map(|row| row["change"].as_str().unwrap());
+    assert_eq!(changes.filter(|change| *change == "renewed").count(), turns.len(), "{shown}");
     service.verify().await;
 }
 

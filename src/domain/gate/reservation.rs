@@ -155,7 +155,7 @@ impl Refusal {
             Self::AlreadyCommitted => "the reservation is committed, with other values or as a whole",
             Self::AlreadyReleased => "the reservation is released; make a new one",
             Self::BelowCommitted => {
-                "steps have recorded more than this total; void their events to take them back"
+                "steps have recorded more than this total; commit at least that, and void the events that are wrong"
             }
             Self::Expired => "the reservation is expired; make a new one",
             Self::TooOld => "the reservation is too old to be settled; record what was used as events",
