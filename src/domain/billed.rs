@@ -83,7 +83,7 @@ impl Billed {
         }
     }
 
-    /// What a subject's own subscription is to be. Overrides and prices of its own
+    /// What a subject's own subscription is to be. Overrides, prices and commitments of its own
     /// stay with the plan that they were made for.
     pub fn statement(&self, plan: &Plan, before: Option<&Subscription>, now: Timestamp) -> Statement {
         let falls_back = plan.fallback_plan.is_some();
@@ -93,8 +93,10 @@ impl Billed {
         // a plan to fall back to has counted nothing before it is known to be in force
         let ends_at = ends_at.map(|at| if falls_back { at.max(now) } else { at });
         let kept = before.filter(|before| before.plan == plan.key && before.status != Status::Canceled);
-        let (overrides, prices) =
-            kept.map(|before| (before.overrides.clone(), before.prices.clone())).unwrap_or_default();
+        let own = |before: &Subscription| {
+            (before.overrides.clone(), before.prices.clone(), before.commitments.clone())
+        };
+        let (overrides, prices, commitments) = kept.map(own).unwrap_or_default();
         Statement {
             plan: plan.key.clone(),
             status: if is_over { Status::Active } else { self.status },
@@ -104,6 +106,7 @@ impl Billed {
             ends_at,
             overrides: overrides.into_iter().filter(|(key, _)| plan.limit(key).is_some()).collect(),
             prices,
+            commitments,
         }
     }
 }
@@ -122,6 +125,8 @@ pub fn leading<T>(all: &[T], billed: impl Fn(&T) -> &Billed) -> Option<&T> {
 mod tests {
     use super::*;
     use crate::domain::catalog::Catalog;
+    use crate::domain::pricing::commitment::Commitment;
+    use crate::domain::pricing::price::Price;
     use serde_json::json;
 
     fn at(day: &str) -> Timestamp {
@@ -218,8 +223,14 @@ mod tests {
         let base = billed("sub", Status::Active, "2026-01-31");
         let mut first = after(&base, "pro", None, "2026-03-01");
         first.overrides.insert(crate::domain::names::ItemKey::parse("l").unwrap(), None);
-        assert_eq!(after(&base, "pro", Some(&first), "2026-03-02").overrides.len(), 1);
-        assert_eq!(after(&base, "team", Some(&first), "2026-03-02").overrides.len(), 0);
+        let own = json!({"key": "own", "model": "flat", "currency": "usd", "amount": 1});
+        first.prices = vec![Price::read(own).unwrap()];
+        first.commitments = vec![Commitment::read(json!({"currency": "usd", "minimum_amount": 1})).unwrap()];
+        let kept = |plan: &str| {
+            let next = after(&base, plan, Some(&first), "2026-03-02");
+            (next.overrides.len(), next.prices.len(), next.commitments.len())
+        };
+        assert_eq!((kept("pro"), kept("team")), ((1, 1, 1), (0, 0, 0)));
     }
 
     #[test]

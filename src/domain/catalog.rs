@@ -84,6 +84,7 @@ impl Catalog {
             let plans = value.get_mut("plans").and_then(Value::as_array_mut);
             for plan in plans.into_iter().flatten().filter_map(Value::as_object_mut) {
                 plan.remove("prices");
+                plan.remove("commitments");
                 plan.remove("spend_caps");
             }
             Self::read(value).map_err(|_| flaws)
@@ -354,6 +355,7 @@ fn plan_differences(a: &Plan, b: &Plan) -> Vec<&'static str> {
         ("features", a.features != b.features),
         ("limits", a.limits != b.limits),
         ("prices", a.prices != b.prices),
+        ("commitments", a.commitments != b.commitments),
         ("spend_caps", a.spend_caps != b.spend_caps),
         ("credit_grants", a.credit_grants != b.credit_grants),
         ("credit_alerts", a.credit_alerts != b.credit_alerts),

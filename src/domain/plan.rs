@@ -14,6 +14,7 @@ use super::names::{ItemKey, MeterKey, PlanKey};
 use super::period::{Anchor, Cycle, Period};
 use super::pricing;
 use super::pricing::cap::SpendCap;
+use super::pricing::commitment::{self, Commitment};
 use super::pricing::price::Price;
 use super::quantity::Quantity;
 use super::timestamp::Timestamp;
@@ -30,6 +31,9 @@ pub struct Plan {
     pub features: Value,
     pub limits: Vec<Limit>,
     pub prices: Vec<Price>,
+    /// What a bill comes to at least and at most, by its currency.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub commitments: Vec<Commitment>,
     pub spend_caps: Vec<SpendCap>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub credit_grants: Vec<PlanCredits>,
@@ -167,10 +171,17 @@ impl Plan {
         let features = fields.optional("features", Ok);
         let limits = fields.list("limits", CATALOG_ITEMS_MAX, Limit::read);
         let prices = fields.list("prices", CATALOG_ITEMS_MAX, Price::read);
+        let commitments = fields.list("commitments", CATALOG_ITEMS_MAX, Commitment::read);
         let spend_caps = fields.list("spend_caps", CATALOG_ITEMS_MAX, SpendCap::read);
         let credit_grants = fields.list("credit_grants", CATALOG_ITEMS_MAX, PlanCredits::read);
         let credit_alerts = fields.list("credit_alerts", CATALOG_ITEMS_MAX, CreditAlert::read);
         let stripe_price_ids = fields.optional("stripe_price_ids", price_ids);
+        // what is flawed was not read, and would be missed
+        if !fields.is_flawed() {
+            for flaw in commitment::refuse(&commitments, prices.iter()) {
+                fields.flaw(flaw.under("commitments"));
+            }
+        }
         let keys: Vec<&ItemKey> = limits.iter().map(|limit| &limit.key).collect();
         if super::meter::has_repeats(&keys) {
             fields.flaw(Violation::new("duplicate_key", "uses a limit's key twice").under("limits"));
@@ -200,6 +211,7 @@ impl Plan {
             features: features.unwrap_or_else(|| Value::Object(Map::new())),
             limits,
             prices,
+            commitments,
             spend_caps,
             credit_grants,
             credit_alerts,

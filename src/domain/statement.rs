@@ -7,6 +7,7 @@ use super::forecast::{HISTORY_DAYS, Method, Outlook, Series};
 use super::limits::{EVENT_AHEAD_MAX, TREND_DAYS_MAX};
 use super::names::MeterKey;
 use super::pricing::amount::{Amount, MinorUnits};
+use super::pricing::commitment::Commitment;
 use super::pricing::currency::Currency;
 use super::pricing::exchange::Rate;
 use super::pricing::list::PriceList;
@@ -94,6 +95,8 @@ pub struct Day<'s, 'a> {
 pub struct Pricing<'p> {
     pub list: &'p PriceList<'p>,
     pub rate: Option<&'p Rate>,
+    /// What all lines of the period come to at least and at most, in the currency of the prices.
+    pub commitment: Option<&'p Commitment>,
 }
 
 impl Pricing<'_> {
@@ -103,11 +106,15 @@ impl Pricing<'_> {
     }
 
     /// Lines as they are shown.
-    fn shown(&self, lines: Vec<Line>) -> Vec<Line> {
-        match self.rate {
-            None => lines,
-            Some(rate) => lines.iter().map(|line| line.converted(rate)).collect(),
+    fn shown(&self, mut lines: Vec<Line>) -> Vec<Line> {
+        if let Some(rate) = self.rate {
+            lines = lines.iter().map(|line| line.converted(rate)).collect();
         }
+        if let Some(commitment) = self.commitment {
+            let converted = self.rate.map(|rate| commitment.converted(rate));
+            converted.as_ref().unwrap_or(commitment).complete(&mut lines);
+        }
+        lines
     }
 
     /// The sum of the rounded lines, as they are shown.

@@ -17,6 +17,8 @@ use super::names::{ItemKey, PlanKey};
 use super::period::Cycle;
 use super::plan::{OnPlanChange, Plan};
 use super::pricing;
+use super::pricing::commitment::{self, Commitment};
+use super::pricing::currency::Currency;
 use super::pricing::price::Price;
 use super::quantity::Quantity;
 use super::timestamp::Timestamp;
@@ -87,6 +89,8 @@ pub struct Subscription {
     pub overrides: BTreeMap<ItemKey, Option<Quantity>>,
     /// Prices of its own: each in place of its plan's of the same key, or beside those.
     pub prices: Vec<Price>,
+    /// Commitments of its own: each in place of its plan's in the same currency, or beside those.
+    pub commitments: Vec<Commitment>,
     /// The same with those of its plan, as they are counted; made once they are asked for.
     pub sheets: OwnSheets,
     /// Since when its plan, its periods and its prices are what they are.
@@ -111,6 +115,7 @@ pub struct Statement {
     pub ends_at: Option<Timestamp>,
     pub overrides: BTreeMap<ItemKey, Option<Quantity>>,
     pub prices: Vec<Price>,
+    pub commitments: Vec<Commitment>,
 }
 
 impl Statement {
@@ -123,6 +128,7 @@ impl Statement {
         let ends_at = fields.optional("ends_at", fields::timestamp);
         let overrides = fields.optional("overrides", read_overrides);
         let prices = fields.list("prices", CATALOG_ITEMS_MAX, Price::read);
+        let commitments = fields.list("commitments", CATALOG_ITEMS_MAX, Commitment::read);
         if let (Some(start), Some(end)) = (cycle_start, period_end)
             && end <= start
         {
@@ -140,6 +146,7 @@ impl Statement {
             ends_at,
             overrides: overrides.unwrap_or_default(),
             prices,
+            commitments,
         })
     }
 
@@ -163,6 +170,8 @@ impl Statement {
         let mut found = pricing::list::refuse(&self.prices, &beside).err().unwrap_or_default();
         found.extend(catalog.refuse_prices(&self.prices, &beside));
         flaws.extend(found.into_iter().map(|flaw| flaw.under("prices")));
+        let found = commitment::refuse(&self.commitments, beside.into_iter().chain(&self.prices));
+        flaws.extend(found.into_iter().map(|flaw| flaw.under("commitments")));
         if flaws.is_empty() { Ok(()) } else { Err(flaws) }
     }
 }
@@ -172,9 +181,38 @@ fn prices_beside<'a>(plan: &'a Plan, own: &[Price]) -> Vec<&'a Price> {
     plan.prices.iter().filter(|price| own.iter().all(|other| other.key != price.key)).collect()
 }
 
+/// The prices of a plan, each replaced by one of a subscription's own of the same key, and then the others
+/// of its own.
+pub fn prices_of<'a>(plan: Option<&'a Plan>, own: &'a [Price]) -> Cow<'a, [Price]> {
+    let listed = plan.map_or(&[][..], |plan| &plan.prices);
+    if own.is_empty() {
+        return Cow::Borrowed(listed);
+    }
+    let replaced = |price: &Price| own.iter().find(|own| own.key == price.key).unwrap_or(price).clone();
+    let mut prices: Vec<Price> = listed.iter().map(replaced).collect();
+    let is_new = |own: &&Price| listed.iter().all(|price| price.key != own.key);
+    prices.extend(own.iter().filter(is_new).cloned());
+    Cow::Owned(prices)
+}
+
+/// What bounds a bill in a currency: what a subscription has of its own, else its plan's.
+pub fn commitment_of<'a>(
+    plan: Option<&'a Plan>,
+    own: &'a [Commitment],
+    currency: Currency,
+) -> Option<&'a Commitment> {
+    let of_plan = plan.map_or(&[][..], |plan| &plan.commitments);
+    own.iter().chain(of_plan).find(|commitment| commitment.currency == currency)
+}
+
 /// A list of prices that was stored.
 pub fn read_prices(value: Value) -> Read<Vec<Price>> {
     fields::items(value, CATALOG_ITEMS_MAX, Price::read)
+}
+
+/// A list of commitments that was stored.
+pub fn read_commitments(value: Value) -> Read<Vec<Commitment>> {
+    fields::items(value, CATALOG_ITEMS_MAX, Commitment::read)
 }
 
 /// `{"limit": quota}`; null is unlimited.
@@ -219,6 +257,7 @@ impl Subscription {
             fallback_plan: None,
             overrides: BTreeMap::new(),
             prices: Vec::new(),
+            commitments: Vec::new(),
             sheets: OwnSheets::default(),
             terms_since: now,
             pristine_version: None,
@@ -266,22 +305,19 @@ impl Subscription {
         next.ends_at = statement.ends_at;
         next.fallback_plan = None;
         next.overrides = statement.overrides;
+        next.commitments = statement.commitments;
         next.put_prices(statement.prices, now);
         Ok(next)
     }
 
-    /// What its use costs: the prices of its plan, each replaced by its own of the same key, and then
-    /// the others of its own.
+    /// What its use costs.
     pub fn prices<'a>(&'a self, catalog: &'a Catalog) -> Cow<'a, [Price]> {
-        let listed = catalog.plan(&self.plan).map_or(&[][..], |plan| &plan.prices);
-        if self.prices.is_empty() {
-            return Cow::Borrowed(listed);
-        }
-        let own = |price: &Price| self.prices.iter().find(|own| own.key == price.key);
-        let mut prices: Vec<Price> = listed.iter().map(|price| own(price).unwrap_or(price).clone()).collect();
-        let is_new = |own: &&Price| listed.iter().all(|price| price.key != own.key);
-        prices.extend(self.prices.iter().filter(is_new).cloned());
-        Cow::Owned(prices)
+        prices_of(catalog.plan(&self.plan), &self.prices)
+    }
+
+    /// What bounds its bill in a currency.
+    pub fn commitment<'a>(&'a self, catalog: &'a Catalog, currency: Currency) -> Option<&'a Commitment> {
+        commitment_of(catalog.plan(&self.plan), &self.commitments, currency)
     }
 
     /// Notes when it ends, and where it goes then.
@@ -316,6 +352,7 @@ impl Subscription {
         next.ends_at = None;
         next.fallback_plan = None;
         next.overrides = BTreeMap::new();
+        next.commitments = Vec::new();
         next.put_prices(Vec::new(), ends_at);
         Some(next)
     }

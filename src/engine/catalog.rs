@@ -7,6 +7,7 @@ use uuid::Uuid;
 
 use super::{Engine, EngineError, detached, exports};
 use crate::domain::catalog::{Catalog, Change};
+use crate::domain::credits;
 use crate::domain::credits::unit::Unit;
 use crate::domain::environment::Environment;
 use crate::domain::gate::budget;
@@ -50,6 +51,7 @@ impl Engine {
             let rates = store::exchange_rates::all(&mut transaction, environment).await?;
             let now = clock.now(environment, store::usage::now(&mut transaction).await?);
             next.refuse_caps(&rates, now)?;
+            credits::catalog::refuse_money(&next)?;
             let granted = granted_units(&mut transaction, environment, &present, &next).await?;
             let changes = present.changes_to(
                 &next,

@@ -177,7 +177,11 @@ impl Engine {
 
         let statement = Statement::new(calendar, parts);
         let total = statement.total();
-        let pricing = list.as_ref().map(|list| Pricing { list, rate: exchange_rate.as_ref() });
+        let pricing = list.as_ref().map(|list| Pricing {
+            list,
+            rate: exchange_rate.as_ref(),
+            commitment: path.commitment(&terms.catalog, list.currency),
+        });
         let plan = nearest.and_then(|(_, subscription)| terms.catalog.plan(&subscription.plan));
         Ok(Report {
             subject: subject.into_string(),

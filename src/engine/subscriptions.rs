@@ -12,6 +12,7 @@ use crate::domain::fields::Violation;
 use crate::domain::gate::standing::{CounterKey, Member, Path, Terms};
 use crate::domain::limits::HISTORY_ROWS_MAX;
 use crate::domain::names::{PlanKey, SubjectId};
+use crate::domain::pricing::commitment::Commitment;
 use crate::domain::pricing::price::Price;
 use crate::domain::subscription::{End, Statement, Status, Subscription};
 use crate::domain::timestamp::Timestamp;
@@ -34,6 +35,7 @@ pub struct SubscriptionView {
     pub fallback_plan: Option<PlanKey>,
     pub overrides: Value,
     pub prices: Vec<Price>,
+    pub commitments: Vec<Commitment>,
     pub created_at: Timestamp,
     pub updated_at: Timestamp,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -54,6 +56,7 @@ pub struct ChangeView {
     pub fallback_plan: Option<String>,
     pub overrides: Value,
     pub prices: Value,
+    pub commitments: Value,
 }
 
 impl From<HistoryRow> for ChangeView {
@@ -70,6 +73,7 @@ impl From<HistoryRow> for ChangeView {
             fallback_plan: row.fallback_plan,
             overrides: row.overrides,
             prices: row.prices,
+            commitments: row.commitments,
         }
     }
 }
@@ -91,6 +95,7 @@ fn view(
         // keys and numbers always serialise
         overrides: serde_json::to_value(&subscription.overrides).unwrap_or_default(),
         prices: subscription.prices.clone(),
+        commitments: subscription.commitments.clone(),
         created_at,
         updated_at,
         history: None,

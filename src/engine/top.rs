@@ -186,7 +186,8 @@ async fn rate<'h>(
 ) -> Result<(), EngineError> {
     let Some(list) = PriceList::nearest_to(prices, Some(currency)) else { return Ok(()) };
     let exchange_rate = list.exchanged_to(Some(currency), &terms.rates, sight.now)?;
-    let pricing = Pricing { list: &list, rate: exchange_rate.as_ref() };
+    // a commitment is one of a billing period, which this need not be
+    let pricing = Pricing { list: &list, rate: exchange_rate.as_ref(), commitment: None };
     let ids: Vec<i64> = together.iter().map(|holder| holder.subject_id).collect();
     let through = store::subjects::paths_through(&mut sight.snapshot, &ids).await?;
     let mut whose = Holders::default();

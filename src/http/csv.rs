@@ -71,7 +71,7 @@ pub(super) fn invoice(invoice: &InvoiceView) -> Result<Response, Problem> {
             invoice.customer.clone(),
             line.kind.as_str().to_owned(),
             line.plan.clone(),
-            line.price.clone(),
+            line.price.clone().unwrap_or_default(),
             line.meter.clone().unwrap_or_default(),
             filter.unwrap_or_default(),
             line.period.start.clone(),

@@ -6,7 +6,7 @@ use std::fmt::Write as _;
 use axum::http::header;
 use axum::response::{Html, IntoResponse, Response};
 
-use crate::domain::invoice::line::{InvoiceLine, LineTier};
+use crate::domain::invoice::line::{InvoiceLine, Kind, LineTier};
 use crate::domain::pricing::amount::{Amount, MinorUnits};
 use crate::domain::pricing::currency::Currency;
 use crate::engine::InvoiceView;
@@ -59,8 +59,9 @@ fn html(invoice: &InvoiceView) -> String {
 }
 
 fn row(line: &InvoiceLine, currency: Currency) -> String {
-    let mut item = format!("<strong>{}</strong>", escaped(&line.price));
-    if let Some(meter) = line.meter.as_ref().filter(|meter| **meter != line.price) {
+    let name = line.price.as_ref().unwrap_or(&line.model);
+    let mut item = format!("<strong>{}</strong>", escaped(name));
+    if let Some(meter) = line.meter.as_ref().filter(|meter| *meter != name) {
         write!(item, " {}", escaped(meter)).ok();
     }
     let mut notes = Vec::new();
@@ -70,6 +71,10 @@ fn row(line: &InvoiceLine, currency: Currency) -> String {
     match &line.corrects {
         Some(number) => notes.push(format!("correction of {number}")),
         None => notes.push(format!("plan {}", line.plan)),
+    }
+    if let Some(bound) = &line.bound {
+        let side = if line.kind == Kind::Minimum { "least" } else { "most" };
+        notes.push(format!("all lines come to {} at {side}", exact(bound.as_str(), currency)));
     }
     notes.push(format!("{} to {}", line.period.start, line.period.end));
     let notes: Vec<String> = notes.iter().map(|note| escaped(note)).collect();

@@ -217,7 +217,7 @@ pub async fn payers(
     let rows = sqlx::query(
         "select s.customer_id, s.id from subjects s join subscriptions sub on sub.subject_id = s.id
          where s.environment = $1 and s.customer_id is not null
-           and (exists (select from subscription_history h where h.subject_id = s.id and h.plan = any($2))
+           and (exists (select from subscription_history h where h.subject_id = s.id and (h.plan = any($2) or h.prices <> '[]'))
                 or exists (select from invoices i where i.customer_id = s.customer_id))
            and not exists (select from invoices i where i.customer_id = s.customer_id and i.status = 'draft'
                            and i.period_to > $3 and i.looked_at >= sub.updated_at)

@@ -13,14 +13,16 @@ use crate::domain::environment::Environment;
 use crate::domain::fields;
 use crate::domain::names::PlanKey;
 use crate::domain::period::Cycle;
-use crate::domain::subscription::{OwnSheets, Status, Subscription, read_overrides, read_prices};
+use crate::domain::subscription::{
+    OwnSheets, Status, Subscription, read_commitments, read_overrides, read_prices,
+};
 use crate::domain::timestamp::Timestamp;
 use crate::domain::window::Span;
 
 /// The columns of a subscription, under the alias `sub`.
 pub(super) const COLUMNS: &str =
     "sub.plan, sub.status, sub.cycle_anchor, sub.period_start, sub.period_end, sub.ends_at,
-     sub.fallback_plan, sub.overrides, sub.prices, sub.terms_since, sub.pristine_version, sub.resets";
+     sub.fallback_plan, sub.overrides, sub.prices, sub.commitments, sub.terms_since, sub.pristine_version, sub.resets";
 
 #[derive(Debug, Clone)]
 pub struct SubscriptionRow {
@@ -43,6 +45,7 @@ pub struct HistoryRow {
     pub fallback_plan: Option<String>,
     pub overrides: Value,
     pub prices: Value,
+    pub commitments: Value,
 }
 
 fn unreadable(what: impl std::fmt::Debug) -> StoreError {
@@ -59,6 +62,7 @@ pub(super) fn read(row: &PgRow) -> Result<Option<Subscription>, StoreError> {
     let fallback: Option<String> = row.try_get("fallback_plan")?;
     let (Json(overrides), Json(prices)): (Json<Value>, Json<Value>) =
         (row.try_get("overrides")?, row.try_get("prices")?);
+    let Json(commitments): Json<Value> = row.try_get("commitments")?;
     let Json(resets): Json<Map<String, Value>> = row.try_get("resets")?;
     let reset = |(definition, at): (String, Value)| {
         let definition = Uuid::try_parse(&definition).map_err(unreadable)?;
@@ -75,6 +79,7 @@ pub(super) fn read(row: &PgRow) -> Result<Option<Subscription>, StoreError> {
         fallback_plan: fallback.map(key).transpose()?,
         overrides: read_overrides(overrides).map_err(unreadable)?,
         prices: read_prices(prices).map_err(unreadable)?,
+        commitments: read_commitments(commitments).map_err(unreadable)?,
         sheets: OwnSheets::default(),
         terms_since: row.try_get("terms_since")?,
         pristine_version: row.try_get("pristine_version")?,
@@ -116,17 +121,17 @@ pub async fn write(
         "with written as (
              insert into subscriptions (subject_id, environment, plan, status, cycle_anchor, period_start, period_end,
                                         ends_at, fallback_plan, overrides, terms_since, pristine_version, resets, created_at,
-                                        updated_at, prices)
-             values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $15, $15, $16)
+                                        updated_at, prices, commitments)
+             values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $15, $15, $16, $17)
              on conflict on constraint subscriptions_pk do update set
                  plan = excluded.plan, status = excluded.status, cycle_anchor = excluded.cycle_anchor,
                  period_start = excluded.period_start, period_end = excluded.period_end, ends_at = excluded.ends_at,
                  fallback_plan = excluded.fallback_plan, overrides = excluded.overrides,
-                 prices = excluded.prices, terms_since = excluded.terms_since, pristine_version = excluded.pristine_version, resets = excluded.resets,
+                 prices = excluded.prices, commitments = excluded.commitments, terms_since = excluded.terms_since, pristine_version = excluded.pristine_version, resets = excluded.resets,
                  updated_at = excluded.updated_at)
          insert into subscription_history (subject_id, change, plan, status, cycle_anchor, period_start, period_end,
-                                           ends_at, fallback_plan, overrides, at, prices)
-         values ($1, $14, $3, $4, $5, $6, $7, $8, $9, $10, $15, $16)",
+                                           ends_at, fallback_plan, overrides, at, prices, commitments)
+         values ($1, $14, $3, $4, $5, $6, $7, $8, $9, $10, $15, $16, $17)",
     )
     .bind(subject_id)
     .bind(environment.code())
@@ -144,6 +149,7 @@ pub async fn write(
     .bind(change)
     .bind(at)
     .bind(Json(&subscription.prices))
+    .bind(Json(&subscription.commitments))
     .execute(connection)
     .await?;
     Ok(())
@@ -228,7 +234,7 @@ pub async fn history(
 ) -> Result<Vec<HistoryRow>, StoreError> {
     let mut rows = sqlx::query(
         "select at, change, plan, status, cycle_anchor, period_start, period_end, ends_at, fallback_plan, overrides,
-                prices
+                prices, commitments
          from subscription_history where subject_id = $1 order by id desc limit $2",
     )
     .bind(subject_id)
@@ -239,6 +245,7 @@ pub async fn history(
     rows.iter()
         .map(|row| {
             let (Json(overrides), Json(prices)) = (row.try_get("overrides")?, row.try_get("prices")?);
+            let Json(commitments) = row.try_get("commitments")?;
             Ok(HistoryRow {
                 at: row.try_get("at")?,
                 change: row.try_get("change")?,
@@ -251,6 +258,7 @@ pub async fn history(
                 fallback_plan: row.try_get("fallback_plan")?,
                 overrides,
                 prices,
+                commitments,
             })
         })
         .collect()

@@ -1,5 +1,6 @@
 //! Invoices: what a draft says, what is numbered and stays, and the biller's beside ours.
 
+mod commitments;
 mod comparing;
 mod corrections;
 mod drafts;
@@ -129,7 +130,7 @@ fn assert_adds_up(invoice: &Value) {
     assert_eq!(invoice["total"], sum, "{invoice}");
 }
 
-/// `number status start..end total: price quantity amount, …`
+/// `number status start..end total: price quantity amount, …`; what is of no price by its model
 fn told(invoice: &Value) -> String {
     let text = |value: &Value| value.as_str().unwrap_or("-").to_owned();
     let day = |name: &str| text(&invoice["period"][name])[5..10].to_owned();
@@ -139,7 +140,8 @@ fn told(invoice: &Value) -> String {
         } else {
             String::new()
         };
-        format!("{} {} {}{kind}", text(&line["price"]), line["quantity"], line["rounded_amount"])
+        let name = line["price"].as_str().or(line["model"].as_str()).unwrap();
+        format!("{name} {} {}{kind}", line["quantity"], line["rounded_amount"])
     };
     let lines: Vec<String> = invoice["lines"].as_array().unwrap().iter().map(line).collect();
     format!(

@@ -2,6 +2,7 @@
 
 mod ahead;
 mod catalog;
+mod commitments;
 mod costs;
 mod quotes;
 mod rates;

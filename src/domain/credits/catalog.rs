@@ -1,8 +1,9 @@
 //! What the catalog may say of credits, and what a change of it changes.
 
+use super::money;
 use super::unit::Unit;
 use crate::domain::catalog::{Action, Catalog, Change, Kind, differing, refuse_filter};
-use crate::domain::fields::Violation;
+use crate::domain::fields::{Read, Violation};
 use crate::domain::meter::{Meter, has_repeats};
 use crate::domain::names::ItemKey;
 use crate::domain::period::Period;
@@ -58,6 +59,23 @@ pub fn inconsistencies(catalog: &Catalog, flaws: &mut Vec<Violation>) {
             flaws.extend(missing.map(at));
         }
     }
+}
+
+/// What speaks against money that plans give, when they are applied: nobody could burn it. Plans that were
+/// applied before that was asked are read all the same.
+pub fn refuse_money(catalog: &Catalog) -> Read<()> {
+    let mut flaws = Vec::new();
+    for (index, plan) in catalog.plans.iter().enumerate() {
+        for (position, credits) in plan.credit_grants.iter().enumerate() {
+            let Unit::Currency(currency) = credits.unit else { continue };
+            let flaw = money::refuse(&plan.limits, &plan.prices, currency);
+            flaws.extend(flaw.map(|flaw| {
+                let flaw = flaw.under(&position.to_string()).under("credit_grants");
+                flaw.under(&index.to_string()).under("plans")
+            }));
+        }
+    }
+    if flaws.is_empty() { Ok(()) } else { Err(flaws) }
 }
 
 /// What speaks against granting credits in a unit.

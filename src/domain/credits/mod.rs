@@ -5,6 +5,7 @@ pub mod accounts;
 pub mod catalog;
 pub mod cover;
 pub mod grant;
+pub mod money;
 pub mod offers;
 pub mod rate;
 pub mod recurrence;

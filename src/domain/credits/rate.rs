@@ -1,13 +1,14 @@
 //! What a unit of a meter costs in the unit of a grant. Amounts are kept to nine digits: a part of the
 //! last one is charged as a whole one, and never given twice.
 
+use super::money::{Counted, Step};
 use super::unit::Unit;
 use crate::domain::catalog::Catalog;
 use crate::domain::event::Properties;
-use crate::domain::names::{MeterKey, PlanKey};
+use crate::domain::names::MeterKey;
 use crate::domain::pricing::amount::Amount;
 use crate::domain::pricing::list::PriceList;
-use crate::domain::pricing::price::{Model, Price};
+use crate::domain::pricing::price::Price;
 use crate::domain::quantity::{Quantity, Total};
 use crate::domain::timestamp::Timestamp;
 
@@ -23,40 +24,31 @@ pub enum Rate {
 #[derive(Debug, Clone, Copy)]
 pub struct Use<'a> {
     pub catalog: &'a Catalog,
-    /// The holder's own.
-    pub plan: &'a PlanKey,
+    /// Those of the holder's own subscription.
+    pub prices: &'a [Price],
     pub meter: &'a MeterKey,
     pub properties: &'a Properties,
+    /// What the limits that it passes have counted before what is to be paid for.
+    pub counted: &'a [Counted<'a>],
     pub at: Timestamp,
 }
 
 impl Use<'_> {
-    /// None where a grant in that unit does not pay for it.
-    pub fn rate(&self, unit: &Unit) -> Option<Rate> {
-        match unit {
-            Unit::Meter(meter) => (meter == self.meter).then_some(Rate::One),
+    /// What the next units cost, after some `further` ones that grants bear already. None where a grant in that
+    /// unit does not pay for them.
+    pub fn step(&self, unit: &Unit, further: Quantity) -> Option<Step> {
+        let rate = match unit {
+            Unit::Meter(meter) => (meter == self.meter).then_some(Rate::One)?,
             Unit::CreditUnit(key) => {
-                let cost = self.catalog.credit_unit(key)?.cost_of(self.meter, self.properties)?;
-                Some(Rate::Of(cost.into()))
+                Rate::Of(self.catalog.credit_unit(key)?.cost_of(self.meter, self.properties)?.into())
             }
             Unit::Currency(currency) => {
-                let prices = &self.catalog.plan(self.plan)?.prices;
-                let price = PriceList::of(prices, *currency).rating(self.meter, self.properties, self.at)?;
-                unit_price(price).filter(|amount| *amount > Amount::default()).map(Rate::Of)
+                let list = PriceList::of(self.prices, *currency);
+                let price = list.rating(self.meter, self.properties, self.at)?;
+                return Step::at(price, &list, self.counted, further);
             }
-        }
-    }
-}
-
-/// What a unit costs, where that does not depend on how much was used before.
-pub fn unit_price(price: &Price) -> Option<Amount> {
-    let is_plain =
-        price.free_units.is_zero() && price.minimum_amount.is_none() && price.maximum_amount.is_none();
-    match &price.model {
-        Model::PerUnit { unit_amount, per_units } if is_plain => {
-            Some(unit_amount.divided_by(&(*per_units).into()))
-        }
-        _ => None,
+        };
+        Some(Step { rate, units: None })
     }
 }
 

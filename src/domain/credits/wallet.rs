@@ -10,6 +10,7 @@ use uuid::Uuid;
 
 use super::accounts::{Account, Cause, Kind, Movement};
 use super::grant::Grant;
+use super::money::Step;
 use super::rate::{Use, share};
 use super::unit::Unit;
 use crate::domain::names::MeterKey;
@@ -256,15 +257,21 @@ impl Wallet {
             if left.is_zero() {
                 break;
             }
-            let available = purse.available - taken.get(&purse.grant.id).copied().unwrap_or_default();
-            if available <= Total::default() {
-                continue;
-            }
-            let Some(rate) = of.rate(&purse.grant.unit) else { continue };
-            let quantity = rate.affords(available).min(left);
-            if !quantity.is_zero() {
-                left = left.above(quantity);
-                parts.push(Part { grant: purse.grant.id, quantity, amount: rate.amount_of(quantity) });
+            let mut available = purse.available - taken.get(&purse.grant.id).copied().unwrap_or_default();
+            // a part for each price, so that whatever is cut off one has that price
+            while !left.is_zero() && available > Total::default() {
+                let step = of.step(&purse.grant.unit, quantity.above(left));
+                let Some(Step { rate, units }) = step else { break };
+                let paid = rate.affords(available).min(left).min(units.unwrap_or(Quantity::MAX));
+                if paid.is_zero() {
+                    break;
+                }
+                let amount = rate.amount_of(paid);
+                (left, available) = (left.above(paid), available - amount);
+                parts.push(Part { grant: purse.grant.id, quantity: paid, amount });
+                if units != Some(paid) {
+                    break;
+                }
             }
         }
         parts

@@ -13,6 +13,7 @@ use super::reservation::{Record, Reservation};
 use super::standing::{Match, Path};
 use crate::domain::credits::accounts::Cause;
 use crate::domain::credits::cover::{Cover, Share};
+use crate::domain::credits::money::Counted;
 use crate::domain::credits::rate::Use;
 use crate::domain::credits::wallet::{Parts, Taken, Wallet, quantity_of};
 use crate::domain::event::Properties;
@@ -84,20 +85,29 @@ fn greatest(limits: &[(Match<'_>, Level)], more: Total) -> Quantity {
 }
 
 impl Book<'_> {
-    fn parts(
+    /// What the grants of a subject bear of a quantity that its limits fall short of where `more` is used.
+    fn parts<'p>(
         &self,
-        limits: &[(Match<'_>, Level)],
+        limits: &[(Match<'p>, Level)],
         (meter, properties): (&MeterKey, &Properties),
+        more: Total,
         quantity: Quantity,
         taken: &Taken,
     ) -> Parts {
         let Some((first, _)) = limits.first() else { return Parts::new() };
         let Some(wallet) = self.credits.wallets.get(&first.member.subject_id) else { return Parts::new() };
+        let need = greatest(limits, more);
+        let counted = |(found, level): &(Match<'p>, Level)| Counted {
+            limit: &found.terms.limit,
+            before: level.used + level.held + more - need.into(),
+        };
+        let counted: Vec<Counted<'_>> = limits.iter().map(counted).collect();
         let of = Use {
             catalog: &self.terms.catalog,
-            plan: &first.subscription.plan,
+            prices: &first.subscription.prices(&self.terms.catalog),
             meter,
             properties,
+            counted: &counted,
             at: self.moment.now,
         };
         wallet.parts(quantity, &of, taken, self.moment.now)
@@ -121,7 +131,7 @@ impl Book<'_> {
         let (mut left, mut short) = (Total::from(asked), BTreeSet::new());
         for (subject_id, limits) in &extended {
             let need = greatest(limits, asked.into());
-            let covers = |quantity| quantity_of(&self.parts(limits, of, quantity, taken));
+            let covers = |quantity| quantity_of(&self.parts(limits, of, asked.into(), quantity, taken));
             if need.is_zero() || covers(need) >= need {
                 continue;
             }
@@ -157,7 +167,8 @@ impl Book<'_> {
         }
         for (subject_id, limits) in extended(limits) {
             let need = greatest(&limits, asked.quantity.into());
-            let parts = self.parts(&limits, (asked.meter, asked.properties), need, taken);
+            let of = (asked.meter, asked.properties);
+            let parts = self.parts(&limits, of, asked.quantity.into(), need, taken);
             for part in &parts {
                 let sum = taken.entry(part.grant).or_default();
                 *sum = *sum + part.amount;
@@ -209,7 +220,7 @@ impl Book<'_> {
         for limits in extended(limits).into_values() {
             let need = greatest(&limits, more);
             let of = (asked.meter, asked.properties);
-            if need.is_zero() || quantity_of(&self.parts(&limits, of, need, taken)) >= need {
+            if need.is_zero() || quantity_of(&self.parts(&limits, of, more, need, taken)) >= need {
                 continue;
             }
             let short = limits.iter().filter(|(found, level)| !shortfall(found, *level, more).is_zero());
@@ -344,7 +355,8 @@ impl Book<'_> {
             if need.is_zero() {
                 continue;
             }
-            let parts = self.parts(&limits, (meter, properties), need, &Taken::new());
+            let nothing = Total::default();
+            let parts = self.parts(&limits, (meter, properties), nothing, need, &Taken::new());
             let borne = quantity_of(&parts);
             let owed_before = greatest(&limits, Total::default() - quantity.into());
             let uncovered = need.above(borne).above(owed_before);

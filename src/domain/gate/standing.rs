@@ -13,6 +13,8 @@ use crate::domain::limits::{CLOSING, EVENT_AHEAD_MAX};
 use crate::domain::meter::{Aggregation, StoredMeter};
 use crate::domain::names::{ItemKey, MeterKey, PlanKey, SubjectId};
 use crate::domain::plan::{Enforcement, Limit, Overage, Plan};
+use crate::domain::pricing::commitment::Commitment;
+use crate::domain::pricing::currency::Currency;
 use crate::domain::pricing::exchange::Rates;
 use crate::domain::pricing::price::Price;
 use crate::domain::quantity::Quantity;
@@ -80,6 +82,13 @@ impl Path {
     pub fn prices<'a>(&'a self, catalog: &'a Catalog) -> Option<Cow<'a, [Price]>> {
         let subscriptions = self.members.iter().filter_map(|member| member.subscription.as_ref());
         subscriptions.map(|subscription| subscription.prices(catalog)).find(|prices| !prices.is_empty())
+    }
+
+    /// What bounds the bill of the subject at its start: where the prices are those of its own plan, for a
+    /// bill is that of whoever is on a plan, and of nobody below.
+    pub fn commitment<'a>(&'a self, catalog: &'a Catalog, currency: Currency) -> Option<&'a Commitment> {
+        let own = self.members.first()?.subscription.as_ref()?;
+        if own.prices(catalog).is_empty() { None } else { own.commitment(catalog, currency) }
     }
 
     /// Whether a subscription on it has come to its end without that being carried out.

@@ -5,13 +5,13 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use serde_json::{Number, Value};
 
-use super::timeline::Stretch;
 use crate::domain::fields;
 use crate::domain::fields::{Fields, Read};
 use crate::domain::names::PlanKey;
 use crate::domain::pricing::amount::MinorUnits;
+use crate::domain::pricing::commitment::{Bound, Commitment};
 use crate::domain::pricing::price::Price;
-use crate::domain::pricing::rating::Line;
+use crate::domain::pricing::rating::{Line, LineModel};
 use crate::domain::quantity::Total;
 use crate::domain::window::Span;
 
@@ -21,6 +21,10 @@ pub enum Kind {
     Usage,
     /// For a plan as a whole, once an invoice.
     Fee,
+    /// What all lines together are short of the least that they come to.
+    Minimum,
+    /// What they have above the most.
+    Maximum,
     /// What an earlier invoice would have said differently, had it known what is known now.
     Correction,
 }
@@ -30,6 +34,8 @@ impl Kind {
         match self {
             Self::Usage => "usage",
             Self::Fee => "fee",
+            Self::Minimum => "minimum",
+            Self::Maximum => "maximum",
             Self::Correction => "correction",
         }
     }
@@ -53,7 +59,8 @@ impl From<Span> for LinePeriod {
 pub struct InvoiceLine {
     pub kind: Kind,
     pub plan: String,
-    pub price: String,
+    /// None: a bound of all lines.
+    pub price: Option<String>,
     pub meter: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub filter: Option<BTreeMap<String, Vec<String>>>,
@@ -70,6 +77,9 @@ pub struct InvoiceLine {
     /// What a minimum or a maximum of the price adds or takes off.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub adjustment: Option<Number>,
+    /// Of a bound: what all lines come to at least, or at most.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bound: Option<Number>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -82,7 +92,13 @@ pub struct LineTier {
 }
 
 /// What tells the lines of an invoice apart.
-pub type LineKey = (String, String, LinePeriod);
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct LineKey {
+    plan: String,
+    price: Option<String>,
+    model: String,
+    period: LinePeriod,
+}
 
 /// What of a line a correction changes.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -110,9 +126,14 @@ impl InvoiceLine {
         // words always serialise
         let model = serde_json::to_value(line.model).unwrap_or_default();
         Self {
-            kind: if line.meter.is_some() { Kind::Usage } else { Kind::Fee },
+            kind: match (line.model, &line.meter) {
+                (LineModel::Bound(Bound::Minimum), _) => Kind::Minimum,
+                (LineModel::Bound(Bound::Maximum), _) => Kind::Maximum,
+                (_, Some(_)) => Kind::Usage,
+                (_, None) => Kind::Fee,
+            },
             plan: plan.to_string(),
-            price: line.price.to_string(),
+            price: line.price.as_ref().map(ToString::to_string),
             meter: line.meter.as_ref().map(ToString::to_string),
             filter: (!filter.is_empty()).then_some(filter),
             model: model.as_str().unwrap_or_default().to_owned(),
@@ -123,11 +144,22 @@ impl InvoiceLine {
             rounded_amount: number(line.rounded_amount.to_string()),
             tiers: tiers.collect(),
             adjustment: (!line.adjustment.is_zero()).then(|| number(line.adjustment.to_string())),
+            bound: line.bound.as_ref().map(|bound| number(bound.to_string())),
         }
     }
 
     pub fn key(&self) -> LineKey {
-        (self.plan.clone(), self.price.clone(), self.period.clone())
+        LineKey {
+            plan: self.plan.clone(),
+            price: self.price.clone(),
+            model: self.model.clone(),
+            period: self.period.clone(),
+        }
+    }
+
+    /// Whether it is a commitment that all lines keep to by themselves: there is nothing to show.
+    pub fn is_kept_to(&self) -> bool {
+        matches!(self.kind, Kind::Minimum | Kind::Maximum) && self.rounded() == MinorUnits::default()
     }
 
     pub fn rounded(&self) -> MinorUnits {
@@ -154,6 +186,7 @@ impl InvoiceLine {
             rounded_amount: number(amount.to_string()),
             tiers: Vec::new(),
             adjustment: None,
+            bound: None,
             ..self.clone()
         })
     }
@@ -167,9 +200,14 @@ pub fn total(lines: &[InvoiceLine]) -> MinorUnits {
 /// By what a stretch of a period was rated.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Terms {
-    pub stretch: Stretch,
-    /// Those of the plan in the invoice's currency.
+    pub plan: PlanKey,
+    pub span: Span,
+    /// Whether what was used in it is paid for.
+    pub is_billed: bool,
+    /// Those of the plan and of the subscription in the invoice's currency.
     pub prices: Vec<Price>,
+    /// What the whole invoice comes to at least and at most: as the last plan says, as with fees.
+    pub commitment: Option<Commitment>,
     /// Whether fees of the plan as a whole fall due with it: once, by the last.
     pub with_fees: bool,
 }
@@ -177,11 +215,12 @@ pub struct Terms {
 impl Terms {
     pub fn to_json(&self) -> Value {
         serde_json::json!({
-            "plan": self.stretch.plan,
-            "period": self.stretch.span,
-            "billed": self.stretch.is_billed,
+            "plan": self.plan,
+            "period": self.span,
+            "billed": self.is_billed,
             "with_fees": self.with_fees,
             "prices": self.prices,
+            "commitment": self.commitment,
         })
     }
 
@@ -199,13 +238,14 @@ impl Terms {
         let is_billed = fields.required("billed", fields::boolean);
         let with_fees = fields.required("with_fees", fields::boolean);
         let prices = fields.required("prices", |v| fields::items(v, usize::MAX, Price::read));
+        let commitment = fields.optional("commitment", Commitment::read);
         fields.finish()?;
         let (Some(plan), Some(span), Some(is_billed), Some(with_fees), Some(prices)) =
             (plan, span, is_billed, with_fees, prices)
         else {
             return Err(Vec::new());
         };
-        Ok(Self { stretch: Stretch { plan, span, is_billed }, prices, with_fees })
+        Ok(Self { plan, span, is_billed, prices, commitment, with_fees })
     }
 }
 
@@ -228,6 +268,10 @@ mod tests {
         .unwrap()
     }
 
+    fn minimum(amount: i64) -> Commitment {
+        Commitment::read(json!({"currency": "usd", "minimum_amount": amount})).unwrap()
+    }
+
     fn line(quantity: i64) -> InvoiceLine {
         let used = Used { quantity: quantity.into(), ..Used::default() };
         InvoiceLine::of(&PlanKey::parse("pro").unwrap(), span(), &price().rate(&used))
@@ -236,15 +280,41 @@ mod tests {
     #[test]
     fn what_is_kept_reads_back_as_it_was() {
         let terms = Terms {
-            stretch: Stretch { plan: PlanKey::parse("pro").unwrap(), span: span(), is_billed: true },
+            plan: PlanKey::parse("pro").unwrap(),
+            span: span(),
+            is_billed: true,
             prices: vec![price()],
+            commitment: Some(minimum(500)),
             with_fees: true,
         };
         assert_eq!(Terms::read(terms.to_json()).unwrap(), terms);
+        // as it was kept before there were any
+        let mut older = terms.to_json();
+        older.as_object_mut().unwrap().remove("commitment");
+        assert_eq!(Terms::read(older).unwrap(), Terms { commitment: None, ..terms });
         let line = line(25);
         let text = serde_json::to_string(&line).unwrap();
         assert_eq!(serde_json::from_str::<InvoiceLine>(&text).unwrap(), line);
         assert_eq!((line.rounded_amount.as_str(), line.amount.as_str()), ("23", "23.23456789012"));
+    }
+
+    #[test]
+    fn a_minimum_gives_way_to_what_is_used_late() {
+        let of = |sum: i64| {
+            let bound = minimum(500).lines(&sum.into()).next().unwrap();
+            InvoiceLine::of(&PlanKey::parse("pro").unwrap(), span(), &bound)
+        };
+        let first = of(200);
+        assert_eq!((first.kind, first.price.clone(), first.is_kept_to()), (Kind::Minimum, None, false));
+        assert!(of(500).is_kept_to());
+        assert_eq!(first.key(), of(900).key());
+        // 100 more, and 100 less that are to make up; beyond the minimum it is given back whole
+        for (sum, expected) in [(200, None), (300, Some("-100")), (900, Some("-300"))] {
+            let correction = of(sum).correction(&first.billed(), "MG-000001");
+            assert_eq!(correction.as_ref().map(|line| line.rounded_amount.as_str()), expected, "{sum}");
+        }
+        let text = serde_json::to_string(&first).unwrap();
+        assert_eq!(serde_json::from_str::<InvoiceLine>(&text).unwrap(), first);
     }
 
     #[test]

@@ -3,6 +3,8 @@
 
 use crate::domain::names::PlanKey;
 use crate::domain::period::Cycle;
+use crate::domain::pricing::commitment::Commitment;
+use crate::domain::pricing::price::Price;
 use crate::domain::subscription::Status;
 use crate::domain::timestamp::Timestamp;
 use crate::domain::window::Span;
@@ -10,11 +12,19 @@ use crate::domain::window::Span;
 /// More periods than anybody has: a day each for many years.
 const PERIODS_MAX: usize = 20_000;
 
+/// What a subscription has in place of its plan's, or beside it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Own {
+    pub prices: Vec<Price>,
+    pub commitments: Vec<Commitment>,
+}
+
 /// What a subscription was changed to, and when.
 #[derive(Debug, Clone)]
 pub struct Turn {
     pub at: Timestamp,
     pub plan: PlanKey,
+    pub own: Own,
     pub status: Status,
     pub cycle: Cycle,
     /// Whether what was there before ended with it, and is billed up to then.
@@ -28,10 +38,12 @@ impl Turn {
     }
 }
 
-/// A time within a billing period in which one plan was in force.
+/// A time within a billing period in which one plan, with the same prices, was in force.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Stretch {
     pub plan: PlanKey,
+    /// As it was at the end.
+    pub own: Own,
     pub span: Span,
     /// Whether what was used in it is paid for.
     pub is_billed: bool,
@@ -120,11 +132,17 @@ impl Timeline {
                 continue;
             }
             match stretches.last_mut() {
-                Some(last) if last.plan == turn.plan && last.is_billed == turn.is_billed() => {
+                Some(last)
+                    if last.plan == turn.plan
+                        && last.own.prices == turn.own.prices
+                        && last.is_billed == turn.is_billed() =>
+                {
                     last.span.to = part.to;
+                    last.own.commitments.clone_from(&turn.own.commitments);
                 }
                 _ => stretches.push(Stretch {
                     plan: turn.plan.clone(),
+                    own: turn.own.clone(),
                     span: part,
                     is_billed: turn.is_billed(),
                 }),
@@ -147,13 +165,15 @@ fn begins(before: &Turn, turn: &Turn) -> Timestamp {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use serde_json::json;
 
     fn at(text: &str) -> Timestamp {
         let full = if text.len() == 10 { format!("{text}T00:00:00Z") } else { text.to_owned() };
         Timestamp::parse(&full).unwrap()
     }
 
-    /// `at plan status anchor [start..end]`; a `!` after the status closes what was before.
+    /// `at plan status anchor [start..end]`; a `!` after the status closes what was before. A plan may have
+    /// a fee and a minimum of its own: `plan:fee:minimum`.
     fn turn(text: &str) -> Turn {
         let words: Vec<&str> = text.split(' ').collect();
         let status = words[2].trim_end_matches('!');
@@ -162,9 +182,18 @@ mod tests {
             let (from, to) = period.split_once("..").unwrap();
             Span { from: at(from), to: at(to) }
         });
+        let mut plan = words[1].split(':');
+        let key = PlanKey::parse(plan.next().unwrap()).unwrap();
+        let fee = |amount| json!({"key": "fee", "model": "flat", "currency": "usd", "amount": amount});
+        let minimum = |amount| json!({"currency": "usd", "minimum_amount": amount});
+        let own = Own {
+            prices: plan.next().map(|amount| Price::read(fee(amount)).unwrap()).into_iter().collect(),
+            commitments: plan.next().map(|it| Commitment::read(minimum(it)).unwrap()).into_iter().collect(),
+        };
         Turn {
             at: at(words[0]),
-            plan: PlanKey::parse(words[1]).unwrap(),
+            plan: key,
+            own,
             status: *status,
             cycle: Cycle { anchor: at(words[3]), billing },
             closes: words[2].ends_with('!'),
@@ -179,7 +208,10 @@ mod tests {
         let timeline = Timeline::of(turns.iter().map(|text| turn(text)).collect());
         let show = |period: BillingPeriod| {
             let stretch = |it: &Stretch| {
-                format!("{}{}@{}", it.plan, if it.is_billed { "" } else { "-" }, day(it.span.from))
+                let minimum = it.own.commitments.iter().filter_map(|own| own.minimum_amount.as_ref());
+                let own: Vec<String> = minimum.map(|minimum| format!(":{minimum}")).collect();
+                let free = if it.is_billed { "" } else { "-" };
+                format!("{}{}{free}@{}", it.plan, own.concat(), day(it.span.from))
             };
             let stretches: Vec<String> = period.stretches.iter().map(stretch).collect();
             format!("{}..{} {}", day(period.span.from), day(period.span.to), stretches.join(" "))
@@ -300,5 +332,15 @@ mod tests {
         for (turns, until, now, expected) in cases {
             assert_eq!(told(turns, *until, now), *expected, "{turns:?}");
         }
+    }
+
+    #[test]
+    fn prices_of_its_own_part_a_period_and_of_commitments_the_last_counts() {
+        let turns = [
+            "2026-01-05 pro:1:10 active 2026-01-05",
+            "2026-01-10 pro:1:20 active 2026-01-05",
+            "2026-01-20 pro:2:30 active 2026-01-05",
+        ];
+        assert_eq!(told(&turns, None, "2026-01-21"), ["01-05..02-05 pro:20@01-05 pro:30@01-20"]);
     }
 }

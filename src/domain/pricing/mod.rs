@@ -5,6 +5,7 @@ pub mod amount;
 pub mod cap;
 #[cfg(test)]
 mod cases;
+pub mod commitment;
 pub mod currency;
 pub mod exchange;
 pub mod list;

@@ -6,6 +6,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::amount::MinorUnits;
+use super::commitment::{self, Commitment};
 use super::currency::Currency;
 use super::exchange::{Rate, Rates};
 use super::list::{self, PriceList};
@@ -33,7 +34,7 @@ pub struct QuoteRequest {
 #[derive(Debug, Clone)]
 pub enum Basis {
     Plan(PlanKey),
-    Prices(Vec<Price>),
+    Prices { prices: Vec<Price>, commitments: Vec<Commitment> },
 }
 
 #[derive(Debug, Clone)]
@@ -73,12 +74,22 @@ impl QuoteRequest {
             list::refuse(&prices, &[])?;
             Ok(prices)
         });
+        let commitments = fields.list("commitments", CATALOG_ITEMS_MAX, Commitment::read);
         let currency = fields.optional("currency", Currency::read);
         let usage = fields.list("usage", CATALOG_ITEMS_MAX, QuotedUse::read);
         let at = fields.optional("at", fields::timestamp);
+        if plan.is_some() && !commitments.is_empty() {
+            let detail = "a plan has its own; give them with `prices`";
+            fields.flaw(Violation::new("conflicting_fields", detail).under("commitments"));
+        }
         let basis = match (plan, prices) {
             (Some(plan), None) => Some(Basis::Plan(plan)),
-            (None, Some(prices)) => Some(Basis::Prices(prices)),
+            (None, Some(prices)) => {
+                for flaw in commitment::refuse(&commitments, prices.iter()) {
+                    fields.flaw(flaw.under("commitments"));
+                }
+                Some(Basis::Prices { prices, commitments })
+            }
             (Some(_), Some(_)) => {
                 fields.flaw(Violation::new("conflicting_fields", "give either `plan` or `prices`"));
                 None
@@ -99,7 +110,7 @@ impl QuoteRequest {
 
     /// Rates it under a catalog.
     pub fn rate(&self, catalog: &Catalog, rates: &Rates, now: Timestamp) -> Read<Quote> {
-        let prices = self.prices(catalog)?;
+        let (prices, commitments) = self.prices(catalog)?;
         self.refuse_unknown_meters(catalog, prices)?;
         let Some(list) = PriceList::nearest_to(prices, self.currency) else {
             return self.free();
@@ -121,7 +132,11 @@ impl QuoteRequest {
             exchange_rate.as_ref().map_or(line.clone(), |rate| line.converted(rate))
         };
         let in_force = prices.iter().filter(|price| price.currency == list.currency && price.is_in_force(at));
-        let lines: Vec<Line> = in_force.map(line).collect();
+        let mut lines: Vec<Line> = in_force.map(line).collect();
+        if let Some(commitment) = commitments.iter().find(|commitment| commitment.currency == list.currency) {
+            let shown = exchange_rate.as_ref().map(|rate| commitment.converted(rate));
+            shown.as_ref().unwrap_or(commitment).complete(&mut lines);
+        }
         Ok(Quote {
             currency: exchange_rate.as_ref().map_or(list.currency, |rate| rate.to),
             total: lines.iter().map(|line| line.rounded_amount.clone()).sum(),
@@ -131,15 +146,15 @@ impl QuoteRequest {
         })
     }
 
-    fn prices<'a>(&'a self, catalog: &'a Catalog) -> Read<&'a [Price]> {
+    fn prices<'a>(&'a self, catalog: &'a Catalog) -> Read<(&'a [Price], &'a [Commitment])> {
         match &self.basis {
-            Basis::Prices(prices) => Ok(prices),
+            Basis::Prices { prices, commitments } => Ok((prices, commitments)),
             Basis::Plan(key) => {
                 let plan = catalog.plan(key).ok_or_else(|| {
                     let detail = format!("there is no plan `{key}`");
                     vec![Violation::new("unknown_plan", detail).under("plan")]
                 })?;
-                Ok(&plan.prices)
+                Ok((&plan.prices, &plan.commitments))
             }
         }
     }

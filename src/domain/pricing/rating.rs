@@ -3,6 +3,7 @@
 use serde::Serialize;
 
 use super::amount::{Amount, MinorUnits};
+use super::commitment::Bound;
 use super::price::{Model, ModelName, Price, Round, Tier};
 use crate::domain::meter::Filter;
 use crate::domain::names::{ItemKey, MeterKey};
@@ -46,14 +47,15 @@ impl std::ops::Add for Used {
     }
 }
 
-/// What a price comes to.
+/// What a price comes to, or a bound of all lines adds to them.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Line {
-    pub price: ItemKey,
+    /// None: a bound.
+    pub price: Option<ItemKey>,
     pub meter: Option<MeterKey>,
     #[serde(skip_serializing_if = "Filter::is_empty")]
     pub filter: Filter,
-    pub model: ModelName,
+    pub model: LineModel,
     pub quantity: Total,
     /// Exact, in minor units.
     pub amount: Amount,
@@ -63,6 +65,17 @@ pub struct Line {
     /// What a minimum or a maximum of the price adds or takes off.
     #[serde(skip_serializing_if = "Amount::is_zero")]
     pub adjustment: Amount,
+    /// Of a bound: what all lines come to at least, or at most.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bound: Option<MinorUnits>,
+}
+
+/// What a line is made by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(untagged)]
+pub enum LineModel {
+    Price(ModelName),
+    Bound(Bound),
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -80,15 +93,16 @@ impl Price {
         let (rated, tiers) = self.rated(used);
         let amount = self.within_bounds(used, rated.clone());
         Line {
-            price: self.key.clone(),
+            price: Some(self.key.clone()),
             meter: self.meter.clone(),
             filter: self.filter.clone(),
-            model: self.model.name(),
+            model: LineModel::Price(self.model.name()),
             quantity: used.quantity,
             rounded_amount: amount.rounded(),
             adjustment: amount.clone() - rated,
             amount,
             tiers,
+            bound: None,
         }
     }
 

@@ -7,7 +7,7 @@ use uuid::Uuid;
 use super::wallets::{Cashier, Holders, Opened, add_holder};
 use crate::domain::credits::catalog::refuse;
 use crate::domain::credits::grant::{Request, Source, VoidRequest};
-use crate::domain::credits::rate::unit_price;
+use crate::domain::credits::money;
 use crate::domain::credits::recurrence::Rollover;
 use crate::domain::credits::unit::Unit;
 use crate::domain::credits::wallet::{Purse, State};
@@ -17,8 +17,6 @@ use crate::domain::gate::standing::{Member, Terms};
 use crate::domain::limits::CREDIT_GRANTS_OPEN_MAX;
 use crate::domain::names::SubjectId;
 use crate::domain::period::Period;
-use crate::domain::plan::Overage;
-use crate::domain::pricing::list::PriceList;
 use crate::domain::quantity::{Quantity, Total};
 use crate::domain::timestamp::Timestamp;
 use crate::engine::configuration::Configuration;
@@ -271,17 +269,10 @@ fn refuse_unit(terms: &Terms, member: &Member, unit: &Unit) -> Read<()> {
     if let Some(flaw) = refuse(&terms.catalog, unit) {
         return Err(vec![flaw]);
     }
-    let plan = member.subscription.as_ref().and_then(|own| terms.catalog.plan(&own.plan));
-    let (Unit::Currency(currency), Some(plan)) = (unit, plan) else { return Ok(()) };
-    let prices = PriceList::of(&plan.prices, *currency);
-    let covered = plan.limits.iter().filter(|limit| limit.overage == Overage::Credits);
-    let position_matters =
-        |limit| prices.of_meter(limit).find(|price| unit_price(price).is_none()).map(|price| &price.key);
-    if let Some(price) = covered.map(|limit| &limit.meter).find_map(position_matters) {
-        let detail = format!(
-            "the price `{price}` costs by what was used before: money can be burnt at plain prices per unit alone"
-        );
-        return Err(vec![Violation::new("uncoverable_price", detail).under("currency")]);
+    let (Unit::Currency(currency), Some(own)) = (unit, &member.subscription) else { return Ok(()) };
+    let Some(plan) = terms.catalog.plan(&own.plan) else { return Ok(()) };
+    match money::refuse(&plan.limits, &own.prices(&terms.catalog), *currency) {
+        Some(flaw) => Err(vec![flaw]),
+        None => Ok(()),
     }
-    Ok(())
 }

@@ -47,6 +47,9 @@ pub struct ComparedLine {
     /// Ours; none where only the biller has it.
     pub prices: Vec<String>,
     pub meter: Option<String>,
+    /// Ours of no price: what a commitment adds or takes off.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub commitment: Option<String>,
     /// The biller's.
     pub provider_price: Option<String>,
     #[serde(flatten)]
@@ -151,6 +154,8 @@ enum Place {
     Price(String),
     Meter(String),
     Own(String, String),
+    /// Of a plan, by its name: the biller knows none.
+    Commitment(String, String),
     Unknown,
 }
 
@@ -158,6 +163,7 @@ enum Place {
 struct Pair {
     prices: BTreeSet<String>,
     meter: Option<String>,
+    commitment: Option<String>,
     provider_price: Option<String>,
     ours: Vec<MinorUnits>,
     theirs: Vec<MinorUnits>,
@@ -176,7 +182,7 @@ impl Places {
         let prices = terms.iter().flat_map(|terms| {
             terms.prices.iter().filter_map(move |price| {
                 let id = price.stripe_price_id.as_ref()?.in_environment(environment)?;
-                Some(((terms.stretch.plan.to_string(), price.key.to_string()), id.to_owned()))
+                Some(((terms.plan.to_string(), price.key.to_string()), id.to_owned()))
             })
         });
         let meters = meters.iter().filter_map(|stored| {
@@ -186,7 +192,10 @@ impl Places {
     }
 
     fn of_ours(&self, line: &InvoiceLine) -> Place {
-        let key = (line.plan.clone(), line.price.clone());
+        let Some(price) = line.price.clone() else {
+            return Place::Commitment(line.plan.clone(), line.model.clone());
+        };
+        let key = (line.plan.clone(), price);
         if let Some(id) = self.prices.get(&key) {
             return Place::Price(id.clone());
         }
@@ -219,7 +228,10 @@ fn compared(
     for line in shown.lines.iter().flatten() {
         let place = places.of_ours(line);
         let pair = pairs.entry(place).or_default();
-        pair.prices.insert(line.price.clone());
+        pair.prices.extend(line.price.clone());
+        if line.price.is_none() {
+            pair.commitment = Some(line.model.clone());
+        }
         pair.meter = pair.meter.take().or_else(|| line.meter.clone());
         pair.ours.push(line.rounded());
     }
@@ -234,6 +246,7 @@ fn compared(
         .map(|pair| ComparedLine {
             prices: pair.prices.into_iter().collect(),
             meter: pair.meter,
+            commitment: pair.commitment,
             provider_price: pair.provider_price,
             amounts: ComparedTotal::new(sum(pair.ours), sum(pair.theirs)),
         })

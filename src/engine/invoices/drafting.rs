@@ -12,17 +12,19 @@ use super::{Engine, EngineError, label, payer_of};
 use crate::domain::catalog::Catalog;
 use crate::domain::environment::Environment;
 use crate::domain::fields;
-use crate::domain::invoice::line::{Billed, InvoiceLine, Kind, LineKey, Terms};
-use crate::domain::invoice::timeline::{BillingPeriod, Stretch, Timeline, Turn};
+use crate::domain::invoice::line::{Billed, InvoiceLine, Kind, LineKey, Terms, total};
+use crate::domain::invoice::timeline::{BillingPeriod, Own, Stretch, Timeline, Turn};
 use crate::domain::limits::INVOICE_TURNS_MAX;
 use crate::domain::meter::StoredMeter;
 use crate::domain::names::PlanKey;
 use crate::domain::period::Cycle;
+use crate::domain::plan::Plan;
+use crate::domain::pricing::commitment::Commitment;
 use crate::domain::pricing::currency::Currency;
 use crate::domain::pricing::list::PriceList;
 use crate::domain::pricing::price::Price;
 use crate::domain::pricing::rating::Used;
-use crate::domain::subscription::Status;
+use crate::domain::subscription::{Status, commitment_of, prices_of, read_commitments, read_prices};
 use crate::domain::timestamp::Timestamp;
 use crate::domain::window::Span;
 use crate::store;
@@ -50,6 +52,10 @@ fn turn(row: HistoryRow) -> Result<Turn, EngineError> {
     Ok(Turn {
         at: row.at,
         plan: PlanKey::parse(row.plan).map_err(unreadable)?,
+        own: Own {
+            prices: read_prices(row.prices).map_err(unreadable)?,
+            commitments: read_commitments(row.commitments).map_err(unreadable)?,
+        },
         status: fields::one_of(Value::String(row.status), &Status::WORDS).map_err(unreadable)?,
         cycle: Cycle { anchor: row.cycle_anchor, billing: billing.map(|(from, to)| Span { from, to }) },
         closes: matches!(row.change.as_str(), "canceled" | "fell_back"),
@@ -61,7 +67,15 @@ fn turn(row: HistoryRow) -> Result<Turn, EngineError> {
 pub(super) struct Plans {
     environment: Environment,
     catalog: Catalog,
-    gone: BTreeMap<PlanKey, Vec<Price>>,
+    gone: BTreeMap<PlanKey, Option<Plan>>,
+}
+
+/// What a stretch of a period is rated by, in the currency of its first price.
+#[derive(Debug)]
+struct Tariff {
+    currency: Currency,
+    prices: Vec<Price>,
+    commitment: Option<Commitment>,
 }
 
 impl Plans {
@@ -83,26 +97,32 @@ impl Plans {
             .collect()
     }
 
-    /// The prices of a plan, in the currency of the first.
-    async fn prices(
+    /// A plan as it is, or as it was last.
+    async fn plan(
         &mut self,
         connection: &mut PgConnection,
         key: &PlanKey,
-    ) -> Result<Option<(Currency, Vec<Price>)>, EngineError> {
-        let prices = if let Some(plan) = self.catalog.plan(key) {
-            &plan.prices
-        } else {
-            if !self.gone.contains_key(key) {
-                let last = store::catalog::last_with_plan(connection, self.environment, key.as_str()).await?;
-                let plan = last.as_ref().and_then(|catalog| catalog.plan(key));
-                self.gone.insert(key.clone(), plan.map(|plan| plan.prices.clone()).unwrap_or_default());
-            }
-            &self.gone[key]
-        };
-        let list = PriceList::nearest_to(prices, None);
-        Ok(list.map(|list| {
-            let of_currency = prices.iter().filter(|price| price.currency == list.currency);
-            (list.currency, of_currency.cloned().collect())
+    ) -> Result<Option<&Plan>, EngineError> {
+        if self.catalog.plan(key).is_none() && !self.gone.contains_key(key) {
+            let last = store::catalog::last_with_plan(connection, self.environment, key.as_str()).await?;
+            self.gone.insert(key.clone(), last.and_then(|catalog| catalog.plan(key).cloned()));
+        }
+        Ok(self.catalog.plan(key).or_else(|| self.gone.get(key)?.as_ref()))
+    }
+
+    /// None where nothing has a price.
+    async fn tariff(
+        &mut self,
+        connection: &mut PgConnection,
+        stretch: &Stretch,
+    ) -> Result<Option<Tariff>, EngineError> {
+        let plan = self.plan(connection, &stretch.plan).await?;
+        let prices = prices_of(plan, &stretch.own.prices);
+        let Some(currency) = prices.first().map(|price| price.currency) else { return Ok(None) };
+        Ok(Some(Tariff {
+            currency,
+            prices: prices.iter().filter(|price| price.currency == currency).cloned().collect(),
+            commitment: commitment_of(plan, &stretch.own.commitments, currency).cloned(),
         }))
     }
 
@@ -115,17 +135,17 @@ impl Plans {
     ) -> Result<Vec<Terms>, EngineError> {
         let mut terms = Vec::new();
         for stretch in stretches {
-            let of_plan = self.prices(connection, &stretch.plan).await?;
-            let billed = of_plan.filter(|(of, _)| stretch.is_billed && *of == currency);
-            terms.push(Terms {
-                stretch: stretch.clone(),
-                prices: billed.map(|(_, prices)| prices).unwrap_or_default(),
-                with_fees: false,
-            });
+            let tariff = self.tariff(connection, stretch).await?;
+            let billed = tariff.filter(|tariff| stretch.is_billed && tariff.currency == currency);
+            let (prices, commitment) =
+                billed.map(|tariff| (tariff.prices, tariff.commitment)).unwrap_or_default();
+            let Stretch { plan, span, is_billed, .. } = stretch.clone();
+            terms.push(Terms { plan, span, is_billed, prices, commitment, with_fees: false });
         }
         if let Some(last) = terms.iter_mut().rfind(|terms| !terms.prices.is_empty()) {
             last.with_fees = true;
         }
+        terms.iter_mut().filter(|terms| !terms.with_fees).for_each(|terms| terms.commitment = None);
         Ok(terms)
     }
 
@@ -137,7 +157,7 @@ impl Plans {
     ) -> Result<BTreeSet<Currency>, EngineError> {
         let mut currencies = BTreeSet::new();
         for stretch in stretches.iter().filter(|stretch| stretch.is_billed) {
-            currencies.extend(self.prices(connection, &stretch.plan).await?.map(|(currency, _)| currency));
+            currencies.extend(self.tariff(connection, stretch).await?.map(|tariff| tariff.currency));
         }
         Ok(currencies)
     }
@@ -246,6 +266,7 @@ impl Engine {
         let paths = store::customer_usage::paths(snapshot, row.customer_id).await?;
         let rater = Rater { environment, customer_id: row.customer_id, meters: &meters, paths: &paths };
         let mut lines = rater.lines(snapshot, &terms, row.currency).await?;
+        lines.retain(|line| !line.is_kept_to());
         let times = self.taken_back(snapshot, environment, row.customer_id).await?;
         let since = self.corrected_since(period.from);
         let oldest = times.iter().copied().min().unwrap_or(since);
@@ -302,7 +323,8 @@ struct Rater<'a> {
 }
 
 impl Rater<'_> {
-    /// A line for each price that has something to say, in the order of the plans.
+    /// A line for each price that has something to say, in the order of the plans, and for what bounds them
+    /// together.
     async fn lines(
         &self,
         snapshot: &mut PgConnection,
@@ -311,7 +333,7 @@ impl Rater<'_> {
     ) -> Result<Vec<InvoiceLine>, EngineError> {
         let mut lines = Vec::new();
         for terms in terms {
-            let Stretch { plan, span, .. } = &terms.stretch;
+            let Terms { plan, span, .. } = terms;
             let list = PriceList::of(&terms.prices, currency);
             let used = self.used(snapshot, &list, *span).await?;
             let counts = |price: &&Price| {
@@ -322,6 +344,14 @@ impl Rater<'_> {
             for price in terms.prices.iter().filter(counts) {
                 let used = used.get(price.key.as_str()).cloned().unwrap_or_default();
                 lines.push(InvoiceLine::of(plan, *span, &price.rate(&used)));
+            }
+        }
+        if let (Some(first), Some(last)) = (terms.first(), terms.last()) {
+            let whole = Span { from: first.span.from, to: last.span.to };
+            let sum = total(&lines);
+            for Terms { plan, commitment, .. } in terms {
+                let bounds = commitment.iter().flat_map(|commitment| commitment.lines(&sum));
+                lines.extend(bounds.map(|line| InvoiceLine::of(plan, whole, &line)));
             }
         }
         Ok(lines)

@@ -317,6 +317,64 @@ async fn money_covers_at_plain_prices_alone() {
     service.verify().await;
 }
 
+/// What each unit above the quota costs by its tier, in order: together what the price says of all of them.
+#[tokio::test]
+async fn money_burns_down_the_tiers_of_a_billing_period() {
+    let service = start().await;
+    let mut catalog = super::catalog();
+    catalog["plans"][0]["limits"][0]["period"] = json!("billing");
+    let tiers = json!([{"up_to": 20, "unit_amount": 2}, {"up_to": 30, "unit_amount": 5}, {"up_to": null, "unit_amount": 1}]);
+    catalog["plans"][0]["prices"] =
+        json!([{"key": "t", "meter": "tokens", "model": "graduated", "currency": "usd", "tiers": tiers}]);
+    service.apply(catalog).await;
+    service.put("/v1/subjects/a/subscription", &json!({"plan": "free"})).await;
+    granted(&service, "a", &json!({"currency": "usd", "amount": 1000})).await;
+    reserve(&service, "r1", 15).await;
+    assert_eq!(balance(&service, "a").await, (990, 10), "5 of 2");
+    settle(&service, "r1", "commit", json!({})).await;
+    reserve(&service, "r2", 10).await;
+    assert_eq!(balance(&service, "a").await, (955, 35), "5 of 2, and 5 of 5");
+    settle(&service, "r2", "commit", json!({"values": [{"meter": "tokens", "value": 7}]})).await;
+    assert_eq!(balance(&service, "a").await, (970, 0), "3 of 5 come back");
+    let event = json!({"id": "late", "event_name": "tokens", "subject": "a", "value": 13});
+    service.record(&event).await;
+    // 35 in all cost 95, of which 20 are the quota's
+    assert_eq!(balance(&service, "a").await, (1000 - 75, 0));
+    let voided = service.post("/v1/events/late/void", &json!({})).await;
+    assert_eq!(voided.status, StatusCode::OK, "{}", voided.text);
+    assert_eq!(balance(&service, "a").await, (970, 0), "8 of 5 and 5 of 1 are given back");
+    // 8 of 5 are 40, and the rest of it pays for 930 of 1
+    assert_eq!(reserve(&service, "r3", 939).await.json()["reason"], "insufficient_credits");
+    assert_eq!(reserve(&service, "r3", 938).await.status, StatusCode::CREATED);
+    assert_eq!(balance(&service, "a").await, (0, 970));
+    settle(&service, "r3", "release", json!({})).await;
+    assert_eq!(balance(&service, "a").await, (970, 0));
+    service.verify().await;
+}
+
+#[tokio::test]
+async fn money_burns_at_the_prices_of_the_subscription() {
+    let service = start().await;
+    let price = |amount: i64| json!([{"key": "p", "meter": "tokens", "model": "per_unit", "currency": "usd", "unit_amount": amount}]);
+    let mut catalog = super::catalog();
+    catalog["plans"][0]["prices"] = price(3);
+    service.apply(catalog.clone()).await;
+    service.put("/v1/subjects/a/subscription", &json!({"plan": "free", "prices": price(6)})).await;
+    granted(&service, "a", &json!({"currency": "usd", "amount": 31})).await;
+    reserve(&service, "r1", 15).await;
+    assert_eq!(balance(&service, "a").await, (1, 30));
+    // nobody could burn what a plan gives
+    catalog["plans"][0]["prices"][0]["free_units"] = json!(1);
+    catalog["plans"][0]["credit_grants"] = json!([{"key": "monthly", "currency": "usd", "amount": 100}]);
+    let refused = service.put("/v1/catalog", &catalog).await;
+    assert_eq!(
+        (refused.status, refused.code().as_str()),
+        (StatusCode::UNPROCESSABLE_ENTITY, "uncoverable_price")
+    );
+    assert_eq!(refused.json()["errors"][0]["pointer"], "/plans/0/credit_grants/0/currency");
+    service.verify().await;
+}
+
 #[tokio::test]
 async fn a_low_balance_is_noted_when_it_is_passed() {
     let service = start().await;

@@ -11,7 +11,7 @@ use crate::support::TestService;
 use crate::support::service::Answer;
 
 impl Books {
-    async fn as_type(&self, path: &str, media_type: &str) -> Answer {
+    pub(super) async fn as_type(&self, path: &str, media_type: &str) -> Answer {
         let request = self.service.request(Method::GET, path).header("accept", media_type);
         self.service.send(request.body(Body::empty()).unwrap()).await
     }

@@ -51,15 +51,19 @@ impl Rig {
         id
     }
 
-    fn use_of<'a>(&'a self, meter: &'a MeterKey, plan: &'a PlanKey, properties: &'a Properties) -> Use<'a> {
-        Use { catalog: &self.catalog, plan, meter, properties, at: self.now }
-    }
-
     fn parts(&self, meter: &str, quantity: &str, properties: Value) -> Parts {
-        let (meter, plan) = (MeterKey::parse(meter).unwrap(), PlanKey::parse("p").unwrap());
+        let (meter, plan) = (MeterKey::parse(meter).unwrap(), &self.catalog.plans[0]);
         let properties = Properties::stored(Some(properties));
         let quantity = Quantity::from_decimal(quantity).unwrap();
-        self.wallet.parts(quantity, &self.use_of(&meter, &plan, &properties), &Taken::new(), self.now)
+        let of = Use {
+            catalog: &self.catalog,
+            prices: &plan.prices,
+            meter: &meter,
+            properties: &properties,
+            counted: &[],
+            at: self.now,
+        };
+        self.wallet.parts(quantity, &of, &Taken::new(), self.now)
     }
 
     /// Spends as much as there is; how much that was.
