@@ -39,6 +39,16 @@ fn catalog() -> Value {
     })
 }
 
+/// The quota of `free` is that of a billing period, and what is above it is priced by tiers.
+fn tiered() -> Value {
+    let tiers = json!([{"up_to": 20, "unit_amount": 2}, {"up_to": 30, "unit_amount": 5}, {"up_to": null, "unit_amount": 1}]);
+    let mut catalog = catalog();
+    catalog["plans"][0]["limits"][0]["period"] = json!("billing");
+    catalog["plans"][0]["prices"] =
+        json!([{"key": "t", "meter": "tokens", "model": "graduated", "currency": "usd", "tiers": tiers}]);
+    catalog
+}
+
 async fn start() -> TestService {
     let service = TestService::start().await;
     service.apply(catalog()).await;

@@ -321,12 +321,7 @@ async fn money_covers_at_plain_prices_alone() {
 #[tokio::test]
 async fn money_burns_down_the_tiers_of_a_billing_period() {
     let service = start().await;
-    let mut catalog = super::catalog();
-    catalog["plans"][0]["limits"][0]["period"] = json!("billing");
-    let tiers = json!([{"up_to": 20, "unit_amount": 2}, {"up_to": 30, "unit_amount": 5}, {"up_to": null, "unit_amount": 1}]);
-    catalog["plans"][0]["prices"] =
-        json!([{"key": "t", "meter": "tokens", "model": "graduated", "currency": "usd", "tiers": tiers}]);
-    service.apply(catalog).await;
+    service.apply(super::tiered()).await;
     service.put("/v1/subjects/a/subscription", &json!({"plan": "free"})).await;
     granted(&service, "a", &json!({"currency": "usd", "amount": 1000})).await;
     reserve(&service, "r1", 15).await;

@@ -65,6 +65,42 @@ async fn of_two_hundred_over_three_grants_exactly_as_many_as_fit_may() {
     }
 }
 
+/// Whoever is first takes the units of a tier; nobody else has them, too.
+#[tokio::test]
+async fn of_many_at_once_each_burns_money_at_the_price_of_its_own_unit() {
+    let service = start().await;
+    service.apply(super::tiered()).await;
+    service.put("/v1/subjects/a/subscription", &json!({"plan": "free"})).await;
+    service.record(&json!({"event_name": "tokens", "subject": "a", "value": 10})).await;
+    // 10 of 2, 10 of 5 and 30 of 1
+    granted(&service, "a", &json!({"currency": "usd", "amount": 100})).await;
+    let answers = join_all((0..80).map(|n| {
+        let service = &service;
+        async move { service.post("/v1/reservations", &ask(n, 1)).await }
+    }))
+    .await;
+    let held = answers.iter().filter(|answer| answer.status == StatusCode::CREATED);
+    let held: Vec<Value> = held.map(|answer| answer.json()["id"].clone()).collect();
+    assert_eq!((held.len(), balance(&service, "a").await), (50, (0, 100)));
+    let settled = join_all(held.iter().map(|id| {
+        let path = format!("/v1/reservations/{}/commit", id.as_str().unwrap());
+        let service = &service;
+        async move { service.post(&path, &json!({})).await }
+    }))
+    .await;
+    assert!(settled.iter().all(|answer| answer.status == StatusCode::OK));
+    assert_eq!(balance(&service, "a").await, (0, 0));
+    let mut spent: Vec<i64> = ledger(&service, "a")
+        .await
+        .iter()
+        .filter(|row| row["kind"] == "settle")
+        .map(|row| row["amount"].as_i64().unwrap())
+        .collect();
+    spent.sort_unstable();
+    assert_eq!(spent, [vec![1; 30], vec![2; 10], vec![5; 10]].concat());
+    service.verify().await;
+}
+
 #[tokio::test]
 async fn what_happens_at_once_passes_no_balance_and_loses_nothing() {
     let service = start().await;
