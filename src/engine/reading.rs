@@ -7,8 +7,9 @@ use sqlx::PgConnection;
 use super::EngineError;
 use crate::domain::environment::Environment;
 use crate::domain::meter::StoredMeter;
+use crate::domain::timestamp::Timestamp;
 use crate::domain::top::Ranks;
-use crate::domain::usage::{Found, Group, Reading, UsageQuery, UsageRow, rows};
+use crate::domain::usage::{Found, Group, Reading, Rollups, UsageQuery, UsageRow, rows};
 use crate::domain::window::Span;
 use crate::store;
 use crate::store::usage::{Question, Tail};
@@ -49,6 +50,7 @@ pub(super) async fn answer_on(
 #[derive(Debug, Default)]
 pub(super) struct Ground {
     gaps: HashMap<i32, Vec<Span>>,
+    days_until: HashMap<i32, Timestamp>,
     tails: HashMap<i32, Tail>,
 }
 
@@ -63,7 +65,8 @@ impl Ground {
         let (id, name) = (meter.map(|stored| stored.id), meter.map(|stored| stored.event_name_id));
         let gaps = store::usage::gaps(snapshot, environment, id, span).await?;
         let tails = store::usage::tails(snapshot, environment, name, span).await?;
-        Ok(Self { gaps, tails })
+        let days_until = store::days::until(snapshot, environment).await?;
+        Ok(Self { gaps, days_until, tails })
     }
 
     /// Whether all that a meter counted is in its rollups.
@@ -101,7 +104,8 @@ impl Ground {
     fn reading(&self, question: &Question<'_>) -> (Reading, Option<&Tail>) {
         let Question { stored, query, bounds, .. } = *question;
         let gaps = self.gaps.get(&stored.id).map_or(&[][..], Vec::as_slice);
-        let reading = Reading::plan(query.span, &query.edges(bounds), gaps);
+        let rollups = Rollups { gaps, days_until: self.days_until.get(&stored.id).copied() };
+        let reading = Reading::plan(query.span, &query.edges(bounds), rollups);
         (reading, self.tails.get(&stored.event_name_id))
     }
 }

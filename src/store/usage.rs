@@ -1,5 +1,5 @@
-//! Reading usage: rollups for whole hours, events for the edges, for what is not folded, and for
-//! hours whose rollups are not what the events say; all in one snapshot.
+//! Reading usage: rollups for whole days and hours, events for the edges, for what is not folded, and
+//! for hours whose rollups are not what the events say; all in one snapshot.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
@@ -7,6 +7,7 @@ use sqlx::postgres::PgRow;
 use sqlx::{PgConnection, PgPool, Postgres, QueryBuilder, Row, Transaction};
 
 use super::StoreError;
+use super::grain::Grain;
 use super::measures::{Scope, columns, join_columns, push_measures, push_paths, rollup_columns};
 use crate::domain::environment::Environment;
 use crate::domain::limits::USAGE_ROWS_MAX;
@@ -131,6 +132,13 @@ pub struct Question<'a> {
     pub is_usual: bool,
 }
 
+/// Within a transaction: has questions that are usual planned once for all that they may ask. They look
+/// at one path or a few, by index, whatever they ask; planning them anew takes as long as answering.
+pub async fn keep_plans(connection: &mut PgConnection) -> Result<(), StoreError> {
+    sqlx::raw_sql("set local plan_cache_mode = force_generic_plan").execute(connection).await?;
+    Ok(())
+}
+
 /// What a question finds, by window and group. More rows than one answer may have: one too many.
 pub async fn find(
     connection: &mut PgConnection,
@@ -196,23 +204,28 @@ fn parts(
     reading: &Reading,
     tail: Option<&Tail>,
 ) -> Option<QueryBuilder<Postgres>> {
-    let Question { stored, query, paths, .. } = *question;
-    let dimensions = needed_dimensions(query);
+    let dimensions = needed_dimensions(question.query);
     let mut sql = QueryBuilder::new("with parts as (");
     let mut parts = 0;
-    if !reading.hours.is_empty() {
-        push_rollups(&mut sql, environment, question, &dimensions, &reading.hours);
+    let mut next_part = |sql: &mut QueryBuilder<Postgres>| {
+        sql.push(if parts == 0 { "" } else { " union all " });
         parts += 1;
-        if let Some(Tail { batch_ids, within }) = tail {
-            let scope = Scope::BatchesWithin { batch_ids, within: *within, spans: &reading.hours };
-            sql.push(" union all ");
-            push_events(&mut sql, environment, stored, &dimensions, paths, &scope);
+    };
+    for (grain, spans) in [(Grain::Day, &reading.days), (Grain::Hour, &reading.hours)] {
+        if !spans.is_empty() {
+            next_part(&mut sql);
+            push_rollups(&mut sql, environment, question, &dimensions, (grain, spans));
         }
     }
+    let folded = reading.folded();
+    if let Some(Tail { batch_ids, within }) = tail.filter(|_| !folded.is_empty()) {
+        next_part(&mut sql);
+        let scope = Scope::BatchesWithin { batch_ids, within: *within, spans: &folded };
+        push_events(&mut sql, environment, question, &dimensions, &scope);
+    }
     if !reading.events.is_empty() {
-        sql.push(if parts == 0 { "" } else { " union all " });
-        push_events(&mut sql, environment, stored, &dimensions, paths, &Scope::Spans(&reading.events));
-        parts += 1;
+        next_part(&mut sql);
+        push_events(&mut sql, environment, question, &dimensions, &Scope::Spans(&reading.events));
     }
     if parts == 0 {
         return None;
@@ -234,7 +247,7 @@ pub async fn has_member(
     let spans = [query.span];
     let mut sql = QueryBuilder::new("select coalesce(sum(sign), 0) > 0 from (");
     push_measures(&mut sql, environment, stored, &dimensions, Some(paths), &Scope::Spans(&spans));
-    sql.push(") measures where member = text_digest(").push_bind(member.to_owned()).push(")");
+    sql.push(") measures where member = ").push_bind(member.to_owned());
     for (index, allowed) in query.filter.values().enumerate() {
         sql.push(format!(" and members[{}] = any(", index + 1)).push_bind(allowed.clone()).push(")");
     }
@@ -284,7 +297,7 @@ fn push_rollups(
     environment: Environment,
     question: &Question<'_>,
     dimensions: &[String],
-    hours: &[Span],
+    (grain, spans): (Grain, &[Span]),
 ) {
     let Question { stored, query, paths, holders, bounds, .. } = *question;
     let unique = stored.meter.aggregation == Aggregation::UniqueCount;
@@ -307,26 +320,30 @@ fn push_rollups(
     sql.push(" from (select ");
     let by_path = holders.is_some() || query.whose != Whose::All;
     sql.push(if by_path { "path_id" } else { "null::bigint as path_id" });
-    sql.push(", min(hour) as at, dimension_set_id");
+    let start = grain.word();
+    sql.push(format!(", min({start}) as at, dimension_set_id"));
     sql.push(if unique { ", sum(refs) as count, member" } else { ", sum(count) as count" });
     for (name, _) in rollup_columns(stored.meter.aggregation) {
         sql.push(format!(", {} as {name}", join_columns(name).0));
     }
-    let table = if unique { "rollup_members" } else { "rollups" };
-    if let [hours] = hours {
+    let table = if unique { grain.members() } else { grain.rollups() };
+    if let [span] = spans {
         sql.push(format!(" from {table} where environment = ")).push_bind(environment.code());
         sql.push(" and meter_id = ").push_bind(stored.id);
         push_paths(sql, "path_id", paths);
-        sql.push(" and hour >= ").push_bind(hours.from).push(" and hour < ").push_bind(hours.to);
+        sql.push(format!(" and {start} >= ")).push_bind(span.from);
+        sql.push(format!(" and {start} < ")).push_bind(span.to);
     } else {
-        let (from, to) = columns(hours);
+        let (from, to) = columns(spans);
         sql.push(" from unnest(").push_bind(from).push(", ").push_bind(to);
         sql.push(format!(") as span (s, e) cross join lateral (select * from {table} where environment = "));
         sql.push_bind(environment.code()).push(" and meter_id = ").push_bind(stored.id);
         push_paths(sql, "path_id", paths);
-        sql.push(" and hour >= span.s and hour < span.e offset 0) r");
+        sql.push(format!(" and {start} >= span.s and {start} < span.e offset 0) r"));
     }
-    sql.push(" group by width_bucket(hour, ").push_bind(query.edges(bounds)).push("), dimension_set_id");
+    sql.push(format!(" group by width_bucket({start}, "))
+        .push_bind(query.edges(bounds))
+        .push("), dimension_set_id");
     sql.push(if by_path { ", path_id" } else { "" }).push(if unique { ", member) r" } else { ") r" });
     if !dimensions.is_empty() {
         sql.push(" join dimension_sets d on d.id = r.dimension_set_id");
@@ -336,17 +353,22 @@ fn push_rollups(
 fn push_events(
     sql: &mut QueryBuilder<Postgres>,
     environment: Environment,
-    stored: &StoredMeter,
+    question: &Question<'_>,
     dimensions: &[String],
-    paths: Option<&[i64]>,
     scope: &Scope<'_>,
 ) {
-    sql.push("select path_id, at, members, sign::bigint");
+    let Question { stored, query, paths, bounds, .. } = *question;
+    let unique = stored.meter.aggregation == Aggregation::UniqueCount;
+    sql.push(if unique {
+        "select path_id, min(at) as at, members, sum(sign)::bigint"
+    } else {
+        "select path_id, at, members, sign::bigint"
+    });
     match stored.meter.aggregation {
         Aggregation::Sum | Aggregation::Count | Aggregation::Avg => {
             sql.push(", case when sign = 1 then number else -number end")
         }
-        Aggregation::UniqueCount => sql.push(", member"),
+        Aggregation::UniqueCount => sql.push(", text_digest(member)"),
         Aggregation::Min | Aggregation::Max => sql.push(", case when live then number end"),
         Aggregation::Last => {
             sql.push(", case when live then array[extract(epoch from at), batch_id, ordinal, number] end")
@@ -356,6 +378,10 @@ fn push_events(
     sql.push(" from (");
     push_measures(sql, environment, stored, dimensions, paths, scope);
     sql.push(") measures");
+    if unique {
+        sql.push(" group by path_id, members, member, width_bucket(at, ");
+        sql.push_bind(query.edges(bounds)).push(")");
+    }
 }
 
 fn push_grouping(sql: &mut QueryBuilder<Postgres>, question: &Question<'_>, dimensions: &[String]) {
