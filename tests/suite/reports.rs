@@ -72,7 +72,7 @@ fn catalog() -> Value {
             json!({"filter": {"model": "b"}, "model": "percentage", "rate": 50, "event_maximum": 2}),
         ),
         price("calls", "count", json!({"model": "package", "unit_amount": 5, "per_units": 3})),
-        price("peak", "max", json!({"model": "per_unit", "unit_amount": 10})),
+        price("peak_b", "max", json!({"filter": {"model": "b"}, "model": "per_unit", "unit_amount": 20})),
         price("peak_a", "max", json!({"filter": {"model": "a"}, "model": "per_unit", "unit_amount": 10})),
         price("members", "unique_count", json!({"model": "per_unit", "unit_amount": 100})),
     ];
