@@ -99,13 +99,9 @@ pub(super) async fn sum_up(
     days: Span,
 ) -> Result<(), StoreError> {
     delete(connection, environment, stored, Grain::Day, days).await?;
-    let columns = rollup_columns(stored.meter.aggregation);
-    let mut sums = vec![("count", "sum(count)")];
-    sums.extend(columns.iter().map(|(name, _)| (*name, join_columns(name).0)));
-    copy(connection, environment, stored, days, (Grain::rollups, &sums, "")).await?;
+    copy(connection, environment, stored, days, false).await?;
     if stored.meter.aggregation == Aggregation::UniqueCount {
-        let refs = [("refs", "sum(refs)")];
-        copy(connection, environment, stored, days, (Grain::members, &refs, ", member")).await?;
+        copy(connection, environment, stored, days, true).await?;
     }
     Ok(())
 }
@@ -134,24 +130,32 @@ pub(super) async fn delete(
     Ok(())
 }
 
-/// Writes what the hours of some days come to into a table of days. `member`: one more column of its key.
+/// Writes what the hours of some days come to, or the members that they saw.
 async fn copy(
     connection: &mut PgConnection,
     environment: Environment,
     stored: &StoredMeter,
     days: Span,
-    (table, sums, member): (fn(Grain) -> &'static str, &[(&str, &str)], &str),
+    of_members: bool,
 ) -> Result<(), StoreError> {
-    let (from, to) = (table(Grain::Hour), table(Grain::Day));
-    let names: String = sums.iter().map(|(name, _)| format!(", {name}")).collect();
-    let made: String = sums.iter().map(|(_, sum)| format!(", {sum}")).collect();
+    let (table, member, count): (fn(Grain) -> &'static str, _, _) =
+        if of_members { (Grain::members, ", member", "refs") } else { (Grain::rollups, "", "count") };
+    let columns = if of_members { &[][..] } else { rollup_columns(stored.meter.aggregation) };
+    let (from, to, day) = (table(Grain::Hour), table(Grain::Day), Grain::Day.start_of("hour"));
     let mut sql = QueryBuilder::new(format!(
-        "insert into {to} (environment, meter_id, path_id, day, dimension_set_id{member}{names})
-         select environment, meter_id, path_id, {} as day, dimension_set_id{member}{made} from {from}
-         where environment = ",
-        Grain::Day.start_of("hour")
+        "insert into {to} (environment, meter_id, path_id, day, dimension_set_id{member}, {count}"
     ));
-    sql.push_bind(environment.code()).push(" and meter_id = ").push_bind(stored.id);
+    for (name, _) in columns {
+        sql.push(format!(", {name}"));
+    }
+    sql.push(format!(
+        ") select environment, meter_id, path_id, {day} as day, dimension_set_id{member}, sum({count})"
+    ));
+    for (name, _) in columns {
+        sql.push(format!(", {}", join_columns(name).0));
+    }
+    sql.push(format!(" from {from} where environment = ")).push_bind(environment.code());
+    sql.push(" and meter_id = ").push_bind(stored.id);
     sql.push(" and hour >= ").push_bind(days.from).push(" and hour < ").push_bind(days.to);
     sql.push(format!(" group by environment, meter_id, path_id, 4, dimension_set_id{member}"));
     sql.push(format!(" order by path_id, day, dimension_set_id{member}"));

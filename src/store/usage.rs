@@ -29,29 +29,15 @@ pub async fn now(connection: &mut PgConnection) -> Result<Timestamp, StoreError>
     Ok(sqlx::query_scalar("select clock_timestamp()").fetch_one(connection).await?)
 }
 
-/// Hours of a meter, or of all, that are not to be read from rollups, by meter.
-pub async fn gaps(
-    connection: &mut PgConnection,
-    environment: Environment,
-    meter_id: Option<i32>,
-    span: Span,
-) -> Result<HashMap<i32, Vec<Span>>, StoreError> {
-    let rows = sqlx::query(
-        "select meter_id, from_hour, to_hour from rollup_gaps
-         where environment = $1 and meter_id = coalesce($2, meter_id) and from_hour < $4 and to_hour > $3",
-    )
-    .bind(environment.code())
-    .bind(meter_id)
-    .bind(span.from)
-    .bind(span.to)
-    .fetch_all(connection)
-    .await?;
-    let mut gaps: HashMap<i32, Vec<Span>> = HashMap::new();
-    for row in &rows {
-        let gap = Span { from: row.try_get("from_hour")?, to: row.try_get("to_hour")? };
-        gaps.entry(row.try_get("meter_id")?).or_default().push(gap);
-    }
-    Ok(gaps)
+/// What a snapshot has to know of rollups before it trusts them.
+#[derive(Debug, Default)]
+pub struct Ground {
+    /// By meter: hours that are not to be read from rollups.
+    pub gaps: HashMap<i32, Vec<Span>>,
+    /// By meter: until when its days are summed up.
+    pub days_until: HashMap<i32, Timestamp>,
+    /// By event name: what is not in the rollups yet.
+    pub tails: HashMap<i32, Tail>,
 }
 
 /// Batches that are not folded, and where their events lie.
@@ -61,30 +47,44 @@ pub struct Tail {
     within: Span,
 }
 
-/// The batches that are not folded and may have events of a name, or of any, in a span, by name.
-pub async fn tails(
+/// What is to be known of the rollups of a meter, or of all, in a span.
+pub async fn ground(
     connection: &mut PgConnection,
     environment: Environment,
-    event_name_id: Option<i32>,
+    meter: Option<&StoredMeter>,
     span: Span,
-) -> Result<HashMap<i32, Tail>, StoreError> {
+) -> Result<Ground, StoreError> {
     let rows = sqlx::query(
-        "select name, array_agg(batch_id) as batch_ids, min(first_at) as first, max(last_at) as last
+        "select 'gap' as kind, meter_id as id, from_hour as first, to_hour as last, null::bigint[] as batch_ids
+         from rollup_gaps
+         where environment = $1 and meter_id = coalesce($4, meter_id) and from_hour < $3 and to_hour > $2
+         union all
+         select 'days', meter_id, until, until, null from summed_days
+         where environment = $1 and meter_id = coalesce($4, meter_id)
+         union all
+         select 'tail', name, min(first_at), max(last_at), array_agg(batch_id)
          from unfolded cross join unnest(event_name_ids) name
-         where environment = $1 and first_at < $3 and last_at >= $2 and name = coalesce($4, name)
+         where environment = $1 and first_at < $3 and last_at >= $2 and name = coalesce($5, name)
          group by name",
     )
     .bind(environment.code())
     .bind(span.from)
     .bind(span.to)
-    .bind(event_name_id)
+    .bind(meter.map(|stored| stored.id))
+    .bind(meter.map(|stored| stored.event_name_id))
     .fetch_all(connection)
     .await?;
-    let tail = |row: &PgRow| {
+    let mut ground = Ground::default();
+    for row in &rows {
+        let id: i32 = row.try_get("id")?;
         let within = Span { from: row.try_get("first")?, to: row.try_get("last")? };
-        Ok((row.try_get("name")?, Tail { batch_ids: row.try_get("batch_ids")?, within }))
-    };
-    rows.iter().map(tail).collect()
+        match row.try_get::<&str, _>("kind")? {
+            "gap" => ground.gaps.entry(id).or_default().push(within),
+            "days" => drop(ground.days_until.insert(id, within.to)),
+            _ => drop(ground.tails.insert(id, Tail { batch_ids: row.try_get("batch_ids")?, within })),
+        }
+    }
+    Ok(ground)
 }
 
 /// Which of some meters have rollups on some paths in a span.
@@ -139,19 +139,52 @@ pub async fn keep_plans(connection: &mut PgConnection) -> Result<(), StoreError>
     Ok(())
 }
 
-/// What a question finds, by window and group. More rows than one answer may have: one too many.
+/// A question, where its parts are read, and what is not in the rollups yet.
+#[derive(Debug)]
+pub struct Asked<'a> {
+    pub question: &'a Question<'a>,
+    pub reading: Reading,
+    pub tail: Option<&'a Tail>,
+}
+
+impl Asked<'_> {
+    /// Whether there is nothing to read.
+    fn is_empty(&self) -> bool {
+        let Reading { days, hours, events } = &self.reading;
+        self.question.paths.is_some_and(<[i64]>::is_empty)
+            || [days, hours, events].into_iter().all(Vec::is_empty)
+    }
+}
+
+/// What a question found, by window and group.
+pub type Answer = BTreeMap<(usize, Group), Found>;
+
+/// What each of some questions finds, which have the same groups: in one statement, since each way to the
+/// database and back takes its time. Of more rows than one answer may have: one too many.
 pub async fn find(
     connection: &mut PgConnection,
     environment: Environment,
-    question: &Question<'_>,
-    reading: &Reading,
-    tail: Option<&Tail>,
-) -> Result<BTreeMap<(usize, Group), Found>, StoreError> {
-    let Some(mut sql) = parts(environment, question, reading, tail) else { return Ok(BTreeMap::new()) };
-    sql.push(" limit ").push_bind(i64::try_from(USAGE_ROWS_MAX + 1).unwrap_or(i64::MAX));
+    asked: &[Asked<'_>],
+) -> Result<Vec<Answer>, StoreError> {
+    let mut answers = vec![Answer::new(); asked.len()];
+    let mut sql = QueryBuilder::default();
+    let mut beginning = "";
+    for (place, asked) in asked.iter().enumerate().filter(|(_, asked)| !asked.is_empty()) {
+        sql.push(format!("{beginning}select {place} as question, answer.* from ("));
+        push_question(&mut sql, environment, asked);
+        sql.push(" limit ").push_bind(i64::try_from(USAGE_ROWS_MAX + 1).unwrap_or(i64::MAX));
+        sql.push(") answer");
+        beginning = " union all ";
+    }
+    let Some(Asked { question, .. }) = asked.first().filter(|_| !beginning.is_empty()) else {
+        return Ok(answers);
+    };
     let rows = sql.build().persistent(question.is_usual).fetch_all(connection).await?;
-    let mut found = BTreeMap::new();
     for row in &rows {
+        let place: i32 = row.try_get("question")?;
+        let Some(found) = usize::try_from(place).ok().and_then(|place| answers.get_mut(place)) else {
+            continue;
+        };
         let window: i32 = row.try_get("w")?;
         let slice: Option<i32> = row.try_get("slice")?;
         let slice = slice.and_then(|slice| usize::try_from(slice).ok());
@@ -162,7 +195,7 @@ pub async fn find(
         // width_bucket counts from 1
         found.insert((usize::try_from(window - 1).unwrap_or_default(), group), read(row)?);
     }
-    Ok(found)
+    Ok(answers)
 }
 
 /// Some ranks of the subjects that a question finds, which asks for each subject and between two bounds:
@@ -170,12 +203,15 @@ pub async fn find(
 pub async fn top(
     connection: &mut PgConnection,
     environment: Environment,
-    question: &Question<'_>,
-    (reading, tail): (&Reading, Option<&Tail>),
+    asked: &Asked<'_>,
     ranks: Ranks,
 ) -> Result<Vec<(String, Found)>, StoreError> {
-    let Some(mut sql) = parts(environment, question, reading, tail) else { return Ok(Vec::new()) };
-    sql.push(match question.stored.meter.aggregation {
+    if asked.is_empty() {
+        return Ok(Vec::new());
+    }
+    let mut sql = QueryBuilder::default();
+    push_question(&mut sql, environment, asked);
+    sql.push(match asked.question.stored.meter.aggregation {
         Aggregation::UniqueCount => " order by count(*) filter (where count > 0)",
         Aggregation::Avg => " order by sum::numeric / count",
         Aggregation::Sum | Aggregation::Count => " order by sum::numeric",
@@ -197,15 +233,11 @@ fn read(row: &PgRow) -> Result<Found, StoreError> {
     Ok(Found { count: row.try_get("count")?, sum: total("sum")?, picked: total("picked")? })
 }
 
-/// Everything that a question asks but how many rows; none where there is nothing to read.
-fn parts(
-    environment: Environment,
-    question: &Question<'_>,
-    reading: &Reading,
-    tail: Option<&Tail>,
-) -> Option<QueryBuilder<Postgres>> {
+/// Everything that a question asks but how many rows.
+fn push_question(sql: &mut QueryBuilder<Postgres>, environment: Environment, asked: &Asked<'_>) {
+    let Asked { question, reading, tail } = asked;
     let dimensions = needed_dimensions(question.query);
-    let mut sql = QueryBuilder::new("with parts as (");
+    sql.push("with parts as (");
     let mut parts = 0;
     let mut next_part = |sql: &mut QueryBuilder<Postgres>| {
         sql.push(if parts == 0 { "" } else { " union all " });
@@ -213,25 +245,21 @@ fn parts(
     };
     for (grain, spans) in [(Grain::Day, &reading.days), (Grain::Hour, &reading.hours)] {
         if !spans.is_empty() {
-            next_part(&mut sql);
-            push_rollups(&mut sql, environment, question, &dimensions, (grain, spans));
+            next_part(sql);
+            push_rollups(sql, environment, question, &dimensions, (grain, spans));
         }
     }
     let folded = reading.folded();
     if let Some(Tail { batch_ids, within }) = tail.filter(|_| !folded.is_empty()) {
-        next_part(&mut sql);
+        next_part(sql);
         let scope = Scope::BatchesWithin { batch_ids, within: *within, spans: &folded };
-        push_events(&mut sql, environment, question, &dimensions, &scope);
+        push_events(sql, environment, question, &dimensions, &scope);
     }
     if !reading.events.is_empty() {
-        next_part(&mut sql);
-        push_events(&mut sql, environment, question, &dimensions, &Scope::Spans(&reading.events));
+        next_part(sql);
+        push_events(sql, environment, question, &dimensions, &Scope::Spans(&reading.events));
     }
-    if parts == 0 {
-        return None;
-    }
-    push_grouping(&mut sql, question, &dimensions);
-    Some(sql)
+    push_grouping(sql, question, &dimensions);
 }
 
 /// Whether a `unique_count` meter has counted a member on some paths, within a question.
