@@ -17,7 +17,7 @@ use crate::domain::pricing::currency::Currency;
 use crate::domain::pricing::exchange::Rate;
 use crate::domain::pricing::list::PriceList;
 use crate::domain::pricing::parts::{Part, Taken};
-use crate::domain::pricing::price::{Model, Price};
+use crate::domain::pricing::price::Price;
 use crate::domain::pricing::quote::Unpriced;
 use crate::domain::pricing::rating::Line;
 use crate::domain::quantity::Total;
@@ -220,7 +220,7 @@ impl<'a> Look<'_, 'a> {
         parts: &mut Parts<'a>,
     ) -> Result<(), EngineError> {
         for (place, price) in prices.iter().enumerate() {
-            let Some(fee) = Some(&price.model).filter(|model| model.bounds_events()).and_then(fee) else {
+            let Some(fee) = Some(&price.model).filter(|model| model.bounds_events()).and_then(Fee::of) else {
                 continue;
             };
             let fees = store::event_fees::sums(snapshot, self.environment, question, place, fee).await?;
@@ -238,12 +238,6 @@ impl<'a> Look<'_, 'a> {
         let edge = |edge: Option<&Timestamp>| edge.copied().unwrap_or(Timestamp::MIN);
         Span { from: edge(self.bounds.get(from)), to: edge(self.bounds.last()) }
     }
-}
-
-/// What a percentage takes of each event.
-fn fee(model: &Model) -> Option<Fee<'_>> {
-    let Model::Percentage { rate, fixed_amount, event_minimum, event_maximum } = model else { return None };
-    Some(Fee { rate, fixed_amount, least: event_minimum.as_ref(), most: event_maximum.as_ref() })
 }
 
 fn query(

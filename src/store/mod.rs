@@ -20,7 +20,6 @@ pub mod exchange_rates;
 pub mod export_levels;
 pub mod export_sums;
 pub mod exports;
-pub mod fees;
 pub mod fold;
 pub mod gate_batches;
 mod grain;
