@@ -24,6 +24,8 @@ const WARM_UP: usize = 20;
 /// Since when the subject's period runs, and since when it has used something.
 const PERIOD: Duration = Duration::from_hours(27 * 24);
 const USE: Duration = Duration::from_hours(30 * 24);
+/// How long days may take to be summed up.
+const SUM_MAX: Duration = Duration::from_mins(2);
 const DONE: [Expected; 1] = [Expected { status: 200, text: "{" }];
 /// Seven meters of the same events, five models, and prices by slice, tier and count.
 const CATALOG: &str = r#"{
@@ -84,8 +86,27 @@ async fn fill(url: &str, count: usize, now: jiff::Timestamp) -> anyhow::Result<(
     let rows = whole(super::report::float(count) * USE.as_secs_f64() / PERIOD.as_secs_f64());
     copy::fill(url, SUBJECT, rows, (from, now)).await?;
     stage::wait_until_folded(url).await?;
+    wait_until_summed(&mut connection).await?;
     sqlx::raw_sql("vacuum (analyze)").execute(&mut connection).await?;
     Ok(connection.close().await?)
+}
+
+/// Until the days that are over are summed up from their hours.
+async fn wait_until_summed(connection: &mut PgConnection) -> anyhow::Result<()> {
+    let started = Instant::now();
+    loop {
+        let behind: i64 = sqlx::query_scalar(
+            "select count(*) from meters m left join summed_days s on s.meter_id = m.id
+             where s.until is null or s.until < date_bin('1 day', now() - interval '1 hour', '2000-01-01T00:00:00Z')",
+        )
+        .fetch_one(&mut *connection)
+        .await?;
+        if behind == 0 {
+            return Ok(());
+        }
+        ensure!(started.elapsed() < SUM_MAX, "{behind} meters have days that are not summed up");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
 }
 
 async fn measure(

@@ -93,6 +93,12 @@ impl Timestamp {
         Self(self.0.div_euclid(MICROS_PER_DAY) * MICROS_PER_DAY)
     }
 
+    /// The first UTC day that does not start before it.
+    #[must_use]
+    pub fn day_ceil(self) -> Self {
+        if self.day_floor() == self { self } else { self.day_after() }
+    }
+
     /// The start of the UTC day after it.
     #[must_use]
     pub fn day_after(self) -> Self {

@@ -1,5 +1,5 @@
-//! Questions about usage: which slices of time can be answered from hourly rollups and which need
-//! the events themselves, and how the parts make rows.
+//! Questions about usage: which slices of time can be answered from rollups of days and hours and which
+//! need the events themselves, and how the parts make rows.
 
 use std::collections::BTreeMap;
 
@@ -86,19 +86,30 @@ impl UsageQuery {
     }
 }
 
-/// Where the parts of a range are read: whole UTC hours from rollups, the rest from events.
+/// What is known of a meter's rollups.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Rollups<'a> {
+    /// Hours whose rollups are not, or no longer, what the events say.
+    pub gaps: &'a [Span],
+    /// Until when days are summed up from their hours; none: never.
+    pub days_until: Option<Timestamp>,
+}
+
+/// Where the parts of a range are read: whole UTC days and hours from rollups, the rest from events.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Reading {
+    pub days: Vec<Span>,
     pub hours: Vec<Span>,
     pub events: Vec<Span>,
 }
 
 impl Reading {
-    /// An hour can be read from rollups where it lies in one window whole, and in no gap: hours
-    /// whose rollups are not, or no longer, what the events say.
-    pub fn plan(span: Span, bounds: &[Timestamp], gaps: &[Span]) -> Self {
+    /// A day or an hour can be read from rollups where it lies in one window whole, and nothing of it in
+    /// a gap.
+    pub fn plan(span: Span, bounds: &[Timestamp], rollups: Rollups<'_>) -> Self {
         let mut reading = Self::default();
-        let gaps = merged(gaps);
+        let gaps = merged(rollups.gaps);
+        let days_until = rollups.days_until.unwrap_or(Timestamp::MIN);
         for pair in bounds.windows(2) {
             let part = span.intersect(Span { from: pair[0], to: pair[1] });
             if part.is_empty() {
@@ -111,11 +122,31 @@ impl Reading {
             }
             push(&mut reading.events, Span { from: part.from, to: hours.from });
             for (piece, in_gap) in cut(hours, &gaps) {
-                push(if in_gap { &mut reading.events } else { &mut reading.hours }, piece);
+                if in_gap {
+                    push(&mut reading.events, piece);
+                } else {
+                    reading.push_folded(piece, days_until);
+                }
             }
             push(&mut reading.events, Span { from: hours.to, to: part.to });
         }
         reading
+    }
+
+    /// All that is read from rollups.
+    pub fn folded(&self) -> Vec<Span> {
+        [&self.days[..], &self.hours].concat()
+    }
+
+    /// Adds hours that are what the events say.
+    fn push_folded(&mut self, hours: Span, days_until: Timestamp) {
+        let days = Span { from: hours.from.day_ceil(), to: hours.to.day_floor().min(days_until) };
+        if days.is_empty() {
+            return push(&mut self.hours, hours);
+        }
+        push(&mut self.hours, Span { from: hours.from, to: days.from });
+        push(&mut self.days, days);
+        push(&mut self.hours, Span { from: days.to, to: hours.to });
     }
 }
 
@@ -362,7 +393,7 @@ mod tests {
     #[test]
     fn edges_come_from_events() {
         let range = span("2026-01-01T10:15:00Z", "2026-01-01T13:30:00Z");
-        let reading = Reading::plan(range, &[range.from, range.to], &[]);
+        let reading = Reading::plan(range, &[range.from, range.to], Rollups::default());
         assert_eq!(reading.hours, [span("2026-01-01T11:00:00Z", "2026-01-01T13:00:00Z")]);
         assert_eq!(
             reading.events,
@@ -372,38 +403,85 @@ mod tests {
             ]
         );
         let gap = span("2026-01-01T12:00:00Z", "2026-01-01T13:00:00Z");
-        let reading = Reading::plan(range, &[range.from, range.to], &[gap]);
+        let rollups = Rollups { gaps: &[gap], days_until: None };
+        let reading = Reading::plan(range, &[range.from, range.to], rollups);
         assert_eq!(reading.hours, [span("2026-01-01T11:00:00Z", "2026-01-01T12:00:00Z")]);
         assert_eq!(reading.events.last(), Some(&span("2026-01-01T12:00:00Z", "2026-01-01T13:30:00Z")));
     }
 
+    #[test]
+    fn days_that_are_summed_up_stand_for_their_hours() {
+        let range = span("2026-01-01T10:00:00Z", "2026-01-05T02:00:00Z");
+        let bounds = [range.from, at("2026-01-03T00:00:00Z"), range.to];
+        let gap = span("2026-01-03T05:00:00Z", "2026-01-03T06:00:00Z");
+        let cases = [
+            (None, &[][..], vec![], vec![range]),
+            (
+                Some("2026-01-04T00:00:00Z"),
+                &[],
+                vec![span("2026-01-02T00:00:00Z", "2026-01-04T00:00:00Z")],
+                vec![
+                    span("2026-01-01T10:00:00Z", "2026-01-02T00:00:00Z"),
+                    span("2026-01-04T00:00:00Z", "2026-01-05T02:00:00Z"),
+                ],
+            ),
+            (
+                Some("2026-01-05T00:00:00Z"),
+                &[gap],
+                vec![
+                    span("2026-01-02T00:00:00Z", "2026-01-03T00:00:00Z"),
+                    span("2026-01-04T00:00:00Z", "2026-01-05T00:00:00Z"),
+                ],
+                vec![
+                    span("2026-01-01T10:00:00Z", "2026-01-02T00:00:00Z"),
+                    span("2026-01-03T00:00:00Z", "2026-01-03T05:00:00Z"),
+                    span("2026-01-03T06:00:00Z", "2026-01-04T00:00:00Z"),
+                    span("2026-01-05T00:00:00Z", "2026-01-05T02:00:00Z"),
+                ],
+            ),
+        ];
+        for (until, gaps, days, hours) in cases {
+            let rollups = Rollups { gaps, days_until: until.map(at) };
+            let reading = Reading::plan(range, &bounds, rollups);
+            assert_eq!((reading.days, reading.hours), (days, hours), "{until:?}");
+            assert_eq!(reading.events, gaps);
+        }
+    }
+
     proptest! {
-        /// Every instant of the range is read exactly once, rollups only in whole hours of one window.
+        /// Every instant of the range is read exactly once, rollups only in whole hours and days of one
+        /// window.
         #[test]
         fn the_range_is_covered_once(
-            from in 0_i64..500, length in 1_i64..500,
-            cuts in prop::collection::vec(0_i64..1000, 0..8),
-            gaps in prop::collection::vec((0_i64..17, 1_i64..5), 0..4),
+            from in 0_i64..5_000, length in 1_i64..8_000,
+            cuts in prop::collection::vec(0_i64..10_000, 0..8),
+            gaps in prop::collection::vec((0_i64..170, 1_i64..40), 0..4),
+            summed in 0_i64..8,
         ) {
             let minute = |m: i64| Timestamp::from_micros(m * 60_000_000).unwrap();
             let range = Span { from: minute(from), to: minute(from + length) };
             let mut bounds: Vec<Timestamp> = cuts.iter().map(|m| minute(*m)).collect();
-            bounds.extend([minute(0), minute(2_000)]);
+            bounds.extend([minute(0), minute(20_000)]);
             bounds.sort_unstable();
             bounds.dedup();
             let gaps: Vec<Span> =
                 gaps.iter().map(|(h, n)| Span { from: minute(h * 60), to: minute((h + n) * 60) }).collect();
-            let reading = Reading::plan(range, &bounds, &gaps);
+            let until = minute(summed * 1_440);
+            let reading = Reading::plan(range, &bounds, Rollups { gaps: &gaps, days_until: Some(until) });
             let inside = |spans: &[Span], t: Timestamp| spans.iter().filter(|s| s.from <= t && t < s.to).count();
-            for m in 0..1_100 {
+            for m in (0..14_000).step_by(7) {
                 let t = minute(m);
                 let expected = usize::from(range.from <= t && t < range.to);
-                prop_assert_eq!(inside(&reading.hours, t) + inside(&reading.events, t), expected);
+                prop_assert_eq!(inside(&reading.folded(), t) + inside(&reading.events, t), expected);
                 if inside(&gaps, t) > 0 {
-                    prop_assert_eq!(inside(&reading.hours, t), 0);
+                    prop_assert_eq!(inside(&reading.folded(), t), 0);
                 }
             }
-            for hours in &reading.hours {
+            for days in &reading.days {
+                prop_assert!(days.from == days.from.day_floor() && days.to == days.to.day_floor());
+                prop_assert!(days.to <= until);
+            }
+            for hours in &reading.folded() {
                 prop_assert_eq!(hours.from, hours.from.hour_floor());
                 prop_assert_eq!(hours.to, hours.to.hour_floor());
                 for bound in &bounds {

@@ -1,6 +1,6 @@
 //! What usage costs: read in one snapshot, apart for each price, and rated by the prices that were in
 //! force when it happened. Sums and counts are told apart by the prices' slices, in one question per
-//! meter; levels are read for each price by itself.
+//! meter; levels are read for each price by itself. All questions are asked together.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -17,17 +17,17 @@ use crate::domain::pricing::currency::Currency;
 use crate::domain::pricing::exchange::Rate;
 use crate::domain::pricing::list::PriceList;
 use crate::domain::pricing::parts::{Part, Taken};
-use crate::domain::pricing::price::{Model, Price};
+use crate::domain::pricing::price::Price;
 use crate::domain::pricing::quote::Unpriced;
 use crate::domain::pricing::rating::Line;
 use crate::domain::quantity::Total;
 use crate::domain::statement::{Pricing, Statement};
 use crate::domain::timestamp::Timestamp;
-use crate::domain::usage::{Found, Group, Slice, UsageQuery, Whose};
+use crate::domain::usage::{Slice, UsageQuery, Whose};
 use crate::domain::window::{Span, Zone};
 use crate::store;
 use crate::store::event_fees::Fee;
-use crate::store::usage::{Holders, Question};
+use crate::store::usage::{Answer, Holders, Question};
 
 /// What usage comes to, price by price, in the currency that was asked for.
 #[derive(Debug, Clone, Serialize)]
@@ -80,6 +80,59 @@ pub(super) struct Look<'l, 'a> {
     pub(super) ground: &'l Ground,
 }
 
+/// A question of a meter, and what its answer is for.
+#[derive(Debug)]
+struct Ask<'m, 'a> {
+    stored: &'m StoredMeter,
+    query: UsageQuery,
+    /// The bound from which on it is asked.
+    from: usize,
+    purpose: Purpose<'a>,
+}
+
+#[derive(Debug)]
+enum Purpose<'a> {
+    /// What adds up, in the slices of these prices.
+    Sums(Vec<&'a Price>),
+    /// A level, and what these prices rate, which is all of it.
+    Level(Vec<&'a Price>),
+    /// What a price rates of a level.
+    OfPrice(&'a Price),
+}
+
+impl<'a, 'm: 'a> Ask<'m, 'a> {
+    /// Adds an answer to the parts that it tells of.
+    fn note(&self, found: Answer, parts: &mut Parts<'a>) {
+        let key = &self.stored.meter.key;
+        for ((index, group), found) in found {
+            let part = parts.entry((group.subject, index + self.from)).or_default();
+            let taken = Taken::of(self.stored.meter.aggregation, found);
+            match &self.purpose {
+                Purpose::Sums(prices) => {
+                    let known = part.meters.entry(key);
+                    known.and_modify(|known| known.join(&taken)).or_insert_with(|| taken.clone());
+                    match group.slice.and_then(|place| prices.get(place)) {
+                        Some(price) => {
+                            part.priced.insert(&price.key, taken);
+                        }
+                        None if prices.is_empty() => {}
+                        None => {
+                            part.unpriced.insert(key, found.sum.unwrap_or_default());
+                        }
+                    }
+                }
+                Purpose::Level(prices) => {
+                    part.priced.extend(prices.iter().map(|price| (&price.key, taken.clone())));
+                    part.meters.insert(key, taken);
+                }
+                Purpose::OfPrice(price) => {
+                    part.priced.insert(&price.key, taken);
+                }
+            }
+        }
+    }
+}
+
 impl<'a> Look<'_, 'a> {
     /// What was found of meters, and of what their prices rate.
     pub(super) async fn parts<'m: 'a>(
@@ -87,9 +140,9 @@ impl<'a> Look<'_, 'a> {
         snapshot: &mut PgConnection,
         meters: &[&'m StoredMeter],
     ) -> Result<Parts<'a>, EngineError> {
-        let mut parts = Parts::default();
         let with_prices: BTreeSet<&MeterKey> = self.list.map(PriceList::meters).unwrap_or_default();
-        for stored in meters {
+        let mut asks: Vec<Ask<'m, 'a>> = Vec::new();
+        for stored in meters.iter().copied() {
             let prices: Vec<&'a Price> = match self.list {
                 Some(list) if with_prices.contains(&stored.meter.key) => {
                     list.of_meter(&stored.meter.key).collect()
@@ -97,44 +150,80 @@ impl<'a> Look<'_, 'a> {
                 _ => Vec::new(),
             };
             if stored.meter.aggregation.is_reservable() {
-                self.sums(snapshot, stored, &prices, &mut parts).await?;
+                asks.push(self.sums(stored, prices));
             } else {
-                self.levels(snapshot, stored, &prices, &mut parts).await?;
+                asks.extend(self.levels(stored, prices));
+            }
+        }
+        let questions: Vec<Question<'_>> = asks.iter().map(|ask| self.question(ask)).collect();
+        let answers = self.ground.found_of_each(snapshot, self.environment, &questions).await?;
+        let mut parts = Parts::default();
+        for (ask, found) in asks.iter().zip(answers) {
+            ask.note(found, &mut parts);
+        }
+        for (ask, question) in asks.iter().zip(&questions) {
+            if let Purpose::Sums(prices) = &ask.purpose {
+                self.fees(snapshot, question, prices, &mut parts).await?;
             }
         }
         Ok(parts)
     }
 
-    async fn sums<'m: 'a>(
+    fn sums<'m>(&self, stored: &'m StoredMeter, prices: Vec<&'a Price>) -> Ask<'m, 'a> {
+        let slices = prices.iter().map(|price| price.slice()).collect();
+        let query = query(stored, self.span(0), BTreeMap::new(), slices);
+        Ask { stored, query, from: 0, purpose: Purpose::Sums(prices) }
+    }
+
+    /// A level is asked for as a whole, and for each price that rates a part of it.
+    fn levels<'m>(&self, stored: &'m StoredMeter, prices: Vec<&'a Price>) -> Vec<Ask<'m, 'a>> {
+        let span = self.span(self.levels_from);
+        let is_whole = |price: &&Price| {
+            let slice = price.slice();
+            slice.filter.is_empty() && slice.within(span) == span
+        };
+        let (whole, of_parts): (Vec<_>, Vec<_>) = prices.into_iter().partition(is_whole);
+        let mut asks = vec![(BTreeMap::new(), span, Purpose::Level(whole))];
+        asks.extend(of_parts.into_iter().map(|price| {
+            let slice = price.slice();
+            let within = slice.within(span);
+            (slice.filter, within, Purpose::OfPrice(price))
+        }));
+        let tells_new = stored.meter.aggregation == Aggregation::UniqueCount
+            && self.bounds.len().saturating_sub(self.levels_from) > 2;
+        asks.into_iter()
+            .filter(|(_, span, _)| !span.is_empty())
+            .map(|(filter, span, purpose)| {
+                let query = UsageQuery { tells_new, ..query(stored, span, filter, Vec::new()) };
+                Ask { stored, query, from: self.levels_from, purpose }
+            })
+            .collect()
+    }
+
+    fn question<'q>(&'q self, ask: &'q Ask<'_, '_>) -> Question<'q> {
+        Question {
+            stored: ask.stored,
+            query: &ask.query,
+            paths: Some(self.paths),
+            holders: self.holders,
+            bounds: self.bounds.get(ask.from..).unwrap_or_default(),
+            is_usual: self.holders.is_none(),
+        }
+    }
+
+    /// Adds what prices take of each event by itself.
+    async fn fees(
         &self,
         snapshot: &mut PgConnection,
-        stored: &'m StoredMeter,
+        question: &Question<'_>,
         prices: &[&'a Price],
         parts: &mut Parts<'a>,
     ) -> Result<(), EngineError> {
-        let key = &stored.meter.key;
-        let slices = prices.iter().map(|price| price.slice()).collect();
-        let query = query(stored, self.span(0), BTreeMap::new(), slices);
-        let question = self.question(stored, &query, self.bounds);
-        for ((index, group), found) in self.found(snapshot, &question).await? {
-            let part = parts.entry((group.subject, index)).or_default();
-            let taken = Taken::of(stored.meter.aggregation, found);
-            part.meters.entry(key).and_modify(|known| known.join(&taken)).or_insert_with(|| taken.clone());
-            match group.slice.and_then(|place| prices.get(place)) {
-                Some(price) => {
-                    part.priced.insert(&price.key, taken);
-                }
-                None if prices.is_empty() => {}
-                None => {
-                    part.unpriced.insert(key, found.sum.unwrap_or_default());
-                }
-            }
-        }
         for (place, price) in prices.iter().enumerate() {
-            let Some(fee) = Some(&price.model).filter(|model| model.bounds_events()).and_then(fee) else {
+            let Some(fee) = Some(&price.model).filter(|model| model.bounds_events()).and_then(Fee::of) else {
                 continue;
             };
-            let fees = store::event_fees::sums(snapshot, self.environment, &question, place, fee).await?;
+            let fees = store::event_fees::sums(snapshot, self.environment, question, place, fee).await?;
             for (whose, event_fees) in fees {
                 let part = parts.get_mut(&whose);
                 if let Some(taken) = part.and_then(|part| part.priced.get_mut(&price.key)) {
@@ -145,86 +234,10 @@ impl<'a> Look<'_, 'a> {
         Ok(())
     }
 
-    async fn levels<'m: 'a>(
-        &self,
-        snapshot: &mut PgConnection,
-        stored: &'m StoredMeter,
-        prices: &[&'a Price],
-        parts: &mut Parts<'a>,
-    ) -> Result<(), EngineError> {
-        let (aggregation, span) = (stored.meter.aggregation, self.span(self.levels_from));
-        let slices: Vec<Slice> = prices.iter().map(|price| price.slice()).collect();
-        let whole = |slice: &Slice| slice.filter.is_empty() && slice.within(span) == span;
-        for (whose, found) in self.level(snapshot, stored, BTreeMap::new(), span).await? {
-            let part = parts.entry(whose).or_default();
-            let taken = Taken::of(aggregation, found);
-            for (price, _) in prices.iter().zip(&slices).filter(|(_, slice)| whole(slice)) {
-                part.priced.insert(&price.key, taken.clone());
-            }
-            part.meters.insert(&stored.meter.key, taken);
-        }
-        for (price, slice) in prices.iter().zip(slices).filter(|(_, slice)| !whole(slice)) {
-            let within = slice.within(span);
-            for (whose, found) in self.level(snapshot, stored, slice.filter, within).await? {
-                parts.entry(whose).or_default().priced.insert(&price.key, Taken::of(aggregation, found));
-            }
-        }
-        Ok(())
-    }
-
-    /// A level, part by part.
-    async fn level(
-        &self,
-        snapshot: &mut PgConnection,
-        stored: &StoredMeter,
-        filter: BTreeMap<String, Vec<String>>,
-        span: Span,
-    ) -> Result<Vec<((Option<String>, usize), Found)>, EngineError> {
-        if span.is_empty() {
-            return Ok(Vec::new());
-        }
-        let bounds = &self.bounds[self.levels_from..];
-        let mut query = query(stored, span, filter, Vec::new());
-        query.tells_new = stored.meter.aggregation == Aggregation::UniqueCount && bounds.len() > 2;
-        let found = self.found(snapshot, &self.question(stored, &query, bounds)).await?;
-        let whose = |(index, group): (usize, Group)| (group.subject, index + self.levels_from);
-        Ok(found.into_iter().map(|(place, found)| (whose(place), found)).collect())
-    }
-
-    async fn found(
-        &self,
-        snapshot: &mut PgConnection,
-        question: &Question<'_>,
-    ) -> Result<BTreeMap<(usize, Group), Found>, EngineError> {
-        self.ground.found(snapshot, self.environment, question).await
-    }
-
-    fn question<'q>(
-        &'q self,
-        stored: &'q StoredMeter,
-        query: &'q UsageQuery,
-        bounds: &'q [Timestamp],
-    ) -> Question<'q> {
-        Question {
-            stored,
-            query,
-            paths: Some(self.paths),
-            holders: self.holders,
-            bounds,
-            is_usual: self.holders.is_none(),
-        }
-    }
-
     fn span(&self, from: usize) -> Span {
         let edge = |edge: Option<&Timestamp>| edge.copied().unwrap_or(Timestamp::MIN);
         Span { from: edge(self.bounds.get(from)), to: edge(self.bounds.last()) }
     }
-}
-
-/// What a percentage takes of each event.
-fn fee(model: &Model) -> Option<Fee<'_>> {
-    let Model::Percentage { rate, fixed_amount, event_minimum, event_maximum } = model else { return None };
-    Some(Fee { rate, fixed_amount, least: event_minimum.as_ref(), most: event_maximum.as_ref() })
 }
 
 fn query(

@@ -1,7 +1,7 @@
 //! Folding the tail into rollups, and building rollups where there are gaps; a transaction at a
 //! time, so that a job or a test can go on until nothing is left.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::{Engine, EngineError, exports};
 use crate::domain::environment::Environment;
@@ -11,6 +11,9 @@ use crate::store::{self, fold};
 
 /// Events of the hours of a gap that are built in one transaction, but for a last hour that passes it.
 const BUILD_EVENTS_MAX: i64 = 200_000;
+
+/// How long after its end a day is summed up: most of what is late is there by then.
+const DAY_REST: Duration = Duration::from_hours(1);
 
 /// What one transaction folded.
 #[derive(Debug, Clone, Copy, Default)]
@@ -35,10 +38,12 @@ impl Engine {
         // read after the batches: a meter that is not seen here has a gap that covers them
         let meters = store::catalog::meters(&mut transaction, environment).await?;
         let not_kept = fold::permanent_gaps(&mut transaction, environment).await?;
+        let days = store::days::until(&mut transaction, environment).await?;
         let mut concerned: Vec<&StoredMeter> =
             meters.iter().filter(|stored| taken.event_name_ids.contains(&stored.event_name_id)).collect();
         for stored in concerned.iter().filter(|stored| !not_kept.contains(&stored.id)) {
-            fold::fold_meter(&mut transaction, environment, stored, &taken).await?;
+            let days_until = days.get(&stored.id).copied();
+            fold::fold_meter(&mut transaction, environment, stored, &taken, days_until).await?;
         }
         // sums for exports are locked by whoever makes exports too: all take them in this order
         concerned.sort_unstable_by_key(|stored| stored.id);
@@ -67,7 +72,31 @@ impl Engine {
         };
         let meters = store::catalog::meters(&mut transaction, environment).await?;
         if let Some(stored) = meters.into_iter().find(|stored| stored.id == gap.meter_id) {
-            fold::build(&mut transaction, environment, &stored, &gap, BUILD_EVENTS_MAX).await?;
+            let days = store::days::until(&mut transaction, environment).await?;
+            let days_until = days.get(&stored.id).copied();
+            fold::build(&mut transaction, environment, &stored, &gap, days_until, BUILD_EVENTS_MAX).await?;
+        }
+        transaction.commit().await?;
+        Ok(true)
+    }
+
+    /// Sums up the next day of a meter that is behind; false where none is, or another replica is at it.
+    pub async fn sum_some_days(&self, environment: Environment) -> Result<bool, EngineError> {
+        let mut transaction = self.database().pool().begin().await?;
+        let now = store::usage::now(&mut transaction).await?;
+        let over = self.inner.clock.now(environment, now).saturating_sub(DAY_REST).day_floor();
+        if store::days::next_behind(&mut transaction, environment, over).await?.is_none()
+            || !fold::try_lock(&mut transaction, environment).await?
+        {
+            return Ok(false);
+        }
+        // again, now that nobody else can be at it
+        let Some(behind) = store::days::next_behind(&mut transaction, environment, over).await? else {
+            return Ok(true);
+        };
+        let meters = store::catalog::meters(&mut transaction, environment).await?;
+        if let Some(stored) = meters.into_iter().find(|stored| stored.id == behind.meter_id) {
+            store::days::sum_next(&mut transaction, environment, &stored, behind, over).await?;
         }
         transaction.commit().await?;
         Ok(true)

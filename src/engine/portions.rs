@@ -39,7 +39,8 @@ pub(super) async fn used(
             Measure::Fees => {
                 let names = std::slice::from_ref(&portion.member().subject);
                 let paths = store::subjects::path_ids(snapshot, environment, names, true).await?;
-                let groups = store::fees::sums(snapshot, environment, stored, slice, &paths, span).await?;
+                let groups =
+                    store::event_fees::counted(snapshot, environment, stored, slice, &paths, span).await?;
                 let rated = groups.iter().filter(|(properties, _)| slice.admits(properties, span.from));
                 rated.fold(Total::default(), |sum, (_, fees)| sum + *fees)
             }

@@ -1,17 +1,18 @@
 //! Reading usage in a snapshot: from rollups where it can be, from events where it must.
 
-use std::collections::{BTreeMap, HashMap};
-
 use sqlx::PgConnection;
 
 use super::EngineError;
 use crate::domain::environment::Environment;
 use crate::domain::meter::StoredMeter;
 use crate::domain::top::Ranks;
-use crate::domain::usage::{Found, Group, Reading, UsageQuery, UsageRow, rows};
+use crate::domain::usage::{Found, Reading, Rollups, UsageQuery, UsageRow, rows};
 use crate::domain::window::Span;
 use crate::store;
-use crate::store::usage::{Question, Tail};
+use crate::store::usage::{Answer, Asked, Question};
+
+/// Questions that one statement asks.
+const QUESTIONS_TOGETHER_MAX: usize = 16;
 
 /// The rows that answer a question.
 pub(super) async fn answer(
@@ -44,13 +45,9 @@ pub(super) async fn answer_on(
     Ok(rows(query, stored.meter.aggregation, &bounds, found)?)
 }
 
-/// What a snapshot has to know of rollups before it trusts them: where they are not what the events
-/// say, and what is not in them yet.
+/// How a snapshot reads: what it has to know of rollups before it trusts them.
 #[derive(Debug, Default)]
-pub(super) struct Ground {
-    gaps: HashMap<i32, Vec<Span>>,
-    tails: HashMap<i32, Tail>,
-}
+pub(super) struct Ground(store::usage::Ground);
 
 impl Ground {
     /// Of a meter, or of all.
@@ -60,15 +57,12 @@ impl Ground {
         span: Span,
         meter: Option<&StoredMeter>,
     ) -> Result<Self, EngineError> {
-        let (id, name) = (meter.map(|stored| stored.id), meter.map(|stored| stored.event_name_id));
-        let gaps = store::usage::gaps(snapshot, environment, id, span).await?;
-        let tails = store::usage::tails(snapshot, environment, name, span).await?;
-        Ok(Self { gaps, tails })
+        Ok(Self(store::usage::ground(snapshot, environment, meter, span).await?))
     }
 
     /// Whether all that a meter counted is in its rollups.
     pub(super) fn is_folded(&self, stored: &StoredMeter) -> bool {
-        !self.gaps.contains_key(&stored.id) && !self.tails.contains_key(&stored.event_name_id)
+        !self.0.gaps.contains_key(&stored.id) && !self.0.tails.contains_key(&stored.event_name_id)
     }
 
     /// What a question finds between its bounds, by their number, and group.
@@ -77,12 +71,24 @@ impl Ground {
         snapshot: &mut PgConnection,
         environment: Environment,
         question: &Question<'_>,
-    ) -> Result<BTreeMap<(usize, Group), Found>, EngineError> {
-        if question.paths.is_some_and(<[i64]>::is_empty) {
-            return Ok(BTreeMap::new());
+    ) -> Result<Answer, EngineError> {
+        let question = std::slice::from_ref(question);
+        Ok(self.found_of_each(snapshot, environment, question).await?.pop().unwrap_or_default())
+    }
+
+    /// The same of several questions, which have the same groups, in their order.
+    pub(super) async fn found_of_each(
+        &self,
+        snapshot: &mut PgConnection,
+        environment: Environment,
+        questions: &[Question<'_>],
+    ) -> Result<Vec<Answer>, EngineError> {
+        let mut answers = Vec::new();
+        for questions in questions.chunks(QUESTIONS_TOGETHER_MAX) {
+            let asked: Vec<Asked<'_>> = questions.iter().map(|question| self.asked(question)).collect();
+            answers.extend(store::usage::find(snapshot, environment, &asked).await?);
         }
-        let (reading, tail) = self.reading(question);
-        Ok(store::usage::find(snapshot, environment, question, &reading, tail).await?)
+        Ok(answers)
     }
 
     /// Some ranks of the subjects that a question finds between two bounds, the most first, and one more
@@ -94,15 +100,15 @@ impl Ground {
         question: &Question<'_>,
         ranks: Ranks,
     ) -> Result<Vec<(String, Found)>, EngineError> {
-        let (reading, tail) = self.reading(question);
-        Ok(store::usage::top(snapshot, environment, question, (&reading, tail), ranks).await?)
+        Ok(store::usage::top(snapshot, environment, &self.asked(question), ranks).await?)
     }
 
-    fn reading(&self, question: &Question<'_>) -> (Reading, Option<&Tail>) {
+    fn asked<'a>(&'a self, question: &'a Question<'_>) -> Asked<'a> {
         let Question { stored, query, bounds, .. } = *question;
-        let gaps = self.gaps.get(&stored.id).map_or(&[][..], Vec::as_slice);
-        let reading = Reading::plan(query.span, &query.edges(bounds), gaps);
-        (reading, self.tails.get(&stored.event_name_id))
+        let gaps = self.0.gaps.get(&stored.id).map_or(&[][..], Vec::as_slice);
+        let rollups = Rollups { gaps, days_until: self.0.days_until.get(&stored.id).copied() };
+        let reading = Reading::plan(query.span, &query.edges(bounds), rollups);
+        Asked { question, reading, tail: self.0.tails.get(&stored.event_name_id) }
     }
 }
 

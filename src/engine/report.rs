@@ -207,6 +207,7 @@ async fn parts<'a>(
 ) -> Result<Vec<Part<'a>>, EngineError> {
     let (environment, span) = (sight.environment, calendar.span());
     let snapshot = &mut *sight.snapshot;
+    store::usage::keep_plans(snapshot).await?;
     let ground = Ground::read(snapshot, environment, span, None).await?;
     let ids: Vec<i32> = terms.meters().map(|stored| stored.id).collect();
     let seen = store::usage::with_rollups(snapshot, environment, &ids, paths, span).await?;

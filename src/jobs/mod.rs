@@ -30,9 +30,11 @@ const CHECK_INTERVAL: Duration = Duration::from_hours(1);
 /// How long a job that keeps failing rests, at first and at most.
 const FAILING_INTERVAL_MIN: Duration = Duration::from_millis(500);
 const FAILING_INTERVAL_MAX: Duration = Duration::from_secs(10);
-/// Transactions that fold, and that build, before the other have their turn.
+/// Transactions that fold, and that build, before the others have their turn.
 const FOLDS_PER_ROUND_MAX: usize = 20;
 const BUILDS_PER_ROUND_MAX: usize = 20;
+/// Days of a meter that are summed up in one round.
+const DAYS_PER_ROUND_MAX: usize = 20;
 
 /// The jobs of a service, until they are told to stop.
 #[derive(Debug)]
@@ -155,7 +157,8 @@ fn now() -> jiff::Timestamp {
     jiff::Timestamp::now()
 }
 
-/// Folds until only a little is left, then builds some of what has gaps; never one without the other.
+/// Folds until only a little is left, then builds some of what has gaps and sums up days that are over;
+/// never one without the others.
 async fn fold(engine: Engine, environment: Environment) -> Result<(), EngineError> {
     for _ in 0..FOLDS_PER_ROUND_MAX {
         let folded = engine.fold_some(environment).await?;
@@ -166,6 +169,11 @@ async fn fold(engine: Engine, environment: Environment) -> Result<(), EngineErro
     }
     for _ in 0..BUILDS_PER_ROUND_MAX {
         if !engine.build_some(environment).await? {
+            break;
+        }
+    }
+    for _ in 0..DAYS_PER_ROUND_MAX {
+        if !engine.sum_some_days(environment).await? {
             break;
         }
     }

@@ -6,13 +6,16 @@ use std::collections::HashMap;
 use sqlx::{PgConnection, Postgres, QueryBuilder, Row};
 
 use super::StoreError;
+use super::event_fees::Fee;
 use super::measures::{Scope, push_measures};
+use super::usage::push_slice;
 use crate::domain::environment::Environment;
 use crate::domain::meter::{Aggregation, StoredMeter};
 use crate::domain::pricing::amount::Amount;
-use crate::domain::pricing::price::{Model, Price};
+use crate::domain::pricing::price::Price;
 use crate::domain::quantity::Total;
 use crate::domain::timestamp::Timestamp;
+use crate::domain::usage::Slice;
 use crate::domain::window::Span;
 
 /// Whose usage, and of when.
@@ -73,17 +76,15 @@ pub async fn find(
     stored: &StoredMeter,
     prices: &[&Price],
 ) -> Result<HashMap<usize, CustomerUsage>, StoreError> {
-    let mut dimensions: Vec<String> = Vec::new();
-    for (name, _) in prices.iter().flat_map(|price| price.filter.iter()) {
-        if !dimensions.iter().any(|known| known == name) {
-            dimensions.push(name.to_owned());
-        }
-    }
+    let slices: Vec<Slice> = prices.iter().map(|price| price.slice()).collect();
+    let mut dimensions: Vec<String> = slices.iter().flat_map(|slice| slice.filter.keys().cloned()).collect();
+    dimensions.sort_unstable();
+    dimensions.dedup();
     let mut sql = QueryBuilder::new("with measures as (");
     let spans = [whose.span];
     push_measures(&mut sql, whose.environment, stored, &dimensions, Some(whose.paths), &Scope::Spans(&spans));
     sql.push("), placed as (select *, ");
-    push_place(&mut sql, prices, &dimensions);
+    push_slice(&mut sql, &slices, &dimensions);
     sql.push(" as place from measures where customer_id = ").push_bind(whose.customer_id).push(") ");
     match stored.meter.aggregation {
         Aggregation::Sum | Aggregation::Count => {
@@ -139,39 +140,14 @@ pub async fn find(
     Ok(found)
 }
 
-/// The place of the first price that admits what the columns `at` and `members` say.
-fn push_place(sql: &mut QueryBuilder<Postgres>, prices: &[&Price], dimensions: &[String]) {
-    sql.push("case");
-    for (place, price) in prices.iter().enumerate() {
-        sql.push(" when true");
-        for (name, allowed) in price.filter.iter() {
-            let position = dimensions.iter().position(|known| known == name).unwrap_or_default() + 1;
-            sql.push(format!(" and members[{position}] = any(")).push_bind(allowed.to_vec()).push(")");
-        }
-        if let Some(from) = price.effective_from {
-            sql.push(" and at >= ").push_bind(from);
-        }
-        if let Some(to) = price.effective_to {
-            sql.push(" and at < ").push_bind(to);
-        }
-        sql.push(format!(" then {place}"));
-    }
-    sql.push(" end");
-}
-
 /// What the price at its place takes of an event, where that bounds it; else nothing.
 fn push_fee(sql: &mut QueryBuilder<Postgres>, prices: &[&Price]) {
     sql.push("case place");
     for (place, price) in prices.iter().enumerate().filter(|(_, price)| price.model.bounds_events()) {
-        let Model::Percentage { rate, fixed_amount, event_minimum, event_maximum } = &price.model else {
-            continue;
-        };
-        let number = |amount: &Amount| amount.to_string();
-        // times a hundredth, not divided by a hundred: that would round
-        sql.push(format!(" when {place} then least(greatest(number * ")).push_bind(number(rate));
-        sql.push("::numeric * 0.01 + ").push_bind(number(fixed_amount)).push("::numeric, ");
-        sql.push_bind(event_minimum.as_ref().map(number)).push("::numeric), ");
-        sql.push_bind(event_maximum.as_ref().map(number)).push("::numeric)");
+        if let Some(fee) = Fee::of(&price.model) {
+            sql.push(format!(" when {place} then "));
+            fee.push(sql);
+        }
     }
     // a case needs a branch
     sql.push(" when -1 then 0::numeric else 0::numeric end");

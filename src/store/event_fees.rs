@@ -1,24 +1,58 @@
-//! What events cost one by one, where a price bounds the fee of each: read from the events themselves,
-//! exactly.
+//! What events cost one by one, by prices that take a percentage of each: read from the events themselves.
+//! What is shown and billed is exact; counters that caps look at take each event rounded up to the digits
+//! of a quantity, since they hold it before it is known what else there will be.
 
 use std::collections::BTreeMap;
 
-use sqlx::{PgConnection, QueryBuilder, Row};
+use sqlx::{PgConnection, Postgres, QueryBuilder, Row};
 
 use super::StoreError;
 use super::measures::{Scope, push_measures};
 use super::usage::{Holders, Question, needed_dimensions, push_slice};
 use crate::domain::environment::Environment;
+use crate::domain::event::Properties;
+use crate::domain::gate::budget::Slice;
+use crate::domain::meter::StoredMeter;
 use crate::domain::pricing::amount::Amount;
+use crate::domain::pricing::price::Model;
+use crate::domain::quantity::Total;
+use crate::domain::window::Span;
 
 /// A percentage of each event's value and an amount for each, within bounds.
 #[derive(Debug, Clone, Copy)]
 pub struct Fee<'a> {
     /// In percent.
-    pub rate: &'a Amount,
-    pub fixed_amount: &'a Amount,
-    pub least: Option<&'a Amount>,
-    pub most: Option<&'a Amount>,
+    rate: &'a Amount,
+    fixed_amount: &'a Amount,
+    least: Option<&'a Amount>,
+    most: Option<&'a Amount>,
+}
+
+impl<'a> Fee<'a> {
+    /// None of a model that does not look at each event.
+    pub fn of(model: &'a Model) -> Option<Self> {
+        let Model::Percentage { rate, fixed_amount, event_minimum, event_maximum } = model else {
+            return None;
+        };
+        Some(Self { rate, fixed_amount, least: event_minimum.as_ref(), most: event_maximum.as_ref() })
+    }
+
+    /// Writes the fee of the event whose value is in the column `number`, exactly.
+    pub(super) fn push(&self, sql: &mut QueryBuilder<Postgres>) {
+        let number = |amount: &Amount| amount.to_string();
+        // times a hundredth, not divided by a hundred: that would round
+        sql.push("least(greatest(number * ").push_bind(number(self.rate));
+        sql.push("::numeric * 0.01 + ").push_bind(number(self.fixed_amount)).push("::numeric, ");
+        sql.push_bind(self.least.map(number)).push("::numeric), ");
+        sql.push_bind(self.most.map(number)).push("::numeric)");
+    }
+
+    /// The same rounded up to the digits of a quantity, as `Slice::measure` does.
+    fn push_above(&self, sql: &mut QueryBuilder<Postgres>) {
+        sql.push("ceil(");
+        self.push(sql);
+        sql.push(" * 1000000000) * 0.000000001");
+    }
 }
 
 /// The fees of the events that one slice of a question takes, by holder and part between bounds. What
@@ -32,17 +66,14 @@ pub async fn sums(
 ) -> Result<BTreeMap<(Option<String>, usize), Amount>, StoreError> {
     let Question { stored, query, paths, holders, bounds, .. } = *question;
     let dimensions = needed_dimensions(query);
-    let number = |amount: &Amount| amount.to_string();
     let mut sql =
         QueryBuilder::new("select w, subject, sum(sign * fee)::text as fees from (select width_bucket(at, ");
     sql.push_bind(bounds.to_vec()).push(") as w, sign, ");
     sql.push(if holders.is_some() { "holder.subject_id::text" } else { "null::text" }).push(" as subject, ");
     push_slice(&mut sql, &query.slices, &dimensions);
-    // times a hundredth, not divided by a hundred: that would round
-    sql.push(" as slice, least(greatest(number * ").push_bind(number(fee.rate));
-    sql.push("::numeric * 0.01 + ").push_bind(number(fee.fixed_amount)).push("::numeric, ");
-    sql.push_bind(fee.least.map(number)).push("::numeric), ");
-    sql.push_bind(fee.most.map(number)).push("::numeric) as fee from (");
+    sql.push(" as slice, ");
+    fee.push(&mut sql);
+    sql.push(" as fee from (");
     let spans = [query.span];
     push_measures(&mut sql, environment, stored, &dimensions, paths, &Scope::Spans(&spans));
     sql.push(") measures");
@@ -61,6 +92,34 @@ pub async fn sums(
             // width_bucket counts from 1
             let window = usize::try_from(window - 1).unwrap_or_default();
             Ok(((row.try_get("subject")?, window), fees))
+        })
+        .collect()
+}
+
+/// The fees of the events on some paths, as a counter takes them: by the dimensions that tell which price
+/// rates them.
+pub async fn counted(
+    connection: &mut PgConnection,
+    environment: Environment,
+    stored: &StoredMeter,
+    slice: &Slice,
+    paths: &[i64],
+    span: Span,
+) -> Result<Vec<(Properties, Total)>, StoreError> {
+    let Some(fee) = Fee::of(&slice.price.model) else { return Ok(Vec::new()) };
+    let dimensions = slice.dimensions();
+    let mut sql = QueryBuilder::new("select members, sum(sign * ");
+    fee.push_above(&mut sql);
+    sql.push(") as fees from (");
+    push_measures(&mut sql, environment, stored, &dimensions, Some(paths), &Scope::Spans(&[span]));
+    sql.push(") measures group by members");
+    let rows = sql.build().persistent(false).fetch_all(connection).await?;
+    rows.iter()
+        .map(|row| {
+            let members: Vec<Option<String>> = row.try_get("members")?;
+            let named = dimensions.iter().cloned().zip(members);
+            let named = named.filter_map(|(name, value)| Some((name, value?.into())));
+            Ok((Properties::of(named.collect()), row.try_get("fees")?))
         })
         .collect()
 }

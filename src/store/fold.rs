@@ -1,10 +1,12 @@
-//! Folding: moving what unfolded batches say into hourly rollups, and building rollups anew where
-//! they are not what the events say. One transaction folds an environment at a time, over all
+//! Folding: moving what unfolded batches say into rollups, and building rollups anew where they are not
+//! what the events say. One transaction folds an environment at a time, over all
 //! replicas; whoever records is not in its way.
 
 use sqlx::{PgConnection, QueryBuilder, Row};
 
 use super::StoreError;
+use super::days;
+use super::grain::Grain;
 use super::measures::{Scope, join_columns, push_measures, rollup_columns};
 use crate::domain::environment::Environment;
 use crate::domain::limits::DIMENSION_SETS_PER_METER_MAX;
@@ -120,16 +122,25 @@ pub async fn take(
     Ok(taken)
 }
 
-/// Adds what the taken batches say to the rollups of a meter.
+/// Adds what the taken batches say to the rollups of a meter: to hours, and to the days that are summed
+/// up from them already.
 pub async fn fold_meter(
     connection: &mut PgConnection,
     environment: Environment,
     stored: &StoredMeter,
     taken: &Taken,
+    days_until: Option<Timestamp>,
 ) -> Result<(), StoreError> {
     let Some(within) = taken.within else { return Ok(()) };
-    let scope = Scope::Batches { batch_ids: &taken.batch_ids, within };
-    add_to_rollups(connection, environment, stored, &scope).await
+    let batch_ids = &taken.batch_ids;
+    let scope = Scope::Batches { batch_ids, within };
+    add_to_rollups(connection, environment, stored, Grain::Hour, &scope).await?;
+    let summed = Span { from: within.from, to: days_until.unwrap_or(Timestamp::MIN) };
+    if summed.is_empty() {
+        return Ok(());
+    }
+    let scope = Scope::BatchesWithin { batch_ids, within, spans: &[summed] };
+    add_to_rollups(connection, environment, stored, Grain::Day, &scope).await
 }
 
 /// Writes what the events of a scope say into the rollups, added to what is there.
@@ -137,8 +148,10 @@ async fn add_to_rollups(
     connection: &mut PgConnection,
     environment: Environment,
     stored: &StoredMeter,
+    grain: Grain,
     scope: &Scope<'_>,
 ) -> Result<(), StoreError> {
+    let (table, start) = (grain.rollups(), grain.word());
     let dimensions: Vec<String> =
         stored.meter.dimensions.iter().cloned().map(PropertyName::into_string).collect();
     let aggregation = stored.meter.aggregation;
@@ -146,7 +159,10 @@ async fn add_to_rollups(
 
     let mut sql = QueryBuilder::new("with measures as (");
     push_measures(&mut sql, environment, stored, &dimensions, None, scope);
-    sql.push("), grouped as materialized (select path_id, date_bin('1 hour', at, '2000-01-01T00:00:00Z') as hour, members, sum(sign) as count");
+    let bucket = grain.start_of("at");
+    sql.push(format!(
+        "), grouped as materialized (select path_id, {bucket} as {start}, members, sum(sign) as count"
+    ));
     for (name, made) in columns {
         sql.push(format!(", {made} as {name}"));
     }
@@ -156,24 +172,28 @@ async fn add_to_rollups(
     sql.push(", digest, members from sets on conflict on constraint dimension_sets_digest do nothing returning id, members),");
     sql.push(" known as (select id, members from fresh union all select d.id, s.members from sets s join dimension_sets d on d.digest = s.digest and d.meter_id = ");
     sql.push_bind(stored.id);
-    sql.push(") insert into rollups (environment, meter_id, path_id, hour, dimension_set_id, count");
+    sql.push(format!(
+        ") insert into {table} as kept (environment, meter_id, path_id, {start}, dimension_set_id, count"
+    ));
     for (name, _) in columns {
         sql.push(format!(", {name}"));
     }
     sql.push(") select ").push_bind(environment.code()).push(", ").push_bind(stored.id);
-    sql.push(", g.path_id, g.hour, k.id, g.count");
+    sql.push(format!(", g.path_id, g.{start}, k.id, g.count"));
     for (name, _) in columns {
         sql.push(format!(", g.{name}"));
     }
-    sql.push(" from grouped g join known k on k.members = g.members order by g.path_id, g.hour, k.id");
-    sql.push(" on conflict on constraint rollups_pk do update set count = rollups.count + excluded.count");
+    sql.push(format!(
+        " from grouped g join known k on k.members = g.members order by g.path_id, g.{start}, k.id
+         on conflict on constraint {table}_pk do update set count = kept.count + excluded.count"
+    ));
     for (name, _) in columns {
         sql.push(format!(", {name} = {}", join_columns(name).1));
     }
     sql.build().persistent(false).execute(&mut *connection).await?;
 
     if aggregation == Aggregation::UniqueCount {
-        add_members(connection, environment, stored, &dimensions, scope).await?;
+        add_members(connection, environment, stored, grain, &dimensions, scope).await?;
     }
     Ok(())
 }
@@ -182,17 +202,19 @@ async fn add_members(
     connection: &mut PgConnection,
     environment: Environment,
     stored: &StoredMeter,
+    grain: Grain,
     dimensions: &[String],
     scope: &Scope<'_>,
 ) -> Result<(), StoreError> {
+    let (table, start, bucket) = (grain.members(), grain.word(), grain.start_of("at"));
     let mut sql = QueryBuilder::new("with measures as (");
     push_measures(&mut sql, environment, stored, dimensions, None, scope);
-    sql.push("), grouped as (select path_id, date_bin('1 hour', at, '2000-01-01T00:00:00Z') as hour, members, member, sum(sign) as refs from measures group by 1, 2, 3, 4)");
-    sql.push(" insert into rollup_members (environment, meter_id, path_id, hour, dimension_set_id, member, refs) select ");
+    sql.push(format!("), grouped as (select path_id, {bucket} as {start}, members, member, sum(sign) as refs from measures group by 1, 2, 3, 4)"));
+    sql.push(format!(" insert into {table} as kept (environment, meter_id, path_id, {start}, dimension_set_id, member, refs) select "));
     sql.push_bind(environment.code()).push(", ").push_bind(stored.id);
-    sql.push(", g.path_id, g.hour, d.id, g.member, g.refs from grouped g join dimension_sets d on d.digest = text_digest(g.members::text) and d.meter_id = ");
+    sql.push(format!(", g.path_id, g.{start}, d.id, text_digest(g.member), g.refs from grouped g join dimension_sets d on d.digest = text_digest(g.members::text) and d.meter_id = "));
     sql.push_bind(stored.id);
-    sql.push(" order by g.path_id, g.hour, d.id, g.member on conflict on constraint rollup_members_pk do update set refs = rollup_members.refs + excluded.refs");
+    sql.push(format!(" order by 3, 4, 5, 6 on conflict on constraint {table}_pk do update set refs = kept.refs + excluded.refs"));
     sql.build().persistent(false).execute(connection).await?;
     Ok(())
 }
@@ -231,6 +253,7 @@ pub async fn build(
     environment: Environment,
     stored: &StoredMeter,
     gap: &Gap,
+    days_until: Option<Timestamp>,
     events_max: i64,
 ) -> Result<(), StoreError> {
     let chunk = match nth_event(connection, environment, gap.span, 0).await? {
@@ -255,19 +278,14 @@ pub async fn build(
     .bind(gap.id)
     .fetch_all(&mut *connection)
     .await?;
-    for table in ["rollups", "rollup_members"] {
-        let delete = format!(
-            "delete from {table} where environment = $1 and meter_id = $2 and hour >= $3 and hour < $4"
-        );
-        sqlx::query(sqlx::AssertSqlSafe(delete))
-            .bind(environment.code())
-            .bind(stored.id)
-            .bind(chunk.from)
-            .bind(chunk.to)
-            .execute(&mut *connection)
-            .await?;
+    days::delete(connection, environment, stored, Grain::Hour, chunk).await?;
+    add_to_rollups(connection, environment, stored, Grain::Hour, &Scope::Folded(chunk)).await?;
+    let summed = chunk.to.day_ceil().min(days_until.unwrap_or(Timestamp::MIN));
+    let days = Span { from: chunk.from.day_floor(), to: summed };
+    if !days.is_empty() {
+        // what of them is still in a gap is not right yet, but is not read either, and built in its turn
+        days::sum_up(connection, environment, stored, days).await?;
     }
-    add_to_rollups(connection, environment, stored, &Scope::Folded(chunk)).await?;
     sqlx::query("delete from rollup_gaps where id = any($1)").bind(marks).execute(&mut *connection).await?;
     let rest = Span { from: chunk.to, to: gap.span.to };
     if rest.is_empty() || nth_event(connection, environment, rest, 0).await?.is_none() {
@@ -319,7 +337,8 @@ pub async fn drop_if_too_many_sets(
     if sets <= DIMENSION_SETS_PER_METER_MAX {
         return Ok(false);
     }
-    for table in ["rollups", "rollup_members", "rollup_gaps", "dimension_sets"] {
+    let kept = Grain::ALL.into_iter().flat_map(|grain| [grain.rollups(), grain.members()]);
+    for table in kept.chain(["summed_days", "rollup_gaps", "dimension_sets"]) {
         let delete = format!("delete from {table} where meter_id = $1");
         sqlx::query(sqlx::AssertSqlSafe(delete)).bind(stored.id).execute(&mut *connection).await?;
     }

@@ -4,7 +4,7 @@
 //!
 //! A relation of measures has the columns `path_id`, `customer_id`, `at`, `members` (the values of some of the
 //! meter's dimensions, in order), `sign`, `number`, `mark` (for `last`), `member` (for
-//! `unique_count`), and `live` (recorded and not taken back).
+//! `unique_count`, as text: rollups keep its digest, which is made once for all that are one), and `live` (recorded and not taken back).
 
 use sqlx::{Postgres, QueryBuilder};
 
@@ -48,14 +48,14 @@ pub(super) fn push_measures(
     match (meter.aggregation, meter.property()) {
         (Aggregation::Count, _) => sql.push("1::numeric end as number"),
         (Aggregation::UniqueCount, None) => {
-            sql.push("1::numeric as number, text_digest(trim_scale(e.value)::text) as member")
+            sql.push("1::numeric as number, trim_scale(e.value)::text as member")
         }
         (Aggregation::UniqueCount, Some(property)) => sql
             .push("case when dimension_value(e.properties -> ")
             .push_bind(property.to_owned())
-            .push(") is not null then 1::numeric end as number, text_digest(dimension_value(e.properties -> ")
+            .push(") is not null then 1::numeric end as number, dimension_value(e.properties -> ")
             .push_bind(property.to_owned())
-            .push(")) as member"),
+            .push(") as member"),
         (_, property) => {
             match property {
                 None => sql.push("e.value"),
@@ -172,12 +172,12 @@ pub(super) fn rollup_columns(aggregation: Aggregation) -> &'static [(&'static st
     }
 }
 
-/// How rollup columns of the same name join.
+/// How rollup columns of the same name join: as an aggregate, and where one is `kept` already.
 pub(super) fn join_columns(column: &str) -> (&'static str, &'static str) {
     match column {
-        "sum" => ("sum(sum)", "rollups.sum + excluded.sum"),
-        "min" => ("min(min)", "least(rollups.min, excluded.min)"),
-        "max" => ("max(max)", "greatest(rollups.max, excluded.max)"),
-        _ => ("max(last)", "greatest(rollups.last, excluded.last)"),
+        "sum" => ("sum(sum)", "kept.sum + excluded.sum"),
+        "min" => ("min(min)", "least(kept.min, excluded.min)"),
+        "max" => ("max(max)", "greatest(kept.max, excluded.max)"),
+        _ => ("max(last)", "greatest(kept.last, excluded.last)"),
     }
 }

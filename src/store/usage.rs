@@ -1,5 +1,5 @@
-//! Reading usage: rollups for whole hours, events for the edges, for what is not folded, and for
-//! hours whose rollups are not what the events say; all in one snapshot.
+//! Reading usage: rollups for whole days and hours, events for the edges, for what is not folded, and
+//! for hours whose rollups are not what the events say; all in one snapshot.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
@@ -7,6 +7,7 @@ use sqlx::postgres::PgRow;
 use sqlx::{PgConnection, PgPool, Postgres, QueryBuilder, Row, Transaction};
 
 use super::StoreError;
+use super::grain::Grain;
 use super::measures::{Scope, columns, join_columns, push_measures, push_paths, rollup_columns};
 use crate::domain::environment::Environment;
 use crate::domain::limits::USAGE_ROWS_MAX;
@@ -28,29 +29,15 @@ pub async fn now(connection: &mut PgConnection) -> Result<Timestamp, StoreError>
     Ok(sqlx::query_scalar("select clock_timestamp()").fetch_one(connection).await?)
 }
 
-/// Hours of a meter, or of all, that are not to be read from rollups, by meter.
-pub async fn gaps(
-    connection: &mut PgConnection,
-    environment: Environment,
-    meter_id: Option<i32>,
-    span: Span,
-) -> Result<HashMap<i32, Vec<Span>>, StoreError> {
-    let rows = sqlx::query(
-        "select meter_id, from_hour, to_hour from rollup_gaps
-         where environment = $1 and meter_id = coalesce($2, meter_id) and from_hour < $4 and to_hour > $3",
-    )
-    .bind(environment.code())
-    .bind(meter_id)
-    .bind(span.from)
-    .bind(span.to)
-    .fetch_all(connection)
-    .await?;
-    let mut gaps: HashMap<i32, Vec<Span>> = HashMap::new();
-    for row in &rows {
-        let gap = Span { from: row.try_get("from_hour")?, to: row.try_get("to_hour")? };
-        gaps.entry(row.try_get("meter_id")?).or_default().push(gap);
-    }
-    Ok(gaps)
+/// What a snapshot has to know of rollups before it trusts them.
+#[derive(Debug, Default)]
+pub struct Ground {
+    /// By meter: hours that are not to be read from rollups.
+    pub gaps: HashMap<i32, Vec<Span>>,
+    /// By meter: until when its days are summed up.
+    pub days_until: HashMap<i32, Timestamp>,
+    /// By event name: what is not in the rollups yet.
+    pub tails: HashMap<i32, Tail>,
 }
 
 /// Batches that are not folded, and where their events lie.
@@ -60,30 +47,44 @@ pub struct Tail {
     within: Span,
 }
 
-/// The batches that are not folded and may have events of a name, or of any, in a span, by name.
-pub async fn tails(
+/// What is to be known of the rollups of a meter, or of all, in a span.
+pub async fn ground(
     connection: &mut PgConnection,
     environment: Environment,
-    event_name_id: Option<i32>,
+    meter: Option<&StoredMeter>,
     span: Span,
-) -> Result<HashMap<i32, Tail>, StoreError> {
+) -> Result<Ground, StoreError> {
     let rows = sqlx::query(
-        "select name, array_agg(batch_id) as batch_ids, min(first_at) as first, max(last_at) as last
+        "select 'gap' as kind, meter_id as id, from_hour as first, to_hour as last, null::bigint[] as batch_ids
+         from rollup_gaps
+         where environment = $1 and meter_id = coalesce($4, meter_id) and from_hour < $3 and to_hour > $2
+         union all
+         select 'days', meter_id, until, until, null from summed_days
+         where environment = $1 and meter_id = coalesce($4, meter_id)
+         union all
+         select 'tail', name, min(first_at), max(last_at), array_agg(batch_id)
          from unfolded cross join unnest(event_name_ids) name
-         where environment = $1 and first_at < $3 and last_at >= $2 and name = coalesce($4, name)
+         where environment = $1 and first_at < $3 and last_at >= $2 and name = coalesce($5, name)
          group by name",
     )
     .bind(environment.code())
     .bind(span.from)
     .bind(span.to)
-    .bind(event_name_id)
+    .bind(meter.map(|stored| stored.id))
+    .bind(meter.map(|stored| stored.event_name_id))
     .fetch_all(connection)
     .await?;
-    let tail = |row: &PgRow| {
+    let mut ground = Ground::default();
+    for row in &rows {
+        let id: i32 = row.try_get("id")?;
         let within = Span { from: row.try_get("first")?, to: row.try_get("last")? };
-        Ok((row.try_get("name")?, Tail { batch_ids: row.try_get("batch_ids")?, within }))
-    };
-    rows.iter().map(tail).collect()
+        match row.try_get::<&str, _>("kind")? {
+            "gap" => ground.gaps.entry(id).or_default().push(within),
+            "days" => drop(ground.days_until.insert(id, within.to)),
+            _ => drop(ground.tails.insert(id, Tail { batch_ids: row.try_get("batch_ids")?, within })),
+        }
+    }
+    Ok(ground)
 }
 
 /// Which of some meters have rollups on some paths in a span.
@@ -131,19 +132,59 @@ pub struct Question<'a> {
     pub is_usual: bool,
 }
 
-/// What a question finds, by window and group. More rows than one answer may have: one too many.
+/// Within a transaction: has questions that are usual planned once for all that they may ask. They look
+/// at one path or a few, by index, whatever they ask; planning them anew takes as long as answering.
+pub async fn keep_plans(connection: &mut PgConnection) -> Result<(), StoreError> {
+    sqlx::raw_sql("set local plan_cache_mode = force_generic_plan").execute(connection).await?;
+    Ok(())
+}
+
+/// A question, where its parts are read, and what is not in the rollups yet.
+#[derive(Debug)]
+pub struct Asked<'a> {
+    pub question: &'a Question<'a>,
+    pub reading: Reading,
+    pub tail: Option<&'a Tail>,
+}
+
+impl Asked<'_> {
+    /// Whether there is nothing to read.
+    fn is_empty(&self) -> bool {
+        let Reading { days, hours, events } = &self.reading;
+        self.question.paths.is_some_and(<[i64]>::is_empty)
+            || [days, hours, events].into_iter().all(Vec::is_empty)
+    }
+}
+
+/// What a question found, by window and group.
+pub type Answer = BTreeMap<(usize, Group), Found>;
+
+/// What each of some questions finds, which have the same groups: in one statement, since each way to the
+/// database and back takes its time. Of more rows than one answer may have: one too many.
 pub async fn find(
     connection: &mut PgConnection,
     environment: Environment,
-    question: &Question<'_>,
-    reading: &Reading,
-    tail: Option<&Tail>,
-) -> Result<BTreeMap<(usize, Group), Found>, StoreError> {
-    let Some(mut sql) = parts(environment, question, reading, tail) else { return Ok(BTreeMap::new()) };
-    sql.push(" limit ").push_bind(i64::try_from(USAGE_ROWS_MAX + 1).unwrap_or(i64::MAX));
+    asked: &[Asked<'_>],
+) -> Result<Vec<Answer>, StoreError> {
+    let mut answers = vec![Answer::new(); asked.len()];
+    let mut sql = QueryBuilder::default();
+    let mut beginning = "";
+    for (place, asked) in asked.iter().enumerate().filter(|(_, asked)| !asked.is_empty()) {
+        sql.push(format!("{beginning}select {place} as question, answer.* from ("));
+        push_question(&mut sql, environment, asked);
+        sql.push(" limit ").push_bind(i64::try_from(USAGE_ROWS_MAX + 1).unwrap_or(i64::MAX));
+        sql.push(") answer");
+        beginning = " union all ";
+    }
+    let Some(Asked { question, .. }) = asked.first().filter(|_| !beginning.is_empty()) else {
+        return Ok(answers);
+    };
     let rows = sql.build().persistent(question.is_usual).fetch_all(connection).await?;
-    let mut found = BTreeMap::new();
     for row in &rows {
+        let place: i32 = row.try_get("question")?;
+        let Some(found) = usize::try_from(place).ok().and_then(|place| answers.get_mut(place)) else {
+            continue;
+        };
         let window: i32 = row.try_get("w")?;
         let slice: Option<i32> = row.try_get("slice")?;
         let slice = slice.and_then(|slice| usize::try_from(slice).ok());
@@ -154,7 +195,7 @@ pub async fn find(
         // width_bucket counts from 1
         found.insert((usize::try_from(window - 1).unwrap_or_default(), group), read(row)?);
     }
-    Ok(found)
+    Ok(answers)
 }
 
 /// Some ranks of the subjects that a question finds, which asks for each subject and between two bounds:
@@ -162,12 +203,15 @@ pub async fn find(
 pub async fn top(
     connection: &mut PgConnection,
     environment: Environment,
-    question: &Question<'_>,
-    (reading, tail): (&Reading, Option<&Tail>),
+    asked: &Asked<'_>,
     ranks: Ranks,
 ) -> Result<Vec<(String, Found)>, StoreError> {
-    let Some(mut sql) = parts(environment, question, reading, tail) else { return Ok(Vec::new()) };
-    sql.push(match question.stored.meter.aggregation {
+    if asked.is_empty() {
+        return Ok(Vec::new());
+    }
+    let mut sql = QueryBuilder::default();
+    push_question(&mut sql, environment, asked);
+    sql.push(match asked.question.stored.meter.aggregation {
         Aggregation::UniqueCount => " order by count(*) filter (where count > 0)",
         Aggregation::Avg => " order by sum::numeric / count",
         Aggregation::Sum | Aggregation::Count => " order by sum::numeric",
@@ -189,36 +233,33 @@ fn read(row: &PgRow) -> Result<Found, StoreError> {
     Ok(Found { count: row.try_get("count")?, sum: total("sum")?, picked: total("picked")? })
 }
 
-/// Everything that a question asks but how many rows; none where there is nothing to read.
-fn parts(
-    environment: Environment,
-    question: &Question<'_>,
-    reading: &Reading,
-    tail: Option<&Tail>,
-) -> Option<QueryBuilder<Postgres>> {
-    let Question { stored, query, paths, .. } = *question;
-    let dimensions = needed_dimensions(query);
-    let mut sql = QueryBuilder::new("with parts as (");
+/// Everything that a question asks but how many rows.
+fn push_question(sql: &mut QueryBuilder<Postgres>, environment: Environment, asked: &Asked<'_>) {
+    let Asked { question, reading, tail } = asked;
+    let dimensions = needed_dimensions(question.query);
+    sql.push("with parts as (");
     let mut parts = 0;
-    if !reading.hours.is_empty() {
-        push_rollups(&mut sql, environment, question, &dimensions, &reading.hours);
+    let mut next_part = |sql: &mut QueryBuilder<Postgres>| {
+        sql.push(if parts == 0 { "" } else { " union all " });
         parts += 1;
-        if let Some(Tail { batch_ids, within }) = tail {
-            let scope = Scope::BatchesWithin { batch_ids, within: *within, spans: &reading.hours };
-            sql.push(" union all ");
-            push_events(&mut sql, environment, stored, &dimensions, paths, &scope);
+    };
+    for (grain, spans) in [(Grain::Day, &reading.days), (Grain::Hour, &reading.hours)] {
+        if !spans.is_empty() {
+            next_part(sql);
+            push_rollups(sql, environment, question, &dimensions, (grain, spans));
         }
     }
+    let folded = reading.folded();
+    if let Some(Tail { batch_ids, within }) = tail.filter(|_| !folded.is_empty()) {
+        next_part(sql);
+        let scope = Scope::BatchesWithin { batch_ids, within: *within, spans: &folded };
+        push_events(sql, environment, question, &dimensions, &scope);
+    }
     if !reading.events.is_empty() {
-        sql.push(if parts == 0 { "" } else { " union all " });
-        push_events(&mut sql, environment, stored, &dimensions, paths, &Scope::Spans(&reading.events));
-        parts += 1;
+        next_part(sql);
+        push_events(sql, environment, question, &dimensions, &Scope::Spans(&reading.events));
     }
-    if parts == 0 {
-        return None;
-    }
-    push_grouping(&mut sql, question, &dimensions);
-    Some(sql)
+    push_grouping(sql, question, &dimensions);
 }
 
 /// Whether a `unique_count` meter has counted a member on some paths, within a question.
@@ -234,7 +275,7 @@ pub async fn has_member(
     let spans = [query.span];
     let mut sql = QueryBuilder::new("select coalesce(sum(sign), 0) > 0 from (");
     push_measures(&mut sql, environment, stored, &dimensions, Some(paths), &Scope::Spans(&spans));
-    sql.push(") measures where member = text_digest(").push_bind(member.to_owned()).push(")");
+    sql.push(") measures where member = ").push_bind(member.to_owned());
     for (index, allowed) in query.filter.values().enumerate() {
         sql.push(format!(" and members[{}] = any(", index + 1)).push_bind(allowed.clone()).push(")");
     }
@@ -284,7 +325,7 @@ fn push_rollups(
     environment: Environment,
     question: &Question<'_>,
     dimensions: &[String],
-    hours: &[Span],
+    (grain, spans): (Grain, &[Span]),
 ) {
     let Question { stored, query, paths, holders, bounds, .. } = *question;
     let unique = stored.meter.aggregation == Aggregation::UniqueCount;
@@ -307,26 +348,30 @@ fn push_rollups(
     sql.push(" from (select ");
     let by_path = holders.is_some() || query.whose != Whose::All;
     sql.push(if by_path { "path_id" } else { "null::bigint as path_id" });
-    sql.push(", min(hour) as at, dimension_set_id");
+    let start = grain.word();
+    sql.push(format!(", min({start}) as at, dimension_set_id"));
     sql.push(if unique { ", sum(refs) as count, member" } else { ", sum(count) as count" });
     for (name, _) in rollup_columns(stored.meter.aggregation) {
         sql.push(format!(", {} as {name}", join_columns(name).0));
     }
-    let table = if unique { "rollup_members" } else { "rollups" };
-    if let [hours] = hours {
+    let table = if unique { grain.members() } else { grain.rollups() };
+    if let [span] = spans {
         sql.push(format!(" from {table} where environment = ")).push_bind(environment.code());
         sql.push(" and meter_id = ").push_bind(stored.id);
         push_paths(sql, "path_id", paths);
-        sql.push(" and hour >= ").push_bind(hours.from).push(" and hour < ").push_bind(hours.to);
+        sql.push(format!(" and {start} >= ")).push_bind(span.from);
+        sql.push(format!(" and {start} < ")).push_bind(span.to);
     } else {
-        let (from, to) = columns(hours);
+        let (from, to) = columns(spans);
         sql.push(" from unnest(").push_bind(from).push(", ").push_bind(to);
         sql.push(format!(") as span (s, e) cross join lateral (select * from {table} where environment = "));
         sql.push_bind(environment.code()).push(" and meter_id = ").push_bind(stored.id);
         push_paths(sql, "path_id", paths);
-        sql.push(" and hour >= span.s and hour < span.e offset 0) r");
+        sql.push(format!(" and {start} >= span.s and {start} < span.e offset 0) r"));
     }
-    sql.push(" group by width_bucket(hour, ").push_bind(query.edges(bounds)).push("), dimension_set_id");
+    sql.push(format!(" group by width_bucket({start}, "))
+        .push_bind(query.edges(bounds))
+        .push("), dimension_set_id");
     sql.push(if by_path { ", path_id" } else { "" }).push(if unique { ", member) r" } else { ") r" });
     if !dimensions.is_empty() {
         sql.push(" join dimension_sets d on d.id = r.dimension_set_id");
@@ -336,17 +381,22 @@ fn push_rollups(
 fn push_events(
     sql: &mut QueryBuilder<Postgres>,
     environment: Environment,
-    stored: &StoredMeter,
+    question: &Question<'_>,
     dimensions: &[String],
-    paths: Option<&[i64]>,
     scope: &Scope<'_>,
 ) {
-    sql.push("select path_id, at, members, sign::bigint");
+    let Question { stored, query, paths, bounds, .. } = *question;
+    let unique = stored.meter.aggregation == Aggregation::UniqueCount;
+    sql.push(if unique {
+        "select path_id, min(at) as at, members, sum(sign)::bigint"
+    } else {
+        "select path_id, at, members, sign::bigint"
+    });
     match stored.meter.aggregation {
         Aggregation::Sum | Aggregation::Count | Aggregation::Avg => {
             sql.push(", case when sign = 1 then number else -number end")
         }
-        Aggregation::UniqueCount => sql.push(", member"),
+        Aggregation::UniqueCount => sql.push(", text_digest(member)"),
         Aggregation::Min | Aggregation::Max => sql.push(", case when live then number end"),
         Aggregation::Last => {
             sql.push(", case when live then array[extract(epoch from at), batch_id, ordinal, number] end")
@@ -356,6 +406,10 @@ fn push_events(
     sql.push(" from (");
     push_measures(sql, environment, stored, dimensions, paths, scope);
     sql.push(") measures");
+    if unique {
+        sql.push(" group by path_id, members, member, width_bucket(at, ");
+        sql.push_bind(query.edges(bounds)).push(")");
+    }
 }
 
 fn push_grouping(sql: &mut QueryBuilder<Postgres>, question: &Question<'_>, dimensions: &[String]) {

@@ -4,6 +4,7 @@ use sqlx::{PgConnection, QueryBuilder, Row};
 use uuid::Uuid;
 
 use super::StoreError;
+use super::grain::Grain;
 use super::measures::{Scope, push_measures, rollup_columns};
 use crate::domain::environment::Environment;
 use crate::domain::meter::{Aggregation, Filter, StoredMeter};
@@ -82,9 +83,12 @@ pub async fn rollups(
     differences: &mut Differences,
 ) -> Result<i64, StoreError> {
     let unique = stored.meter.aggregation == Aggregation::UniqueCount;
-    let mut compared = compare(connection, environment, stored, false, differences).await?;
-    if unique {
-        compared += compare(connection, environment, stored, true, differences).await?;
+    let mut compared = 0;
+    for grain in Grain::ALL {
+        compared += compare(connection, environment, stored, (grain, false), differences).await?;
+        if unique {
+            compared += compare(connection, environment, stored, (grain, true), differences).await?;
+        }
     }
     Ok(compared)
 }
@@ -93,22 +97,27 @@ async fn compare(
     connection: &mut PgConnection,
     environment: Environment,
     stored: &StoredMeter,
-    of_members: bool,
+    (grain, of_members): (Grain, bool),
     differences: &mut Differences,
 ) -> Result<i64, StoreError> {
+    let start = grain.word();
     let dimensions: Vec<String> =
         stored.meter.dimensions.iter().cloned().map(PropertyName::into_string).collect();
     let (table, count, member) =
-        if of_members { ("rollup_members", "refs", ", member") } else { ("rollups", "count", "") };
+        if of_members { (grain.members(), "refs", ", member") } else { (grain.rollups(), "count", "") };
     let columns = if of_members { &[][..] } else { rollup_columns(stored.meter.aggregation) };
     let everything = Span { from: Timestamp::MIN, to: Timestamp::MAX };
     let mut sql = QueryBuilder::new("with measures as (");
     push_measures(&mut sql, environment, stored, &dimensions, None, &Scope::Folded(everything));
-    sql.push(format!("), counted as (select path_id, date_bin('1 hour', at, '2000-01-01T00:00:00Z') as hour, members{member}, sum(sign)::bigint as count"));
+    let bucket = grain.start_of("at");
+    sql.push(format!(
+        "), counted as (select path_id, {bucket} as start, members{}, sum(sign)::bigint as count",
+        member.replace("member", "text_digest(member) as member")
+    ));
     for (name, made) in columns {
         sql.push(format!(", {made} as {name}"));
     }
-    sql.push(format!(" from measures group by path_id, hour, members{member}), kept as (select r.path_id, r.hour, d.members{}, r.{count} as count", member.replace(", ", ", r.")));
+    sql.push(format!(" from measures group by path_id, start, members{member}), kept as (select r.path_id, r.{start} as start, d.members{}, r.{count} as count", member.replace(", ", ", r.")));
     for (name, _) in columns {
         sql.push(format!(", r.{name}"));
     }
@@ -116,7 +125,7 @@ async fn compare(
         " from {table} r join dimension_sets d on d.id = r.dimension_set_id where r.environment = "
     ));
     sql.push_bind(environment.code()).push(" and r.meter_id = ").push_bind(stored.id);
-    sql.push("), compared as (select coalesce(c.path_id, k.path_id) as path_id, coalesce(c.hour, k.hour) as hour, coalesce(c.members, k.members) as members, ");
+    sql.push("), compared as (select coalesce(c.path_id, k.path_id) as path_id, coalesce(c.start, k.start) as start, coalesce(c.members, k.members) as members, ");
     // a bucket in which everything was taken back may be there or not
     sql.push("coalesce(c.count, 0) = coalesce(k.count, 0)");
     for (name, _) in columns {
@@ -126,14 +135,19 @@ async fn compare(
             sql.push(format!(" and c.{name} is not distinct from k.{name}"));
         }
     }
-    sql.push(" as same, coalesce(c.count, 0) as counted, coalesce(k.count, 0) as kept from counted c full join kept k on k.path_id = c.path_id and k.hour = c.hour and k.members = c.members");
+    sql.push(" as same, coalesce(c.count, 0) as counted, coalesce(k.count, 0) as kept from counted c full join kept k on k.path_id = c.path_id and k.start = c.start and k.members = c.members");
     if of_members {
         sql.push(" and k.member = c.member");
     }
     sql.push("), judged as (select * from compared c where not exists (select from rollup_gaps g where g.environment = ");
     sql.push_bind(environment.code()).push(" and g.meter_id = ").push_bind(stored.id);
-    sql.push(" and c.hour >= g.from_hour and c.hour < g.to_hour))");
-    sql.push(" select (select count(*) from judged) as compared, (select count(*) from judged where not same) as wrong, array(select format('path %s, hour %s, %s: %s events, rollup has %s', path_id, hour, members, counted, kept) from judged where not same order by hour limit ");
+    sql.push(format!(" and c.start < g.to_hour and c.start + interval '1 {start}' > g.from_hour)"));
+    if grain == Grain::Day {
+        sql.push(" and c.start < (select until from summed_days where meter_id = ").push_bind(stored.id);
+        sql.push(")");
+    }
+    sql.push(")");
+    sql.push(format!(" select (select count(*) from judged) as compared, (select count(*) from judged where not same) as wrong, array(select format('path %s, {start} %s, %s: %s events, rollup has %s', path_id, start, members, counted, kept) from judged where not same order by start limit "));
     sql.push_bind(SHOWN).push(") as shown");
     let row = sql.build().persistent(false).fetch_one(connection).await?;
     let wrong: i64 = row.try_get("wrong")?;

@@ -26,6 +26,7 @@ enum Step {
     Void(prop::sample::Index),
     Fold,
     Build,
+    SumDays,
     Ask(Question),
 }
 
@@ -51,12 +52,10 @@ struct Question {
 }
 
 fn fact() -> impl Strategy<Value = Fact> {
-    (0..4_usize, 0..3_usize, -3_i64..12, 0_i64..360).prop_map(|(subject, model, value, minute)| Fact {
-        subject,
-        model,
-        value,
-        minute,
-    })
+    // on three days, of which the last is not over
+    (0..4_usize, 0..3_usize, -3_i64..12, 0_i64..3, 0_i64..360).prop_map(
+        |(subject, model, value, day, minute)| Fact { subject, model, value, minute: day * 1_440 + minute },
+    )
 }
 
 fn question() -> impl Strategy<Value = Question> {
@@ -65,8 +64,8 @@ fn question() -> impl Strategy<Value = Question> {
     let subject = prop::option::of((0..4_usize, any::<bool>()));
     (
         0..7_usize,
-        0_i64..300,
-        1_i64..360,
+        prop_oneof![0_i64..300, 0_i64..3_000],
+        prop_oneof![1_i64..360, 1_000_i64..4_000],
         window,
         any::<bool>(),
         any::<bool>(),
@@ -84,11 +83,12 @@ fn step() -> impl Strategy<Value = Step> {
         2 => any::<prop::sample::Index>().prop_map(Step::Void),
         2 => Just(Step::Fold),
         1 => Just(Step::Build),
+        2 => Just(Step::SumDays),
         6 => question().prop_map(Step::Ask),
     ]
 }
 
-/// The day on which it all happens: minute 0, well before the test's noon.
+/// The first of the days on which it all happens: minute 0. The test's noon is on the third.
 const START: &str = "2026-11-18T00:00:00Z";
 
 fn time(minute: i64) -> String {
@@ -228,6 +228,14 @@ async fn play(steps: &[Step]) -> Result<(), TestCaseError> {
             Step::Build => {
                 service.engine.build_some(metergate::domain::environment::Environment::Test).await.unwrap();
             }
+            Step::SumDays => {
+                while service
+                    .engine
+                    .sum_some_days(metergate::domain::environment::Environment::Test)
+                    .await
+                    .unwrap()
+                {}
+            }
             Step::Ask(question) => {
                 prop_assert_eq!(ask(&service, question).await, expected(&facts, question), "{:?}", question);
             }
@@ -256,7 +264,8 @@ async fn verify_finds_what_is_wrong() {
     ]))
     .await;
     for id in ["a", "b"] {
-        service.record(&json!({"id": id, "event_name": "e", "subject": "s", "value": 5})).await;
+        let yesterday = json!({"id": id, "event_name": "e", "subject": "s", "value": 5, "timestamp": "2026-11-19T10:00:00Z"});
+        service.record(&yesterday).await;
     }
     service.post("/v1/events/b/void", &json!({})).await;
     service.fold().await;
@@ -265,6 +274,12 @@ async fn verify_finds_what_is_wrong() {
         ("update rollups set sum = sum + 1", "update rollups set sum = sum - 1"),
         ("update rollups set count = count + 1", "update rollups set count = count - 1"),
         ("update rollup_members set refs = refs + 1", "update rollup_members set refs = refs - 1"),
+        ("update day_rollups set sum = sum + 1", "update day_rollups set sum = sum - 1"),
+        ("update day_rollup_members set refs = refs + 1", "update day_rollup_members set refs = refs - 1"),
+        (
+            "create table days as select * from day_rollups; delete from day_rollups",
+            "insert into day_rollups select * from days",
+        ),
         (
             "update event_keys set batch_id = batch_id + 1000",
             "update event_keys set batch_id = batch_id - 1000",

@@ -27,6 +27,7 @@ mod invoices;
 mod outages;
 mod plans;
 mod prices;
+mod reports;
 mod spend_caps;
 mod stripe_fake;
 mod subjects;

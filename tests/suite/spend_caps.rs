@@ -198,6 +198,22 @@ async fn percentages_count_each_event() {
 }
 
 #[tokio::test]
+async fn each_fee_is_rounded_up_where_a_cap_counts_it_and_nowhere_else() {
+    let price = json!({"key": "p", "meter": "paid", "model": "percentage", "currency": "usd", "rate": 10,
+                       "event_maximum": 8});
+    let service = service(json!([price]), json!([cap(json!(20))])).await;
+    for id in ["a", "b", "c"] {
+        let event = json!({"id": id, "event_name": "paid", "subject": "u", "value": "0.000000001"});
+        service.record(&event).await;
+    }
+    let spent = service.get("/v1/subjects/u/spend-caps").await.json()["spend_caps"][0]["spent"].to_string();
+    let cost = service.get("/v1/subjects/u/usage").await.json()["cost"]["lines"][0]["amount"].to_string();
+    assert_eq!((spent.as_str(), cost.as_str()), ("0.000000003", "0.0000000003"));
+    // by what was recorded as by what was added up
+    service.verify().await;
+}
+
+#[tokio::test]
 async fn levels_are_looked_at() {
     let storage =
         json!({"key": "s", "meter": "storage", "model": "per_unit", "currency": "usd", "unit_amount": 10});

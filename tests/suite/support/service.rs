@@ -208,6 +208,7 @@ impl TestService {
     pub(crate) async fn fold(&self) {
         while self.engine.fold_some(Environment::Test).await.unwrap().events > 0 {}
         while self.engine.build_some(Environment::Test).await.unwrap() {}
+        while self.engine.sum_some_days(Environment::Test).await.unwrap() {}
     }
 
     pub(crate) async fn verify(&self) {
