@@ -71,7 +71,7 @@ async fn balance(service: &TestService, subject: &str) -> (i64, i64) {
 
 /// The ledger, the latest first; each movement sums to nothing, and the balance of each follows from the one
 /// before.
-async fn ledger(service: &TestService, subject: &str) -> Vec<Value> {
+pub(crate) async fn ledger(service: &TestService, subject: &str) -> Vec<Value> {
     let (mut rows, mut cursor) = (Vec::new(), String::new());
     loop {
         let path = format!("/v1/subjects/{subject}/credits/ledger?limit=7{cursor}");
