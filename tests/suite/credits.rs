@@ -1,6 +1,7 @@
 //! Credits as callers see them: given once, shown as they are, taken back.
 
 mod burning;
+mod kills;
 mod packs;
 mod races;
 mod random;
@@ -80,7 +81,7 @@ async fn balance(service: &TestService, subject: &str) -> (i64, i64) {
 
 /// The ledger, the latest first; each movement sums to nothing, and the balance of each follows from the one
 /// before.
-async fn ledger(service: &TestService, subject: &str) -> Vec<Value> {
+pub(crate) async fn ledger(service: &TestService, subject: &str) -> Vec<Value> {
     let (mut rows, mut cursor) = (Vec::new(), String::new());
     loop {
         let path = format!("/v1/subjects/{subject}/credits/ledger?limit=7{cursor}");
@@ -341,6 +342,24 @@ async fn a_plan_gives_each_period_and_carries_what_it_allows() {
             "carry_in 50"
         ]
     );
+    service.verify().await;
+}
+
+#[tokio::test]
+async fn a_subscription_that_has_ended_gives_nothing_more() {
+    let service = start().await;
+    let plan =
+        json!({"plan": "pro", "cycle_start": "2026-11-20T00:00:00Z", "ends_at": "2026-12-20T00:00:00Z"});
+    assert_eq!(service.put("/v1/subjects/a/subscription", &plan).await.status, StatusCode::OK);
+    service.record(&json!({"id": "e", "event_name": "tokens", "subject": "a", "value": 30})).await;
+    assert_eq!(balance(&service, "a").await, (80, 0));
+    // nobody has carried out the end when the wallet is opened
+    service.clock.set(at("2026-12-20T00:00:00Z"));
+    granted(&service, "a", &json!({"credit_unit": "credits", "amount": 7})).await;
+    assert_eq!(balance(&service, "a").await, (7, 0));
+    let answer = service.post("/v1/events/e/void", &json!({})).await;
+    assert_eq!(answer.status, StatusCode::OK, "{}", answer.text);
+    assert_eq!(balance(&service, "a").await, (7, 0));
     service.verify().await;
 }
 

@@ -1,8 +1,9 @@
-//! The gate against a model of events, open holds and plans: whatever was folded or swept by then,
+//! The gate against a model of events, open holds, plans, prices and credits: whatever was folded or swept by then,
 //! every answer is what these say.
 
 mod calls;
 mod caps;
+mod credits;
 mod plans;
 mod steps;
 
@@ -18,6 +19,7 @@ use proptest::sample::Index;
 use serde_json::{Value, json};
 
 use self::calls::Call;
+use self::credits::{Grant, ONE, Paid, Payable, number, spared};
 use self::plans::Quota::{Absent, Of, Unlimited};
 use self::plans::{Limit, METERS, PARENTS, PLANS, Period, SUBJECTS, catalog};
 use self::steps::{Ask, Job, Step, step};
@@ -35,6 +37,11 @@ struct World {
     caps: [Option<i64>; 5],
     events: Vec<Event>,
     reservations: Vec<Reservation>,
+    grants: Vec<Grant>,
+    /// How many grants callers have made.
+    given: usize,
+    /// What no credits covered, by subject and meter.
+    uncovered: [[i64; METERS.len()]; 5],
 }
 
 #[derive(Debug, Clone)]
@@ -61,6 +68,8 @@ struct Event {
     /// What it counts for each meter.
     amounts: [i64; 2],
     is_voided: bool,
+    /// What credits bear of it.
+    paid: Vec<Paid>,
 }
 
 #[derive(Debug, Clone)]
@@ -81,6 +90,8 @@ struct Hold {
     meter: usize,
     value: i64,
     committed: i64,
+    /// What credits bear of what is left.
+    paid: Vec<Paid>,
 }
 
 impl Hold {
@@ -102,10 +113,15 @@ impl Subscription {
 /// A limit of a subject as it stands.
 struct Standing {
     subject: usize,
+    plan: usize,
     limit: &'static Limit,
     quota: Option<i64>,
     used: i64,
     held: i64,
+    /// What of both credits bear, in billionths.
+    covered: i64,
+    /// Whether credits extend it.
+    is_extended: bool,
     since: Timestamp,
     period: (Timestamp, Timestamp),
 }
@@ -115,8 +131,26 @@ impl Standing {
         self.quota.map(|quota| (quota - self.used - self.held).max(0))
     }
 
+    fn is_plain(&self) -> bool {
+        !self.limit.is_soft && !self.is_extended
+    }
+
     fn refuses(&self, more: i64) -> bool {
-        !self.limit.is_soft && self.quota.is_some_and(|quota| self.used + self.held + more > quota)
+        self.is_plain() && self.quota.is_some_and(|quota| self.used + self.held + more > quota)
+    }
+
+    fn remaining(&self) -> Value {
+        let borne = if self.is_extended { self.covered } else { 0 };
+        let left = self.quota.map(|quota| (quota - self.used - self.held) * ONE + borne);
+        left.map_or(Value::Null, |left| number(left.max(0)))
+    }
+
+    /// Where credits extend it, it says what they bear.
+    fn with_covered(&self, mut shown: Value) -> Value {
+        if self.is_extended {
+            shown["covered"] = number(self.covered);
+        }
+        shown
     }
 
     fn resets_at(&self) -> Value {
@@ -124,14 +158,16 @@ impl Standing {
     }
 
     fn to_json(&self) -> Value {
-        json!({"subject": SUBJECTS[self.subject], "key": self.limit.key, "meter": METERS[self.limit.meter],
-            "quota": self.quota, "used": self.used, "held": self.held, "remaining": self.left(),
-            "resets_at": self.resets_at()})
+        self.with_covered(json!({"subject": SUBJECTS[self.subject], "key": self.limit.key,
+            "meter": METERS[self.limit.meter], "quota": self.quota, "used": self.used, "held": self.held,
+            "remaining": self.remaining(), "resets_at": self.resets_at()}))
     }
 
     fn to_denier(&self, requested: i64) -> Value {
-        json!({"subject": SUBJECTS[self.subject], "key": self.limit.key, "quota": self.quota,
-            "used": self.used, "held": self.held, "requested": requested, "resets_at": self.resets_at()})
+        self.with_covered(
+            json!({"subject": SUBJECTS[self.subject], "key": self.limit.key, "quota": self.quota,
+            "used": self.used, "held": self.held, "requested": requested, "resets_at": self.resets_at()}),
+        )
     }
 
     fn to_report(&self) -> Value {
@@ -142,10 +178,13 @@ impl Standing {
             _ => "ok",
         };
         json!({"key": self.limit.key, "meter": METERS[self.limit.meter], "quota": self.quota, "used": self.used,
-            "held": self.held, "remaining": self.left(), "state": state, "resets_at": self.resets_at(),
+            "held": self.held, "remaining": self.remaining(), "state": state, "resets_at": self.resets_at(),
             "enforcement": if self.limit.is_soft { "soft" } else { "hard" }})
     }
 }
+
+/// Why something is asked for anew: credits would let a fraction of it pass, and the model has none.
+const FRACTION: &str = "fraction";
 
 impl World {
     fn path(&self, who: usize) -> Vec<usize> {
@@ -212,7 +251,18 @@ impl World {
             .flat_map(|held| held.holds.iter().filter(|hold| limit.takes(hold.meter, held.model)))
             .map(Hold::rest)
             .sum();
-        Some(Standing { subject, limit, quota, used, held, since, period })
+        let (plan, is_extended) = (own.plan, limit.credits[self.edition]);
+        let covered = self.covered(subject, limit, (since, period.1));
+        Some(Standing { subject, plan, limit, quota, used, held, covered, is_extended, since, period })
+    }
+
+    /// What of a limit's use credits bear.
+    fn covered(&self, subject: usize, limit: &Limit, span: (Timestamp, Timestamp)) -> i64 {
+        let counts = |at: Timestamp| span.0 <= at && at < span.1;
+        let events = self.events.iter().filter(|event| counts(event.at)).map(|event| &event.paid);
+        let held = self.reservations.iter().filter(|held| held.status == "held" && counts(held.created));
+        let holds = held.flat_map(|held| &held.holds).map(|hold| &hold.paid);
+        spared(events.chain(holds).flatten(), subject, limit.tally())
     }
 
     /// The limits that meet a use of these meters.
@@ -252,29 +302,36 @@ impl World {
         if asks.iter().any(is_stray) && !PLANS[nearest.plan].allows_unmatched {
             return Err(("unmatched", Vec::new()));
         }
-        let meters: Vec<usize> = asks.iter().map(|ask| ask.meter).collect();
-        let limits = self.limits(path, &meters, model, at);
-        let own = |ask: &Ask| {
-            let meter = ask.meter;
-            limits.iter().filter(move |limit| limit.limit.meter == meter)
-        };
-        let granted: Vec<i64> = asks
-            .iter()
-            .map(|ask| {
-                let left = own(ask).filter(|limit| !limit.limit.is_soft).filter_map(Standing::left).min();
-                if ask.up_to { left.unwrap_or(ask.value).min(ask.value) } else { ask.value }
-            })
-            .collect();
-        let mut denied_by = Vec::new();
-        for (ask, granted) in asks.iter().zip(&granted) {
+        let (mut granted, mut taken) = (Vec::new(), Vec::new());
+        let (mut denied_by, mut reason) = (Vec::new(), "insufficient_credits");
+        for ask in asks {
+            let limits = self.limits(path, &[ask.meter], model, at);
+            let left = limits.iter().filter(|limit| limit.is_plain()).filter_map(Standing::left).min();
+            let within = if ask.up_to { left.unwrap_or(ask.value).min(ask.value) } else { ask.value };
             // nothing left of what was asked is no grant
-            let least = if ask.up_to { ask.value.min(1).max(*granted) } else { *granted };
-            denied_by.extend(
-                own(ask).filter(|limit| limit.refuses(least)).map(|limit| limit.to_denier(ask.value)),
-            );
+            let least = if ask.up_to { ask.value.min(1).max(within) } else { within };
+            let refusing = limits.iter().filter(|limit| limit.refuses(least));
+            let refusing: Vec<Value> = refusing.map(|limit| limit.to_denier(ask.value)).collect();
+            let is_refused = !refusing.is_empty();
+            if is_refused {
+                reason = "limit_reached";
+            }
+            denied_by.extend(refusing);
+            let asked = if is_refused { ask.value } else { within };
+            match self.payable(&limits, (ask, model), asked, &taken) {
+                Payable::Denied(short) => denied_by.extend(short),
+                Payable::Whole(_) if is_refused => {}
+                Payable::Fraction => return Err((FRACTION, Vec::new())),
+                Payable::Whole(value) => {
+                    if value > 0 {
+                        self.pay(&limits, (ask.meter, model), value * ONE, &mut taken);
+                    }
+                    granted.push(value);
+                }
+            }
         }
         if !denied_by.is_empty() {
-            return Err(("limit_reached", denied_by));
+            return Err((reason, denied_by));
         }
         self.within_caps(path, model, asks, &granted, at)
             .map_err(|denied_by| ("spend_cap_reached", denied_by))
@@ -282,17 +339,15 @@ impl World {
 
     /// What time brings about: holds expire, subscriptions end.
     fn settle(&mut self) {
-        for n in 0..self.reservations.len() {
-            let reservation = &mut self.reservations[n];
-            if reservation.status != "held" || reservation.expires > self.now {
-                continue;
-            }
-            reservation.status = "expired";
-            if reservation.commits {
-                let all: Vec<i64> =
-                    reservation.holds.iter().map(|hold| hold.value.max(hold.committed)).collect();
-                self.record(n, &all);
-                self.reservations[n].status = "committed";
+        loop {
+            let held = self.reservations.iter().enumerate().filter(|(_, held)| held.status == "held");
+            let lapse = held.map(|(n, held)| (held.expires, n)).min().filter(|(at, _)| *at <= self.now);
+            let turn = self.next_turn().filter(|(at, _)| *at <= self.now);
+            match (lapse, turn) {
+                // what comes back to a grant at its very end is lost
+                (lapse, Some((at, n))) if lapse.is_none_or(|(lapsed, _)| at <= lapsed) => self.turn(n, at),
+                (Some((_, n)), _) => self.expire(n),
+                _ => break,
             }
         }
         for own in self.subscriptions.iter_mut().flatten() {
@@ -308,15 +363,40 @@ impl World {
         }
     }
 
+    fn expire(&mut self, n: usize) {
+        let reservation = &self.reservations[n];
+        if reservation.commits {
+            let all: Vec<i64> = reservation.holds.iter().map(|hold| hold.value.max(hold.committed)).collect();
+            self.record(n, &all, true);
+            self.reservations[n].status = "committed";
+        } else {
+            self.reservations[n].status = "expired";
+            self.let_go(n);
+        }
+    }
+
+    /// Gives back what credits were held for.
+    fn let_go(&mut self, n: usize) {
+        for hold in 0..self.reservations[n].holds.len() {
+            let back = std::mem::take(&mut self.reservations[n].holds[hold].paid);
+            self.give_back(&back, true);
+        }
+    }
+
     /// Records what is new in the totals of a reservation's holds: which events that makes.
-    fn record(&mut self, n: usize, totals: &[i64]) -> Range<usize> {
-        let reservation = &mut self.reservations[n];
+    fn record(&mut self, n: usize, totals: &[i64], is_final: bool) -> Range<usize> {
         let first = self.events.len();
-        for (hold, total) in reservation.holds.iter_mut().zip(totals) {
-            let mut amounts = [0; 2];
-            amounts[hold.meter] = total - hold.committed;
+        let is_held = self.reservations[n].status == "held";
+        for (index, total) in totals.iter().enumerate() {
+            let reservation = &mut self.reservations[n];
+            let hold = &mut reservation.holds[index];
+            let (meter, more) = (hold.meter, total - hold.committed);
+            let open = if is_held { hold.rest() } else { 0 };
             hold.committed = *total;
-            if amounts != [0; 2] {
+            let event = self.events.len();
+            if more > 0 {
+                let mut amounts = [0; 2];
+                amounts[meter] = more;
                 self.events.push(Event {
                     id: None,
                     body: Value::Null,
@@ -325,7 +405,16 @@ impl World {
                     at: reservation.created,
                     amounts,
                     is_voided: false,
+                    paid: Vec::new(),
                 });
+                self.spend_held((n, index), (more.min(open), open), event);
+            }
+            if is_final {
+                let back = std::mem::take(&mut self.reservations[n].holds[index].paid);
+                self.give_back(&back, true);
+            }
+            if more > open {
+                self.burn(event, meter, more - open);
             }
         }
         first..self.events.len()
@@ -390,6 +479,9 @@ async fn play(has_default: bool, steps: &[Step]) -> Result<(), TestCaseError> {
         caps: [None; 5],
         events: Vec::new(),
         reservations: Vec::new(),
+        grants: Vec::new(),
+        given: 0,
+        uncovered: [[0; METERS.len()]; 5],
     };
     for (subject, parent) in SUBJECTS.iter().zip(PARENTS) {
         let parent = parent.map(|parent| SUBJECTS[parent]);
@@ -403,6 +495,9 @@ async fn play(has_default: bool, steps: &[Step]) -> Result<(), TestCaseError> {
         }
         if let Some(call) = call {
             let answer = make(&service, &call).await?;
+            if let Some(n) = call.gives {
+                world.grants[n].id = answer["id"].as_str().map(str::to_owned);
+            }
             if !call.makes.is_empty() {
                 let ids = answer["events"].as_array().unwrap();
                 prop_assert_eq!(ids.len(), call.makes.len());
@@ -415,9 +510,15 @@ async fn play(has_default: bool, steps: &[Step]) -> Result<(), TestCaseError> {
         for looked in join_all(looks.iter().map(|look| make(&service, look))).await {
             looked?;
         }
+        world.look_at_credits(&service, n % SUBJECTS.len()).await?;
+        world.look_at_credits(&service, (n + 2) % SUBJECTS.len()).await?;
     }
     for look in world.last_looks() {
         make(&service, &look).await?;
+    }
+    for who in 0..SUBJECTS.len() {
+        world.look_at_credits(&service, who).await?;
+        world.look_at_ledger(&service, who).await?;
     }
     let verdict = service.engine.verify(Environment::Test).await.unwrap();
     prop_assert_eq!(verdict.differences, 0, "{:?}", verdict.shown);

@@ -114,6 +114,56 @@ async fn track_may_pass_a_cap_and_then_nothing_is_granted() {
 }
 
 #[tokio::test]
+async fn a_cap_counts_by_the_prices_of_the_subscription() {
+    let service = service(json!([per_unit("t", json!(1), json!({}))]), json!([cap(json!(10))])).await;
+    let subscribe = async |subject: &str, prices: Value| {
+        let path = format!("/v1/subjects/{subject}/subscription");
+        let answer = service.put(&path, &json!({"plan": "free", "prices": prices})).await;
+        assert_eq!(answer.status, StatusCode::OK, "{}", answer.text);
+    };
+    let one = |amount: Value| json!([per_unit("t", amount, json!({}))]);
+    let slice = per_unit("big", json!(4), json!({"filter": {"model": ["big"]}}));
+    service.put("/v1/subjects/seat", &json!({"parent": "dear"})).await;
+    // one plan, and to each its own prices
+    let cases = [
+        ("dear", one(json!(5)), json!({}), 2),
+        ("cheap", one(json!("0.5")), json!({}), 20),
+        ("listed", json!([]), json!({}), 10),
+        ("sliced", json!([slice]), json!({"properties": {"model": "big"}}), 2),
+    ];
+    for (subject, prices, _, _) in &cases {
+        subscribe(subject, prices.clone()).await;
+    }
+    for (subject, _, properties, fits) in &cases {
+        let ask = |value: i64| ask(subject, json!(value), properties.clone());
+        assert!(!is_held(&reserve(&service, ask(fits + 1)).await), "{subject}");
+        assert!(is_held(&reserve(&service, ask(*fits)).await), "{subject}");
+        let denied = reserve(&service, ask(1)).await.json();
+        assert_eq!(
+            (&denied["reason"], &denied["denied_by"][0]["subject"]),
+            (&json!("spend_cap_reached"), &json!(subject))
+        );
+        assert_eq!(
+            service.post("/v1/check", &ask(1)).await.json()["reason"],
+            "spend_cap_reached",
+            "{subject}"
+        );
+    }
+    // whoever stands below one pays at its prices
+    let denied = reserve(&service, ask("seat", json!(1), json!({}))).await.json();
+    let by = &denied["denied_by"][0];
+    assert_eq!((&by["subject"], &by["held"], &by["requested"]), (&json!("dear"), &json!(10), &json!(5)));
+    // other prices: what is held is rated anew
+    subscribe("cheap", one(json!(1))).await;
+    let denied = reserve(&service, ask("cheap", json!(0), json!({}))).await.json();
+    assert_eq!(denied["denied_by"][0]["held"], 20, "{denied}");
+    subscribe("dear", json!([])).await;
+    assert!(is_held(&reserve(&service, ask("seat", json!(8), json!({}))).await));
+    assert!(!is_held(&reserve(&service, ask("dear", json!(1), json!({}))).await));
+    service.verify().await;
+}
+
+#[tokio::test]
 async fn up_to_grants_what_the_cap_leaves() {
     let price = per_unit("t", json!(1), json!({"per_units": 3}));
     let calls =

@@ -193,7 +193,7 @@ impl<'a> Book<'a> {
     }
 
     /// What a grant must at least leave room for.
-    fn least(&self, ask: &Ask) -> Quantity {
+    pub(super) fn least(&self, ask: &Ask) -> Quantity {
         match (ask.grant, self.is_whole(ask)) {
             (Grant::Exactly, _) => ask.value.amount(),
             (Grant::UpTo, true) => ask.value.amount().min(Quantity::ONE),

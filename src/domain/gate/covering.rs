@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use uuid::Uuid;
 
 use super::book::Book;
-use super::decision::{Denial, Denier, Grant, Level, Reason, fits};
+use super::decision::{Denial, Denier, Level, Reason, fits};
 use super::request::{Ask, OnExpiry};
 use super::reservation::{Record, Reservation};
 use super::standing::{Match, Path};
@@ -140,19 +140,16 @@ impl Book<'_> {
             };
             let reach = limits.iter().filter_map(room).min().unwrap_or(left) + covers(Quantity::MAX).into();
             left = left.min(reach);
-            if ask.grant == Grant::Exactly || reach <= Total::default() {
+            if reach < self.least(ask).into() {
                 short.insert(*subject_id);
             }
         }
-        let left = left.or_zero().quantity().unwrap_or(asked);
-        let left = if self.is_whole(ask) { left.whole() } else { left };
-        if !short.is_empty() || (left.is_zero() && !asked.is_zero()) {
-            if short.is_empty() {
-                short.extend(extended.keys());
-            }
+        if !short.is_empty() {
             return Err(short);
         }
         let Some(_) = granted else { return Ok(None) };
+        let left = left.or_zero().quantity().unwrap_or(asked);
+        let left = if self.is_whole(ask) { left.whole() } else { left };
         let asked = Asked { meter: &ask.meter, properties: &ask.properties, quantity: left };
         self.covers(asked, limits, taken);
         Ok(Some(left))
@@ -263,8 +260,9 @@ impl Book<'_> {
                 }
             }
         }
-        let is_holding = after.is_holding(now);
-        let back = if is_holding { left.above(after.open(hold, now)) } else { Quantity::MAX };
+        // what was owed goes with the first unit: where none is left, nothing is held for it either
+        let open = after.open(hold, now);
+        let back = if open.is_zero() { Quantity::MAX } else { left.above(open) };
         if !back.is_zero() {
             let cut: Vec<(Cover, Cover)> = kept.iter().map(|cover| cover.less(back)).collect();
             let given: Vec<Cover>;

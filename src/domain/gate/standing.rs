@@ -254,6 +254,11 @@ impl Terms {
         self.limits.get(plan).map_or(&[], Vec::as_slice)
     }
 
+    /// A limit of a definition, of any plan.
+    pub fn limit_of(&self, definition: Uuid) -> Option<&LimitTerms> {
+        self.limits.values().flatten().find(|terms| terms.definition == definition)
+    }
+
     /// The spend caps of a plan.
     pub fn caps_of(&self, plan: &PlanKey) -> &[CapTerms] {
         self.priced.get(plan).map_or(&[], |priced| &priced.caps)

@@ -203,7 +203,7 @@ impl Engine {
         let Some(desk) = Desk::enter(self, &mut transaction, environment, subject, true).await? else {
             return Err(EngineError::Internal("a subject vanished".to_owned()));
         };
-        refuse_unit(&desk.configuration.terms, &desk.member, &request.unit)?;
+        refuse_unit(&desk.configuration.terms, &desk.member, &request.unit, desk.began)?;
         let cashier = desk.cashier(self);
         let mut opened = cashier.open(&mut transaction, &desk.holders, &[]).await?;
         let subject_id = desk.member.subject_id;
@@ -265,11 +265,13 @@ impl Engine {
 }
 
 /// What speaks against giving credits in a unit to somebody.
-fn refuse_unit(terms: &Terms, member: &Member, unit: &Unit) -> Read<()> {
+fn refuse_unit(terms: &Terms, member: &Member, unit: &Unit, now: Timestamp) -> Read<()> {
     if let Some(flaw) = refuse(&terms.catalog, unit) {
         return Err(vec![flaw]);
     }
     let (Unit::Currency(currency), Some(own)) = (unit, &member.subscription) else { return Ok(()) };
+    let ended = own.ended(&terms.catalog, now);
+    let own = ended.as_ref().unwrap_or(own);
     let Some(plan) = terms.catalog.plan(&own.plan) else { return Ok(()) };
     match money::refuse(&plan.limits, &own.prices(&terms.catalog), *currency) {
         Some(flaw) => Err(vec![flaw]),

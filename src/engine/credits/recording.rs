@@ -171,8 +171,9 @@ impl Cashier<'_> {
         let most = quantities.values().copied().max().unwrap_or_default();
         let paid = credit_ledger::covers_of(connection, self.environment, event).await?;
         let taken_back = |paid: Paid| {
-            let of_meter = self.terms.of_path(path).find(|found| found.terms.definition == paid.definition);
-            let quantity = of_meter.and_then(|found| quantities.get(&found.terms.limit.meter).copied());
+            // whatever plan its holder is on now
+            let of_meter = self.terms.limit_of(paid.definition);
+            let quantity = of_meter.and_then(|terms| quantities.get(&terms.limit.meter).copied());
             let back = paid.quantity.min(quantity.unwrap_or(most).into());
             Paid { quantity: Total::default() - back, ..paid }
         };

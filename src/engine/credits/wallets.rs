@@ -59,9 +59,15 @@ fn plan_of<'a>(terms: &'a Terms, subscription: Option<&Subscription>) -> Option<
     terms.catalog.plan(&subscription?.plan)
 }
 
-/// What a subscription gives, where it may be used.
-fn schedules<'a>(terms: &'a Terms, subscription: Option<&'a Subscription>) -> Vec<Schedule<'a>> {
-    let usable = subscription.filter(|subscription| subscription.status.may_use());
+/// What a subscription gives, where it may be used. One that has come to its end gives nothing, though nobody
+/// has carried that out.
+fn schedules<'a>(
+    terms: &'a Terms,
+    subscription: Option<&'a Subscription>,
+    now: Timestamp,
+) -> Vec<Schedule<'a>> {
+    let is_usable = |own: &&Subscription| own.status.may_use() && own.ended(&terms.catalog, now).is_none();
+    let usable = subscription.filter(is_usable);
     let given = plan_of(terms, usable).map_or(&[][..], |plan| plan.credit_grants.as_slice());
     let schedule = |(credits, subscription)| Schedule { credits, subscription };
     usable
@@ -75,7 +81,11 @@ fn balances(wallets: &BTreeMap<i64, Wallet>) -> BTreeMap<i64, BTreeMap<Unit, Tot
     wallets.iter().map(|(id, wallet)| (*id, wallet.balances().clone())).collect()
 }
 
-impl Cashier<'_> {
+impl<'a> Cashier<'a> {
+    fn schedules_of(self, holders: &'a Holders, id: i64, now: Timestamp) -> Vec<Schedule<'a>> {
+        schedules(self.terms, holders.get(&id).and_then(Option::as_ref), now)
+    }
+
     /// Locks the wallets of some holders, makes those into which a plan gives, and carries out what is due.
     /// `named`: grants that are wanted though nothing of them may change any more.
     pub(in crate::engine) async fn open(
@@ -86,7 +96,7 @@ impl Cashier<'_> {
     ) -> Result<Opened, StoreError> {
         let ids: Vec<i64> = holders.keys().copied().collect();
         let (mut found, mut locked_at) = credit_wallets::lock(connection, &ids).await?;
-        let gives = |id: &&i64| !schedules(self.terms, holders.get(id).and_then(Option::as_ref)).is_empty();
+        let gives = |id: &&i64| !self.schedules_of(holders, **id, self.began).is_empty();
         let missing: Vec<i64> =
             ids.iter().filter(|id| !found.contains_key(id)).filter(gives).copied().collect();
         if !missing.is_empty() {
@@ -151,7 +161,7 @@ impl Cashier<'_> {
             .map(|(id, _)| *id)
             .collect();
         for id in ids {
-            if !schedules(self.terms, holders.get(&id).and_then(Option::as_ref)).is_empty() {
+            if !self.schedules_of(holders, id, self.began).is_empty() {
                 found.entry(id).or_default();
             }
         }
@@ -176,7 +186,7 @@ impl Cashier<'_> {
             let of =
                 lines.iter().filter(|line| line.subject_id == *id && line.on_expiry == OnExpiry::Release);
             let lapsed: Vec<Lapsed> = of.map(|line| line.lapsed).collect();
-            let schedules = schedules(self.terms, holders.get(id).and_then(Option::as_ref));
+            let schedules = self.schedules_of(holders, *id, now);
             wallet.advance(lapsed, &schedules, now);
         }
     }

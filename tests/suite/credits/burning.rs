@@ -247,6 +247,49 @@ async fn a_hold_that_grows_holds_more_and_one_that_shrinks_less() {
 }
 
 #[tokio::test]
+async fn a_hold_that_shrinks_to_nothing_pays_for_nothing() {
+    let service = start().await;
+    service.record(&json!({"event_name": "tokens", "subject": "a", "value": 14})).await;
+    granted(&service, "a", &json!({"credit_unit": "credits", "amount": 20})).await;
+    // with what is owed
+    reserve(&service, "r1", 5).await;
+    assert_eq!(balance(&service, "a").await, (11, 9));
+    let nothing = json!({"holds": [{"meter": "tokens", "value": 0}]});
+    assert_eq!(limit(&settle(&service, "r1", "extend", nothing).await), [14, 0, 0, 0]);
+    assert_eq!(balance(&service, "a").await, (20, 0));
+    service.clock.set(at("2026-11-20T12:02:00Z"));
+    let checked =
+        service.post("/v1/check", &json!({"subject": "a", "meter": "tokens", "value": 0})).await.json();
+    assert_eq!(limit(&checked), [14, 0, 0, 0]);
+    service.verify().await;
+}
+
+#[tokio::test]
+async fn only_those_deny_whose_credits_do_not_reach() {
+    let service = start().await;
+    service.put("/v1/subjects/seat", &json!({"parent": "org"})).await;
+    for (subject, amount) in [("seat", 2), ("org", 100)] {
+        let plan = json!({"plan": "free"});
+        service.put(&format!("/v1/subjects/{subject}/subscription"), &plan).await;
+        granted(&service, subject, &json!({"credit_unit": "credits", "amount": amount})).await;
+    }
+    // the quota is used up, and a call costs 5
+    service
+        .record(
+            &json!([{"event_name": "calls", "subject": "seat"}, {"event_name": "calls", "subject": "seat"}]),
+        )
+        .await;
+    let up_to = json!({"subject": "seat", "holds": [{"meter": "calls", "value": 1, "grant": "up_to"}]});
+    for ask in [json!({"subject": "seat", "meter": "calls"}), up_to] {
+        let denied = service.post("/v1/reservations", &ask).await.json();
+        assert_eq!(denied["reason"], "insufficient_credits", "{denied}");
+        let by: Vec<&Value> =
+            denied["denied_by"].as_array().unwrap().iter().map(|denier| &denier["subject"]).collect();
+        assert_eq!(by, ["seat"], "{ask}");
+    }
+}
+
+#[tokio::test]
 async fn several_limits_of_one_subject_are_paid_once() {
     let service = start().await;
     let mut catalog = super::catalog();

@@ -4,7 +4,8 @@ use axum::http::StatusCode;
 use futures::future::join_all;
 use serde_json::{Value, json};
 
-use super::{balance, granted, ledger, start};
+use super::{balance, ledger, start};
+use crate::support::at;
 use crate::support::service::{Answer, Process};
 
 /// The quota of `free` is 10: what is asked for here is above it.
@@ -15,14 +16,18 @@ fn ask(n: usize, value: i64) -> Value {
 #[tokio::test]
 async fn of_two_hundred_over_three_grants_exactly_as_many_as_fit_may() {
     let service = start().await;
-    // no quota is left: 50 of one token each fit into three grants
-    service.record(&json!({"event_name": "tokens", "subject": "a", "value": 10})).await;
-    for (amount, priority) in [(20, 1), (17, 0), (13, 2)] {
-        granted(&service, "a", &json!({"credit_unit": "credits", "amount": amount, "priority": priority}))
-            .await;
-    }
     let processes = [Process::start(&service.url).await, Process::start(&service.url).await];
     let callers = [processes[0].caller(&service.key), processes[1].caller(&service.key)];
+    // no quota is left: 50 of one token each fit into three grants
+    let used = json!({"event_name": "tokens", "subject": "a", "value": 10});
+    assert_eq!(callers[0].post("/v1/events", &used).await.status, StatusCode::OK);
+    for (amount, priority) in [(20, 1), (17, 0), (13, 2)] {
+        let request = json!({"credit_unit": "credits", "amount": amount, "priority": priority});
+        let answer = callers[0].post("/v1/subjects/a/credits/grants", &request).await;
+        assert_eq!(answer.status, StatusCode::CREATED, "{}", answer.text);
+    }
+    // the processes go by the time of the day, and here it stands still
+    service.clock.set(at("2020-01-01T00:00:00Z"));
     let calls = (0..200).map(|n| {
         let caller = &callers[n % 2];
         async move { caller.post("/v1/reservations", &ask(n, 1)).await }

@@ -8,9 +8,10 @@ use proptest::sample::Index;
 use serde_json::{Value, json};
 
 use super::caps::own_cap;
+use super::credits::{Given, ONE, Paid};
 use super::plans::{CALLS, METERS, MODELS, PLANS, SUBJECTS, TOKENS, catalog, grid, month_of};
 use super::steps::{Ask, How, Statement, Step, Time};
-use super::{Event, Hold, Reservation, Subscription, World};
+use super::{Event, FRACTION, Hold, Reservation, Subscription, World};
 
 /// A request, and what must be answered; of an object the answer may have more.
 pub(super) struct Call {
@@ -23,11 +24,13 @@ pub(super) struct Call {
     pub(super) is_replay: Option<bool>,
     /// Events whose ids the answer tells.
     pub(super) makes: Range<usize>,
+    /// The grant whose id the answer tells.
+    pub(super) gives: Option<usize>,
 }
 
 impl Call {
     fn new(method: Method, path: String, body: Value, status: u16, answer: Value) -> Self {
-        Self { method, path, body, status, answer, is_replay: Some(false), makes: 0..0 }
+        Self { method, path, body, status, answer, is_replay: Some(false), makes: 0..0, gives: None }
     }
 
     fn post(path: impl Into<String>, body: Value, status: u16, answer: Value) -> Self {
@@ -57,9 +60,9 @@ impl World {
             }
             Step::AskAgain { which, changed } => self.ask_again(*which, *changed),
             Step::Commit { which, values, is_final } => {
-                self.pick(*which).map(|n| self.commit(n, &self.of_held(n, values, *which), *is_final))
+                self.pick(*which).and_then(|n| self.commit(n, &self.of_held(n, values, *which), *is_final))
             }
-            Step::CommitAgain(which) => self.pick(*which).map(|n| {
+            Step::CommitAgain(which) => self.pick(*which).and_then(|n| {
                 let same: Vec<_> =
                     self.reservations[n].holds.iter().map(|hold| (hold.meter, hold.committed)).collect();
                 self.commit(n, &same, true)
@@ -74,6 +77,8 @@ impl World {
             Step::Apply(edition) => Some(self.apply(*edition)),
             Step::Cap { who, amount } => Some(self.cap(*who, *amount)),
             Step::Move { who, parent } => Some(self.move_under(*who, *parent)),
+            Step::Give(given) => Some(self.grant(given)),
+            Step::VoidGrant(which) => self.take_back(*which),
             Step::Pass(time) => {
                 self.pass(*time);
                 None
@@ -98,7 +103,13 @@ impl World {
         let (id, path) = (format!("e{}", self.events.len()), self.path(who));
         let mut body = json!({"id": id, "event_name": "call", "subject": SUBJECTS[who], "value": value,
             "properties": properties(model)});
-        let at = self.now - SignedDuration::from_secs(seconds_ago);
+        let mut at = self.now - SignedDuration::from_secs(seconds_ago);
+        if [(TOKENS, value), (CALLS, 1)]
+            .iter()
+            .any(|(meter, more)| self.owes_in_the_past(&path, (*meter, model), *more, at))
+        {
+            at = self.now;
+        }
         if at != self.now {
             body["timestamp"] = json!(at.to_string());
         }
@@ -111,7 +122,15 @@ impl World {
             at,
             amounts: [value, 1],
             is_voided: false,
+            paid: Vec::new(),
         });
+        let event = self.events.len() - 1;
+        // by the keys of the meters
+        for (meter, quantity) in [(CALLS, 1), (TOKENS, value)] {
+            if quantity > 0 {
+                self.burn(event, meter, quantity);
+            }
+        }
         let limits = self.shown(&path, &[TOKENS, CALLS], model);
         Call::post("/v1/events", body, 200, json!({"accepted": 1, "duplicates": 0, "limits": limits}))
     }
@@ -132,12 +151,16 @@ impl World {
     }
 
     fn void(&mut self, which: Index) -> Option<Call> {
-        let mut known: Vec<&mut Event> = self.events.iter_mut().filter(|event| event.id.is_some()).collect();
-        let which = which.index(known.len().max(1));
-        let event = known.get_mut(which)?;
+        let known: Vec<usize> = (0..self.events.len()).filter(|n| self.events[*n].id.is_some()).collect();
+        let n = *known.get(which.index(known.len().max(1)))?;
+        let event = &mut self.events[n];
         let path = format!("/v1/events/{}/void", event.id.as_ref().unwrap());
         let call = Call::post(path, json!({}), 200, json!({"status": "voided"}));
-        Some(call.replay(Some(std::mem::replace(&mut event.is_voided, true))))
+        let was_voided = std::mem::replace(&mut event.is_voided, true);
+        if !was_voided {
+            self.refund(n);
+        }
+        Some(call.replay(Some(was_voided)))
     }
 
     fn ask(
@@ -154,7 +177,10 @@ impl World {
         // what a cap leaves is a fraction of a token, mostly: the model has whole ones
         let fractional = self.meets_caps(&path, asks, model);
         let asked = |ask: &Ask| Ask { up_to: ask.up_to && !(fractional && ask.meter == TOKENS), ..*ask };
-        let asks: Vec<Ask> = asks.iter().map(asked).collect();
+        let mut asks: Vec<Ask> = asks.iter().map(asked).collect();
+        if matches!(self.decide(&path, model, &asks, self.now), Err((FRACTION, _))) {
+            asks.iter_mut().for_each(|ask| ask.up_to = false);
+        }
         let asks = asks.as_slice();
         let meters: Vec<usize> = asks.iter().map(|ask| ask.meter).collect();
         let shown = |ask: &Ask, value: i64| json!({"meter": METERS[ask.meter], "value": value, "properties": properties(model)});
@@ -193,8 +219,20 @@ impl World {
         }
         self.contact(&path);
         let expires = self.now + SignedDuration::from_secs(ttl);
-        let hold = |(value, ask): (&i64, &Ask)| Hold { meter: ask.meter, value: *value, committed: 0 };
-        let holds = granted.iter().zip(asks).map(hold).collect();
+        let mut taken = Vec::new();
+        let holds: Vec<Hold> = granted
+            .iter()
+            .zip(asks)
+            .map(|(value, ask)| {
+                let limits = self.limits(&path, &[ask.meter], model, self.now);
+                let paid = match value {
+                    0 => Vec::new(),
+                    more => self.pay(&limits, (ask.meter, model), more * ONE, &mut taken),
+                };
+                Hold { meter: ask.meter, value: *value, committed: 0, paid }
+            })
+            .collect();
+        holds.iter().for_each(|hold| self.keep(&hold.paid));
         self.reservations.push(Reservation {
             body: body.clone(),
             path: path.clone(),
@@ -225,7 +263,7 @@ impl World {
         Some(Call::post("/v1/reservations", body, 201, answer).replay(Some(true)))
     }
 
-    fn commit(&mut self, n: usize, values: &[(usize, i64)], is_final: bool) -> Call {
+    fn commit(&mut self, n: usize, values: &[(usize, i64)], is_final: bool) -> Option<Call> {
         let path = format!("/v1/reservations/r{n}/commit");
         let mut body = json!({"values": amounts(values)});
         if !is_final {
@@ -233,7 +271,7 @@ impl World {
         }
         let reservation = &self.reservations[n];
         if values.iter().any(|(meter, _)| reservation.holds.iter().all(|hold| hold.meter != *meter)) {
-            return Call::refused(path, body, 422, "meter_not_held");
+            return Some(Call::refused(path, body, 422, "meter_not_held"));
         }
         let total = |hold: &Hold| match values.iter().find(|(meter, _)| *meter == hold.meter) {
             Some((_, value)) if is_final => *value,
@@ -247,21 +285,31 @@ impl World {
         let is_old = self.now.duration_since(reservation.created) > SignedDuration::from_hours(30 * 24);
         let was = reservation.status;
         match was {
-            "released" => return Call::refused(path, body, 409, "already_released"),
-            "committed" if is_same => return Call::post(path, body, 200, self.committed(n)).replay(None),
-            "committed" => return Call::refused(path, body, 409, "already_committed"),
-            _ if is_old => return Call::refused(path, body, 409, "reservation_too_old"),
-            _ if is_below => return Call::refused(path, body, 409, "below_committed"),
+            "released" => return Some(Call::refused(path, body, 409, "already_released")),
+            "committed" if is_same => {
+                return Some(Call::post(path, body, 200, self.committed(n)).replay(None));
+            }
+            "committed" => return Some(Call::refused(path, body, 409, "already_committed")),
+            _ if is_old => return Some(Call::refused(path, body, 409, "reservation_too_old")),
+            _ if is_below => return Some(Call::refused(path, body, 409, "below_committed")),
             _ => {}
         }
-        let makes = self.record(n, &totals);
+        let owes = |(hold, total): (&Hold, &i64)| {
+            let of = (hold.meter, reservation.model);
+            self.owes_in_the_past(&reservation.path, of, total - hold.committed, reservation.created)
+        };
+        if reservation.holds.iter().zip(&totals).any(owes) {
+            return None;
+        }
+        let makes = self.record(n, &totals, is_final);
         let says_something = is_final || !makes.is_empty();
         self.reservations[n].is_late |= was == "expired" && says_something;
         if is_final {
             self.reservations[n].status = "committed";
         }
         let answer = self.committed(n);
-        Call { makes, ..Call::post(path, body, 200, answer).replay(says_something.then_some(false)) }
+        let call = Call::post(path, body, 200, answer).replay(says_something.then_some(false));
+        Some(Call { makes, ..call })
     }
 
     fn committed(&self, n: usize) -> Value {
@@ -278,7 +326,10 @@ impl World {
         let was = self.reservations[n].status;
         match was {
             "committed" => return Call::refused(path, json!({}), 409, "already_committed"),
-            "held" => self.reservations[n].status = "released",
+            "held" => {
+                self.reservations[n].status = "released";
+                self.let_go(n);
+            }
             _ => {}
         }
         let reservation = &self.reservations[n];
@@ -347,7 +398,27 @@ impl World {
             let answer = json!({"allowed": false, "reason": reason, "limits": self.shown_of(reservation)});
             return Some(Call::post(path, body, 200, answer));
         }
-        self.reservations[n] = next;
+        // what another hold gives back is not yet there for one that grows
+        let mut taken = Vec::new();
+        let grown: Vec<Vec<Paid>> = reservation
+            .holds
+            .iter()
+            .zip(&next.holds)
+            .map(|(old, new)| {
+                let (of, more) = ((old.meter, next.model), new.rest() - old.rest());
+                let limits = self.limits(&next.path, &[old.meter], next.model, next.created);
+                if more > 0 { self.pay(&limits, of, more * ONE, &mut taken) } else { Vec::new() }
+            })
+            .collect();
+        let before = std::mem::replace(&mut self.reservations[n], next);
+        for (index, paid) in grown.into_iter().enumerate() {
+            let less = before.holds[index].rest() - self.reservations[n].holds[index].rest();
+            if less > 0 {
+                self.shrink(n, index, less);
+            }
+            self.keep(&paid);
+            self.reservations[n].holds[index].paid.extend(paid);
+        }
         let reservation = &self.reservations[n];
         let answer = json!({"id": format!("r{n}"), "allowed": true, "status": "held",
             "expires_at": reservation.expires.to_string(), "holds": reservation.holds_shown(), "limits": self.shown_of(reservation)});
@@ -448,6 +519,19 @@ impl World {
         Call::new(Method::PUT, format!("/v1/subjects/{}", SUBJECTS[who]), body, 200, answer)
     }
 
+    fn grant(&mut self, given: &Given) -> Call {
+        let (path, body, status, answer) = self.give(given);
+        let gives = (status == 201).then(|| self.grants.len() - 1);
+        Call { gives, ..Call::post(path, body, status, answer) }
+    }
+
+    fn take_back(&mut self, which: Index) -> Option<Call> {
+        let known: Vec<usize> = (0..self.grants.len()).filter(|n| self.grants[*n].id.is_some()).collect();
+        let n = *known.get(which.index(known.len().max(1)))?;
+        let (path, answer, was_voided) = self.void_grant(n);
+        Some(Call::post(path, json!({}), 200, answer).replay(Some(was_voided)))
+    }
+
     fn pass(&mut self, time: Time) {
         let open = self.reservations.iter().filter(|held| held.status == "held");
         self.now = match time {
@@ -455,6 +539,10 @@ impl World {
             Time::Expiry { before } => {
                 let next = open.map(|held| held.expires).min().unwrap_or(self.now);
                 (next - SignedDuration::from_secs(before.into())).max(self.now)
+            }
+            Time::Turn { before } => {
+                let next = self.next_turn().map_or(self.now, |(at, _)| at);
+                next - SignedDuration::from_secs(before.into())
             }
             Time::Midnight => {
                 grid(self.now, Timestamp::UNIX_EPOCH, 86_400).1 - SignedDuration::from_secs(120)

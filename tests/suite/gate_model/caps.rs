@@ -103,6 +103,20 @@ impl Prices {
         self.0.iter().map(price).collect()
     }
 
+    /// What a unit costs, where that does not depend on what was used before.
+    pub(super) fn each(&self, meter: usize, model: Option<&str>, edition: usize) -> Option<i64> {
+        match self.of(meter, model)?.rates[edition] {
+            PerUnit(each) => Some(each),
+            _ => None,
+        }
+    }
+
+    /// Whether all of a meter costs so.
+    pub(super) fn is_plain(&self, meter: usize, edition: usize) -> bool {
+        let of_it = |price: &&Price| price.meter == meter;
+        self.0.iter().filter(of_it).all(|price| matches!(price.rates[edition], PerUnit(_)))
+    }
+
     /// What rates a use.
     fn of(&self, meter: usize, model: Option<&str>) -> Option<&Price> {
         let own = |price: &&Price| price.meter == meter && price.model.is_some() && price.model == model;

@@ -4,6 +4,7 @@ use jiff::{SignedDuration, Timestamp, ToSpan, tz::TimeZone};
 use serde_json::{Value, json};
 
 use super::caps::{Cap, FREE, ORG, Prices};
+use super::credits::{Tally, credit_unit};
 
 pub(super) const SUBJECTS: [&str; 5] = ["org", "team", "ann", "bob", "lone"];
 /// Who stands below whom at first, by index.
@@ -33,9 +34,11 @@ pub(super) struct Limit {
     pub(super) is_soft: bool,
     /// One per edition of the catalog.
     pub(super) quotas: [Quota; 3],
+    /// Whether credits extend it, in each edition.
+    pub(super) credits: [bool; 3],
 }
 
-#[derive(Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) enum Period {
     Hour,
     /// Calendar periods of a zone.
@@ -57,7 +60,11 @@ pub(super) enum Quota {
 use Quota::{Absent, Of, Unlimited};
 
 const fn limit(key: &'static str, meter: usize, period: Period, quotas: [Quota; 3]) -> Limit {
-    Limit { key, meter, model: None, period, is_soft: false, quotas }
+    Limit { key, meter, model: None, period, is_soft: false, quotas, credits: [false; 3] }
+}
+
+const fn extended(limit: Limit, credits: [bool; 3]) -> Limit {
+    Limit { credits, ..limit }
 }
 
 /// The first is the default; all but the last have a limit `tokens`.
@@ -68,8 +75,14 @@ pub(super) const PLANS: [Plan; 4] = [
         fallback: None,
         resets: false,
         limits: &[
-            limit("tokens", TOKENS, Period::Month("UTC"), [Of(30), Of(15), Of(60)]),
-            limit("calls", CALLS, Period::Day("America/New_York"), [Of(7), Of(4), Absent]),
+            extended(
+                limit("tokens", TOKENS, Period::Month("UTC"), [Of(30), Of(15), Of(60)]),
+                [true, true, true],
+            ),
+            extended(
+                limit("calls", CALLS, Period::Day("America/New_York"), [Of(7), Of(4), Absent]),
+                [false, true, false],
+            ),
         ],
         prices: Some(FREE),
         cap: Some(Cap { period: Period::Day("UTC"), amounts: [Some(40), None, Some(55)] }),
@@ -80,14 +93,21 @@ pub(super) const PLANS: [Plan; 4] = [
         fallback: Some(0),
         resets: true,
         limits: &[
-            limit("tokens", TOKENS, Period::AnchoredDay, [Of(20), Of(8), Of(30)]),
+            extended(
+                limit("tokens", TOKENS, Period::AnchoredDay, [Of(20), Of(8), Of(30)]),
+                [true, false, true],
+            ),
             Limit {
                 model: Some("a"),
+                credits: [true, true, true],
                 ..limit("model_a", TOKENS, Period::Day("UTC"), [Of(9), Of(4), Of(15)])
             },
             // a warning and a stop, on one counter
             Limit { is_soft: true, ..limit("calls", CALLS, Period::AnchoredDay, [Of(3), Of(1), Unlimited]) },
-            limit("calls_max", CALLS, Period::AnchoredDay, [Of(6), Of(3), Of(9)]),
+            extended(
+                limit("calls_max", CALLS, Period::AnchoredDay, [Of(6), Of(3), Of(9)]),
+                [false, true, true],
+            ),
         ],
         prices: None,
         // of what the prices above say
@@ -99,8 +119,11 @@ pub(super) const PLANS: [Plan; 4] = [
         fallback: None,
         resets: false,
         limits: &[
-            limit("tokens", TOKENS, Period::Billing, [Of(60), Of(30), Unlimited]),
-            limit("calls", CALLS, Period::Lifetime, [Of(20), Of(10), Of(30)]),
+            extended(
+                limit("tokens", TOKENS, Period::Billing, [Of(60), Of(30), Unlimited]),
+                [true, true, true],
+            ),
+            extended(limit("calls", CALLS, Period::Lifetime, [Of(20), Of(10), Of(30)]), [false, true, true]),
         ],
         prices: Some(ORG),
         cap: Some(Cap { period: Period::Billing, amounts: [Some(70), Some(45), None] }),
@@ -112,6 +135,7 @@ pub(super) const PLANS: [Plan; 4] = [
         resets: false,
         limits: &[Limit {
             model: Some("b"),
+            credits: [true, true, false],
             ..limit("model_b", TOKENS, Period::Hour, [Of(10), Of(4), Of(20)])
         }],
         prices: None,
@@ -149,7 +173,8 @@ impl Period {
 }
 
 pub(super) fn grid(at: Timestamp, anchor: Timestamp, seconds: i64) -> (Timestamp, Timestamp) {
-    let start = at - SignedDuration::from_secs((at.as_second() - anchor.as_second()).rem_euclid(seconds));
+    let passed = at.as_millisecond() - anchor.as_millisecond();
+    let start = at - SignedDuration::from_millis(passed.rem_euclid(seconds * 1_000));
     (start, start + SignedDuration::from_secs(seconds))
 }
 
@@ -164,6 +189,20 @@ pub(super) fn month_of(at: Timestamp, anchor: Timestamp) -> (Timestamp, Timestam
 impl Limit {
     pub(super) fn takes(&self, meter: usize, model: Option<&str>) -> bool {
         self.meter == meter && (self.model.is_none() || self.model == model)
+    }
+
+    pub(super) fn tally(&self) -> Tally {
+        (self.meter, self.model, self.period)
+    }
+}
+
+impl Plan {
+    /// Whether something that credits extend costs by what was used before.
+    pub(super) fn has_uncoverable_price(&self, edition: usize) -> bool {
+        let is_there = |limit: &&Limit| limit.credits[edition] && !matches!(limit.quotas[edition], Absent);
+        let mut extended = self.limits.iter().filter(is_there);
+        let prices = self.prices.as_ref();
+        extended.any(|limit| prices.is_some_and(|prices| !prices.is_plain(limit.meter, edition)))
     }
 }
 
@@ -183,6 +222,9 @@ pub(super) fn catalog(edition: usize, has_default: bool) -> Value {
                     Unlimited => Value::Null,
                     Of(quota) => json!(quota),
                 };
+                if limit.credits[edition] {
+                    value["overage"] = json!("credits");
+                }
                 value["enforcement"] = json!(if limit.is_soft { "soft" } else { "hard" });
                 if let Some(model) = limit.model {
                     value["filter"] = json!({"model": [model]});
@@ -201,5 +243,6 @@ pub(super) fn catalog(edition: usize, has_default: bool) -> Value {
                 "unmatched": if plan.allows_unmatched { "allow" } else { "deny" }})
         })
         .collect();
-    json!({"default_plan": has_default.then_some(PLANS[0].key), "meters": meters, "plans": plans})
+    json!({"default_plan": has_default.then_some(PLANS[0].key), "meters": meters, "plans": plans,
+        "credit_units": [credit_unit()]})
 }

@@ -3,6 +3,7 @@
 use proptest::prelude::*;
 use proptest::sample::{Index, select};
 
+use super::credits::{Given, Recurring, UNITS};
 use super::plans::{CALLS, TOKENS};
 
 #[derive(Debug, Clone)]
@@ -59,6 +60,8 @@ pub(super) enum Step {
         who: usize,
         parent: Option<usize>,
     },
+    Give(Given),
+    VoidGrant(Index),
     Pass(Time),
     /// What jobs do; no answer may depend on it.
     Job(Job),
@@ -110,6 +113,38 @@ pub(super) enum Time {
     },
     /// To two minutes before midnight: events may lie on either side.
     Midnight,
+    /// To the instant at which the next grant takes effect or ends, or to the second before.
+    Turn {
+        before: bool,
+    },
+}
+
+fn given() -> impl Strategy<Value = Given> {
+    const DAY: i64 = 86_400;
+    // twenty days before the first step is the last of a month
+    let from =
+        prop::option::weighted(0.4, select(vec![0, 3_600, 2 * DAY, -DAY, -20 * DAY, -20 * DAY, -50 * DAY]));
+    let life = prop::option::weighted(0.4, select(vec![1, 60, 3_600, DAY, 9 * DAY, 40 * DAY]));
+    let recurring = (any::<bool>(), prop::bool::weighted(0.7), 0..4_i64, 0..20_i64)
+        .prop_map(|(is_monthly, renews, min, more)| Recurring { is_monthly, renews, min, max: min + more });
+    (
+        0..5_usize,
+        select(UNITS.to_vec()),
+        1..40_i64,
+        0..3_i64,
+        from,
+        life,
+        prop::option::weighted(0.3, recurring),
+    )
+        .prop_map(|(who, unit, amount, priority, from, life, recurring)| Given {
+            who,
+            unit,
+            amount,
+            priority,
+            from,
+            life,
+            recurring,
+        })
 }
 
 /// Values for one meter or both, in either order.
@@ -146,6 +181,7 @@ pub(super) fn step() -> impl Strategy<Value = Step> {
         3 => seconds.prop_map(Time::Seconds),
         3 => any::<bool>().prop_map(|before| Time::Expiry { before }),
         1 => Just(Time::Midnight),
+        2 => any::<bool>().prop_map(|before| Time::Turn { before }),
     ];
     prop_oneof![
         8 => (who(), -4..12_i64, 0..3_usize, ago())
@@ -174,7 +210,9 @@ pub(super) fn step() -> impl Strategy<Value = Step> {
         // always below one who is named before it: no cycles
         2 => (1..4_usize, prop::option::weighted(0.7, 0..2_usize))
             .prop_map(|(who, parent)| Step::Move { who, parent: parent.filter(|parent| *parent < who) }),
-        7 => time.prop_map(Step::Pass),
+        8 => given().prop_map(Step::Give),
+        1 => index().prop_map(Step::VoidGrant),
+        8 => time.prop_map(Step::Pass),
         5 => select(vec![Job::Sweep, Job::Sweep, Job::End, Job::Drop, Job::Fold, Job::Build]).prop_map(Step::Job),
     ]
 }
