@@ -222,11 +222,16 @@ impl Plan {
 
 /// Whether a price is in such lists.
 pub(super) fn names_price(lists: &Value, environment: Environment, id: &str) -> bool {
+    prices_of(lists, environment).any(|known| known == id)
+}
+
+/// The prices of an environment, of lists as [`price_ids`] reads them.
+pub(super) fn prices_of(lists: &Value, environment: Environment) -> impl Iterator<Item = &str> {
     let ids = match lists {
         Value::Object(lists) => lists.get(environment.as_str()),
         list => Some(list),
     };
-    ids.and_then(Value::as_array).is_some_and(|ids| ids.iter().any(|known| known == id))
+    ids.and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str)
 }
 
 /// `["price_…"]`, or `{"test": […], "live": […]}`.

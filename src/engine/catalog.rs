@@ -51,7 +51,7 @@ impl Engine {
             let rates = store::exchange_rates::all(&mut transaction, environment).await?;
             let now = clock.now(environment, store::usage::now(&mut transaction).await?);
             next.refuse_caps(&rates, now)?;
-            credits::catalog::refuse_money(&next)?;
+            credits::catalog::refuse_applied(&next)?;
             let granted = granted_units(&mut transaction, environment, &present, &next).await?;
             let changes = present.changes_to(
                 &next,

@@ -66,6 +66,9 @@ pub struct LimitUsage {
     pub quota: Option<Quantity>,
     pub used: Total,
     pub held: Total,
+    /// Of a limit that credits extend: the part of both that they bear.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub covered: Option<Total>,
     pub remaining: Option<Total>,
     pub percent: Option<Total>,
     pub state: UsageState,
@@ -283,6 +286,7 @@ fn limit_usage(
         quota: state.quota,
         used: state.used,
         held: state.held,
+        covered: state.covered,
         remaining: state.remaining,
         resets_at: state.resets_at,
     }

@@ -1,5 +1,7 @@
 //! Grants of credits: facts, claimed once by their outside reference.
 
+use std::collections::HashMap;
+
 use serde_json::Value;
 use sqlx::postgres::PgRow;
 use sqlx::types::Json;
@@ -12,6 +14,7 @@ use crate::domain::credits::recurrence::{Recurrence, Rollover};
 use crate::domain::credits::unit::Unit;
 use crate::domain::credits::wallet::{Purse, State};
 use crate::domain::environment::Environment;
+use crate::domain::quantity::Total;
 use crate::domain::timestamp::Timestamp;
 
 fn unreadable(what: impl std::fmt::Debug) -> StoreError {
@@ -165,6 +168,25 @@ pub async fn live(
     let rows =
         sqlx::query(sqlx::AssertSqlSafe(sql)).bind(subject_ids).bind(named).fetch_all(connection).await?;
     rows.iter().map(|row| Ok((row.try_get("subject_id")?, read(row)?))).collect()
+}
+
+/// How much of some spends grants have made good, by the spend; what was taken back of a grant has not.
+pub async fn refunded(
+    connection: &mut PgConnection,
+    subject_ids: &[i64],
+    spends: &[i64],
+) -> Result<HashMap<i64, Total>, StoreError> {
+    let rows = sqlx::query(
+        "select g.refund_of, sum(case when g.voided_at is null then g.amount else coalesce((
+                    select sum(case l.kind when 'grant' then l.amount else -l.amount end) from credit_ledger l
+                    where l.grant_id = g.id and l.kind in ('grant', 'void')), 0) end) as amount
+         from credit_grants g where g.subject_id = any($1) and g.refund_of = any($2) group by g.refund_of",
+    )
+    .bind(subject_ids)
+    .bind(spends)
+    .fetch_all(connection)
+    .await?;
+    rows.iter().map(|row| Ok((row.try_get("refund_of")?, row.try_get("amount")?))).collect()
 }
 
 /// A page of a subject's grants, the latest first.

@@ -110,16 +110,23 @@ pub async fn spent_for(
     rows.iter().map(read).collect()
 }
 
-/// Whether a movement is a spend of a subject's.
-pub async fn is_spend(connection: &mut PgConnection, subject_id: i64, id: i64) -> Result<bool, StoreError> {
-    let found = sqlx::query_scalar(
-        "select exists (select from credit_ledger where id = $1 and subject_id = $2 and kind in ('settle', 'spend'))",
+/// A spend of a subject's: its unit, and how much of it was not given back.
+pub async fn spend(
+    connection: &mut PgConnection,
+    subject_id: i64,
+    id: i64,
+) -> Result<Option<(Unit, Total)>, StoreError> {
+    let row = sqlx::query(
+        "select l.unit, l.unit_key, l.amount - coalesce((
+                    select sum(r.amount) from credit_ledger r
+                    where r.environment = l.environment and r.event_key = l.event_key and r.refunds = l.id), 0) as amount
+         from credit_ledger l where l.id = $1 and l.subject_id = $2 and l.kind in ('settle', 'spend')",
     )
     .bind(id)
     .bind(subject_id)
-    .fetch_one(connection)
+    .fetch_optional(connection)
     .await?;
-    Ok(found)
+    row.map(|row| Ok((read_unit(&row)?, row.try_get("amount")?))).transpose()
 }
 
 /// How much of an event's usage credits have paid for, by who and which counter.

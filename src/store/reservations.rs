@@ -16,6 +16,7 @@ use crate::domain::event::Properties;
 use crate::domain::gate::request::OnExpiry;
 use crate::domain::gate::reservation::{Hold, LastCall, Reservation, Status};
 use crate::domain::names::MeterKey;
+use crate::domain::pricing::amount::Amount;
 use crate::domain::quantity::Quantity;
 use crate::domain::timestamp::Timestamp;
 
@@ -40,10 +41,16 @@ struct KeptCover {
     shares: Vec<(Uuid, Value)>,
 }
 
+/// A decimal where it has an end within the digits of a quantity, else a fraction.
+fn exact(quantity: &Amount) -> String {
+    let cut = quantity.quantity_below();
+    if Amount::of(cut) == *quantity { cut.to_string() } else { quantity.fraction() }
+}
+
 impl KeptCover {
     fn of(cover: &Cover) -> Self {
         let text = |number: &dyn std::fmt::Display| Value::String(number.to_string());
-        let part = |part: &Part| (part.grant, text(&part.quantity), text(&part.amount));
+        let part = |part: &Part| (part.grant, Value::String(exact(&part.quantity)), text(&part.amount));
         let share = |share: &Share| (share.definition, text(&share.covered));
         Self {
             subject: cover.subject_id,
@@ -55,7 +62,12 @@ impl KeptCover {
     fn read(self) -> Result<Cover, StoreError> {
         let number = |value: &Value| Quantity::from_json(value).map_err(unreadable);
         let part = |(grant, quantity, amount): (Uuid, Value, Value)| {
-            Ok(Part { grant, quantity: number(&quantity)?, amount: number(&amount)?.into() })
+            let fraction = quantity.as_str().filter(|text| text.contains('/')).map(Amount::from_fraction);
+            let quantity = match fraction {
+                Some(fraction) => fraction.ok_or_else(|| unreadable(&quantity))?,
+                None => number(&quantity)?.into(),
+            };
+            Ok(Part { grant, quantity, amount: number(&amount)?.into() })
         };
         let share =
             |(definition, covered): (Uuid, Value)| Ok(Share { definition, covered: number(&covered)? });

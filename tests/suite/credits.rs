@@ -5,8 +5,10 @@ mod kills;
 mod packs;
 mod races;
 mod random;
+mod refunds;
 
 use axum::http::StatusCode;
+use metergate::domain::catalog::Catalog;
 use metergate::domain::environment::Environment;
 use metergate::domain::quantity::Total;
 use serde_json::{Value, json};
@@ -48,6 +50,18 @@ fn tiered() -> Value {
     catalog["plans"][0]["prices"] =
         json!([{"key": "t", "meter": "tokens", "model": "graduated", "currency": "usd", "tiers": tiers}]);
     catalog
+}
+
+/// A call costs 3 credits, and none is free.
+fn calls_at_three() -> Value {
+    let limit =
+        json!({"key": "calls", "meter": "calls", "quota": 0, "period": "month", "overage": "credits"});
+    json!({
+        "default_plan": "free",
+        "meters": [{"key": "calls", "event_name": "calls", "aggregation": "count"}],
+        "credit_units": [{"key": "credits", "costs": [{"meter": "calls", "cost": 3}]}],
+        "plans": [{"key": "free", "limits": [limit]}],
+    })
 }
 
 async fn start() -> TestService {
@@ -165,6 +179,20 @@ async fn what_cannot_be_granted_is_refused_by_name() {
         );
     }
     assert_eq!(moved(&service, "a").await, [] as [&str; 0]);
+    // what somebody has is a quantity, too
+    let most = json!({"credit_unit": "credits", "amount": "9999999999999999998"});
+    granted(&service, "a", &most).await;
+    for (amount, status) in [("2", 422), ("1.9", 201), ("0.1", 422), ("0.099999999", 201)] {
+        let answer = grant(&service, "a", &json!({"credit_unit": "credits", "amount": amount})).await;
+        assert_eq!(answer.status.as_u16(), status, "{amount}: {}", answer.text);
+        if status == 422 {
+            assert_eq!(
+                (answer.code().as_str(), &answer.json()["errors"][0]["pointer"]),
+                ("balance_too_large", &json!("/amount"))
+            );
+        }
+    }
+    granted(&service, "a", &json!({"meter": "tokens", "amount": "9999999999999999998"})).await;
 }
 
 #[tokio::test]
@@ -194,6 +222,17 @@ async fn the_catalog_names_what_credits_cannot_do() {
             json!({"credit_units": [{"key": "u", "costs": [{"meter": "tokens", "cost": 0}]}]}),
             "/credit_units/0/costs/0/cost",
             "invalid_value",
+        ),
+        (
+            json!({"credit_units": [{"key": "u", "costs": [{"meter": "peak", "cost": 1}]}]}),
+            "/credit_units/0/costs/0/meter",
+            "uncoverable_meter",
+        ),
+        (
+            json!({"credit_packs": [{"key": "k", "meter": "tokens", "amount": 1, "stripe_price_ids": ["price_1"]},
+                                    {"key": "l", "meter": "tokens", "amount": 2, "stripe_price_ids": {"test": ["price_1"]}}]}),
+            "/credit_packs/1/stripe_price_ids",
+            "duplicate_stripe_price",
         ),
         (
             json!({"credit_packs": [{"key": "k", "credit_unit": "none", "amount": 1}]}),
@@ -230,6 +269,35 @@ async fn the_catalog_names_what_credits_cannot_do() {
     without["plans"].as_array_mut().unwrap().truncate(1);
     let answer = service.put("/v1/catalog", &without).await;
     assert_eq!(answer.code(), "credit_unit_in_use", "{}", answer.text);
+}
+
+#[tokio::test]
+async fn the_page_about_credits_works_word_for_word_on_the_sample_catalog() {
+    let page = include_str!("../../docs/credits.md");
+    let service = TestService::start().await;
+    let sample = Catalog::read_yaml(include_str!("../../config/catalog.yaml")).unwrap();
+    let mut catalog = serde_json::to_value(sample).unwrap();
+    service.apply(catalog.clone()).await;
+    let blocks: Vec<&str> = page.split("```").skip(1).step_by(2).collect();
+    let [grant, packs] = blocks[..] else { panic!("{blocks:?}") };
+    let (line, body) = grant.trim().split_once('\n').unwrap();
+    let path = line.strip_prefix("POST ").unwrap();
+    let answer = service.post(path, &serde_json::from_str(body).unwrap()).await;
+    assert_eq!(answer.status, StatusCode::CREATED, "{}", answer.text);
+    let packs: Value = serde_json::from_str(&format!("{{{packs}}}")).unwrap();
+    catalog["credit_packs"] = packs["credit_packs"].clone();
+    for name in ["credit_grants", "credit_alerts"] {
+        let said = page.split(&format!("`{name}`, such as")).nth(1).unwrap().split('`').nth(1).unwrap();
+        catalog["plans"][1][name] = serde_json::from_str(said).unwrap();
+    }
+    service.apply(catalog).await;
+    // the limit that they extend
+    service.put("/v1/subjects/user_42/subscription", &json!({"plan": "pro"})).await;
+    service.record(&json!({"event_name": "image_generated", "subject": "user_42", "value": 1})).await;
+    let ask = |images: i64| json!({"subject": "user_42", "meter": "images", "value": images});
+    for (images, allowed) in [(999, true), (1199, true), (1200, false)] {
+        assert_eq!(service.post("/v1/check", &ask(images)).await.json()["allowed"], allowed, "{images}");
+    }
 }
 
 #[tokio::test]

@@ -3,6 +3,7 @@
 use super::money;
 use super::unit::Unit;
 use crate::domain::catalog::{Action, Catalog, Change, Kind, differing, refuse_filter};
+use crate::domain::environment::Environment;
 use crate::domain::fields::{Read, Violation};
 use crate::domain::meter::{Meter, has_repeats};
 use crate::domain::names::ItemKey;
@@ -61,10 +62,32 @@ pub fn inconsistencies(catalog: &Catalog, flaws: &mut Vec<Violation>) {
     }
 }
 
-/// What speaks against money that plans give, when they are applied: nobody could burn it. Plans that were
-/// applied before that was asked are read all the same.
-pub fn refuse_money(catalog: &Catalog) -> Read<()> {
+/// What speaks against a catalog when it is applied: money that nobody could burn, costs that nobody could pay,
+/// a price that buys two packs. One that was applied before that was asked is read all the same.
+pub fn refuse_applied(catalog: &Catalog) -> Read<()> {
     let mut flaws = Vec::new();
+    for (index, unit) in catalog.credit_units.iter().enumerate() {
+        for (position, cost) in unit.costs.iter().enumerate() {
+            let at = |flaw: Violation| {
+                let flaw = flaw.under(&position.to_string()).under("costs");
+                flaw.under(&index.to_string()).under("credit_units")
+            };
+            flaws.extend(refuse(catalog, &Unit::Meter(cost.meter.clone())).map(at));
+        }
+    }
+    for (index, pack) in catalog.credit_packs.iter().enumerate() {
+        let bought = |environment| pack.stripe_prices(environment).map(move |id| (environment, id));
+        let mut prices = [Environment::Live, Environment::Test].into_iter().flat_map(bought);
+        let taken = prices.find_map(|(environment, id)| {
+            let others = &catalog.credit_packs[..index];
+            Some((id, others.iter().find(|other| other.has_stripe_price(environment, id))?))
+        });
+        flaws.extend(taken.map(|(id, other)| {
+            let detail = format!("names `{id}`, which buys the pack `{}`", other.key);
+            let flaw = Violation::new("duplicate_stripe_price", detail).under("stripe_price_ids");
+            flaw.under(&index.to_string()).under("credit_packs")
+        }));
+    }
     for (index, plan) in catalog.plans.iter().enumerate() {
         for (position, credits) in plan.credit_grants.iter().enumerate() {
             let Unit::Currency(currency) = credits.unit else { continue };
@@ -173,5 +196,46 @@ pub fn changes(
     }
     for pack in present.credit_packs.iter().filter(|pack| next.credit_pack(&pack.key).is_none()) {
         changes.push(change(Action::Delete, Kind::CreditPack, &pack.key, Vec::new()));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn what_is_applied_costs_what_can_be_paid_and_a_price_buys_one_pack() {
+        let catalog = |more: serde_json::Value| {
+            let mut catalog = json!({"meters": [
+                {"key": "users", "event_name": "e", "aggregation": "unique_count", "value_property": "user"},
+                {"key": "tokens", "event_name": "e", "aggregation": "sum"}]});
+            catalog.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+            catalog
+        };
+        let pack = |key: &str, prices: serde_json::Value| json!({"key": key, "meter": "tokens", "amount": 1, "stripe_price_ids": prices});
+        let cases = [
+            (
+                json!({"credit_units": [{"key": "u", "costs": [{"meter": "tokens", "cost": 1}, {"meter": "users", "cost": 1}]}]}),
+                Err(("/credit_units/0/costs/1/meter", "uncoverable_meter")),
+            ),
+            (
+                json!({"credit_packs": [pack("a", json!(["x"])), pack("b", json!(["y", "x"]))]}),
+                Err(("/credit_packs/1/stripe_price_ids", "duplicate_stripe_price")),
+            ),
+            (
+                json!({"credit_packs": [pack("a", json!({"live": ["x"]})), pack("b", json!(["x"]))]}),
+                Err(("/credit_packs/1/stripe_price_ids", "duplicate_stripe_price")),
+            ),
+            (
+                json!({"credit_packs": [pack("a", json!({"live": ["x"]})), pack("b", json!({"test": ["x", "x"]}))]}),
+                Ok(()),
+            ),
+        ];
+        for (more, expected) in cases {
+            let read = refuse_applied(&Catalog::read(catalog(more.clone())).unwrap());
+            let read = read.as_ref().map_err(|flaws| (flaws[0].pointer.as_str(), flaws[0].code));
+            assert_eq!(read, expected.as_ref().map_err(|flaw| *flaw), "{more}");
+        }
     }
 }

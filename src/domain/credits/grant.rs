@@ -128,6 +128,10 @@ impl Request {
             let detail = "only a grant of source `refund` makes a spend good";
             fields.flaw(Violation::new("not_a_refund", detail).under("refund_of"));
         }
+        if refund_of.is_some() && recurrence.is_some() {
+            let detail = "a grant that makes a spend good is given once";
+            fields.flaw(Violation::new("recurring_refund", detail).under("period"));
+        }
         fields.finish()?;
         let (Some(unit), Some(amount)) = (unit, amount) else { return Err(Vec::new()) };
         Ok(Self {
@@ -307,6 +311,9 @@ mod tests {
             let flaws = Request::read(request.clone()).unwrap_err();
             assert_eq!((flaws[0].pointer.as_str(), flaws[0].code), (pointer, code), "{request}");
         }
+        let again = json!({"meter": "m", "amount": 5, "source": "refund", "refund_of": 5, "period": "month"});
+        let flaws = Request::read(again).unwrap_err();
+        assert_eq!((flaws[0].pointer.as_str(), flaws[0].code), ("/period", "recurring_refund"));
     }
 
     #[test]

@@ -9,7 +9,7 @@ use crate::domain::pricing::amount::Amount;
 use crate::domain::pricing::currency::Currency;
 use crate::domain::pricing::list::PriceList;
 use crate::domain::pricing::price::{Model, Price, Tier};
-use crate::domain::quantity::{Quantity, Total};
+use crate::domain::quantity::Total;
 
 /// How much a limit has counted before the first unit that credits are to bear.
 #[derive(Debug, Clone, Copy)]
@@ -23,7 +23,7 @@ pub struct Counted<'a> {
 pub struct Step {
     pub rate: Rate,
     /// How many of them there are; none: all that come.
-    pub units: Option<Quantity>,
+    pub units: Option<Amount>,
 }
 
 /// The price of a unit, where that does not depend on how much was used before.
@@ -71,20 +71,19 @@ impl Step {
         price: &Price,
         list: &PriceList<'_>,
         counted: &[Counted<'_>],
-        further: Quantity,
+        further: &Amount,
     ) -> Option<Self> {
         let (amount, units) = if let Some(amount) = unit_price(price) {
             (amount, None)
         } else {
             let tiers = tiers(price)?;
             let counted = counted.iter().find(|counted| counts_along(counted.limit, price, list))?;
-            let place = counted.before.or_zero() + further.into() - price.free_units.into();
-            if place < Total::default() {
+            let place = Amount::of(counted.before.or_zero()) + further.clone() - price.free_units.into();
+            if place.is_negative() {
                 return None;
             }
             let tier = tiers.iter().find(|tier| tier.up_to.is_none_or(|up_to| place < up_to.into()))?;
-            let units = tier.up_to.map(|up_to| (Total::from(up_to) - place).quantity());
-            (tier.unit_amount.clone(), units.map(Option::unwrap_or_default))
+            (tier.unit_amount.clone(), tier.up_to.map(|up_to| Amount::from(up_to) - place))
         };
         (amount > Amount::default()).then_some(Self { rate: Rate::Of(amount), units })
     }
@@ -216,8 +215,7 @@ mod tests {
             let plan = plan(&json!([limit(&json!({}))]), &json!([graduated(&json!({"free_units": free}))]));
             let list = PriceList::of(&plan.prices, plan.prices[0].currency);
             let counted = [Counted { limit: &plan.limits[0], before: Total::from_decimal(before).unwrap() }];
-            let further = Total::from(further).quantity().unwrap();
-            let step = Step::at(&plan.prices[0], &list, &counted, further)?;
+            let step = Step::at(&plan.prices[0], &list, &counted, &Amount::of(further.into()))?;
             let Rate::Of(amount) = step.rate else { return None };
             Some(format!("{} at {amount}", step.units.map_or("all".to_owned(), |units| units.to_string())))
         };
@@ -256,12 +254,13 @@ mod tests {
             let price = &plan.prices[0];
             let list = PriceList::of(&plan.prices, price.currency);
             let counted = [Counted { limit: &plan.limits[0], before: before.into() }];
-            let (mut sum, mut further, all) = (Total::default(), Quantity::default(), Total::from(units).quantity().unwrap());
+            let (mut sum, mut further, all) = (Total::default(), Amount::default(), Amount::of(units.into()));
             while further < all {
-                let step = Step::at(price, &list, &counted, further).unwrap();
-                let taken = step.units.map_or(all, |units| units.min(all)).min(all.above(further));
-                sum = sum + step.rate.amount_of(taken);
-                further = (Total::from(further) + taken.into()).quantity().unwrap();
+                let step = Step::at(price, &list, &counted, &further).unwrap();
+                let left = all.clone() - further.clone();
+                let taken = step.units.map_or(left.clone(), |units| units.min(left));
+                sum = sum + step.rate.amount_of(&taken);
+                further = further + taken;
             }
             let cost = |quantity: i64| price.cost(&Used { quantity: quantity.into(), ..Used::default() });
             prop_assert_eq!(Amount::of(sum), cost(before + units) - cost(before));

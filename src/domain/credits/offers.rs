@@ -109,6 +109,10 @@ impl CreditPack {
     pub fn has_stripe_price(&self, environment: Environment, id: &str) -> bool {
         plan::names_price(&self.stripe_price_ids, environment, id)
     }
+
+    pub fn stripe_prices(&self, environment: Environment) -> impl Iterator<Item = &str> {
+        plan::prices_of(&self.stripe_price_ids, environment)
+    }
 }
 
 /// When what is available of a unit falls below this, that is noted; and where a pack is named, that it is

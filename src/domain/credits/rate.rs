@@ -1,5 +1,5 @@
-//! What a unit of a meter costs in the unit of a grant. Amounts are kept to nine digits: a part of the
-//! last one is charged as a whole one, and never given twice.
+//! What a unit of a meter costs in the unit of a grant. What a grant bears of a use is a fraction, and exact;
+//! amounts are kept to nine digits: a part of the last one is charged as a whole one, once for a use.
 
 use super::money::{Counted, Step};
 use super::unit::Unit;
@@ -9,7 +9,7 @@ use crate::domain::names::MeterKey;
 use crate::domain::pricing::amount::Amount;
 use crate::domain::pricing::list::PriceList;
 use crate::domain::pricing::price::Price;
-use crate::domain::quantity::{Quantity, Total};
+use crate::domain::quantity::Total;
 use crate::domain::timestamp::Timestamp;
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -36,7 +36,7 @@ pub struct Use<'a> {
 impl Use<'_> {
     /// What the next units cost, after some `further` ones that grants bear already. None where a grant in that
     /// unit does not pay for them.
-    pub fn step(&self, unit: &Unit, further: Quantity) -> Option<Step> {
+    pub fn step(&self, unit: &Unit, further: &Amount) -> Option<Step> {
         let rate = match unit {
             Unit::Meter(meter) => (meter == self.meter).then_some(Rate::One)?,
             Unit::CreditUnit(key) => {
@@ -54,60 +54,58 @@ impl Use<'_> {
 
 impl Rate {
     /// What a quantity costs.
-    pub fn amount_of(&self, quantity: Quantity) -> Total {
+    pub fn amount_of(&self, quantity: &Amount) -> Total {
         match self {
-            Self::One => quantity.into(),
-            Self::Of(rate) => (rate * &quantity.into()).quantity_above(),
+            Self::One => quantity.quantity_above(),
+            Self::Of(rate) => (rate * quantity).quantity_above(),
         }
     }
 
-    /// The largest quantity that a balance pays for.
-    pub fn affords(&self, balance: Total) -> Quantity {
-        let affordable = match self {
-            Self::One => balance,
-            Self::Of(rate) => Total::default() - (-Amount::of(balance).divided_by(rate)).quantity_above(),
-        };
-        affordable.or_zero().quantity().unwrap_or(Quantity::MAX)
+    /// What an amount pays for.
+    pub fn quantity_for(&self, amount: Total) -> Amount {
+        match self {
+            Self::One => Amount::of(amount),
+            Self::Of(rate) => Amount::of(amount).divided_by(rate),
+        }
     }
 }
 
 /// The part of an amount that goes with a part of the quantity that it paid for.
-pub fn share(amount: Total, part: Quantity, whole: Quantity) -> Total {
+pub fn share(amount: Total, part: &Amount, whole: &Amount) -> Total {
     if part >= whole {
         return amount;
     }
-    (&Amount::of(amount) * &part.into()).divided_by(&whole.into()).quantity_above()
+    (&Amount::of(amount) * part).divided_by(whole).quantity_above()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::domain::pricing::amount::one;
     use proptest::prelude::*;
 
     #[test]
     fn what_is_finer_than_a_balance_is_charged_whole() {
         let rate = Rate::Of(Amount::from_decimal("0.000000000001").unwrap());
-        assert_eq!(rate.amount_of(Quantity::ONE).to_string(), "0.000000001");
+        assert_eq!(rate.amount_of(&one()).to_string(), "0.000000001");
         let third = Rate::Of(Amount::from_decimal("1").unwrap().divided_by(&Amount::from_minor_units(3)));
-        assert_eq!(third.amount_of(Quantity::ONE).to_string(), "0.333333334");
-        assert_eq!(third.affords(Total::from(1)).to_string(), "3");
+        assert_eq!(third.amount_of(&one()).to_string(), "0.333333334");
+        assert_eq!(third.quantity_for(Total::from(1)).to_string(), "3");
     }
 
     proptest! {
         #[test]
-        fn what_a_balance_affords_never_costs_more_than_it(
+        fn what_an_amount_pays_for_costs_that_amount(
             nanos in 1_i64..10_000_000_000_000, cost in 1_i64..1_000_000_000_000, parts in 1_i64..50,
         ) {
             let rate = Amount::of(Total::from_nanos(cost.into())).divided_by(&Amount::from_minor_units(parts));
             let (rate, balance) = (Rate::Of(rate), Total::from_nanos(nanos.into()));
-            let quantity = rate.affords(balance);
-            let amount = rate.amount_of(quantity);
-            prop_assert!(amount <= balance);
-            let more = (Total::from(quantity) + Total::from_nanos(1)).quantity().unwrap();
-            prop_assert!(rate.amount_of(more) >= balance);
+            let quantity = rate.quantity_for(balance);
+            prop_assert_eq!(rate.amount_of(&quantity), balance);
+            prop_assert!(rate.amount_of(&(quantity.clone() + Amount::of(Total::from_nanos(1)))) > balance);
             // what one part does not take is left to the other
-            let part = Total::from_nanos(quantity.nanos() / 3).quantity().unwrap();
-            prop_assert!(share(amount, part, quantity) <= amount);
+            let part = quantity.divided_by(&Amount::from_minor_units(3));
+            prop_assert_eq!(share(balance, &part, &quantity), rate.amount_of(&part));
         }
     }
 }

@@ -14,6 +14,7 @@ use super::money::Step;
 use super::rate::{Use, share};
 use super::unit::Unit;
 use crate::domain::names::MeterKey;
+use crate::domain::pricing::amount::Amount;
 use crate::domain::quantity::{Quantity, Total};
 use crate::domain::timestamp::Timestamp;
 
@@ -48,11 +49,11 @@ impl Purse {
 }
 
 /// What grants bear of a use.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Part {
     pub grant: Uuid,
-    /// In units of the meter.
-    pub quantity: Quantity,
+    /// In units of the meter, and exact: a grant may bear a third of one.
+    pub quantity: Amount,
     /// In units of the grant.
     pub amount: Total,
 }
@@ -60,26 +61,27 @@ pub struct Part {
 /// Parts of a use, in the order in which grants burn.
 pub type Parts = Vec<Part>;
 
-/// What grants bear altogether.
+/// What grants bear altogether, cut to the digits of a quantity: once, for all of them.
 pub fn quantity_of(parts: &[Part]) -> Quantity {
-    let sum = parts.iter().fold(Total::default(), |sum, part| sum + part.quantity.into());
-    sum.quantity().unwrap_or(Quantity::MAX)
+    let sum: Amount = parts.iter().map(|part| part.quantity.clone()).sum();
+    sum.quantity_below().quantity().unwrap_or(Quantity::MAX)
 }
 
 /// Cuts parts in two: what comes first up to a quantity, and the rest.
 pub fn split(parts: &[Part], at: Quantity) -> (Parts, Parts) {
-    let (mut first, mut rest, mut left) = (Parts::new(), Parts::new(), at);
+    let (mut first, mut rest, mut left) = (Parts::new(), Parts::new(), Amount::from(at));
     for part in parts {
-        let taken = part.quantity.min(left);
-        left = left.above(taken);
-        let amount =
-            if taken.is_zero() { Total::default() } else { share(part.amount, taken, part.quantity) };
-        if !taken.is_zero() {
-            first.push(Part { quantity: taken, amount, ..*part });
-        }
-        let quantity = part.quantity.above(taken);
-        if !quantity.is_zero() {
+        if left.is_zero() {
+            rest.push(part.clone());
+        } else if part.quantity <= left {
+            left = left - part.quantity.clone();
+            first.push(part.clone());
+        } else {
+            let taken = std::mem::take(&mut left);
+            let amount = share(part.amount, &taken, &part.quantity);
+            let quantity = part.quantity.clone() - taken.clone();
             rest.push(Part { quantity, amount: part.amount - amount, ..*part });
+            first.push(Part { quantity: taken, amount, ..*part });
         }
     }
     (first, rest)
@@ -249,9 +251,11 @@ impl Wallet {
         true
     }
 
-    /// The parts in which grants can bear a quantity: less of it where they have not enough.
+    /// The parts in which grants can bear a quantity: less of it where they have not enough. Each but the last
+    /// gives all it has, whatever fraction of a unit that pays for; the last pays for what is left, so that
+    /// a use costs the same over one grant and over several.
     pub fn parts(&self, quantity: Quantity, of: &Use<'_>, taken: &Taken, now: Timestamp) -> Parts {
-        let (mut parts, mut left) = (Parts::new(), quantity);
+        let (mut parts, mut left) = (Parts::new(), Amount::from(quantity));
         for purse in self.purses.iter().filter(|purse| purse.state == State::Open && purse.grant.is_good(now))
         {
             if left.is_zero() {
@@ -260,21 +264,31 @@ impl Wallet {
             let mut available = purse.available - taken.get(&purse.grant.id).copied().unwrap_or_default();
             // a part for each price, so that whatever is cut off one has that price
             while !left.is_zero() && available > Total::default() {
-                let step = of.step(&purse.grant.unit, quantity.above(left));
-                let Some(Step { rate, units }) = step else { break };
-                let paid = rate.affords(available).min(left).min(units.unwrap_or(Quantity::MAX));
-                if paid.is_zero() {
-                    break;
-                }
-                let amount = rate.amount_of(paid);
-                (left, available) = (left.above(paid), available - amount);
-                parts.push(Part { grant: purse.grant.id, quantity: paid, amount });
-                if units != Some(paid) {
-                    break;
-                }
+                let further = Amount::from(quantity) - left.clone();
+                let Some(Step { rate, units }) = of.step(&purse.grant.unit, &further) else { break };
+                let wanted = units.map_or_else(|| left.clone(), |units| units.min(left.clone()));
+                let amount = rate.amount_of(&wanted);
+                let (quantity, amount) = if amount <= available {
+                    (wanted, amount)
+                } else {
+                    (rate.quantity_for(available), available)
+                };
+                (left, available) = (left - quantity.clone(), available - amount);
+                parts.push(Part { grant: purse.grant.id, quantity, amount });
             }
         }
-        parts
+        // what is too little to be told of pays for nothing, and stays
+        if quantity_of(&parts).is_zero() { Parts::new() } else { parts }
+    }
+
+    /// What there is of a unit, what is held and what is yet to take effect included.
+    pub fn all_of(&self, unit: &Unit) -> Total {
+        let of = |purse: &Purse| match purse.state {
+            State::Upcoming => purse.grant.amount.into(),
+            State::Open | State::Ended => purse.available + purse.held,
+        };
+        let purses = self.purses.iter().filter(|purse| purse.grant.unit == *unit);
+        purses.fold(Total::default(), |sum, purse| sum + of(purse))
     }
 
     /// Keeps parts for a reservation.
@@ -312,9 +326,15 @@ impl Wallet {
         (reservation, event): (Option<Uuid>, Option<Uuid>),
         now: Timestamp,
     ) {
+        let (mut exact, mut told) = (Amount::default(), Total::default());
         for part in parts {
+            // the movements of a use tell of as many units as it has
+            exact = exact + part.quantity.clone();
+            let reached = exact.quantity_below();
+            let quantity = (reached - told).quantity().unwrap_or(Quantity::MAX);
+            told = reached;
             let Some(index) = self.index(part.grant) else { continue };
-            let used = Some((meter.clone(), part.quantity));
+            let used = Some((meter.clone(), quantity));
             self.shift(index, kind, part.amount, now, Cause { event, reservation, used, ..Cause::default() });
             if kind == Kind::Release {
                 self.close(index, now);
@@ -322,10 +342,10 @@ impl Wallet {
         }
     }
 
-    /// Gives back a part of what was spent for an event. `spend`: the movement that spent it.
-    pub fn refund(&mut self, part: Part, spend: i64, cause: Cause, now: Timestamp) {
-        let Some(index) = self.index(part.grant) else { return };
-        self.shift(index, Kind::Refund, part.amount, now, Cause { refunds: Some(spend), ..cause });
+    /// Gives back to a grant of what was spent for an event. `cause` names the movement that spent it.
+    pub fn refund(&mut self, grant: Uuid, amount: Total, cause: Cause, now: Timestamp) {
+        let Some(index) = self.index(grant) else { return };
+        self.shift(index, Kind::Refund, amount, now, cause);
         self.close(index, now);
     }
 

@@ -19,6 +19,7 @@ use serde_json::{Map, Value, json};
 use uuid::Uuid;
 
 use super::book::{Answer, Book, Change, Counter, Line, LineKey, Outcome};
+use super::covering::shortfall;
 use super::decision::{Denial, Denier, Grant, Level, LimitState, Reason, granted};
 use super::request::{Commit, Extend, OnExpiry, Release, Reserve};
 use super::reservation::{Hold, Moment, Record, Reservation, Status, holds};
@@ -1390,6 +1391,37 @@ fn what_is_granted() {
                 .map(|(grant, whole)| granted(quantity(asked), grant, whole, &limits).map(|q| q.to_string()))
         });
         assert_eq!(found.each_ref().map(Option::as_deref), *expected, "{limits}: {levels:?} {asked}");
+    }
+}
+
+#[test]
+fn credits_bear_of_a_use_what_the_quota_does_not_and_nothing_of_others() {
+    // the quota; used, held and covered; asked; what of it credits are to bear
+    let cases = [
+        ("10", ["4", "2", "0"], "4", "0"),
+        ("10", ["4", "2", "0"], "4.000000001", "0.000000001"),
+        ("10", ["4", "2", "0"], "7", "3"),
+        ("10", ["15", "5", "10"], "3", "3"),
+        ("10", ["15", "5", "12"], "3", "1"),
+        ("10", ["10", "0", "0"], "0", "0"),
+        // what was recorded beyond the quota and never covered is nobody's to pay for
+        ("10", ["30", "0", "5"], "3", "3"),
+        ("0", ["0.666666667", "0", "0"], "1", "1"),
+        ("0", ["1", "0", "0.333333333"], "1", "1"),
+        // a lowered quota neither
+        ("1", ["8", "1", "0"], "2", "2"),
+        // of nothing: the least, as it may run where any use may
+        ("10", ["10.5", "0", "0"], "0", "0.000000001"),
+        ("-", ["30", "0", "0"], "3", "0"),
+        // taken back: what credits bore is free quota
+        ("10", ["0", "0", "5"], "20", "5"),
+    ];
+    for (quota, levels, asked, expected) in cases {
+        let [used, held, covered] = levels.map(|level| Total::from_decimal(level).unwrap());
+        let found = with_limits(&format!("tokens {quota}/lifetime"), |limits| {
+            shortfall(&limits[0], Level { used, held, covered }, quantity(asked)).to_string()
+        });
+        assert_eq!(found, expected, "{quota} {levels:?} {asked}");
     }
 }
 

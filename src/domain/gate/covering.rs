@@ -74,13 +74,19 @@ fn extended<'p>(limits: &[(Match<'p>, Level)]) -> Extended<'p> {
     found
 }
 
-/// What of a use the quota does not bear, with what is owed from before.
-pub(super) fn shortfall(found: &Match<'_>, level: Level, more: Total) -> Quantity {
-    let above = found.quota().map(|quota| level.used + level.held - level.covered + more - quota.into());
-    above.unwrap_or_default().or_zero().quantity().unwrap_or(Quantity::MAX)
+/// What of a use the quota does not bear: never more than the use. What was recorded beyond the quota before
+/// takes it up, and is nobody's to pay for. Of a use of nothing it is the least there is where the quota is
+/// passed already: then it may run where any use may.
+pub(super) fn shortfall(found: &Match<'_>, level: Level, more: Quantity) -> Quantity {
+    let Some(quota) = found.quota() else { return Quantity::default() };
+    let above = level.used + level.held - level.covered - quota.into();
+    if above > Total::default() {
+        return more.max(Quantity::SMALLEST);
+    }
+    (above + more.into()).or_zero().quantity().unwrap_or(Quantity::MAX)
 }
 
-fn greatest(limits: &[(Match<'_>, Level)], more: Total) -> Quantity {
+fn greatest(limits: &[(Match<'_>, Level)], more: Quantity) -> Quantity {
     limits.iter().map(|(found, level)| shortfall(found, *level, more)).max().unwrap_or_default()
 }
 
@@ -90,7 +96,7 @@ impl Book<'_> {
         &self,
         limits: &[(Match<'p>, Level)],
         (meter, properties): (&MeterKey, &Properties),
-        more: Total,
+        more: Quantity,
         quantity: Quantity,
         taken: &Taken,
     ) -> Parts {
@@ -99,7 +105,7 @@ impl Book<'_> {
         let need = greatest(limits, more);
         let counted = |(found, level): &(Match<'p>, Level)| Counted {
             limit: &found.terms.limit,
-            before: level.used + level.held + more - need.into(),
+            before: level.used + level.held + more.into() - need.into(),
         };
         let counted: Vec<Counted<'_>> = limits.iter().map(counted).collect();
         let of = Use {
@@ -130,13 +136,13 @@ impl Book<'_> {
         let asked = granted.unwrap_or_else(|| ask.value.amount());
         let (mut left, mut short) = (Total::from(asked), BTreeSet::new());
         for (subject_id, limits) in &extended {
-            let need = greatest(limits, asked.into());
-            let covers = |quantity| quantity_of(&self.parts(limits, of, asked.into(), quantity, taken));
+            let need = greatest(limits, asked);
+            let covers = |quantity| quantity_of(&self.parts(limits, of, asked, quantity, taken));
             if need.is_zero() || covers(need) >= need {
                 continue;
             }
             let room = |(found, level): &(Match<'_>, Level)| {
-                Some(Total::from(found.quota()?) - level.used - level.held + level.covered)
+                Some((Total::from(found.quota()?) - level.used - level.held + level.covered).or_zero())
             };
             let reach = limits.iter().filter_map(room).min().unwrap_or(left) + covers(Quantity::MAX).into();
             left = left.min(reach);
@@ -158,20 +164,19 @@ impl Book<'_> {
     /// What credits bear of a use that was granted; it is noted as taken.
     fn covers(&self, asked: Asked<'_>, limits: &[(Match<'_>, Level)], taken: &mut Taken) -> Vec<Cover> {
         let mut covers = Vec::new();
-        // nothing is asked for: nothing that is owed is asked for, either
         if asked.quantity.is_zero() {
             return covers;
         }
         for (subject_id, limits) in extended(limits) {
-            let need = greatest(&limits, asked.quantity.into());
+            let need = greatest(&limits, asked.quantity);
             let of = (asked.meter, asked.properties);
-            let parts = self.parts(&limits, of, asked.quantity.into(), need, taken);
+            let parts = self.parts(&limits, of, asked.quantity, need, taken);
             for part in &parts {
                 let sum = taken.entry(part.grant).or_default();
                 *sum = *sum + part.amount;
             }
             let borne = quantity_of(&parts);
-            let shares = shares(&limits, asked.quantity.into(), borne);
+            let shares = shares(&limits, asked.quantity, borne);
             if !parts.is_empty() {
                 covers.push(Cover { subject_id, parts, shares });
             }
@@ -206,11 +211,13 @@ impl Book<'_> {
         taken: &mut Taken,
         at: Timestamp,
     ) -> Vec<(Reason, Denier)> {
-        let more = Total::from(asked.quantity);
+        let more = asked.quantity;
         let mut denied: Vec<(Reason, Denier)> = limits
             .iter()
             .filter(|(found, level)| {
-                found.terms.is_hard() && !found.terms.is_covered() && !fits(found.quota(), *level, more)
+                found.terms.is_hard()
+                    && !found.terms.is_covered()
+                    && !fits(found.quota(), *level, more.into())
             })
             .map(|(found, level)| (Reason::LimitReached, Denier::of(found, *level, value, at)))
             .collect();
@@ -315,7 +322,8 @@ impl Book<'_> {
             }
         }
         for cover in after.holds.iter().flat_map(|hold| &hold.covers) {
-            for part in &cover.parts {
+            // a cost so small that its last digit was charged with what is spent of it already holds nothing
+            for part in cover.parts.iter().filter(|part| part.amount > Total::default()) {
                 let (grant, expires_at) = (part.grant, after.expires_at);
                 let key = CreditLineKey { grant, expires_at, reservation: after.key };
                 let line = CreditLine {
@@ -333,8 +341,8 @@ impl Book<'_> {
         }
     }
 
-    /// Covers what was recorded without being held, as far as grants go; the rest is noted. The counters
-    /// have it already.
+    /// Covers what was recorded without being held, as far as grants go; the rest is noted, and stays
+    /// uncovered. The counters have it already.
     pub fn cover_recorded(
         &mut self,
         path: &Path,
@@ -347,38 +355,32 @@ impl Book<'_> {
         let mut limits = self.levels(path, meter, properties, at);
         // of a period that is over for good there may be no counter
         limits.retain(|(found, _)| found.terms.is_covered() && self.counter_at(found, at).is_some());
+        for (_, level) in &mut limits {
+            level.used = level.used - quantity.into();
+        }
         let mut done = Vec::new();
         for (subject_id, limits) in extended(&limits) {
-            let need = greatest(&limits, Total::default());
+            let need = greatest(&limits, quantity);
             if need.is_zero() {
                 continue;
             }
-            let nothing = Total::default();
-            let parts = self.parts(&limits, (meter, properties), nothing, need, &Taken::new());
+            let parts = self.parts(&limits, (meter, properties), quantity, need, &Taken::new());
             let borne = quantity_of(&parts);
-            let owed_before = greatest(&limits, Total::default() - quantity.into());
-            let uncovered = need.above(borne).above(owed_before);
-            let shares: Vec<_> = limits
-                .iter()
-                .filter_map(|(found, level)| {
-                    let share = shortfall(found, *level, Total::default()).min(borne);
-                    Some((found.counter_at(at)?.key, share))
-                })
-                .collect();
-            done.push((subject_id, parts, uncovered, shares));
+            let shares = shares(&limits, quantity, borne);
+            let counter_of = |share: &Share| {
+                let found = limits.iter().find(|(found, _)| found.terms.definition == share.definition);
+                Some((found?.0.counter_at(at)?.key, share.covered))
+            };
+            let spared: Vec<_> = shares.iter().filter_map(counter_of).collect();
+            done.push((Cover { subject_id, parts, shares }, spared, need.above(borne)));
         }
-        for (subject_id, parts, uncovered, shares) in done {
-            let mut cover = Cover { subject_id, parts, shares: Vec::new() };
-            for (key, covered) in shares {
-                if let Some(counter) = self.counters.get_mut(&key)
-                    && !covered.is_zero()
-                    && !cover.shares.iter().any(|share| share.definition == key.definition)
-                {
+        for (cover, spared, uncovered) in done {
+            for (key, covered) in spared {
+                if let Some(counter) = self.counters.get_mut(&key) {
                     counter.level.covered = counter.level.covered + covered.into();
-                    cover.shares.push(Share { definition: key.definition, covered });
                 }
             }
-            if let Some(wallet) = self.credits.wallets.get_mut(&subject_id) {
+            if let Some(wallet) = self.credits.wallets.get_mut(&cover.subject_id) {
                 wallet.spend(&cover.parts, meter, (reservation, event), now);
                 if !uncovered.is_zero() {
                     let cause = Cause { event: Some(event), reservation, ..Cause::default() };
@@ -401,13 +403,13 @@ impl Book<'_> {
         limits
             .iter()
             .filter(|(found, _)| found.terms.is_covered() && short.contains(&found.member.subject_id))
-            .filter(|(found, level)| !shortfall(found, *level, least.into()).is_zero())
+            .filter(|(found, level)| !shortfall(found, *level, least).is_zero())
             .map(|(found, level)| Denier::of(found, *level, requested, self.moment.now))
             .collect()
     }
 }
 
-fn shares(limits: &[(Match<'_>, Level)], more: Total, borne: Quantity) -> Vec<Share> {
+fn shares(limits: &[(Match<'_>, Level)], more: Quantity, borne: Quantity) -> Vec<Share> {
     let mut shares: Vec<Share> = Vec::new();
     for (found, level) in limits {
         let covered = shortfall(found, *level, more).min(borne);

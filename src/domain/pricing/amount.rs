@@ -138,6 +138,20 @@ impl Amount {
         MinorUnits(self.0.round().to_integer())
     }
 
+    /// As a fraction that reads back exactly: `4`, `10/3`.
+    pub fn fraction(&self) -> String {
+        self.0.to_string()
+    }
+
+    pub fn from_fraction(text: &str) -> Option<Self> {
+        text.parse().ok().map(Self)
+    }
+
+    /// As a quantity, rounded down to its digits.
+    pub fn quantity_below(&self) -> Total {
+        Total::default() - (-self.clone()).quantity_above()
+    }
+
     /// As a quantity, rounded up to its digits.
     pub fn quantity_above(&self) -> Total {
         let nanos = (&self.0 * BigInt::from(NANOS)).ceil().to_integer();
@@ -380,6 +394,11 @@ mod tests {
             let amount = amount(&format!("{units}.{fraction:012}"));
             prop_assert_eq!(&Amount::from_decimal(&amount.to_string()).unwrap(), &amount);
             prop_assert_eq!(&Amount::from_json(&serde_json::to_value(&amount).unwrap()).unwrap(), &amount);
+            let third = amount.divided_by(&Amount::from_minor_units(3));
+            prop_assert_eq!(&Amount::from_fraction(&third.fraction()).unwrap(), &third);
+            let (below, above) = (third.quantity_below(), third.quantity_above());
+            prop_assert!(Amount::of(below) <= third && third <= Amount::of(above));
+            prop_assert!(above.nanos() - below.nanos() <= 1);
         }
     }
 }

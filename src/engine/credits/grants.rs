@@ -207,11 +207,8 @@ impl Engine {
         let cashier = desk.cashier(self);
         let mut opened = cashier.open(&mut transaction, &desk.holders, &[]).await?;
         let subject_id = desk.member.subject_id;
-        if let Some(spend) = request.refund_of
-            && !credit_ledger::is_spend(&mut transaction, subject_id, spend).await?
-        {
-            let detail = "is no spend in the ledger of this subject";
-            return Err(EngineError::invalid(Violation::new("unknown_spend", detail).under("refund_of")));
+        if let Some(spend) = request.refund_of {
+            refuse_refund(&mut transaction, subject_id, spend, request).await?;
         }
         let now = opened.now;
         let Some(wallet) = opened.wallets.get_mut(&subject_id) else {
@@ -220,6 +217,10 @@ impl Engine {
         if wallet.purses().len() >= CREDIT_GRANTS_OPEN_MAX {
             let detail = format!("the subject has {CREDIT_GRANTS_OPEN_MAX} open grants, which is the most");
             return Err(EngineError::invalid(Violation::new("too_many", detail)));
+        }
+        if (wallet.all_of(&request.unit) + request.amount.into()).quantity().is_none() {
+            let detail = "is more than the subject can have of it, together with what it has: a quantity";
+            return Err(EngineError::invalid(Violation::new("balance_too_large", detail).under("amount")));
         }
         let grant = request.granted(Uuid::now_v7(), now)?;
         let content = Some(request.content(subject.as_str()));
@@ -262,6 +263,31 @@ impl Engine {
         })
         .await
     }
+}
+
+/// What speaks against making a spend good with a grant, under the lock of the wallet: nobody is given back
+/// more than was spent, nor in another unit.
+async fn refuse_refund(
+    connection: &mut PgConnection,
+    subject_id: i64,
+    spend: i64,
+    request: &Request,
+) -> Result<(), EngineError> {
+    let Some((unit, amount)) = credit_ledger::spend(connection, subject_id, spend).await? else {
+        let detail = "is no spend in the ledger of this subject";
+        return Err(EngineError::invalid(Violation::new("unknown_spend", detail).under("refund_of")));
+    };
+    if unit != request.unit {
+        let detail = format!("was a spend of the {unit}, and is made good in it alone");
+        return Err(EngineError::invalid(Violation::new("refund_unit_mismatch", detail).under("refund_of")));
+    }
+    let refunded = credit_grants::refunded(connection, &[subject_id], &[spend]).await?;
+    let left = (amount - refunded.get(&spend).copied().unwrap_or_default()).or_zero();
+    if Total::from(request.amount) > left {
+        let detail = format!("is more than is left of the spend to make good, which is {left}");
+        return Err(EngineError::invalid(Violation::new("refund_exceeds_spend", detail).under("amount")));
+    }
+    Ok(())
 }
 
 /// What speaks against giving credits in a unit to somebody.

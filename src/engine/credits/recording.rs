@@ -10,7 +10,6 @@ use uuid::Uuid;
 use super::wallets::{Cashier, Holders, Opened, add_holder};
 use crate::domain::credits::accounts::Cause;
 use crate::domain::credits::rate::share;
-use crate::domain::credits::wallet::Part;
 use crate::domain::event::Properties;
 use crate::domain::gate::book::{Book, Counter};
 use crate::domain::gate::covering::Paid;
@@ -19,12 +18,13 @@ use crate::domain::gate::reservation::Moment;
 use crate::domain::gate::standing::{CounterKey, Path};
 use crate::domain::meter::StoredMeter;
 use crate::domain::names::MeterKey;
+use crate::domain::pricing::amount::Amount;
 use crate::domain::quantity::{Quantity, Total};
 use crate::domain::timestamp::Timestamp;
 use crate::engine::counting::Additions;
 use crate::store::counters::CounterRow;
 use crate::store::credit_wallets::Changes;
-use crate::store::{self, StoreError, credit_ledger};
+use crate::store::{self, StoreError, credit_grants, credit_ledger};
 
 /// An event as one meter takes it.
 #[derive(Debug, Clone, Copy)]
@@ -120,7 +120,7 @@ impl Cashier<'_> {
     }
 
     /// Gives back what was burnt for an event that is taken back: `quantities` of it by meter. What credits
-    /// bore of it is the last of it, as it is of a hold.
+    /// bore of it is the last of it, as it is of a hold. What refunds have made good is not given back again.
     pub(in crate::engine) async fn take_back(
         self,
         connection: &mut PgConnection,
@@ -140,6 +140,10 @@ impl Cashier<'_> {
         let named: Vec<Uuid> = spends.iter().filter_map(|spend| spend.grant).collect();
         let mut opened: Opened = self.open(connection, &holders, &named).await?;
         let now = opened.now;
+        let ids: Vec<i64> = spends.iter().map(|spend| spend.id).collect();
+        let whose: Vec<i64> = holders.keys().copied().collect();
+        // under the locks: whoever refunds a spend holds them, too
+        let refunded = credit_grants::refunded(connection, &whose, &ids).await?;
         // by whom and of which meter: how much is yet to be given back
         let mut left: BTreeMap<(i64, Option<String>), Quantity> = BTreeMap::new();
         for spend in spends.iter().rev() {
@@ -151,21 +155,24 @@ impl Cashier<'_> {
             let (Some(grant), Some(whole)) = (spend.grant, spend.quantity) else { continue };
             let quantity = whole.min(*left);
             *left = left.above(quantity);
-            if quantity <= Quantity::default() {
+            let kept = Amount::from(whole.above(quantity));
+            let kept =
+                if kept.is_zero() { Total::default() } else { share(spend.amount, &kept, &whole.into()) };
+            let made_good = refunded.get(&spend.id).copied().unwrap_or_default();
+            let amount = spend.amount - kept.max(made_good);
+            if amount <= Total::default() {
                 continue;
             }
-            let kept = whole.above(quantity);
-            let kept = if kept.is_zero() { Total::default() } else { share(spend.amount, kept, whole) };
-            let part = Part { grant, quantity, amount: spend.amount - kept };
             let used = quantities.keys().find(|key| Some(key.as_str()) == spend.meter.as_deref());
             let cause = Cause {
                 event: Some(event),
                 reservation: spend.reservation,
                 used: used.map(|key| (key.clone(), quantity)),
+                refunds: Some(spend.id),
                 ..Cause::default()
             };
             if let Some(wallet) = opened.wallets.get_mut(&spend.subject_id) {
-                wallet.refund(part, spend.id, cause, now);
+                wallet.refund(grant, amount, cause, now);
             }
         }
         let most = quantities.values().copied().max().unwrap_or_default();

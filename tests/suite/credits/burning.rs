@@ -1,6 +1,7 @@
 //! Limits that credits extend: the quota first, then grants, and never below nothing.
 
 use axum::http::{Method, StatusCode};
+use metergate::domain::quantity::Total;
 use serde_json::{Value, json};
 
 use super::{balance, granted, ledger, moved, start};
@@ -36,6 +37,9 @@ async fn the_quota_burns_first() {
     let held = reserve(&service, "r1", 15).await;
     assert_eq!((held.status, limit(&held.json())), (StatusCode::CREATED, [0, 15, 5, 0]), "{}", held.text);
     assert_eq!(balance(&service, "a").await, (35, 5));
+    let report = service.get("/v1/subjects/a/usage").await.json();
+    assert_eq!(limit(&report), [0, 15, 5, 0], "{report}");
+    assert_eq!(report["limits"][1]["covered"], 0);
     let denied = reserve(&service, "r2", 36).await.json();
     assert_eq!(
         (&denied["allowed"], &denied["reason"]),
@@ -151,7 +155,7 @@ async fn an_expiry_that_charges_spends_what_was_held() {
 }
 
 #[tokio::test]
-async fn what_is_tracked_burns_what_there_is_and_the_rest_is_owed() {
+async fn what_is_tracked_burns_what_there_is_and_the_rest_stays_uncovered() {
     let service = credits(8).await;
     let track = async |id: &str, value: i64| {
         service.record(&json!({"id": id, "event_name": "tokens", "subject": "a", "value": value})).await;
@@ -164,17 +168,100 @@ async fn what_is_tracked_burns_what_there_is_and_the_rest_is_owed() {
     assert_eq!(moved(&service, "a").await, ["grant 8", "spend 5", "spend 3", "uncovered 7", "uncovered 1"]);
     let rows = ledger(&service, "a").await;
     assert_eq!((&rows[1]["event"], &rows[1]["kind"]), (&json!("e2"), &json!("uncovered")));
-    // what is owed is paid by the next use that is granted
+    let nothing = json!({"subject": "a", "meter": "tokens", "value": 0});
+    assert_eq!(service.post("/v1/check", &nothing).await.json()["reason"], "insufficient_credits");
+    // what is bought then is for new use alone, all of it
     granted(&service, "a", &json!({"credit_unit": "credits", "amount": 20})).await;
-    assert_eq!(reserve(&service, "r1", 13).await.json()["reason"], "insufficient_credits");
-    let held = reserve(&service, "r1", 12).await;
-    assert_eq!(limit(&held.json()), [26, 12, 28, 0], "{}", held.text);
+    assert_eq!(service.post("/v1/check", &nothing).await.json()["allowed"], true);
+    assert_eq!(balance(&service, "a").await, (20, 0));
+    assert_eq!(reserve(&service, "r1", 21).await.json()["reason"], "insufficient_credits");
+    let held = reserve(&service, "r1", 20).await;
+    assert_eq!(limit(&held.json()), [26, 20, 28, 0], "{}", held.text);
     settle(&service, "r1", "release", json!({})).await;
     assert_eq!(balance(&service, "a").await, (20, 0));
-    // and forgotten when the period ends
+    track("e4", 3).await;
+    assert_eq!(balance(&service, "a").await, (17, 0));
+    service.post("/v1/events/e4/void", &json!({})).await;
+    assert_eq!(balance(&service, "a").await, (20, 0));
+    service.verify().await;
     service.clock.set(at("2026-12-01T00:00:00Z"));
     assert_eq!(limit(&reserve(&service, "r2", 30).await.json()), [0, 30, 20, 0]);
     service.verify().await;
+}
+
+#[tokio::test]
+async fn every_use_pays_its_own_cost_and_no_other() {
+    // ten beyond the quota that nothing covered, of one slice; then a use of the other, which pays for itself
+    for (before, after, cost) in [("small", "big", 10), ("big", "small", 1)] {
+        for tracked in [true, false] {
+            let service = start().await;
+            let event = |id: &str, model: &str, value: i64| json!({"id": id, "event_name": "tokens", "subject": "a", "value": value, "properties": {"model": model}});
+            service.record(&event("e1", before, 20)).await;
+            granted(&service, "a", &json!({"credit_unit": "credits", "amount": 100})).await;
+            if tracked {
+                service.record(&event("e2", after, 1)).await;
+                assert_eq!(balance(&service, "a").await, (100 - cost, 0), "{before}");
+                let spent = &ledger(&service, "a").await[0];
+                assert_eq!((&spent["amount"], &spent["event"]), (&json!(cost), &json!("e2")), "{spent}");
+                assert_eq!(spent["used"], json!({"meter": "tokens", "quantity": 1}), "{spent}");
+            } else {
+                let body =
+                    json!({"subject": "a", "meter": "tokens", "value": 1, "properties": {"model": after}});
+                let held = service.post("/v1/reservations", &body).await;
+                assert_eq!(held.status, StatusCode::CREATED, "{}", held.text);
+                assert_eq!(limit(&held.json()), [20, 1, 1, 0]);
+                assert_eq!(balance(&service, "a").await, (100 - cost, cost), "{before}");
+            }
+            service.verify().await;
+        }
+    }
+}
+
+/// Calls cost 3 credits each; of their quota nothing is left from the start.
+async fn calls_at_three(grants: &[i64]) -> TestService {
+    let service = TestService::start().await;
+    service.apply(super::calls_at_three()).await;
+    for amount in grants {
+        granted(&service, "a", &json!({"credit_unit": "credits", "amount": amount})).await;
+    }
+    service
+}
+
+#[tokio::test]
+async fn what_no_grant_divides_is_covered_by_all_of_them_to_nothing() {
+    let call = json!({"event_name": "calls", "subject": "a"});
+    let service = calls_at_three(&[1, 1, 1]).await;
+    let checked =
+        service.post("/v1/check", &json!({"subject": "a", "meter": "calls", "value": 1})).await.json();
+    assert_eq!(checked["allowed"], true, "{checked}");
+    let recorded = service.post("/v1/events", &call).await.json();
+    assert_eq!(limit(&recorded), [1, 0, 1, 0], "{recorded}");
+    assert_eq!(balance(&service, "a").await, (0, 0));
+    assert_eq!(moved(&service, "a").await[3..], ["spend 1", "spend 1", "spend 1"]);
+    service.verify().await;
+    // beyond the balance: told of in units, once
+    let service = calls_at_three(&[1]).await;
+    let recorded = service.post("/v1/events", &call).await.json();
+    assert_eq!(recorded["limits"][0]["covered"].to_string(), "0.333333333");
+    assert_eq!(moved(&service, "a").await, ["grant 1", "spend 1", "uncovered 0.666666667"]);
+    assert_eq!(balance(&service, "a").await, (0, 0));
+    service.verify().await;
+    // a hold over several is settled in parts, to the digit
+    let service = calls_at_three(&[10, 10, 10]).await;
+    let up_to =
+        json!({"id": "r", "subject": "a", "holds": [{"meter": "calls", "value": 50, "grant": "up_to"}]});
+    let held = service.post("/v1/reservations", &up_to).await.json();
+    assert_eq!(held["holds"][0]["value"], 10, "{held}");
+    for (value, is_final, expected) in [(4, false, (0, 18)), (5, false, (0, 15)), (5, true, (15, 0))] {
+        let step = json!({"values": [{"meter": "calls", "value": value}], "final": is_final});
+        settle(&service, "r", "commit", step).await;
+        assert_eq!(balance(&service, "a").await, expected, "{value}");
+        service.verify().await;
+    }
+    let told = ledger(&service, "a").await;
+    let settled = told.iter().filter(|row| row["kind"] == "settle");
+    let told = settled.map(|row| Total::from_decimal(&row["used"]["quantity"].to_string()).unwrap());
+    assert_eq!(told.fold(Total::default(), |sum, quantity| sum + quantity), Total::from(5));
 }
 
 #[tokio::test]
@@ -197,10 +284,6 @@ async fn an_event_that_is_taken_back_gives_back_what_was_burnt_for_it() {
     let checked =
         service.post("/v1/check", &json!({"subject": "a", "meter": "tokens", "value": 0})).await.json();
     assert_eq!(limit(&checked), [0, 0, 0, 10]);
-    // a grant can make a spend good, too
-    let refund =
-        json!({"credit_unit": "credits", "amount": 5, "source": "refund", "refund_of": rows[1]["id"]});
-    granted(&service, "a", &refund).await;
     service.verify().await;
 }
 

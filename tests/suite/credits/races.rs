@@ -4,8 +4,8 @@ use axum::http::StatusCode;
 use futures::future::join_all;
 use serde_json::{Value, json};
 
-use super::{balance, ledger, start};
-use crate::support::at;
+use super::{balance, granted, ledger, start};
+use crate::support::TestService;
 use crate::support::service::{Answer, Process};
 
 /// The quota of `free` is 10: what is asked for here is above it.
@@ -104,6 +104,38 @@ async fn of_many_at_once_each_burns_money_at_the_price_of_its_own_unit() {
     spent.sort_unstable();
     assert_eq!(spent, [vec![1; 30], vec![2; 10], vec![5; 10]].concat());
     service.verify().await;
+}
+
+#[tokio::test]
+async fn of_two_hundred_at_a_cost_that_divides_no_grant_as_many_as_the_sum_pays_for_may() {
+    let service = TestService::start().await;
+    service.apply(super::calls_at_three()).await;
+    for amount in [50, 50, 50] {
+        granted(&service, "a", &json!({"credit_unit": "credits", "amount": amount})).await;
+    }
+    let processes = [Process::start(&service.url).await, Process::start(&service.url).await];
+    let callers = [processes[0].caller(&service.key), processes[1].caller(&service.key)];
+    let calls = (0..200).map(|n| {
+        let caller = &callers[n % 2];
+        let ask = json!({"id": format!("r{n}"), "subject": "a", "meter": "calls", "value": 1, "ttl_seconds": 86_400});
+        async move { caller.post("/v1/reservations", &ask).await }
+    });
+    let answers: Vec<Answer> = join_all(calls).await;
+    let held: Vec<Value> =
+        answers.iter().filter(|answer| answer.status == StatusCode::CREATED).map(Answer::json).collect();
+    assert_eq!(held.len(), 50);
+    assert_eq!(balance(&service, "a").await, (0, 150));
+    let commits = held.iter().enumerate().map(|(n, held)| {
+        let (caller, path) =
+            (&callers[n % 2], format!("/v1/reservations/{}/commit", held["id"].as_str().unwrap()));
+        async move { caller.post(&path, &Value::Null).await }
+    });
+    assert!(join_all(commits).await.iter().all(|answer| answer.status == StatusCode::OK));
+    assert_eq!(balance(&service, "a").await, (0, 0));
+    service.verify().await;
+    for process in processes {
+        process.stop().await;
+    }
 }
 
 #[tokio::test]

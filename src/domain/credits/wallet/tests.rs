@@ -150,6 +150,57 @@ fn units_have_their_own_costs() {
     assert_eq!(parts("n", "5", json!({})), [] as [&str; 0]);
 }
 
+/// With a credit unit in which a unit of `m` costs so much.
+fn costing(cost: &str) -> Rig {
+    let mut rig = Rig::at("2026-02-01");
+    let unit = json!({"key": "u", "costs": [{"meter": "m", "cost": cost}]});
+    rig.catalog.credit_units = vec![crate::domain::credits::unit::CreditUnit::read(unit).unwrap()];
+    rig
+}
+
+#[test]
+fn a_use_costs_the_same_over_one_grant_and_over_several() {
+    // what a unit costs; grants, in credits or in units; uses, and what of each is covered; what is left
+    let cases: [(&str, &[&str], &[(&str, &str)], &[&str]); 9] = [
+        ("3", &["1", "1", "1"], &[("1", "1"), ("1", "0")], &["0", "0", "0"]),
+        ("3", &["4", "4", "4"], &[("1", "1"), ("1", "1"), ("2", "2"), ("1", "0")], &["0", "0", "0"]),
+        ("3", &["50", "50", "50"], &[("16", "16"), ("33", "33"), ("1", "1"), ("1", "0")], &["0", "0", "0"]),
+        ("7", &["10", "10", "10"], &[("4", "4"), ("1", "0.285714285")], &["0", "0", "0"]),
+        // what is beyond them is told of once, and nothing is left
+        ("3", &["1"], &[("1", "0.333333333")], &["0"]),
+        ("3", &["1", "1"], &[("1", "0.666666666")], &["0", "0"]),
+        // units between: only the last of a use is cut, and where there is something to cut
+        ("3", &["1", "m 1", "2"], &[("2", "2"), ("1", "0")], &["0", "0", "0"]),
+        ("3", &["1", "m 1"], &[("1", "1"), ("1", "0.333333333")], &["0", "0"]),
+        // less than can be told of stays, and is burnt with the next
+        ("3", &["0.000000002", "0.000000001"], &[("1", "0.000000001")], &["0", "0"]),
+    ];
+    for (cost, grants, uses, left) in cases {
+        let mut rig = costing(cost);
+        let give = |(priority, grant): (usize, &&str)| {
+            let mut request = json!({"credit_unit": "u", "amount": grant, "priority": priority});
+            if let Some(units) = grant.strip_prefix("m ") {
+                request = json!({"meter": "m", "amount": units, "priority": priority});
+            }
+            rig.give(request)
+        };
+        let ids: Vec<Uuid> = grants.iter().enumerate().map(give).collect();
+        for (quantity, covered) in uses {
+            assert_eq!(rig.burn(quantity), *covered, "{cost} {grants:?} {quantity}");
+        }
+        let remain: Vec<String> = ids.iter().map(|id| rig.left(*id)).collect();
+        assert_eq!(remain, *left, "{cost} {grants:?}");
+        // the movements of a use tell of as many units as it has
+        let told = rig.wallet.movements().iter().filter_map(|moved| moved.cause.used.as_ref());
+        let told = told.fold(Total::default(), |sum, (_, quantity)| sum + (*quantity).into());
+        let covered = uses.iter().map(|(_, covered)| Total::from_decimal(covered).unwrap());
+        assert_eq!(told, covered.fold(Total::default(), |sum, covered| sum + covered), "{cost} {grants:?}");
+    }
+    let mut rig = costing("3");
+    let id = rig.give(json!({"credit_unit": "u", "amount": "0.000000002"}));
+    assert_eq!((rig.burn("1").as_str(), rig.left(id).as_str()), ("0", "0.000000002"));
+}
+
 #[test]
 fn a_period_carries_what_its_rollover_allows() {
     // `CASES.md`: grant 100 with rollover max 50, use 10, period turns
@@ -240,12 +291,12 @@ fn a_refund_points_at_its_spend_and_a_void_takes_the_rest() {
     let mut rig = Rig::at("2026-02-01");
     let id = rig.give(json!({"meter": "m", "amount": 10}));
     rig.burn("4");
-    let part = Part { grant: id, quantity: Quantity::ONE, amount: Total::from(1) };
-    rig.wallet.refund(part, 77, Cause::default(), rig.now);
+    let of_spend = || Cause { refunds: Some(77), ..Cause::default() };
+    rig.wallet.refund(id, Total::from(1), of_spend(), rig.now);
     assert_eq!(rig.wallet.movements().last().unwrap().cause.refunds, Some(77));
     assert!(rig.wallet.void(id, Some("oops".to_owned()), rig.now));
     assert!(!rig.wallet.void(id, None, rig.now));
-    rig.wallet.refund(part, 77, Cause::default(), rig.now);
+    rig.wallet.refund(id, Total::from(1), of_spend(), rig.now);
     assert_eq!(rig.said(), ["grant 10 10", "spend 4 6", "refund 1 7", "void 7 0", "refund 1 1", "void 1 0"]);
     assert_eq!(rig.burn("1"), "0");
 }
@@ -289,6 +340,37 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
 }
 
 proptest! {
+    /// A balance covers as much, and a use takes as much of it, whether it was given at once or in several
+    /// grants; what is settled and what is given back of a hold is what was held, and as exact.
+    #[test]
+    fn however_a_balance_is_split_it_covers_the_same(
+        cost in 1_i64..9_000_000_000, nanos in prop::collection::vec(1_i64..4_000_000_000_000, 1..6),
+        asked in 1_i64..9_000_000_000_000, at in 0_i64..9_000_000_000_000, whole in any::<bool>(),
+    ) {
+        // whole costs and whole units need no rounding at all
+        let step = if whole { 1_000_000_000 } else { 1 };
+        let text = |nanos: i64| Total::from_nanos((nanos - nanos % step).max(step).into()).to_string();
+        let balance = nanos.iter().fold(Total::default(), |sum, part| sum + Total::from_nanos((*part).into()));
+        let (mut one, mut many) = (costing(&text(cost)), costing(&text(cost)));
+        one.give(json!({"credit_unit": "u", "amount": balance.to_string()}));
+        for part in &nanos {
+            many.give(json!({"credit_unit": "u", "amount": Total::from_nanos((*part).into()).to_string()}));
+        }
+        let parts = [one, many].map(|rig| rig.parts("m", &text(asked), json!({})));
+        let amount = |parts: &Parts| parts.iter().fold(Total::default(), |sum, part| sum + part.amount);
+        prop_assert_eq!(quantity_of(&parts[0]), quantity_of(&parts[1]));
+        prop_assert_eq!(amount(&parts[0]), amount(&parts[1]));
+        prop_assert!(parts.iter().all(|parts| amount(parts) <= balance));
+        let at = Quantity::from_decimal(&text(at)).unwrap();
+        let cut = parts.each_ref().map(|parts| split(parts, at));
+        for ((first, rest), parts) in cut.iter().zip(&parts) {
+            prop_assert_eq!(amount(first) + amount(rest), amount(parts));
+            prop_assert_eq!(quantity_of(first), at.min(quantity_of(parts)));
+        }
+        let apart = (amount(&cut[0].0) - amount(&cut[1].0)).nanos().abs();
+        prop_assert!(apart <= i128::from(!whole), "{} {}", amount(&cut[0].0), amount(&cut[1].0));
+    }
+
     /// Whatever happens: no account of a grant falls below nothing, what each has is the sum of what moved,
     /// and grants hold exactly what open reservations hold.
     #[test]
