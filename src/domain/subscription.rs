@@ -17,7 +17,10 @@ use super::names::{ItemKey, PlanKey};
 use super::period::Cycle;
 use super::plan::{OnPlanChange, Plan};
 use super::pricing;
+use super::pricing::cap::SpendCap;
+use super::pricing::exchange::Rates;
 use super::pricing::price::Price;
+use super::pricing::quote::known_rate;
 use super::quantity::Quantity;
 use super::timestamp::Timestamp;
 use super::window::Span;
@@ -167,6 +170,40 @@ impl Statement {
     }
 }
 
+impl Statement {
+    /// What speaks against its own prices beside spend caps: in a currency of caps nothing would have a
+    /// price, and no rate leads to it.
+    pub fn refuse_incomparable<'c>(
+        &self,
+        catalog: &Catalog,
+        caps: impl Iterator<Item = &'c SpendCap>,
+        rates: &Rates,
+        now: Timestamp,
+    ) -> Read<()> {
+        let listed = catalog.plan(&self.plan).map_or(&[][..], |plan| &plan.prices);
+        let prices = merged(listed, &self.prices);
+        let Some(first) = prices.first().map(|price| price.currency) else { return Ok(()) };
+        let own = self.prices.iter().position(|price| price.currency == first).unwrap_or_default();
+        for cap in caps.filter(|cap| prices.iter().all(|price| price.currency != cap.currency)) {
+            if let Err(flaws) = known_rate(rates, first, cap.currency, now) {
+                let at = |flaw: Violation| flaw.under(&own.to_string()).under("prices");
+                return Err(flaws.into_iter().map(at).collect());
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The prices of a plan, each replaced by another of the same key, and then the others.
+fn merged(listed: &[Price], own: &[Price]) -> Vec<Price> {
+    let replacing = |price: &Price| own.iter().find(|own| own.key == price.key);
+    let mut prices: Vec<Price> =
+        listed.iter().map(|price| replacing(price).unwrap_or(price).clone()).collect();
+    let is_new = |own: &&Price| listed.iter().all(|price| price.key != own.key);
+    prices.extend(own.iter().filter(is_new).cloned());
+    prices
+}
+
 /// The prices of a plan that others do not stand in place of.
 fn prices_beside<'a>(plan: &'a Plan, own: &[Price]) -> Vec<&'a Price> {
     plan.prices.iter().filter(|price| own.iter().all(|other| other.key != price.key)).collect()
@@ -274,11 +311,7 @@ impl Subscription {
         if self.prices.is_empty() {
             return Cow::Borrowed(listed);
         }
-        let own = |price: &Price| self.prices.iter().find(|own| own.key == price.key);
-        let mut prices: Vec<Price> = listed.iter().map(|price| own(price).unwrap_or(price).clone()).collect();
-        let is_new = |own: &&Price| listed.iter().all(|price| price.key != own.key);
-        prices.extend(self.prices.iter().filter(is_new).cloned());
-        Cow::Owned(prices)
+        Cow::Owned(merged(listed, &self.prices))
     }
 
     /// Notes when it ends, and where it goes then.

@@ -6,19 +6,19 @@ use super::StoreError;
 use super::measures::{Scope, push_measures};
 use crate::domain::environment::Environment;
 use crate::domain::event::Properties;
-use crate::domain::gate::budget::Slice;
+use crate::domain::gate::budget::{Measure, Slice};
 use crate::domain::meter::StoredMeter;
 use crate::domain::pricing::price::Model;
 use crate::domain::quantity::Total;
 use crate::domain::window::Span;
 
-/// The fees of the events on some paths, each rounded up as `Slice::measure` does, by the dimensions
-/// that tell what rates them.
+/// The fees of the events on some paths, or their excess, each rounded up as `Slice::measure` does, by the
+/// dimensions that tell what rates them.
 pub async fn sums(
     connection: &mut PgConnection,
     environment: Environment,
     stored: &StoredMeter,
-    slice: &Slice,
+    (slice, measure): (&Slice, Measure),
     paths: &[i64],
     span: Span,
 ) -> Result<Vec<(Properties, Total)>, StoreError> {
@@ -29,14 +29,14 @@ pub async fn sums(
     let mut sql = QueryBuilder::new("with measures as (");
     push_measures(&mut sql, environment, stored, &dimensions, Some(paths), &Scope::Spans(&[span]));
     // numeric multiplies exactly; it would round a quotient
-    sql.push("), fees as (select members, sign, number * ").push_bind(rate.to_string());
-    sql.push("::numeric * 0.01 + ")
-        .push_bind(fixed_amount.to_string())
-        .push("::numeric as fee from measures)");
-    sql.push(" select members, sum(sign * ceil(least(greatest(fee, ");
+    sql.push("), shares as (select members, sign, number * ").push_bind(rate.to_string());
+    sql.push("::numeric * 0.01 as share from measures), fees as (select members, sign, share + ");
+    sql.push_bind(fixed_amount.to_string()).push("::numeric as fee, ");
+    sql.push(if measure == Measure::Excess { "share" } else { "0" }).push(" as plain from shares)");
+    sql.push(" select members, sum(sign * ceil((least(greatest(fee, ");
     sql.push_bind(event_minimum.as_ref().map(ToString::to_string)).push("::numeric), ");
     sql.push_bind(event_maximum.as_ref().map(ToString::to_string));
-    sql.push("::numeric) * 1000000000)) * 0.000000001 as fees from fees group by members");
+    sql.push("::numeric) - plain) * 1000000000)) * 0.000000001 as fees from fees group by members");
     let rows = sql.build().persistent(false).fetch_all(connection).await?;
     rows.iter()
         .map(|row| {
