@@ -12,7 +12,9 @@ use super::limits::CATALOG_ITEMS_MAX;
 use super::meter::{Aggregation, Filter, Meter, has_repeats};
 use super::names::{ItemKey, MeterKey, PlanKey};
 use super::plan::{Limit, Plan};
+use super::pricing::cap::SpendCap;
 use super::pricing::exchange::Rates;
+use super::pricing::list;
 use super::pricing::price::{ModelName, Price};
 use super::pricing::quote;
 use super::timestamp::Timestamp;
@@ -59,6 +61,20 @@ pub enum Kind {
 
 impl Catalog {
     pub fn read(value: Value) -> Read<Self> {
+        let catalog = Self::parse(value)?;
+        let refused = |(index, plan): (usize, &Plan)| {
+            let prices = list::refuse(&plan.prices, &[]).err().unwrap_or_default();
+            let prices = prices.into_iter().map(|flaw| flaw.under("prices"));
+            let caps = SpendCap::refuse_withdrawn(&plan.spend_caps).map(|flaw| flaw.under("spend_caps"));
+            let at = |flaw: Violation| flaw.under(&index.to_string()).under("plans");
+            prices.chain(caps).map(at).collect::<Vec<_>>()
+        };
+        let flaws: Vec<Violation> = catalog.plans.iter().enumerate().flat_map(refused).collect();
+        if flaws.is_empty() { Ok(catalog) } else { Err(flaws) }
+    }
+
+    /// Reads what can be kept, whether it would be taken today or not.
+    fn parse(value: Value) -> Read<Self> {
         let map = fields::object(value)?;
         fields::no_nul(&map)?;
         fields::no_monstrous_numbers(&map)?;
@@ -79,7 +95,7 @@ impl Catalog {
     /// Reads a document that was applied. One from before prices and caps were read, and held something
     /// else under their names, is read without them.
     pub fn read_applied(value: Value) -> Read<Self> {
-        Self::read(value.clone()).or_else(|flaws| {
+        Self::parse(value.clone()).or_else(|flaws| {
             let mut value = value;
             let plans = value.get_mut("plans").and_then(Value::as_array_mut);
             for plan in plans.into_iter().flatten().filter_map(Value::as_object_mut) {
@@ -87,7 +103,7 @@ impl Catalog {
                 plan.remove("commitments");
                 plan.remove("spend_caps");
             }
-            Self::read(value).map_err(|_| flaws)
+            Self::parse(value).map_err(|_| flaws)
         })
     }
 
@@ -491,6 +507,13 @@ plans:
         let read = |document| Catalog::read(document).unwrap_err()[0].clone();
         let unread = json!({"plans": [{"key": "p", "prices": [{"note": "5 per 1000"}], "spend_caps": [{}]}]});
         assert!(Catalog::read_applied(unread).unwrap().plans[0].prices.is_empty());
+        // what was applied when it was taken stays
+        let price = |key: &str, value: &str| json!({"key": key, "meter": "m", "filter": {"a": ["x", value]}, "model": "per_unit", "currency": "usd", "unit_amount": 1});
+        let shared = json!({"meters": [{"key": "m", "event_name": "e", "aggregation": "sum", "dimensions": ["a"]}],
+                            "plans": [{"key": "p", "prices": [price("one", "y"), price("two", "z")]}]});
+        assert_eq!(Catalog::read_applied(shared.clone()).unwrap().plans[0].prices.len(), 2);
+        let flaw = read(shared);
+        assert_eq!((flaw.pointer.as_str(), flaw.code), ("/plans/0/prices/1", "overlapping_prices"));
         let flaw = read(json!({"default_plan": "x"}));
         assert_eq!((flaw.pointer.as_str(), flaw.code), ("/default_plan", "unknown_plan"));
         let flaw = read(

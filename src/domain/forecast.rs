@@ -11,6 +11,9 @@ use super::timestamp::{MICROS_PER_DAY, Timestamp};
 const WEEKS: usize = 4;
 /// Days that are looked back at, before today.
 pub const HISTORY_DAYS: usize = WEEKS * 7;
+/// Days before those, in which it is looked whether use began before them: whoever uses something on some
+/// days of the week alone has done so in a week.
+pub const EARLIER_DAYS: usize = 7;
 /// A trend of four weeks is carried on for the month that follows, and not beyond.
 const TREND_WEEKS_MAX: usize = 2 * WEEKS;
 
@@ -38,6 +41,8 @@ pub struct Outlook {
 pub struct Series {
     /// In each of the UTC days before today, the oldest first.
     pub days: [Amount; HISTORY_DAYS],
+    /// Whether anything was used in the days before those that are read, too.
+    pub has_earlier: bool,
     pub so_far: Amount,
 }
 
@@ -53,10 +58,10 @@ impl Series {
         }
     }
 
-    /// The first of the four weeks tells whether there are four: nothing in it is no history.
+    /// Four weeks are known where use began on the first of their days, or before.
     fn method(&self, outlook: &Outlook) -> Method {
         let is_near = outlook.until.micros() - outlook.now.micros() <= FORECAST_DAYS_MAX * MICROS_PER_DAY;
-        let has_history = self.days[..7].iter().any(|day| !day.is_zero());
+        let has_history = self.has_earlier || !self.days[0].is_zero();
         if is_near && has_history { Method::Weekday } else { Method::Linear }
     }
 
@@ -173,10 +178,15 @@ mod tests {
 
     #[test]
     fn without_four_weeks_an_even_rate_is_carried_on_exactly() {
-        let mut series = Series { so_far: whole(40 * 9 + 30), ..Series::default() };
-        series.days[7..].fill(whole(40));
-        let (forecast, method) = series.forecast(&outlook(9, 3, 30));
-        assert_eq!((forecast, method), (whole(1_200), Method::Linear));
+        // the days of the four weeks on which nothing was used yet
+        for unused in [1, 6, 7, 28] {
+            let mut series = Series { so_far: whole(40 * 9 + 30), ..Series::default() };
+            series.days[unused..].fill(whole(40));
+            let (forecast, method) = series.forecast(&outlook(9, 3, 30));
+            assert_eq!((forecast, method), (whole(1_200), Method::Linear), "{unused}");
+            series.has_earlier = true;
+            assert_eq!(series.method(&outlook(9, 3, 30)), Method::Weekday, "{unused}");
+        }
     }
 
     #[test]

@@ -52,6 +52,8 @@ pub const RATE_AHEAD_MAX: Duration = Duration::from_mins(5);
 pub const RATES_OF_PAIR_MAX: i64 = 1_000;
 /// Subjects that a ranking shows, page by page.
 pub const TOP_RANKS_MAX: usize = 10_000;
+/// Subjects that a ranking names beside its ranks, since it cannot tell where they belong.
+pub const TOP_UNRANKED_MAX: usize = 100;
 /// How far ahead a forecast looks by the days of the week, in days.
 pub const FORECAST_DAYS_MAX: i64 = 400;
 /// Days of a period that a report shows one by one, the latest.

@@ -87,6 +87,11 @@ impl Filter {
         self.0.iter().map(|(name, values)| (name.as_str(), values.as_slice()))
     }
 
+    /// Whether both name the same dimensions.
+    pub fn is_alike(&self, other: &Self) -> bool {
+        self.0.keys().eq(other.0.keys())
+    }
+
     /// Whether nothing can be admitted by both.
     pub fn excludes(&self, other: &Self) -> bool {
         self.0.iter().any(|(name, values)| {

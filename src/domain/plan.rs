@@ -12,7 +12,6 @@ use super::limits::{CATALOG_ITEMS_MAX, NAME_CHARS_MAX};
 use super::meter::Filter;
 use super::names::{ItemKey, MeterKey, PlanKey};
 use super::period::{Anchor, Cycle, Period};
-use super::pricing;
 use super::pricing::cap::SpendCap;
 use super::pricing::commitment::{self, Commitment};
 use super::pricing::price::Price;
@@ -185,11 +184,6 @@ impl Plan {
         let keys: Vec<&ItemKey> = limits.iter().map(|limit| &limit.key).collect();
         if super::meter::has_repeats(&keys) {
             fields.flaw(Violation::new("duplicate_key", "uses a limit's key twice").under("limits"));
-        }
-        if let Err(flaws) = pricing::list::refuse(&prices, &[]) {
-            for flaw in flaws {
-                fields.flaw(flaw.under("prices"));
-            }
         }
         let keys: Vec<&ItemKey> = spend_caps.iter().map(|cap| &cap.key).collect();
         if super::meter::has_repeats(&keys) {

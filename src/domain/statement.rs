@@ -3,7 +3,7 @@
 
 use serde::Serialize;
 
-use super::forecast::{HISTORY_DAYS, Method, Outlook, Series};
+use super::forecast::{EARLIER_DAYS, HISTORY_DAYS, Method, Outlook, Series};
 use super::limits::{EVENT_AHEAD_MAX, TREND_DAYS_MAX};
 use super::names::MeterKey;
 use super::pricing::amount::{Amount, MinorUnits};
@@ -34,8 +34,9 @@ impl Calendar {
         let today = now.day_floor();
         let end = now.saturating_add(EVENT_AHEAD_MAX).day_after().min(period.to).max(period.from);
         let history = today.days_before(HISTORY_DAYS);
+        let earlier = today.days_before(HISTORY_DAYS + EARLIER_DAYS);
         let shown = period.from.max(today.days_before(TREND_DAYS_MAX));
-        let mut bounds = vec![period.from, end];
+        let mut bounds = vec![earlier.min(period.from), period.from, end];
         let mut day = history.min(shown.day_floor());
         while day < end {
             if day >= shown || (history <= day && day < period.from) {
@@ -62,6 +63,11 @@ impl Calendar {
 
     fn part(&self, place: usize) -> Span {
         Span { from: self.bounds[place], to: self.bounds[place + 1] }
+    }
+
+    /// Whether a part lies before the days that are looked back at.
+    fn is_earlier(&self, part: Span) -> bool {
+        part.to <= self.now.day_floor().days_before(HISTORY_DAYS)
     }
 
     /// Which of the days that are looked back at a part is, or a piece of.
@@ -222,7 +228,9 @@ impl<'a> Statement<'a> {
         let mut series = Series::default();
         for (place, part) in self.parts.iter().enumerate() {
             let Some(amount) = of(part) else { continue };
-            if let Some(day) = self.calendar.day_of(self.calendar.part(place)) {
+            let span = self.calendar.part(place);
+            series.has_earlier |= self.calendar.is_earlier(span) && !amount.is_zero();
+            if let Some(day) = self.calendar.day_of(span) {
                 series.days[day] = series.days[day].clone() + amount.clone();
             }
             if place >= self.calendar.first {
@@ -249,21 +257,24 @@ mod tests {
     fn a_period_is_read_by_its_days_and_four_weeks_back() {
         // in the middle of a period that begins in the middle of a day
         let middle = calendar("2026-11-15T09:30:00Z", "2026-12-15T09:30:00Z", "2026-11-20T12:00:00Z");
-        assert_eq!(middle.bounds[0], at("2026-10-23T00:00:00Z"));
+        assert_eq!(middle.bounds[..2], [at("2026-10-16T00:00:00Z"), at("2026-10-23T00:00:00Z")]);
         assert_eq!(middle.bounds[middle.first], at("2026-11-15T09:30:00Z"));
         assert_eq!(middle.bounds.last(), Some(&at("2026-11-21T00:00:00Z")));
-        assert_eq!(middle.bounds.len(), 28 + 1 + 1 + 1);
+        assert_eq!(middle.bounds.len(), 1 + 28 + 1 + 1 + 1);
         // both pieces of the day on which it began
         let days = |place: usize| middle.day_of(middle.part(place));
-        assert_eq!((days(0), days(middle.first - 1), days(middle.first)), (Some(0), Some(23), Some(23)));
+        assert_eq!((days(1), days(middle.first - 1), days(middle.first)), (Some(0), Some(23), Some(23)));
+        assert_eq!((days(0), middle.is_earlier(middle.part(0))), (None, true));
+        assert!(!middle.is_earlier(middle.part(1)));
         assert_eq!(days(middle.bounds.len() - 2), None, "today is no history");
 
         // at the end of a long month, all that is looked back at lies in it
         let late = calendar("2026-12-01T00:00:00Z", "2027-01-01T00:00:00Z", "2026-12-31T23:58:00Z");
-        assert_eq!((late.first, late.bounds[0]), (0, at("2026-12-01T00:00:00Z")));
-        assert_eq!((late.bounds.len(), late.bounds.last()), (32, Some(&at("2027-01-01T00:00:00Z"))));
-        assert_eq!(late.day_of(late.part(1)), None);
-        assert_eq!(late.day_of(late.part(2)), Some(0));
+        assert_eq!(late.bounds[..2], [at("2026-11-26T00:00:00Z"), at("2026-12-01T00:00:00Z")]);
+        assert_eq!(late.first, 1);
+        assert_eq!((late.bounds.len(), late.bounds.last()), (33, Some(&at("2027-01-01T00:00:00Z"))));
+        assert_eq!(late.day_of(late.part(2)), None);
+        assert_eq!(late.day_of(late.part(3)), Some(0));
 
         // what may be recorded already is read, too
         let midnight = calendar("2026-11-01T00:00:00Z", "2026-12-01T00:00:00Z", "2026-11-20T23:58:00Z");

@@ -17,9 +17,12 @@ use super::names::{ItemKey, PlanKey};
 use super::period::Cycle;
 use super::plan::{OnPlanChange, Plan};
 use super::pricing;
+use super::pricing::cap::SpendCap;
 use super::pricing::commitment::{self, Commitment};
 use super::pricing::currency::Currency;
+use super::pricing::exchange::Rates;
 use super::pricing::price::Price;
+use super::pricing::quote::known_rate;
 use super::quantity::Quantity;
 use super::timestamp::Timestamp;
 use super::window::Span;
@@ -173,6 +176,27 @@ impl Statement {
         let found = commitment::refuse(&self.commitments, beside.into_iter().chain(&self.prices));
         flaws.extend(found.into_iter().map(|flaw| flaw.under("commitments")));
         if flaws.is_empty() { Ok(()) } else { Err(flaws) }
+    }
+
+    /// What speaks against its own prices beside spend caps: in a currency of caps nothing would have a
+    /// price, and no rate leads to it.
+    pub fn refuse_incomparable<'c>(
+        &self,
+        catalog: &Catalog,
+        caps: impl Iterator<Item = &'c SpendCap>,
+        rates: &Rates,
+        now: Timestamp,
+    ) -> Read<()> {
+        let prices = prices_of(catalog.plan(&self.plan), &self.prices);
+        let Some(first) = prices.first().map(|price| price.currency) else { return Ok(()) };
+        let own = self.prices.iter().position(|price| price.currency == first).unwrap_or_default();
+        for cap in caps.filter(|cap| prices.iter().all(|price| price.currency != cap.currency)) {
+            if let Err(flaws) = known_rate(rates, first, cap.currency, now) {
+                let at = |flaw: Violation| flaw.under(&own.to_string()).under("prices");
+                return Err(flaws.into_iter().map(at).collect());
+            }
+        }
+        Ok(())
     }
 }
 

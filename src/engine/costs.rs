@@ -52,15 +52,21 @@ impl CostView {
             total: lines.iter().map(|line| line.rounded_amount.clone()).sum(),
             lines,
             exchange_rate: pricing.rate.cloned(),
-            unpriced: unpriced(total),
+            unpriced: unpriced(total, pricing.list),
         }
     }
 }
 
-fn unpriced(part: &Part<'_>) -> Vec<Unpriced> {
-    let unpriced =
-        |(meter, quantity): (&&MeterKey, &Total)| Unpriced { meter: (*meter).clone(), quantity: *quantity };
-    part.unpriced.iter().map(unpriced).collect()
+/// What no price rates, by meter: of meters that have prices a part, of others all.
+fn unpriced(part: &Part<'_>, list: &PriceList<'_>) -> Vec<Unpriced> {
+    let (with_prices, mut found) = (list.meters(), part.unpriced.clone());
+    for (meter, taken) in &part.meters {
+        if let Some(value) = taken.value().filter(|_| !with_prices.contains(meter)) {
+            found.insert(*meter, value);
+        }
+    }
+    let unpriced = |(meter, quantity): (&MeterKey, Total)| Unpriced { meter: meter.clone(), quantity };
+    found.into_iter().map(unpriced).collect()
 }
 
 /// What was found, by holder and by the number of the part between bounds.

@@ -11,6 +11,7 @@ use crate::domain::event::Properties;
 use crate::domain::gate::budget::{Measure, Portion, Slice};
 use crate::domain::meter::StoredMeter;
 use crate::domain::names::SubjectId;
+use crate::domain::pricing::price::Price;
 use crate::domain::quantity::Total;
 use crate::domain::timestamp::Timestamp;
 use crate::domain::usage::{UsageQuery, UsageRow, Whose};
@@ -36,11 +37,12 @@ pub(super) async fn used(
                 let rated = rows.iter().filter(|row| slice.admits(&properties(row), span.from));
                 rated.fold(Total::default(), |sum, row| sum + row.value.unwrap_or_default())
             }
-            Measure::Fees => {
+            Measure::Fees | Measure::Excess => {
                 let names = std::slice::from_ref(&portion.member().subject);
                 let paths = store::subjects::path_ids(snapshot, environment, names, true).await?;
+                let of = (slice, portion.measure);
                 let groups =
-                    store::event_fees::counted(snapshot, environment, stored, slice, &paths, span).await?;
+                    store::event_fees::counted(snapshot, environment, stored, of, &paths, span).await?;
                 let rated = groups.iter().filter(|(properties, _)| slice.admits(properties, span.from));
                 rated.fold(Total::default(), |sum, (_, fees)| sum + *fees)
             }
@@ -51,9 +53,10 @@ pub(super) async fn used(
 }
 
 /// A period cut where the price or one that comes before it comes into force or goes out of it; a price
-/// that rates all of it alike leaves it whole.
+/// that rates all of it alike leaves it whole. Those of levels leave nothing to each other.
 fn segments(slice: &Slice, period: Span) -> Vec<Span> {
-    let prices = slice.rivals.iter().chain([&slice.price]);
+    let rivals: &[Price] = if slice.aggregation.is_reservable() { &slice.rivals } else { &[] };
+    let prices = rivals.iter().chain([&slice.price]);
     let edges = prices.flat_map(|price| [price.effective_from, price.effective_to]).flatten();
     let mut edges: Vec<Timestamp> = edges.filter(|edge| period.contains(*edge)).collect();
     edges.extend([period.from, period.to]);
@@ -61,6 +64,12 @@ fn segments(slice: &Slice, period: Span) -> Vec<Span> {
     edges.dedup();
     let spans = edges.windows(2).map(|pair| Span { from: pair[0], to: pair[1] });
     spans.filter(|span| slice.price.is_in_force(span.from)).collect()
+}
+
+/// The question whose answer is a level that a price rates, as long as the price rates it in a period.
+pub(super) fn level(portion: &Portion<'_>, stored: &StoredMeter, period: Span) -> Option<UsageQuery> {
+    let span = segments(portion.slice, period).into_iter().next()?;
+    Some(question(portion.slice, stored, &portion.member().subject, span))
 }
 
 /// Use by those dimensions. A level is asked for by the filter of its price alone: levels do not add up.

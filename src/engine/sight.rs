@@ -7,7 +7,7 @@ use uuid::Uuid;
 
 use super::counting::{Need, Needs, count, need, question, unexpected};
 use super::credits::wallets::{Cashier, Holders, add_holder};
-use super::{Engine, EngineError, reading};
+use super::{Engine, EngineError, portions, reading};
 use crate::domain::environment::Environment;
 use crate::domain::event::{Event, Properties};
 use crate::domain::gate::book::{Answer, Book, Counter, Outcome};
@@ -128,7 +128,7 @@ impl Sight {
         Ok(counters)
     }
 
-    /// What the level of a checked meter would become.
+    /// What the level of a checked meter would become, for limits and for what prices rate.
     async fn would_become(
         &mut self,
         path: &Path,
@@ -138,28 +138,29 @@ impl Sight {
         let terms = Arc::clone(&self.terms);
         for ask in &request.asks {
             let Some(stored) = terms.meter(&ask.meter) else { continue };
-            for found in terms.matching(path, &ask.meter, &ask.properties) {
-                let Some(counter) = found.counter_at(self.now).filter(|_| !found.terms.is_counted()) else {
+            for tally in terms.tallies(path, &ask.meter, &ask.properties, self.now) {
+                let Some(counter) = tally.counter_at(self.now).filter(|_| !tally.is_counted()) else {
                     continue;
                 };
-                let becomes = if stored.meter.aggregation == Aggregation::UniqueCount {
-                    let query = question(&found, &counter, stored);
-                    let is_known = reading::has_member(
-                        &mut self.snapshot,
-                        self.environment,
-                        stored,
-                        &query,
-                        &ask.value.member,
-                    );
-                    let more = i64::from(!is_known.await.map_err(unexpected)?);
-                    let used = counters.get(&counter.key).map(|counter| counter.level.used);
-                    used.unwrap_or_default() + Total::from(more)
-                } else {
-                    Total::from(ask.value.amount())
+                let Some(known) = counters.get_mut(&counter.key) else { continue };
+                let (used, asked) = (known.level.used, Total::from(ask.value.amount()));
+                let becomes = match (stored.meter.aggregation, tally) {
+                    (Aggregation::UniqueCount, _) => {
+                        let query = match tally {
+                            Tally::Limit(found) => Some(question(&found, &counter, stored)),
+                            Tally::Portion(portion) => portions::level(&portion, stored, counter.period),
+                        };
+                        let Some(query) = query else { continue };
+                        let (environment, member) = (self.environment, &ask.value.member);
+                        let snapshot = &mut self.snapshot;
+                        let is_known =
+                            reading::has_member(snapshot, environment, stored, &query, member).await;
+                        used + Total::from(i64::from(!is_known.map_err(unexpected)?))
+                    }
+                    (Aggregation::Max, Tally::Portion(_)) => used.max(asked),
+                    _ => asked,
                 };
-                if let Some(counter) = counters.get_mut(&counter.key) {
-                    counter.becomes = Some(becomes);
-                }
+                known.becomes = Some(becomes);
             }
         }
         Ok(())

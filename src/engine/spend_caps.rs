@@ -4,6 +4,8 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
+use super::report::Viewer;
+use super::sight::Sight;
 use super::{Engine, EngineError, configuration, detached};
 use crate::domain::environment::Environment;
 use crate::domain::fields::Violation;
@@ -17,7 +19,7 @@ use crate::domain::pricing::cap::SpendCap;
 use crate::domain::timestamp::Timestamp;
 use crate::domain::window::Span;
 use crate::store::subjects::Which;
-use crate::store::{self, configuration as lock};
+use crate::store::{self, StoreError, configuration as lock};
 
 /// The caps of a subject: its plan's, and its own.
 #[derive(Debug, Clone, Serialize)]
@@ -32,7 +34,8 @@ pub struct CapView {
     pub cap: SpendCap,
     /// Whose it is.
     pub source: CapSource,
-    /// What is used costs, exactly; none where nothing has a price.
+    /// What is used costs, exactly; none where nothing has a price, and for an end user below whom others
+    /// stand, or stood: it is theirs, too.
     pub spent: Option<Amount>,
     /// What is held may cost more.
     pub held: Option<Amount>,
@@ -56,6 +59,7 @@ impl Engine {
         &self,
         environment: Environment,
         subject: SubjectId,
+        viewer: Viewer,
         caps: Vec<SpendCap>,
     ) -> Result<CapsView, EngineError> {
         let (database, clock) = (self.database().clone(), self.inner.clock.clone());
@@ -85,26 +89,28 @@ impl Engine {
             Ok(transaction.commit().await?)
         })
         .await?;
-        self.spend_caps(environment, &subject).await
+        self.spend_caps(environment, &subject, viewer).await
     }
 
-    /// The caps of a subject, with what is spent of them.
+    /// The caps of a subject, with what is spent of them, as far as the viewer may see it.
     pub async fn spend_caps(
         &self,
         environment: Environment,
         subject: &SubjectId,
+        viewer: Viewer,
     ) -> Result<CapsView, EngineError> {
         let mut sight = self.sight(environment).await?;
         let terms = Arc::clone(&sight.terms);
         let path = sight.standing(subject).await?;
         let now = sight.now;
+        let shows_spent = viewer == Viewer::Application || stands_alone(&mut sight, subject).await?;
         let mut views = Vec::new();
         for (source, cap) in caps(&terms, &path) {
             let budget = terms.budget_of(&path, cap, now);
             let calendar = Cycle { anchor: now, billing: None };
             let cycle = path.nearest().map_or(&calendar, |(_, subscription)| &subscription.cycle);
             let period = budget.map_or_else(|| cap.cap.period_at(cycle, now), |budget| budget.period_at(now));
-            let spent = match &budget {
+            let spent = match budget.as_ref().filter(|_| shows_spent) {
                 None => None,
                 Some(budget) => {
                     let counters = sight.counters(budget.portions().map(Tally::Portion)).await?;
@@ -117,6 +123,14 @@ impl Engine {
         sight.snapshot.commit().await?;
         Ok(CapsView { subject: subject.to_string(), spend_caps: views })
     }
+}
+
+/// Whether nobody stands below a subject, or ever stood.
+async fn stands_alone(sight: &mut Sight, subject: &SubjectId) -> Result<bool, StoreError> {
+    let (environment, names) = (sight.environment, [subject.to_string()]);
+    let own = store::subjects::path_ids(&mut sight.snapshot, environment, &names, false).await?;
+    let all = store::subjects::path_ids(&mut sight.snapshot, environment, &names, true).await?;
+    Ok(all.len() == own.len())
 }
 
 /// The caps of the subject at the start of a path.

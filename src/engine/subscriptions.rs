@@ -126,6 +126,7 @@ impl Engine {
             statement.refuse(&catalog)?;
             let scene = Scene { environment, catalog: &catalog, now };
             let (member, before) = scene.enrolled(&mut transaction, &subject).await?;
+            scene.refuse_incomparable(&mut transaction, &member, &statement).await?;
             scene.state(&mut transaction, &member, before.as_ref(), statement).await?;
             let shown = shown(&mut transaction, &subject, member.subject_id, now).await?;
             transaction.commit().await?;
@@ -229,6 +230,22 @@ impl Scene<'_> {
         let member = enrol(connection, self.environment, subject).await?;
         let before = stood(connection, &member, self.catalog, self.now, self.environment).await?;
         Ok((member, before))
+    }
+
+    /// Prices of its own in a currency from which no rate leads to that of a cap, its plan's or its own, would
+    /// leave the cap with nothing to compare.
+    async fn refuse_incomparable(
+        self,
+        connection: &mut PgConnection,
+        member: &Member,
+        statement: &Statement,
+    ) -> Result<(), EngineError> {
+        let Some(plan) = self.catalog.plan(&statement.plan).filter(|_| !statement.prices.is_empty()) else {
+            return Ok(());
+        };
+        let rates = store::exchange_rates::all(connection, self.environment).await?;
+        let caps = plan.spend_caps.iter().chain(member.caps.iter().map(|terms| &terms.cap));
+        Ok(statement.refuse_incomparable(self.catalog, caps, &rates, self.now)?)
     }
 
     /// Puts a subject on what is stated.

@@ -13,14 +13,13 @@ use crate::domain::environment::Environment;
 use crate::domain::fields::Violation;
 use crate::domain::gate::decision::resets_at;
 use crate::domain::gate::standing::Terms;
-use crate::domain::limits::USAGE_ROWS_MAX;
+use crate::domain::limits::{TOP_UNRANKED_MAX, USAGE_ROWS_MAX};
 use crate::domain::meter::StoredMeter;
 use crate::domain::names::{ItemKey, MeterKey, PlanKey};
 use crate::domain::pricing::amount::MinorUnits;
 use crate::domain::pricing::currency::Currency;
 use crate::domain::pricing::list::PriceList;
 use crate::domain::pricing::parts::Part;
-use crate::domain::pricing::price::Price;
 use crate::domain::quantity::{Quantity, Total};
 use crate::domain::statement::Pricing;
 use crate::domain::timestamp::Timestamp;
@@ -38,6 +37,40 @@ pub struct TopPage {
     pub by: &'static str,
     pub data: Vec<Ranked>,
     pub next_cursor: Option<String>,
+    /// Of costs, whoever's cannot be told in the currency asked for.
+    #[serde(skip_serializing_if = "Unranked::is_empty")]
+    pub unranked: Unranked,
+}
+
+/// Those whose cost cannot be told, as no exchange rate leads from the currency of their prices.
+#[derive(Debug, Default, Serialize)]
+pub struct Unranked {
+    pub count: usize,
+    /// By name, the first of them.
+    pub subjects: Vec<UnrankedSubject>,
+}
+
+#[derive(Debug, Serialize)]
+pub struct UnrankedSubject {
+    pub subject: String,
+    pub plan: PlanKey,
+    pub currency: Currency,
+}
+
+impl Unranked {
+    fn is_empty(&self) -> bool {
+        self.count == 0
+    }
+
+    fn of(mut untold: Vec<(&Holder, Currency)>) -> Self {
+        untold.sort_unstable_by(|(a, _), (b, _)| a.subject.cmp(&b.subject));
+        let named = |(holder, currency): &(&Holder, Currency)| UnrankedSubject {
+            subject: holder.subject.clone(),
+            plan: holder.subscription.plan.clone(),
+            currency: *currency,
+        };
+        Self { count: untold.len(), subjects: untold.iter().take(TOP_UNRANKED_MAX).map(named).collect() }
+    }
 }
 
 #[derive(Debug, Serialize)]
@@ -77,10 +110,13 @@ impl Engine {
     pub async fn top(&self, environment: Environment, by: &By, ranks: Ranks) -> Result<TopPage, EngineError> {
         let mut sight = self.sight(environment).await?;
         let terms = Arc::clone(&sight.terms);
+        let mut unranked = Unranked::default();
         let (by, mut ranked) = match by {
             By::Usage { meter, span } => ("usage", by_usage(&mut sight, &terms, meter, *span, ranks).await?),
             By::Cost { span, currency } => {
-                ("cost", by_cost(&mut sight, &terms, *span, *currency, ranks).await?)
+                let ranked;
+                (ranked, unranked) = by_cost(&mut sight, &terms, *span, *currency, ranks).await?;
+                ("cost", ranked)
             }
             By::Limit { meter } => ("limit", by_limit(&mut sight, &terms, meter.as_ref(), ranks).await?),
         };
@@ -89,7 +125,7 @@ impl Engine {
         ranked.truncate(ranks.limit);
         let rank = |(place, (subject, what))| Ranked { rank: ranks.after + place + 1, subject, what };
         let data = ranked.into_iter().enumerate().map(rank).collect();
-        Ok(TopPage { by, data, next_cursor: ranks.next(more) })
+        Ok(TopPage { by, data, next_cursor: ranks.next(more), unranked })
     }
 }
 
@@ -136,16 +172,18 @@ async fn by_usage(
 }
 
 /// Everybody who is on a plan with prices, or has prices of their own, is rated; beyond so many as one
-/// answer may have rows, nothing is.
+/// answer may have rows, nothing is. Whose cost cannot be told in the currency takes nobody else's rank.
 async fn by_cost(
     sight: &mut Sight,
     terms: &Terms,
     span: Span,
     currency: Option<Currency>,
     ranks: Ranks,
-) -> Result<Vec<(String, Rank)>, EngineError> {
+) -> Result<(Vec<(String, Rank)>, Unranked), EngineError> {
     let first = terms.catalog.plans.iter().flat_map(|plan| &plan.prices).next();
-    let Some(currency) = currency.or(first.map(|price| price.currency)) else { return Ok(Vec::new()) };
+    let Some(currency) = currency.or(first.map(|price| price.currency)) else {
+        return Ok((Vec::new(), Unranked::default()));
+    };
     let with_prices = terms.catalog.plans.iter().filter(|plan| !plan.prices.is_empty());
     let plans: Vec<String> = with_prices.map(|plan| plan.key.to_string()).collect();
     let rows = USAGE_ROWS_MAX + 1;
@@ -160,34 +198,45 @@ async fn by_cost(
         let own = Some(holder.subject_id).filter(|_| !holder.subscription.prices.is_empty());
         sheets.entry((&holder.subscription.plan, own)).or_default().push(holder);
     }
-    let mut costs = Vec::new();
+    let (mut costs, mut untold, mut no_rate) = (Vec::new(), Vec::new(), None);
     for together in sheets.values() {
         let Some(one) = together.first() else { continue };
         let prices = one.subscription.prices(&terms.catalog);
-        rate(sight, terms, &prices, together, (span, currency), &mut costs).await?;
+        let Some(list) = PriceList::nearest_to(&prices, Some(currency)) else { continue };
+        match list.exchanged_to(Some(currency), &terms.rates, sight.now) {
+            Ok(rate) => {
+                // a commitment is one of a billing period, which this need not be
+                let pricing = Pricing { list: &list, rate: rate.as_ref(), commitment: None };
+                costs.extend(cost(sight, terms, pricing, together, span).await?);
+            }
+            Err(flaws) => {
+                no_rate.get_or_insert(flaws);
+                untold.extend(together.iter().map(|holder| (*holder, list.currency)));
+            }
+        }
     }
+    if let Some(flaws) = no_rate.filter(|_| costs.is_empty()) {
+        return Err(flaws.into());
+    }
+    let unranked = Unranked::of(untold);
     costs.sort_unstable_by(|(total, a), (other, b)| other.cmp(total).then_with(|| a.subject.cmp(&b.subject)));
     let shown = costs.into_iter().skip(ranks.after).take(ranks.limit + 1);
     let rank = |(total, holder): (MinorUnits, &Holder)| {
         let plan = holder.subscription.plan.clone();
         (holder.subject.clone(), Rank::Cost { plan, currency, total })
     };
-    Ok(shown.map(rank).collect())
+    Ok((shown.map(rank).collect(), unranked))
 }
 
-/// Adds what some who have the same prices owe.
-async fn rate<'h>(
+/// What some who have the same prices owe.
+async fn cost<'h>(
     sight: &mut Sight,
     terms: &Terms,
-    prices: &[Price],
+    pricing: Pricing<'_>,
     together: &[&'h Holder],
-    (span, currency): (Span, Currency),
-    costs: &mut Vec<(MinorUnits, &'h Holder)>,
-) -> Result<(), EngineError> {
-    let Some(list) = PriceList::nearest_to(prices, Some(currency)) else { return Ok(()) };
-    let exchange_rate = list.exchanged_to(Some(currency), &terms.rates, sight.now)?;
-    // a commitment is one of a billing period, which this need not be
-    let pricing = Pricing { list: &list, rate: exchange_rate.as_ref(), commitment: None };
+    span: Span,
+) -> Result<Vec<(MinorUnits, &'h Holder)>, EngineError> {
+    let list = pricing.list;
     let ids: Vec<i64> = together.iter().map(|holder| holder.subject_id).collect();
     let through = store::subjects::paths_through(&mut sight.snapshot, &ids).await?;
     let mut whose = Holders::default();
@@ -205,17 +254,17 @@ async fn rate<'h>(
         holders: Some(&whose),
         bounds: &[span.from, span.to],
         levels_from: 0,
-        list: Some(&list),
+        list: Some(list),
         ground: &ground,
     };
     let meters: Vec<&StoredMeter> = list.meters().into_iter().filter_map(|key| terms.meter(key)).collect();
     let found = look.parts(&mut sight.snapshot, &meters).await?;
     let nothing = Part::default();
-    for holder in together {
+    let total = |holder: &&'h Holder| {
         let part = found.get(&(Some(holder.subject_id.to_string()), 0)).unwrap_or(&nothing);
-        costs.push((pricing.total(part.lines(&list, span)), holder));
-    }
-    Ok(())
+        (pricing.total(part.lines(list, span)), *holder)
+    };
+    Ok(together.iter().map(total).collect())
 }
 
 async fn by_limit(

@@ -9,6 +9,7 @@ use axum::response::{IntoResponse, Response};
 use super::access::refuse_other_subject;
 use super::problem::Problem;
 use super::query::Parameters;
+use super::usage::viewer;
 use super::{Api, body, subjects};
 use crate::domain::pricing::cap::SpendCap;
 use crate::engine::access::Principal;
@@ -25,7 +26,8 @@ pub(super) async fn put(
     let subject = subjects::in_path(subject)?;
     refuse_other_subject(&principal, &subject)?;
     let caps = SpendCap::read_all(body::json(&headers, body).await?)?;
-    Ok(Json(api.engine.put_spend_caps(principal.environment, subject, caps).await?).into_response())
+    Ok(Json(api.engine.put_spend_caps(principal.environment, subject, viewer(&principal), caps).await?)
+        .into_response())
 }
 
 pub(super) async fn get(
@@ -37,5 +39,6 @@ pub(super) async fn get(
     Parameters::of(&uri).finish()?;
     let subject = subjects::in_path(subject)?;
     refuse_other_subject(&principal, &subject)?;
-    Ok(Json(api.engine.spend_caps(principal.environment, &subject).await?).into_response())
+    Ok(Json(api.engine.spend_caps(principal.environment, &subject, viewer(&principal)).await?)
+        .into_response())
 }

@@ -65,15 +65,19 @@ pub(super) async fn report(
     let currency = parameters.optional("currency", |code| Currency::parse(&code));
     parameters.finish()?;
     let subject = subjects::in_path(subject)?;
-    let viewer = match &principal.role {
-        Role::EndUser { subject: own, .. } if *own != subject => {
-            return Err(forbidden("a token shows its own subject alone"));
-        }
+    if matches!(&principal.role, Role::EndUser { subject: own, .. } if *own != subject) {
+        return Err(forbidden("a token shows its own subject alone"));
+    }
+    let report = api.engine.report(principal.environment, subject, viewer(&principal), currency).await?;
+    if wants_csv(&headers) { csv::report(&report) } else { Ok(Json(report).into_response()) }
+}
+
+/// As whom a caller looks at a subject.
+pub(super) fn viewer(principal: &Principal) -> Viewer {
+    match &principal.role {
         Role::EndUser { .. } => Viewer::EndUser,
         Role::Secret | Role::Publishable => Viewer::Application,
-    };
-    let report = api.engine.report(principal.environment, subject, viewer, currency).await?;
-    if wants_csv(&headers) { csv::report(&report) } else { Ok(Json(report).into_response()) }
+    }
 }
 
 /// Who uses or costs most, or is nearest to a limit.

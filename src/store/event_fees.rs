@@ -11,7 +11,7 @@ use super::measures::{Scope, push_measures};
 use super::usage::{Holders, Question, needed_dimensions, push_slice};
 use crate::domain::environment::Environment;
 use crate::domain::event::Properties;
-use crate::domain::gate::budget::Slice;
+use crate::domain::gate::budget::{Measure, Slice};
 use crate::domain::meter::StoredMeter;
 use crate::domain::pricing::amount::Amount;
 use crate::domain::pricing::price::Model;
@@ -47,11 +47,14 @@ impl<'a> Fee<'a> {
         sql.push_bind(self.most.map(number)).push("::numeric)");
     }
 
-    /// The same rounded up to the digits of a quantity, as `Slice::measure` does.
-    fn push_above(&self, sql: &mut QueryBuilder<Postgres>) {
-        sql.push("ceil(");
+    /// What a counter takes of it, rounded up to the digits of a quantity, as `Slice::measure` does.
+    fn push_above(&self, sql: &mut QueryBuilder<Postgres>, measure: Measure) {
+        sql.push("ceil((");
         self.push(sql);
-        sql.push(" * 1000000000) * 0.000000001");
+        if measure == Measure::Excess {
+            sql.push(" - number * ").push_bind(self.rate.to_string()).push("::numeric * 0.01");
+        }
+        sql.push(") * 1000000000) * 0.000000001");
     }
 }
 
@@ -96,20 +99,20 @@ pub async fn sums(
         .collect()
 }
 
-/// The fees of the events on some paths, as a counter takes them: by the dimensions that tell which price
+/// The fees of the events on some paths, or their excess, as a counter takes them: by the dimensions that tell which price
 /// rates them.
 pub async fn counted(
     connection: &mut PgConnection,
     environment: Environment,
     stored: &StoredMeter,
-    slice: &Slice,
+    (slice, measure): (&Slice, Measure),
     paths: &[i64],
     span: Span,
 ) -> Result<Vec<(Properties, Total)>, StoreError> {
     let Some(fee) = Fee::of(&slice.price.model) else { return Ok(Vec::new()) };
     let dimensions = slice.dimensions();
     let mut sql = QueryBuilder::new("select members, sum(sign * ");
-    fee.push_above(&mut sql);
+    fee.push_above(&mut sql, measure);
     sql.push(") as fees from (");
     push_measures(&mut sql, environment, stored, &dimensions, Some(paths), &Scope::Spans(&[span]));
     sql.push(") measures group by members");

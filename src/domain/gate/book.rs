@@ -10,7 +10,7 @@ use uuid::Uuid;
 
 use super::covering::{Asked, Credits, denial};
 use super::decision::{Denial, Denier, Grant, Level, LimitState, Reason, granted, obstacle};
-use super::request::{Ask, Commit, Extend, OnExpiry, Release, Reserve};
+use super::request::{Ask, Commit, Extend, OnExpiry, Release, Reserve, order};
 use super::reservation::{Hold, Moment, Objection, Record, Refusal, Reservation, Settlement, Status, holds};
 use super::spending::Growth;
 use super::standing::{CounterKey, Match, Path, Terms};
@@ -151,9 +151,10 @@ impl<'a> Book<'a> {
         if let Some(denial) = obstacle(self.terms, path, uses) {
             return Err(denial);
         }
-        let mut grants = Vec::with_capacity(asks.len());
-        let (mut denied, mut taken) = (Vec::new(), Taken::new());
-        for ask in asks {
+        let mut grants = vec![None; asks.len()];
+        let (mut denied, mut taken) = (vec![Vec::new(); asks.len()], Taken::new());
+        for place in order(asks) {
+            let (ask, denied) = (&asks[place], &mut denied[place]);
             let limits = self.levels(path, &ask.meter, &ask.properties, self.moment.now);
             let grant = match self.terms.meter(&ask.meter) {
                 Some(found) if !found.meter.aggregation.is_reservable() => self.test_level(ask, &limits),
@@ -164,17 +165,17 @@ impl<'a> Book<'a> {
                 denied.extend(self.deniers(ask, &limits).into_iter().map(|by| (Reason::LimitReached, by)));
             }
             match covered {
-                Ok(grant) => grants.extend(grant),
+                Ok(grant) => grants[place] = grant,
                 Err(short) => {
                     let by = self.short_of_credits(ask, &limits, &short, self.least(ask));
                     denied.extend(by.into_iter().map(|by| (Reason::InsufficientCredits, by)));
                 }
             }
         }
-        if grants.len() < asks.len() {
+        let Some(grants) = grants.into_iter().collect::<Option<Vec<Quantity>>>() else {
             let bare = Denial { reason: Reason::LimitReached, denied_by: Vec::new() };
-            return Err(denial(denied).unwrap_or(bare));
-        }
+            return Err(denial(denied.concat()).unwrap_or(bare));
+        };
         self.within_caps(asks, grants, path)
             .map_err(|denied_by| Denial { reason: Reason::SpendCapReached, denied_by })
     }
@@ -329,11 +330,11 @@ impl<'a> Book<'a> {
             last_call: None,
         };
         self.paths.entry(path.id).or_insert_with(|| Arc::clone(path));
-        let asked = |hold: &'_ Hold| (hold.meter.clone(), hold.properties.clone(), hold.value);
-        let uses: Vec<_> = made.holds.iter().map(asked).collect();
-        let uses =
-            uses.iter().map(|(meter, properties, quantity)| Asked { meter, properties, quantity: *quantity });
-        let covers = self.covers_of(path, uses, self.moment.now);
+        let holds = made.holds.iter();
+        let uses: Vec<Asked<'_>> = holds
+            .map(|hold| Asked { meter: &hold.meter, properties: &hold.properties, quantity: hold.value })
+            .collect();
+        let covers = self.covers_of(path, &uses, &order(&call.asks), self.moment.now);
         self.enter(None, &made, Vec::new(), covers);
         self.answer(Outcome::Held { reservation: made.clone(), replayed: false }, &made)
     }
@@ -421,14 +422,17 @@ impl<'a> Book<'a> {
         if let Some(denial) = obstacle(self.terms, path, uses) {
             return Err(denial);
         }
-        let (mut denied, mut taken) = (Vec::new(), Taken::new());
-        for (hold, growth) in grown() {
+        let (mut denied, mut taken) = (vec![Vec::new(); growths.len()], Taken::new());
+        let mut by_meter: Vec<usize> = (0..growths.len()).collect();
+        by_meter.sort_by_key(|place| growths[*place].meter);
+        for place in by_meter.iter().copied().filter(|place| growths[*place].to > growths[*place].from) {
+            let (hold, growth) = (&next.holds[place], &growths[place]);
             let mut limits = self.levels(path, &hold.meter, &hold.properties, at);
             // a period that was over before there was such a limit has no counter, and no quota to pass
             limits.retain(|(found, _)| self.counter_at(found, at).is_some());
-            denied.extend(self.growth_denied(&limits, growth.asked(), hold.value, &mut taken, at));
+            denied[place] = self.growth_denied(&limits, growth.asked(), hold.value, &mut taken, at);
         }
-        if let Some(denial) = denial(denied) {
+        if let Some(denial) = denial(denied.concat()) {
             return Err(denial);
         }
         let only: Vec<Growth<'_>> = grown().map(|(_, growth)| *growth).collect();
@@ -436,7 +440,8 @@ impl<'a> Book<'a> {
         if !denied_by.is_empty() {
             return Err(Denial { reason: Reason::SpendCapReached, denied_by });
         }
-        Ok(self.covers_of(path, growths.iter().map(Growth::asked), at))
+        let asked: Vec<Asked<'_>> = growths.iter().map(Growth::asked).collect();
+        Ok(self.covers_of(path, &asked, &by_meter, at))
     }
 
     /// Carries out an expiry that is due.

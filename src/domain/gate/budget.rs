@@ -67,7 +67,8 @@ impl Sheet {
             let (meter_id, aggregation) = meter(key)?;
             let rivals = list.of_meter(key).take_while(|rival| rival.key != price.key).cloned().collect();
             let definition = definition(price, &rivals);
-            let since = since(definition);
+            let each = each_definition(price, definition);
+            let since = each.map(&since).into_iter().fold(since(definition), Since::later);
             Some(Slice {
                 price: price.clone(),
                 meter: key.clone(),
@@ -89,6 +90,13 @@ fn definition(price: &Price, rivals: &Vec<Price>) -> Uuid {
     // names and times always serialise
     let text = serde_json::to_vec(&(&price.meter, parts)).unwrap_or_default();
     Digest::default().text("price").bytes(&text).finish()
+}
+
+/// Of what a price takes of each event by itself; none where it looks at their sum alone.
+fn each_definition(price: &Price, definition: Uuid) -> Option<Uuid> {
+    let Model::Percentage { .. } = price.model else { return None };
+    let text = serde_json::to_vec(&(&price.model, !price.free_units.is_zero())).unwrap_or_default();
+    Some(Digest::default().text("each").bytes(definition.as_bytes()).bytes(&text).finish())
 }
 
 impl SpendCap {
@@ -121,19 +129,44 @@ impl Slice {
                 let fee = self.price.model.event_fee(&quantity.into());
                 fee.map_or(Total::default(), |fee| fee.quantity_above())
             }
+            Measure::Excess => {
+                let excess = self.price.model.event_excess(quantity);
+                excess.map_or(Total::default(), |excess| excess.quantity_above())
+            }
         }
     }
 
-    /// What a hold of a quantity adds, which is one event at most; of nothing, none.
+    /// What a hold of a quantity adds at most, whatever part of it is used; it is taken to be one event. Of
+    /// nothing, nothing.
     pub fn measure_held(&self, measure: Measure, quantity: Quantity) -> Total {
-        if quantity.is_zero() { Total::default() } else { self.measure(measure, quantity) }
+        match measure {
+            _ if quantity.is_zero() => Total::default(),
+            Measure::Quantity | Measure::Fees => self.measure(measure, quantity),
+            Measure::Excess => {
+                let most = self.price.model.event_excess_most();
+                most.map_or(Total::default(), |most| most.quantity_above())
+            }
+        }
     }
 
-    /// What has to be counted of it.
+    /// Takes the sum of a measure for what was used; the quantity comes first.
+    fn enter(&self, used: &mut Used, measure: Measure, sum: Total) {
+        match measure {
+            Measure::Quantity => used.quantity = sum,
+            Measure::Fees => used.event_fees = Amount::of(sum),
+            Measure::Excess => used.event_fees = Amount::of(sum) + self.price.model.plain_fee(used.quantity),
+        }
+    }
+
+    /// What has to be counted of it, the quantity first.
     fn measures(&self) -> &'static [Measure] {
         match self.price.model {
-            // free units come off the value, everything else off each event
-            Model::Percentage { .. } => &[Measure::Quantity, Measure::Fees],
+            // without free units what events cost by themselves is all there is, and grows with each
+            Model::Percentage { .. } if self.price.free_units.is_zero() => {
+                &[Measure::Quantity, Measure::Fees]
+            }
+            // less may cost more: free units take their share off a bounded fee all the same
+            Model::Percentage { .. } => &[Measure::Quantity, Measure::Excess],
             _ => &[Measure::Quantity],
         }
     }
@@ -145,6 +178,19 @@ pub enum Measure {
     Quantity,
     /// What each event costs by itself, in minor units, rounded up to the digits of a quantity.
     Fees,
+    /// By how much what each event costs by itself passes the plain share of its value; rounded likewise.
+    Excess,
+}
+
+impl Measure {
+    /// Names what is counted event by event.
+    fn word(self) -> Option<&'static str> {
+        match self {
+            Self::Quantity => None,
+            Self::Fees => Some("fees"),
+            Self::Excess => Some("excess"),
+        }
+    }
 }
 
 /// A cap as it meets a subject.
@@ -244,8 +290,8 @@ impl Portion<'_> {
         for since in assigned {
             digest.bytes(&since.micros().to_le_bytes());
         }
-        if let (Measure::Fees, Ok(text)) = (self.measure, serde_json::to_vec(&self.slice.price.model)) {
-            digest.text("fees").bytes(&text);
+        if let (Some(word), Ok(text)) = (self.measure.word(), serde_json::to_vec(&self.slice.price.model)) {
+            digest.text(word).bytes(&text);
         }
         CounterPeriod {
             key: CounterKey {
@@ -445,12 +491,13 @@ struct Pricing<'a> {
 
 impl Budget<'_> {
     /// What it costs at most, whatever part of what is held and of `more` is used: unrounded, in the
-    /// currency of the cap. None where there is no rate to say it with.
+    /// currency of the cap. A level is what it becomes with `more`. None where there is no rate to say it
+    /// with.
     pub fn highest(
         &self,
         at: Timestamp,
         level: impl Fn(&CounterKey) -> Level,
-        more: impl Fn(&Slice, Measure) -> Total,
+        more: impl Fn(&Portion<'_>, &CounterKey) -> Total,
     ) -> Option<Amount> {
         let period = self.period_at(at);
         let mut sum = Amount::default();
@@ -463,14 +510,12 @@ impl Budget<'_> {
             let (mut used, mut at_most) = (Used::default(), Used::default());
             for measure in slice.measures() {
                 let portion = Portion { budget: *self, slice, measure: *measure };
-                let now = level(&portion.counter_at(at).key);
-                let most = now.used + now.held + more(slice, *measure);
-                match measure {
-                    Measure::Quantity => (used.quantity, at_most.quantity) = (now.used, most),
-                    Measure::Fees => {
-                        (used.event_fees, at_most.event_fees) = (Amount::of(now.used), Amount::of(most));
-                    }
-                }
+                let key = portion.counter_at(at).key;
+                let now = level(&key);
+                let most = now.used + now.held + more(&portion, &key);
+                let least = if slice.aggregation.is_reservable() { now.used } else { most };
+                slice.enter(&mut used, *measure, least);
+                slice.enter(&mut at_most, *measure, most);
             }
             sum = sum + slice.price.highest_cost(&used, &at_most);
         }
@@ -481,7 +526,7 @@ impl Budget<'_> {
 impl Budget<'_> {
     /// What it costs that is used, and what is held beside it may cost more. None where there is no rate.
     pub fn spent(&self, at: Timestamp, level: impl Fn(&CounterKey) -> Level) -> Option<(Amount, Amount)> {
-        let nothing = |_: &Slice, _: Measure| Total::default();
+        let nothing = |_: &Portion<'_>, _: &CounterKey| Total::default();
         let spent = self.highest(at, |key| Level { held: Total::default(), ..level(key) }, nothing)?;
         let committed = self.highest(at, level, nothing)?;
         Some((spent.clone(), committed - spent))
@@ -492,7 +537,8 @@ impl Budget<'_> {
 pub fn definitions(prices: &[Price], caps: &[SpendCap]) -> BTreeSet<Uuid> {
     let plan = Priced::of(prices, caps, |_| Some((0, Aggregation::Sum)), |_| Since::UNKNOWN);
     let slices = plan.sheets.iter().flat_map(|sheet| &sheet.slices);
-    slices.map(|slice| slice.definition).chain(caps.iter().map(SpendCap::definition)).collect()
+    let of_slice = |slice: &Slice| [Some(slice.definition), each_definition(&slice.price, slice.definition)];
+    slices.flat_map(of_slice).flatten().chain(caps.iter().map(SpendCap::definition)).collect()
 }
 
 /// The prices and caps of a plan, as they are counted.

@@ -184,22 +184,22 @@ impl Book<'_> {
         covers
     }
 
-    /// What credits bear of uses that were granted, one after the other.
-    pub(super) fn covers_of<'u>(
+    /// What credits bear of uses that were granted, by their places; one after the other in the order in
+    /// which they were decided.
+    pub(super) fn covers_of(
         &self,
         path: &Path,
-        uses: impl Iterator<Item = Asked<'u>>,
+        uses: &[Asked<'_>],
+        order: &[usize],
         at: Timestamp,
     ) -> Vec<Vec<Cover>> {
-        let mut taken = Taken::new();
-        uses.map(|asked| {
-            if self.credits.wallets.is_empty() {
-                return Vec::new();
-            }
+        let (mut covers, mut taken) = (vec![Vec::new(); uses.len()], Taken::new());
+        for place in order.iter().copied().filter(|_| !self.credits.wallets.is_empty()) {
+            let asked = uses[place];
             let limits = self.levels(path, asked.meter, asked.properties, at);
-            self.covers(asked, &limits, &mut taken)
-        })
-        .collect()
+            covers[place] = self.covers(asked, &limits, &mut taken);
+        }
+        covers
     }
 
     /// What stands in the way of holds that grow.

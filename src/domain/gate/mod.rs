@@ -5,6 +5,8 @@
 pub mod book;
 pub mod budget;
 #[cfg(test)]
+mod cap_cases;
+#[cfg(test)]
 mod cases;
 pub mod covering;
 pub mod decision;

@@ -152,6 +152,14 @@ impl Reserve {
     }
 }
 
+/// The places of some asks in the order in which they are decided, whatever the order in which they stand:
+/// what has to be granted in full before what takes what is left, by meter.
+pub(super) fn order(asks: &[Ask]) -> Vec<usize> {
+    let mut places: Vec<usize> = (0..asks.len()).collect();
+    places.sort_by_key(|place| (asks[*place].grant == Grant::UpTo, &asks[*place].meter));
+    places
+}
+
 fn read_ask(fields: &mut Fields) -> Option<Ask> {
     let meter = fields.required("meter", |v| Ok(MeterKey::parse(fields::text(v)?)?));
     let value = fields.optional("value", AskedValue::read);

@@ -2,10 +2,10 @@
 //! what is used, held and asked for, must not pass a cap. Track may pass it, as it may a quota.
 
 use super::book::Book;
-use super::budget::{Budget, Measure, Slice};
+use super::budget::{Budget, Portion};
 use super::covering::Asked;
 use super::decision::{CapDenier, Denier, Grant, Level, resets_at};
-use super::request::Ask;
+use super::request::{Ask, order};
 use super::standing::{CounterKey, Path};
 use crate::domain::event::Properties;
 use crate::domain::names::MeterKey;
@@ -31,9 +31,9 @@ impl<'a> Growth<'a> {
 
 impl Book<'_> {
     /// What of some grants fits under the caps of a path, too; or what stands in the way.
-    pub(super) fn within_caps(
+    pub(super) fn within_caps<'k>(
         &self,
-        asks: &[Ask],
+        asks: &'k [Ask],
         grants: Vec<Quantity>,
         path: &Path,
     ) -> Result<Vec<Quantity>, Vec<Denier>> {
@@ -43,21 +43,33 @@ impl Book<'_> {
         if budgets.is_empty() {
             return Ok(grants);
         }
-        let mut growths: Vec<Growth<'_>> = Vec::with_capacity(asks.len());
-        for (ask, grant) in asks.iter().zip(grants) {
-            let with = |to: Quantity| {
-                let (meter, properties, from) = (&ask.meter, &ask.properties, Quantity::default());
-                [growths.as_slice(), &[Growth { meter, properties, from, to }]].concat()
+        let growth = |(ask, to): (&'k Ask, Quantity)| {
+            let (meter, properties, from) = (&ask.meter, &ask.properties, Quantity::default());
+            Growth { meter, properties, from, to }
+        };
+        let fits =
+            |growths: &[Growth<'_>]| budgets.iter().all(|budget| self.fits_budget(budget, growths, at));
+        let asked: Vec<Growth<'_>> = asks.iter().zip(grants.iter().copied()).map(growth).collect();
+        if fits(&asked) {
+            return Ok(grants);
+        }
+        let least = |(ask, grant): (&Ask, &Quantity)| self.least(ask).min(*grant);
+        let least = asks.iter().zip(&grants).map(least);
+        let mut growths: Vec<Growth<'_>> = asks.iter().zip(least).map(growth).collect();
+        if !fits(&growths) {
+            return Err(self.cap_deniers(&budgets, &growths, &asked, at));
+        }
+        for place in order(asks) {
+            let step = if self.is_whole(&asks[place]) { Quantity::ONE } else { Quantity::SMALLEST };
+            let fits = |to: Quantity| {
+                let mut tried = growths.clone();
+                tried[place].to = to;
+                fits(&tried)
             };
-            let fits = |to: Quantity| budgets.iter().all(|budget| self.fits_budget(budget, &with(to), at));
-            let step = if self.is_whole(ask) { Quantity::ONE } else { Quantity::SMALLEST };
-            let left = match ask.grant {
-                _ if fits(grant) => Some(grant),
-                Grant::Exactly => None,
-                Grant::UpTo => largest(step, grant, fits),
-            };
-            let Some(left) = left else { return Err(self.cap_deniers(&budgets, &with(grant), at)) };
-            growths = with(left);
+            let grant = grants[place];
+            if asks[place].grant == Grant::UpTo {
+                growths[place].to = if fits(grant) { grant } else { largest(step, grant, fits) };
+            }
         }
         Ok(growths.into_iter().map(|growth| growth.to).collect())
     }
@@ -66,7 +78,7 @@ impl Book<'_> {
     pub(super) fn caps_passed(&self, path: &Path, growths: &[Growth<'_>], at: Timestamp) -> Vec<Denier> {
         let uses = growths.iter().map(|growth| (growth.meter, growth.properties));
         let budgets = self.budgets_met(path, uses, at);
-        self.cap_deniers(&budgets, growths, at)
+        self.cap_deniers(&budgets, growths, growths, at)
     }
 
     /// The caps on a path for which one of some uses costs something.
@@ -87,9 +99,14 @@ impl Book<'_> {
     }
 
     fn highest(&self, budget: &Budget<'_>, growths: &[Growth<'_>], at: Timestamp) -> Option<Amount> {
-        let more = |slice: &Slice, measure: Measure| {
+        let more = |portion: &Portion<'_>, key: &CounterKey| {
+            let (slice, measure) = (portion.slice, portion.measure);
             let meets =
                 |growth: &&Growth<'_>| *growth.meter == slice.meter && slice.admits(growth.properties, at);
+            if !slice.aggregation.is_reservable() {
+                let is_asked = growths.iter().any(|growth| meets(&growth));
+                return if is_asked { self.rise(key) } else { Total::default() };
+            }
             let added = |growth: &Growth<'_>| {
                 slice.measure_held(measure, growth.to) - slice.measure_held(measure, growth.from)
             };
@@ -102,9 +119,22 @@ impl Book<'_> {
         self.counters.get(key).map(|counter| counter.level).unwrap_or_default()
     }
 
-    fn cap_deniers(&self, budgets: &[Budget<'_>], growths: &[Growth<'_>], at: Timestamp) -> Vec<Denier> {
-        let denies = |budget: &&Budget<'_>| !self.fits_budget(budget, growths, at);
-        budgets.iter().filter(denies).map(|budget| self.cap_denier(budget, growths, at)).collect()
+    /// By how much a level that is checked would rise, or fall.
+    fn rise(&self, key: &CounterKey) -> Total {
+        let counter = self.counters.get(key);
+        counter.and_then(|counter| Some(counter.becomes? - counter.level.used)).unwrap_or_default()
+    }
+
+    /// The caps that do not leave room for the least of what is asked.
+    fn cap_deniers(
+        &self,
+        budgets: &[Budget<'_>],
+        least: &[Growth<'_>],
+        asked: &[Growth<'_>],
+        at: Timestamp,
+    ) -> Vec<Denier> {
+        let denies = |budget: &&Budget<'_>| !self.fits_budget(budget, least, at);
+        budgets.iter().filter(denies).map(|budget| self.cap_denier(budget, asked, at)).collect()
     }
 
     fn cap_denier(&self, budget: &Budget<'_>, growths: &[Growth<'_>], at: Timestamp) -> Denier {
@@ -124,14 +154,14 @@ impl Book<'_> {
     }
 }
 
-/// The largest multiple of a step, from one step up to a bound, that fits, where what fits fits with
-/// less, too.
-fn largest(step: Quantity, bound: Quantity, fits: impl Fn(Quantity) -> bool) -> Option<Quantity> {
+/// The largest multiple of a step, up to a bound, that fits, where what fits fits with less, too; one step
+/// does.
+fn largest(step: Quantity, bound: Quantity, fits: impl Fn(Quantity) -> bool) -> Quantity {
     let multiple = |n: i128| Total::from_nanos(n * step.nanos()).quantity();
-    let (mut fitting, mut passing) = (0, bound.nanos() / step.nanos() + 1);
+    let (mut fitting, mut passing) = (1, bound.nanos() / step.nanos() + 1);
     while passing - fitting > 1 {
         let middle = fitting + (passing - fitting) / 2;
         if multiple(middle).is_some_and(&fits) { fitting = middle } else { passing = middle }
     }
-    multiple(fitting).filter(|_| fitting > 0)
+    multiple(fitting).unwrap_or(step)
 }

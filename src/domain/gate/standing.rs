@@ -128,6 +128,12 @@ pub struct Since {
 impl Since {
     /// Later than anything.
     pub const UNKNOWN: Self = Self { at: Timestamp::MAX, version: i64::MAX };
+
+    /// When both were there.
+    #[must_use]
+    pub fn later(self, other: Self) -> Self {
+        Self { at: self.at.max(other.at), version: self.version.max(other.version) }
+    }
 }
 
 /// A limit of a plan in force.

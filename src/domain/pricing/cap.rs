@@ -51,7 +51,17 @@ impl SpendCap {
             fields.flaw(Violation::new("duplicate_key", "uses a spend cap's key twice").under("spend_caps"));
         }
         fields.finish()?;
-        caps.ok_or_else(Vec::new)
+        let caps = caps.ok_or_else(Vec::new)?;
+        let flaws: Vec<Violation> =
+            Self::refuse_withdrawn(&caps).map(|flaw| flaw.under("spend_caps")).collect();
+        if flaws.is_empty() { Ok(caps) } else { Err(flaws) }
+    }
+
+    /// What speaks against the currencies of new caps, each under its place.
+    pub fn refuse_withdrawn(caps: &[Self]) -> impl Iterator<Item = Violation> {
+        let flaw =
+            |(index, cap): (usize, &Self)| Some(cap.currency.refuse_withdrawn()?.under(&index.to_string()));
+        caps.iter().enumerate().filter_map(flaw)
     }
 
     /// The period around an instant.

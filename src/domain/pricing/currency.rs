@@ -12,6 +12,9 @@ use crate::domain::fields::{self, Read, Violation};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Currency(Iso);
 
+/// Those that are no legal tender any more, and which nothing new is priced in.
+const WITHDRAWN: [Iso; 5] = [Iso::BGN, Iso::CUC, Iso::HRK, Iso::SLL, Iso::ZWL];
+
 impl Currency {
     pub fn parse(code: &str) -> Read<Self> {
         let is_lower = code.bytes().all(|byte| byte.is_ascii_lowercase());
@@ -23,6 +26,13 @@ impl Currency {
 
     pub fn read(value: Value) -> Read<Self> {
         Self::parse(&fields::text(value)?)
+    }
+
+    /// What speaks against something new in it; what was kept in it stays.
+    pub fn refuse_withdrawn(self) -> Option<Violation> {
+        let detail =
+            || format!("{self} was withdrawn from ISO 4217; take the currency that came in its place");
+        WITHDRAWN.contains(&self.0).then(|| Violation::new("unknown_currency", detail()).under("currency"))
     }
 
     pub fn code(self) -> String {
@@ -70,6 +80,11 @@ mod tests {
             [("usd", Some(2)), ("eur", Some(2)), ("jpy", Some(0)), ("kwd", Some(3)), ("krw", Some(0))];
         for (code, expected) in cases {
             assert_eq!(digits(code), expected, "{code}");
+        }
+        for (code, is_withdrawn) in
+            [("hrk", true), ("bgn", true), ("eur", false), ("ves", false), ("xcg", false)]
+        {
+            assert_eq!(Currency::parse(code).unwrap().refuse_withdrawn().is_some(), is_withdrawn, "{code}");
         }
         for unknown in ["USD", "us", "zzz", "", "xau", "dollar", "Usd"] {
             assert_eq!(Currency::parse(unknown).unwrap_err()[0].code, "unknown_currency", "{unknown}");

@@ -1,5 +1,6 @@
 //! Which price rates what: the prices of one currency, by precedence. Of those in force, the one that
-//! names most dimensions of a use rates it; one without a filter is the default for the rest.
+//! names most dimensions of a use rates it, of several that name as many the one that is listed first; one
+//! without a filter is the default for the rest.
 
 use std::collections::BTreeSet;
 
@@ -92,27 +93,70 @@ impl<'a> PriceList<'a> {
     }
 }
 
-/// Two prices cannot have one key, nor rate the same use at the same time. `beside`: others of other
-/// keys, which are in order.
+/// Two prices cannot have one key, nor rate the same use at the same time by the same dimensions. `beside`:
+/// others of other keys, which are in order.
 pub fn refuse(prices: &[Price], beside: &[&Price]) -> Read<()> {
     let mut flaws = Vec::new();
     if has_repeats(&prices.iter().map(|price| &price.key).collect::<Vec<_>>()) {
         flaws.push(Violation::new("duplicate_key", "uses a price's key twice"));
     }
+    for (index, price) in prices.iter().enumerate() {
+        flaws.extend(price.currency.refuse_withdrawn().map(|flaw| flaw.under(&index.to_string())));
+    }
     for (index, price) in prices.iter().enumerate().filter(|(_, price)| price.meter.is_some()) {
         let rival = |other: &&Price| {
             other.meter == price.meter
                 && other.currency == price.currency
-                && other.filter == price.filter
+                && other.filter.is_alike(&price.filter)
+                && !other.filter.excludes(&price.filter)
                 && other.meets(price)
         };
         if let Some(other) = beside.iter().copied().chain(&prices[..index]).find(rival) {
             let detail = format!(
-                "rates what `{}` rates, at the same time; give it another filter or effective time",
+                "rates something that `{}` rates, at the same time, and neither is for a part of the other; give it another filter or effective time",
                 other.key
             );
             flaws.push(Violation::new("overlapping_prices", detail).under(&index.to_string()));
         }
     }
     if flaws.is_empty() { Ok(()) } else { Err(flaws) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{Value, json};
+
+    fn price(key: &str, filter: Value, times: [&str; 2]) -> Price {
+        let time = |day: &str| if day.is_empty() { Value::Null } else { json!(format!("{day}T00:00:00Z")) };
+        let [from, to] = times.map(time);
+        let price = json!({"key": key, "meter": "m", "filter": filter, "model": "per_unit", "currency": "usd",
+                           "unit_amount": 1, "effective_from": from, "effective_to": to});
+        Price::read(price.clone()).unwrap_or_else(|flaws| panic!("{price}: {flaws:?}"))
+    }
+
+    #[test]
+    fn two_prices_by_the_same_dimensions_share_nothing() {
+        let always = ["", ""];
+        let (before, after) = (["", "2026-11-01"], ["2026-11-01", ""]);
+        let cases = [
+            (json!({"a": "x"}), always, json!({"a": "x"}), always, true),
+            (json!({"a": ["x", "y"]}), always, json!({"a": ["y", "z"]}), always, true),
+            (json!({"a": ["x", "y"]}), always, json!({"a": ["z"]}), always, false),
+            (json!({"a": ["x", "y"]}), before, json!({"a": ["y", "z"]}), after, false),
+            (json!({}), always, json!({}), always, true),
+            (json!({}), always, json!({"a": "x"}), always, false),
+            // whichever is listed first
+            (json!({"a": "x"}), always, json!({"b": "x"}), always, false),
+            (json!({"a": "x", "b": ["x", "y"]}), always, json!({"a": ["x", "y"], "b": "y"}), always, true),
+            (json!({"a": "x", "b": "x"}), always, json!({"a": "x", "b": "y"}), always, false),
+        ];
+        for (one, when, other, then, overlaps) in cases {
+            let [one, other] = [price("one", one, when), price("other", other, then)];
+            let together = refuse(&[one.clone(), other.clone()], &[]);
+            let code = together.err().map(|flaws| (flaws[0].pointer.clone(), flaws[0].code));
+            assert_eq!(code, overlaps.then(|| ("/1".to_owned(), "overlapping_prices")), "{one:?} {other:?}");
+            assert_eq!(refuse(&[one], &[&other]).is_err(), overlaps, "{other:?}");
+        }
+    }
 }

@@ -12,7 +12,7 @@ use crate::domain::fields::{self, Fields, Read, Violation};
 use crate::domain::limits::{NAME_CHARS_MAX, PRICE_TIERS_MAX};
 use crate::domain::meter::Filter;
 use crate::domain::names::{ItemKey, MeterKey};
-use crate::domain::quantity::Quantity;
+use crate::domain::quantity::{Quantity, Total};
 use crate::domain::timestamp::Timestamp;
 use crate::domain::usage::Slice;
 
@@ -221,6 +221,24 @@ impl Model {
         Some(event_maximum.clone().map_or(fee.clone(), |most| fee.min(most)))
     }
 
+    /// What a percentage takes of a sum of values, but for what it looks at event by event.
+    pub fn plain_fee(&self, values: Total) -> Amount {
+        let Self::Percentage { rate, .. } = self else { return Amount::default() };
+        rate.percent_of(&Amount::of(values))
+    }
+
+    /// By how much the fee of an event of a value passes the plain share of it; below nothing where it is
+    /// less.
+    pub fn event_excess(&self, value: Quantity) -> Option<Amount> {
+        Some(self.event_fee(&value.into())? - self.plain_fee(value.into()))
+    }
+
+    /// What [`Self::event_excess`] comes to at most, whatever the value of an event: it never grows with
+    /// the value, so it is that of next to nothing.
+    pub fn event_excess_most(&self) -> Option<Amount> {
+        self.event_fee(&Amount::default())
+    }
+
     /// Whether what it comes to depends on each event by itself.
     pub fn bounds_events(&self) -> bool {
         matches!(self, Self::Percentage { event_minimum, event_maximum, .. }
@@ -280,10 +298,13 @@ impl RateTier {
     fn read(value: Value) -> Read<Self> {
         let mut fields = Fields::of(value)?;
         let up_to = fields.optional("up_to", bound);
-        let rate = fields.required("rate", amount::read);
-        let flat_amount = fields.optional("flat_amount", amount::read).unwrap_or_default();
+        let rate = fields.optional("rate", amount::read);
+        let flat_amount = fields.optional("flat_amount", amount::read);
+        if rate.is_none() && flat_amount.is_none() && !fields.is_flawed() {
+            fields.flaw(Violation::new("missing_field", "`rate` or `flat_amount` is required"));
+        }
         fields.finish()?;
-        let Some(rate) = rate else { return Err(Vec::new()) };
+        let (rate, flat_amount) = (rate.unwrap_or_default(), flat_amount.unwrap_or_default());
         Ok(Self { up_to, rate, flat_amount })
     }
 }
@@ -474,6 +495,16 @@ mod tests {
         ];
         for (tiers, pointer, code) in cases {
             assert_eq!(flaw(tiered(tiers.clone())), (pointer.to_owned(), code), "{tiers}");
+        }
+        // of either kind, a flat amount alone is enough
+        for model in ["graduated", "volume", "graduated_percentage"] {
+            let of = |tier: Value| {
+                let mut price = tiered(json!([tier]));
+                price["model"] = model.into();
+                price
+            };
+            assert_eq!(flaw(of(json!({"up_to": null}))), ("/tiers/0".to_owned(), "missing_field"), "{model}");
+            assert!(Price::read(of(json!({"up_to": null, "flat_amount": 5}))).is_ok(), "{model}");
         }
     }
 

@@ -245,25 +245,34 @@ impl World {
         at: Timestamp,
     ) -> Result<Vec<i64>, Vec<Value>> {
         let budgets: Vec<Budget> = self.budgets_met(path, asks, model, at).collect();
-        let mut more: Vec<(usize, Option<&str>, i64)> = Vec::new();
-        for (ask, grant) in asks.iter().zip(granted) {
-            let with = |value: i64| [more.as_slice(), &[(ask.meter, model, value)]].concat();
-            let fits = |value: i64| {
-                budgets.iter().all(|budget| self.highest(budget, &with(value), true) <= budget.amount)
-            };
-            let left = if fits(*grant) {
-                Some(*grant)
-            } else {
-                (1..=*grant).rev().find(|value| ask.up_to && fits(*value))
-            };
-            let Some(left) = left else {
-                let passed =
-                    budgets.iter().filter(|budget| self.highest(budget, &with(*grant), true) > budget.amount);
-                return Err(passed.map(|budget| self.cap_denier(budget, &with(*grant))).collect());
-            };
-            more = with(left);
+        let more = |values: &[i64]| -> Vec<(usize, Option<&str>, i64)> {
+            asks.iter().zip(values).map(|(ask, value)| (ask.meter, model, *value)).collect()
+        };
+        let passes =
+            |budget: &&Budget, values: &[i64]| self.highest(budget, &more(values), true) > budget.amount;
+        let fits = |values: &[i64]| !budgets.iter().any(|budget| passes(&budget, values));
+        if fits(granted) {
+            return Ok(granted.to_vec());
         }
-        Ok(more.into_iter().map(|(_, _, value)| value).collect())
+        let least = |(ask, grant): (&Ask, &i64)| if ask.up_to { *grant.min(&1) } else { *grant };
+        let mut values: Vec<i64> = asks.iter().zip(granted).map(least).collect();
+        let passed: Vec<&Budget> = budgets.iter().filter(|budget| passes(budget, &values)).collect();
+        if !passed.is_empty() {
+            return Err(passed.iter().map(|budget| self.cap_denier(budget, &more(granted))).collect());
+        }
+        // what is left goes to one after the other, by meter
+        let mut places: Vec<usize> = (0..asks.len()).filter(|place| asks[*place].up_to).collect();
+        places.sort_by_key(|place| METERS[asks[*place].meter]);
+        for place in places {
+            let with = |value: i64| {
+                let mut tried = values.clone();
+                tried[place] = value;
+                tried
+            };
+            let most = (values[place]..=granted[place]).rev().find(|value| fits(&with(*value)));
+            values[place] = most.unwrap_or(values[place]);
+        }
+        Ok(values)
     }
 
     fn cap_denier(&self, budget: &Budget, more: &[(usize, Option<&str>, i64)]) -> Value {

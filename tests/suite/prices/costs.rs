@@ -107,7 +107,10 @@ async fn what_is_taken_back_late_or_unpriced_shows() {
         .await;
     assert_eq!(lines(&service).await, ["a 1000.000000001 145.000000000125", "b 100100 550.000000000001"]);
     let cost = cost_of(&service, "/v1/subjects/s/usage").await;
-    assert_eq!(cost["unpriced"], json!([{"meter": "sum", "quantity": 9}]));
+    // of a meter that has prices the rest, and all of those that have none
+    let unpriced = [("count", 5), ("last", 9), ("max", 100_000), ("sum", 9), ("unique", 5)]
+        .map(|(meter, quantity)| json!({"meter": meter, "quantity": quantity}));
+    assert_eq!(cost["unpriced"], json!(unpriced));
     // after folding: an event of the past, and two that are taken back
     service.record(&json!(event("6", "02T00:00:00", json!(1), b))).await;
     for id in ["1", "3"] {
@@ -178,6 +181,9 @@ async fn a_cost_is_the_quote_of_the_same_usage() {
     }
     service.record(&json!(events)).await;
     sums.append(&mut counts);
+    for (meter, quantity) in [("last", "17.17"), ("max", "39.39"), ("unique", "40")] {
+        sums.push(json!({"meter": meter, "quantity": quantity}));
+    }
     service.put("/v1/rates", &json!({"from": "usd", "to": "jpy", "rate": "154.3"})).await;
     for currency in ["usd", "jpy"] {
         let quote = service

@@ -138,6 +138,36 @@ async fn by_cost_with_all_that_is_below_and_prices_of_their_own() {
 }
 
 #[tokio::test]
+async fn whose_cost_cannot_be_told_takes_no_rank_from_others() {
+    let service = service().await;
+    let prices = json!([
+        {"key": "p", "meter": "sum", "model": "per_unit", "currency": "eur", "unit_amount": 1},
+        {"key": "base", "model": "flat", "currency": "eur", "amount": 10}
+    ]);
+    service.put("/v1/subjects/deal/subscription", &json!({"plan": "pro", "prices": prices})).await;
+    let cases = [
+        ("usd", vec!["member 230", "org 220", "idle 10"], vec!["deal pro eur"]),
+        ("eur", vec!["deal 100"], vec!["idle pro usd", "member levels usd", "org pro usd"]),
+    ];
+    for (currency, ranked, unranked) in cases {
+        let query = format!("by=cost&{MONTH}&currency={currency}");
+        assert_eq!(top(&service, &query, |r| r["total"].to_string()).await, ranked, "{currency}");
+        let page = service.get(&format!("/v1/usage/top?{query}&limit=1")).await.json();
+        let text = |of: &Value, name: &str| of[name].as_str().unwrap().to_owned();
+        let named = |s: &Value| ["subject", "plan", "currency"].map(|name| text(s, name)).join(" ");
+        let named: Vec<String> = page["unranked"]["subjects"].as_array().unwrap().iter().map(named).collect();
+        assert_eq!((named, &page["unranked"]["count"]), (own(&unranked), &json!(unranked.len())));
+    }
+    service.put("/v1/rates", &json!({"from": "eur", "to": "usd", "rate": 2})).await;
+    let page = service.get(&format!("/v1/usage/top?by=cost&{MONTH}")).await.json();
+    assert_eq!((page["data"].as_array().unwrap().len(), &page["unranked"]), (4, &Value::Null));
+}
+
+fn own(names: &[&str]) -> Vec<String> {
+    names.iter().map(ToString::to_string).collect()
+}
+
+#[tokio::test]
 async fn by_limit_in_percent_of_what_each_may_use() {
     let service = service().await;
     let show = |r: &Value| {
