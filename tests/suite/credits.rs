@@ -1,6 +1,7 @@
 //! Credits as callers see them: given once, shown as they are, taken back.
 
 mod burning;
+mod ledger;
 mod packs;
 mod races;
 mod random;
