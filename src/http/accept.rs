@@ -10,7 +10,8 @@ pub(super) fn preferred<'a>(headers: &HeaderMap, offers: &[&'a str]) -> &'a str 
     let mut best: Option<(&str, (u16, u8, std::cmp::Reverse<usize>))> = None;
     for offer in offers {
         // the most exact range that meets it says how welcome it is
-        let meets = ranges.iter().enumerate().filter_map(|(place, range)| Some((range.exactness(offer)?, place)));
+        let meets =
+            ranges.iter().enumerate().filter_map(|(place, range)| Some((range.exactness(offer)?, place)));
         let Some((exactness, place)) = meets.min_by_key(|(exactness, place)| (3 - exactness, *place)) else {
             continue;
         };

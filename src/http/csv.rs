@@ -17,9 +17,7 @@ pub(super) fn usage(query: &UsageQuery, rows: &[UsageRow]) -> Result<Response, P
     let lines = rows.iter().map(|row| {
         let mut line = vec![row.window_start.to_string(), row.window_end.to_string()];
         line.push(named(row.subject.clone()));
-        line.extend(
-            query.group_by.iter().map(|name| named(row.group.get(name).cloned().flatten())),
-        );
+        line.extend(query.group_by.iter().map(|name| named(row.group.get(name).cloned().flatten())));
         line.push(row.value.map(|value| value.to_string()).unwrap_or_default());
         line.push(row.event_count.to_string());
         line

@@ -79,7 +79,8 @@ fn row(line: &InvoiceLine, currency: Currency) -> String {
     notes.push(format!("{} to {}", time(&line.period.start), time(&line.period.end)));
     let notes: Vec<String> = notes.iter().map(|note| escaped(note)).collect();
     write!(item, "<div class=\"notes\">{}</div>", notes.join(" &middot; ")).ok();
-    let quantity = if line.meter.is_some() { escaped(&grouped(line.quantity.as_str())) } else { String::new() };
+    let quantity =
+        if line.meter.is_some() { escaped(&grouped(line.quantity.as_str())) } else { String::new() };
     let mut rows = format!(
         "<tr><td>{item}</td><td class=\"number\">{quantity}</td><td class=\"number\">{}</td></tr>",
         money(&line.rounded(), currency)
@@ -142,11 +143,15 @@ fn exact(minor_units: &str, currency: Currency) -> String {
 
 /// How a price comes to its amount, beside its tiers.
 fn rates(line: &InvoiceLine, currency: Currency) -> Vec<String> {
-    let text = |name: &str| line.rates.get(name).map(|value| value.as_str().map_or_else(|| value.to_string(), str::to_owned));
+    let text = |name: &str| {
+        line.rates.get(name).map(|value| value.as_str().map_or_else(|| value.to_string(), str::to_owned))
+    };
     let money = |name: &str| text(name).map(|amount| exact(&amount, currency));
     let count = |name: &str| text(name).map(|count| grouped(&count));
     let per = match (count("per_units"), line.model.as_str()) {
-        (Some(units), "package") => format!("for each package of {units}, rounded {}", text("round").unwrap_or_default()),
+        (Some(units), "package") => {
+            format!("for each package of {units}, rounded {}", text("round").unwrap_or_default())
+        }
         (Some(units), _) => format!("for {units}"),
         (None, _) => "each".to_owned(),
     };

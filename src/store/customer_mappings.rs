@@ -9,11 +9,7 @@ use crate::domain::timestamp::Timestamp;
 
 /// Notes the customer that a subject is mapped to now, and the end of the one before. The caller holds the
 /// configuration lock.
-pub async fn note(
-    connection: &mut PgConnection,
-    subject_id: i64,
-    now: Timestamp,
-) -> Result<(), StoreError> {
+pub async fn note(connection: &mut PgConnection, subject_id: i64, now: Timestamp) -> Result<(), StoreError> {
     sqlx::query(
         "update customer_mappings m set mapped_until = greatest(m.mapped_from, $2)
          from subjects s where s.id = $1 and m.subject_id = s.id and m.mapped_until is null

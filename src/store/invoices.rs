@@ -172,8 +172,10 @@ pub async fn of_payer(
         "{SELECT} where i.customer_id = $1 and i.subject_id = $3 and (i.status = 'draft' or i.period_to > $2)
          order by i.period_from, i.currency"
     );
-    let rows =
-        sqlx::query(sqlx::AssertSqlSafe(sql)).bind(payer.customer_id).bind(ended_after).bind(payer.subject_id);
+    let rows = sqlx::query(sqlx::AssertSqlSafe(sql))
+        .bind(payer.customer_id)
+        .bind(ended_after)
+        .bind(payer.subject_id);
     rows.fetch_all(connection).await?.iter().map(read).collect()
 }
 
@@ -249,7 +251,9 @@ pub async fn payers(
     .fetch_all(connection)
     .await?;
     rows.iter()
-        .map(|row| Ok(Payer { customer_id: row.try_get("customer_id")?, subject_id: row.try_get("subject_id")? }))
+        .map(|row| {
+            Ok(Payer { customer_id: row.try_get("customer_id")?, subject_id: row.try_get("subject_id")? })
+        })
         .collect()
 }
 

@@ -350,7 +350,10 @@ mod tests {
         for later in ["commitment", "only_used", "plan_name"] {
             older.as_object_mut().unwrap().remove(later);
         }
-        assert_eq!(Terms::read(older).unwrap(), Terms { commitment: None, only_used: false, plan_name: None, ..terms });
+        assert_eq!(
+            Terms::read(older).unwrap(),
+            Terms { commitment: None, only_used: false, plan_name: None, ..terms }
+        );
         let line = line(25).explained(&price(), None, Some("AI".to_owned()));
         assert_eq!(line.rates.keys().collect::<Vec<_>>(), ["minimum_amount"]);
         let text = serde_json::to_string(&line).unwrap();

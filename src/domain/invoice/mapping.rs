@@ -23,8 +23,7 @@ impl Mappings {
 
     /// The customer that the subject was mapped to last within a span: it owes the fees.
     pub fn last_in(&self, span: Span) -> Option<i64> {
-        let meets =
-            |it: &&Mapping| it.from < span.to && it.until.is_none_or(|until| until > span.from);
+        let meets = |it: &&Mapping| it.from < span.to && it.until.is_none_or(|until| until > span.from);
         self.0.iter().rev().find(meets).map(|it| it.customer_id)
     }
 

@@ -8,7 +8,8 @@ use serde::Serialize;
 use sqlx::PgConnection;
 use uuid::Uuid;
 
-use super::drafting::{Draft, Plans};
+use super::drafting::Draft;
+use super::plans::Plans;
 use super::{Engine, EngineError};
 use crate::domain::environment::Environment;
 use crate::domain::invoice::line::total;

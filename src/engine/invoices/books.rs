@@ -7,7 +7,7 @@ use serde_json::Value;
 use sqlx::PgConnection;
 
 use super::EngineError;
-use super::drafting::Plans;
+use super::plans::Plans;
 use crate::domain::fields;
 use crate::domain::invoice::mapping::Mappings;
 use crate::domain::invoice::timeline::{BillingPeriod, Own, Timeline, Turn};

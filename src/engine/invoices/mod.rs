@@ -6,6 +6,8 @@ mod billing;
 mod books;
 mod comparing;
 mod drafting;
+mod plans;
+mod rating;
 mod upcoming;
 
 use serde::Serialize;

@@ -4,7 +4,7 @@ use sqlx::PgConnection;
 use uuid::Uuid;
 
 use super::books::Book;
-use super::drafting::Plans;
+use super::plans::Plans;
 use super::{Engine, EngineError, InvoiceView, payer_of};
 use crate::domain::environment::Environment;
 use crate::domain::names::SubjectId;
@@ -57,7 +57,9 @@ async fn why_none(
     let mut plans = Plans::read(connection, environment).await?;
     let book = Book::read(connection, &mut plans, payer).await?;
     let Some(turn) = book.timeline.at(now) else {
-        return Ok(format!("neither `{subject}` nor a subject above it is on a plan with prices: put it on one"));
+        return Ok(format!(
+            "neither `{subject}` nor a subject above it is on a plan with prices: put it on one"
+        ));
     };
     if !plans.rate_any(connection, std::slice::from_ref(turn)).await? {
         return Ok(format!("the plan `{}` has no prices: put `{subject}` on one that has", turn.plan));
@@ -66,5 +68,7 @@ async fn why_none(
         let status = turn.status.as_str();
         return Ok(format!("the subscription of `{subject}` is `{status}`: nothing is billed meanwhile"));
     }
-    Ok(format!("nothing was used for the customer of `{subject}` in this period, and another one owes the fees"))
+    Ok(format!(
+        "nothing was used for the customer of `{subject}` in this period, and another one owes the fees"
+    ))
 }

@@ -35,7 +35,8 @@ impl Engine {
         if catalog.credit_packs.is_empty() {
             return Ok(None);
         }
-        let no_key = || Outcome::Waits("an invoice has more lines than were told, and no key to ask for them with");
+        let no_key =
+            || Outcome::Waits("an invoice has more lines than were told, and no key to ask for them with");
         match self.inner.webhooks.desk(environment).stripe.as_ref().filter(|_| purchase.has_more) {
             Some(stripe) => match lines(stripe.client(), &purchase).await {
                 Ok(Some(lines)) => purchase.items = webhook::items_of(&lines),
@@ -95,7 +96,9 @@ async fn lines(client: &Client, purchase: &Purchase) -> Result<Option<Vec<Value>
     let mut lines: Vec<Value> = Vec::new();
     for _ in 0..PAGES_MAX {
         let mut query = vec![("limit", PAGE_MAX.to_string())];
-        query.extend(lines.last().and_then(|line| line["id"].as_str()).map(|id| ("starting_after", id.to_owned())));
+        query.extend(
+            lines.last().and_then(|line| line["id"].as_str()).map(|id| ("starting_after", id.to_owned())),
+        );
         let mut page = match client.get(&path, &query).await {
             Err(fault) if fault.status == Some(404) => return Ok(None),
             page => page?,

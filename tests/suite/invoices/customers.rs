@@ -137,7 +137,10 @@ async fn a_customer_below_pays_for_its_usage_by_the_nearest_subscription() {
     let of_unit = books.of_customer("cus_unit").await;
     assert_eq!(of_unit[0], "MG-000001 final 11-20..12-01 30: use 30 30");
     assert_eq!(of_unit[1], "MG-000003 final 12-01..01-01 20: use 2 20");
-    assert_eq!(books.of_customer("cus_acme").await[0], "MG-000002 final 11-20..12-20 504: use 4 4, fee 0 500");
+    assert_eq!(
+        books.of_customer("cus_acme").await[0],
+        "MG-000002 final 11-20..12-20 504: use 4 4, fee 0 500"
+    );
 }
 
 #[tokio::test]

@@ -107,7 +107,10 @@ async fn each_line_says_how_its_amount_comes_about() {
     })).await;
     let draft = books.upcoming("acme").await;
     assert_eq!(draft["lines"][0]["rates"].as_object().unwrap().len(), 3, "{draft}");
-    assert_eq!((&draft["lines"][0]["plan_name"], &draft["lines"][0]["meter_name"]), (&json!("Pro plan"), &json!("AI tokens")));
+    assert_eq!(
+        (&draft["lines"][0]["plan_name"], &draft["lines"][0]["meter_name"]),
+        (&json!("Pro plan"), &json!("AI tokens"))
+    );
     let page = books.as_type(UPCOMING, "text/html").await.text;
     for said in [
         "AI tokens",
