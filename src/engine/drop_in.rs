@@ -156,7 +156,7 @@ impl Engine {
                 return Ok(subject);
             }
             configuration::lock_for_change(&mut transaction, environment).await?;
-            let payer = payer(&mut transaction, environment, &customer).await?;
+            let payer = payer(&mut transaction, environment, &customer, &clock).await?;
             let subject = match named {
                 Some(named) if named != payer => {
                     adopt(&mut transaction, environment, &named, &payer, &clock).await?;
@@ -204,6 +204,7 @@ async fn payer(
     connection: &mut PgConnection,
     environment: Environment,
     customer: &StripeCustomerId,
+    clock: &Clock,
 ) -> Result<SubjectId, EngineError> {
     if let Some((_, payer)) = store::subjects::of_customer(connection, environment, customer.as_str()).await?
     {
@@ -218,7 +219,8 @@ async fn payer(
         let flaw = Violation::new("customer_unmapped", detail);
         return Err(EngineError::invalid(flaw.under("payload")));
     }
-    set_customer(connection, environment, row.id, Some(customer.as_str())).await?;
+    let now = clock.now(environment, store::usage::now(connection).await?);
+    set_customer(connection, environment, row.id, Some(customer.as_str()), now).await?;
     Ok(payer)
 }
 

@@ -101,7 +101,8 @@ impl Engine {
             }
             if let Some(customer) = &change.stripe_customer_id {
                 let customer = customer.as_ref().map(StripeCustomerId::as_str);
-                set_customer(&mut transaction, environment, row.id, customer)
+                let now = clock.now(environment, store::usage::now(&mut transaction).await?);
+                set_customer(&mut transaction, environment, row.id, customer, now)
                     .await
                     .map_err(taken_customer)?;
             }
@@ -160,8 +161,9 @@ pub(super) async fn set_customer(
     environment: Environment,
     subject_id: i64,
     customer: Option<&str>,
+    now: Timestamp,
 ) -> Result<(), StoreError> {
-    store::subjects::set_customer(connection, environment, subject_id, customer).await?;
+    store::subjects::set_customer(connection, environment, subject_id, customer, now).await?;
     if let Some(customer) = customer {
         store::stripe_subscriptions::unsettle_customer(connection, environment, customer).await?;
     }

@@ -1,23 +1,23 @@
-//! The same rows as CSV (RFC 4180).
+//! The same rows as CSV (RFC 4180). What somebody else named is never a formula to whoever opens it in a
+//! spreadsheet.
 
 use axum::http::header;
 use axum::response::{IntoResponse, Response};
 
 use super::problem::Problem;
+use crate::domain::quantity::Total;
 use crate::domain::usage::{UsageQuery, UsageRow};
 use crate::engine::{EngineError, InvoiceView, Report};
 
 /// One line per row; a dimension's column is named after it.
 pub(super) fn usage(query: &UsageQuery, rows: &[UsageRow]) -> Result<Response, Problem> {
     let mut header = vec!["window_start".to_owned(), "window_end".to_owned(), "subject".to_owned()];
-    header.extend(query.group_by.iter().cloned());
+    header.extend(query.group_by.iter().map(|name| named(Some(name.clone()))));
     header.extend(["value".to_owned(), "event_count".to_owned()]);
     let lines = rows.iter().map(|row| {
         let mut line = vec![row.window_start.to_string(), row.window_end.to_string()];
-        line.push(row.subject.clone().unwrap_or_default());
-        line.extend(
-            query.group_by.iter().map(|name| row.group.get(name).cloned().flatten().unwrap_or_default()),
-        );
+        line.push(named(row.subject.clone()));
+        line.extend(query.group_by.iter().map(|name| named(row.group.get(name).cloned().flatten())));
         line.push(row.value.map(|value| value.to_string()).unwrap_or_default());
         line.push(row.event_count.to_string());
         line
@@ -31,7 +31,7 @@ pub(super) fn report(report: &Report) -> Result<Response, Problem> {
     let lines = report.meters.iter().map(|meter| {
         vec![
             meter.meter.to_string(),
-            meter.unit.clone().unwrap_or_default(),
+            named(meter.unit.clone()),
             meter.value.map(|value| value.to_string()).unwrap_or_default(),
             meter.event_count.to_string(),
         ]
@@ -67,8 +67,8 @@ pub(super) fn invoice(invoice: &InvoiceView) -> Result<Response, Problem> {
             invoice.id.to_string(),
             invoice.number.clone().unwrap_or_default(),
             invoice.status.clone(),
-            invoice.subject.clone(),
-            invoice.customer.clone(),
+            named(Some(invoice.subject.clone())),
+            named(Some(invoice.customer.clone())),
             line.kind.as_str().to_owned(),
             line.plan.clone(),
             line.price.clone().unwrap_or_default(),
@@ -86,6 +86,13 @@ pub(super) fn invoice(invoice: &InvoiceView) -> Result<Response, Problem> {
     write(header.map(str::to_owned).to_vec(), lines)
 }
 
+/// A text of somebody else's: an apostrophe before what a spreadsheet would reckon with, but for numbers.
+fn named(text: Option<String>) -> String {
+    let text = text.unwrap_or_default();
+    let is_formula = text.starts_with(['=', '+', '-', '@', '\t', '\r']);
+    if is_formula && Total::from_decimal(&text).is_err() { format!("'{text}") } else { text }
+}
+
 fn write(header: Vec<String>, lines: impl Iterator<Item = Vec<String>>) -> Result<Response, Problem> {
     let mut writer = csv::Writer::from_writer(Vec::new());
     let failed = |why: String| Problem::from(EngineError::Internal(format!("csv: {why}")));
@@ -95,4 +102,30 @@ fn write(header: Vec<String>, lines: impl Iterator<Item = Vec<String>>) -> Resul
     }
     let bytes = writer.into_inner().map_err(|why| failed(why.to_string()))?;
     Ok(([(header::CONTENT_TYPE, "text/csv; charset=utf-8")], bytes).into_response())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::named;
+
+    #[test]
+    fn no_name_is_a_formula() {
+        let cases = [
+            ("=1+1", "'=1+1"),
+            ("+cmd|' /C calc'!A0", "'+cmd|' /C calc'!A0"),
+            ("-2+3", "'-2+3"),
+            ("@SUM(A1)", "'@SUM(A1)"),
+            ("\t=1", "'\t=1"),
+            ("\r=1", "'\r=1"),
+            ("-5", "-5"),
+            ("-0.25", "-0.25"),
+            ("gpt-4o", "gpt-4o"),
+            ("a=b", "a=b"),
+            ("", ""),
+        ];
+        for (text, expected) in cases {
+            assert_eq!(named(Some(text.to_owned())), expected, "{text:?}");
+        }
+        assert_eq!(named(None), "");
+    }
 }

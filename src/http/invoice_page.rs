@@ -29,10 +29,10 @@ fn html(invoice: &InvoiceView) -> String {
     let mut facts = vec![
         ("Status", invoice.status.clone()),
         ("Billed to", format!("{} ({})", invoice.subject, invoice.customer)),
-        ("Period", format!("{} to {}", invoice.period.from, invoice.period.to)),
+        ("Period", format!("{} to {}", time(&invoice.period.from), time(&invoice.period.to))),
     ];
-    facts.extend(invoice.finalized_at.map(|at| ("Finalized", at.to_string())));
-    facts.extend(invoice.finalizes_at.map(|at| ("Final from", at.to_string())));
+    facts.extend(invoice.finalized_at.map(|at| ("Finalized", time(&at))));
+    facts.extend(invoice.finalizes_at.map(|at| ("Final from", time(&at))));
     facts.extend(invoice.provider.as_ref().map(|it| ("Stripe", format!("{}, {}", it.invoice, it.status))));
     let facts: Vec<String> =
         facts.iter().map(|(name, value)| format!("<dt>{name}</dt><dd>{}</dd>", escaped(value))).collect();
@@ -61,7 +61,7 @@ fn html(invoice: &InvoiceView) -> String {
 fn row(line: &InvoiceLine, currency: Currency) -> String {
     let name = line.price.as_ref().unwrap_or(&line.model);
     let mut item = format!("<strong>{}</strong>", escaped(name));
-    if let Some(meter) = line.meter.as_ref().filter(|meter| *meter != name) {
+    if let Some(meter) = line.meter_name.as_ref().or(line.meter.as_ref()).filter(|meter| *meter != name) {
         write!(item, " {}", escaped(meter)).ok();
     }
     let mut notes = Vec::new();
@@ -70,16 +70,17 @@ fn row(line: &InvoiceLine, currency: Currency) -> String {
     }
     match &line.corrects {
         Some(number) => notes.push(format!("correction of {number}")),
-        None => notes.push(format!("plan {}", line.plan)),
+        None => notes.push(format!("plan {}", line.plan_name.as_ref().unwrap_or(&line.plan))),
     }
     if let Some(bound) = &line.bound {
         let side = if line.kind == Kind::Minimum { "least" } else { "most" };
         notes.push(format!("all lines come to {} at {side}", exact(bound.as_str(), currency)));
     }
-    notes.push(format!("{} to {}", line.period.start, line.period.end));
+    notes.push(format!("{} to {}", time(&line.period.start), time(&line.period.end)));
     let notes: Vec<String> = notes.iter().map(|note| escaped(note)).collect();
     write!(item, "<div class=\"notes\">{}</div>", notes.join(" &middot; ")).ok();
-    let quantity = if line.meter.is_some() { escaped(line.quantity.as_str()) } else { String::new() };
+    let quantity =
+        if line.meter.is_some() { escaped(&grouped(line.quantity.as_str())) } else { String::new() };
     let mut rows = format!(
         "<tr><td>{item}</td><td class=\"number\">{quantity}</td><td class=\"number\">{}</td></tr>",
         money(&line.rounded(), currency)
@@ -88,6 +89,10 @@ fn row(line: &InvoiceLine, currency: Currency) -> String {
     for tier in &line.tiers {
         rows.push_str(&tier_row(tier, &below, &line.model, currency));
         below = tier.up_to.as_ref().map(ToString::to_string).unwrap_or_default();
+    }
+    let rates = rates(line, currency);
+    if !rates.is_empty() {
+        write!(rows, "<tr class=\"tier\"><td colspan=\"3\">{}</td></tr>", escaped(&rates.join(", "))).ok();
     }
     if let Some(adjustment) = &line.adjustment {
         write!(
@@ -102,10 +107,10 @@ fn row(line: &InvoiceLine, currency: Currency) -> String {
 
 fn tier_row(tier: &LineTier, below: &str, model: &str, currency: Currency) -> String {
     let range = match &tier.up_to {
-        Some(up_to) if model == "volume" || below == "0" => format!("up to {up_to}"),
-        Some(up_to) => format!("above {below}, up to {up_to}"),
+        Some(up_to) if model == "volume" || below == "0" => format!("up to {}", grouped(up_to.as_str())),
+        Some(up_to) => format!("above {}, up to {}", grouped(below), grouped(up_to.as_str())),
         None if model == "volume" || below == "0" => "all".to_owned(),
-        None => format!("above {below}"),
+        None => format!("above {}", grouped(below)),
     };
     let mut at = format!("{} each", exact(tier.unit_amount.as_str(), currency));
     if tier.flat_amount.as_str() != "0" {
@@ -115,7 +120,7 @@ fn tier_row(tier: &LineTier, below: &str, model: &str, currency: Currency) -> St
         "<tr class=\"tier\"><td>{} at {}</td><td class=\"number\">{}</td><td class=\"number\">{}</td></tr>",
         escaped(&range),
         escaped(&at),
-        escaped(tier.quantity.as_str()),
+        escaped(&grouped(tier.quantity.as_str())),
         exact(tier.amount.as_str(), currency),
     )
 }
@@ -124,7 +129,7 @@ fn tier_row(tier: &LineTier, below: &str, model: &str, currency: Currency) -> St
 fn money(units: &MinorUnits, currency: Currency) -> String {
     format!(
         "{}&nbsp;{}",
-        units.in_major_units(currency.digits()),
+        grouped(&units.in_major_units(currency.digits())),
         escaped(&currency.code().to_ascii_uppercase())
     )
 }
@@ -133,7 +138,57 @@ fn money(units: &MinorUnits, currency: Currency) -> String {
 fn exact(minor_units: &str, currency: Currency) -> String {
     let digits = i32::try_from(currency.digits()).unwrap_or_default();
     let amount = Amount::from_sum(minor_units).unwrap_or_default();
-    amount.shifted(-digits).to_string()
+    grouped(&amount.shifted(-digits).to_string())
+}
+
+/// How a price comes to its amount, beside its tiers.
+fn rates(line: &InvoiceLine, currency: Currency) -> Vec<String> {
+    let text = |name: &str| {
+        line.rates.get(name).map(|value| value.as_str().map_or_else(|| value.to_string(), str::to_owned))
+    };
+    let money = |name: &str| text(name).map(|amount| exact(&amount, currency));
+    let count = |name: &str| text(name).map(|count| grouped(&count));
+    let per = match (count("per_units"), line.model.as_str()) {
+        (Some(units), "package") => {
+            format!("for each package of {units}, rounded {}", text("round").unwrap_or_default())
+        }
+        (Some(units), _) => format!("for {units}"),
+        (None, _) => "each".to_owned(),
+    };
+    [
+        money("unit_amount").map(|amount| format!("{amount} {per}")),
+        count("rate").map(|rate| format!("{rate} %")),
+        money("fixed_amount").filter(|amount| amount != "0").map(|amount| format!("and {amount} an event")),
+        money("event_minimum").map(|amount| format!("at least {amount} an event")),
+        money("event_maximum").map(|amount| format!("at most {amount} an event")),
+        count("free_units").map(|units| format!("the first {units} free")),
+        money("minimum_amount").map(|amount| format!("at least {amount}")),
+        money("maximum_amount").map(|amount| format!("at most {amount}")),
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
+}
+
+/// A decimal with its thousands parted.
+fn grouped(number: &str) -> String {
+    let (sign, rest) = number.strip_prefix('-').map_or(("", number), |rest| ("-", rest));
+    let (whole, fraction) = rest.split_once('.').map_or((rest, String::new()), |(w, f)| (w, format!(".{f}")));
+    let mut parted = String::new();
+    for (place, digit) in whole.chars().enumerate() {
+        if place > 0 && (whole.len() - place).is_multiple_of(3) {
+            parted.push(',');
+        }
+        parted.push(digit);
+    }
+    format!("{sign}{parted}{fraction}")
+}
+
+/// A time to the second, as it is read.
+fn time(at: &impl ToString) -> String {
+    let text = at.to_string();
+    let to_the_second = text.split(['.', 'Z']).next().unwrap_or_default();
+    to_the_second.replacen('T', " ", 1)
 }
 
 fn escaped(text: &str) -> String {
@@ -151,4 +206,26 @@ fn escaped(text: &str) -> String {
         }
     }
     escaped
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_and_times_are_read_at_a_glance() {
+        let cases = [
+            ("0", "0"),
+            ("12", "12"),
+            ("999", "999"),
+            ("1000", "1,000"),
+            ("-1234567.891011", "-1,234,567.891011"),
+            ("-123.45", "-123.45"),
+        ];
+        for (number, expected) in cases {
+            assert_eq!(grouped(number), expected);
+        }
+        assert_eq!(time(&"2026-11-20T10:00:00.123456Z"), "2026-11-20 10:00:00");
+        assert_eq!(time(&"2026-11-20T10:00:00Z"), "2026-11-20 10:00:00");
+    }
 }

@@ -2,13 +2,13 @@
 
 use axum::Json;
 use axum::extract::{Extension, Path, State};
-use axum::http::{HeaderMap, Uri, header};
+use axum::http::{HeaderMap, Uri};
 use axum::response::{IntoResponse, Response};
 use uuid::Uuid;
 
 use super::problem::Problem;
 use super::query::{self, Parameters};
-use super::{Api, csv, invoice_page, subjects};
+use super::{Api, accept, csv, invoice_page, subjects};
 use crate::domain::fields::{Read, Violation};
 use crate::engine::InvoiceView;
 use crate::engine::access::Principal;
@@ -84,12 +84,9 @@ fn against(value: String) -> Read<()> {
 
 /// In the form that is asked for.
 fn shown(invoice: &InvoiceView, headers: &HeaderMap) -> Result<Response, Problem> {
-    let accept = headers.get(header::ACCEPT).and_then(|value| value.to_str().ok()).unwrap_or_default();
-    if accept.contains("text/csv") {
-        csv::invoice(invoice)
-    } else if accept.contains("text/html") {
-        Ok(invoice_page::page(invoice))
-    } else {
-        Ok(Json(invoice).into_response())
+    match accept::preferred(headers, &["application/json", "text/csv", "text/html"]) {
+        "text/csv" => csv::invoice(invoice),
+        "text/html" => Ok(invoice_page::page(invoice)),
+        _ => Ok(Json(invoice).into_response()),
     }
 }

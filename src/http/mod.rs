@@ -1,6 +1,7 @@
 //! HTTP: every route on one screen, handlers of a few lines, one file per resource. Nothing is
 //! decided here; requests become calls of the engine, and what it answers becomes JSON or a problem.
 
+mod accept;
 mod access;
 mod body;
 mod catalog;

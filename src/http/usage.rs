@@ -2,14 +2,14 @@
 
 use axum::Json;
 use axum::extract::{Extension, Path, State};
-use axum::http::{HeaderMap, Uri, header};
+use axum::http::{HeaderMap, Uri};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 
 use super::access::forbidden;
 use super::problem::Problem;
 use super::query::{self, Parameters};
-use super::{Api, csv, subjects};
+use super::{Api, accept, csv, subjects};
 use crate::domain::fields::Violation;
 use crate::domain::limits::{FILTER_VALUES_MAX, METER_DIMENSIONS_MAX, USAGE_SUBJECTS_MAX};
 use crate::domain::names::{MeterKey, SubjectId};
@@ -214,8 +214,5 @@ fn read_query(uri: &Uri) -> Result<UsageQuery, Problem> {
 }
 
 fn wants_csv(headers: &HeaderMap) -> bool {
-    headers
-        .get(header::ACCEPT)
-        .and_then(|value| value.to_str().ok())
-        .is_some_and(|accept| accept.contains("text/csv"))
+    accept::preferred(headers, &["application/json", "text/csv"]) == "text/csv"
 }

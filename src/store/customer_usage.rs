@@ -37,14 +37,39 @@ pub struct CustomerUsage {
     pub event_fees: Option<Amount>,
 }
 
-/// The paths on which usage of a customer may lie.
-pub async fn paths(connection: &mut PgConnection, customer_id: i64) -> Result<Vec<i64>, StoreError> {
+/// The paths on which usage of a customer may lie, of those that have a subject as the nearest that was
+/// ever mapped to it.
+pub async fn paths(
+    connection: &mut PgConnection,
+    customer_id: i64,
+    subject_id: i64,
+) -> Result<Vec<i64>, StoreError> {
     let found = sqlx::query_scalar(
         "select p.id from paths p
-         where p.ancestors && array(select subject_id from customer_subjects where customer_id = $1)",
+         where p.ancestors && array[$2::bigint] and $2 = (
+             select level.id from unnest(p.ancestors) with ordinality as level (id, n)
+             where exists (select from customer_mappings m where m.customer_id = $1 and m.subject_id = level.id)
+             order by level.n limit 1)",
     )
     .bind(customer_id)
+    .bind(subject_id)
     .fetch_all(connection)
+    .await?;
+    Ok(found)
+}
+
+/// Whether anything was recorded for a customer.
+pub async fn is_any(connection: &mut PgConnection, whose: Whose<'_>) -> Result<bool, StoreError> {
+    let found = sqlx::query_scalar(
+        "select exists (select from events where environment = $1 and customer_id = $2 and path_id = any($3)
+                                             and occurred_at >= $4 and occurred_at < $5)",
+    )
+    .bind(whose.environment.code())
+    .bind(whose.customer_id)
+    .bind(whose.paths)
+    .bind(whose.span.from)
+    .bind(whose.span.to)
+    .fetch_one(connection)
     .await?;
     Ok(found)
 }

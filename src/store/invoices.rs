@@ -1,5 +1,7 @@
 //! Invoices: drafts, which say no more than whose they are and of when, and those that were numbered.
 
+use std::collections::BTreeSet;
+
 use serde_json::Value;
 use sqlx::postgres::PgRow;
 use sqlx::types::Json;
@@ -58,7 +60,7 @@ pub struct InvoiceFilter {
     pub status: Option<String>,
 }
 
-/// A customer that may have something to pay.
+/// A customer that may have something to pay, and the subject that is or was mapped to it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Payer {
     pub customer_id: i64,
@@ -71,6 +73,13 @@ pub struct Opening {
     pub id: Uuid,
     pub currency: Currency,
     pub period: Span,
+}
+
+impl Opening {
+    /// One for each currency.
+    pub fn each(currencies: &BTreeSet<Currency>, period: Span) -> impl Iterator<Item = Self> {
+        currencies.iter().map(move |currency| Self { id: Uuid::now_v7(), currency: *currency, period })
+    }
 }
 
 fn unreadable(what: impl std::fmt::Debug) -> StoreError {
@@ -154,28 +163,33 @@ pub async fn find(
 }
 
 /// Those of a customer, the oldest period first; of numbered ones those that ended after a time.
-pub async fn of_customer(
+pub async fn of_payer(
     connection: &mut PgConnection,
-    customer_id: i64,
+    payer: Payer,
     ended_after: Timestamp,
 ) -> Result<Vec<InvoiceRow>, StoreError> {
     let sql = format!(
-        "{SELECT} where i.customer_id = $1 and (i.status = 'draft' or i.period_to > $2)
+        "{SELECT} where i.customer_id = $1 and i.subject_id = $3 and (i.status = 'draft' or i.period_to > $2)
          order by i.period_from, i.currency"
     );
-    let rows = sqlx::query(sqlx::AssertSqlSafe(sql)).bind(customer_id).bind(ended_after);
+    let rows = sqlx::query(sqlx::AssertSqlSafe(sql))
+        .bind(payer.customer_id)
+        .bind(ended_after)
+        .bind(payer.subject_id);
     rows.fetch_all(connection).await?.iter().map(read).collect()
 }
 
 /// When the last numbered period of a customer ended, and when one was numbered last.
 pub async fn billed_until(
     connection: &mut PgConnection,
-    customer_id: i64,
+    payer: Payer,
 ) -> Result<Option<(Timestamp, Timestamp)>, StoreError> {
     let (until, at): (Option<Timestamp>, Option<Timestamp>) = sqlx::query_as(
-        "select max(period_to), max(finalized_at) from invoices where customer_id = $1 and status = 'final'",
+        "select max(period_to), max(finalized_at) from invoices
+         where customer_id = $1 and subject_id = $2 and status = 'final'",
     )
-    .bind(customer_id)
+    .bind(payer.customer_id)
+    .bind(payer.subject_id)
     .fetch_one(connection)
     .await?;
     Ok(until.zip(at))
@@ -206,8 +220,8 @@ pub async fn list(
     rows.fetch_all(connection).await?.iter().map(read).collect()
 }
 
-/// Customers whose drafts may not be what their subscriptions say now: those who are, or were, on one of
-/// some plans, or have been billed.
+/// Customers whose drafts may not be what their subscriptions say now: those whose subjects, or some above,
+/// are or were on one of some plans, and those that have been billed.
 pub async fn payers(
     connection: &mut PgConnection,
     environment: Environment,
@@ -215,13 +229,21 @@ pub async fn payers(
     now: Timestamp,
 ) -> Result<Vec<Payer>, StoreError> {
     let rows = sqlx::query(
-        "select s.customer_id, s.id from subjects s join subscriptions sub on sub.subject_id = s.id
-         where s.environment = $1 and s.customer_id is not null
-           and (exists (select from subscription_history h where h.subject_id = s.id and (h.plan = any($2) or h.prices <> '[]'))
-                or exists (select from invoices i where i.customer_id = s.customer_id))
-           and not exists (select from invoices i where i.customer_id = s.customer_id and i.status = 'draft'
-                           and i.period_to > $3 and i.looked_at >= sub.updated_at)
-         order by s.customer_id",
+        "select m.customer_id, m.subject_id
+         from (select customer_id, subject_id, max(mapped_until) as mapped_until from customer_mappings
+               group by customer_id, subject_id) m
+         join subjects s on s.id = m.subject_id
+         join paths p on p.id = s.path_id
+         where s.environment = $1
+           and (exists (select from subscription_history h
+                        where h.subject_id = any(p.ancestors) and (h.plan = any($2) or h.prices <> '[]'))
+                or exists (select from invoices i where i.customer_id = m.customer_id and i.subject_id = s.id))
+           and not exists (select from invoices i where i.customer_id = m.customer_id and i.subject_id = s.id
+                           and i.status = 'draft' and i.period_to > $3 and i.looked_at >= (
+                               select greatest(m.mapped_until, max(above.moved_at), max(sub.updated_at))
+                               from subjects above left join subscriptions sub on sub.subject_id = above.id
+                               where above.id = any(p.ancestors)))
+         order by m.customer_id, m.subject_id",
     )
     .bind(environment.code())
     .bind(plans)
@@ -229,7 +251,9 @@ pub async fn payers(
     .fetch_all(connection)
     .await?;
     rows.iter()
-        .map(|row| Ok(Payer { customer_id: row.try_get("customer_id")?, subject_id: row.try_get("id")? }))
+        .map(|row| {
+            Ok(Payer { customer_id: row.try_get("customer_id")?, subject_id: row.try_get("subject_id")? })
+        })
         .collect()
 }
 
@@ -243,7 +267,8 @@ pub async fn payer(connection: &mut PgConnection, subject_id: i64) -> Result<Opt
     Ok(found.map(|customer_id| Payer { customer_id, subject_id }))
 }
 
-/// Has the drafts of a customer be those of some periods, and no others. Draft by draft the id is kept.
+/// Has the drafts of a customer be those of some periods, and no others; those of a period of which the
+/// invoice in another currency is numbered stay.
 pub async fn set_drafts(
     connection: &mut PgConnection,
     environment: Environment,
@@ -251,10 +276,11 @@ pub async fn set_drafts(
     openings: &[Opening],
     now: Timestamp,
 ) -> Result<u64, StoreError> {
-    let from: Vec<Timestamp> = openings.iter().map(|opening| opening.period.from).collect();
-    let currencies: Vec<String> = openings.iter().map(|opening| opening.currency.code()).collect();
+    let (from, currencies) = places(openings);
     sqlx::query(
         "delete from invoices i where i.customer_id = $1 and i.status = 'draft' and i.subject_id = $2
+           and not exists (select from invoices n where n.customer_id = $1 and n.subject_id = $2
+                           and n.period_from = i.period_from and n.status = 'final')
            and (i.period_from, i.currency) not in (select * from unnest($3::timestamptz[], $4::text[]))",
     )
     .bind(payer.customer_id)
@@ -263,6 +289,22 @@ pub async fn set_drafts(
     .bind(&currencies)
     .execute(&mut *connection)
     .await?;
+    open_drafts(connection, environment, payer, openings, now).await
+}
+
+fn places(openings: &[Opening]) -> (Vec<Timestamp>, Vec<String>) {
+    openings.iter().map(|opening| (opening.period.from, opening.currency.code())).unzip()
+}
+
+/// Opens drafts where there are none; draft by draft the id is kept. How many are new.
+pub async fn open_drafts(
+    connection: &mut PgConnection,
+    environment: Environment,
+    payer: Payer,
+    openings: &[Opening],
+    now: Timestamp,
+) -> Result<u64, StoreError> {
+    let (from, currencies) = places(openings);
     let opened: i64 = sqlx::query_scalar(
         "with given as (select * from unnest($5::uuid[], $6::text[], $7::timestamptz[], $8::timestamptz[])
                             as given (id, currency, period_from, period_to)),

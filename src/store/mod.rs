@@ -10,6 +10,7 @@ pub mod counters;
 pub mod credit_grants;
 pub mod credit_ledger;
 pub mod credit_wallets;
+pub mod customer_mappings;
 pub mod customer_usage;
 pub mod days;
 pub mod error;

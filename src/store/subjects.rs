@@ -246,6 +246,17 @@ pub async fn set_parent(
     Ok(())
 }
 
+/// A subject and those above it, nearest first, as they stand now.
+pub async fn chain(connection: &mut PgConnection, subject_id: i64) -> Result<Vec<i64>, StoreError> {
+    let found = sqlx::query_scalar(
+        "select p.ancestors from subjects s join paths p on p.id = s.path_id where s.id = $1",
+    )
+    .bind(subject_id)
+    .fetch_optional(connection)
+    .await?;
+    Ok(found.unwrap_or_default())
+}
+
 /// The subject that a customer is mapped to: its own number, and its name.
 pub async fn of_mapping(
     connection: &mut PgConnection,
@@ -275,6 +286,7 @@ pub async fn set_customer(
     environment: Environment,
     subject_id: i64,
     stripe_customer_id: Option<&str>,
+    now: Timestamp,
 ) -> Result<(), StoreError> {
     if let Some(customer) = stripe_customer_id {
         sqlx::query(
@@ -296,16 +308,7 @@ pub async fn set_customer(
     .bind(stripe_customer_id)
     .execute(&mut *connection)
     .await?;
-    // what is recorded for a customer stays its own, whoever is mapped to it later
-    sqlx::query(
-        "insert into customer_subjects (customer_id, subject_id)
-         select customer_id, id from subjects where id = $1 and customer_id is not null
-         on conflict on constraint customer_subjects_pk do nothing",
-    )
-    .bind(subject_id)
-    .execute(connection)
-    .await?;
-    Ok(())
+    super::customer_mappings::note(connection, subject_id, now).await
 }
 
 /// A customer that a subject is mapped to: its number, and the subject.

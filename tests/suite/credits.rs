@@ -2,6 +2,7 @@
 
 mod burning;
 mod kills;
+mod ledger;
 mod packs;
 mod races;
 mod random;

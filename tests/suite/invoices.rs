@@ -3,6 +3,7 @@
 mod commitments;
 mod comparing;
 mod corrections;
+mod customers;
 mod drafts;
 mod forms;
 mod numbering;

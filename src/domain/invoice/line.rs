@@ -59,9 +59,14 @@ impl From<Span> for LinePeriod {
 pub struct InvoiceLine {
     pub kind: Kind,
     pub plan: String,
+    /// As it was called then, where it had a name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub plan_name: Option<String>,
     /// None: a bound of all lines.
     pub price: Option<String>,
     pub meter: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub meter_name: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub filter: Option<BTreeMap<String, Vec<String>>>,
     pub model: String,
@@ -74,6 +79,9 @@ pub struct InvoiceLine {
     pub amount: Number,
     pub rounded_amount: Number,
     pub tiers: Vec<LineTier>,
+    /// What of the price, beside its tiers, says how the amount comes about.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub rates: BTreeMap<String, Value>,
     /// What a minimum or a maximum of the price adds or takes off.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub adjustment: Option<Number>,
@@ -90,6 +98,20 @@ pub struct LineTier {
     pub flat_amount: Number,
     pub amount: Number,
 }
+
+/// The fields of a price, beside its tiers, that its amount goes by.
+const RATES: [&str; 10] = [
+    "unit_amount",
+    "per_units",
+    "round",
+    "rate",
+    "fixed_amount",
+    "event_minimum",
+    "event_maximum",
+    "free_units",
+    "minimum_amount",
+    "maximum_amount",
+];
 
 /// What tells the lines of an invoice apart.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -133,8 +155,10 @@ impl InvoiceLine {
                 (_, None) => Kind::Fee,
             },
             plan: plan.to_string(),
+            plan_name: None,
             price: line.price.as_ref().map(ToString::to_string),
             meter: line.meter.as_ref().map(ToString::to_string),
+            meter_name: None,
             filter: (!filter.is_empty()).then_some(filter),
             model: model.as_str().unwrap_or_default().to_owned(),
             period: span.into(),
@@ -143,9 +167,25 @@ impl InvoiceLine {
             amount: number(line.amount.to_string()),
             rounded_amount: number(line.rounded_amount.to_string()),
             tiers: tiers.collect(),
+            rates: BTreeMap::new(),
             adjustment: (!line.adjustment.is_zero()).then(|| number(line.adjustment.to_string())),
             bound: line.bound.as_ref().map(|bound| number(bound.to_string())),
         }
+    }
+
+    /// With how a price comes to its amount, and what the plan and the meter are called.
+    #[must_use]
+    pub fn explained(self, price: &Price, plan_name: Option<String>, meter_name: Option<String>) -> Self {
+        // prices always serialise
+        let fields = serde_json::to_value(price).unwrap_or_default();
+        let said = |name: &&str| match &fields[*name] {
+            Value::Null => None,
+            // nothing free, and each unit by itself, go without saying
+            value if *name == "free_units" && *value == 0 => None,
+            value if *name == "per_units" && *value == 1 => None,
+            value => Some(((*name).to_owned(), value.clone())),
+        };
+        Self { rates: RATES.iter().filter_map(said).collect(), plan_name, meter_name, ..self }
     }
 
     pub fn key(&self) -> LineKey {
@@ -171,6 +211,12 @@ impl InvoiceLine {
         Billed { quantity, amount: self.rounded() }
     }
 
+    /// The same, with nothing used.
+    pub fn unused(&self) -> Self {
+        let nothing = || Number::from(0);
+        Self { quantity: nothing(), amount: nothing(), rounded_amount: nothing(), ..self.clone() }
+    }
+
     /// What is to be charged or given back, where it comes to other than what was billed so far.
     pub fn correction(&self, so_far: &Billed, corrects: &str) -> Option<Self> {
         let now = self.billed();
@@ -185,6 +231,7 @@ impl InvoiceLine {
             amount: number(amount.to_string()),
             rounded_amount: number(amount.to_string()),
             tiers: Vec::new(),
+            rates: BTreeMap::new(),
             adjustment: None,
             bound: None,
             ..self.clone()
@@ -201,6 +248,8 @@ pub fn total(lines: &[InvoiceLine]) -> MinorUnits {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Terms {
     pub plan: PlanKey,
+    /// Where it has one beside its key.
+    pub plan_name: Option<String>,
     pub span: Span,
     /// Whether what was used in it is paid for.
     pub is_billed: bool,
@@ -210,15 +259,19 @@ pub struct Terms {
     pub commitment: Option<Commitment>,
     /// Whether fees of the plan as a whole fall due with it: once, by the last.
     pub with_fees: bool,
+    /// Whether another customer owes what it costs without anything being used.
+    pub only_used: bool,
 }
 
 impl Terms {
     pub fn to_json(&self) -> Value {
         serde_json::json!({
             "plan": self.plan,
+            "plan_name": self.plan_name,
             "period": self.span,
             "billed": self.is_billed,
             "with_fees": self.with_fees,
+            "only_used": self.only_used,
             "prices": self.prices,
             "commitment": self.commitment,
         })
@@ -227,6 +280,7 @@ impl Terms {
     pub fn read(value: Value) -> Read<Self> {
         let mut fields = Fields::of(value)?;
         let plan = fields.required("plan", |v| Ok(PlanKey::parse(fields::text(v)?)?));
+        let plan_name = fields.optional("plan_name", fields::text);
         let span = fields.required("period", |v| {
             let mut period = Fields::of(v)?;
             let (from, to) =
@@ -237,6 +291,7 @@ impl Terms {
         });
         let is_billed = fields.required("billed", fields::boolean);
         let with_fees = fields.required("with_fees", fields::boolean);
+        let only_used = fields.optional("only_used", fields::boolean).unwrap_or_default();
         let prices = fields.required("prices", |v| fields::items(v, usize::MAX, Price::read));
         let commitment = fields.optional("commitment", Commitment::read);
         fields.finish()?;
@@ -245,7 +300,7 @@ impl Terms {
         else {
             return Err(Vec::new());
         };
-        Ok(Self { plan, span, is_billed, prices, commitment, with_fees })
+        Ok(Self { plan, plan_name, span, is_billed, prices, commitment, with_fees, only_used })
     }
 }
 
@@ -281,18 +336,26 @@ mod tests {
     fn what_is_kept_reads_back_as_it_was() {
         let terms = Terms {
             plan: PlanKey::parse("pro").unwrap(),
+            plan_name: Some("Pro".to_owned()),
             span: span(),
             is_billed: true,
             prices: vec![price()],
             commitment: Some(minimum(500)),
             with_fees: true,
+            only_used: true,
         };
         assert_eq!(Terms::read(terms.to_json()).unwrap(), terms);
         // as it was kept before there were any
         let mut older = terms.to_json();
-        older.as_object_mut().unwrap().remove("commitment");
-        assert_eq!(Terms::read(older).unwrap(), Terms { commitment: None, ..terms });
-        let line = line(25);
+        for later in ["commitment", "only_used", "plan_name"] {
+            older.as_object_mut().unwrap().remove(later);
+        }
+        assert_eq!(
+            Terms::read(older).unwrap(),
+            Terms { commitment: None, only_used: false, plan_name: None, ..terms }
+        );
+        let line = line(25).explained(&price(), None, Some("AI".to_owned()));
+        assert_eq!(line.rates.keys().collect::<Vec<_>>(), ["minimum_amount"]);
         let text = serde_json::to_string(&line).unwrap();
         assert_eq!(serde_json::from_str::<InvoiceLine>(&text).unwrap(), line);
         assert_eq!((line.rounded_amount.as_str(), line.amount.as_str()), ("23", "23.23456789012"));

@@ -2,4 +2,5 @@
 //! comes to. Amounts are whole minor units; an invoice is the sum of its rounded lines.
 
 pub mod line;
+pub mod mapping;
 pub mod timeline;

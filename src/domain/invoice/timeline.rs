@@ -33,8 +33,17 @@ pub struct Turn {
 
 impl Turn {
     /// Trials are free; who has not paid yet is billed all the same.
-    fn is_billed(&self) -> bool {
+    pub fn is_billed(&self) -> bool {
         matches!(self.status, Status::Active | Status::PastDue | Status::Unpaid)
+    }
+
+    /// From when on it counts as the first of a subscription: from the beginning of its period, and of the one
+    /// it announces, even where that was over when it was heard of.
+    pub fn first_begins(&self) -> Timestamp {
+        match self.cycle.billing.filter(|announced| announced.to <= self.at) {
+            Some(over) => over.from,
+            None => self.cycle.billing_period(self.at).from,
+        }
     }
 }
 
@@ -72,7 +81,7 @@ impl Timeline {
             }
             turn.at =
                 match index.checked_sub(1).and_then(|before| Some((changes.get(before)?, turns.last()?))) {
-                    None => turn.cycle.billing_period(turn.at).from,
+                    None => turn.first_begins(),
                     Some((before, last)) => begins(before, &turn).max(last.at),
                 };
             // of several at one instant the last counts; what the others ended stays ended
@@ -95,10 +104,20 @@ impl Timeline {
                 break;
             }
             let span = Span { from: start, to: end };
-            periods.push(BillingPeriod { span, stretches: self.stretches(span) });
+            periods.push(self.within(span));
             start = end;
         }
         periods
+    }
+
+    /// What it is at a time.
+    pub fn at(&self, now: Timestamp) -> Option<&Turn> {
+        self.0[..self.0.partition_point(|turn| turn.at <= now)].last()
+    }
+
+    /// A period that is known already.
+    pub fn within(&self, span: Span) -> BillingPeriod {
+        BillingPeriod { span, stretches: self.stretches(span) }
     }
 
     /// The end of the period that begins at a time.
@@ -325,6 +344,13 @@ mod tests {
                 None,
                 "2026-01-05",
                 &["01-05..02-05 team@01-05"],
+            ),
+            // heard of when the period that it announces is over
+            (
+                &["2026-03-10 pro active 2026-01-05 2026-01-05..2026-02-05"],
+                None,
+                "2026-03-10",
+                &["01-05..02-05 pro@01-05", "02-05..03-05 pro@02-05", "03-05..04-05 pro@03-05"],
             ),
             (&[], None, "2026-01-05", &[]),
             (&["2026-01-05 pro active 2026-01-05"], None, "2026-01-04", &[]),

@@ -2,16 +2,21 @@
 //! replica at a time. Each in a transaction of its own, so that whatever ends in the middle leaves
 //! nothing half.
 
+use std::collections::BTreeSet;
+
 use serde::Serialize;
 use sqlx::PgConnection;
 use uuid::Uuid;
 
-use super::drafting::{Draft, Plans};
+use super::drafting::Draft;
+use super::plans::Plans;
 use super::{Engine, EngineError};
 use crate::domain::environment::Environment;
 use crate::domain::invoice::line::total;
 use crate::domain::limits::INVOICES_PER_LOOK_MAX;
+use crate::domain::pricing::currency::Currency;
 use crate::engine::detached;
+use crate::store::invoices::{Opening, Payer};
 use crate::store::{self, StoreError};
 
 /// What a round did.
@@ -83,19 +88,28 @@ impl Engine {
             return Ok(true);
         }
         let now = self.inner.clock.now(environment, store::usage::now(connection).await?);
-        let Draft { period, terms, lines } = self.draft(connection, environment, &row).await?;
+        let draft = self.draft(connection, environment, &row).await?;
+        let is_empty = draft.is_empty();
+        let Draft { period, terms, lines, currencies } = draft;
         if period.to.saturating_add(self.inner.settings.late_grace) > now {
             // it has become longer: the next look notes it
             return Ok(false);
         }
-        let has_terms = terms.iter().any(|terms| !terms.prices.is_empty());
-        if !has_terms && lines.is_empty() {
+        if is_empty {
             store::invoices::drop_draft(connection, id).await?;
         } else {
             let sum = total(&lines);
             let said = (period.to, &terms[..], &lines[..]);
             let number = store::invoices::finalize(connection, environment, id, said, &sum, now).await?;
             billed.finalized += u64::from(number.is_some());
+            // the period is settled with the first of its invoices: what is billed in another currency has its
+            // draft by then
+            let payer = Payer { customer_id: row.customer_id, subject_id: row.subject_id };
+            let others: BTreeSet<Currency> =
+                currencies.into_iter().filter(|currency| *currency != row.currency).collect();
+            let openings: Vec<Opening> = Opening::each(&others, period).collect();
+            billed.opened +=
+                store::invoices::open_drafts(connection, environment, payer, &openings, now).await?;
         }
         transaction.commit().await?;
         Ok(true)

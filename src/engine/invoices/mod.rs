@@ -3,8 +3,12 @@
 //! is. What is recorded later is a line of the next one.
 
 mod billing;
+mod books;
 mod comparing;
 mod drafting;
+mod plans;
+mod rating;
+mod upcoming;
 
 use serde::Serialize;
 use sqlx::PgConnection;
@@ -16,7 +20,6 @@ pub use comparing::{ComparedInvoice, ComparedLine, ComparedTotal};
 use super::{Engine, EngineError, cursor};
 use crate::domain::environment::Environment;
 use crate::domain::invoice::line::{InvoiceLine, Terms, total};
-use crate::domain::names::SubjectId;
 use crate::domain::pricing::amount::MinorUnits;
 use crate::domain::pricing::currency::Currency;
 use crate::domain::timestamp::Timestamp;
@@ -118,34 +121,6 @@ impl Engine {
         Ok(shown)
     }
 
-    /// The draft of the period that is under way for a subject's customer.
-    pub async fn upcoming_invoice(
-        &self,
-        environment: Environment,
-        subject: &SubjectId,
-    ) -> Result<InvoiceView, EngineError> {
-        let id = self.upcoming_id(environment, subject).await?;
-        self.get_invoice(environment, id).await
-    }
-
-    async fn upcoming_id(&self, environment: Environment, subject: &SubjectId) -> Result<Uuid, EngineError> {
-        self.open_drafts_of(environment, subject.as_str()).await?;
-        let mut connection = self.database().pool().acquire().await?;
-        let now = self.inner.clock.now(environment, store::usage::now(&mut connection).await?);
-        let payer = payer_of(&mut connection, environment, subject.as_str()).await?;
-        let rows = match payer {
-            None => Vec::new(),
-            Some(payer) => store::invoices::of_customer(&mut connection, payer.customer_id, now).await?,
-        };
-        let present = rows.iter().find(|row| row.numbered.is_none() && row.period.contains(now));
-        present.map(|row| row.id).ok_or_else(|| EngineError::NotFound {
-            code: "no_upcoming_invoice",
-            detail: format!(
-                "`{subject}` is no customer with a plan that has prices: map it to one, and put it on such a plan"
-            ),
-        })
-    }
-
     /// An invoice with its lines, and by what those were rated.
     async fn shown(
         &self,
@@ -154,11 +129,12 @@ impl Engine {
         row: InvoiceRow,
     ) -> Result<(InvoiceView, Vec<Terms>), EngineError> {
         let said = if let Some(Numbered { terms, lines, .. }) = &row.numbered {
-            Draft { period: row.period, terms: terms.clone(), lines: lines.clone() }
+            (row.period, terms.clone(), lines.clone())
         } else {
-            self.draft(snapshot, environment, &row).await?
+            let Draft { period, terms, lines, .. } = self.draft(snapshot, environment, &row).await?;
+            (period, terms, lines)
         };
-        let Draft { period, terms, lines } = said;
+        let (period, terms, lines) = said;
         let total = total(&lines);
         let row = InvoiceRow { period, ..row };
         Ok((InvoiceView { lines: Some(lines), total: Some(total), ..self.listed(row) }, terms))

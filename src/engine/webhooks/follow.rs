@@ -137,7 +137,7 @@ async fn owner(
         told = customer.and_then(|row| row.subject.or(row.reference)).map(known).transpose()?;
     }
     if let Some(subject) = told {
-        map_within(connection, environment, &subject, &billed.customer).await?;
+        map_within(connection, environment, &subject, &billed.customer, scene.now).await?;
         let (member, _) = scene.enrolled(connection, &subject).await?;
         return Ok(Some((member.subject_id, subject)));
     }

@@ -65,7 +65,8 @@ impl Engine {
             return Ok(());
         }
         configuration::lock_for_change(&mut transaction, environment).await?;
-        map_within(&mut transaction, environment, subject, customer).await?;
+        let now = self.inner.clock.now(environment, store::usage::now(&mut transaction).await?);
+        map_within(&mut transaction, environment, subject, customer, now).await?;
         // it may be known now whose they are, mapped or not
         stripe_subscriptions::unsettle_customer(&mut transaction, environment, customer).await?;
         Ok(transaction.commit().await?)
@@ -82,7 +83,8 @@ impl Engine {
             store::subjects::of_mapping(&mut transaction, environment, customer).await?
         {
             stripe_customers::set_reference(&mut transaction, environment, customer, &subject).await?;
-            set_customer(&mut transaction, environment, subject_id, None).await?;
+            let now = self.inner.clock.now(environment, store::usage::now(&mut transaction).await?);
+            set_customer(&mut transaction, environment, subject_id, None, now).await?;
         }
         Ok(transaction.commit().await?)
     }
@@ -95,6 +97,7 @@ pub(super) async fn map_within(
     environment: Environment,
     subject: &SubjectId,
     customer: &str,
+    now: Timestamp,
 ) -> Result<(), EngineError> {
     if store::subjects::of_mapping(connection, environment, customer).await?.is_some()
         || is_deleted(connection, environment, customer).await?
@@ -110,7 +113,7 @@ pub(super) async fn map_within(
         tracing::warn!(%subject, customer, present, "the subject has another customer already, and keeps it");
         return Ok(());
     }
-    Ok(set_customer(connection, environment, row.id, Some(customer)).await?)
+    Ok(set_customer(connection, environment, row.id, Some(customer), now).await?)
 }
 
 async fn is_deleted(

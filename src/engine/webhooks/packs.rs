@@ -1,6 +1,7 @@
 //! Credit packs that were bought: each line of a paid invoice or checkout whose price is a pack's grants it,
 //! once. A checkout that has an invoice is the same purchase as that invoice, whichever is heard of first.
 
+use serde_json::Value;
 use sqlx::PgConnection;
 
 use super::news::is_plain;
@@ -13,7 +14,13 @@ use crate::domain::environment::Environment;
 use crate::domain::names::SubjectId;
 use crate::domain::quantity::{Quantity, Total};
 use crate::providers::stripe::webhook::{self, Purchase};
+use crate::providers::stripe::{Client, Fault};
 use crate::store;
+
+/// The most that a page of lines may have.
+const PAGE_MAX: usize = 100;
+/// More pages than an invoice has.
+const PAGES_MAX: usize = 50;
 
 impl Engine {
     /// Grants what a purchase bought. None where it bought no credits.
@@ -28,17 +35,17 @@ impl Engine {
         if catalog.credit_packs.is_empty() {
             return Ok(None);
         }
-        // a checkout comes without its lines, unless somebody asks
-        if purchase.items.is_empty()
-            && let Some(session) = purchase.checkout.as_ref().filter(|session| is_plain(session))
-            && let Some(stripe) = self.inner.webhooks.desk(environment).stripe.clone()
-        {
-            let path = format!("/v1/checkout/sessions/{session}/line_items");
-            match stripe.client().get(&path, &[("limit", "100".to_owned())]).await {
-                Ok(lines) => purchase.items = webhook::items(&lines),
-                Err(fault) if fault.status == Some(404) => {}
+        let no_key =
+            || Outcome::Waits("an invoice has more lines than were told, and no key to ask for them with");
+        match self.inner.webhooks.desk(environment).stripe.as_ref().filter(|_| purchase.has_more) {
+            Some(stripe) => match lines(stripe.client(), &purchase).await {
+                Ok(Some(lines)) => purchase.items = webhook::items_of(&lines),
+                Ok(None) => {}
                 Err(fault) => return Ok(Some(Outcome::Later(fault))),
-            }
+            },
+            // which of them is a pack, and how many of it, is not known by halves
+            None if purchase.has_more && purchase.checkout.is_none() => return Ok(Some(no_key())),
+            None => {}
         }
         let pack_of =
             |price: &str| catalog.credit_packs.iter().find(|p| p.has_stripe_price(environment, price));
@@ -74,6 +81,36 @@ impl Engine {
         }
         Ok(Some(Outcome::Applied))
     }
+}
+
+/// All lines of a purchase; none where the biller does not know it.
+async fn lines(client: &Client, purchase: &Purchase) -> Result<Option<Vec<Value>>, Fault> {
+    let id = purchase.checkout.as_ref().unwrap_or(&purchase.reference);
+    if !is_plain(id) {
+        return Ok(None);
+    }
+    let path = match &purchase.checkout {
+        Some(session) => format!("/v1/checkout/sessions/{session}/line_items"),
+        None => format!("/v1/invoices/{id}/lines"),
+    };
+    let mut lines: Vec<Value> = Vec::new();
+    for _ in 0..PAGES_MAX {
+        let mut query = vec![("limit", PAGE_MAX.to_string())];
+        query.extend(
+            lines.last().and_then(|line| line["id"].as_str()).map(|id| ("starting_after", id.to_owned())),
+        );
+        let mut page = match client.get(&path, &query).await {
+            Err(fault) if fault.status == Some(404) => return Ok(None),
+            page => page?,
+        };
+        let Some(Value::Array(rows)) = page.get_mut("data").map(Value::take) else { break };
+        let is_last = rows.is_empty() || page["has_more"] != true;
+        lines.extend(rows);
+        if is_last {
+            break;
+        }
+    }
+    Ok(Some(lines))
 }
 
 /// Who bought: as the checkout says, else whose customer it is.

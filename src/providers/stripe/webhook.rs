@@ -163,8 +163,10 @@ pub struct Purchase {
     pub checkout: Option<String>,
     pub customer: Option<String>,
     pub subject: Option<SubjectId>,
-    /// How many of each price.
+    /// How many of each price, as far as it was told.
     pub items: Vec<(String, i64)>,
+    /// Whether there are more lines than were told: an invoice tells of the first, a checkout of none.
+    pub has_more: bool,
 }
 
 /// None where it is not paid, or is paid by the invoices of a subscription.
@@ -181,6 +183,8 @@ pub fn bought_by_checkout(object: &Value) -> Option<Purchase> {
         customer: id_of(&object["customer"]),
         subject: subject(&object["client_reference_id"]),
         items: items(&object["line_items"]),
+        has_more: object["line_items"]["data"].as_array().is_none_or(Vec::is_empty)
+            || object["line_items"]["has_more"] == true,
     })
 }
 
@@ -191,14 +195,20 @@ pub fn bought_by_invoice(object: &Value) -> Option<Purchase> {
         customer: id_of(&object["customer"]),
         subject: None,
         items: items(&object["lines"]),
+        has_more: object["lines"]["has_more"] == true,
     })
 }
 
-/// How many of each price a list of lines has. Since 2025-03-31.basil the price of an invoice's line stands
-/// under `pricing`.
-pub fn items(list: &Value) -> Vec<(String, i64)> {
+/// How many of each price a list of lines has.
+fn items(list: &Value) -> Vec<(String, i64)> {
+    items_of(list["data"].as_array().map_or(&[][..], Vec::as_slice))
+}
+
+/// How many of each price some lines have. Since 2025-03-31.basil the price of an invoice's line stands under
+/// `pricing`.
+pub fn items_of(lines: &[Value]) -> Vec<(String, i64)> {
     let mut items: Vec<(String, i64)> = Vec::new();
-    for line in list["data"].as_array().map_or(&[][..], Vec::as_slice) {
+    for line in lines {
         let price = id_of(&line["price"]).or_else(|| id_of(&line["pricing"]["price_details"]["price"]));
         let count = line["quantity"].as_i64().unwrap_or(1);
         let is_proration = line["proration"] == true

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use super::{balance, catalog};
 use crate::support::service::{NOON, engine_settings};
-use crate::support::stripe_fake::{sign, unix};
+use crate::support::stripe_fake::{Options, StripeFake, sign, unix};
 use crate::support::{TestService, cluster};
 
 const SECRET: &str = "whsec_packs";
@@ -32,6 +32,21 @@ async fn start() -> TestService {
         {"key": "large", "credit_unit": "credits", "amount": 1000, "stripe_price_ids": {"test": ["price_large"], "live": []}}]);
     service.apply(catalog).await;
     service
+}
+
+/// With the Stripe that it asks.
+async fn start_beside(stripe: &StripeFake) -> TestService {
+    let account = Account {
+        api_key: Some(SecretString::from("sk_test_fake")),
+        webhook_secrets: vec![SecretString::from(SECRET)],
+    };
+    let settings = StripeSettings {
+        api_base: stripe.url(),
+        accounts: [(Environment::Test, account), (Environment::Live, Account::default())],
+        ..StripeSettings::default()
+    };
+    let settings = EngineSettings { stripe: settings, ..engine_settings() };
+    TestService::at_url(&cluster::database_url().await, settings).await
 }
 
 /// Tells of an object, and has it applied.
@@ -139,4 +154,47 @@ async fn each_paid_invoice_grants_what_its_lines_buy() {
         assert_eq!(balance(&service, "a").await, (expected, 0), "{n}");
     }
     service.verify().await;
+}
+
+/// A webhook tells of the first lines alone; a pack may be any of them.
+#[tokio::test]
+async fn a_pack_beyond_the_lines_that_were_told_is_granted() {
+    let stripe = StripeFake::start(Options::default()).await;
+    let service = start_beside(&stripe).await;
+    let prices: Vec<String> = (0..13).map(|n| stripe.price(&format!("p{n}"), "month")).collect();
+    let mut catalog = catalog();
+    catalog["credit_packs"] = json!([
+        {"key": "first", "credit_unit": "credits", "amount": 1, "stripe_price_ids": [prices[0]]},
+        {"key": "last", "credit_unit": "credits", "amount": 1000, "stripe_price_ids": [prices[12]]}]);
+    service.apply(catalog).await;
+    let customer = stripe.customer(&[]);
+    let answer = service.put("/v1/subjects/a", &json!({"stripe_customer_id": customer})).await;
+    assert_eq!(answer.status, StatusCode::OK);
+    let names: Vec<String> = (0..prices.len()).map(|n| format!("items[{n}][price]")).collect();
+    let mut fields = vec![("customer", customer.as_str())];
+    fields.extend(names.iter().map(String::as_str).zip(prices.iter().map(String::as_str)));
+    stripe.post("/v1/subscriptions", &fields);
+    let mut was_paid = false;
+    for webhook in stripe.take_webhooks().iter().filter(|webhook| webhook.kind == "invoice.paid") {
+        let told: Value = serde_json::from_str(&webhook.body).unwrap();
+        assert_eq!(told["data"]["object"]["lines"]["has_more"], true);
+        was_paid = true;
+        tell(&service, &webhook.id, &webhook.kind, &told["data"]["object"]).await;
+    }
+    assert!(was_paid);
+    assert_eq!(balance(&service, "a").await, (1001, 0));
+    assert_eq!(statuses(&service).await, ["applied"]);
+    service.verify().await;
+}
+
+/// Without a key nobody can ask for the others: it is said, and not taken for done.
+#[tokio::test]
+async fn an_invoice_with_lines_that_nobody_can_ask_for_waits() {
+    let service = start().await;
+    service.put("/v1/subjects/a", &json!({"stripe_customer_id": "cus_1"})).await;
+    let mut object = invoice(json!({"price": {"id": "price_small"}}));
+    object["lines"]["has_more"] = json!(true);
+    tell(&service, "evt_1", "invoice.paid", &object).await;
+    assert_eq!(balance(&service, "a").await, (0, 0));
+    assert_eq!(statuses(&service).await, ["pending"]);
 }

@@ -102,7 +102,12 @@ async fn who_pays_nothing_has_no_invoice() {
     books.enrol("trying", "free").await;
     books.subscribe("trying", &json!({"plan": "pro", "status": "trialing"})).await;
     assert_eq!(books.bill().await, (1, 0));
-    for subject in ["cheap", "nobody", "trying", "unknown"] {
+    for (subject, why) in [
+        ("cheap", "is on a plan with prices"),
+        ("nobody", "mapped to no customer"),
+        ("trying", "is `trialing`"),
+        ("unknown", "mapped to no customer"),
+    ] {
         let path = format!("/v1/subjects/{subject}/invoices/upcoming");
         let answer = books.service.get(&path).await;
         assert_eq!(
@@ -110,6 +115,7 @@ async fn who_pays_nothing_has_no_invoice() {
             (StatusCode::NOT_FOUND, "no_upcoming_invoice"),
             "{subject}"
         );
+        assert!(answer.text.contains(why), "{subject}: {}", answer.text);
         assert_eq!(books.invoices(subject).await.len(), 0, "{subject}");
     }
 }

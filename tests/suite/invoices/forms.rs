@@ -39,8 +39,24 @@ async fn lines_come_as_csv() {
 }
 
 #[tokio::test]
+async fn the_form_is_the_one_that_is_preferred() {
+    let books = Books::open().await;
+    books.put("/v1/subjects/=1+1", &json!({"stripe_customer_id": "cus_formula"})).await;
+    books.subscribe("=1+1", &json!({"plan": "pro"})).await;
+    let usage = "/v1/usage?meter=m&from=2026-11-20T10:00:00Z&to=2026-11-21T10:00:00Z";
+    for path in [UPCOMING, usage] {
+        let answer = books.as_type(path, "application/json, text/csv;q=0.1").await;
+        assert_eq!(answer.headers["content-type"], "application/json", "{path}: {}", answer.text);
+        let answer = books.as_type(path, "application/json;q=0.1, text/csv").await;
+        assert_eq!(answer.headers["content-type"], "text/csv; charset=utf-8", "{path}: {}", answer.text);
+    }
+    let answer = books.as_type("/v1/subjects/=1+1/invoices/upcoming", "text/csv").await;
+    assert!(answer.text.contains(",draft,'=1+1,cus_formula,"), "{}", answer.text);
+}
+
+#[tokio::test]
 async fn a_page_has_amounts_of_its_currency_and_no_way_in() {
-    let cases = [("usd", "1234.56&nbsp;USD"), ("jpy", "123456&nbsp;JPY"), ("kwd", "123.456&nbsp;KWD")];
+    let cases = [("usd", "1,234.56&nbsp;USD"), ("jpy", "123,456&nbsp;JPY"), ("kwd", "123.456&nbsp;KWD")];
     for (currency, expected) in cases {
         let books = Books::open_with(&json!([{"key": "use", "meter": "m", "filter": {"model": ["<b>\"a\"&"]}, "model": "graduated", "currency": currency,
             "tiers": [{"up_to": 10, "unit_amount": "0.5"}, {"up_to": null, "unit_amount": 0, "flat_amount": 3}]},
@@ -71,6 +87,47 @@ async fn a_page_has_amounts_of_its_currency_and_no_way_in() {
             assert!(!answer.text.contains(way_in), "{way_in}: {}", answer.text);
         }
     }
+}
+
+#[tokio::test]
+async fn each_line_says_how_its_amount_comes_about() {
+    let books = Books::open().await;
+    let price = |key: &str, more: serde_json::Value| {
+        let mut price = json!({"key": key, "meter": "m", "currency": "usd", "filter": {"model": [key]}});
+        price.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        price
+    };
+    books.service.apply(json!({
+        "meters": [{"key": "m", "display_name": "AI tokens", "event_name": "e", "aggregation": "sum", "dimensions": ["model"]}],
+        "plans": [{"key": "pro", "name": "Pro plan", "prices": [
+            price("one", json!({"model": "per_unit", "unit_amount": "0.5", "per_units": 1000, "free_units": 10})),
+            price("two", json!({"model": "package", "unit_amount": 150, "per_units": 5000, "round": "up"})),
+            price("three", json!({"model": "percentage", "rate": "2.5", "fixed_amount": 30, "event_minimum": 50, "event_maximum": 100_000})),
+        ]}],
+    })).await;
+    let draft = books.upcoming("acme").await;
+    assert_eq!(draft["lines"][0]["rates"].as_object().unwrap().len(), 3, "{draft}");
+    assert_eq!(
+        (&draft["lines"][0]["plan_name"], &draft["lines"][0]["meter_name"]),
+        (&json!("Pro plan"), &json!("AI tokens"))
+    );
+    let page = books.as_type(UPCOMING, "text/html").await.text;
+    for said in [
+        "AI tokens",
+        "plan Pro plan",
+        "0.005 for 1,000, the first 10 free",
+        "1.5 for each package of 5,000, rounded up",
+        "2.5 %, and 0.3 an event, at least 0.5 an event, at most 1,000 an event",
+        "2026-11-20 10:00:00 to 2026-12-20 10:00:00",
+    ] {
+        assert!(page.contains(said), "{said}: {page}");
+    }
+    // and for ever
+    books.set_clock("2026-12-20T11:00:00Z");
+    books.bill().await;
+    let invoice = &books.invoices("acme").await[0];
+    assert_eq!(invoice["status"], "final");
+    assert_eq!(invoice["lines"][0]["rates"], draft["lines"][0]["rates"]);
 }
 
 #[tokio::test]

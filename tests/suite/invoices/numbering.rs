@@ -58,6 +58,8 @@ async fn what_is_numbered_stays_whatever_happens() {
     assert!(refused.contains("is final"), "{refused}");
     let refused = sqlx_refuses(&books.service, "delete from invoices where status = 'final'").await;
     assert!(refused.contains("is final"), "{refused}");
+    let refused = sqlx_refuses(&books.service, "truncate invoices").await;
+    assert!(refused.contains("never emptied"), "{refused}");
 }
 
 async fn sqlx_refuses(service: &TestService, sql: &'static str) -> String {

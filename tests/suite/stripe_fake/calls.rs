@@ -196,6 +196,10 @@ async fn a_running_clock_is_moved_and_set() {
     let system = i64::try_from(std::time::UNIX_EPOCH.elapsed().unwrap().as_secs()).unwrap();
     caller.fake.advance(Duration::from_hours(24));
     assert!((0..60).contains(&(caller.fake.now() - system - 86_400)));
+    // whoever takes its webhooks lives now
+    let signed = caller.fake.signature("x");
+    let signed: i64 = signed.split(',').next().unwrap().trim_start_matches("t=").parse().unwrap();
+    assert!((0..60).contains(&(signed - system)));
     caller.fake.set_clock(1_000_000);
     assert!((0..60).contains(&(caller.fake.now() - 1_000_000)));
     assert_eq!(caller.event("a", "1").await.status, 200);

@@ -42,6 +42,15 @@ impl Clock {
         }
     }
 
+    /// What webhooks are signed at: by the system's time however far ahead it runs, as Stripe's are for its
+    /// test clocks.
+    pub(super) fn signing(self) -> i64 {
+        match self {
+            Self::Fixed(at) => at,
+            Self::Running(_) => system(),
+        }
+    }
+
     pub(super) fn advance(&mut self, by: Duration) {
         let (Self::Fixed(at) | Self::Running(at)) = self;
         *at = at.saturating_add(seconds(by));

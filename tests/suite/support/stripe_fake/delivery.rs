@@ -60,7 +60,7 @@ impl StripeFake {
 impl Shared {
     fn signature(&self, body: &str) -> String {
         let state = self.lock();
-        sign(&state.options.webhook_secrets, state.now(), body)
+        sign(&state.options.webhook_secrets, state.clock.signing(), body)
     }
 }
 

@@ -1,0 +1,103 @@
+//! What a customer's invoices go by: the nearest subscription with prices, that of its subject or one above,
+//! as it was at each time, and whom the subject was mapped to when.
+
+use std::time::Duration;
+
+use serde_json::Value;
+use sqlx::PgConnection;
+
+use super::EngineError;
+use super::plans::Plans;
+use crate::domain::fields;
+use crate::domain::invoice::mapping::Mappings;
+use crate::domain::invoice::timeline::{BillingPeriod, Own, Timeline, Turn};
+use crate::domain::limits::INVOICE_TURNS_MAX;
+use crate::domain::names::PlanKey;
+use crate::domain::period::Cycle;
+use crate::domain::subscription::{Status, read_commitments, read_prices};
+use crate::domain::timestamp::Timestamp;
+use crate::domain::window::Span;
+use crate::store;
+use crate::store::invoices::Payer;
+use crate::store::subscriptions::HistoryRow;
+
+fn unreadable(what: impl std::fmt::Debug) -> EngineError {
+    EngineError::Internal(format!("a stored subscription: {what:?}"))
+}
+
+fn turn(row: HistoryRow) -> Result<Turn, EngineError> {
+    let billing = row.period_start.zip(row.period_end);
+    Ok(Turn {
+        at: row.at,
+        plan: PlanKey::parse(row.plan).map_err(unreadable)?,
+        own: Own {
+            prices: read_prices(row.prices).map_err(unreadable)?,
+            commitments: read_commitments(row.commitments).map_err(unreadable)?,
+        },
+        status: fields::one_of(Value::String(row.status), &Status::WORDS).map_err(unreadable)?,
+        cycle: Cycle { anchor: row.cycle_anchor, billing: billing.map(|(from, to)| Span { from, to }) },
+        closes: matches!(row.change.as_str(), "canceled" | "fell_back"),
+    })
+}
+
+#[derive(Debug)]
+pub(super) struct Book {
+    payer: Payer,
+    pub(super) timeline: Timeline,
+    /// From when on it is the subject's own subscription; none: it is that of one above.
+    own_from: Option<Timestamp>,
+    mappings: Mappings,
+}
+
+impl Book {
+    pub(super) async fn read(
+        connection: &mut PgConnection,
+        plans: &mut Plans,
+        payer: Payer,
+    ) -> Result<Self, EngineError> {
+        let mut turns: Vec<Turn> = Vec::new();
+        let mut own_from = None;
+        for subject_id in store::subjects::chain(connection, payer.subject_id).await? {
+            let history = store::subscriptions::history(connection, subject_id, INVOICE_TURNS_MAX).await?;
+            let mut earlier = history.into_iter().map(turn).collect::<Result<Vec<_>, _>>()?;
+            if !plans.rate_any(connection, &earlier).await? {
+                continue;
+            }
+            if let Some(first) = earlier.first_mut() {
+                first.at = first.first_begins();
+                own_from = Some(first.at).filter(|_| subject_id == payer.subject_id).or(own_from);
+            }
+            // those above count until there is a nearer one
+            if let Some(nearer) = turns.first() {
+                earlier.retain(|turn| turn.at < nearer.at);
+            }
+            earlier.append(&mut turns);
+            turns = earlier;
+        }
+        let mappings = store::customer_mappings::of_subject(connection, payer.subject_id).await?;
+        Ok(Self { payer, timeline: Timeline::of(turns), own_from, mappings })
+    }
+
+    /// The periods that are not numbered yet and have begun.
+    pub(super) async fn periods(
+        &self,
+        connection: &mut PgConnection,
+        now: Timestamp,
+    ) -> Result<Vec<BillingPeriod>, EngineError> {
+        let until = store::invoices::billed_until(connection, self.payer).await?;
+        Ok(self.timeline.periods(until.map(|(until, _)| until), now))
+    }
+
+    /// Whether the customer owes what a period costs without anything being used.
+    pub(super) fn owes(&self, span: Span) -> bool {
+        self.own_from.is_some_and(|from| from < span.to)
+            && self.mappings.last_in(span) == Some(self.payer.customer_id)
+    }
+
+    /// Whether something that no invoice has yet may have been recorded for the customer in a period: events
+    /// are of some age at most, and recorded while the subject is mapped.
+    pub(super) fn reaches(&self, span: Span, now: Timestamp, age_max: Duration) -> bool {
+        let Some((from, until)) = self.mappings.reach(self.payer.customer_id) else { return false };
+        span.to > now.saturating_sub(age_max) && span.to > from.saturating_sub(age_max) && span.from <= until
+    }
+}

@@ -1,0 +1,148 @@
+//! The plans that periods are rated by: their prices and commitments, as the catalog and the subscription have
+//! them.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use sqlx::PgConnection;
+
+use super::EngineError;
+use crate::domain::catalog::Catalog;
+use crate::domain::environment::Environment;
+use crate::domain::invoice::line::Terms;
+use crate::domain::invoice::timeline::{Stretch, Turn};
+use crate::domain::names::PlanKey;
+use crate::domain::plan::Plan;
+use crate::domain::pricing::commitment::Commitment;
+use crate::domain::pricing::currency::Currency;
+use crate::domain::pricing::price::Price;
+use crate::domain::subscription::{commitment_of, prices_of};
+use crate::store;
+
+/// The plans of an environment, those too that are in the catalog no more.
+#[derive(Debug)]
+pub(super) struct Plans {
+    pub(super) environment: Environment,
+    catalog: Catalog,
+    gone: BTreeMap<PlanKey, Option<Plan>>,
+}
+
+/// What a stretch of a period is rated by, in the currency of its first price.
+#[derive(Debug)]
+struct Tariff {
+    currency: Currency,
+    prices: Vec<Price>,
+    commitment: Option<Commitment>,
+}
+
+impl Plans {
+    pub(super) async fn read(
+        connection: &mut PgConnection,
+        environment: Environment,
+    ) -> Result<Self, EngineError> {
+        let (catalog, _) = store::catalog::current(connection, environment).await?;
+        Ok(Self { environment, catalog, gone: BTreeMap::new() })
+    }
+
+    /// The keys of those that have prices.
+    pub(super) fn priced(&self) -> Vec<String> {
+        self.catalog
+            .plans
+            .iter()
+            .filter(|plan| !plan.prices.is_empty())
+            .map(|plan| plan.key.to_string())
+            .collect()
+    }
+
+    /// A plan as it is, or as it was last.
+    async fn plan(
+        &mut self,
+        connection: &mut PgConnection,
+        key: &PlanKey,
+    ) -> Result<Option<&Plan>, EngineError> {
+        if self.catalog.plan(key).is_none() && !self.gone.contains_key(key) {
+            let last = store::catalog::last_with_plan(connection, self.environment, key.as_str()).await?;
+            self.gone.insert(key.clone(), last.and_then(|catalog| catalog.plan(key).cloned()));
+        }
+        Ok(self.catalog.plan(key).or_else(|| self.gone.get(key)?.as_ref()))
+    }
+
+    /// Whether any of the turns of a subscription has prices.
+    pub(super) async fn rate_any(
+        &mut self,
+        connection: &mut PgConnection,
+        turns: &[Turn],
+    ) -> Result<bool, EngineError> {
+        for turn in turns {
+            let plan = self.plan(connection, &turn.plan).await?;
+            if !prices_of(plan, &turn.own.prices).is_empty() {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// None where nothing has a price.
+    async fn tariff(
+        &mut self,
+        connection: &mut PgConnection,
+        stretch: &Stretch,
+    ) -> Result<Option<Tariff>, EngineError> {
+        let plan = self.plan(connection, &stretch.plan).await?;
+        let prices = prices_of(plan, &stretch.own.prices);
+        let Some(currency) = prices.first().map(|price| price.currency) else { return Ok(None) };
+        Ok(Some(Tariff {
+            currency,
+            prices: prices.iter().filter(|price| price.currency == currency).cloned().collect(),
+            commitment: commitment_of(plan, &stretch.own.commitments, currency).cloned(),
+        }))
+    }
+
+    /// By what the stretches of a period are rated in a currency, for a customer that owes what they cost
+    /// without anything being used, or for one that does not.
+    pub(super) async fn terms(
+        &mut self,
+        connection: &mut PgConnection,
+        stretches: &[Stretch],
+        currency: Currency,
+        owes: bool,
+    ) -> Result<Vec<Terms>, EngineError> {
+        let mut terms = Vec::new();
+        for stretch in stretches {
+            let tariff = self.tariff(connection, stretch).await?;
+            let named = self.plan(connection, &stretch.plan).await?.map(|plan| plan.name.clone());
+            let plan_name = named.filter(|name| *name != stretch.plan.as_str());
+            let billed = tariff.filter(|tariff| stretch.is_billed && tariff.currency == currency);
+            let (prices, commitment) =
+                billed.map(|tariff| (tariff.prices, tariff.commitment)).unwrap_or_default();
+            let Stretch { plan, span, is_billed, .. } = stretch.clone();
+            terms.push(Terms {
+                plan,
+                plan_name,
+                span,
+                is_billed,
+                prices,
+                commitment,
+                with_fees: false,
+                only_used: !owes,
+            });
+        }
+        if let Some(last) = terms.iter_mut().rfind(|terms| !terms.prices.is_empty() && owes) {
+            last.with_fees = true;
+        }
+        terms.iter_mut().filter(|terms| !terms.with_fees).for_each(|terms| terms.commitment = None);
+        Ok(terms)
+    }
+
+    /// The currencies in which something may be billed in some stretches.
+    pub(super) async fn currencies(
+        &mut self,
+        connection: &mut PgConnection,
+        stretches: &[Stretch],
+    ) -> Result<BTreeSet<Currency>, EngineError> {
+        let mut currencies = BTreeSet::new();
+        for stretch in stretches.iter().filter(|stretch| stretch.is_billed) {
+            currencies.extend(self.tariff(connection, stretch).await?.map(|tariff| tariff.currency));
+        }
+        Ok(currencies)
+    }
+}

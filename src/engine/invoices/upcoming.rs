@@ -1,0 +1,74 @@
+//! The draft of the period that is under way; where there is none, why.
+
+use sqlx::PgConnection;
+use uuid::Uuid;
+
+use super::books::Book;
+use super::plans::Plans;
+use super::{Engine, EngineError, InvoiceView, payer_of};
+use crate::domain::environment::Environment;
+use crate::domain::names::SubjectId;
+use crate::domain::timestamp::Timestamp;
+use crate::store;
+use crate::store::invoices::Payer;
+
+impl Engine {
+    /// The draft of the period that is under way for a subject's customer.
+    pub async fn upcoming_invoice(
+        &self,
+        environment: Environment,
+        subject: &SubjectId,
+    ) -> Result<InvoiceView, EngineError> {
+        let id = self.upcoming_id(environment, subject).await?;
+        self.get_invoice(environment, id).await
+    }
+
+    pub(super) async fn upcoming_id(
+        &self,
+        environment: Environment,
+        subject: &SubjectId,
+    ) -> Result<Uuid, EngineError> {
+        self.open_drafts_of(environment, subject.as_str()).await?;
+        let mut connection = self.database().pool().acquire().await?;
+        let now = self.inner.clock.now(environment, store::usage::now(&mut connection).await?);
+        let payer = payer_of(&mut connection, environment, subject.as_str()).await?;
+        if let Some(payer) = payer {
+            let rows = store::invoices::of_payer(&mut connection, payer, now).await?;
+            let present = rows.iter().find(|row| row.numbered.is_none() && row.period.contains(now));
+            if let Some(row) = present {
+                return Ok(row.id);
+            }
+        }
+        let detail = why_none(&mut connection, environment, subject, payer, now).await?;
+        Err(EngineError::NotFound { code: "no_upcoming_invoice", detail })
+    }
+}
+
+async fn why_none(
+    connection: &mut PgConnection,
+    environment: Environment,
+    subject: &SubjectId,
+    payer: Option<Payer>,
+    now: Timestamp,
+) -> Result<String, EngineError> {
+    let Some(payer) = payer else {
+        return Ok(format!("`{subject}` is mapped to no customer: give it a `stripe_customer_id`"));
+    };
+    let mut plans = Plans::read(connection, environment).await?;
+    let book = Book::read(connection, &mut plans, payer).await?;
+    let Some(turn) = book.timeline.at(now) else {
+        return Ok(format!(
+            "neither `{subject}` nor a subject above it is on a plan with prices: put it on one"
+        ));
+    };
+    if !plans.rate_any(connection, std::slice::from_ref(turn)).await? {
+        return Ok(format!("the plan `{}` has no prices: put `{subject}` on one that has", turn.plan));
+    }
+    if !turn.is_billed() {
+        let status = turn.status.as_str();
+        return Ok(format!("the subscription of `{subject}` is `{status}`: nothing is billed meanwhile"));
+    }
+    Ok(format!(
+        "nothing was used for the customer of `{subject}` in this period, and another one owes the fees"
+    ))
+}
