@@ -127,7 +127,10 @@ fn words(flaws: &[Violation]) -> String {
 }
 
 async fn list_keys(engine: &Engine) -> anyhow::Result<()> {
-    say(format_args!("{:<14}{:<13}{:<13}{:<22}{:<22}name", "id", "environment", "kind", "created", "revoked"))?;
+    say(format_args!(
+        "{:<14}{:<13}{:<13}{:<22}{:<22}name",
+        "id", "environment", "kind", "created", "revoked"
+    ))?;
     for key in engine.list_keys().await? {
         let seconds = |text: String| text.chars().take(19).collect::<String>();
         let revoked = key.revoked_at.map(|at| seconds(at.to_string())).unwrap_or_default();

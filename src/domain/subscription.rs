@@ -309,8 +309,7 @@ impl Subscription {
             }
             // which period was renewed stays known, so that the same renewal again is no change
             let natural = Cycle { billing: None, ..next.cycle };
-            next.cycle.billing =
-                (start != next.cycle.anchor).then(|| natural.billing_period(start));
+            next.cycle.billing = (start != next.cycle.anchor).then(|| natural.billing_period(start));
         }
         if let Some(end) = statement.period_end {
             let start = statement.cycle_start.unwrap_or_else(|| next.cycle.billing_period(now).from);

@@ -5,8 +5,8 @@ use futures::future::join_all;
 use serde_json::{Value, json};
 
 use super::{balance, granted, ledger, start};
-use crate::support::TestService;
 use crate::support::service::{Answer, Process};
+use crate::support::{TestService, at};
 
 /// The quota of `free` is 10: what is asked for here is above it.
 fn ask(n: usize, value: i64) -> Value {
