@@ -110,6 +110,13 @@ impl Subscription {
     }
 }
 
+/// The places of asks in the order in which they are decided: what takes what is left comes last.
+fn order(asks: &[Ask]) -> Vec<usize> {
+    let mut places: Vec<usize> = (0..asks.len()).collect();
+    places.sort_by_key(|place| (asks[*place].up_to, METERS[asks[*place].meter]));
+    places
+}
+
 /// A limit of a subject as it stands.
 struct Standing {
     subject: usize,
@@ -302,9 +309,10 @@ impl World {
         if asks.iter().any(is_stray) && !PLANS[nearest.plan].allows_unmatched {
             return Err(("unmatched", Vec::new()));
         }
-        let (mut granted, mut taken) = (Vec::new(), Vec::new());
-        let (mut denied_by, mut reason) = (Vec::new(), "insufficient_credits");
-        for ask in asks {
+        let (mut granted, mut taken) = (vec![0; asks.len()], Vec::new());
+        let (mut denied_by, mut reason) = (vec![Vec::new(); asks.len()], "insufficient_credits");
+        for place in order(asks) {
+            let ask = &asks[place];
             let limits = self.limits(path, &[ask.meter], model, at);
             let left = limits.iter().filter(|limit| limit.is_plain()).filter_map(Standing::left).min();
             let within = if ask.up_to { left.unwrap_or(ask.value).min(ask.value) } else { ask.value };
@@ -316,20 +324,21 @@ impl World {
             if is_refused {
                 reason = "limit_reached";
             }
-            denied_by.extend(refusing);
+            denied_by[place].extend(refusing);
             let asked = if is_refused { ask.value } else { within };
             match self.payable(&limits, (ask, model), asked, &taken) {
-                Payable::Denied(short) => denied_by.extend(short),
+                Payable::Denied(short) => denied_by[place].extend(short),
                 Payable::Whole(_) if is_refused => {}
                 Payable::Fraction => return Err((FRACTION, Vec::new())),
                 Payable::Whole(value) => {
                     if value > 0 {
                         self.pay(&limits, (ask.meter, model), value * ONE, &mut taken);
                     }
-                    granted.push(value);
+                    granted[place] = value;
                 }
             }
         }
+        let denied_by = denied_by.concat();
         if !denied_by.is_empty() {
             return Err((reason, denied_by));
         }

@@ -11,7 +11,7 @@ use super::caps::own_cap;
 use super::credits::{Given, ONE, Paid};
 use super::plans::{CALLS, METERS, MODELS, PLANS, SUBJECTS, TOKENS, catalog, grid, month_of};
 use super::steps::{Ask, How, Statement, Step, Time};
-use super::{Event, FRACTION, Hold, Reservation, Subscription, World};
+use super::{Event, FRACTION, Hold, Reservation, Subscription, World, order};
 
 /// A request, and what must be answered; of an object the answer may have more.
 pub(super) struct Call {
@@ -220,18 +220,18 @@ impl World {
         self.contact(&path);
         let expires = self.now + SignedDuration::from_secs(ttl);
         let mut taken = Vec::new();
-        let holds: Vec<Hold> = granted
-            .iter()
-            .zip(asks)
-            .map(|(value, ask)| {
-                let limits = self.limits(&path, &[ask.meter], model, self.now);
-                let paid = match value {
-                    0 => Vec::new(),
-                    more => self.pay(&limits, (ask.meter, model), more * ONE, &mut taken),
-                };
-                Hold { meter: ask.meter, value: *value, committed: 0, paid }
-            })
-            .collect();
+        let hold = |(ask, value): (&Ask, &i64)| Hold {
+            meter: ask.meter,
+            value: *value,
+            committed: 0,
+            paid: Vec::new(),
+        };
+        let mut holds: Vec<Hold> = asks.iter().zip(&granted).map(hold).collect();
+        for place in order(asks).into_iter().filter(|place| granted[*place] > 0) {
+            let meter = asks[place].meter;
+            let limits = self.limits(&path, &[meter], model, self.now);
+            holds[place].paid = self.pay(&limits, (meter, model), granted[place] * ONE, &mut taken);
+        }
         holds.iter().for_each(|hold| self.keep(&hold.paid));
         self.reservations.push(Reservation {
             body: body.clone(),
@@ -400,16 +400,13 @@ impl World {
         }
         // what another hold gives back is not yet there for one that grows
         let mut taken = Vec::new();
-        let grown: Vec<Vec<Paid>> = reservation
-            .holds
-            .iter()
-            .zip(&next.holds)
-            .map(|(old, new)| {
-                let (of, more) = ((old.meter, next.model), new.rest() - old.rest());
-                let limits = self.limits(&next.path, &[old.meter], next.model, next.created);
-                if more > 0 { self.pay(&limits, of, more * ONE, &mut taken) } else { Vec::new() }
-            })
-            .collect();
+        let growths: Vec<Ask> = reservation.holds.iter().zip(&next.holds).map(more).collect();
+        let mut grown: Vec<Vec<Paid>> = vec![Vec::new(); growths.len()];
+        for place in order(&growths).into_iter().filter(|place| growths[*place].value > 0) {
+            let Ask { meter, value, .. } = growths[place];
+            let limits = self.limits(&next.path, &[meter], next.model, next.created);
+            grown[place] = self.pay(&limits, (meter, next.model), value * ONE, &mut taken);
+        }
         let before = std::mem::replace(&mut self.reservations[n], next);
         for (index, paid) in grown.into_iter().enumerate() {
             let less = before.holds[index].rest() - self.reservations[n].holds[index].rest();

@@ -120,8 +120,7 @@ fn quantity_of(parts: &[Part]) -> i64 {
 }
 
 impl Paid {
-    /// Cuts off what goes with the first `count` of `of` units: the quota bears the first ones. What is
-    /// owed from before goes with the first.
+    /// Cuts off what goes with the first `count` of `of` units: the quota bears the first ones.
     fn cut_first(&mut self, count: i64, of: i64) -> Self {
         let first = |borne: i64| if count == 0 { 0 } else { (count + borne - of).clamp(0, borne) };
         self.cut(first)
@@ -158,10 +157,15 @@ pub(super) fn spared<'p>(paid: impl IntoIterator<Item = &'p Paid>, who: usize, t
 }
 
 impl Standing {
-    /// What of it the quota does not bear, with `more`.
+    /// What of `more` the quota does not bear. What has passed it already is nobody's to pay for; of nothing
+    /// it is the least there is then.
     pub(super) fn short(&self, more: i64) -> i64 {
-        let above = |quota: i64| (self.used + self.held - quota) * ONE - self.covered + more;
-        self.quota.map_or(0, above).max(0)
+        let above = |quota: i64| (self.used + self.held - quota) * ONE - self.covered;
+        match self.quota.map(above) {
+            None => 0,
+            Some(above) if above > 0 => more.max(1),
+            Some(above) => (above + more).max(0),
+        }
     }
 }
 
@@ -330,11 +334,12 @@ impl World {
     pub(super) fn burn(&mut self, event: usize, meter: usize, quantity: i64) {
         let (path, model, at) =
             (self.events[event].path.clone(), self.events[event].model, self.events[event].at);
-        let limits = self.extended(&path, (meter, model), at);
-        let paid = self.pay(&limits, (meter, model), 0, &mut Vec::new());
+        let mut limits = self.extended(&path, (meter, model), at);
+        // as they stood before it
+        limits.iter_mut().for_each(|limit| limit.used -= quantity);
+        let paid = self.pay(&limits, (meter, model), quantity * ONE, &mut Vec::new());
         for (payer, paid) in payers(&limits).iter().zip(&paid) {
-            let owed = need(payer, 0) - quantity_of(&paid.parts);
-            self.uncovered[paid.who][meter] += (owed - need(payer, -quantity * ONE)).max(0);
+            self.uncovered[paid.who][meter] += need(payer, quantity * ONE) - quantity_of(&paid.parts);
         }
         self.each(&paid, |grant, amount| grant.available -= amount);
         self.events[event].paid.extend(paid);
