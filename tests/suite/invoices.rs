@@ -4,6 +4,7 @@ mod commitments;
 mod comparing;
 mod corrections;
 mod customers;
+mod documented;
 mod drafts;
 mod forms;
 mod numbering;
