@@ -267,7 +267,7 @@ impl Book<'_> {
                 }
             }
         }
-        // what was owed goes with the first unit: where none is left, nothing is held for it either
+        // where nothing is left open, nothing is held for it either
         let open = after.open(hold, now);
         let back = if open.is_zero() { Quantity::MAX } else { left.above(open) };
         if !back.is_zero() {

@@ -334,9 +334,8 @@ async fn a_hold_that_shrinks_to_nothing_pays_for_nothing() {
     let service = start().await;
     service.record(&json!({"event_name": "tokens", "subject": "a", "value": 14})).await;
     granted(&service, "a", &json!({"credit_unit": "credits", "amount": 20})).await;
-    // with what is owed
     reserve(&service, "r1", 5).await;
-    assert_eq!(balance(&service, "a").await, (11, 9));
+    assert_eq!(balance(&service, "a").await, (15, 5));
     let nothing = json!({"holds": [{"meter": "tokens", "value": 0}]});
     assert_eq!(limit(&settle(&service, "r1", "extend", nothing).await), [14, 0, 0, 0]);
     assert_eq!(balance(&service, "a").await, (20, 0));

@@ -8,7 +8,7 @@ use proptest::sample::Index;
 use serde_json::{Value, json};
 
 use super::caps::own_cap;
-use super::credits::{Given, ONE, Paid};
+use super::credits::{Given, ONE, Paid, add};
 use super::plans::{CALLS, METERS, MODELS, PLANS, SUBJECTS, TOKENS, catalog, grid, month_of};
 use super::steps::{Ask, How, Statement, Step, Time};
 use super::{Event, FRACTION, Hold, Reservation, Subscription, World, order};
@@ -414,7 +414,7 @@ impl World {
                 self.shrink(n, index, less);
             }
             self.keep(&paid);
-            self.reservations[n].holds[index].paid.extend(paid);
+            add(&mut self.reservations[n].holds[index].paid, paid);
         }
         let reservation = &self.reservations[n];
         let answer = json!({"id": format!("r{n}"), "allowed": true, "status": "held",

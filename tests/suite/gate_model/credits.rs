@@ -1,7 +1,8 @@
 //! Credits of the model: what is above a quota that says so is borne by grants of the limit's subject.
-//! Quantities and amounts are in billionths; a unit costs whole credits, so that nothing is rounded.
+//! Quantities and amounts are in billionths; what a grant bears may be a fraction of one.
 
 use jiff::{SignedDuration, Timestamp};
+use num_rational::Ratio;
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
@@ -105,18 +106,22 @@ pub(super) struct Paid {
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Part {
     grant: usize,
-    quantity: i64,
-    cost: i64,
+    quantity: Ratio<i128>,
+    amount: i64,
 }
 
-impl Part {
-    fn amount(&self) -> i64 {
-        self.quantity * self.cost
-    }
+fn exactly(nanos: i64) -> Ratio<i128> {
+    Ratio::from_integer(nanos.into())
 }
 
+fn above(exact: Ratio<i128>) -> i64 {
+    i64::try_from(exact.ceil().to_integer()).unwrap()
+}
+
+/// Told in whole billionths, once for all of them.
 fn quantity_of(parts: &[Part]) -> i64 {
-    parts.iter().map(|part| part.quantity).sum()
+    let sum: Ratio<i128> = parts.iter().map(|part| part.quantity).sum();
+    i64::try_from(sum.floor().to_integer()).unwrap()
 }
 
 impl Paid {
@@ -134,19 +139,41 @@ impl Paid {
     }
 
     fn cut(&mut self, first: impl Fn(i64) -> i64) -> Self {
-        let mut left = first(quantity_of(&self.parts));
+        let mut left = exactly(first(quantity_of(&self.parts)));
         let mut cut = Self { parts: Vec::new(), spared: Vec::new(), ..*self };
         for part in &mut self.parts {
             let quantity = part.quantity.min(left);
+            let is_whole = quantity == part.quantity;
+            let amount =
+                if is_whole { part.amount } else { above(exactly(part.amount) * quantity / part.quantity) };
             left -= quantity;
             part.quantity -= quantity;
-            cut.parts.push(Part { quantity, ..*part });
+            part.amount -= amount;
+            cut.parts.push(Part { quantity, amount, ..*part });
         }
         for (tally, borne) in &mut self.spared {
             cut.spared.push((*tally, first(*borne)));
             *borne -= first(*borne);
         }
         cut
+    }
+}
+
+/// With what is paid for more of the same hold, which comes last.
+pub(super) fn add(paid: &mut Vec<Paid>, more: Vec<Paid>) {
+    for more in more {
+        match paid.iter_mut().find(|paid| paid.who == more.who) {
+            None => paid.push(more),
+            Some(paid) => {
+                paid.parts.extend(more.parts);
+                for (tally, borne) in more.spared {
+                    match paid.spared.iter_mut().find(|(known, _)| *known == tally) {
+                        Some((_, sum)) => *sum += borne,
+                        None => paid.spared.push((tally, borne)),
+                    }
+                }
+            }
+        }
     }
 }
 
@@ -157,8 +184,7 @@ pub(super) fn spared<'p>(paid: impl IntoIterator<Item = &'p Paid>, who: usize, t
 }
 
 impl Standing {
-    /// What of `more` the quota does not bear. What has passed it already is nobody's to pay for; of nothing
-    /// it is the least there is then.
+    /// What of `more` the quota does not bear; where it is passed already, of nothing the least there is.
     pub(super) fn short(&self, more: i64) -> i64 {
         let above = |quota: i64| (self.used + self.held - quota) * ONE - self.covered;
         match self.quota.map(above) {
@@ -220,15 +246,18 @@ impl World {
             let Grant { priority, until, created, .. } = &self.grants[*n];
             (*priority, until.unwrap_or(Timestamp::MAX), *created, *n)
         });
-        let (mut parts, mut left) = (Vec::new(), need);
+        let (mut parts, mut left) = (Vec::new(), exactly(need));
         for grant in good {
             let Some(cost) = self.cost(self.grants[grant].unit, plan, of) else { continue };
-            let beside: i64 = taken.iter().filter(|part| part.grant == grant).map(Part::amount).sum();
-            let quantity = ((self.grants[grant].available - beside) / cost).min(left);
+            let beside: i64 = taken.iter().filter(|part| part.grant == grant).map(|part| part.amount).sum();
+            let available = self.grants[grant].available - beside;
+            let amount = above(left * exactly(cost)).min(available);
+            let quantity = left.min(exactly(available) / exactly(cost));
             left -= quantity;
-            parts.push(Part { grant, quantity, cost });
+            parts.push(Part { grant, quantity, amount });
         }
-        parts
+        // what is too little to be told of stays
+        if quantity_of(&parts) == 0 { Vec::new() } else { parts }
     }
 
     /// Who cannot pay for so much more.
@@ -270,7 +299,7 @@ impl World {
         Payable::Denied(limits.iter().filter(denies).map(|limit| limit.to_denier(ask.value)).collect())
     }
 
-    /// What credits bear of a use; `more`: what of it is not counted yet.
+    /// What credits bear of a use that is not counted yet.
     pub(super) fn pay(
         &self,
         limits: &[Standing],
@@ -292,7 +321,7 @@ impl World {
     fn each<'p>(&mut self, paid: impl IntoIterator<Item = &'p Paid>, change: impl Fn(&mut Grant, i64)) {
         for part in paid.into_iter().flat_map(|paid| &paid.parts) {
             let grant = &mut self.grants[part.grant];
-            change(grant, part.amount());
+            change(grant, part.amount);
             assert!(grant.available >= 0 && grant.held >= 0, "{grant:?}");
         }
     }
@@ -335,8 +364,9 @@ impl World {
         let (path, model, at) =
             (self.events[event].path.clone(), self.events[event].model, self.events[event].at);
         let mut limits = self.extended(&path, (meter, model), at);
-        // as they stood before it
-        limits.iter_mut().for_each(|limit| limit.used -= quantity);
+        for limit in &mut limits {
+            limit.used -= quantity;
+        }
         let paid = self.pay(&limits, (meter, model), quantity * ONE, &mut Vec::new());
         for (payer, paid) in payers(&limits).iter().zip(&paid) {
             self.uncovered[paid.who][meter] += need(payer, quantity * ONE) - quantity_of(&paid.parts);
@@ -359,35 +389,9 @@ impl World {
         more > 0 && self.extended(path, of, at).iter().any(is_over)
     }
 
-    /// Takes back an event: the last of its units were those that credits bore, for each limit.
+    /// Takes back an event, with what was burnt for it.
     pub(super) fn refund(&mut self, event: usize) {
-        let event = &mut self.events[event];
-        let mut left: Vec<((usize, usize, Option<Tally>), i64)> = Vec::new();
-        let amounts = event.amounts;
-        let mut take = |who: usize, meter: usize, tally: Option<Tally>, borne: &mut i64| {
-            let key = (who, meter, tally);
-            let index = left.iter().position(|(known, _)| *known == key).unwrap_or(left.len());
-            if index == left.len() {
-                left.push((key, amounts[meter].max(0) * ONE));
-            }
-            let taken = left[index].1.min(*borne);
-            left[index].1 -= taken;
-            *borne -= taken;
-            taken
-        };
-        let mut back = Vec::new();
-        for paid in event.paid.iter_mut().rev() {
-            let (who, meter) = (paid.who, paid.meter);
-            for (tally, borne) in &mut paid.spared {
-                take(who, meter, Some(*tally), borne);
-            }
-            let mut parts = Vec::new();
-            for part in paid.parts.iter_mut().rev() {
-                let quantity = take(who, meter, None, &mut part.quantity);
-                parts.push(Part { quantity, ..*part });
-            }
-            back.push(Paid { who, meter, parts, spared: Vec::new() });
-        }
+        let back = std::mem::take(&mut self.events[event].paid);
         self.give_back(&back, false);
     }
 
@@ -554,7 +558,8 @@ impl World {
         for unit in UNITS {
             let parts = self.events.iter().flat_map(|event| &event.paid).flat_map(|paid| &paid.parts);
             let is_it = |grant: &Grant| grant.who == who && grant.unit == unit;
-            let spent: i64 = parts.filter(|part| is_it(&self.grants[part.grant])).map(Part::amount).sum();
+            let spent: i64 =
+                parts.filter(|part| is_it(&self.grants[part.grant])).map(|part| part.amount).sum();
             let mut name = json!({});
             unit.write(&mut name);
             let is_of_it = |row: &Value| name.as_object().unwrap().iter().all(|(key, of)| row[key] == *of);
