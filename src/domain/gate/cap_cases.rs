@@ -25,7 +25,7 @@ use crate::domain::quantity::Quantity;
 use crate::domain::subscription::Subscription;
 use crate::domain::timestamp::Timestamp;
 
-fn now() -> Timestamp {
+fn noon() -> Timestamp {
     Timestamp::parse("2026-11-20T12:00:00Z").unwrap()
 }
 
@@ -60,7 +60,7 @@ impl Scene {
         let stored = |(meter, id): (&Meter, i32)| StoredMeter { id, event_name_id: id, meter: meter.clone() };
         let meters = catalog.meters.iter().zip(1..).map(stored).collect();
         let terms = Terms::new(catalog, meters, &HashMap::new(), Rates::default());
-        let subscription = Subscription::begin(PlanKey::parse("p").unwrap(), now());
+        let subscription = Subscription::begin(PlanKey::parse("p").unwrap(), noon());
         let member = Member {
             subject_id: 1,
             subject: "u".into(),
@@ -78,14 +78,14 @@ impl Scene {
         holds: &[Value],
     ) -> Result<Vec<Quantity>, Vec<String>> {
         let none = BTreeSet::new();
-        let mut book = Book::open(&self.terms, Moment { now: now(), age_max: Duration::ZERO, taken: &none });
+        let mut book = Book::open(&self.terms, Moment { now: noon(), age_max: Duration::ZERO, taken: &none });
         let held = held.iter().map(|value| ("units", *value, true));
         for (meter, value, is_held) in used.iter().map(|(meter, value)| (*meter, *value, false)).chain(held) {
             let meter = MeterKey::parse(meter).unwrap();
             // caps of one period share counters
             let mut counted = BTreeSet::new();
-            for tally in self.terms.tallies(&self.path, &meter, &Properties::default(), now()) {
-                let key = tally.counter_at(now()).unwrap().key;
+            for tally in self.terms.tallies(&self.path, &meter, &Properties::default(), noon()) {
+                let key = tally.counter_at(noon()).unwrap().key;
                 if counted.insert(key) && matches!(tally, Tally::Portion(_)) {
                     let level = &mut book.counters.entry(key).or_default().level;
                     if is_held {

@@ -8,7 +8,7 @@ use uuid::Uuid;
 
 use super::book::Book;
 use super::decision::{Denial, Denier, Level, Reason, fits};
-use super::request::{Ask, OnExpiry};
+use super::request::{Ask, Grant, OnExpiry};
 use super::reservation::{Record, Reservation};
 use super::standing::{Match, Path};
 use crate::domain::credits::accounts::Cause;
@@ -146,7 +146,8 @@ impl Book<'_> {
             };
             let reach = limits.iter().filter_map(room).min().unwrap_or(left) + covers(Quantity::MAX).into();
             left = left.min(reach);
-            if reach < self.least(ask).into() {
+            // of nothing, too, something must be left
+            if ask.grant == Grant::Exactly || reach < self.least(ask).max(Quantity::SMALLEST).into() {
                 short.insert(*subject_id);
             }
         }

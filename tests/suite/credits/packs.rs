@@ -164,7 +164,7 @@ async fn a_pack_beyond_the_lines_that_were_told_is_granted() {
     let prices: Vec<String> = (0..13).map(|n| stripe.price(&format!("p{n}"), "month")).collect();
     let mut catalog = catalog();
     catalog["credit_packs"] = json!([
-        {"key": "first", "credit_unit": "credits", "amount": 1, "stripe_price_ids": [prices[0]]},
+        {"key": "small", "credit_unit": "credits", "amount": 1, "stripe_price_ids": [prices[0]]},
         {"key": "last", "credit_unit": "credits", "amount": 1000, "stripe_price_ids": [prices[12]]}]);
     service.apply(catalog).await;
     let customer = stripe.customer(&[]);
