@@ -7,8 +7,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use uuid::Uuid;
 
 use super::book::Book;
-use super::decision::{Denial, Denier, Level, Reason, fits};
-use super::request::{Ask, Grant, OnExpiry};
+use super::decision::{Denial, Denier, Grant, Level, Reason, fits};
+use super::request::{Ask, OnExpiry};
 use super::reservation::{Record, Reservation};
 use super::standing::{Match, Path};
 use crate::domain::credits::accounts::Cause;

@@ -96,7 +96,6 @@ pub(super) struct Given {
 #[derive(Debug, Clone)]
 pub(super) struct Paid {
     who: usize,
-    meter: usize,
     /// In the order in which they burn.
     parts: Vec<Part>,
     /// How much of it each limit is spared.
@@ -311,7 +310,7 @@ impl World {
             let parts = self.bears(&payer, of, need(&payer, more), taken);
             let borne = quantity_of(&parts);
             let spared = payer.iter().map(|limit| (limit.limit.tally(), limit.short(more).min(borne)));
-            Paid { who: payer[0].subject, meter: of.0, spared: spared.collect(), parts }
+            Paid { who: payer[0].subject, spared: spared.collect(), parts }
         });
         let paid: Vec<Paid> = paid.collect();
         taken.extend(paid.iter().flat_map(|paid| &paid.parts));

@@ -104,7 +104,8 @@ async fn what_was_recorded_for_a_customer_is_billed_however_soon_it_is_another_o
         let first = "final 11-20..12-20 1100: use 1100 1100";
         let of_brief = books.of_customer("cus_brief").await;
         assert!(of_brief.len() == 1 && of_brief[0].ends_with(first), "{of_brief:?}");
-        let of_next = books.of_customer("cus_next").await;
+        let mut of_next = books.of_customer("cus_next").await;
+        of_next.retain(|told| !told.contains("draft"));
         assert_eq!(of_next.len(), usize::from(fee), "{of_next:?}");
         assert!(of_next.iter().all(|told| told.ends_with("final 11-20..12-20 504: use 4 4, fee 0 500")));
         // what is taken back is given back to whom it was billed
@@ -132,10 +133,11 @@ async fn a_customer_below_pays_for_its_usage_by_the_nearest_subscription() {
     books.set_clock("2026-12-01T00:00:00Z");
     books.subscribe("unit", &json!({"plan": "team"})).await;
     books.track("c", "ann", 2, "2026-12-01T00:00:00Z").await;
+    books.bill().await;
     books.set_clock("2027-01-01T01:00:00Z");
     books.bill().await;
     let of_unit = books.of_customer("cus_unit").await;
-    assert_eq!(of_unit[0], "MG-000001 final 11-20..12-01 30: use 30 30");
+    assert_eq!(of_unit[0], "MG-000001 final 11-20..12-01 30: use 30 30", "{of_unit:?}");
     assert_eq!(of_unit[1], "MG-000003 final 12-01..01-01 20: use 2 20");
     assert_eq!(
         books.of_customer("cus_acme").await[0],
