@@ -94,10 +94,10 @@ impl Book {
             && self.mappings.last_in(span) == Some(self.payer.customer_id)
     }
 
-    /// Whether something that no invoice has yet may have been recorded for the customer in a period: events
-    /// are of some age at most, and recorded while the subject is mapped.
-    pub(super) fn reaches(&self, span: Span, now: Timestamp, age_max: Duration) -> bool {
+    /// Whether something may have been recorded for the customer in a period: events are of some age at most,
+    /// and recorded while the subject is mapped.
+    pub(super) fn reaches(&self, span: Span, age_max: Duration) -> bool {
         let Some((from, until)) = self.mappings.reach(self.payer.customer_id) else { return false };
-        span.to > now.saturating_sub(age_max) && span.to > from.saturating_sub(age_max) && span.from <= until
+        span.to > from.saturating_sub(age_max) && span.from <= until
     }
 }

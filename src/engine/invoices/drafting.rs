@@ -78,7 +78,7 @@ impl Engine {
         for BillingPeriod { span, stretches } in book.periods(&mut transaction, now).await? {
             let mut currencies = if book.owes(span) {
                 plans.currencies(&mut transaction, &stretches).await?
-            } else if book.reaches(span, now, age_max) {
+            } else if book.reaches(span, age_max) {
                 self.used_in(&mut transaction, plans, payer, span, &stretches).await?
             } else {
                 BTreeSet::new()
