@@ -34,7 +34,9 @@ pub(super) async fn used(
                 let query = question(slice, stored, &portion.member().subject, span);
                 let rows =
                     reading::answer(snapshot, environment, stored, &query).await.map_err(unexpected)?;
-                let rated = rows.iter().filter(|row| slice.admits(&properties(row), span.from));
+                // a level was asked for by the filter of its price
+                let admits = |row: &&UsageRow| slice.admits(&properties(row), span.from);
+                let rated = rows.iter().filter(|row| !slice.aggregation.is_reservable() || admits(row));
                 rated.fold(Total::default(), |sum, row| sum + row.value.unwrap_or_default())
             }
             Measure::Fees | Measure::Excess => {

@@ -113,13 +113,11 @@ fn quantity(text: &str) -> Quantity {
 
 /// `tokens=5`, or `tokens<=5` for as much as is left.
 fn hold(text: &str) -> Value {
-    match text.split_once("<=") {
-        Some((meter, value)) => json!({"meter": meter, "value": value, "grant": "up_to"}),
-        None => {
-            let (meter, value) = text.split_once('=').unwrap();
-            json!({"meter": meter, "value": value})
-        }
+    if let Some((meter, value)) = text.split_once("<=") {
+        return json!({"meter": meter, "value": value, "grant": "up_to"});
     }
+    let (meter, value) = text.split_once('=').unwrap();
+    json!({"meter": meter, "value": value})
 }
 
 /// `holds -> what is granted`, or `holds -> denied by`.

@@ -248,17 +248,17 @@ impl World {
         let more = |values: &[i64]| -> Vec<(usize, Option<&str>, i64)> {
             asks.iter().zip(values).map(|(ask, value)| (ask.meter, model, *value)).collect()
         };
-        let passes =
+        let is_over =
             |budget: &&Budget, values: &[i64]| self.highest(budget, &more(values), true) > budget.amount;
-        let fits = |values: &[i64]| !budgets.iter().any(|budget| passes(&budget, values));
+        let fits = |values: &[i64]| !budgets.iter().any(|budget| is_over(&budget, values));
         if fits(granted) {
             return Ok(granted.to_vec());
         }
         let least = |(ask, grant): (&Ask, &i64)| if ask.up_to { *grant.min(&1) } else { *grant };
         let mut values: Vec<i64> = asks.iter().zip(granted).map(least).collect();
-        let passed: Vec<&Budget> = budgets.iter().filter(|budget| passes(budget, &values)).collect();
-        if !passed.is_empty() {
-            return Err(passed.iter().map(|budget| self.cap_denier(budget, &more(granted))).collect());
+        let denying: Vec<&Budget> = budgets.iter().filter(|budget| is_over(budget, &values)).collect();
+        if !denying.is_empty() {
+            return Err(denying.iter().map(|budget| self.cap_denier(budget, &more(granted))).collect());
         }
         // what is left goes to one after the other, by meter
         let mut places: Vec<usize> = (0..asks.len()).filter(|place| asks[*place].up_to).collect();
