@@ -1,5 +1,7 @@
 //! Which form of an answer is asked for (RFC 9110, 12.5.1).
 
+use std::cmp::Reverse;
+
 use axum::http::{HeaderMap, header};
 
 /// The media type that `Accept` prefers of those there are; the first of them where it asks for none. What
@@ -7,7 +9,7 @@ use axum::http::{HeaderMap, header};
 pub(super) fn preferred<'a>(headers: &HeaderMap, offers: &[&'a str]) -> &'a str {
     let values = headers.get_all(header::ACCEPT).iter().filter_map(|value| value.to_str().ok());
     let ranges: Vec<Range<'_>> = values.flat_map(|value| value.split(',')).filter_map(Range::read).collect();
-    let mut best: Option<(&str, (u16, u8, std::cmp::Reverse<usize>))> = None;
+    let mut best: Option<(&str, Rank)> = None;
     for offer in offers {
         // the most exact range that meets it says how welcome it is
         let meets =
@@ -15,13 +17,16 @@ pub(super) fn preferred<'a>(headers: &HeaderMap, offers: &[&'a str]) -> &'a str 
         let Some((exactness, place)) = meets.min_by_key(|(exactness, place)| (3 - exactness, *place)) else {
             continue;
         };
-        let rank = (ranges[place].weight, exactness, std::cmp::Reverse(place));
+        let rank = (ranges[place].weight, exactness, Reverse(place));
         if rank.0 > 0 && best.is_none_or(|(_, other)| rank > other) {
             best = Some((offer, rank));
         }
     }
     best.map(|(offer, _)| offer).or(offers.first().copied()).unwrap_or_default()
 }
+
+/// How welcome, how exactly, and how early.
+type Rank = (u16, u8, Reverse<usize>);
 
 struct Range<'a> {
     media_type: &'a str,

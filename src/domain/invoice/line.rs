@@ -212,6 +212,7 @@ impl InvoiceLine {
     }
 
     /// The same, with nothing used.
+    #[must_use]
     pub fn unused(&self) -> Self {
         let nothing = || Number::from(0);
         Self { quantity: nothing(), amount: nothing(), rounded_amount: nothing(), ..self.clone() }

@@ -152,12 +152,12 @@ impl Cashier<'_> {
             });
             let left =
                 left.entry((spend.subject_id, spend.meter.clone())).or_insert(taken_back.unwrap_or_default());
-            let (Some(grant), Some(whole)) = (spend.grant, spend.quantity) else { continue };
-            let quantity = whole.min(*left);
+            let (Some(grant), Some(spent)) = (spend.grant, spend.quantity) else { continue };
+            let quantity = spent.min(*left);
             *left = left.above(quantity);
-            let kept = Amount::from(whole.above(quantity));
+            let kept = Amount::from(spent.above(quantity));
             let kept =
-                if kept.is_zero() { Total::default() } else { share(spend.amount, &kept, &whole.into()) };
+                if kept.is_zero() { Total::default() } else { share(spend.amount, &kept, &spent.into()) };
             let made_good = refunded.get(&spend.id).copied().unwrap_or_default();
             let amount = spend.amount - kept.max(made_good);
             if amount <= Total::default() {

@@ -179,7 +179,9 @@ impl World {
         let asked = |ask: &Ask| Ask { up_to: ask.up_to && !(fractional && ask.meter == TOKENS), ..*ask };
         let mut asks: Vec<Ask> = asks.iter().map(asked).collect();
         if matches!(self.decide(&path, model, &asks, self.now), Err((FRACTION, _))) {
-            asks.iter_mut().for_each(|ask| ask.up_to = false);
+            for ask in &mut asks {
+                ask.up_to = false;
+            }
         }
         let asks = asks.as_slice();
         let meters: Vec<usize> = asks.iter().map(|ask| ask.meter).collect();
@@ -232,7 +234,9 @@ impl World {
             let limits = self.limits(&path, &[meter], model, self.now);
             holds[place].paid = self.pay(&limits, (meter, model), granted[place] * ONE, &mut taken);
         }
-        holds.iter().for_each(|hold| self.keep(&hold.paid));
+        for hold in &holds {
+            self.keep(&hold.paid);
+        }
         self.reservations.push(Reservation {
             body: body.clone(),
             path: path.clone(),
@@ -518,8 +522,8 @@ impl World {
 
     fn grant(&mut self, given: &Given) -> Call {
         let (path, body, status, answer) = self.give(given);
-        let gives = (status == 201).then(|| self.grants.len() - 1);
-        Call { gives, ..Call::post(path, body, status, answer) }
+        let made = (status == 201).then(|| self.grants.len() - 1);
+        Call { gives: made, ..Call::post(path, body, status, answer) }
     }
 
     fn take_back(&mut self, which: Index) -> Option<Call> {

@@ -160,8 +160,9 @@ fn costing(cost: &str) -> Rig {
 
 #[test]
 fn a_use_costs_the_same_over_one_grant_and_over_several() {
-    // what a unit costs; grants, in credits or in units; uses, and what of each is covered; what is left
-    let cases: [(&str, &[&str], &[(&str, &str)], &[&str]); 9] = [
+    /// What a unit costs; grants, in credits or in units; uses, and what of each is covered; what is left.
+    type Case<'a> = (&'a str, &'a [&'a str], &'a [(&'a str, &'a str)], &'a [&'a str]);
+    let cases: [Case<'_>; 9] = [
         ("3", &["1", "1", "1"], &[("1", "1"), ("1", "0")], &["0", "0", "0"]),
         ("3", &["4", "4", "4"], &[("1", "1"), ("1", "1"), ("2", "2"), ("1", "0")], &["0", "0", "0"]),
         ("3", &["50", "50", "50"], &[("16", "16"), ("33", "33"), ("1", "1"), ("1", "0")], &["0", "0", "0"]),
