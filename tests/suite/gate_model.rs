@@ -179,7 +179,7 @@ impl Standing {
 
     fn to_report(&self) -> Value {
         let state = match self.quota {
-            Some(quota) if self.used >= quota => "exceeded",
+            Some(quota) if quota == 0 || self.used >= quota => "exceeded",
             Some(quota) if self.used * 100 >= quota * 90 => "critical",
             Some(quota) if self.used * 100 >= quota * 75 => "warning",
             _ => "ok",
