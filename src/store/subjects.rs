@@ -100,6 +100,10 @@ pub async fn paths(
             }
         }
     }
+    for path in &mut paths {
+        // they are kept by the hundred thousand, and most have one member
+        path.members.shrink_to_fit();
+    }
     Ok(paths)
 }
 
