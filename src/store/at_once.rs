@@ -1,5 +1,5 @@
 //! Holding what fits, in one message, which is a transaction: see `hold_at_once` in
-//! `migrations/0009_gate_at_once.sql`.
+//! `migrations/0014_gate_insertions.sql`.
 
 use sqlx::postgres::types::PgInterval;
 use sqlx::{PgConnection, Row};
@@ -18,8 +18,8 @@ use crate::domain::gate::standing::CounterKey;
 use crate::domain::quantity::{Quantity, Total};
 use crate::domain::timestamp::Timestamp;
 
-/// The `SQLSTATE` by which it takes everything back: an id is taken.
-const TAKEN: &str = "MG001";
+/// What an id that is taken violates; then everything is taken back.
+const TAKEN: [&str; 2] = ["reservations_pk", "hold_lines_pk"];
 
 /// What time it is, by the server's clock.
 #[derive(Debug, Clone, Copy)]
@@ -147,7 +147,9 @@ pub async fn hold(
     .fetch_all(connection)
     .await;
     let rows = match rows {
-        Err(sqlx::Error::Database(refused)) if refused.code().as_deref() == Some(TAKEN) => return Ok(None),
+        Err(sqlx::Error::Database(refused)) if refused.constraint().is_some_and(|c| TAKEN.contains(&c)) => {
+            return Ok(None);
+        }
         rows => rows?,
     };
     let row = rows.first().ok_or(sqlx::Error::RowNotFound)?;
