@@ -9,6 +9,8 @@ use serde::{Serialize, Serializer};
 
 /// Nano-units in a unit.
 const NANOS: i128 = 1_000_000_000;
+/// The same, of what fits into 64 bits.
+const SMALL_NANOS: i64 = 1_000_000_000;
 const FRACTION_DIGITS: i32 = 9;
 const INTEGER_DIGITS: i32 = 19;
 /// 10^19 units.
@@ -257,20 +259,26 @@ impl fmt::Display for Total {
 }
 
 /// A JSON number written in full.
-fn json_number<S: Serializer>(text: &str, serializer: S) -> Result<S::Ok, S::Error> {
-    let number: serde_json::Number = text.parse().map_err(serde::ser::Error::custom)?;
+fn json_number<S: Serializer>(nanos: i128, serializer: S) -> Result<S::Ok, S::Error> {
+    // most are whole and small, which needs no text in between
+    if let Ok(small) = i64::try_from(nanos)
+        && small % SMALL_NANOS == 0
+    {
+        return serializer.serialize_i64(small / SMALL_NANOS);
+    }
+    let number: serde_json::Number = Total(nanos).to_string().parse().map_err(serde::ser::Error::custom)?;
     number.serialize(serializer)
 }
 
 impl Serialize for Quantity {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        json_number(&self.to_string(), serializer)
+        json_number(self.0, serializer)
     }
 }
 
 impl Serialize for Total {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        json_number(&self.to_string(), serializer)
+        json_number(self.0, serializer)
     }
 }
 
