@@ -11,6 +11,7 @@ use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
+use tower::make::Shared;
 
 use super::database::Home;
 use super::settings::Settings;
@@ -50,8 +51,8 @@ impl Service {
             .await
             .with_context(|| format!("cannot listen on {}", settings.http.bind))?;
         let address = listener.local_addr()?;
-        let router =
-            http::router(Api { engine: engine.clone(), metrics: Arc::new(metrics()) }, &settings.http());
+        let front =
+            http::service(Api { engine: engine.clone(), metrics: Arc::new(metrics()) }, &settings.http());
         let (stop, stopped) = oneshot::channel::<()>();
         // answers are small: they leave at once
         let listener = axum::serve::ListenerExt::tap_io(listener, |stream| {
@@ -61,7 +62,7 @@ impl Service {
             let stopped = async move {
                 stopped.await.ok();
             };
-            axum::serve(listener, router).with_graceful_shutdown(stopped).await
+            axum::serve(listener, Shared::new(front)).with_graceful_shutdown(stopped).await
         });
         Ok(Self { address, engine, jobs, stop, server })
     }

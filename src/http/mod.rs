@@ -10,6 +10,7 @@ mod csv;
 mod drop_in;
 mod events;
 mod exports;
+mod front;
 mod gateway;
 mod invoice_page;
 mod invoices;
@@ -31,17 +32,14 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::http::{HeaderName, HeaderValue, Method, StatusCode, header};
+use axum::http::{HeaderName, HeaderValue, Method, header};
 use axum::routing::{MethodFilter, MethodRouter, delete, get, on, post, put};
 use axum::{Router, middleware};
 use metrics_exporter_prometheus::PrometheusHandle;
-use tower::ServiceBuilder;
-use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::cors::CorsLayer;
-use tower_http::decompression::RequestDecompressionLayer;
-use tower_http::timeout::TimeoutLayer;
 
 pub use access::Access;
+pub use front::Front;
 
 use crate::engine::Engine;
 
@@ -166,9 +164,9 @@ pub fn routes() -> Vec<Route> {
 }
 
 /// The service that answers requests.
-pub fn router(api: Api, settings: &HttpSettings) -> Router {
+pub fn service(api: Api, settings: &HttpSettings) -> Front {
     // browsers may call what their credentials may
-    let (mut plain, mut browsers, mut unhurried) = (Router::new(), Router::new(), Router::new());
+    let (mut plain, mut browsers) = (Router::new(), Router::new());
     let may_browse =
         |route: &Route| matches!(route.access, Access::EndUser | Access::Payer | Access::Publishable);
     // a path stands in one of them, with all its methods
@@ -176,9 +174,7 @@ pub fn router(api: Api, settings: &HttpSettings) -> Router {
     for route in routes() {
         let guard = access::Guard { engine: api.engine.clone(), access: route.access, path: route.path };
         let guarded = route.handler.route_layer(middleware::from_fn_with_state(guard, access::admit));
-        if route.path == UNHURRIED {
-            unhurried = unhurried.route(route.path, guarded);
-        } else if browsed.contains(route.path) {
+        if browsed.contains(route.path) {
             browsers = browsers.route(route.path, guarded);
         } else {
             plain = plain.route(route.path, guarded);
@@ -191,23 +187,8 @@ pub fn router(api: Api, settings: &HttpSettings) -> Router {
         .merge(browsers)
         .merge(operations::docs())
         .fallback(problem::no_such_path)
-        .with_state(api.clone());
-    // once around the whole table: a layer of a router is one more box for each of its routes, and every
-    // request copies them all
-    let timed = ServiceBuilder::new()
-        .layer(TimeoutLayer::with_status_code(StatusCode::SERVICE_UNAVAILABLE, settings.request_max))
-        .map_request(gateway::without_body)
-        .layer(RequestDecompressionLayer::new().no_br().no_deflate())
-        .service(table);
-    let all = unhurried
-        .method_not_allowed_fallback(problem::no_such_method)
-        .with_state(api)
-        .fallback_service(timed);
-    let service = ServiceBuilder::new()
-        .layer(middleware::from_fn_with_state(observe::Measures::default(), observe::observe))
-        .layer(CatchPanicLayer::custom(problem::of_panic))
-        .service(all);
-    Router::new().fallback_service(service)
+        .with_state(api);
+    Front::new(table, settings.request_max)
 }
 
 fn cors(settings: &HttpSettings) -> CorsLayer {

@@ -5,9 +5,8 @@ use std::collections::HashMap;
 use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
-use axum::extract::{Request, State};
+use axum::extract::Request;
 use axum::http::{HeaderName, HeaderValue, Method, header};
-use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use metrics::{Counter, Histogram};
 
@@ -65,29 +64,34 @@ impl Measures {
         let mut known = self.0.write().unwrap_or_else(PoisonError::into_inner);
         known.entry(kind).or_insert_with(|| Measure::of(kind)).note(took);
     }
-}
 
-pub(super) async fn observe(State(measures): State<Measures>, mut request: Request, next: Next) -> Response {
-    let started = Instant::now();
-    let request_id = request_id(&request);
-    let method = request.method().clone();
-    let reads = stripe_errors::reads(&request);
-    let name = RouteName::default();
-    request.extensions_mut().insert(name.clone());
-    let mut response = next.run(request).await;
-    if is_bare_error(&response) {
-        let headers = response.headers().clone();
-        response = Problem::of_status(response.status()).into_response();
-        for (name, value) in headers.iter().filter(|(name, _)| *name == header::ACCEPT_ENCODING) {
-            response.headers_mut().insert(name, value.clone());
+    /// What every request gets, around what answers it.
+    pub(super) async fn observe<F: Future<Output = Response>>(
+        &self,
+        mut request: Request,
+        answer: impl FnOnce(Request) -> F,
+    ) -> Response {
+        let started = Instant::now();
+        let request_id = request_id(&request);
+        let method = request.method().clone();
+        let reads = stripe_errors::reads(&request);
+        let name = RouteName::default();
+        request.extensions_mut().insert(name.clone());
+        let mut response = answer(request).await;
+        if is_bare_error(&response) {
+            let headers = response.headers().clone();
+            response = Problem::of_status(response.status()).into_response();
+            for (name, value) in headers.iter().filter(|(name, _)| *name == header::ACCEPT_ENCODING) {
+                response.headers_mut().insert(name, value.clone());
+            }
         }
+        response = stripe_errors::translated(response, reads, &request_id);
+        let route = name.0.get().copied().unwrap_or("unmatched");
+        self.note((known_method(&method), route, response.status().as_u16()), started.elapsed());
+        log(&method, route, &response, &request_id, started);
+        response.headers_mut().insert(REQUEST_ID, request_id);
+        response
     }
-    response = stripe_errors::translated(response, reads, &request_id);
-    let route = name.0.get().copied().unwrap_or("unmatched");
-    measures.note((known_method(&method), route, response.status().as_u16()), started.elapsed());
-    log(&method, route, &response, &request_id, started);
-    response.headers_mut().insert(REQUEST_ID, request_id);
-    response
 }
 
 /// The caller's id where it is decent, else a new one.

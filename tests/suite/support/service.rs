@@ -5,7 +5,6 @@ use std::process::Stdio;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::Router;
 use axum::body::Body;
 use axum::http::{Method, Request, StatusCode};
 use http_body_util::BodyExt;
@@ -15,7 +14,7 @@ use metergate::domain::timestamp::Timestamp;
 use metergate::engine::access::keys::KeyKind;
 use metergate::engine::access::tokens::TokenSettings;
 use metergate::engine::{Clock, Engine, EngineSettings};
-use metergate::http::{Api, HttpSettings, router};
+use metergate::http::{Api, Front, HttpSettings, service};
 use metergate::providers::stripe::StripeSettings;
 use metergate::store::Database;
 use secrecy::SecretString;
@@ -41,7 +40,7 @@ pub(crate) struct TestService {
     pub(crate) clock: Clock,
     pub(crate) url: String,
     pub(crate) key: String,
-    router: Router,
+    front: Front,
 }
 
 #[derive(Debug)]
@@ -103,8 +102,8 @@ impl TestService {
             cors_origins: vec!["https://app.example".parse().unwrap()],
             request_max: Duration::from_secs(30),
         };
-        let router = router(Api { engine: engine.clone(), metrics: Arc::new(None) }, &http);
-        Self { engine, clock, url: url.to_owned(), key, router }
+        let front = service(Api { engine: engine.clone(), metrics: Arc::new(None) }, &http);
+        Self { engine, clock, url: url.to_owned(), key, front }
     }
 
     /// With this catalog, a connection that can be cut, and callers that do not wait for long.
@@ -124,7 +123,7 @@ impl TestService {
     }
 
     pub(crate) async fn send(&self, request: Request<Body>) -> Answer {
-        let response = self.router.clone().oneshot(request).await.unwrap();
+        let response = self.front.clone().oneshot(request).await.unwrap();
         let (parts, body) = response.into_parts();
         let bytes = body.collect().await.unwrap().to_bytes();
         Answer {
