@@ -27,8 +27,8 @@ const COUNT_ON: &str = "with
     on_path as (
         insert into paths (id, environment, subject_id, ancestors) select id, 0, id, array[id] from fresh),
     on_plan as (
-        insert into subscriptions (subject_id, environment, plan, status, cycle_anchor, terms_since, pristine, created_at, updated_at)
-        select fresh.id, environment, plan, status, cycle_anchor, terms_since, pristine, created_at, updated_at
+        insert into subscriptions (subject_id, environment, plan, status, cycle_anchor, terms_since, pristine_version, created_at, updated_at)
+        select fresh.id, environment, plan, status, cycle_anchor, terms_since, pristine_version, created_at, updated_at
         from fresh, subscriptions where subject_id = (select id from like_it))
  insert into counters (subject_id, definition, period_start, environment, meter_id, period_end, since, used, held)
  select fresh.id, definition, period_start, environment, meter_id, period_end, since, 0, 0
