@@ -1,6 +1,7 @@
--- Holding what fits, as in 0009, with plain insertions: an id that is taken is met by the index that refuses
--- it, and nothing is looked for beforehand, row by row, as `on conflict` does.
-create or replace function hold_at_once(
+-- Holding what fits, as `hold_at_once` of 0009 does, with plain insertions: an id that is taken is met by the
+-- index that refuses it, and nothing is looked for beforehand, row by row, as `on conflict` does. Under a name
+-- of its own: replicas of the version before call theirs, and know its errors, while this one comes up.
+create function hold_what_fits(
     given_environment smallint,
     -- of the lock of the configuration, and the version under which the writer knows it
     given_lock int,

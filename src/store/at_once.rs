@@ -1,4 +1,4 @@
-//! Holding what fits, in one message, which is a transaction: see `hold_at_once` in
+//! Holding what fits, in one message, which is a transaction: see `hold_what_fits` in
 //! `migrations/0014_gate_insertions.sql`.
 
 use sqlx::postgres::types::PgInterval;
@@ -114,7 +114,7 @@ pub async fn hold(
         made.iter().map(|r| Some(r.id).filter(|id| Uuid::try_parse(id).ok() != Some(r.key))).collect();
     let rows = sqlx::query(
         "select done_at, next_batch, levels_used, levels_held
-         from hold_at_once($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20,
+         from hold_what_fits($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20,
                            $21, $22, $23, $24, $25, $26)",
     )
     .bind(environment.code())
