@@ -125,7 +125,7 @@ impl Commits {
         match sent[0] {
             b'Q' => sent.ends_with(b"commit\0"),
             b'P' => {
-                if second.windows(13).any(|words| words == b"hold_at_once(") {
+                if second.windows(15).any(|words| words == b"hold_what_fits(") {
                     self.at_once = Some(first.to_vec());
                 }
                 false
