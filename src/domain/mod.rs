@@ -20,6 +20,7 @@ pub mod period;
 pub mod plan;
 pub mod pricing;
 pub mod quantity;
+pub mod reading;
 pub mod statement;
 pub mod subscription;
 pub mod timestamp;

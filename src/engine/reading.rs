@@ -5,8 +5,9 @@ use sqlx::PgConnection;
 use super::EngineError;
 use crate::domain::environment::Environment;
 use crate::domain::meter::StoredMeter;
+use crate::domain::reading::{Reading, Rollups};
 use crate::domain::top::Ranks;
-use crate::domain::usage::{Found, Reading, Rollups, UsageQuery, UsageRow, rows};
+use crate::domain::usage::{Found, UsageQuery, UsageRow, rows};
 use crate::domain::window::Span;
 use crate::store;
 use crate::store::usage::{Answer, Asked, Question};
@@ -106,7 +107,11 @@ impl Ground {
     fn asked<'a>(&'a self, question: &'a Question<'_>) -> Asked<'a> {
         let Question { stored, query, bounds, .. } = *question;
         let gaps = self.0.gaps.get(&stored.id).map_or(&[][..], Vec::as_slice);
-        let rollups = Rollups { gaps, days_until: self.0.days_until.get(&stored.id).copied() };
+        let rollups = Rollups {
+            gaps,
+            days_until: self.0.days_until.get(&stored.id).copied(),
+            subtract: !stored.meter.aggregation.is_order_statistic(),
+        };
         let reading = Reading::plan(query.span, &query.edges(bounds), rollups);
         Asked { question, reading, tail: self.0.tails.get(&stored.event_name_id) }
     }

@@ -10,6 +10,7 @@ use sqlx::{Postgres, QueryBuilder};
 
 use crate::domain::environment::Environment;
 use crate::domain::meter::{Aggregation, StoredMeter};
+use crate::domain::reading::Cut;
 use crate::domain::timestamp::Timestamp;
 use crate::domain::window::Span;
 
@@ -24,6 +25,9 @@ pub(super) enum Scope<'a> {
     Spans(&'a [Span]),
     /// Those in a span whose batch has been folded.
     Folded(Span),
+    /// Those in the rest of cut hours whose batch has been folded: taken off, as if they lay in the
+    /// larger part.
+    CutOff(&'a [Cut]),
 }
 
 /// Writes `select …` of the measures of a meter. `dimensions`: which to take, by name. `paths`: none
@@ -37,7 +41,10 @@ pub(super) fn push_measures(
     scope: &Scope<'_>,
 ) {
     let meter = &stored.meter;
-    sql.push("select * from (select e.path_id, e.customer_id, e.occurred_at as at, e.sign, array[");
+    let is_cut_off = matches!(scope, Scope::CutOff(_));
+    sql.push("select * from (select e.path_id, e.customer_id, ");
+    sql.push(if is_cut_off { "cut.at, -e.sign as sign" } else { "e.occurred_at as at, e.sign" });
+    sql.push(", array[");
     for (index, dimension) in dimensions.iter().enumerate() {
         sql.push(if index == 0 { "" } else { ", " });
         sql.push("dimension_value(e.properties -> ").push_bind(dimension.clone()).push(")");
@@ -84,6 +91,18 @@ pub(super) fn push_measures(
             push_identity(sql, environment, stored, paths);
             sql.push(" and e.occurred_at >= span.s and e.occurred_at < span.e offset 0) e where true");
         }
+        Scope::CutOff(cuts) => {
+            let rest = |cut: &Cut| {
+                let at = cut.part.from;
+                cut.rest().map(move |span| (span, at))
+            };
+            let (spans, at): (Vec<Span>, Vec<Timestamp>) = cuts.iter().flat_map(rest).unzip();
+            let (from, to) = columns(&spans);
+            sql.push(" from unnest(").push_bind(from).push(", ").push_bind(to).push(", ").push_bind(at);
+            sql.push(") as cut (s, e, at) cross join lateral (select * from events e where ");
+            push_identity(sql, environment, stored, paths);
+            sql.push(" and e.occurred_at >= cut.s and e.occurred_at < cut.e offset 0) e where true");
+        }
         _ => {
             sql.push(" from events e where ");
             push_identity(sql, environment, stored, paths);
@@ -122,6 +141,8 @@ pub(super) fn push_paths(sql: &mut QueryBuilder<Postgres>, column: &str, paths: 
     }
 }
 
+const NOT_UNFOLDED: &str = " and not exists (select from unfolded u where u.batch_id = e.batch_id)";
+
 fn push_scope(sql: &mut QueryBuilder<Postgres>, scope: &Scope<'_>) {
     match scope {
         Scope::Batches { batch_ids, within } => push_batches(sql, batch_ids, *within),
@@ -136,8 +157,9 @@ fn push_scope(sql: &mut QueryBuilder<Postgres>, scope: &Scope<'_>) {
         Scope::Spans(_) => {}
         Scope::Folded(span) => {
             push_span(sql, *span);
-            sql.push(" and not exists (select from unfolded u where u.batch_id = e.batch_id)");
+            sql.push(NOT_UNFOLDED);
         }
+        Scope::CutOff(_) => drop(sql.push(NOT_UNFOLDED)),
     }
 }
 

@@ -14,9 +14,10 @@ use crate::domain::limits::USAGE_ROWS_MAX;
 use crate::domain::meter::{Aggregation, StoredMeter};
 use crate::domain::names::PropertyName;
 use crate::domain::quantity::Total;
+use crate::domain::reading::{Cut, Reading};
 use crate::domain::timestamp::Timestamp;
 use crate::domain::top::Ranks;
-use crate::domain::usage::{Found, Group, Reading, Slice, UsageQuery, Whose};
+use crate::domain::usage::{Found, Group, Slice, UsageQuery, Whose};
 use crate::domain::window::Span;
 
 /// One snapshot of the database, in which several statements agree.
@@ -150,9 +151,7 @@ pub struct Asked<'a> {
 impl Asked<'_> {
     /// Whether there is nothing to read.
     fn is_empty(&self) -> bool {
-        let Reading { days, hours, events } = &self.reading;
-        self.question.paths.is_some_and(<[i64]>::is_empty)
-            || [days, hours, events].into_iter().all(Vec::is_empty)
+        self.question.paths.is_some_and(<[i64]>::is_empty) || self.reading.is_empty()
     }
 }
 
@@ -246,8 +245,14 @@ fn push_question(sql: &mut QueryBuilder<Postgres>, environment: Environment, ask
     for (grain, spans) in [(Grain::Day, &reading.days), (Grain::Hour, &reading.hours)] {
         if !spans.is_empty() {
             next_part(sql);
-            push_rollups(sql, environment, question, &dimensions, (grain, spans));
+            push_rollups(sql, environment, question, &dimensions, &Buckets::Whole(grain, spans));
         }
+    }
+    if !reading.cuts.is_empty() {
+        next_part(sql);
+        push_rollups(sql, environment, question, &dimensions, &Buckets::Cut(&reading.cuts));
+        next_part(sql);
+        push_events(sql, environment, question, &dimensions, &Scope::CutOff(&reading.cuts));
     }
     let folded = reading.folded();
     if let Some(Tail { batch_ids, within }) = tail.filter(|_| !folded.is_empty()) {
@@ -317,6 +322,15 @@ pub(super) fn push_slice(sql: &mut QueryBuilder<Postgres>, slices: &[Slice], dim
     sql.push(" end");
 }
 
+/// Which rollups are looked at.
+#[derive(Debug)]
+enum Buckets<'a> {
+    /// Those that lie in the spans.
+    Whole(Grain, &'a [Span]),
+    /// Those of hours, as if they were of their larger parts alone.
+    Cut(&'a [Cut]),
+}
+
 /// Columns of a part: `path_id`, `at`, `members`, `count`, the rollup columns of the aggregation, and
 /// for `unique_count` `member`. What lies between two edges is one to whoever asks: it is added up
 /// before dimensions and members are looked at, which cost more than adding.
@@ -325,7 +339,7 @@ fn push_rollups(
     environment: Environment,
     question: &Question<'_>,
     dimensions: &[String],
-    (grain, spans): (Grain, &[Span]),
+    buckets: &Buckets<'_>,
 ) {
     let Question { stored, query, paths, holders, bounds, .. } = *question;
     let unique = stored.meter.aggregation == Aggregation::UniqueCount;
@@ -348,28 +362,46 @@ fn push_rollups(
     sql.push(" from (select ");
     let by_path = holders.is_some() || query.whose != Whose::All;
     sql.push(if by_path { "path_id" } else { "null::bigint as path_id" });
+    let grain = match buckets {
+        Buckets::Whole(grain, _) => *grain,
+        Buckets::Cut(_) => Grain::Hour,
+    };
     let start = grain.word();
-    sql.push(format!(", min({start}) as at, dimension_set_id"));
+    let at = if matches!(buckets, Buckets::Cut(_)) { "cut.at" } else { start };
+    sql.push(format!(", min({at}) as at, dimension_set_id"));
     sql.push(if unique { ", sum(refs) as count, member" } else { ", sum(count) as count" });
     for (name, _) in rollup_columns(stored.meter.aggregation) {
         sql.push(format!(", {} as {name}", join_columns(name).0));
     }
     let table = if unique { grain.members() } else { grain.rollups() };
-    if let [span] = spans {
-        sql.push(format!(" from {table} where environment = ")).push_bind(environment.code());
+    let push_identity = |sql: &mut QueryBuilder<Postgres>| {
+        sql.push(" where environment = ").push_bind(environment.code());
         sql.push(" and meter_id = ").push_bind(stored.id);
         push_paths(sql, "path_id", paths);
-        sql.push(format!(" and {start} >= ")).push_bind(span.from);
-        sql.push(format!(" and {start} < ")).push_bind(span.to);
-    } else {
-        let (from, to) = columns(spans);
-        sql.push(" from unnest(").push_bind(from).push(", ").push_bind(to);
-        sql.push(format!(") as span (s, e) cross join lateral (select * from {table} where environment = "));
-        sql.push_bind(environment.code()).push(" and meter_id = ").push_bind(stored.id);
-        push_paths(sql, "path_id", paths);
-        sql.push(format!(" and {start} >= span.s and {start} < span.e offset 0) r"));
+    };
+    match buckets {
+        Buckets::Whole(_, [span]) => {
+            sql.push(format!(" from {table}"));
+            push_identity(sql);
+            sql.push(format!(" and {start} >= ")).push_bind(span.from);
+            sql.push(format!(" and {start} < ")).push_bind(span.to);
+        }
+        Buckets::Whole(_, spans) => {
+            let (from, to) = columns(spans);
+            sql.push(" from unnest(").push_bind(from).push(", ").push_bind(to);
+            sql.push(format!(") as span (s, e) cross join lateral (select * from {table}"));
+            push_identity(sql);
+            sql.push(format!(" and {start} >= span.s and {start} < span.e offset 0) r"));
+        }
+        Buckets::Cut(cuts) => {
+            let (hours, at): (Vec<_>, Vec<_>) = cuts.iter().map(|cut| (cut.hour.from, cut.part.from)).unzip();
+            sql.push(" from unnest(").push_bind(hours).push(", ").push_bind(at);
+            sql.push(format!(") as cut (hour, at) cross join lateral (select * from {table}"));
+            push_identity(sql);
+            sql.push(format!(" and {start} = cut.hour offset 0) r"));
+        }
     }
-    sql.push(format!(" group by width_bucket({start}, "))
+    sql.push(format!(" group by width_bucket({at}, "))
         .push_bind(query.edges(bounds))
         .push("), dimension_set_id");
     sql.push(if by_path { ", path_id" } else { "" }).push(if unique { ", member) r" } else { ") r" });

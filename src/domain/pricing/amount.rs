@@ -6,11 +6,11 @@ use std::iter::Sum;
 use std::ops::{Add, Mul, Neg, Sub};
 
 use num_bigint::{BigInt, Sign};
-use num_rational::BigRational;
-use num_traits::{One, Pow, Signed, ToPrimitive, Zero};
+use num_traits::{Signed, ToPrimitive};
 use serde::{Serialize, Serializer};
 use serde_json::Value;
 
+use super::fraction::Fraction;
 use crate::domain::fields::{Read, Violation};
 use crate::domain::quantity::{NotAQuantity, Quantity, Total};
 
@@ -25,11 +25,11 @@ const NANOS: i64 = 1_000_000_000;
 
 /// An amount in minor units, or a price per unit of something.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Amount(BigRational);
+pub struct Amount(Fraction);
 
 impl Default for Amount {
     fn default() -> Self {
-        Self(BigRational::zero())
+        Self(Fraction::from(0))
     }
 }
 
@@ -68,12 +68,11 @@ impl Amount {
         }
         // so few digits are always a number
         let coefficient: BigInt = format!("{integer}{significant}").parse().unwrap_or_default();
-        let ten = BigRational::from_integer(BigInt::from(10));
         let scale = exponent - i32::try_from(significant.len()).unwrap_or(i32::MAX);
-        let amount = BigRational::from_integer(coefficient) * Pow::pow(ten, scale);
-        let granularity = BigInt::from(10).pow(PRICE_FRACTION_DIGITS);
-        let limit = BigRational::from_integer(BigInt::from(10).pow(INTEGER_DIGITS));
-        if amount.abs() >= limit || !(&amount * granularity).is_integer() {
+        let amount = &Fraction::from(coefficient) * &Fraction::ten_to(scale);
+        let granularity = Fraction::ten_to(PRICE_FRACTION_DIGITS.cast_signed());
+        let limit = Fraction::ten_to(INTEGER_DIGITS.cast_signed());
+        if amount.abs() >= limit || !(&amount * &granularity).is_integer() {
             return Err(NotAQuantity::TooManyDigits);
         }
         Ok(Self(amount))
@@ -83,17 +82,17 @@ impl Amount {
     pub fn from_sum(text: &str) -> Option<Self> {
         let (integer, fraction) = text.split_once('.').unwrap_or((text, ""));
         let digits: BigInt = format!("{integer}{fraction}").parse().ok()?;
-        let scale = BigInt::from(10).pow(u32::try_from(fraction.len()).ok()?);
-        Some(Self(BigRational::new(digits, scale)))
+        let scale = i32::try_from(fraction.len()).ok()?;
+        Some(Self(&Fraction::from(digits) * &Fraction::ten_to(-scale)))
     }
 
     pub fn from_minor_units(units: i64) -> Self {
-        Self(BigRational::from_integer(units.into()))
+        Self(Fraction::from(i128::from(units)))
     }
 
     /// As many as there are of something.
     pub fn of(quantity: Total) -> Self {
-        Self(BigRational::new(quantity.nanos().into(), NANOS.into()))
+        Self(Fraction::new(quantity.nanos(), NANOS))
     }
 
     pub fn is_negative(&self) -> bool {
@@ -113,14 +112,13 @@ impl Amount {
     /// A share of it in percent.
     #[must_use]
     pub fn percent_of(&self, whole: &Self) -> Self {
-        Self(&self.0 * &whole.0 / BigInt::from(100))
+        Self(&(&self.0 * &whole.0) / &Fraction::from(100))
     }
 
     /// Times a power of ten.
     #[must_use]
     pub fn shifted(&self, decimals: i32) -> Self {
-        let ten = BigRational::from_integer(BigInt::from(10));
-        Self(&self.0 * Pow::pow(ten, decimals))
+        Self(&self.0 * &Fraction::ten_to(decimals))
     }
 
     #[must_use]
@@ -135,7 +133,7 @@ impl Amount {
 
     /// Whole minor units, half away from zero: the one rounding of a line.
     pub fn rounded(&self) -> MinorUnits {
-        MinorUnits(self.0.round().to_integer())
+        MinorUnits(self.0.round())
     }
 
     /// As a fraction that reads back exactly: `4`, `10/3`.
@@ -149,12 +147,12 @@ impl Amount {
 
     /// As a quantity, rounded down to its digits.
     pub fn quantity_below(&self) -> Total {
-        Total::default() - (-self.clone()).quantity_above()
+        Total::default() - Self(-&self.0).quantity_above()
     }
 
     /// As a quantity, rounded up to its digits.
     pub fn quantity_above(&self) -> Total {
-        let nanos = (&self.0 * BigInt::from(NANOS)).ceil().to_integer();
+        let nanos = (&self.0 * &Fraction::from(i128::from(NANOS))).ceil().to_integer();
         let bound = if nanos.is_negative() { i128::MIN } else { i128::MAX };
         Total::from_nanos(nanos.to_i128().unwrap_or(bound))
     }
@@ -168,7 +166,7 @@ impl From<Quantity> for Amount {
 
 impl From<&MinorUnits> for Amount {
     fn from(units: &MinorUnits) -> Self {
-        Self(BigRational::from_integer(units.0.clone()))
+        Self(Fraction::from(units.0.clone()))
     }
 }
 
@@ -176,7 +174,7 @@ impl Add for Amount {
     type Output = Self;
 
     fn add(self, other: Self) -> Self {
-        Self(self.0 + other.0)
+        Self(&self.0 + &other.0)
     }
 }
 
@@ -184,7 +182,7 @@ impl Sub for Amount {
     type Output = Self;
 
     fn sub(self, other: Self) -> Self {
-        Self(self.0 - other.0)
+        Self(&self.0 - &other.0)
     }
 }
 
@@ -200,7 +198,7 @@ impl Neg for Amount {
     type Output = Self;
 
     fn neg(self) -> Self {
-        Self(-self.0)
+        Self(-&self.0)
     }
 }
 
@@ -213,8 +211,10 @@ impl Sum for Amount {
 /// A decimal written in full where it has an end; else to 24 digits, half away from zero.
 impl fmt::Display for Amount {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let scale = BigInt::from(10).pow(SHOWN_FRACTION_DIGITS);
-        let scaled = (&self.0 * scale).round().to_integer();
+        if self.0.is_integer() {
+            return self.0.fmt(f);
+        }
+        let scaled = (&self.0 * &Fraction::ten_to(SHOWN_FRACTION_DIGITS.cast_signed())).round();
         let digits = scaled.magnitude().to_string();
         let width = SHOWN_FRACTION_DIGITS as usize;
         let padded = format!("{digits:0>filled$}", filled = width + 1);
@@ -319,7 +319,7 @@ pub fn read(value: Value) -> Read<Amount> {
 
 /// One whole.
 pub fn one() -> Amount {
-    Amount(BigRational::one())
+    Amount::from_minor_units(1)
 }
 
 #[cfg(test)]

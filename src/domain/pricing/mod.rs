@@ -8,6 +8,7 @@ mod cases;
 pub mod commitment;
 pub mod currency;
 pub mod exchange;
+mod fraction;
 pub mod list;
 pub mod parts;
 pub mod price;
