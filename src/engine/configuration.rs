@@ -118,5 +118,7 @@ pub(super) async fn terms(
     let meters = store::catalog::meters(connection, environment).await?;
     let since = store::catalog::plan_limits(connection, environment).await?;
     let rates = store::exchange_rates::all(connection, environment).await?;
-    Ok(Terms::new(catalog, meters, &since, rates))
+    let mut terms = Terms::new(catalog, meters, &since, rates);
+    terms.caps_renamed_at = store::configuration::caps_renamed_at(connection, environment).await?;
+    Ok(terms)
 }

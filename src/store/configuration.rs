@@ -109,6 +109,18 @@ pub async fn lock_for_rates(
     Ok(())
 }
 
+/// When the counters of spend caps got the names that they have; none: they have always had them.
+pub async fn caps_renamed_at(
+    connection: &mut PgConnection,
+    environment: Environment,
+) -> Result<Option<Timestamp>, StoreError> {
+    let renamed_at = sqlx::query_scalar("select caps_renamed_at from environments where environment = $1")
+        .bind(environment.code())
+        .fetch_one(connection)
+        .await?;
+    Ok(renamed_at)
+}
+
 /// The version that is in force; that of the change, where the caller makes one.
 pub async fn version(connection: &mut PgConnection, environment: Environment) -> Result<i64, StoreError> {
     let version = sqlx::query_scalar("select config_version from environments where environment = $1")

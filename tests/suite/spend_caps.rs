@@ -510,6 +510,78 @@ async fn another_place_or_plan_leaves_nothing_uncounted() {
     service.verify().await;
 }
 
+/// A cap looks at what was used before it came, also where others have long had the prices that it counts by.
+#[tokio::test]
+async fn a_cap_by_the_prices_of_others_knows_what_was_used_before_it() {
+    let service = TestService::start().await;
+    let price = per_unit("t", json!(1), json!({}));
+    let dear = per_unit("t", json!(2), json!({}));
+    let daily = json!({"key": "seat", "amount": 30, "currency": "usd", "period": "day"});
+    let mut catalog = catalog(json!([price]), json!([]));
+    catalog["plans"].as_array_mut().unwrap().extend([
+        json!({"key": "seat", "unmatched": "allow", "spend_caps": [daily]}),
+        json!({"key": "dear", "unmatched": "allow", "prices": [dear]}),
+    ]);
+    service.apply(catalog).await;
+    let subscribe = async |subject: &str, plan: &str| {
+        let path = format!("/v1/subjects/{subject}/subscription");
+        assert!(service.put(&path, &json!({"plan": plan})).await.status.is_success());
+    };
+    let use_of = |value: i64| json!({"event_name": "ai", "subject": "u", "value": value});
+    let shown = async || {
+        let caps = service.get("/v1/subjects/u/spend-caps").await.json();
+        caps["spend_caps"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|cap| (cap["spent"].clone(), cap["held"].clone()))
+            .collect()
+    };
+    let is = |spent: i64, held: i64| vec![(json!(spent), json!(held))];
+    service.put("/v1/subjects/team", &json!({"parent": "org"})).await;
+    service.put("/v1/subjects/u", &json!({"parent": "team"})).await;
+    for (subject, plan) in [("org", "free"), ("team", "bare"), ("u", "bare")] {
+        subscribe(subject, plan).await;
+    }
+    // the day began long after all that stands above did
+    service.clock.set(at("2026-11-21T12:00:00Z"));
+    service.record(&use_of(8)).await;
+    assert!(is_held(&reserve(&service, ask("u", json!(5), json!({"id": "open"}))).await));
+    service.clock.set(at("2026-11-21T12:10:00Z"));
+    subscribe("u", "seat").await;
+    let found: Vec<(Value, Value)> = shown().await;
+    assert_eq!(found, is(8, 5));
+    assert!(!is_held(&reserve(&service, ask("u", json!(18), json!({}))).await));
+    assert!(is_held(&reserve(&service, ask("u", json!(17), json!({"id": "full"}))).await));
+    service.post("/v1/reservations/full/release", &json!({})).await;
+    // it goes, and comes back
+    service.clock.set(at("2026-11-21T12:20:00Z"));
+    subscribe("u", "bare").await;
+    service.record(&use_of(2)).await;
+    service.clock.set(at("2026-11-21T12:30:00Z"));
+    subscribe("u", "seat").await;
+    let found: Vec<(Value, Value)> = shown().await;
+    assert_eq!(found, is(10, 5));
+    // for a while somebody between has prices
+    service.clock.set(at("2026-11-21T12:40:00Z"));
+    subscribe("team", "dear").await;
+    service.record(&use_of(1)).await;
+    let found: Vec<(Value, Value)> = shown().await;
+    assert_eq!(found, is(22, 10));
+    service.clock.set(at("2026-11-21T12:50:00Z"));
+    subscribe("team", "bare").await;
+    let found: Vec<(Value, Value)> = shown().await;
+    assert_eq!(found, is(11, 5));
+    assert!(!is_held(&reserve(&service, ask("u", json!(15), json!({}))).await));
+    assert!(is_held(&reserve(&service, ask("u", json!(14), json!({}))).await));
+    service.verify().await;
+    // another day begins at nothing
+    service.clock.set(at("2026-11-22T12:00:00Z"));
+    let found: Vec<(Value, Value)> = shown().await;
+    assert_eq!(found, is(0, 0));
+    service.verify().await;
+}
+
 #[tokio::test]
 async fn an_extension_takes_the_same_test() {
     let service = service(json!([per_unit("t", json!(1), json!({}))]), json!([cap(json!(10))])).await;

@@ -202,8 +202,10 @@ pub struct Budget<'a> {
     /// Its prices rate what the member uses.
     holder: &'a Member,
     subscription: &'a Subscription,
-    /// Since when its prices and the cap, the subscription, and the member's place are what they are.
+    /// Since when its prices and the cap, the holder's subscription, and what lies between are what they are.
     assigned: [Timestamp; 3],
+    /// Before that its counters had other names.
+    renamed_at: Timestamp,
     /// Nothing was recorded for the member before that.
     from_the_start: bool,
     /// From the currency of the prices to that of the cap.
@@ -282,7 +284,7 @@ impl Portion<'_> {
 
     /// The counter around an instant.
     pub fn counter_at(&self, at: Timestamp) -> CounterPeriod {
-        let Budget { member, cap, holder, assigned, from_the_start, .. } = self.budget;
+        let Budget { member, cap, holder, assigned, renamed_at, from_the_start, .. } = self.budget;
         let period = self.budget.period_at(at);
         let mut digest = Digest::default();
         digest.bytes(self.slice.definition.as_bytes()).bytes(cap.definition().as_bytes());
@@ -293,6 +295,7 @@ impl Portion<'_> {
         if let (Some(word), Ok(text)) = (self.measure.word(), serde_json::to_vec(&self.slice.price.model)) {
             digest.text(word).bytes(&text);
         }
+        let began_after = |since: &Timestamp| period.from >= since.saturating_add(EVENT_AHEAD_MAX);
         CounterPeriod {
             key: CounterKey {
                 subject_id: member.subject_id,
@@ -301,8 +304,7 @@ impl Portion<'_> {
             },
             period,
             since: period.from,
-            starts_at_zero: from_the_start
-                || assigned.iter().all(|since| period.from >= since.saturating_add(EVENT_AHEAD_MAX)),
+            starts_at_zero: from_the_start || assigned.iter().chain([&renamed_at]).all(began_after),
         }
     }
 }
@@ -430,14 +432,16 @@ impl Terms {
 
     /// Whose prices rate what a subject uses: those of the nearest plan that has some.
     fn pricing<'a>(&'a self, chain: &'a [Member]) -> Option<Pricing<'a>> {
-        let mut moved_at = None;
+        let mut between_since = Timestamp::MIN;
         for (index, holder) in chain.iter().enumerate() {
             if let Some(subscription) = &holder.subscription
                 && let sheets @ [_, ..] = self.sheets_of(subscription)
             {
-                return Some(Pricing { holder, subscription, sheets, moved_at, is_own: index == 0 });
+                return Some(Pricing { holder, subscription, sheets, between_since, is_own: index == 0 });
             }
-            moved_at = moved_at.max(holder.moved_at);
+            let subscribed_at = holder.subscription.as_ref().map(|own| own.terms_since);
+            between_since =
+                [holder.moved_at, subscribed_at].into_iter().flatten().fold(between_since, Ord::max);
         }
         None
     }
@@ -449,7 +453,7 @@ impl Terms {
         pricing: &Pricing<'a>,
         at: Timestamp,
     ) -> Option<Budget<'a>> {
-        let Pricing { holder, subscription, sheets, moved_at, is_own } = *pricing;
+        let Pricing { holder, subscription, sheets, between_since, is_own } = *pricing;
         let cap = &terms.cap;
         let first = sheets.first()?;
         let sheet = sheets.iter().find(|sheet| sheet.currency == cap.currency).unwrap_or(first);
@@ -461,7 +465,7 @@ impl Terms {
         let rate_until = self.rates.next_after(sheet.currency, cap.currency, at);
         let since = || sheet.slices.iter().map(|slice| slice.since).chain([terms.since]);
         let priced_at = since().map(|since| since.at).max()?;
-        let assigned = [priced_at, subscription.terms_since, moved_at.unwrap_or(Timestamp::MIN)];
+        let assigned = [priced_at, subscription.terms_since, between_since];
         let began = subscription.pristine_version.filter(|_| is_own);
         let from_the_start = began.is_some_and(|began| since().all(|since| since.version <= began));
         Some(Budget {
@@ -471,6 +475,7 @@ impl Terms {
             holder,
             subscription,
             assigned,
+            renamed_at: self.caps_renamed_at.unwrap_or(Timestamp::MIN),
             from_the_start,
             exchange,
             rate_until,
@@ -484,8 +489,8 @@ struct Pricing<'a> {
     holder: &'a Member,
     subscription: &'a Subscription,
     sheets: &'a [Sheet],
-    /// When the subject, or somebody between it and the holder, came under its parent.
-    moved_at: Option<Timestamp>,
+    /// When the subject, or somebody between it and the holder, came under its parent or to its subscription.
+    between_since: Timestamp,
     is_own: bool,
 }
 

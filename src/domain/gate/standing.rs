@@ -176,6 +176,8 @@ pub struct Terms {
     limits: HashMap<PlanKey, Vec<LimitTerms>>,
     priced: HashMap<PlanKey, Priced>,
     pub rates: Rates,
+    /// When the counters of spend caps got the names that they have; none: they have always had them.
+    pub caps_renamed_at: Option<Timestamp>,
 }
 
 impl Terms {
@@ -223,7 +225,17 @@ impl Terms {
             }
         }
         let meter_keys = keys.into_iter().cloned().collect();
-        Self { catalog, meters, meter_keys, by_event_name, by_stripe_name, limits, priced, rates }
+        Self {
+            catalog,
+            meters,
+            meter_keys,
+            by_event_name,
+            by_stripe_name,
+            limits,
+            priced,
+            rates,
+            caps_renamed_at: None,
+        }
     }
 
     pub fn meter(&self, key: &MeterKey) -> Option<&StoredMeter> {
