@@ -7,7 +7,7 @@ use sqlx::{PgConnection, QueryBuilder, Row};
 
 use super::StoreError;
 use super::grain::Grain;
-use super::measures::{join_columns, rollup_columns};
+use super::measures::{join_columns, rollup_column};
 use crate::domain::environment::Environment;
 use crate::domain::meter::{Aggregation, StoredMeter};
 use crate::domain::timestamp::Timestamp;
@@ -140,18 +140,18 @@ async fn copy(
 ) -> Result<(), StoreError> {
     let (table, member, count): (fn(Grain) -> &'static str, _, _) =
         if of_members { (Grain::members, ", member", "refs") } else { (Grain::rollups, "", "count") };
-    let columns = if of_members { &[][..] } else { rollup_columns(stored.meter.aggregation) };
+    let column = rollup_column(stored.meter.aggregation).filter(|_| !of_members);
     let (from, to, day) = (table(Grain::Hour), table(Grain::Day), Grain::Day.start_of("hour"));
     let mut sql = QueryBuilder::new(format!(
         "insert into {to} (environment, meter_id, path_id, day, dimension_set_id{member}, {count}"
     ));
-    for (name, _) in columns {
+    if let Some(name) = column {
         sql.push(format!(", {name}"));
     }
     sql.push(format!(
         ") select environment, meter_id, path_id, {day} as day, dimension_set_id{member}, sum({count})"
     ));
-    for (name, _) in columns {
+    if let Some(name) = column {
         sql.push(format!(", {}", join_columns(name).0));
     }
     sql.push(format!(" from {from} where environment = ")).push_bind(environment.code());

@@ -7,7 +7,7 @@ use sqlx::{PgConnection, QueryBuilder, Row};
 use super::StoreError;
 use super::days;
 use super::grain::Grain;
-use super::measures::{Scope, join_columns, push_measures, rollup_columns};
+use super::measures::{Scope, join_columns, made_of, push_measures, rollup_column};
 use crate::domain::environment::Environment;
 use crate::domain::limits::DIMENSION_SETS_PER_METER_MAX;
 use crate::domain::meter::{Aggregation, StoredMeter};
@@ -155,7 +155,7 @@ async fn add_to_rollups(
     let dimensions: Vec<String> =
         stored.meter.dimensions.iter().cloned().map(PropertyName::into_string).collect();
     let aggregation = stored.meter.aggregation;
-    let columns = rollup_columns(aggregation);
+    let column = rollup_column(aggregation);
 
     let mut sql = QueryBuilder::new("with measures as (");
     push_measures(&mut sql, environment, stored, &dimensions, None, scope);
@@ -163,8 +163,8 @@ async fn add_to_rollups(
     sql.push(format!(
         "), grouped as materialized (select path_id, {bucket} as {start}, members, sum(sign) as count"
     ));
-    for (name, made) in columns {
-        sql.push(format!(", {made} as {name}"));
+    if let Some(name) = column {
+        sql.push(format!(", {} as {name}", made_of(name, "number")));
     }
     sql.push(" from measures group by 1, 2, 3), sets as materialized (select members, text_digest(members::text) as digest from (select members from grouped group by members) few),");
     sql.push(" fresh as (insert into dimension_sets (environment, meter_id, digest, members) select ");
@@ -175,19 +175,19 @@ async fn add_to_rollups(
     sql.push(format!(
         ") insert into {table} as kept (environment, meter_id, path_id, {start}, dimension_set_id, count"
     ));
-    for (name, _) in columns {
+    if let Some(name) = column {
         sql.push(format!(", {name}"));
     }
     sql.push(") select ").push_bind(environment.code()).push(", ").push_bind(stored.id);
     sql.push(format!(", g.path_id, g.{start}, k.id, g.count"));
-    for (name, _) in columns {
+    if let Some(name) = column {
         sql.push(format!(", g.{name}"));
     }
     sql.push(format!(
         " from grouped g join known k on k.members = g.members order by g.path_id, g.{start}, k.id
          on conflict on constraint {table}_pk do update set count = kept.count + excluded.count"
     ));
-    for (name, _) in columns {
+    if let Some(name) = column {
         sql.push(format!(", {name} = {}", join_columns(name).1));
     }
     sql.build().persistent(false).execute(&mut *connection).await?;

@@ -9,8 +9,7 @@
 use sqlx::{Postgres, QueryBuilder};
 
 use crate::domain::environment::Environment;
-use crate::domain::meter::{Aggregation, StoredMeter};
-use crate::domain::reading::Cut;
+use crate::domain::meter::{Aggregation, Meter, StoredMeter};
 use crate::domain::timestamp::Timestamp;
 use crate::domain::window::Span;
 
@@ -25,9 +24,6 @@ pub(super) enum Scope<'a> {
     Spans(&'a [Span]),
     /// Those in a span whose batch has been folded.
     Folded(Span),
-    /// Those in the rest of cut hours whose batch has been folded: taken off, as if they lay in the
-    /// larger part.
-    CutOff(&'a [Cut]),
 }
 
 /// Writes `select …` of the measures of a meter. `dimensions`: which to take, by name. `paths`: none
@@ -41,46 +37,23 @@ pub(super) fn push_measures(
     scope: &Scope<'_>,
 ) {
     let meter = &stored.meter;
-    let is_cut_off = matches!(scope, Scope::CutOff(_));
-    sql.push("select * from (select e.path_id, e.customer_id, ");
-    sql.push(if is_cut_off { "cut.at, -e.sign as sign" } else { "e.occurred_at as at, e.sign" });
-    sql.push(", array[");
+    sql.push("select * from (select e.path_id, e.customer_id, e.occurred_at as at, e.sign, array[");
     for (index, dimension) in dimensions.iter().enumerate() {
         sql.push(if index == 0 { "" } else { ", " });
-        sql.push("dimension_value(e.properties -> ").push_bind(dimension.clone()).push(")");
+        push_dimension(sql, dimension);
     }
     sql.push("]::text[] as members, ");
-    let bindable = matches!(meter.aggregation, Aggregation::Sum | Aggregation::Count);
-    sql.push(if bindable { "case when e.meter_id is not null then e.value else " } else { "" });
-    match (meter.aggregation, meter.property()) {
-        (Aggregation::Count, _) => sql.push("1::numeric end as number"),
-        (Aggregation::UniqueCount, None) => {
-            sql.push("1::numeric as number, trim_scale(e.value)::text as member")
-        }
-        (Aggregation::UniqueCount, Some(property)) => sql
-            .push("case when dimension_value(e.properties -> ")
-            .push_bind(property.to_owned())
-            .push(") is not null then 1::numeric end as number, dimension_value(e.properties -> ")
-            .push_bind(property.to_owned())
-            .push(") as member"),
-        (_, property) => {
-            match property {
-                None => sql.push("e.value"),
-                Some(property) => {
-                    sql.push("quantity_value(e.properties -> ").push_bind(property.to_owned()).push(")")
-                }
-            };
-            sql.push(if bindable { " end as number" } else { " as number" })
-        }
-    };
+    if meter.aggregation == Aggregation::UniqueCount {
+        push_member(sql, meter);
+    } else {
+        push_number(sql, meter);
+        sql.push(" as number");
+    }
     if meter.aggregation == Aggregation::Last {
         sql.push(", e.batch_id, e.ordinal");
     }
     if meter.aggregation.is_order_statistic() {
-        sql.push(
-            ", e.sign = 1 and not exists (select from voids v where v.environment = e.environment and v.key = e.key)
-             as live",
-        );
+        sql.push(", ").push(LIVE).push(" as live");
     }
     match scope {
         // each of several spans is looked up by itself, so that the index serves every one
@@ -90,18 +63,6 @@ pub(super) fn push_measures(
             sql.push(") as span (s, e) cross join lateral (select * from events e where ");
             push_identity(sql, environment, stored, paths);
             sql.push(" and e.occurred_at >= span.s and e.occurred_at < span.e offset 0) e where true");
-        }
-        Scope::CutOff(cuts) => {
-            let rest = |cut: &Cut| {
-                let at = cut.part.from;
-                cut.rest().map(move |span| (span, at))
-            };
-            let (spans, at): (Vec<Span>, Vec<Timestamp>) = cuts.iter().flat_map(rest).unzip();
-            let (from, to) = columns(&spans);
-            sql.push(" from unnest(").push_bind(from).push(", ").push_bind(to).push(", ").push_bind(at);
-            sql.push(") as cut (s, e, at) cross join lateral (select * from events e where ");
-            push_identity(sql, environment, stored, paths);
-            sql.push(" and e.occurred_at >= cut.s and e.occurred_at < cut.e offset 0) e where true");
         }
         _ => {
             sql.push(" from events e where ");
@@ -114,6 +75,44 @@ pub(super) fn push_measures(
     }
     push_scope(sql, scope);
     sql.push(") measure where number is not null");
+}
+
+/// Of an event `e`: recorded, and not taken back.
+pub(super) const LIVE: &str =
+    "e.sign = 1 and not exists (select from voids v where v.environment = e.environment and v.key = e.key)";
+
+/// What an event `e` says of a dimension, as text.
+pub(super) fn push_dimension(sql: &mut QueryBuilder<Postgres>, name: &str) {
+    sql.push("dimension_value(e.properties -> ").push_bind(name.to_owned()).push(")");
+}
+
+/// The quantity that a meter takes from an event `e`; null where there is none. An event that is bound to a meter
+/// says it itself.
+pub(super) fn push_number(sql: &mut QueryBuilder<Postgres>, meter: &Meter) {
+    let bindable = matches!(meter.aggregation, Aggregation::Sum | Aggregation::Count);
+    sql.push(if bindable { "case when e.meter_id is not null then e.value else " } else { "" });
+    match (meter.aggregation, meter.property()) {
+        (Aggregation::Count, _) => sql.push("1::numeric"),
+        (_, None) => sql.push("e.value"),
+        (_, Some(property)) => {
+            sql.push("quantity_value(e.properties -> ").push_bind(property.to_owned()).push(")")
+        }
+    };
+    sql.push(if bindable { " end" } else { "" });
+}
+
+/// The member that `unique_count` takes from an event `e`, and one for it.
+fn push_member(sql: &mut QueryBuilder<Postgres>, meter: &Meter) {
+    match meter.property() {
+        None => drop(sql.push("1::numeric as number, trim_scale(e.value)::text as member")),
+        Some(property) => {
+            sql.push("case when ");
+            push_dimension(sql, property);
+            sql.push(" is not null then 1::numeric end as number, ");
+            push_dimension(sql, property);
+            sql.push(" as member");
+        }
+    }
 }
 
 fn push_identity(
@@ -141,7 +140,9 @@ pub(super) fn push_paths(sql: &mut QueryBuilder<Postgres>, column: &str, paths: 
     }
 }
 
-const NOT_UNFOLDED: &str = " and not exists (select from unfolded u where u.batch_id = e.batch_id)";
+/// Of an event `e`: whether its batch has been folded, as one more condition.
+pub(super) const NOT_UNFOLDED: &str =
+    " and not exists (select from unfolded u where u.batch_id = e.batch_id)";
 
 fn push_scope(sql: &mut QueryBuilder<Postgres>, scope: &Scope<'_>) {
     match scope {
@@ -159,7 +160,6 @@ fn push_scope(sql: &mut QueryBuilder<Postgres>, scope: &Scope<'_>) {
             push_span(sql, *span);
             sql.push(NOT_UNFOLDED);
         }
-        Scope::CutOff(_) => drop(sql.push(NOT_UNFOLDED)),
     }
 }
 
@@ -178,19 +178,26 @@ pub(super) fn columns(spans: &[Span]) -> (Vec<Timestamp>, Vec<Timestamp>) {
     spans.iter().map(|span| (span.from, span.to)).unzip()
 }
 
-/// The columns that a rollup of this aggregation fills beside `count`: names, and how they are made
-/// from measures.
-pub(super) fn rollup_columns(aggregation: Aggregation) -> &'static [(&'static str, &'static str)] {
+/// The column that a rollup of this aggregation fills beside `count`; none where members are kept.
+pub(super) fn rollup_column(aggregation: Aggregation) -> Option<&'static str> {
     match aggregation {
-        Aggregation::Sum | Aggregation::Count | Aggregation::Avg => {
-            &[("sum", "sum(case when sign = 1 then number else -number end)")]
-        }
-        Aggregation::UniqueCount => &[],
-        Aggregation::Min => &[("min", "min(number) filter (where live)")],
-        Aggregation::Max => &[("max", "max(number) filter (where live)")],
-        Aggregation::Last => {
-            &[("last", "max(array[extract(epoch from at), batch_id, ordinal, number]) filter (where live)")]
-        }
+        Aggregation::Sum | Aggregation::Count | Aggregation::Avg => Some("sum"),
+        Aggregation::UniqueCount => None,
+        Aggregation::Min => Some("min"),
+        Aggregation::Max => Some("max"),
+        Aggregation::Last => Some("last"),
+    }
+}
+
+/// How a rollup column is made of measures, as an aggregate of those whose `number` is there.
+pub(super) fn made_of(column: &str, number: &str) -> String {
+    match column {
+        "sum" => format!("sum(case when sign = 1 then {number} else -{number} end)"),
+        "min" => format!("min({number}) filter (where live)"),
+        "max" => format!("max({number}) filter (where live)"),
+        _ => format!(
+            "max(array[extract(epoch from at), batch_id, ordinal, {number}]) filter (where live and {number} is not null)"
+        ),
     }
 }
 

@@ -13,6 +13,7 @@ pub mod credit_wallets;
 pub mod customer_mappings;
 pub mod customer_usage;
 pub mod days;
+mod edges;
 pub mod error;
 pub mod event_fees;
 pub mod event_list;

@@ -7,8 +7,9 @@ use sqlx::postgres::PgRow;
 use sqlx::{PgConnection, PgPool, Postgres, QueryBuilder, Row, Transaction};
 
 use super::StoreError;
+use super::edges::Edges;
 use super::grain::Grain;
-use super::measures::{Scope, columns, join_columns, push_measures, push_paths, rollup_columns};
+use super::measures::{Scope, columns, join_columns, made_of, push_measures, push_paths, rollup_column};
 use crate::domain::environment::Environment;
 use crate::domain::limits::USAGE_ROWS_MAX;
 use crate::domain::meter::{Aggregation, StoredMeter};
@@ -167,10 +168,13 @@ pub async fn find(
 ) -> Result<Vec<Answer>, StoreError> {
     let mut answers = vec![Answer::new(); asked.len()];
     let mut sql = QueryBuilder::default();
+    let some: Vec<&Asked<'_>> = asked.iter().filter(|asked| !asked.is_empty()).collect();
+    let edges = Edges::of(&some);
+    edges.push(&mut sql, environment);
     let mut beginning = "";
     for (place, asked) in asked.iter().enumerate().filter(|(_, asked)| !asked.is_empty()) {
         sql.push(format!("{beginning}select {place} as question, answer.* from ("));
-        push_question(&mut sql, environment, asked);
+        push_question(&mut sql, environment, asked, &edges);
         sql.push(" limit ").push_bind(i64::try_from(USAGE_ROWS_MAX + 1).unwrap_or(i64::MAX));
         sql.push(") answer");
         beginning = " union all ";
@@ -209,12 +213,17 @@ pub async fn top(
         return Ok(Vec::new());
     }
     let mut sql = QueryBuilder::default();
-    push_question(&mut sql, environment, asked);
+    let edges = Edges::of(&[asked]);
+    edges.push(&mut sql, environment);
+    sql.push("select * from (");
+    push_question(&mut sql, environment, asked, &edges);
+    sql.push(") found");
     sql.push(match asked.question.stored.meter.aggregation {
-        Aggregation::UniqueCount => " order by count(*) filter (where count > 0)",
         Aggregation::Avg => " order by sum::numeric / count",
         Aggregation::Sum | Aggregation::Count => " order by sum::numeric",
-        Aggregation::Min | Aggregation::Max | Aggregation::Last => " order by picked::numeric",
+        Aggregation::Min | Aggregation::Max | Aggregation::Last | Aggregation::UniqueCount => {
+            " order by picked::numeric"
+        }
     });
     sql.push(" desc nulls last, subject offset ").push_bind(i64::try_from(ranks.after).unwrap_or(i64::MAX));
     sql.push(" limit ").push_bind(i64::try_from(ranks.limit + 1).unwrap_or(i64::MAX));
@@ -233,7 +242,12 @@ fn read(row: &PgRow) -> Result<Found, StoreError> {
 }
 
 /// Everything that a question asks but how many rows.
-fn push_question(sql: &mut QueryBuilder<Postgres>, environment: Environment, asked: &Asked<'_>) {
+fn push_question(
+    sql: &mut QueryBuilder<Postgres>,
+    environment: Environment,
+    asked: &Asked<'_>,
+    edges: &Edges<'_>,
+) {
     let Asked { question, reading, tail } = asked;
     let dimensions = needed_dimensions(question.query);
     sql.push("with parts as (");
@@ -251,19 +265,13 @@ fn push_question(sql: &mut QueryBuilder<Postgres>, environment: Environment, ask
     if !reading.cuts.is_empty() {
         next_part(sql);
         push_rollups(sql, environment, question, &dimensions, &Buckets::Cut(&reading.cuts));
-        next_part(sql);
-        push_events(sql, environment, question, &dimensions, &Scope::CutOff(&reading.cuts));
     }
     let folded = reading.folded();
-    if let Some(Tail { batch_ids, within }) = tail.filter(|_| !folded.is_empty()) {
+    if let Some(tail) = tail.filter(|_| !folded.is_empty()) {
         next_part(sql);
-        let scope = Scope::BatchesWithin { batch_ids, within: *within, spans: &folded };
-        push_events(sql, environment, question, &dimensions, &scope);
+        push_tail(sql, environment, question, &dimensions, tail, &folded);
     }
-    if !reading.events.is_empty() {
-        next_part(sql);
-        push_events(sql, environment, question, &dimensions, &Scope::Spans(&reading.events));
-    }
+    edges.push_part(sql, asked, &dimensions, next_part);
     push_grouping(sql, question, &dimensions);
 }
 
@@ -356,7 +364,7 @@ fn push_rollups(
         sql.push(format!("array[{}]::text[] as members", members.join(", ")));
     }
     sql.push(if unique { ", r.count, r.member" } else { ", r.count" });
-    for (name, _) in rollup_columns(stored.meter.aggregation) {
+    if let Some(name) = rollup_column(stored.meter.aggregation) {
         sql.push(format!(", r.{name}"));
     }
     sql.push(" from (select ");
@@ -370,7 +378,7 @@ fn push_rollups(
     let at = if matches!(buckets, Buckets::Cut(_)) { "cut.at" } else { start };
     sql.push(format!(", min({at}) as at, dimension_set_id"));
     sql.push(if unique { ", sum(refs) as count, member" } else { ", sum(count) as count" });
-    for (name, _) in rollup_columns(stored.meter.aggregation) {
+    if let Some(name) = rollup_column(stored.meter.aggregation) {
         sql.push(format!(", {} as {name}", join_columns(name).0));
     }
     let table = if unique { grain.members() } else { grain.rollups() };
@@ -410,45 +418,36 @@ fn push_rollups(
     }
 }
 
-fn push_events(
+/// The same of what is not folded yet.
+fn push_tail(
     sql: &mut QueryBuilder<Postgres>,
     environment: Environment,
     question: &Question<'_>,
     dimensions: &[String],
-    scope: &Scope<'_>,
+    Tail { batch_ids, within }: &Tail,
+    spans: &[Span],
 ) {
     let Question { stored, query, paths, bounds, .. } = *question;
     let unique = stored.meter.aggregation == Aggregation::UniqueCount;
-    sql.push(if unique {
-        "select path_id, min(at) as at, members, sum(sign)::bigint"
-    } else {
-        "select path_id, at, members, sign::bigint"
-    });
-    match stored.meter.aggregation {
-        Aggregation::Sum | Aggregation::Count | Aggregation::Avg => {
-            sql.push(", case when sign = 1 then number else -number end")
-        }
-        Aggregation::UniqueCount => sql.push(", text_digest(member)"),
-        Aggregation::Min | Aggregation::Max => sql.push(", case when live then number end"),
-        Aggregation::Last => {
-            sql.push(", case when live then array[extract(epoch from at), batch_id, ordinal, number] end")
-        }
+    let edges = query.edges(bounds);
+    sql.push("select path_id, min(at) as at, members, sum(sign)::bigint");
+    match rollup_column(stored.meter.aggregation) {
+        None => sql.push(", text_digest(member)"),
+        Some(name) => sql.push(format!(", {}", made_of(name, "number"))),
     };
     // the first part of a union names its columns: those of rollups, or these
     sql.push(" from (");
-    push_measures(sql, environment, stored, dimensions, paths, scope);
-    sql.push(") measures");
-    if unique {
-        sql.push(" group by path_id, members, member, width_bucket(at, ");
-        sql.push_bind(query.edges(bounds)).push(")");
-    }
+    let scope = Scope::BatchesWithin { batch_ids, within: *within, spans };
+    push_measures(sql, environment, stored, dimensions, paths, &scope);
+    sql.push(") measures group by path_id, members, width_bucket(at, ").push_bind(edges).push(")");
+    sql.push(if unique { ", member" } else { "" });
 }
 
 fn push_grouping(sql: &mut QueryBuilder<Postgres>, question: &Question<'_>, dimensions: &[String]) {
     let Question { stored, query, holders, bounds, .. } = *question;
     let aggregation = stored.meter.aggregation;
     let unique = aggregation == Aggregation::UniqueCount;
-    let joined = rollup_columns(aggregation).first().map(|(name, _)| *name);
+    let joined = rollup_column(aggregation);
     sql.push("), named (path_id, at, members, count");
     if unique {
         sql.push(", member");

@@ -5,7 +5,7 @@ use uuid::Uuid;
 
 use super::StoreError;
 use super::grain::Grain;
-use super::measures::{Scope, push_measures, rollup_columns};
+use super::measures::{Scope, made_of, push_measures, rollup_column};
 use crate::domain::environment::Environment;
 use crate::domain::meter::{Aggregation, Filter, StoredMeter};
 use crate::domain::names::PropertyName;
@@ -105,7 +105,7 @@ async fn compare(
         stored.meter.dimensions.iter().cloned().map(PropertyName::into_string).collect();
     let (table, count, member) =
         if of_members { (grain.members(), "refs", ", member") } else { (grain.rollups(), "count", "") };
-    let columns = if of_members { &[][..] } else { rollup_columns(stored.meter.aggregation) };
+    let column = rollup_column(stored.meter.aggregation).filter(|_| !of_members);
     let everything = Span { from: Timestamp::MIN, to: Timestamp::MAX };
     let mut sql = QueryBuilder::new("with measures as (");
     push_measures(&mut sql, environment, stored, &dimensions, None, &Scope::Folded(everything));
@@ -114,11 +114,11 @@ async fn compare(
         "), counted as (select path_id, {bucket} as start, members{}, sum(sign)::bigint as count",
         member.replace("member", "text_digest(member) as member")
     ));
-    for (name, made) in columns {
-        sql.push(format!(", {made} as {name}"));
+    if let Some(name) = column {
+        sql.push(format!(", {} as {name}", made_of(name, "number")));
     }
     sql.push(format!(" from measures group by path_id, start, members{member}), kept as (select r.path_id, r.{start} as start, d.members{}, r.{count} as count", member.replace(", ", ", r.")));
-    for (name, _) in columns {
+    if let Some(name) = column {
         sql.push(format!(", r.{name}"));
     }
     sql.push(format!(
@@ -128,8 +128,8 @@ async fn compare(
     sql.push("), compared as (select coalesce(c.path_id, k.path_id) as path_id, coalesce(c.start, k.start) as start, coalesce(c.members, k.members) as members, ");
     // a bucket in which everything was taken back may be there or not
     sql.push("coalesce(c.count, 0) = coalesce(k.count, 0)");
-    for (name, _) in columns {
-        if *name == "sum" {
+    if let Some(name) = column {
+        if name == "sum" {
             sql.push(" and coalesce(c.sum, 0) = coalesce(k.sum, 0)");
         } else {
             sql.push(format!(" and c.{name} is not distinct from k.{name}"));
