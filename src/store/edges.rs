@@ -23,6 +23,7 @@ pub(super) struct Edges<'a>(Vec<Edge<'a>>);
 struct Edge<'a> {
     event_name_id: i32,
     paths: Option<&'a [i64]>,
+    /// In order, once each.
     spans: Vec<Span>,
     /// Between two of them, all that happens is one to every question.
     bounds: Vec<Timestamp>,
@@ -30,6 +31,8 @@ struct Edge<'a> {
     /// One of each aggregation and property.
     meters: Vec<&'a Meter>,
     by_path: bool,
+    /// Whether something is taken off rollups, which know only what is folded.
+    has_cuts: bool,
 }
 
 /// What events are told apart by.
@@ -139,6 +142,7 @@ impl<'a> Edge<'a> {
             texts: Vec::new(),
             meters: Vec::new(),
             by_path: false,
+            has_cuts: false,
         }
     }
 
@@ -147,11 +151,12 @@ impl<'a> Edge<'a> {
         let Question { stored, query, holders, bounds, .. } = *asked.question;
         let meter = &stored.meter;
         let spans = asked.reading.events.iter().copied();
-        for span in spans.chain(asked.reading.cuts.iter().flat_map(Cut::rest)) {
-            add(&mut self.spans, span);
-        }
-        query.edges(bounds).into_iter().for_each(|bound| add(&mut self.bounds, bound));
+        self.spans.extend(spans.chain(asked.reading.cuts.iter().flat_map(Cut::rest)));
+        self.spans.sort_unstable_by_key(|span| (span.from, span.to));
+        self.spans.dedup();
+        self.bounds.extend(query.edges(bounds));
         self.bounds.sort_unstable();
+        self.bounds.dedup();
         let filters = meter.filter.iter().map(|(property, _)| property.to_owned());
         for name in needed_dimensions(query).into_iter().chain(filters) {
             add(&mut self.texts, Text::Property(name));
@@ -161,12 +166,13 @@ impl<'a> Edge<'a> {
         } else if !self.meters.iter().any(|known| is_alike(known, meter)) {
             self.meters.push(meter);
         }
+        self.has_cuts |= !asked.reading.cuts.is_empty();
         self.by_path |= holders.is_some() || query.whose != Whose::All;
     }
 
     /// Of a span that is known; they are numbered from 1.
     fn number(&self, span: Span) -> i64 {
-        let place = self.spans.iter().position(|known| *known == span);
+        let place = self.spans.binary_search_by_key(&(span.from, span.to), |known| (known.from, known.to));
         place.map_or(0, |place| i64::try_from(place + 1).unwrap_or_default())
     }
 
@@ -180,10 +186,9 @@ impl<'a> Edge<'a> {
 
     /// Writes `select …`.
     fn push(&self, sql: &mut QueryBuilder<Postgres>, environment: Environment) {
-        sql.push("select n, path_id, meter_id, is_folded, min(at) as at, sum(sign)::bigint as count");
-        for place in 0..self.texts.len() {
-            sql.push(format!(", text_{place}"));
-        }
+        sql.push("select n, path_id, meter_id, min(at) as at, sum(sign)::bigint as count");
+        let groups = self.groups();
+        sql.push(&groups);
         for (place, meter) in self.meters.iter().enumerate() {
             let number = format!("number_{place}");
             sql.push(format!(
@@ -195,7 +200,9 @@ impl<'a> Edge<'a> {
         }
         sql.push(" from (select n, e.occurred_at as at, e.sign, e.meter_id, e.batch_id, e.ordinal, ");
         sql.push(if self.by_path { "e.path_id" } else { "null::bigint as path_id" });
-        sql.push(", true").push(NOT_UNFOLDED).push(" as is_folded");
+        if self.has_cuts {
+            sql.push(", true").push(NOT_UNFOLDED).push(" as is_folded");
+        }
         for (place, text) in self.texts.iter().enumerate() {
             sql.push(", ");
             text.push(sql);
@@ -217,11 +224,16 @@ impl<'a> Edge<'a> {
         sql.push_bind(environment.code()).push(" and e.event_name_id = ").push_bind(self.event_name_id);
         push_paths(sql, "e.path_id", self.paths);
         sql.push(" and e.occurred_at >= span.s and e.occurred_at < span.e offset 0) e) e");
-        sql.push(" group by n, path_id, meter_id, is_folded, width_bucket(at, ");
-        sql.push_bind(self.bounds.clone()).push(")");
-        for place in 0..self.texts.len() {
-            sql.push(format!(", text_{place}"));
-        }
+        sql.push(" group by n, path_id, meter_id, width_bucket(at, ")
+            .push_bind(self.bounds.clone())
+            .push(")");
+        sql.push(groups);
+    }
+
+    /// The columns that tell rows apart beside times, paths and meters, each after a comma.
+    fn groups(&self) -> String {
+        let folded = self.has_cuts.then(|| ", is_folded".to_owned());
+        folded.into_iter().chain((0..self.texts.len()).map(|place| format!(", text_{place}"))).collect()
     }
 
     /// The columns of a part.
