@@ -69,8 +69,9 @@ impl Series {
     fn linear(&self, outlook: &Outlook) -> Amount {
         let Outlook { since, now, until } = *outlook;
         let span = |from: Timestamp, to: Timestamp| (to.micros() - from.micros()).max(0);
-        let elapsed = span(since, now).max(MICROS_PER_DAY.min(span(since, until)));
-        let left = Amount::from_minor_units(span(since.max(now), until));
+        let whole = span(since, until);
+        let elapsed = span(since, now).max(MICROS_PER_DAY).min(whole);
+        let left = Amount::from_minor_units(whole - elapsed);
         let more = (&self.so_far * &left).divided_by(&Amount::from_minor_units(elapsed));
         self.so_far.clone() + more
     }
@@ -197,7 +198,7 @@ mod tests {
             assert_eq!(series.forecast(&Outlook { since, now, until }).0, whole(7), "{since} {now} {until}");
         }
         // in the first moment and at the end of the first day alike: a day's use, and 29 more
-        assert_eq!(series.forecast(&Outlook { since: now, now, until }).0, whole(7 + 30 * 7));
+        assert_eq!(series.forecast(&Outlook { since: now, now, until }).0, whole(30 * 7));
         assert_eq!(series.forecast(&Outlook { since: now, now: at(1, 0), until }).0, whole(30 * 7));
         // what shrinks does not fall below nothing
         let shrinking = seen(|day| (20 - day).max(0), 5, 0);

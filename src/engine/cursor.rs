@@ -31,5 +31,5 @@ pub(super) fn read(cursor: &str) -> Result<(Timestamp, Uuid), EngineError> {
 
 /// The number before which a page begins, in a list that is ordered by numbers, the latest first.
 pub(super) fn read_number(cursor: Option<&str>) -> Result<i64, EngineError> {
-    cursor.map_or(Ok(i64::MAX), |cursor| cursor.parse::<i64>().map_err(|_| unknown()))
+    cursor.map_or(Ok(i64::MAX), |cursor| cursor.parse::<i64>().ok().filter(|n| *n > 0).ok_or_else(unknown))
 }

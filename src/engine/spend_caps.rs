@@ -16,6 +16,7 @@ use crate::domain::names::SubjectId;
 use crate::domain::period::Cycle;
 use crate::domain::pricing::amount::Amount;
 use crate::domain::pricing::cap::SpendCap;
+use crate::domain::pricing::exchange::Rate;
 use crate::domain::timestamp::Timestamp;
 use crate::domain::window::Span;
 use crate::store::subjects::Which;
@@ -40,6 +41,9 @@ pub struct CapView {
     /// What is held may cost more.
     pub held: Option<Amount>,
     pub remaining: Option<Amount>,
+    /// From the currency of the prices, where that is another one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub exchange_rate: Option<Rate>,
     pub period_start: Timestamp,
     /// None: never.
     pub resets_at: Option<Timestamp>,
@@ -118,7 +122,8 @@ impl Engine {
                         .spent(now, |key| counters.get(key).map(|counter| counter.level).unwrap_or_default())
                 }
             };
-            views.push(view(cap, source, spent, period));
+            let rate = budget.and_then(|budget| budget.rate().cloned());
+            views.push(CapView { exchange_rate: rate, ..view(cap, source, spent, period) });
         }
         sight.snapshot.commit().await?;
         Ok(CapsView { subject: subject.to_string(), spend_caps: views })
@@ -150,6 +155,7 @@ fn view(terms: &CapTerms, source: CapSource, spent: Option<(Amount, Amount)>, pe
         source,
         spent,
         held,
+        exchange_rate: None,
         period_start: period.from,
         resets_at: resets_at(period),
     }

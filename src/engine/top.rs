@@ -18,6 +18,7 @@ use crate::domain::meter::StoredMeter;
 use crate::domain::names::{ItemKey, MeterKey, PlanKey};
 use crate::domain::pricing::amount::MinorUnits;
 use crate::domain::pricing::currency::Currency;
+use crate::domain::pricing::exchange::Rate;
 use crate::domain::pricing::list::PriceList;
 use crate::domain::pricing::parts::Part;
 use crate::domain::quantity::{Quantity, Total};
@@ -93,6 +94,9 @@ pub enum Rank {
         plan: PlanKey,
         currency: Currency,
         total: MinorUnits,
+        /// From the currency of the prices, where that is another one.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        exchange_rate: Option<Rate>,
     },
     Limit {
         plan: PlanKey,
@@ -207,7 +211,8 @@ async fn by_cost(
             Ok(rate) => {
                 // a commitment is one of a billing period, which this need not be
                 let pricing = Pricing { list: &list, rate: rate.as_ref(), commitment: None };
-                costs.extend(cost(sight, terms, pricing, together, span).await?);
+                let told = cost(sight, terms, pricing, together, span).await?;
+                costs.extend(told.into_iter().map(|(total, holder)| (total, holder, rate.clone())));
             }
             Err(flaws) => {
                 no_rate.get_or_insert(flaws);
@@ -219,11 +224,13 @@ async fn by_cost(
         return Err(flaws.into());
     }
     let unranked = Unranked::of(untold);
-    costs.sort_unstable_by(|(total, a), (other, b)| other.cmp(total).then_with(|| a.subject.cmp(&b.subject)));
+    costs.sort_unstable_by(|(total, a, _), (other, b, _)| {
+        other.cmp(total).then_with(|| a.subject.cmp(&b.subject))
+    });
     let shown = costs.into_iter().skip(ranks.after).take(ranks.limit + 1);
-    let rank = |(total, holder): (MinorUnits, &Holder)| {
+    let rank = |(total, holder, exchange_rate): (MinorUnits, &Holder, Option<Rate>)| {
         let plan = holder.subscription.plan.clone();
-        (holder.subject.clone(), Rank::Cost { plan, currency, total })
+        (holder.subject.clone(), Rank::Cost { plan, currency, total, exchange_rate })
     };
     Ok((shown.map(rank).collect(), unranked))
 }

@@ -253,12 +253,17 @@ impl<'a> Budget<'a> {
         self.changes().filter(|change| now < *change).chain(self.rate_until).min()
     }
 
+    /// From the currency of the prices to that of the cap, where they differ.
+    pub fn rate(&self) -> Option<&'a Rate> {
+        match self.exchange {
+            Exchange::By(rate) => Some(rate),
+            Exchange::Same | Exchange::Unknown => None,
+        }
+    }
+
     /// When that happened last.
     pub fn last_change(&self, now: Timestamp) -> Option<Timestamp> {
-        let rate_since = match self.exchange {
-            Exchange::By(rate) => Some(rate.as_of),
-            Exchange::Same | Exchange::Unknown => None,
-        };
+        let rate_since = self.rate().map(|rate| rate.as_of);
         self.changes().filter(|change| *change <= now).chain(rate_since).max()
     }
 

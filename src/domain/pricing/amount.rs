@@ -214,9 +214,10 @@ impl fmt::Display for Amount {
         if self.0.is_integer() {
             return self.0.fmt(f);
         }
-        let scaled = (&self.0 * &Fraction::ten_to(SHOWN_FRACTION_DIGITS.cast_signed())).round();
+        let shown = self.0.decimals().unwrap_or(SHOWN_FRACTION_DIGITS);
+        let scaled = (&self.0 * &Fraction::ten_to(shown.cast_signed())).round();
         let digits = scaled.magnitude().to_string();
-        let width = SHOWN_FRACTION_DIGITS as usize;
+        let width = shown as usize;
         let padded = format!("{digits:0>filled$}", filled = width + 1);
         let (integer, fraction) = padded.split_at(padded.len() - width);
         if scaled.sign() == Sign::Minus {
@@ -377,6 +378,9 @@ mod tests {
         assert_eq!(third.to_string(), "0.333333333333333333333333");
         assert_eq!(amount("2").divided_by(&amount("3")).to_string(), "0.666666666666666666666667");
         assert_eq!((third.clone() + third.clone() + third).to_string(), "1");
+        // and what has one, in full
+        let small = amount("0.000000000001").divided_by(&amount("1048576"));
+        assert_eq!(small.to_string(), "0.00000000000000000095367431640625");
     }
 
     #[test]

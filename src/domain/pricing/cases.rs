@@ -159,6 +159,9 @@ fn shares_of_values() {
     assert_eq!(of(bounded.clone(), &[10, 80]), "11", "3 and 8, not 2 and 9");
     assert_eq!(of(bounded, &[]), "0");
     assert_eq!(of(json!({"model": "percentage", "rate": 10, "free_units": 100}), &[80, 70]), "5");
+    let free = json!({"model": "percentage", "rate": 10, "event_maximum": 5, "free_units": 1000});
+    assert_eq!(of(free.clone(), &[10_000, -60]), "-1", "5 less 6; what was free gives nothing back");
+    assert_eq!(of(free, &[10_000, -40]), "0");
     let tiers =
         json!([{"up_to": 1000, "rate": 3, "flat_amount": 5}, {"up_to": null, "rate": 1, "flat_amount": 7}]);
     let graduated = json!({"model": "graduated_percentage", "tiers": tiers});

@@ -86,6 +86,24 @@ impl Fraction {
         }
     }
 
+    /// Digits after the point of its decimal; none where that has no end.
+    pub(super) fn decimals(&self) -> Option<u32> {
+        let mut rest = match self {
+            Self::Small(small) => (*small.denom()).into(),
+            Self::Large(large) => large.denom().clone(),
+        };
+        let mut count = |factor: i32| {
+            let mut times = 0;
+            while (&rest % factor).is_zero() {
+                rest /= factor;
+                times += 1;
+            }
+            times
+        };
+        let digits = count(2).max(count(5));
+        (rest == BigInt::from(1)).then_some(digits)
+    }
+
     pub(super) fn abs(&self) -> Self {
         if self.is_negative() { -self } else { self.clone() }
     }
@@ -265,6 +283,8 @@ mod tests {
             prop_assert_eq!(small_a.round(), a.round().to_integer());
             prop_assert_eq!(small_a.to_integer(), a.to_integer());
             prop_assert_eq!(small_a.is_integer(), a.is_integer());
+            let decimals = small_a.decimals().map(u32::cast_signed);
+            prop_assert!(decimals.is_none_or(|digits| (&small_a * &Fraction::ten_to(digits)).is_integer()));
             prop_assert_eq!(small_a.is_zero(), a.is_zero());
             prop_assert_eq!(small_a.is_negative(), a.is_negative());
             prop_assert_eq!(small_a.to_string().parse::<Fraction>().unwrap(), small_a);

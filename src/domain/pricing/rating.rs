@@ -161,11 +161,14 @@ impl Price {
             Model::Volume { tiers } => volume(tiers, &quantity),
             Model::Percentage { rate, .. } => {
                 let free = Amount::of(used.quantity.or_zero()).min(self.free_units.into());
-                let amount = used.event_fees.clone() - rate.percent_of(&free);
-                (
-                    if used.event_fees.is_negative() { amount } else { amount.max(Amount::default()) },
-                    Vec::new(),
-                )
+                let fees = used.event_fees.clone();
+                // what is given back is not lessened, and nothing is given back for what was free
+                let amount = if fees.is_negative() {
+                    fees
+                } else {
+                    (fees - rate.percent_of(&free)).max(Amount::default())
+                };
+                (amount, Vec::new())
             }
             Model::GraduatedPercentage { tiers } => {
                 let tiers: Vec<Tier> = tiers.iter().map(super::price::RateTier::as_tier).collect();

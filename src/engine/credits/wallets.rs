@@ -49,6 +49,7 @@ pub(in crate::engine) struct Opened {
     pub(in crate::engine) now: Timestamp,
     /// Reservations that hold credits and were to be charged at their expiry, which has come.
     pub(in crate::engine) charged: Vec<Uuid>,
+    /// The most that was there, before and after what time did.
     before: BTreeMap<i64, BTreeMap<Unit, Total>>,
     gone: Vec<CreditLineKey>,
     /// Those whose wallets are not there: they have nothing.
@@ -109,7 +110,7 @@ impl<'a> Cashier<'a> {
         let mut wallets = credit_wallets::open(connection, &found, named).await?;
         let without: BTreeSet<i64> = ids.into_iter().filter(|id| !found.contains_key(id)).collect();
         wallets.extend(without.iter().map(|id| (*id, Wallet::new(*id, None, Vec::new()))));
-        let before = balances(&wallets);
+        let mut before = balances(&wallets);
         let lapsing: Vec<i64> =
             found.iter().filter(|(_, next)| next.is_some_and(|at| at <= now)).map(|(id, _)| *id).collect();
         let lines = if lapsing.is_empty() {
@@ -144,6 +145,13 @@ impl<'a> Cashier<'a> {
             }
         }
         self.advance(&mut wallets, holders, &lines, now);
+        // what time gives may be taken at once
+        for (id, given) in balances(&wallets) {
+            for (unit, balance) in given {
+                let most = before.entry(id).or_default().entry(unit).or_default();
+                *most = balance.max(*most);
+            }
+        }
         Ok(Opened { wallets, now, charged: charged.into_iter().collect(), before, gone, without })
     }
 

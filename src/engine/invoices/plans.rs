@@ -73,12 +73,21 @@ impl Plans {
         turns: &[Turn],
     ) -> Result<bool, EngineError> {
         for turn in turns {
-            let plan = self.plan(connection, &turn.plan).await?;
-            if !prices_of(plan, &turn.own.prices).is_empty() {
+            if self.currency_of(connection, turn).await?.is_some() {
                 return Ok(true);
             }
         }
         Ok(false)
+    }
+
+    /// That of the first price of a turn; none where nothing has a price.
+    pub(super) async fn currency_of(
+        &mut self,
+        connection: &mut PgConnection,
+        turn: &Turn,
+    ) -> Result<Option<Currency>, EngineError> {
+        let plan = self.plan(connection, &turn.plan).await?;
+        Ok(prices_of(plan, &turn.own.prices).first().map(|price| price.currency))
     }
 
     /// None where nothing has a price.

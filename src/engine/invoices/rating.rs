@@ -56,9 +56,10 @@ impl Rater<'_> {
         if let (Some(first), Some(last)) = (terms.first(), terms.last()) {
             let whole = Span { from: first.span.from, to: last.span.to };
             let sum = total(&lines);
-            for Terms { plan, commitment, .. } in terms {
+            for Terms { plan, plan_name, commitment, .. } in terms {
                 let bounds = commitment.iter().flat_map(|commitment| commitment.lines(&sum));
-                lines.extend(bounds.map(|line| InvoiceLine::of(plan, whole, &line)));
+                let named = |line: InvoiceLine| InvoiceLine { plan_name: plan_name.clone(), ..line };
+                lines.extend(bounds.map(|line| named(InvoiceLine::of(plan, whole, &line))));
             }
         }
         Ok(lines)

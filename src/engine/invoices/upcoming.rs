@@ -10,7 +10,7 @@ use crate::domain::environment::Environment;
 use crate::domain::names::SubjectId;
 use crate::domain::timestamp::Timestamp;
 use crate::store;
-use crate::store::invoices::Payer;
+use crate::store::invoices::{InvoiceRow, Payer};
 
 impl Engine {
     /// The draft of the period that is under way for a subject's customer.
@@ -34,13 +34,40 @@ impl Engine {
         let payer = payer_of(&mut connection, environment, subject.as_str()).await?;
         if let Some(payer) = payer {
             let rows = store::invoices::of_payer(&mut connection, payer, now).await?;
-            let present = rows.iter().find(|row| row.numbered.is_none() && row.period.contains(now));
-            if let Some(row) = present {
-                return Ok(row.id);
+            let is_present = |row: &InvoiceRow| row.numbered.is_none() && row.period.contains(now);
+            let present: Vec<InvoiceRow> = rows.into_iter().filter(is_present).collect();
+            if let Some(id) = self.foremost(&mut connection, environment, payer, &present, now).await? {
+                return Ok(id);
             }
         }
         let detail = why_none(&mut connection, environment, subject, payer, now).await?;
         Err(EngineError::NotFound { code: "no_upcoming_invoice", detail })
+    }
+
+    /// Of the drafts of a period, one for each currency that it has or may have to correct: that of the prices in
+    /// force, else the first that has something to say.
+    async fn foremost(
+        &self,
+        connection: &mut PgConnection,
+        environment: Environment,
+        payer: Payer,
+        present: &[InvoiceRow],
+        now: Timestamp,
+    ) -> Result<Option<Uuid>, EngineError> {
+        let mut plans = Plans::read(connection, environment).await?;
+        let book = Book::read(connection, &mut plans, payer).await?;
+        if let Some(turn) = book.timeline.at(now).filter(|turn| turn.is_billed()) {
+            let currency = plans.currency_of(connection, turn).await?;
+            if let Some(row) = present.iter().find(|row| Some(row.currency) == currency) {
+                return Ok(Some(row.id));
+            }
+        }
+        for row in present {
+            if !self.draft(connection, environment, row).await?.is_empty() {
+                return Ok(Some(row.id));
+            }
+        }
+        Ok(None)
     }
 }
 

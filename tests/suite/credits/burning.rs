@@ -516,6 +516,11 @@ async fn a_low_balance_is_noted_when_it_is_passed() {
     );
     reserve(&service, "r3", 1).await;
     assert_eq!(notices("?kind=low_balance&limit=5").await.len(), 1, "once, until there is more again");
+    // the first look gives what the plan gives, and takes it
+    service.put("/v1/subjects/b/subscription", &plan).await;
+    let first = json!({"subject": "b", "meter": "tokens", "value": 91, "ttl_seconds": 60});
+    assert_eq!(service.post("/v1/reservations", &first).await.status, StatusCode::CREATED);
+    assert_eq!(notices("?subject=b").await.len(), 2);
     let bad = service.send_json(Method::GET, "/v1/notices?kind=none", &Value::Null).await;
     assert_eq!(bad.status, StatusCode::UNPROCESSABLE_ENTITY);
 }

@@ -31,8 +31,12 @@ async fn plans_of_two_currencies_within_a_period_make_two_invoices() {
         books.track("a", "acme", 10, "2026-11-30T00:00:00Z").await;
         books.subscribe("acme", &json!({"plan": second})).await;
         books.track("b", "acme", 3, "2026-12-01T00:00:00Z").await;
+        // upcoming is what the present plan bills
+        let (now, before) = if second == "pro" { ("usd", "kwd") } else { ("kwd", "usd") };
+        assert_eq!(books.upcoming("acme").await["currency"], now, "{before} before");
         books.set_clock("2026-12-20T11:00:00Z");
         assert_eq!(books.bill().await.1, 2, "{first}");
+        assert_eq!(books.upcoming("acme").await["currency"], now, "{before} before");
         // and both are corrected
         books.track("late_a", "acme", 1, "2026-11-30T00:00:00Z").await;
         books.track("late_b", "acme", 2, "2026-12-01T00:00:00Z").await;

@@ -132,6 +132,9 @@ async fn by_cost_with_all_that_is_below_and_prices_of_their_own() {
     service.put("/v1/rates", &json!({"from": "usd", "to": "jpy", "rate": 150})).await;
     let in_yen = top(&service, &format!("by=cost&{MONTH}&currency=jpy&limit=1"), show).await;
     assert_eq!(in_yen, ["member levels 345 jpy"]);
+    let page = service.get(&format!("/v1/usage/top?by=cost&{MONTH}&currency=jpy&limit=1")).await.json();
+    let rate = &page["data"][0]["exchange_rate"];
+    assert_eq!((&rate["from"], &rate["to"], &rate["rate"]), (&json!("usd"), &json!("jpy"), &json!(150)));
     let before = "from=2026-10-01T00:00:00Z&to=2026-11-01T00:00:00Z";
     let fees = top(&service, &format!("by=cost&{before}"), |r| r["total"].to_string()).await;
     assert_eq!(fees, ["deal 10", "idle 10", "org 10", "member 0"]);

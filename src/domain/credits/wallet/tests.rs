@@ -240,6 +240,20 @@ fn a_period_carries_what_its_rollover_allows() {
 }
 
 #[test]
+fn what_nobody_looked_at_for_years_goes_on() {
+    let mut rig = Rig::at("2020-01-31");
+    for _ in 0..2 {
+        rig.give(json!({"meter": "m", "amount": 100, "period": "day", "rollover": {"max": 50}}));
+    }
+    rig.turn("2026-05-30");
+    assert_eq!(rig.balance(), "300");
+    rig.burn("250");
+    rig.turn("2026-05-31");
+    assert_eq!(rig.balance(), "250");
+    assert!(rig.wallet.movements().is_sorted_by_key(|movement| movement.at));
+}
+
+#[test]
 fn a_plan_gives_once_a_period() {
     let catalog = catalog(&json!([{"key": "c", "meter": "m", "amount": 100, "rollover": {"max": 50}}]));
     let mut subscription = Subscription::begin(PlanKey::parse("p").unwrap(), at("2026-01-31"));

@@ -44,14 +44,14 @@ impl Wallet {
     }
 
     fn advance_to(&mut self, to: Timestamp, schedules: &[Schedule<'_>], turns: &mut usize) {
-        while let Some((at, index)) = self.first_due(to) {
+        while let Some((due, index)) = self.first_due(to) {
+            // of what nobody looked at for very many periods, not each is carried through
+            let at = if *turns > CREDIT_TURNS_MAX { to } else { due };
             match self.purses[index].state {
                 State::Upcoming => self.take_effect(index, at),
                 State::Open | State::Ended => {
                     *turns += 1;
-                    // of what nobody looked at for very many periods, not each is carried through
-                    let successor =
-                        if *turns > CREDIT_TURNS_MAX { None } else { self.successor(index, schedules) };
+                    let successor = self.successor(index, schedules, at);
                     self.end(index, successor, at);
                 }
             }
@@ -70,10 +70,10 @@ impl Wallet {
         self.purses.iter().enumerate().filter_map(due).min()
     }
 
-    /// What follows a grant whose period ends.
-    fn successor(&self, index: usize, schedules: &[Schedule<'_>]) -> Option<Successor> {
+    /// What follows a grant whose period ends: that of the period around an instant, its end or a later one.
+    fn successor(&self, index: usize, schedules: &[Schedule<'_>], at: Timestamp) -> Option<Successor> {
         let Purse { grant, is_head, .. } = &self.purses[index];
-        let (series, end) = (grant.series.as_ref().filter(|_| *is_head)?, grant.expires_at?);
+        let (series, end) = (grant.series.as_ref().filter(|_| *is_head)?, grant.expires_at?.max(at));
         if let Some(recurrence) = &grant.recurrence {
             if recurrence.until.is_some_and(|until| until <= end) {
                 return None;
