@@ -10,6 +10,7 @@ use super::problem::Problem;
 use super::query::{self, Parameters};
 use super::{Api, accept, csv, invoice_page, subjects};
 use crate::domain::fields::{Read, Violation};
+use crate::domain::names::StripeCustomerId;
 use crate::engine::InvoiceView;
 use crate::engine::access::Principal;
 use crate::store::invoices::InvoiceFilter;
@@ -23,7 +24,7 @@ pub(super) async fn list(
 ) -> Result<Response, Problem> {
     let mut parameters = Parameters::of(&uri);
     let subject = parameters.optional("subject", subjects::parse);
-    let customer = parameters.optional("customer", query::text);
+    let customer = parameters.optional("customer", |value| Ok(StripeCustomerId::parse(value)?));
     let words = STATUSES.map(|word| (word, word));
     let status = parameters.optional("status", |value| query::word(value, &words));
     let cursor = parameters.optional("cursor", query::text);
@@ -31,7 +32,7 @@ pub(super) async fn list(
     parameters.finish()?;
     let filter = InvoiceFilter {
         subject: subject.map(|subject| subject.to_string()),
-        customer,
+        customer: customer.map(StripeCustomerId::into_string),
         status: status.map(str::to_owned),
     };
     let page = api.engine.list_invoices(principal.environment, &filter, cursor.as_deref(), limit).await?;

@@ -165,6 +165,7 @@ async fn what_is_wrong_is_named() {
         ("/v1/invoices?status=late".to_owned(), "invalid_choice", "/status"),
         ("/v1/invoices?limit=0".to_owned(), "invalid_value", "/limit"),
         ("/v1/invoices?cursor=here".to_owned(), "invalid_cursor", "/cursor"),
+        ("/v1/invoices?customer=".to_owned(), "empty", "/customer"),
         ("/v1/invoices?subject=".to_owned(), "empty", "/subject"),
         ("/v1/invoices?customer=%00".to_owned(), "nul_character", "/customer"),
         (format!("{UPCOMING}?at=now"), "unknown_parameter", "/at"),
