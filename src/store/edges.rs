@@ -82,7 +82,7 @@ impl<'a> Edges<'a> {
         edges
     }
 
-    /// The relations that [`Edges::push_part`] reads, each as `name as (…)`, with commas between.
+    /// Writes `with …` of the relations that [`Edges::push_part`] reads; nothing where there are none.
     pub(super) fn push(&self, sql: &mut QueryBuilder<Postgres>, environment: Environment) {
         for (place, edge) in self.0.iter().enumerate() {
             sql.push(if place == 0 { "with " } else { ", " });
