@@ -216,18 +216,29 @@ impl<'a> Edge<'a> {
         if self.meters.iter().any(|meter| meter.aggregation.is_order_statistic()) {
             sql.push(", ").push(LIVE).push(" as live");
         }
-        let (from, to) = columns(&self.spans);
-        sql.push(" from unnest(").push_bind(from).push(", ").push_bind(to);
-        sql.push(
-            ") with ordinality as span (s, e, n) cross join lateral (select * from events e where e.environment = ",
-        );
-        sql.push_bind(environment.code()).push(" and e.event_name_id = ").push_bind(self.event_name_id);
-        push_paths(sql, "e.path_id", self.paths);
-        sql.push(" and e.occurred_at >= span.s and e.occurred_at < span.e offset 0) e) e");
+        if let [span] = self.spans[..] {
+            sql.push(" from (select 1::bigint as n, * from events e");
+            self.push_identity(sql, environment);
+            sql.push(" and e.occurred_at >= ").push_bind(span.from);
+            sql.push(" and e.occurred_at < ").push_bind(span.to).push(") e) e");
+        } else {
+            // each is looked up by itself, so that the index serves every one
+            let (from, to) = columns(&self.spans);
+            sql.push(" from unnest(").push_bind(from).push(", ").push_bind(to);
+            sql.push(") with ordinality as span (s, e, n) cross join lateral (select * from events e");
+            self.push_identity(sql, environment);
+            sql.push(" and e.occurred_at >= span.s and e.occurred_at < span.e offset 0) e) e");
+        }
         sql.push(" group by n, path_id, meter_id, width_bucket(at, ")
             .push_bind(self.bounds.clone())
             .push(")");
         sql.push(groups);
+    }
+
+    fn push_identity(&self, sql: &mut QueryBuilder<Postgres>, environment: Environment) {
+        sql.push(" where e.environment = ").push_bind(environment.code());
+        sql.push(" and e.event_name_id = ").push_bind(self.event_name_id);
+        push_paths(sql, "e.path_id", self.paths);
     }
 
     /// The columns that tell rows apart beside times, paths and meters, each after a comma.
