@@ -229,8 +229,6 @@ impl Engine {
         }
         let id = grant.id;
         wallet.give(grant, now);
-        // one of long ago may have turned already
-        wallet.advance(Vec::new(), &[], now);
         opened.write(&mut transaction, cashier, &desk.holders, Changes::default()).await?;
         transaction.commit().await?;
         Ok(desk.view(subject, &opened, id))
