@@ -146,10 +146,12 @@ impl<'a> Cashier<'a> {
         }
         self.advance(&mut wallets, holders, &lines, now);
         // what time gives may be taken at once
-        for (id, given) in balances(&wallets) {
-            for (unit, balance) in given {
-                let most = before.entry(id).or_default().entry(unit).or_default();
-                *most = balance.max(*most);
+        for (id, wallet) in &wallets {
+            let most = before.entry(*id).or_default();
+            for (unit, balance) in wallet.balances() {
+                if most.get(unit).is_none_or(|most| most < balance) {
+                    most.insert(unit.clone(), *balance);
+                }
             }
         }
         Ok(Opened { wallets, now, charged: charged.into_iter().collect(), before, gone, without })
