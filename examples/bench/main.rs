@@ -42,7 +42,7 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use clap::{Parser, ValueEnum};
-use metergate::embedded::{Cluster, Purpose};
+use metergate::embedded::{Cluster, ServerPurpose};
 use sqlx::{Connection as _, PgConnection};
 
 /// No run takes longer.
@@ -96,7 +96,7 @@ async fn measure(arguments: Arguments) -> anyhow::Result<()> {
     let folder =
         tempfile::Builder::new().prefix("metergate-bench-").permissions(open_to_read).tempdir_in(parent)?;
     eprintln!("starting PostgreSQL in {}", folder.path().display());
-    let cluster = Cluster::start(folder.path(), None, Purpose::Service).await?;
+    let cluster = Cluster::start(folder.path(), None, ServerPurpose::Service).await?;
     let done = tokio::select! {
         done = tokio::time::timeout(RUN_MAX, run(&arguments, &cluster, folder.path())) => done,
         _ = tokio::signal::ctrl_c() => Ok(Err(anyhow::anyhow!("interrupted"))),

@@ -12,7 +12,7 @@ use anyhow::{Context, bail};
 use serde::Serialize;
 
 use super::cli::{CatalogCommand, CatalogFile, Command, ExportCommand, KeysCommand, TokenCommand};
-use super::database::Home;
+use super::database::DatabaseHandle;
 use super::serve::migrate;
 use super::settings::Settings;
 use super::{logging, serve};
@@ -42,16 +42,16 @@ impl Command {
         }
         "warn,sqlx=error".clone_into(&mut settings.log.filter);
         logging::start(&settings.log)?;
-        let home = Home::join(&mut settings).await?;
-        let done = self.run_on(&settings, &home).await;
-        home.close().await;
+        let database_handle = DatabaseHandle::join(&mut settings).await?;
+        let done = self.run_on(&settings, &database_handle).await;
+        database_handle.close().await;
         done
     }
 
-    async fn run_on(self, settings: &Settings, home: &Home) -> anyhow::Result<ExitCode> {
-        migrate(&home.database, DATABASE_WAIT_MAX).await?;
+    async fn run_on(self, settings: &Settings, database_handle: &DatabaseHandle) -> anyhow::Result<ExitCode> {
+        migrate(&database_handle.database, DATABASE_WAIT_MAX).await?;
         let clock = Clock::postgres(settings.clock.offset);
-        let engine = Engine::start(home.database.clone(), clock, settings.engine())?;
+        let engine = Engine::start(database_handle.database.clone(), clock, settings.engine())?;
         let done = self.run_with(&engine).await;
         engine.stop().await;
         done
@@ -66,7 +66,7 @@ impl Command {
                 print_json(&engine.catalog(environment.into()).await?.catalog)?;
             }
             Self::Keys(KeysCommand::Create { environment, kind, name }) => {
-                say(engine.create_key(environment.into(), kind.into(), &name).await?)?;
+                print_line(engine.create_key(environment.into(), kind.into(), &name).await?)?;
             }
             Self::Keys(KeysCommand::List) => list_keys(engine).await?,
             Self::Keys(KeysCommand::Revoke { id }) => engine.revoke_key(&id).await?,
@@ -74,7 +74,12 @@ impl Command {
                 let subject = SubjectId::parse(subject).context("--subject")?;
                 #[expect(clippy::disallowed_methods, reason = "a command is asked now")]
                 let expires_at = (SystemTime::now() + ttl).duration_since(UNIX_EPOCH)?.as_secs();
-                say(engine.mint_token(environment.into(), &subject, &scope, expires_at.cast_signed())?)?;
+                print_line(engine.mint_token(
+                    environment.into(),
+                    &subject,
+                    &scope,
+                    expires_at.cast_signed(),
+                )?)?;
             }
             Self::Export(ExportCommand::Run { environment }) => {
                 return export(engine, environment.map(Into::into)).await;
@@ -86,14 +91,14 @@ impl Command {
 }
 
 /// At the first start on the embedded database: the sample catalog, a key, and a command to try.
-pub(super) async fn welcome(engine: &Engine, address: SocketAddr) -> anyhow::Result<()> {
+pub(super) async fn first_run(engine: &Engine, address: SocketAddr) -> anyhow::Result<()> {
     let environment = Environment::Test;
     if engine.catalog(environment).await?.version > 0 {
         return Ok(());
     }
     let edited = std::fs::read_to_string(CATALOG_FILE).ok();
     let catalog = Catalog::read_yaml(edited.as_deref().unwrap_or(SAMPLE_CATALOG))
-        .map_err(|flaws| anyhow::anyhow!(words(&flaws)))?;
+        .map_err(|violations| anyhow::anyhow!(format_errors(&violations)))?;
     engine.apply_catalog(environment, catalog, false).await?;
     let key = engine.create_key(environment, KeyKind::Secret, "first start").await?;
     println!(
@@ -112,22 +117,24 @@ async fn apply(engine: &Engine, given: &CatalogFile, dry_run: bool) -> anyhow::R
     // JSON is YAML, but its strings may hold what YAML refuses
     let is_json = given.file.extension().is_some_and(|extension| extension == "json");
     let read = if is_json { Catalog::read(serde_json::from_str(&text)?) } else { Catalog::read_yaml(&text) };
-    let catalog = read.map_err(|flaws| anyhow::anyhow!(words(&flaws)))?;
+    let catalog = read.map_err(|violations| anyhow::anyhow!(format_errors(&violations)))?;
     match engine.apply_catalog(given.environment.into(), catalog, dry_run).await {
         Ok(applied) => print_json(&applied),
-        Err(EngineError::Invalid(flaws)) => bail!(words(&flaws)),
+        Err(EngineError::Invalid(violations)) => bail!(format_errors(&violations)),
         Err(other) => Err(other.into()),
     }
 }
 
-fn words(flaws: &[Violation]) -> String {
-    let lines: Vec<String> =
-        flaws.iter().map(|flaw| format!("{} {} ({})", flaw.pointer, flaw.detail, flaw.code)).collect();
+fn format_errors(violations: &[Violation]) -> String {
+    let lines: Vec<String> = violations
+        .iter()
+        .map(|violation| format!("{} {} ({})", violation.pointer, violation.detail, violation.code))
+        .collect();
     format!("the catalog is not acceptable:\n  {}", lines.join("\n  "))
 }
 
 async fn list_keys(engine: &Engine) -> anyhow::Result<()> {
-    say(format_args!(
+    print_line(format_args!(
         "{:<14}{:<13}{:<13}{:<22}{:<22}name",
         "id", "environment", "kind", "created", "revoked"
     ))?;
@@ -135,7 +142,7 @@ async fn list_keys(engine: &Engine) -> anyhow::Result<()> {
         let seconds = |text: String| text.chars().take(19).collect::<String>();
         let revoked = key.revoked_at.map(|at| seconds(at.to_string())).unwrap_or_default();
         let created = seconds(key.created_at.to_string());
-        say(format_args!(
+        print_line(format_args!(
             "{:<14}{:<13}{:<13}{created:<22}{revoked:<22}{}",
             key.id, key.environment, key.kind, key.name
         ))?;
@@ -149,12 +156,12 @@ async fn verify(engine: &Engine, only: Option<Environment>) -> anyhow::Result<Ex
         Environment::ALL.into_iter().filter(|environment| only.is_none_or(|only| only == *environment))
     {
         let verdict = engine.verify(environment).await?;
-        say(format_args!(
+        print_line(format_args!(
             "{environment}: {} events, {} rollups and {} counters recounted, {} differences",
             verdict.events, verdict.rollups, verdict.counters, verdict.differences
         ))?;
         for shown in verdict.shown {
-            say(format_args!("  {shown}"))?;
+            print_line(format_args!("  {shown}"))?;
         }
         differences += verdict.differences;
     }
@@ -171,7 +178,7 @@ async fn export(engine: &Engine, only: Option<Environment>) -> anyhow::Result<Ex
     let mut is_settled = true;
     for environment in meant {
         let ran = engine.run_exports(environment).await?;
-        say(format_args!(
+        print_line(format_args!(
             "{environment}: {} created, {} delivered, {} dead, {} pending",
             ran.created, ran.delivered, ran.dead, ran.pending
         ))?;
@@ -181,11 +188,11 @@ async fn export(engine: &Engine, only: Option<Environment>) -> anyhow::Result<Ex
 }
 
 fn print_json(value: &impl Serialize) -> anyhow::Result<()> {
-    say(serde_json::to_string_pretty(value)?)
+    print_line(serde_json::to_string_pretty(value)?)
 }
 
 /// A line of what was asked for. Whoever has read enough, such as `head`, may close the pipe.
-fn say(line: impl Display) -> anyhow::Result<()> {
+fn print_line(line: impl Display) -> anyhow::Result<()> {
     match writeln!(std::io::stdout().lock(), "{line}") {
         Err(why) if why.kind() == ErrorKind::BrokenPipe => Ok(()),
         done => Ok(done?),

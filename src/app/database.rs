@@ -10,7 +10,7 @@ use anyhow::Context;
 use secrecy::{ExposeSecret, SecretString};
 
 use super::settings::Settings;
-use crate::embedded::{Cluster, Purpose, running_url};
+use crate::embedded::{Cluster, ServerPurpose, running_url};
 use crate::store::Database;
 
 /// The database that every server has from the start.
@@ -18,13 +18,13 @@ const EMBEDDED_DATABASE: &str = "postgres";
 
 /// A database, and the server under it where it is our own.
 #[derive(Debug)]
-pub(super) struct Home {
+pub(super) struct DatabaseHandle {
     pub(super) database: Database,
     pub(super) cluster: Option<Cluster>,
     pub(super) embedded: bool,
 }
 
-impl Home {
+impl DatabaseHandle {
     /// For the service: starts the embedded server where no URL is set.
     pub(super) async fn open(settings: &mut Settings) -> anyhow::Result<Self> {
         match settings.database_url.clone() {
@@ -46,7 +46,8 @@ impl Home {
 
     async fn start_embedded(settings: &mut Settings) -> anyhow::Result<Self> {
         let folder = settings.postgres.folder.clone();
-        let cluster = Cluster::start(&folder, settings.postgres.bin.as_deref(), Purpose::Service).await?;
+        let cluster =
+            Cluster::start(&folder, settings.postgres.bin.as_deref(), ServerPurpose::Service).await?;
         lend_token_secret(settings)?;
         let url = cluster.url(EMBEDDED_DATABASE);
         Self::at(settings, &url, Some(cluster), true)
@@ -60,7 +61,7 @@ impl Home {
     }
 
     /// Starts the embedded server again where it ended by itself.
-    pub(super) async fn keep_running(&mut self) {
+    pub(super) async fn restart_if_down(&mut self) {
         if let Some(cluster) = &mut self.cluster
             && let Err(why) = cluster.revive().await
         {

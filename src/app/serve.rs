@@ -13,7 +13,7 @@ use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tower::make::Shared;
 
-use super::database::Home;
+use super::database::DatabaseHandle;
 use super::settings::Settings;
 use super::{commands, logging};
 use crate::engine::{Clock, Engine};
@@ -83,15 +83,15 @@ pub async fn serve(mut settings: Settings) -> anyhow::Result<()> {
     logging::start(&settings.log)?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
-    let mut home = Home::open(&mut settings).await?;
+    let mut database_handle = DatabaseHandle::open(&mut settings).await?;
     let told_to_stop = async {
         tokio::select! {
             _ = interrupt.recv() => {}
             _ = terminate.recv() => {}
         }
     };
-    let ended = run(&settings, &mut home, told_to_stop).await;
-    home.close().await;
+    let ended = run(&settings, &mut database_handle, told_to_stop).await;
+    database_handle.close().await;
     if ended.is_ok() {
         tracing::info!("stopped");
     }
@@ -100,23 +100,23 @@ pub async fn serve(mut settings: Settings) -> anyhow::Result<()> {
 
 async fn run(
     settings: &Settings,
-    home: &mut Home,
+    database_handle: &mut DatabaseHandle,
     told_to_stop: impl Future<Output = ()>,
 ) -> anyhow::Result<()> {
     tokio::pin!(told_to_stop);
     tokio::select! {
-        migrated = migrate(&home.database, DATABASE_WAIT_MAX) => migrated?,
+        migrated = migrate(&database_handle.database, DATABASE_WAIT_MAX) => migrated?,
         () = &mut told_to_stop => return Ok(()),
     }
-    let service = Service::start(settings, home.database.clone()).await?;
-    tracing::info!(address = %service.address, embedded = home.embedded, "listening");
-    if home.embedded {
-        commands::welcome(&service.engine, service.address).await?;
+    let service = Service::start(settings, database_handle.database.clone()).await?;
+    tracing::info!(address = %service.address, embedded = database_handle.embedded, "listening");
+    if database_handle.embedded {
+        commands::first_run(&service.engine, service.address).await?;
     }
     loop {
         tokio::select! {
             () = &mut told_to_stop => break,
-            () = tokio::time::sleep(SERVER_WATCH) => home.keep_running().await,
+            () = tokio::time::sleep(SERVER_WATCH) => database_handle.restart_if_down().await,
         }
     }
     tracing::info!("stopping");

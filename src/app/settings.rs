@@ -17,8 +17,8 @@ use crate::engine::EngineSettings;
 use crate::engine::access::tokens::TokenSettings;
 use crate::engine::clock::Offset;
 use crate::http::HttpSettings;
-use crate::jobs::Schedule;
-use crate::providers::stripe::{Account, StripeSettings, environment_of};
+use crate::jobs::JobSchedule;
+use crate::providers::stripe::{StripeAccount, StripeSettings, environment_of};
 
 /// The same file where the service is started, if there is one: an edit counts.
 const FILE: &str = "config/default.yaml";
@@ -32,8 +32,8 @@ pub struct Settings {
     pub events: Events,
     pub fold: Fold,
     pub auth: Auth,
-    pub stripe: Stripe,
-    pub clock: Clock,
+    pub stripe: StripeSection,
+    pub clock: ClockSection,
     pub log: Log,
     /// `DATABASE_URL`; none runs the embedded PostgreSQL. It may hold a password.
     #[serde(skip)]
@@ -97,23 +97,23 @@ pub struct Tokens {
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Stripe {
+pub struct StripeSection {
     #[serde(deserialize_with = "base_url")]
     pub api_base: String,
     #[serde(deserialize_with = "schedule")]
-    pub export_interval: Schedule,
+    pub export_interval: JobSchedule,
     #[serde(deserialize_with = "duration")]
     pub late_grace: Duration,
     #[serde(deserialize_with = "rate")]
     pub calls_per_second: Option<u32>,
     /// `STRIPE_SECRET` and its like.
     #[serde(skip, default = "no_accounts")]
-    pub accounts: [(Environment, Account); 2],
+    pub accounts: [(Environment, StripeAccount); 2],
 }
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Clock {
+pub struct ClockSection {
     #[serde(deserialize_with = "offset")]
     pub offset: Offset,
 }
@@ -219,14 +219,16 @@ impl Settings {
     }
 }
 
-fn no_accounts() -> [(Environment, Account); 2] {
+fn no_accounts() -> [(Environment, StripeAccount); 2] {
     StripeSettings::default().accounts
 }
 
 /// The accounts at Stripe. A key's own prefix says whose it is, and its webhook secrets go along; secrets
 /// without a key are for live webhooks, or for test ones by their name.
-fn accounts(set: &impl Fn(&str) -> Option<String>) -> Result<[(Environment, Account); 2], SettingsError> {
-    let (mut test, mut live) = (Account::default(), Account::default());
+fn accounts(
+    set: &impl Fn(&str) -> Option<String>,
+) -> Result<[(Environment, StripeAccount); 2], SettingsError> {
+    let (mut test, mut live) = (StripeAccount::default(), StripeAccount::default());
     let secrets = |name: &str| -> Vec<SecretString> {
         let listed = set(name).unwrap_or_default();
         listed.split(',').map(str::trim).filter(|secret| !secret.is_empty()).map(SecretString::from).collect()
@@ -270,9 +272,9 @@ fn duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::E
 }
 
 /// A duration, else a cron expression.
-fn schedule<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Schedule, D::Error> {
+fn schedule<'de, D: Deserializer<'de>>(deserializer: D) -> Result<JobSchedule, D::Error> {
     let text = String::deserialize(deserializer)?;
-    Schedule::parse(&text).map_err(|_| {
+    JobSchedule::parse(&text).map_err(|_| {
         de::Error::custom(format!(
             "`{text}` is neither a duration, such as 60s, nor a cron expression, such as @daily"
         ))

@@ -7,7 +7,7 @@ use serde_json::Value;
 use super::credits::offers::CreditPack;
 use super::credits::unit::{CreditUnit, Unit};
 use super::environment::Environment;
-use super::fields::{self, Fields, Read, Violation};
+use super::fields::{self, ObjectParser, Parsed, Violation};
 use super::limits::CATALOG_ITEMS_MAX;
 use super::meter::{Aggregation, Filter, Meter, has_repeats};
 use super::names::{ItemKey, MeterKey, PlanKey};
@@ -32,9 +32,9 @@ pub struct Catalog {
 
 /// One thing that applying a catalog does.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Change {
+pub struct CatalogChange {
     pub action: Action,
-    pub kind: Kind,
+    pub kind: CatalogItemKind,
     pub key: String,
     /// For an update: which fields differ.
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -51,7 +51,7 @@ pub enum Action {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Kind {
+pub enum CatalogItemKind {
     Catalog,
     Meter,
     Plan,
@@ -60,25 +60,26 @@ pub enum Kind {
 }
 
 impl Catalog {
-    pub fn read(value: Value) -> Read<Self> {
+    pub fn read(value: Value) -> Parsed<Self> {
         let catalog = Self::parse(value)?;
         let refused = |(index, plan): (usize, &Plan)| {
-            let prices = list::refuse(&plan.prices, &[]).err().unwrap_or_default();
-            let prices = prices.into_iter().map(|flaw| flaw.under("prices"));
-            let caps = SpendCap::refuse_withdrawn(&plan.spend_caps).map(|flaw| flaw.under("spend_caps"));
-            let at = |flaw: Violation| flaw.under(&index.to_string()).under("plans");
+            let prices = list::validate_price_list(&plan.prices, &[]).err().unwrap_or_default();
+            let prices = prices.into_iter().map(|violation| violation.under("prices"));
+            let caps = SpendCap::validate_not_withdrawn(&plan.spend_caps)
+                .map(|violation| violation.under("spend_caps"));
+            let at = |violation: Violation| violation.under(&index.to_string()).under("plans");
             prices.chain(caps).map(at).collect::<Vec<_>>()
         };
-        let flaws: Vec<Violation> = catalog.plans.iter().enumerate().flat_map(refused).collect();
-        if flaws.is_empty() { Ok(catalog) } else { Err(flaws) }
+        let violations: Vec<Violation> = catalog.plans.iter().enumerate().flat_map(refused).collect();
+        if violations.is_empty() { Ok(catalog) } else { Err(violations) }
     }
 
     /// Reads what can be kept, whether it would be taken today or not.
-    fn parse(value: Value) -> Read<Self> {
+    fn parse(value: Value) -> Parsed<Self> {
         let map = fields::object(value)?;
         fields::no_nul(&map)?;
         fields::no_monstrous_numbers(&map)?;
-        let mut fields = Fields::of(Value::Object(map))?;
+        let mut fields = ObjectParser::new(Value::Object(map))?;
         // shown with the document, and no part of it
         fields.take("version");
         let default_plan = fields.optional("default_plan", |v| Ok(PlanKey::parse(fields::text(v)?)?));
@@ -88,14 +89,14 @@ impl Catalog {
         let credit_packs = fields.list("credit_packs", CATALOG_ITEMS_MAX, CreditPack::read);
         fields.finish()?;
         let catalog = Self { default_plan, meters, plans, credit_units, credit_packs };
-        let flaws = catalog.inconsistencies();
-        if flaws.is_empty() { Ok(catalog) } else { Err(flaws) }
+        let violations = catalog.inconsistencies();
+        if violations.is_empty() { Ok(catalog) } else { Err(violations) }
     }
 
     /// Reads a document that was applied. One from before prices and caps were read, and held something
     /// else under their names, is read without them.
-    pub fn read_applied(value: Value) -> Read<Self> {
-        Self::parse(value.clone()).or_else(|flaws| {
+    pub fn read_applied(value: Value) -> Parsed<Self> {
+        Self::parse(value.clone()).or_else(|violations| {
             let mut value = value;
             let plans = value.get_mut("plans").and_then(Value::as_array_mut);
             for plan in plans.into_iter().flatten().filter_map(Value::as_object_mut) {
@@ -103,12 +104,12 @@ impl Catalog {
                 plan.remove("commitments");
                 plan.remove("spend_caps");
             }
-            Self::parse(value).map_err(|_| flaws)
+            Self::parse(value).map_err(|_| violations)
         })
     }
 
     /// Reads YAML. Scalars keep their own spelling, so that no number passes through a float.
-    pub fn read_yaml(text: &str) -> Read<Self> {
+    pub fn read_yaml(text: &str) -> Parsed<Self> {
         Self::read(yaml_to_json(text)?)
     }
 
@@ -135,43 +136,45 @@ impl Catalog {
     }
 
     fn inconsistencies(&self) -> Vec<Violation> {
-        let mut flaws = Vec::new();
+        let mut violations = Vec::new();
         let meter_keys: Vec<&MeterKey> = self.meters.iter().map(|meter| &meter.key).collect();
         let plan_keys: Vec<&PlanKey> = self.plans.iter().map(|plan| &plan.key).collect();
         if has_repeats(&meter_keys) {
-            flaws.push(Violation::new("duplicate_key", "uses a key twice").under("meters"));
+            violations.push(Violation::new("duplicate_key", "uses a key twice").under("meters"));
         }
         if has_repeats(&plan_keys) {
-            flaws.push(Violation::new("duplicate_key", "uses a key twice").under("plans"));
+            violations.push(Violation::new("duplicate_key", "uses a key twice").under("plans"));
         }
         let unknown_plan =
             |key: &PlanKey| Violation::new("unknown_plan", format!("there is no plan `{key}`"));
         if let Some(key) = &self.default_plan
             && self.plan(key).is_none()
         {
-            flaws.push(unknown_plan(key).under("default_plan"));
+            violations.push(unknown_plan(key).under("default_plan"));
         }
         for (index, plan) in self.plans.iter().enumerate() {
-            let at = |flaw: Violation| flaw.under(&index.to_string()).under("plans");
+            let at = |violation: Violation| violation.under(&index.to_string()).under("plans");
             if let Some(key) = &plan.fallback_plan
                 && self.plan(key).is_none()
             {
-                flaws.push(at(unknown_plan(key).under("fallback_plan")));
+                violations.push(at(unknown_plan(key).under("fallback_plan")));
             }
             for (position, limit) in plan.limits.iter().enumerate() {
-                if let Some(flaw) = self.refuse_limit(limit) {
-                    flaws.push(at(flaw.under(&position.to_string()).under("limits")));
+                if let Some(violation) = self.validate_limit(limit) {
+                    violations.push(at(violation.under(&position.to_string()).under("limits")));
                 }
             }
-            flaws.extend(
-                self.refuse_prices(&plan.prices, &[]).into_iter().map(|flaw| at(flaw.under("prices"))),
+            violations.extend(
+                self.validate_prices(&plan.prices, &[])
+                    .into_iter()
+                    .map(|violation| at(violation.under("prices"))),
             );
         }
-        super::credits::catalog::inconsistencies(self, &mut flaws);
-        flaws
+        super::credits::catalog::inconsistencies(self, &mut violations);
+        violations
     }
 
-    fn refuse_limit(&self, limit: &Limit) -> Option<Violation> {
+    fn validate_limit(&self, limit: &Limit) -> Option<Violation> {
         let Some(meter) = self.meter(&limit.meter) else {
             let detail = format!("there is no meter `{}`", limit.meter);
             return Some(Violation::new("unknown_meter", detail).under("meter"));
@@ -180,22 +183,23 @@ impl Catalog {
             let detail = format!("`{}` is an average or a minimum, which cannot have a limit", meter.key);
             return Some(Violation::new("unlimitable_meter", detail).under("meter"));
         }
-        super::credits::catalog::refuse_overage(meter, limit).or_else(|| refuse_filter(meter, &limit.filter))
+        super::credits::catalog::validate_overage(meter, limit)
+            .or_else(|| validate_filter(meter, &limit.filter))
     }
 
     /// What speaks against prices, of a plan or of a subscription, each under its place. `beside`: others
     /// that rate with them.
-    pub fn refuse_prices(&self, prices: &[Price], beside: &[&Price]) -> Vec<Violation> {
-        let flaw = |(place, price): (usize, &Price)| {
+    pub fn validate_prices(&self, prices: &[Price], beside: &[&Price]) -> Vec<Violation> {
+        let violation = |(place, price): (usize, &Price)| {
             let others = beside.iter().copied().chain(&prices[..place]);
-            let flaw = self.refuse_price(price).or_else(|| self.refuse_slice(price, others))?;
-            Some(flaw.under(&place.to_string()))
+            let violation = self.validate_price(price).or_else(|| self.validate_slice(price, others))?;
+            Some(violation.under(&place.to_string()))
         };
-        prices.iter().enumerate().filter_map(flaw).collect()
+        prices.iter().enumerate().filter_map(violation).collect()
     }
 
     /// A level is no sum of parts: what one price leaves to another cannot be taken off it.
-    fn refuse_slice<'p>(
+    fn validate_slice<'p>(
         &self,
         price: &Price,
         mut others: impl Iterator<Item = &'p Price>,
@@ -217,8 +221,8 @@ impl Catalog {
 
     /// What speaks against the spend caps of plans: a currency in which nothing has a price, and to
     /// which no rate leads.
-    pub fn refuse_caps(&self, rates: &Rates, now: Timestamp) -> Read<()> {
-        let mut flaws = Vec::new();
+    pub fn validate_caps(&self, rates: &Rates, now: Timestamp) -> Parsed<()> {
+        let mut violations = Vec::new();
         for (index, plan) in self.plans.iter().enumerate() {
             let Some(first) = plan.prices.first() else { continue };
             for (place, cap) in plan.spend_caps.iter().enumerate() {
@@ -226,20 +230,21 @@ impl Catalog {
                     continue;
                 }
                 if let Err(unknown) = quote::known_rate(rates, first.currency, cap.currency, now) {
-                    let at = |flaw: Violation| {
-                        flaw.under(&place.to_string())
+                    let at = |violation: Violation| {
+                        violation
+                            .under(&place.to_string())
                             .under("spend_caps")
                             .under(&index.to_string())
                             .under("plans")
                     };
-                    flaws.extend(unknown.into_iter().map(at));
+                    violations.extend(unknown.into_iter().map(at));
                 }
             }
         }
-        if flaws.is_empty() { Ok(()) } else { Err(flaws) }
+        if violations.is_empty() { Ok(()) } else { Err(violations) }
     }
 
-    fn refuse_price(&self, price: &Price) -> Option<Violation> {
+    fn validate_price(&self, price: &Price) -> Option<Violation> {
         let key = price.meter.as_ref()?;
         let Some(meter) = self.meter(key) else {
             return Some(
@@ -255,7 +260,7 @@ impl Catalog {
             let detail = format!("`{key}` is no sum of values, of which a percentage could be taken");
             return Some(Violation::new("unpriceable_meter", detail).under("meter"));
         }
-        refuse_filter(meter, &price.filter)
+        validate_filter(meter, &price.filter)
     }
 
     /// What applying `next` to this one changes, or why it may not be: `recorded` says which
@@ -266,27 +271,31 @@ impl Catalog {
         recorded: impl Fn(&MeterKey) -> bool,
         in_use: impl Fn(&PlanKey) -> bool,
         granted: impl Fn(&Unit) -> bool,
-    ) -> Read<Vec<Change>> {
+    ) -> Parsed<Vec<CatalogChange>> {
         let mut changes = Vec::new();
-        let mut flaws = Vec::new();
+        let mut violations = Vec::new();
         if self.default_plan != next.default_plan {
             let fields = vec!["default_plan"];
-            changes.push(Change {
+            changes.push(CatalogChange {
                 action: Action::Update,
-                kind: Kind::Catalog,
+                kind: CatalogItemKind::Catalog,
                 key: "default_plan".to_owned(),
                 fields,
             });
         }
         for (index, meter) in next.meters.iter().enumerate() {
-            let change =
-                |action, fields| Change { action, kind: Kind::Meter, key: meter.key.to_string(), fields };
+            let change = |action, fields| CatalogChange {
+                action,
+                kind: CatalogItemKind::Meter,
+                key: meter.key.to_string(),
+                fields,
+            };
             match self.meter(&meter.key) {
                 None => changes.push(change(Action::Create, Vec::new())),
                 Some(present) if present == meter => {}
                 Some(present) => {
-                    if let Some(flaw) = refuse_meter_change(present, meter) {
-                        flaws.push(flaw.under(&index.to_string()).under("meters"));
+                    if let Some(violation) = validate_meter_change(present, meter) {
+                        violations.push(violation.under(&index.to_string()).under("meters"));
                     }
                     changes.push(change(Action::Update, meter_differences(present, meter)));
                 }
@@ -298,14 +307,23 @@ impl Catalog {
                     "leaves out the meter `{}`, which has recorded usage, or something held on it",
                     meter.key
                 );
-                flaws.push(Violation::new("meter_in_use", detail).under("meters"));
+                violations.push(Violation::new("meter_in_use", detail).under("meters"));
             }
             let key = meter.key.to_string();
-            changes.push(Change { action: Action::Delete, kind: Kind::Meter, key, fields: Vec::new() });
+            changes.push(CatalogChange {
+                action: Action::Delete,
+                kind: CatalogItemKind::Meter,
+                key,
+                fields: Vec::new(),
+            });
         }
         for plan in &next.plans {
-            let change =
-                |action, fields| Change { action, kind: Kind::Plan, key: plan.key.to_string(), fields };
+            let change = |action, fields| CatalogChange {
+                action,
+                kind: CatalogItemKind::Plan,
+                key: plan.key.to_string(),
+                fields,
+            };
             match self.plan(&plan.key) {
                 None => changes.push(change(Action::Create, Vec::new())),
                 Some(present) if present == plan => {}
@@ -315,18 +333,23 @@ impl Catalog {
         for plan in self.plans.iter().filter(|plan| next.plan(&plan.key).is_none()) {
             if in_use(&plan.key) {
                 let detail = format!("leaves out the plan `{}`, which has subscribers", plan.key);
-                flaws.push(Violation::new("plan_in_use", detail).under("plans"));
+                violations.push(Violation::new("plan_in_use", detail).under("plans"));
             }
             let key = plan.key.to_string();
-            changes.push(Change { action: Action::Delete, kind: Kind::Plan, key, fields: Vec::new() });
+            changes.push(CatalogChange {
+                action: Action::Delete,
+                kind: CatalogItemKind::Plan,
+                key,
+                fields: Vec::new(),
+            });
         }
-        super::credits::catalog::changes(self, next, granted, &mut changes, &mut flaws);
-        if flaws.is_empty() { Ok(changes) } else { Err(flaws) }
+        super::credits::catalog::changes(self, next, granted, &mut changes, &mut violations);
+        if violations.is_empty() { Ok(changes) } else { Err(violations) }
     }
 }
 
 /// A filter of the catalog names dimensions, by which usage is kept apart.
-pub(super) fn refuse_filter(meter: &Meter, filter: &Filter) -> Option<Violation> {
+pub(super) fn validate_filter(meter: &Meter, filter: &Filter) -> Option<Violation> {
     let is_dimension = |name: &str| meter.dimensions.iter().any(|known| known.as_str() == name);
     let unknown = filter.iter().map(|(name, _)| name).find(|name| !is_dimension(name))?;
     let detail = format!("the meter `{}` has no dimension `{unknown}`", meter.key);
@@ -334,7 +357,7 @@ pub(super) fn refuse_filter(meter: &Meter, filter: &Filter) -> Option<Violation>
 }
 
 /// A meter may gain dimensions, a `stripe` block and display fields; nothing else.
-fn refuse_meter_change(present: &Meter, next: &Meter) -> Option<Violation> {
+fn validate_meter_change(present: &Meter, next: &Meter) -> Option<Violation> {
     if !present.same_counting(next) {
         let detail = format!(
             "event_name, aggregation, value_property and filter of the meter `{}` cannot change; make a new meter",
@@ -383,7 +406,7 @@ pub(super) fn differing(fields: &[(&'static str, bool)]) -> Vec<&'static str> {
     fields.iter().filter(|(_, differs)| *differs).map(|(name, _)| *name).collect()
 }
 
-fn yaml_to_json(text: &str) -> Read<Value> {
+fn yaml_to_json(text: &str) -> Parsed<Value> {
     use saphyr::{YamlLoader, YamlOwned};
 
     fn convert(node: &YamlOwned) -> Option<Value> {
@@ -460,7 +483,7 @@ mod tests {
             Ok(changes) => {
                 changes.iter().map(|c| format!("{:?} {:?}", c.action, c.fields)).collect::<Vec<_>>().concat()
             }
-            Err(flaws) => flaws[0].code.to_owned(),
+            Err(violations) => violations[0].code.to_owned(),
         };
         let cases = [
             (before.clone(), true, ""),
@@ -512,14 +535,17 @@ plans:
         let shared = json!({"meters": [{"key": "m", "event_name": "e", "aggregation": "sum", "dimensions": ["a"]}],
                             "plans": [{"key": "p", "prices": [price("one", "y"), price("two", "z")]}]});
         assert_eq!(Catalog::read_applied(shared.clone()).unwrap().plans[0].prices.len(), 2);
-        let flaw = read(shared);
-        assert_eq!((flaw.pointer.as_str(), flaw.code), ("/plans/0/prices/1", "overlapping_prices"));
-        let flaw = read(json!({"default_plan": "x"}));
-        assert_eq!((flaw.pointer.as_str(), flaw.code), ("/default_plan", "unknown_plan"));
-        let flaw = read(
+        let violation = read(shared);
+        assert_eq!((violation.pointer.as_str(), violation.code), ("/plans/0/prices/1", "overlapping_prices"));
+        let violation = read(json!({"default_plan": "x"}));
+        assert_eq!((violation.pointer.as_str(), violation.code), ("/default_plan", "unknown_plan"));
+        let violation = read(
             json!({"plans": [{"key": "p", "limits": [{"key": "l", "meter": "m", "quota": 1, "period": "day"}]}]}),
         );
-        assert_eq!((flaw.pointer.as_str(), flaw.code), ("/plans/0/limits/0/meter", "unknown_meter"));
+        assert_eq!(
+            (violation.pointer.as_str(), violation.code),
+            ("/plans/0/limits/0/meter", "unknown_meter")
+        );
         let price = |meter: &str, more: Value| {
             let mut price =
                 json!({"key": "p", "meter": meter, "model": "per_unit", "currency": "usd", "unit_amount": 1});
@@ -527,12 +553,12 @@ plans:
             price
         };
         let priced = |prices: Value| {
-            let flaw = read(json!({
+            let violation = read(json!({
                 "meters": [{"key": "m", "event_name": "e", "aggregation": "sum", "dimensions": ["a"]},
                            {"key": "least", "event_name": "e", "aggregation": "min"}],
                 "plans": [{"key": "p", "prices": prices}],
             }));
-            (flaw.pointer, flaw.code)
+            (violation.pointer, violation.code)
         };
         let cases = [
             (json!([price("x", json!({}))]), "/plans/0/prices/0/meter", "unknown_meter"),

@@ -5,17 +5,17 @@ use uuid::Uuid;
 
 use super::digest::Digest;
 use super::event::Properties;
-use super::fields::{self, Fields, Read, Violation};
-use super::gate::standing::Terms;
+use super::fields::{self, ObjectParser, Parsed, Violation};
+use super::gate::standing::CatalogIndex;
 use super::limits::STRIPE_NAME_CHARS_MAX;
 use super::meter::{Meter, StripeMeter};
-use super::names::{EventId, EventName, Source, StripeCustomerId, SubjectId};
+use super::names::{EventId, EventName, EventSource, StripeCustomerId, SubjectId};
 use super::quantity::Quantity;
 use super::timestamp::{MICROS_PER_SECOND, Timestamp};
 
 /// The source of what comes this way: its ids meet no others.
-pub fn source() -> Source {
-    match Source::parse("stripe") {
+pub fn source() -> EventSource {
+    match EventSource::parse("stripe") {
         Ok(source) => source,
         Err(_) => unreachable!("a short word is a good source"),
     }
@@ -38,7 +38,7 @@ pub struct MeterEvent {
 
 /// What a meter event means under a catalog.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Meaning {
+pub struct ParsedMeterEvent {
     pub customer: StripeCustomerId,
     /// Who used, where it is said.
     pub subject: Option<SubjectId>,
@@ -55,8 +55,8 @@ pub struct Adjustment {
 }
 
 impl MeterEvent {
-    pub fn read(form: Value) -> Read<Self> {
-        let mut fields = Fields::of(form)?;
+    pub fn read(form: Value) -> Parsed<Self> {
+        let mut fields = ObjectParser::new(form)?;
         let event_name = fields.required("event_name", name);
         let payload = fields.required("payload", payload);
         let identifier = fields.optional("identifier", identifier);
@@ -83,17 +83,18 @@ impl MeterEvent {
         digest.text(&self.event_name).map(&self.payload).finish()
     }
 
-    pub fn meaning(&self, terms: &Terms) -> Read<Meaning> {
+    pub fn meaning(&self, terms: &CatalogIndex) -> Parsed<ParsedMeterEvent> {
         let meter = meter(terms, &self.event_name)?;
         let event_name = meter.event_name.clone();
         let stripe = meter.stripe.as_ref();
-        let in_payload = |flaw: Violation, key: &str| vec![flaw.under(key).under("payload")];
+        let in_payload = |violation: Violation, key: &str| vec![violation.under(key).under("payload")];
 
         let mut rest = self.payload.clone();
         let key = stripe.map_or(CUSTOMER_KEY, |stripe| &stripe.customer_key);
         let Some(customer) = take(&mut rest, key) else {
-            let flaw = Violation::new("payload_no_customer_defined", "names the customer, and is required");
-            return Err(in_payload(flaw, key));
+            let violation =
+                Violation::new("payload_no_customer_defined", "names the customer, and is required");
+            return Err(in_payload(violation, key));
         };
         let customer = StripeCustomerId::parse(customer)
             .map_err(|bad| in_payload(Violation::new(bad.code, bad.detail), key))?;
@@ -101,10 +102,10 @@ impl MeterEvent {
         let key = stripe.map_or(VALUE_KEY, |stripe| &stripe.value_key);
         let counted = || terms.meters_of(event_name.as_str()).map(|stored| &stored.meter);
         let value = match take(&mut rest, key) {
-            Some(text) => own_value(&text, stripe).map_err(|flaw| in_payload(flaw, key))?,
+            Some(text) => own_value(&text, stripe).map_err(|violation| in_payload(violation, key))?,
             None if counted().any(|meter| meter.aggregation.needs_number()) => {
-                let flaw = Violation::new("payload_no_value_defined", "is the value, and is required");
-                return Err(in_payload(flaw, key));
+                let violation = Violation::new("payload_no_value_defined", "is the value, and is required");
+                return Err(in_payload(violation, key));
             }
             None => Quantity::ONE,
         };
@@ -117,19 +118,20 @@ impl MeterEvent {
         for name in counted().filter(|meter| meter.aggregation.needs_number()).filter_map(Meter::property) {
             rest.entry(name).or_insert_with(|| Value::String(value.to_string()));
         }
-        let properties = Properties::read(Value::Object(rest))
-            .map_err(|flaws| flaws.into_iter().map(|flaw| flaw.under("payload")).collect::<Vec<_>>())?;
-        Ok(Meaning { customer, subject, event_name, value, properties })
+        let properties = Properties::read(Value::Object(rest)).map_err(|violations| {
+            violations.into_iter().map(|violation| violation.under("payload")).collect::<Vec<_>>()
+        })?;
+        Ok(ParsedMeterEvent { customer, subject, event_name, value, properties })
     }
 }
 
 impl Adjustment {
-    pub fn read(form: Value) -> Read<Self> {
-        let mut fields = Fields::of(form)?;
+    pub fn read(form: Value) -> Parsed<Self> {
+        let mut fields = ObjectParser::new(form)?;
         let event_name = fields.required("event_name", name);
         fields.required("type", |v| fields::one_of(v, &[("cancel", ())]));
         let identifier = fields.required("cancel", |v| {
-            let mut cancel = Fields::of(v)?;
+            let mut cancel = ObjectParser::new(v)?;
             let given = cancel.required("identifier", identifier);
             cancel.finish()?;
             given.ok_or_else(Vec::new)
@@ -142,7 +144,7 @@ impl Adjustment {
 }
 
 /// The meter that is meant by an event name that Stripe knows.
-pub fn meter<'t>(terms: &'t Terms, event_name: &str) -> Read<&'t Meter> {
+pub fn meter<'t>(terms: &'t CatalogIndex, event_name: &str) -> Parsed<&'t Meter> {
     let found = terms.meter_in_stripe(event_name).map(|stored| &stored.meter);
     found.ok_or_else(|| {
         let detail = format!("there is no meter for the event name `{event_name}`");
@@ -167,7 +169,7 @@ fn take(payload: &mut Map<String, Value>, key: &str) -> Option<String> {
     }
 }
 
-fn name(value: Value) -> Read<String> {
+fn name(value: Value) -> Parsed<String> {
     let text = EventName::parse(fields::text(value)?)?.into_string();
     if text.chars().count() > STRIPE_NAME_CHARS_MAX {
         return Violation::only("too_long", format!("must have at most {STRIPE_NAME_CHARS_MAX} characters"));
@@ -175,19 +177,19 @@ fn name(value: Value) -> Read<String> {
     Ok(text)
 }
 
-fn identifier(value: Value) -> Read<EventId> {
+fn identifier(value: Value) -> Parsed<EventId> {
     Ok(EventId::parse(name(value)?)?)
 }
 
-fn payload(value: Value) -> Read<Map<String, Value>> {
+fn payload(value: Value) -> Parsed<Map<String, Value>> {
     let map = fields::object(value)?;
     let nested = map.iter().filter(|(_, value)| !value.is_string());
-    let flaws: Vec<Violation> =
+    let violations: Vec<Violation> =
         nested.map(|(key, _)| Violation::new("invalid_type", "must be a string").under(key)).collect();
-    if flaws.is_empty() { Ok(map) } else { Err(flaws) }
+    if violations.is_empty() { Ok(map) } else { Err(violations) }
 }
 
-fn unix_seconds(value: Value) -> Read<Timestamp> {
+fn unix_seconds(value: Value) -> Parsed<Timestamp> {
     let text = fields::text(value)?;
     let micros = text.parse::<i64>().ok().and_then(|seconds| seconds.checked_mul(MICROS_PER_SECOND));
     match micros.and_then(Timestamp::from_micros) {

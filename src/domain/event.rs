@@ -4,9 +4,9 @@ use serde_json::{Map, Value};
 use uuid::{Uuid, Variant};
 
 use super::digest::Digest;
-use super::fields::{self, Fields, Read, Violation};
+use super::fields::{self, ObjectParser, Parsed, Violation};
 use super::limits::{EVENT_AHEAD_MAX, PROPERTIES_BYTES_MAX};
-use super::names::{EventId, EventName, Source, SubjectId};
+use super::names::{EventId, EventName, EventSource, SubjectId};
 use super::quantity::Quantity;
 use super::timestamp::Timestamp;
 
@@ -15,7 +15,7 @@ use super::timestamp::Timestamp;
 pub struct Properties(Map<String, Value>);
 
 impl Properties {
-    pub fn read(value: Value) -> Read<Self> {
+    pub fn read(value: Value) -> Parsed<Self> {
         let map = fields::object(value)?;
         fields::no_nul(&map)?;
         fields::no_monstrous_numbers(&map)?;
@@ -57,7 +57,7 @@ impl Properties {
     }
 
     /// The same with others laid over them.
-    pub fn merged(&self, over: &Self) -> Read<Self> {
+    pub fn merged(&self, over: &Self) -> Parsed<Self> {
         let mut map = self.0.clone();
         map.extend(over.0.clone());
         Self::read(Value::Object(map))
@@ -74,7 +74,7 @@ impl Properties {
 pub struct Event {
     /// None: the service makes one.
     pub id: Option<EventId>,
-    pub source: Source,
+    pub source: EventSource,
     pub event_name: EventName,
     pub subject: SubjectId,
     pub value: Quantity,
@@ -86,10 +86,10 @@ pub struct Event {
 }
 
 impl Event {
-    pub fn read(value: Value) -> Read<Self> {
-        let mut fields = Fields::of(value)?;
+    pub fn read(value: Value) -> Parsed<Self> {
+        let mut fields = ObjectParser::new(value)?;
         let id = fields.optional("id", |v| Ok(EventId::parse(fields::text(v)?)?));
-        let source = fields.optional("source", |v| Ok(Source::parse(fields::text(v)?)?));
+        let source = fields.optional("source", |v| Ok(EventSource::parse(fields::text(v)?)?));
         let event_name = fields.required("event_name", |v| Ok(EventName::parse(fields::text(v)?)?));
         let subject = fields.required("subject", |v| Ok(SubjectId::parse(fields::text(v)?)?));
         let value = fields.optional("value", fields::quantity);
@@ -111,23 +111,24 @@ impl Event {
 
     /// Reads a CloudEvents 1.0 event in JSON form. `type` is the event name; `data` is the
     /// properties, but for its `value`; extension attributes are ignored.
-    pub fn read_cloudevent(value: Value) -> Read<Self> {
-        let mut fields = Fields::of(value)?;
+    pub fn read_cloudevent(value: Value) -> Parsed<Self> {
+        let mut fields = ObjectParser::new(value)?;
         fields.required("specversion", |v| fields::one_of(v, &[("1.0", ())]));
         let id = fields.required("id", |v| Ok(EventId::parse(fields::text(v)?)?));
-        let source = fields.required("source", |v| Ok(Source::parse(fields::text(v)?)?));
+        let source = fields.required("source", |v| Ok(EventSource::parse(fields::text(v)?)?));
         let event_name = fields.required("type", |v| Ok(EventName::parse(fields::text(v)?)?));
         let subject = fields.required("subject", |v| Ok(SubjectId::parse(fields::text(v)?)?));
         let timestamp = fields.optional("time", fields::timestamp);
         if fields.take("data_base64").is_some() {
-            fields.flaw(Violation::new("invalid_type", "must be JSON in `data`").under("data_base64"));
+            fields.add_error(Violation::new("invalid_type", "must be JSON in `data`").under("data_base64"));
         }
         let data = fields.optional("data", |data| {
             let mut data = fields::object(data)?;
             let value = match data.remove("value") {
                 None | Some(Value::Null) => Quantity::ONE,
-                Some(value) => fields::quantity(value)
-                    .map_err(|flaws| flaws.into_iter().map(|f| f.under("value")).collect::<Vec<_>>())?,
+                Some(value) => fields::quantity(value).map_err(|violations| {
+                    violations.into_iter().map(|f| f.under("value")).collect::<Vec<_>>()
+                })?,
             };
             Ok((value, Properties::read(Value::Object(data))?))
         });
@@ -153,7 +154,7 @@ impl Event {
 /// What makes an event count once in its environment: the id itself where it is a canonical
 /// UUIDv7 without a source (neighbours in time are then neighbours in the index), else a UUIDv8
 /// from BLAKE3 of (length of source, source, id).
-pub fn event_key(source: &Source, id: &EventId) -> Uuid {
+pub fn event_key(source: &EventSource, id: &EventId) -> Uuid {
     if source.is_empty()
         && let Some(uuid) = canonical_uuid_v7(id.as_str())
     {
@@ -165,7 +166,7 @@ pub fn event_key(source: &Source, id: &EventId) -> Uuid {
 }
 
 /// Whether the key is the id itself, so that the id need not be stored beside it.
-pub fn key_is_id(source: &Source, id: &EventId) -> bool {
+pub fn key_is_id(source: &EventSource, id: &EventId) -> bool {
     source.is_empty() && canonical_uuid_v7(id.as_str()).is_some()
 }
 
@@ -178,7 +179,7 @@ fn canonical_uuid_v7(id: &str) -> Option<Uuid> {
 }
 
 /// Why an event's time cannot be recorded now.
-pub fn refuse_time(
+pub fn validate_time(
     timestamp: Timestamp,
     now: Timestamp,
     age_max: Option<std::time::Duration>,
@@ -205,7 +206,11 @@ mod tests {
     }
 
     fn codes(value: Value) -> Vec<(String, &'static str)> {
-        Event::read(value).unwrap_err().into_iter().map(|flaw| (flaw.pointer, flaw.code)).collect()
+        Event::read(value)
+            .unwrap_err()
+            .into_iter()
+            .map(|violation| (violation.pointer, violation.code))
+            .collect()
     }
 
     #[test]
@@ -261,8 +266,8 @@ mod tests {
 
     #[test]
     fn keys_keep_v7_ids_and_hash_the_rest() {
-        let none = Source::default();
-        let source = |text: &str| Source::parse(text).unwrap();
+        let none = EventSource::default();
+        let source = |text: &str| EventSource::parse(text).unwrap();
         let id = |text: &str| EventId::parse(text).unwrap();
         let v7 = "019a9f5e-0c3a-7b12-8d4e-5f60718293a4";
         assert_eq!(event_key(&none, &id(v7)).to_string(), v7);
@@ -300,7 +305,7 @@ mod tests {
         let at = |text: &str| Timestamp::parse(text).unwrap();
         let now = at("2026-11-20T10:00:00Z");
         let day = Some(std::time::Duration::from_hours(24));
-        let code = |time: &str, age| refuse_time(at(time), now, age).map(|flaw| flaw.code);
+        let code = |time: &str, age| validate_time(at(time), now, age).map(|violation| violation.code);
         assert_eq!(code("2026-11-20T10:05:00Z", day), None);
         assert_eq!(code("2026-11-20T10:05:00.000001Z", day), Some("timestamp_in_future"));
         assert_eq!(code("2026-11-19T10:00:00Z", day), None);

@@ -139,7 +139,7 @@ impl Bucket {
 
 /// An export that is to be made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Draft {
+pub struct ExportDraft {
     pub value: i64,
     pub timestamp: Timestamp,
     /// The time it was used, where its period was over for too long.
@@ -149,13 +149,13 @@ pub struct Draft {
 /// What becomes of a bucket.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Settled {
-    pub drafts: Vec<Draft>,
+    pub drafts: Vec<ExportDraft>,
     pub remainder: Units,
 }
 
 /// What is new in a bucket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Fresh {
+pub struct UnexportedUsage {
     pub units: Units,
     /// The latest instant that the bucket has usage of. Exports go by it: it lies in the right period
     /// even where a period turned out to end within the bucket.
@@ -166,7 +166,7 @@ pub struct Fresh {
 /// below zero, is left for later.
 pub fn settle(
     bucket: &Bucket,
-    new: Fresh,
+    new: UnexportedUsage,
     remainder: Units,
     now: Timestamp,
     late_grace: Duration,
@@ -186,7 +186,7 @@ pub fn settle(
     let mut drafts = Vec::new();
     while whole > 0 && drafts.len() < DRAFTS_MAX {
         let value = i64::try_from(whole).unwrap_or(i64::MAX).min(EXPORT_VALUE_MAX);
-        drafts.push(Draft { value, timestamp, carried_from });
+        drafts.push(ExportDraft { value, timestamp, carried_from });
         whole -= i128::from(value);
     }
     let rest = Units(whole.saturating_mul(ONE));
@@ -201,7 +201,7 @@ pub fn level_draft(
     after: Option<Timestamp>,
     now: Timestamp,
     late_grace: Duration,
-) -> Option<Draft> {
+) -> Option<ExportDraft> {
     if !bucket.is_open(now, late_grace) {
         return None;
     }
@@ -213,7 +213,7 @@ pub fn level_draft(
             timestamp = next;
         }
     }
-    Some(Draft { value, timestamp, carried_from: None })
+    Some(ExportDraft { value, timestamp, carried_from: None })
 }
 
 /// How long to wait after a failed attempt: doubled each time, a quarter of an hour at most, half of it
@@ -236,8 +236,8 @@ mod tests {
         Units::parse(text).unwrap()
     }
 
-    fn fresh(text: &str, bucket: &Bucket) -> Fresh {
-        Fresh { units: units(text), last_at: bucket.span.to }
+    fn fresh(text: &str, bucket: &Bucket) -> UnexportedUsage {
+        UnexportedUsage { units: units(text), last_at: bucket.span.to }
     }
 
     const GRACE: Duration = Duration::from_hours(1);
@@ -314,7 +314,7 @@ mod tests {
     #[test]
     fn an_export_goes_by_the_latest_usage_in_it() {
         let bucket = Bucket::of(at("2026-11-21T10:30:00Z"), None);
-        let new = Fresh { units: units("1"), last_at: at("2026-11-21T10:20:30.9Z") };
+        let new = UnexportedUsage { units: units("1"), last_at: at("2026-11-21T10:20:30.9Z") };
         let timestamp =
             |now: &str| settle(&bucket, new, Units::default(), at(now), GRACE).drafts[0].timestamp;
         assert_eq!(timestamp("2026-11-21T12:00:00Z"), at("2026-11-21T10:20:30Z"));

@@ -17,7 +17,7 @@ pub struct Violation {
 }
 
 /// Something read, or every flaw that was found.
-pub type Read<T> = Result<T, Vec<Violation>>;
+pub type Parsed<T> = Result<T, Vec<Violation>>;
 
 impl Violation {
     pub fn new(code: &'static str, detail: impl Into<String>) -> Self {
@@ -25,7 +25,7 @@ impl Violation {
     }
 
     /// A flaw as the only one found.
-    pub fn only<T>(code: &'static str, detail: impl Into<String>) -> Read<T> {
+    pub fn only<T>(code: &'static str, detail: impl Into<String>) -> Parsed<T> {
         Err(vec![Self::new(code, detail)])
     }
 
@@ -46,13 +46,13 @@ impl From<BadName> for Vec<Violation> {
 
 /// A JSON object that is being read.
 #[derive(Debug)]
-pub struct Fields {
+pub struct ObjectParser {
     rest: Map<String, Value>,
     violations: Vec<Violation>,
 }
 
-impl Fields {
-    pub fn of(value: Value) -> Read<Self> {
+impl ObjectParser {
+    pub fn new(value: Value) -> Parsed<Self> {
         match value {
             Value::Object(rest) => Ok(Self { rest, violations: Vec::new() }),
             other => Violation::only("invalid_type", format!("must be an object, not {}", kind(&other))),
@@ -60,7 +60,7 @@ impl Fields {
     }
 
     /// The field, unless it is absent or null.
-    pub fn optional<T>(&mut self, name: &str, read: impl FnOnce(Value) -> Read<T>) -> Option<T> {
+    pub fn optional<T>(&mut self, name: &str, read: impl FnOnce(Value) -> Parsed<T>) -> Option<T> {
         match self.rest.remove(name) {
             None | Some(Value::Null) => None,
             Some(value) => self.keep(name, read(value)),
@@ -68,7 +68,7 @@ impl Fields {
     }
 
     /// The field: outer `None` when it is absent, inner `None` when it is null.
-    pub fn nullable<T>(&mut self, name: &str, read: impl FnOnce(Value) -> Read<T>) -> Option<Option<T>> {
+    pub fn nullable<T>(&mut self, name: &str, read: impl FnOnce(Value) -> Parsed<T>) -> Option<Option<T>> {
         match self.rest.remove(name) {
             None => None,
             Some(Value::Null) => Some(None),
@@ -77,7 +77,7 @@ impl Fields {
     }
 
     /// The field, whose absence is a flaw.
-    pub fn required<T>(&mut self, name: &str, read: impl FnOnce(Value) -> Read<T>) -> Option<T> {
+    pub fn required<T>(&mut self, name: &str, read: impl FnOnce(Value) -> Parsed<T>) -> Option<T> {
         match self.rest.remove(name) {
             None | Some(Value::Null) => {
                 self.violations
@@ -89,7 +89,7 @@ impl Fields {
     }
 
     /// Every element of an array field, read alike; an absent one is empty.
-    pub fn list<T>(&mut self, name: &str, max: usize, read: impl Fn(Value) -> Read<T>) -> Vec<T> {
+    pub fn list<T>(&mut self, name: &str, max: usize, read: impl Fn(Value) -> Parsed<T>) -> Vec<T> {
         self.optional(name, |value| items(value, max, read)).unwrap_or_default()
     }
 
@@ -103,17 +103,17 @@ impl Fields {
         self.rest.get(name).is_some_and(|value| !value.is_null())
     }
 
-    pub fn is_flawed(&self) -> bool {
+    pub fn has_errors(&self) -> bool {
         !self.violations.is_empty()
     }
 
     /// Notes a flaw that no single field shows.
-    pub fn flaw(&mut self, violation: Violation) {
+    pub fn add_error(&mut self, violation: Violation) {
         self.violations.push(violation);
     }
 
     /// What is left is unknown; what was read is good only if nothing was flawed.
-    pub fn finish(mut self) -> Read<()> {
+    pub fn finish(mut self) -> Parsed<()> {
         for name in self.rest.keys() {
             self.violations
                 .push(Violation::new("unknown_field", format!("there is no field `{name}`")).under(name));
@@ -122,15 +122,15 @@ impl Fields {
     }
 
     /// Reads on without looking at what is left.
-    pub fn finish_ignoring_rest(self) -> Read<()> {
+    pub fn finish_ignoring_rest(self) -> Parsed<()> {
         if self.violations.is_empty() { Ok(()) } else { Err(self.violations) }
     }
 
-    fn keep<T>(&mut self, name: &str, read: Read<T>) -> Option<T> {
+    fn keep<T>(&mut self, name: &str, read: Parsed<T>) -> Option<T> {
         match read {
             Ok(value) => Some(value),
-            Err(flaws) => {
-                self.violations.extend(flaws.into_iter().map(|flaw| flaw.under(name)));
+            Err(violations) => {
+                self.violations.extend(violations.into_iter().map(|violation| violation.under(name)));
                 None
             }
         }
@@ -149,28 +149,28 @@ fn kind(value: &Value) -> &'static str {
     }
 }
 
-pub fn text(value: Value) -> Read<String> {
+pub fn text(value: Value) -> Parsed<String> {
     match value {
         Value::String(text) => Ok(text),
         other => Violation::only("invalid_type", format!("must be a string, not {}", kind(&other))),
     }
 }
 
-pub fn boolean(value: Value) -> Read<bool> {
+pub fn boolean(value: Value) -> Parsed<bool> {
     match value {
         Value::Bool(truth) => Ok(truth),
         other => Violation::only("invalid_type", format!("must be true or false, not {}", kind(&other))),
     }
 }
 
-pub fn object(value: Value) -> Read<Map<String, Value>> {
+pub fn object(value: Value) -> Parsed<Map<String, Value>> {
     match value {
         Value::Object(map) => Ok(map),
         other => Violation::only("invalid_type", format!("must be an object, not {}", kind(&other))),
     }
 }
 
-pub fn items<T>(value: Value, max: usize, read: impl Fn(Value) -> Read<T>) -> Read<Vec<T>> {
+pub fn items<T>(value: Value, max: usize, read: impl Fn(Value) -> Parsed<T>) -> Parsed<Vec<T>> {
     let Value::Array(values) = value else {
         return Violation::only("invalid_type", format!("must be an array, not {}", kind(&value)));
     };
@@ -180,18 +180,20 @@ pub fn items<T>(value: Value, max: usize, read: impl Fn(Value) -> Read<T>) -> Re
             format!("must have at most {max} elements, not {}", values.len()),
         );
     }
-    let (mut good, mut flaws) = (Vec::with_capacity(values.len()), Vec::new());
+    let (mut good, mut violations) = (Vec::with_capacity(values.len()), Vec::new());
     for (index, value) in values.into_iter().enumerate() {
         match read(value) {
             Ok(item) => good.push(item),
-            Err(found) => flaws.extend(found.into_iter().map(|flaw| flaw.under(&index.to_string()))),
+            Err(found) => {
+                violations.extend(found.into_iter().map(|violation| violation.under(&index.to_string())))
+            }
         }
     }
-    if flaws.is_empty() { Ok(good) } else { Err(flaws) }
+    if violations.is_empty() { Ok(good) } else { Err(violations) }
 }
 
 /// A quantity: a JSON number or a decimal string.
-pub fn quantity(value: Value) -> Read<Quantity> {
+pub fn quantity(value: Value) -> Parsed<Quantity> {
     match Quantity::from_json(&value) {
         Ok(quantity) => Ok(quantity),
         Err(why) => Violation::only("invalid_value", why.to_string()),
@@ -199,7 +201,7 @@ pub fn quantity(value: Value) -> Read<Quantity> {
 }
 
 /// A quantity that a quota can be.
-pub fn quota(value: Value) -> Read<Quantity> {
+pub fn quota(value: Value) -> Parsed<Quantity> {
     let quota = quantity(value)?;
     if quota.is_negative() {
         return Violation::only("invalid_value", "must not be negative");
@@ -207,7 +209,7 @@ pub fn quota(value: Value) -> Read<Quantity> {
     Ok(quota)
 }
 
-pub fn timestamp(value: Value) -> Read<Timestamp> {
+pub fn timestamp(value: Value) -> Parsed<Timestamp> {
     match Timestamp::parse(&text(value)?) {
         Ok(timestamp) => Ok(timestamp),
         Err(why) => Violation::only("invalid_timestamp", why.to_string()),
@@ -215,7 +217,7 @@ pub fn timestamp(value: Value) -> Read<Timestamp> {
 }
 
 /// One of a few words.
-pub fn one_of<T: Copy>(value: Value, words: &[(&'static str, T)]) -> Read<T> {
+pub fn one_of<T: Copy>(value: Value, words: &[(&'static str, T)]) -> Parsed<T> {
     let given = text(value)?;
     if let Some((_, meant)) = words.iter().find(|(word, _)| *word == given) {
         return Ok(*meant);
@@ -225,7 +227,7 @@ pub fn one_of<T: Copy>(value: Value, words: &[(&'static str, T)]) -> Read<T> {
 }
 
 /// Refuses NUL anywhere inside: PostgreSQL cannot hold it, not even escaped.
-pub fn no_nul(map: &Map<String, Value>) -> Read<()> {
+pub fn no_nul(map: &Map<String, Value>) -> Parsed<()> {
     fn clean(value: &Value) -> bool {
         match value {
             Value::String(text) => !text.contains('\0'),
@@ -234,16 +236,16 @@ pub fn no_nul(map: &Map<String, Value>) -> Read<()> {
             Value::Null | Value::Bool(_) | Value::Number(_) => true,
         }
     }
-    let flaws: Vec<Violation> = map
+    let violations: Vec<Violation> = map
         .iter()
         .filter(|(name, value)| name.contains('\0') || !clean(value))
         .map(|(name, _)| Violation::new("nul_character", "must not contain the NUL character").under(name))
         .collect();
-    if flaws.is_empty() { Ok(()) } else { Err(flaws) }
+    if violations.is_empty() { Ok(()) } else { Err(violations) }
 }
 
 /// Refuses numbers that PostgreSQL would have to hold with thousands of digits.
-pub fn no_monstrous_numbers(map: &Map<String, Value>) -> Read<()> {
+pub fn no_monstrous_numbers(map: &Map<String, Value>) -> Parsed<()> {
     use super::limits::{PROPERTY_NUMBER_CHARS_MAX, PROPERTY_NUMBER_EXPONENT_MAX};
     fn tame(value: &Value) -> bool {
         match value {
@@ -259,12 +261,12 @@ pub fn no_monstrous_numbers(map: &Map<String, Value>) -> Read<()> {
             Value::Null | Value::Bool(_) | Value::String(_) => true,
         }
     }
-    let flaws: Vec<Violation> = map
+    let violations: Vec<Violation> = map
         .iter()
         .filter(|(_, value)| !tame(value))
         .map(|(name, _)| Violation::new("invalid_value", "has a number with too many digits").under(name))
         .collect();
-    if flaws.is_empty() { Ok(()) } else { Err(flaws) }
+    if violations.is_empty() { Ok(()) } else { Err(violations) }
 }
 
 #[cfg(test)]
@@ -274,12 +276,12 @@ mod tests {
 
     #[test]
     fn every_flaw_is_named_with_its_pointer() {
-        let mut fields = Fields::of(json!({"a": 5, "b/c": {"d": 1}, "list": ["x", 2]})).unwrap();
+        let mut fields = ObjectParser::new(json!({"a": 5, "b/c": {"d": 1}, "list": ["x", 2]})).unwrap();
         fields.required("a", text);
         fields.required("gone", text);
         fields.list("list", 10, text);
-        let flaws = fields.finish().unwrap_err();
-        let found: Vec<(&str, &str)> = flaws.iter().map(|f| (f.pointer.as_str(), f.code)).collect();
+        let violations = fields.finish().unwrap_err();
+        let found: Vec<(&str, &str)> = violations.iter().map(|f| (f.pointer.as_str(), f.code)).collect();
         let expected = [
             ("/a", "invalid_type"),
             ("/gone", "missing_field"),

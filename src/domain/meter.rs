@@ -6,7 +6,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::event::Properties;
-use super::fields::{self, Fields, Read, Violation};
+use super::fields::{self, ObjectParser, Parsed, Violation};
 use super::limits::{FILTER_VALUES_MAX, METER_DIMENSIONS_MAX, NAME_CHARS_MAX};
 use super::names::{EventName, MeterKey, PropertyName};
 use super::quantity::{Quantity, Total};
@@ -62,10 +62,12 @@ pub struct Filter(BTreeMap<String, Vec<String>>);
 
 impl Filter {
     /// Reads `{"model": ["gpt-4o", …]}`; a single value may stand without its array.
-    pub fn read(value: Value) -> Read<Self> {
+    pub fn read(value: Value) -> Parsed<Self> {
         let mut filter = BTreeMap::new();
         for (name, allowed) in fields::object(value)? {
-            let under = |flaws: Vec<Violation>| flaws.into_iter().map(|f| f.under(&name)).collect::<Vec<_>>();
+            let under = |violations: Vec<Violation>| {
+                violations.into_iter().map(|f| f.under(&name)).collect::<Vec<_>>()
+            };
             let allowed = if allowed.is_array() { allowed } else { Value::Array(vec![allowed]) };
             let mut values = fields::items(allowed, FILTER_VALUES_MAX, scalar).map_err(under)?;
             if values.is_empty() {
@@ -106,7 +108,7 @@ impl Filter {
     }
 }
 
-fn scalar(value: Value) -> Read<String> {
+fn scalar(value: Value) -> Parsed<String> {
     dimension_value(&value).map_or_else(
         || Violation::only("invalid_type", "must be a string, a number or a boolean"),
         |text| {
@@ -147,15 +149,15 @@ pub enum StripeFormula {
 }
 
 impl StripeMeter {
-    fn read(value: Value) -> Read<Self> {
-        let name = |value| -> Read<String> {
+    fn read(value: Value) -> Parsed<Self> {
+        let name = |value| -> Parsed<String> {
             let text = fields::text(value)?;
             match text.chars().count() {
                 1..=100 => Ok(text),
                 _ => Violation::only("too_long", "must have 1 to 100 characters"),
             }
         };
-        let mut fields = Fields::of(value)?;
+        let mut fields = ObjectParser::new(value)?;
         let event_name = fields.required("event_name", name);
         let customer_key = fields.optional("customer_key", name);
         let value_key = fields.optional("value_key", name);
@@ -205,8 +207,8 @@ pub struct Meter {
 pub const VALUE: &str = "value";
 
 impl Meter {
-    pub fn read(value: Value) -> Read<Self> {
-        let mut fields = Fields::of(value)?;
+    pub fn read(value: Value) -> Parsed<Self> {
+        let mut fields = ObjectParser::new(value)?;
         let key = fields.required("key", |v| Ok(MeterKey::parse(fields::text(v)?)?));
         let display_name = fields.optional("display_name", short_text);
         let event_name = fields.required("event_name", |v| Ok(EventName::parse(fields::text(v)?)?));
@@ -219,11 +221,11 @@ impl Meter {
         let unit = fields.optional("unit", short_text);
         let stripe = fields.optional("stripe", StripeMeter::read);
         if has_repeats(&dimensions) {
-            fields.flaw(Violation::new("duplicate_key", "names a dimension twice").under("dimensions"));
+            fields.add_error(Violation::new("duplicate_key", "names a dimension twice").under("dimensions"));
         }
         if dimensions.iter().any(|d| d.as_str() == "subject") {
             let detail = "`subject` is a word of the usage report, not a property";
-            fields.flaw(Violation::new("invalid_key", detail).under("dimensions"));
+            fields.add_error(Violation::new("invalid_key", detail).under("dimensions"));
         }
         if let (Some(stripe), Some(aggregation)) = (&stripe, aggregation) {
             let fits = match stripe.formula {
@@ -232,7 +234,7 @@ impl Meter {
             };
             if !fits {
                 let detail = "must be `sum` for sum and count meters, `last` for last and max; others cannot be billed";
-                fields.flaw(Violation::new("invalid_formula", detail).under("formula").under("stripe"));
+                fields.add_error(Violation::new("invalid_formula", detail).under("formula").under("stripe"));
             }
         }
         fields.finish()?;
@@ -309,7 +311,7 @@ pub struct StoredMeter {
     pub meter: Meter,
 }
 
-fn short_text(value: Value) -> Read<String> {
+fn short_text(value: Value) -> Parsed<String> {
     let text = fields::text(value)?;
     if text.chars().count() > NAME_CHARS_MAX || text.contains('\0') {
         return Violation::only(

@@ -127,9 +127,9 @@ name!(
 /// Where events come from; ids are unique within it. Empty unless given.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Default, Serialize)]
 #[serde(transparent)]
-pub struct Source(String);
+pub struct EventSource(String);
 
-impl Source {
+impl EventSource {
     pub fn parse(text: impl Into<String>) -> Result<Self, BadName> {
         let text = text.into();
         if !text.is_empty() {
@@ -158,6 +158,6 @@ mod tests {
         assert_eq!(SubjectId::parse("").unwrap_err().code, "empty");
         assert_eq!(EventId::parse("a\0b").unwrap_err().code, "nul_character");
         assert_eq!(MeterKey::parse("ai tokens").unwrap_err().code, "invalid_key");
-        assert!(Source::parse("").is_ok());
+        assert!(EventSource::parse("").is_ok());
     }
 }

@@ -7,7 +7,7 @@ use uuid::Uuid;
 use super::credits::offers::{CreditAlert, PlanCredits};
 use super::digest::Digest;
 use super::environment::Environment;
-use super::fields::{self, Fields, Read, Violation};
+use super::fields::{self, ObjectParser, Parsed, Violation};
 use super::limits::{CATALOG_ITEMS_MAX, NAME_CHARS_MAX};
 use super::meter::Filter;
 use super::names::{ItemKey, MeterKey, PlanKey};
@@ -95,8 +95,8 @@ pub enum Overage {
 }
 
 impl Limit {
-    fn read(value: Value) -> Read<Self> {
-        let mut fields = Fields::of(value)?;
+    fn read(value: Value) -> Parsed<Self> {
+        let mut fields = ObjectParser::new(value)?;
         let key = fields.required("key", |v| Ok(ItemKey::parse(fields::text(v)?)?));
         let meter = fields.required("meter", |v| Ok(MeterKey::parse(fields::text(v)?)?));
         let filter = fields.optional("filter", Filter::read);
@@ -152,8 +152,8 @@ impl Plan {
         names_price(&self.stripe_price_ids, environment, id)
     }
 
-    pub fn read(value: Value) -> Read<Self> {
-        let mut fields = Fields::of(value)?;
+    pub fn read(value: Value) -> Parsed<Self> {
+        let mut fields = ObjectParser::new(value)?;
         let key = fields.required("key", |v| Ok(PlanKey::parse(fields::text(v)?)?));
         let name = fields.optional("name", |v| {
             let name = fields::text(v)?;
@@ -176,23 +176,25 @@ impl Plan {
         let credit_alerts = fields.list("credit_alerts", CATALOG_ITEMS_MAX, CreditAlert::read);
         let stripe_price_ids = fields.optional("stripe_price_ids", price_ids);
         // what is flawed was not read, and would be missed
-        if !fields.is_flawed() {
-            for flaw in commitment::refuse(&commitments, prices.iter()) {
-                fields.flaw(flaw.under("commitments"));
+        if !fields.has_errors() {
+            for violation in commitment::validate_commitments(&commitments, prices.iter()) {
+                fields.add_error(violation.under("commitments"));
             }
         }
         let keys: Vec<&ItemKey> = limits.iter().map(|limit| &limit.key).collect();
         if super::meter::has_repeats(&keys) {
-            fields.flaw(Violation::new("duplicate_key", "uses a limit's key twice").under("limits"));
+            fields.add_error(Violation::new("duplicate_key", "uses a limit's key twice").under("limits"));
         }
         let keys: Vec<&ItemKey> = spend_caps.iter().map(|cap| &cap.key).collect();
         if super::meter::has_repeats(&keys) {
-            fields.flaw(Violation::new("duplicate_key", "uses a spend cap's key twice").under("spend_caps"));
+            fields.add_error(
+                Violation::new("duplicate_key", "uses a spend cap's key twice").under("spend_caps"),
+            );
         }
         let keys: Vec<&ItemKey> = credit_grants.iter().map(|credits| &credits.key).collect();
         if super::meter::has_repeats(&keys) {
-            let flaw = Violation::new("duplicate_key", "uses a key of credits twice");
-            fields.flaw(flaw.under("credit_grants"));
+            let violation = Violation::new("duplicate_key", "uses a key of credits twice");
+            fields.add_error(violation.under("credit_grants"));
         }
         fields.finish()?;
         let Some(key) = key else { return Err(Vec::new()) };
@@ -229,12 +231,12 @@ pub(super) fn prices_of(lists: &Value, environment: Environment) -> impl Iterato
 }
 
 /// `["price_…"]`, or `{"test": […], "live": […]}`.
-pub(super) fn price_ids(value: Value) -> Read<Value> {
+pub(super) fn price_ids(value: Value) -> Parsed<Value> {
     let list = |value: Value| fields::items(value, CATALOG_ITEMS_MAX, fields::text);
     if value.is_array() {
         return list(value).map(Value::from);
     }
-    let mut fields = Fields::of(value)?;
+    let mut fields = ObjectParser::new(value)?;
     let read = ["live", "test"]
         .map(|environment| (environment, fields.list(environment, CATALOG_ITEMS_MAX, fields::text)));
     fields.finish()?;

@@ -19,20 +19,20 @@ pub struct Rollups<'a> {
 pub struct Reading {
     pub days: Vec<Span>,
     pub hours: Vec<Span>,
-    pub cuts: Vec<Cut>,
+    pub partial_hours: Vec<PartialHour>,
     pub events: Vec<Span>,
 }
 
 /// The larger part of an hour: its rollup, less what its events in the rest of the hour say.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Cut {
+pub struct PartialHour {
     pub hour: Span,
     pub part: Span,
 }
 
-impl Cut {
+impl PartialHour {
     /// Before the part and behind it.
-    pub fn rest(&self) -> impl Iterator<Item = Span> + use<> {
+    pub fn complement(&self) -> impl Iterator<Item = Span> + use<> {
         let Self { hour, part } = *self;
         let rest = [Span { from: hour.from, to: part.from }, Span { from: part.to, to: hour.to }];
         rest.into_iter().filter(|span| !span.is_empty())
@@ -69,13 +69,13 @@ impl Reading {
     }
 
     pub fn is_empty(&self) -> bool {
-        let Self { days, hours, cuts, events } = self;
-        days.is_empty() && hours.is_empty() && cuts.is_empty() && events.is_empty()
+        let Self { days, hours, partial_hours, events } = self;
+        days.is_empty() && hours.is_empty() && partial_hours.is_empty() && events.is_empty()
     }
 
     /// All that is read from rollups.
     pub fn folded(&self) -> Vec<Span> {
-        let parts: Vec<Span> = self.cuts.iter().map(|cut| cut.part).collect();
+        let parts: Vec<Span> = self.partial_hours.iter().map(|cut| cut.part).collect();
         [&self.days[..], &self.hours, &parts].concat()
     }
 
@@ -100,7 +100,7 @@ impl Reading {
         let is_larger = 2 * (part.to.micros() - part.from.micros()) > MICROS_PER_HOUR;
         let in_gap = gaps.iter().any(|gap| !gap.intersect(hour).is_empty());
         if rollups.subtract && is_larger && !in_gap {
-            self.cuts.push(Cut { hour, part });
+            self.partial_hours.push(PartialHour { hour, part });
         } else {
             push(&mut self.events, part);
         }
@@ -190,7 +190,7 @@ mod tests {
     fn the_larger_part_of_an_hour_is_what_the_smaller_leaves() {
         let cut = |from, to| {
             let part = span(from, to);
-            Cut { hour: Span { from: part.from.hour_floor(), to: part.to.hour_ceil() }, part }
+            PartialHour { hour: Span { from: part.from.hour_floor(), to: part.to.hour_ceil() }, part }
         };
         let range = span("2026-01-01T10:10:00Z", "2026-01-01T13:50:00Z");
         let gap = span("2026-01-01T13:00:00Z", "2026-01-01T14:00:00Z");
@@ -219,18 +219,22 @@ mod tests {
                 vec![],
             ),
         ];
-        for ((subtract, gaps), range, between, cuts, events) in cases {
+        for ((subtract, gaps), range, between, partial_hours, events) in cases {
             let mut bounds = vec![range.from, range.to];
             bounds.extend(between.iter().map(|bound| at(bound)));
             bounds.sort_unstable();
             let reading = Reading::plan(range, &bounds, Rollups { gaps, subtract, days_until: None });
-            assert_eq!((reading.cuts, reading.events), (cuts, events), "{range:?} {gaps:?}");
+            assert_eq!(
+                (reading.partial_hours, reading.events),
+                (partial_hours, events),
+                "{range:?} {gaps:?}"
+            );
         }
         let [before, behind] =
-            [0, 1].map(|n| cut("2026-01-01T10:10:00Z", "2026-01-01T10:50:00Z").rest().nth(n));
+            [0, 1].map(|n| cut("2026-01-01T10:10:00Z", "2026-01-01T10:50:00Z").complement().nth(n));
         assert_eq!(before, Some(span("2026-01-01T10:00:00Z", "2026-01-01T10:10:00Z")));
         assert_eq!(behind, Some(span("2026-01-01T10:50:00Z", "2026-01-01T11:00:00Z")));
-        assert_eq!(first.rest().count(), 1);
+        assert_eq!(first.complement().count(), 1);
     }
 
     #[test]
@@ -278,13 +282,13 @@ mod tests {
         #[test]
         fn the_range_is_covered_once(
             from in 0_i64..5_000, length in 1_i64..8_000,
-            cuts in prop::collection::vec(0_i64..10_000, 0..8),
+            partial_hours in prop::collection::vec(0_i64..10_000, 0..8),
             gaps in prop::collection::vec((0_i64..170, 1_i64..40), 0..4),
             summed in 0_i64..8, subtract in any::<bool>(),
         ) {
             let minute = |m: i64| Timestamp::from_micros(m * 60_000_000).unwrap();
             let range = Span { from: minute(from), to: minute(from + length) };
-            let mut bounds: Vec<Timestamp> = cuts.iter().map(|m| minute(*m)).collect();
+            let mut bounds: Vec<Timestamp> = partial_hours.iter().map(|m| minute(*m)).collect();
             bounds.extend([minute(0), minute(20_000)]);
             bounds.sort_unstable();
             bounds.dedup();
@@ -306,8 +310,8 @@ mod tests {
                 prop_assert!(days.from == days.from.day_floor() && days.to == days.to.day_floor());
                 prop_assert!(days.to <= until);
             }
-            prop_assert!(subtract || reading.cuts.is_empty());
-            for Cut { hour, part } in &reading.cuts {
+            prop_assert!(subtract || reading.partial_hours.is_empty());
+            for PartialHour { hour, part } in &reading.partial_hours {
                 prop_assert_eq!((hour.from.hour_floor(), hour.to.micros() - hour.from.micros()), (hour.from, MICROS_PER_HOUR));
                 prop_assert!(hour.intersect(*part) == *part && hour != part);
                 prop_assert!(gaps.iter().all(|gap| gap.intersect(*hour).is_empty()));

@@ -9,11 +9,11 @@ use super::names::MeterKey;
 use super::pricing::amount::{Amount, MinorUnits};
 use super::pricing::commitment::Commitment;
 use super::pricing::currency::Currency;
-use super::pricing::exchange::Rate;
+use super::pricing::exchange::ExchangeRate;
 use super::pricing::list::PriceList;
-use super::pricing::parts::Part;
+use super::pricing::parts::RatedUsage;
 use super::pricing::price::Price;
-use super::pricing::rating::{Line, Used};
+use super::pricing::rating::{RatedLine, RatedQuantity};
 use super::quantity::Total;
 use super::timestamp::{MICROS_PER_DAY, Timestamp};
 use super::window::Span;
@@ -82,37 +82,37 @@ impl Calendar {
 
 /// What was found between the bounds of a calendar.
 #[derive(Debug, Clone)]
-pub struct Statement<'a> {
+pub struct PeriodCosts<'a> {
     calendar: Calendar,
-    parts: Vec<Part<'a>>,
+    parts: Vec<RatedUsage<'a>>,
 }
 
 /// What a part of a period came to.
 #[derive(Debug, Clone)]
 pub struct Day<'s, 'a> {
     pub span: Span,
-    pub part: &'s Part<'a>,
+    pub part: &'s RatedUsage<'a>,
     /// By how much the cost of the period rose in it.
     pub cost: Option<MinorUnits>,
 }
 
 /// By which prices costs are told, and in which currency.
 #[derive(Debug, Clone, Copy)]
-pub struct Pricing<'p> {
+pub struct StatementPricing<'p> {
     pub list: &'p PriceList<'p>,
-    pub rate: Option<&'p Rate>,
+    pub rate: Option<&'p ExchangeRate>,
     /// What all lines of the period come to at least and at most, in the currency of the prices.
     pub commitment: Option<&'p Commitment>,
 }
 
-impl Pricing<'_> {
+impl StatementPricing<'_> {
     /// In which costs are told.
     pub fn currency(&self) -> Currency {
         self.rate.map_or(self.list.currency, |rate| rate.to)
     }
 
     /// Lines as they are shown.
-    fn shown(&self, mut lines: Vec<Line>) -> Vec<Line> {
+    fn shown(&self, mut lines: Vec<RatedLine>) -> Vec<RatedLine> {
         if let Some(rate) = self.rate {
             lines = lines.iter().map(|line| line.converted(rate)).collect();
         }
@@ -124,7 +124,7 @@ impl Pricing<'_> {
     }
 
     /// The sum of the rounded lines, as they are shown.
-    pub fn total(&self, lines: Vec<Line>) -> MinorUnits {
+    pub fn total(&self, lines: Vec<RatedLine>) -> MinorUnits {
         self.shown(lines).into_iter().map(|line| line.rounded_amount).sum()
     }
 }
@@ -136,31 +136,31 @@ pub struct Forecast<T> {
     pub method: Method,
 }
 
-impl<'a> Statement<'a> {
-    pub fn new(calendar: Calendar, parts: Vec<Part<'a>>) -> Self {
+impl<'a> PeriodCosts<'a> {
+    pub fn new(calendar: Calendar, parts: Vec<RatedUsage<'a>>) -> Self {
         Self { calendar, parts }
     }
 
     /// The parts of the period, by their places.
-    fn of_period(&self) -> impl Iterator<Item = (usize, &Part<'a>)> {
+    fn of_period(&self) -> impl Iterator<Item = (usize, &RatedUsage<'a>)> {
         self.parts.iter().enumerate().skip(self.calendar.first)
     }
 
     /// The period so far.
-    pub fn total(&self) -> Part<'a> {
-        let mut total = Part::default();
+    pub fn total(&self) -> RatedUsage<'a> {
+        let mut total = RatedUsage::default();
         self.of_period().for_each(|(_, part)| total.join(part));
         total
     }
 
     /// What it costs so far, price by price.
-    pub fn lines(&self, total: &Part<'_>, pricing: Pricing<'_>) -> Vec<Line> {
+    pub fn lines(&self, total: &RatedUsage<'_>, pricing: StatementPricing<'_>) -> Vec<RatedLine> {
         pricing.shown(total.lines(pricing.list, self.calendar.so_far()))
     }
 
     /// Its days: costs add up to that of the whole, whatever rounds and whichever tier is reached.
-    pub fn days(&self, pricing: Option<Pricing<'_>>) -> Vec<Day<'_, 'a>> {
-        let (mut running, mut before) = (Part::default(), MinorUnits::default());
+    pub fn days(&self, pricing: Option<StatementPricing<'_>>) -> Vec<Day<'_, 'a>> {
+        let (mut running, mut before) = (RatedUsage::default(), MinorUnits::default());
         let mut days = Vec::new();
         for (place, part) in self.of_period() {
             let span = self.calendar.part(place);
@@ -180,7 +180,7 @@ impl<'a> Statement<'a> {
 
     /// A meter that adds up, at the end of the period.
     pub fn forecast_of(&self, meter: &MeterKey) -> Forecast<Total> {
-        let value = |part: &Part<'_>| {
+        let value = |part: &RatedUsage<'_>| {
             let taken = part.meters.get(meter)?;
             taken.value().map(Amount::of)
         };
@@ -192,7 +192,7 @@ impl<'a> Statement<'a> {
 
     /// The cost of the period at its end. Levels stay as they are; a price that is not in force any more
     /// rates nothing further, and one that is not yet has no use to go by.
-    pub fn forecast_of_cost(&self, pricing: Pricing<'_>) -> Forecast<MinorUnits> {
+    pub fn forecast_of_cost(&self, pricing: StatementPricing<'_>) -> Forecast<MinorUnits> {
         let total = self.total();
         let (mut lines, mut methods) = (Vec::new(), Vec::new());
         for price in pricing.list.in_force_in(self.calendar.period) {
@@ -210,21 +210,21 @@ impl<'a> Statement<'a> {
         Forecast { value: pricing.total(lines), method }
     }
 
-    fn used_at_end(&self, price: &Price) -> (Used, Method) {
+    fn used_at_end(&self, price: &Price) -> (RatedQuantity, Method) {
         let Calendar { period, now, .. } = self.calendar;
         let outlook = Outlook {
             since: price.effective_from.map_or(period.from, |from| from.max(period.from)),
             now,
             until: price.effective_to.map_or(period.to, |to| to.min(period.to)),
         };
-        let used = |part: &Part<'_>| part.priced.get(&price.key).map(|taken| taken.used(price));
+        let used = |part: &RatedUsage<'_>| part.priced.get(&price.key).map(|taken| taken.used(price));
         let (quantity, method) =
             self.series(|part| Some(Amount::of(used(part)?.quantity))).forecast(&outlook);
         let (event_fees, _) = self.series(|part| Some(used(part)?.event_fees)).forecast(&outlook);
-        (Used { quantity: quantity.quantity_above(), event_fees }, method)
+        (RatedQuantity { quantity: quantity.quantity_above(), event_fees }, method)
     }
 
-    fn series(&self, of: impl Fn(&Part<'a>) -> Option<Amount>) -> Series {
+    fn series(&self, of: impl Fn(&RatedUsage<'a>) -> Option<Amount>) -> Series {
         let mut series = Series::default();
         for (place, part) in self.parts.iter().enumerate() {
             let Some(amount) = of(part) else { continue };

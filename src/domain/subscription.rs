@@ -10,8 +10,8 @@ use serde_json::Value;
 use uuid::Uuid;
 
 use super::catalog::Catalog;
-use super::fields::{self, Fields, Read, Violation};
-use super::gate::budget::Sheet;
+use super::fields::{self, ObjectParser, Parsed, Violation};
+use super::gate::budget::PriceBook;
 use super::limits::{CATALOG_ITEMS_MAX, CLOSING, EVENT_AHEAD_MAX};
 use super::names::{ItemKey, PlanKey};
 use super::period::Cycle;
@@ -30,7 +30,7 @@ use super::window::Span;
 /// As the biller says it (<https://docs.stripe.com/api/subscriptions/object#subscription_object-status>).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Status {
+pub enum SubscriptionStatus {
     Trialing,
     Active,
     PastDue,
@@ -41,7 +41,7 @@ pub enum Status {
     IncompleteExpired,
 }
 
-impl Status {
+impl SubscriptionStatus {
     pub const WORDS: [(&'static str, Self); 8] = [
         ("trialing", Self::Trialing),
         ("active", Self::Active),
@@ -64,26 +64,26 @@ impl Status {
 
 /// What follows from a subscription and the catalog, and distinguishes no two subscriptions.
 #[derive(Debug, Clone, Default)]
-pub struct OwnSheets(OnceLock<Vec<Sheet>>);
+pub struct OwnPriceBooks(OnceLock<Vec<PriceBook>>);
 
-impl OwnSheets {
-    pub fn get_or_init(&self, make: impl FnOnce() -> Vec<Sheet>) -> &[Sheet] {
+impl OwnPriceBooks {
+    pub fn get_or_init(&self, make: impl FnOnce() -> Vec<PriceBook>) -> &[PriceBook] {
         self.0.get_or_init(make)
     }
 }
 
-impl PartialEq for OwnSheets {
+impl PartialEq for OwnPriceBooks {
     fn eq(&self, _: &Self) -> bool {
         true
     }
 }
 
-impl Eq for OwnSheets {}
+impl Eq for OwnPriceBooks {}
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Subscription {
     pub plan: PlanKey,
-    pub status: Status,
+    pub status: SubscriptionStatus,
     pub cycle: Cycle,
     pub ends_at: Option<Timestamp>,
     /// Where it goes when it ends; none: where its plan says.
@@ -95,7 +95,7 @@ pub struct Subscription {
     /// Commitments of its own: each in place of its plan's in the same currency, or beside those.
     pub commitments: Vec<Commitment>,
     /// The same with those of its plan, as they are counted; made once they are asked for.
-    pub sheets: OwnSheets,
+    pub price_books: OwnPriceBooks,
     /// Since when its plan, its periods and its prices are what they are.
     pub terms_since: Timestamp,
     /// The version of the configuration under which it began, if nothing was recorded for the subject
@@ -107,9 +107,9 @@ pub struct Subscription {
 
 /// A subscription as a caller states it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Statement {
+pub struct SubscriptionParams {
     pub plan: PlanKey,
-    pub status: Status,
+    pub status: SubscriptionStatus,
     /// Where the biller counts its periods from; then nothing of the cycle before stays. Callers do
     /// not say it.
     pub anchor: Option<Timestamp>,
@@ -121,11 +121,11 @@ pub struct Statement {
     pub commitments: Vec<Commitment>,
 }
 
-impl Statement {
-    pub fn read(value: Value) -> Read<Self> {
-        let mut fields = Fields::of(value)?;
+impl SubscriptionParams {
+    pub fn read(value: Value) -> Parsed<Self> {
+        let mut fields = ObjectParser::new(value)?;
         let plan = fields.required("plan", |v| Ok(PlanKey::parse(fields::text(v)?)?));
-        let status = fields.optional("status", |v| fields::one_of(v, &Status::WORDS));
+        let status = fields.optional("status", |v| fields::one_of(v, &SubscriptionStatus::WORDS));
         let cycle_start = fields.optional("cycle_start", fields::timestamp);
         let period_end = fields.optional("period_end", fields::timestamp);
         let ends_at = fields.optional("ends_at", fields::timestamp);
@@ -136,13 +136,13 @@ impl Statement {
             && end <= start
         {
             let detail = "must lie after `cycle_start`";
-            fields.flaw(Violation::new("invalid_range", detail).under("period_end"));
+            fields.add_error(Violation::new("invalid_range", detail).under("period_end"));
         }
         fields.finish()?;
         let Some(plan) = plan else { return Err(Vec::new()) };
         Ok(Self {
             plan,
-            status: status.unwrap_or(Status::Active),
+            status: status.unwrap_or(SubscriptionStatus::Active),
             anchor: None,
             cycle_start,
             period_end,
@@ -154,13 +154,13 @@ impl Statement {
     }
 
     /// What speaks against it under a catalog.
-    pub fn refuse(&self, catalog: &Catalog) -> Read<()> {
+    pub fn validate(&self, catalog: &Catalog) -> Parsed<()> {
         let Some(plan) = catalog.plan(&self.plan) else {
             let detail = format!("there is no plan `{}`", self.plan);
             return Err(vec![Violation::new("unknown_plan", detail).under("plan")]);
         };
         let unknown = |key: &&ItemKey| plan.limit(key).is_none();
-        let mut flaws: Vec<Violation> = self
+        let mut violations: Vec<Violation> = self
             .overrides
             .keys()
             .filter(unknown)
@@ -170,30 +170,31 @@ impl Statement {
             })
             .collect();
         let beside = prices_beside(plan, &self.prices);
-        let mut found = pricing::list::refuse(&self.prices, &beside).err().unwrap_or_default();
-        found.extend(catalog.refuse_prices(&self.prices, &beside));
-        flaws.extend(found.into_iter().map(|flaw| flaw.under("prices")));
-        let found = commitment::refuse(&self.commitments, beside.into_iter().chain(&self.prices));
-        flaws.extend(found.into_iter().map(|flaw| flaw.under("commitments")));
-        if flaws.is_empty() { Ok(()) } else { Err(flaws) }
+        let mut found = pricing::list::validate_price_list(&self.prices, &beside).err().unwrap_or_default();
+        found.extend(catalog.validate_prices(&self.prices, &beside));
+        violations.extend(found.into_iter().map(|violation| violation.under("prices")));
+        let found =
+            commitment::validate_commitments(&self.commitments, beside.into_iter().chain(&self.prices));
+        violations.extend(found.into_iter().map(|violation| violation.under("commitments")));
+        if violations.is_empty() { Ok(()) } else { Err(violations) }
     }
 
     /// What speaks against its own prices beside spend caps: in a currency of caps nothing would have a
     /// price, and no rate leads to it.
-    pub fn refuse_incomparable<'c>(
+    pub fn validate_incomparable<'c>(
         &self,
         catalog: &Catalog,
         caps: impl Iterator<Item = &'c SpendCap>,
         rates: &Rates,
         now: Timestamp,
-    ) -> Read<()> {
+    ) -> Parsed<()> {
         let prices = prices_of(catalog.plan(&self.plan), &self.prices);
         let Some(first) = prices.first().map(|price| price.currency) else { return Ok(()) };
         let own = self.prices.iter().position(|price| price.currency == first).unwrap_or_default();
         for cap in caps.filter(|cap| prices.iter().all(|price| price.currency != cap.currency)) {
-            if let Err(flaws) = known_rate(rates, first, cap.currency, now) {
-                let at = |flaw: Violation| flaw.under(&own.to_string()).under("prices");
-                return Err(flaws.into_iter().map(at).collect());
+            if let Err(violations) = known_rate(rates, first, cap.currency, now) {
+                let at = |violation: Violation| violation.under(&own.to_string()).under("prices");
+                return Err(violations.into_iter().map(at).collect());
             }
         }
         Ok(())
@@ -230,23 +231,23 @@ pub fn commitment_of<'a>(
 }
 
 /// A list of prices that was stored.
-pub fn read_prices(value: Value) -> Read<Vec<Price>> {
+pub fn read_prices(value: Value) -> Parsed<Vec<Price>> {
     fields::items(value, CATALOG_ITEMS_MAX, Price::read)
 }
 
 /// A list of commitments that was stored.
-pub fn read_commitments(value: Value) -> Read<Vec<Commitment>> {
+pub fn read_commitments(value: Value) -> Parsed<Vec<Commitment>> {
     fields::items(value, CATALOG_ITEMS_MAX, Commitment::read)
 }
 
 /// `{"limit": quota}`; null is unlimited.
-pub fn read_overrides(value: Value) -> Read<BTreeMap<ItemKey, Option<Quantity>>> {
+pub fn read_overrides(value: Value) -> Parsed<BTreeMap<ItemKey, Option<Quantity>>> {
     let map = fields::object(value)?;
     if map.len() > CATALOG_ITEMS_MAX {
         return Violation::only("too_many", format!("must have at most {CATALOG_ITEMS_MAX} entries"));
     }
     let mut overrides = BTreeMap::new();
-    let mut flaws = Vec::new();
+    let mut violations = Vec::new();
     for (name, value) in map {
         let read = ItemKey::parse(name.as_str()).map_err(Vec::from).and_then(|key| {
             let quota = if value.is_null() { None } else { Some(fields::quota(value)?) };
@@ -256,10 +257,10 @@ pub fn read_overrides(value: Value) -> Read<BTreeMap<ItemKey, Option<Quantity>>>
             Ok((key, quota)) => {
                 overrides.insert(key, quota);
             }
-            Err(found) => flaws.extend(found.into_iter().map(|flaw| flaw.under(&name))),
+            Err(found) => violations.extend(found.into_iter().map(|violation| violation.under(&name))),
         }
     }
-    if flaws.is_empty() { Ok(overrides) } else { Err(flaws) }
+    if violations.is_empty() { Ok(overrides) } else { Err(violations) }
 }
 
 /// When a subscription is to end.
@@ -275,14 +276,14 @@ impl Subscription {
     pub fn begin(plan: PlanKey, now: Timestamp) -> Self {
         Self {
             plan,
-            status: Status::Active,
+            status: SubscriptionStatus::Active,
             cycle: Cycle { anchor: now, billing: None },
             ends_at: None,
             fallback_plan: None,
             overrides: BTreeMap::new(),
             prices: Vec::new(),
             commitments: Vec::new(),
-            sheets: OwnSheets::default(),
+            price_books: OwnPriceBooks::default(),
             terms_since: now,
             pristine_version: None,
             resets: BTreeMap::new(),
@@ -291,12 +292,12 @@ impl Subscription {
 
     /// As a caller states it, after what stood before. Everything is replaced but the anchor, which
     /// stays where `cycle_start` is one of its boundaries; without one, no period moves.
-    pub fn stated(
+    pub fn with_params(
         before: Option<&Self>,
-        statement: Statement,
+        statement: SubscriptionParams,
         catalog: &Catalog,
         now: Timestamp,
-    ) -> Read<Self> {
+    ) -> Parsed<Self> {
         let mut next = match before {
             Some(before) => before.clone(),
             None => Self::begin(statement.plan.clone(), now),
@@ -356,7 +357,7 @@ impl Subscription {
 
     /// As it stands once its end has come; none while it has not.
     pub fn ended(&self, catalog: &Catalog, now: Timestamp) -> Option<Self> {
-        let ends_at = self.ends_at.filter(|at| *at <= now && self.status != Status::Canceled)?;
+        let ends_at = self.ends_at.filter(|at| *at <= now && self.status != SubscriptionStatus::Canceled)?;
         let fallback = self
             .fallback_plan
             .as_ref()
@@ -364,11 +365,11 @@ impl Subscription {
             .and_then(|key| catalog.plan(key));
         let mut next = self.clone();
         let Some(plan) = fallback else {
-            next.status = Status::Canceled;
+            next.status = SubscriptionStatus::Canceled;
             return Some(next);
         };
         next.move_to(plan.key.clone(), catalog, ends_at);
-        next.status = Status::Active;
+        next.status = SubscriptionStatus::Active;
         next.cycle.billing = None;
         next.terms_since = ends_at;
         next.pristine_version = None;
@@ -392,7 +393,7 @@ impl Subscription {
     fn put_prices(&mut self, prices: Vec<Price>, at: Timestamp) {
         if self.prices != prices {
             self.prices = prices;
-            self.sheets = OwnSheets::default();
+            self.price_books = OwnPriceBooks::default();
             self.terms_since = at;
             self.pristine_version = None;
         }
@@ -436,7 +437,8 @@ mod tests {
     }
 
     fn put(before: Option<&Subscription>, statement: Value, now: &str) -> Subscription {
-        Subscription::stated(before, Statement::read(statement).unwrap(), &catalog(), at(now)).unwrap()
+        Subscription::with_params(before, SubscriptionParams::read(statement).unwrap(), &catalog(), at(now))
+            .unwrap()
     }
 
     #[test]
@@ -468,7 +470,7 @@ mod tests {
         );
         assert_eq!(fallen.resets.values().copied().collect::<Vec<_>>(), [at("2026-02-10")]);
         let over = fallen.ending(End::Now, None, at("2026-03-01")).ended(&catalog, at("2026-03-01")).unwrap();
-        assert_eq!((over.plan.as_str(), over.status), ("free", Status::Canceled));
+        assert_eq!((over.plan.as_str(), over.status), ("free", SubscriptionStatus::Canceled));
         assert_eq!(over.ended(&catalog, at("2026-04-01")), None);
         let named = PlanKey::parse("pro").unwrap();
         let past = over.ending(End::At(at("2026-01-01")), Some(named), at("2026-03-02"));
@@ -478,8 +480,9 @@ mod tests {
     #[test]
     fn what_is_unknown_is_named() {
         let refused = |statement: Value| {
-            let flaws = Statement::read(statement).and_then(|s| s.refuse(&catalog())).unwrap_err();
-            (flaws[0].pointer.clone(), flaws[0].code)
+            let violations =
+                SubscriptionParams::read(statement).and_then(|s| s.validate(&catalog())).unwrap_err();
+            (violations[0].pointer.clone(), violations[0].code)
         };
         let cases = [
             (json!({"plan": "none"}), "/plan", "unknown_plan"),

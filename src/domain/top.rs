@@ -1,6 +1,6 @@
 //! Rankings of subjects: what is asked, and a place in one.
 
-use super::fields::{Read, Violation};
+use super::fields::{Parsed, Violation};
 use super::limits::TOP_RANKS_MAX;
 use super::names::MeterKey;
 use super::pricing::currency::Currency;
@@ -8,7 +8,7 @@ use super::window::Span;
 
 /// By what subjects are ranked, the most first.
 #[derive(Debug, Clone)]
-pub enum By {
+pub enum RankBy {
     /// What each used of a meter, itself alone.
     Usage { meter: MeterKey, span: Span },
     /// What each that is on a plan with prices owes for itself and all below it; none: in the currency of
@@ -20,15 +20,15 @@ pub enum By {
 
 /// Some ranks in a row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Ranks {
+pub struct RankPageRequest {
     /// How many come before them.
     pub after: usize,
     pub limit: usize,
 }
 
-impl Ranks {
+impl RankPageRequest {
     /// After those of a page before; a ranking shows so many and not more.
-    pub fn read(cursor: Option<&str>, limit: u32) -> Read<Self> {
+    pub fn read(cursor: Option<&str>, limit: u32) -> Parsed<Self> {
         let limit = usize::try_from(limit).unwrap_or(usize::MAX);
         let Some(cursor) = cursor else { return Ok(Self { after: 0, limit }) };
         match cursor.parse::<usize>() {
@@ -50,13 +50,17 @@ mod tests {
 
     #[test]
     fn pages_follow_each_other_up_to_the_last_rank() {
-        let first = Ranks::read(None, 50).unwrap();
-        assert_eq!(first, Ranks { after: 0, limit: 50 });
+        let first = RankPageRequest::read(None, 50).unwrap();
+        assert_eq!(first, RankPageRequest { after: 0, limit: 50 });
         assert_eq!((first.next(false), first.next(true).as_deref()), (None, Some("50")));
-        let last = Ranks::read(Some(&(TOP_RANKS_MAX - 10).to_string()), 50).unwrap();
+        let last = RankPageRequest::read(Some(&(TOP_RANKS_MAX - 10).to_string()), 50).unwrap();
         assert_eq!((last.limit, last.next(true)), (10, None));
         for wrong in ["-1", "x", "", &TOP_RANKS_MAX.to_string()] {
-            assert_eq!(Ranks::read(Some(wrong), 50).unwrap_err()[0].code, "invalid_cursor", "{wrong}");
+            assert_eq!(
+                RankPageRequest::read(Some(wrong), 50).unwrap_err()[0].code,
+                "invalid_cursor",
+                "{wrong}"
+            );
         }
     }
 }

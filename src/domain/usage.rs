@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
-use super::fields::{Read, Violation};
+use super::fields::{Parsed, Violation};
 use super::limits::{USAGE_ROWS_MAX, USAGE_WINDOWS_MAX};
 use super::meter::Aggregation;
 use super::names::{MeterKey, SubjectId};
@@ -15,7 +15,7 @@ use super::window::{Span, Window, Zone};
 
 /// Whose usage a row shows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Whose {
+pub enum GroupBySubject {
     /// That of all together.
     All,
     EachSubject,
@@ -33,13 +33,13 @@ pub struct UsageQuery {
     /// Empty: every subject.
     pub subjects: Vec<SubjectId>,
     pub descendants: bool,
-    pub whose: Whose,
+    pub whose: GroupBySubject,
     /// Dimensions of the meter.
     pub group_by: Vec<String>,
     /// Dimension → values that count.
     pub filter: BTreeMap<String, Vec<String>>,
     /// Kept apart, each by itself, beside the groups; empty: nothing is.
-    pub slices: Vec<Slice>,
+    pub slices: Vec<UsageSlice>,
     /// Of `unique_count`: whether `sum` is to tell how many members no earlier window has seen.
     pub tells_new: bool,
     pub fill: bool,
@@ -47,7 +47,7 @@ pub struct UsageQuery {
 
 /// A part of what a meter counts. Of several, the first that admits a use takes it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Slice {
+pub struct UsageSlice {
     /// Dimension → values that count.
     pub filter: BTreeMap<String, Vec<String>>,
     /// Only what happened since then; none: always.
@@ -56,7 +56,7 @@ pub struct Slice {
     pub to: Option<Timestamp>,
 }
 
-impl Slice {
+impl UsageSlice {
     /// The part of a range in which it admits anything.
     #[must_use]
     pub fn within(&self, span: Span) -> Span {
@@ -67,7 +67,7 @@ impl Slice {
 
 impl UsageQuery {
     /// The natural bounds of its windows; without a window those of the range itself.
-    pub fn bounds(&self) -> Read<Vec<Timestamp>> {
+    pub fn bounds(&self) -> Parsed<Vec<Timestamp>> {
         match self.window {
             None => Ok(vec![self.span.from, self.span.to]),
             Some(window) => window.bounds(self.span, &self.zone, USAGE_WINDOWS_MAX),
@@ -88,7 +88,7 @@ impl UsageQuery {
 
 /// What was found for one window of one group: the stuff of every aggregation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Found {
+pub struct Aggregate {
     /// Contributing events, those taken back subtracted.
     pub count: i64,
     pub sum: Option<Total>,
@@ -96,7 +96,7 @@ pub struct Found {
     pub picked: Option<Total>,
 }
 
-impl Found {
+impl Aggregate {
     pub fn value(&self, aggregation: Aggregation) -> Option<Total> {
         let found = match aggregation {
             Aggregation::Sum | Aggregation::Count => self.sum,
@@ -199,11 +199,11 @@ pub fn rows(
     query: &UsageQuery,
     aggregation: Aggregation,
     bounds: &[Timestamp],
-    found: BTreeMap<(usize, Group), Found>,
-) -> Read<Vec<UsageRow>> {
-    let mut found: BTreeMap<(usize, Group), Found> =
+    found: BTreeMap<(usize, Group), Aggregate>,
+) -> Parsed<Vec<UsageRow>> {
+    let mut found: BTreeMap<(usize, Group), Aggregate> =
         found.into_iter().filter(|(_, found)| found.count != 0).collect();
-    let ungrouped = query.group_by.is_empty() && query.whose == Whose::All;
+    let ungrouped = query.group_by.is_empty() && query.whose == GroupBySubject::All;
     if ungrouped && query.window.is_none() {
         found.entry((0, Group::default())).or_default();
     } else if query.fill {
@@ -213,15 +213,15 @@ pub fn rows(
         if ungrouped {
             groups = vec![Group::default()];
         }
-        refuse_too_many((bounds.len() - 1).saturating_mul(groups.len()))?;
+        validate_row_count((bounds.len() - 1).saturating_mul(groups.len()))?;
         for index in 0..bounds.len() - 1 {
             for group in &groups {
                 found.entry((index, group.clone())).or_default();
             }
         }
     }
-    refuse_too_many(found.len())?;
-    let row = |((index, group), found): ((usize, Group), Found)| UsageRow {
+    validate_row_count(found.len())?;
+    let row = |((index, group), found): ((usize, Group), Aggregate)| UsageRow {
         window_start: bounds[index],
         window_end: bounds[index + 1],
         subject: group.subject,
@@ -232,7 +232,7 @@ pub fn rows(
     Ok(found.into_iter().map(row).collect())
 }
 
-fn refuse_too_many(rows: usize) -> Read<()> {
+fn validate_row_count(rows: usize) -> Parsed<()> {
     if rows > USAGE_ROWS_MAX {
         let detail =
             format!("would have more than {USAGE_ROWS_MAX} rows; take a shorter range or fewer groups");

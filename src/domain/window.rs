@@ -9,7 +9,7 @@ use jiff::{ToSpan, Zoned};
 use serde::ser::SerializeStruct;
 use serde::{Serialize, Serializer};
 
-use super::fields::{Read, Violation};
+use super::fields::{Parsed, Violation};
 use super::timestamp::{MICROS_PER_SECOND, Timestamp};
 
 /// A half-open range of time.
@@ -55,7 +55,7 @@ impl Default for Zone {
 }
 
 impl Zone {
-    pub fn parse(name: &str) -> Read<Self> {
+    pub fn parse(name: &str) -> Parsed<Self> {
         match TimeZone::get(name) {
             Ok(zone) if zone.iana_name().is_some() => Ok(Self(zone)),
             _ => Violation::only("unknown_timezone", "is not an IANA time zone, such as Europe/Berlin"),
@@ -101,7 +101,7 @@ impl Window {
 
     /// The natural bounds of the windows that touch the span, first start to last end; refused
     /// where they are more than `max` windows.
-    pub fn bounds(self, span: Span, zone: &Zone, max: usize) -> Read<Vec<Timestamp>> {
+    pub fn bounds(self, span: Span, zone: &Zone, max: usize) -> Parsed<Vec<Timestamp>> {
         let mut bound = self.start(span.from, &zone.0);
         let mut bounds = vec![bound];
         while bound < span.to {
@@ -299,8 +299,8 @@ mod tests {
             ["2026-11-16T00:00:00Z", "2026-11-23T00:00:00Z", "2026-11-30T00:00:00Z"]
         );
         let span = Span { from: at("2000-01-01T00:00:00Z"), to: at("2026-01-01T00:00:00Z") };
-        let flaws = Window::Minute.bounds(span, &Zone::default(), 50_000).unwrap_err();
-        assert_eq!(flaws[0].code, "too_many_windows");
+        let violations = Window::Minute.bounds(span, &Zone::default(), 50_000).unwrap_err();
+        assert_eq!(violations[0].code, "too_many_windows");
     }
 
     proptest! {

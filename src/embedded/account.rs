@@ -5,13 +5,13 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Account {
+pub(super) struct OsAccount {
     pub(super) uid: u32,
     pub(super) gid: u32,
 }
 
 /// The account to switch to; none where this process is not root and runs the server itself.
-pub(super) fn server_account() -> Option<Account> {
+pub(super) fn server_account() -> Option<OsAccount> {
     // /proc/self belongs to the effective user; where there is no /proc, a new file does
     let uid = fs::metadata("/proc/self").map(|meta| meta.uid()).ok().or_else(|| {
         let probe = tempfile::tempfile().ok()?;
@@ -24,13 +24,13 @@ pub(super) fn server_account() -> Option<Account> {
     ["postgres", "nobody"].into_iter().find_map(|name| account_of(&accounts, name))
 }
 
-fn account_of(accounts: &str, name: &str) -> Option<Account> {
+fn account_of(accounts: &str, name: &str) -> Option<OsAccount> {
     let line = accounts.lines().find(|line| line.split(':').next() == Some(name))?;
     let mut fields = line.split(':').skip(2);
-    Some(Account { uid: fields.next()?.parse().ok()?, gid: fields.next()?.parse().ok()? })
+    Some(OsAccount { uid: fields.next()?.parse().ok()?, gid: fields.next()?.parse().ok()? })
 }
 
-impl Account {
+impl OsAccount {
     pub(super) fn own(self, path: &Path) -> std::io::Result<()> {
         std::os::unix::fs::chown(path, Some(self.uid), Some(self.gid))
     }

@@ -19,7 +19,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use account::Account;
+use account::OsAccount;
 pub use binaries::Binaries;
 use folder::Postmaster;
 
@@ -62,7 +62,7 @@ fn at(path: &Path) -> impl FnOnce(std::io::Error) -> EmbeddedError + '_ {
 
 /// What a cluster is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Purpose {
+pub enum ServerPurpose {
     /// Data that must survive.
     Service,
     /// A test run: no syncs to disk, and the folder goes with the process.
@@ -73,11 +73,11 @@ pub enum Purpose {
 #[derive(Debug)]
 pub struct Cluster {
     binaries: Binaries,
-    account: Option<Account>,
+    account: Option<OsAccount>,
     data: PathBuf,
     socket: PathBuf,
     log: PathBuf,
-    purpose: Purpose,
+    purpose: ServerPurpose,
     server: Child,
     guardian: Child,
     /// Held as long as the folder is ours.
@@ -86,12 +86,16 @@ pub struct Cluster {
 
 impl Cluster {
     /// Starts the server of `folder`, which is made where it is missing.
-    pub async fn start(folder: &Path, bin: Option<&Path>, purpose: Purpose) -> Result<Self, EmbeddedError> {
+    pub async fn start(
+        folder: &Path,
+        bin: Option<&Path>,
+        purpose: ServerPurpose,
+    ) -> Result<Self, EmbeddedError> {
         fs::create_dir_all(folder).map_err(at(folder))?;
         let folder = folder.canonicalize().map_err(at(folder))?;
         let lock = lock(&folder).await?;
         let account = account::server_account();
-        if let (Purpose::Throwaway, Some(account)) = (purpose, account) {
+        if let (ServerPurpose::Throwaway, Some(account)) = (purpose, account) {
             // the guardian removes it, and runs as the server does
             account.own(&folder).map_err(at(&folder))?;
         }
@@ -230,7 +234,7 @@ async fn lock(folder: &Path) -> Result<File, EmbeddedError> {
 
 /// The data folder, with links followed. Where the server's account cannot reach the folder (a private home, as root),
 /// the data lies elsewhere and a link leads there.
-fn data_folder(folder: &Path, account: Option<&Account>) -> Result<PathBuf, EmbeddedError> {
+fn data_folder(folder: &Path, account: Option<&OsAccount>) -> Result<PathBuf, EmbeddedError> {
     let data = folder.join("data");
     if fs::symlink_metadata(&data).is_err() {
         match account {
@@ -257,7 +261,7 @@ fn data_folder(folder: &Path, account: Option<&Account>) -> Result<PathBuf, Embe
 }
 
 /// The socket lies with the data, unless that path is too long for a socket.
-fn socket_folder(data: &Path, account: Option<&Account>) -> Result<PathBuf, EmbeddedError> {
+fn socket_folder(data: &Path, account: Option<&OsAccount>) -> Result<PathBuf, EmbeddedError> {
     if data.as_os_str().len() + "/.s.PGSQL.5432".len() <= SOCKET_PATH_BYTES_MAX {
         return Ok(data.to_path_buf());
     }
@@ -272,7 +276,7 @@ fn socket_folder(data: &Path, account: Option<&Account>) -> Result<PathBuf, Embe
 }
 
 /// The lock is ours, so a server that still runs here has lost its program: stop it.
-fn stop_orphan(binaries: &Binaries, account: Option<&Account>, data: &Path) -> Result<(), EmbeddedError> {
+fn stop_orphan(binaries: &Binaries, account: Option<&OsAccount>, data: &Path) -> Result<(), EmbeddedError> {
     let deadline = Instant::now() + STOP_MAX;
     while let Some(postmaster) = Postmaster::of(data) {
         if !postmaster.is_alive(data) {
@@ -291,7 +295,7 @@ fn stop_orphan(binaries: &Binaries, account: Option<&Account>, data: &Path) -> R
     Ok(())
 }
 
-fn pg_ctl_stop(binaries: &Binaries, account: Option<&Account>, data: &Path) -> Command {
+fn pg_ctl_stop(binaries: &Binaries, account: Option<&OsAccount>, data: &Path) -> Command {
     let mut command = command(&binaries.program("pg_ctl"), account);
     command.args(["stop", "-s", "-w", "-m", "fast", "-D"]).arg(data);
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
@@ -299,7 +303,7 @@ fn pg_ctl_stop(binaries: &Binaries, account: Option<&Account>, data: &Path) -> C
 }
 
 /// A command in a process group of its own, so that Ctrl-C reaches the program alone.
-fn command(program: &Path, account: Option<&Account>) -> Command {
+fn command(program: &Path, account: Option<&OsAccount>) -> Command {
     let mut command = Command::new(program);
     command.process_group(0).current_dir("/").env_remove("PGDATA").env("LC_ALL", "C");
     if let Some(account) = account {
@@ -310,13 +314,13 @@ fn command(program: &Path, account: Option<&Account>) -> Command {
 
 fn initialise(
     binaries: &Binaries,
-    account: Option<&Account>,
+    account: Option<&OsAccount>,
     data: &Path,
-    purpose: Purpose,
+    purpose: ServerPurpose,
 ) -> Result<(), EmbeddedError> {
     let mut initdb = command(&binaries.program("initdb"), account);
     initdb.args(["--auth=trust", "--encoding=UTF8", "--locale=C", "--username", USER, "-D"]).arg(data);
-    if purpose == Purpose::Throwaway {
+    if purpose == ServerPurpose::Throwaway {
         initdb.arg("--no-sync");
     }
     let failed = |why: String| EmbeddedError::Program { program: "initdb".to_owned(), why };
@@ -329,11 +333,11 @@ fn initialise(
 
 fn spawn_server(
     binaries: &Binaries,
-    account: Option<&Account>,
+    account: Option<&OsAccount>,
     data: &Path,
     socket: &Path,
     log: &Path,
-    purpose: Purpose,
+    purpose: ServerPurpose,
 ) -> Result<Child, EmbeddedError> {
     if fs::metadata(log).is_ok_and(|meta| meta.len() > LOG_BYTES_MAX) {
         fs::remove_file(log).map_err(at(log))?;
@@ -361,7 +365,7 @@ fn spawn_server(
     set("timezone", "UTC");
     set("log_timezone", "UTC");
     set("log_min_messages", "warning");
-    if purpose == Purpose::Throwaway {
+    if purpose == ServerPurpose::Throwaway {
         set("fsync", "off");
         set("full_page_writes", "off");
     }
@@ -374,14 +378,14 @@ fn spawn_server(
 /// A shell that waits for the end of its input, which comes when this process stops or dies.
 fn spawn_guardian(
     binaries: &Binaries,
-    account: Option<&Account>,
+    account: Option<&OsAccount>,
     data: &Path,
     folder: &Path,
-    purpose: Purpose,
+    purpose: ServerPurpose,
 ) -> Result<Child, EmbeddedError> {
     let (mode, after) = match purpose {
-        Purpose::Service => ("fast", ":"),
-        Purpose::Throwaway => ("immediate", r#"rm -rf "$3""#),
+        ServerPurpose::Service => ("fast", ":"),
+        ServerPurpose::Throwaway => ("immediate", r#"rm -rf "$3""#),
     };
     let script =
         format!(r#"read line; [ -f "$2/postmaster.pid" ] && "$1" stop -s -w -m {mode} -D "$2"; {after}"#);

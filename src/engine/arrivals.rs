@@ -7,7 +7,7 @@ use std::sync::Arc;
 use sqlx::{Connection, PgConnection};
 
 use super::clock::Clock;
-use super::configuration::{Configuration, Fresh};
+use super::configuration::{CacheUpdates, EnvironmentCache};
 use crate::domain::environment::Environment;
 use crate::domain::gate::standing::Path;
 use crate::domain::timestamp::Timestamp;
@@ -15,20 +15,20 @@ use crate::store::subjects::Which;
 use crate::store::{self, StoreError};
 
 /// Paths by the subject that stands there.
-pub(super) type Standings = HashMap<String, Arc<Path>>;
+pub(super) type SubjectPaths = HashMap<String, Arc<Path>>;
 
 /// The paths of subjects that exist.
 pub(super) async fn find(
     connection: &mut PgConnection,
     environment: Environment,
-    configuration: &Configuration,
+    cache: &EnvironmentCache,
     names: &BTreeSet<&str>,
-    fresh: &mut Fresh,
-) -> Result<Standings, StoreError> {
-    let mut found = Standings::with_capacity(names.len());
+    fresh: &mut CacheUpdates,
+) -> Result<SubjectPaths, StoreError> {
+    let mut found = SubjectPaths::with_capacity(names.len());
     let mut unknown = Vec::new();
     for name in names {
-        match configuration.standings.get(*name) {
+        match cache.subject_paths.get(*name) {
             Some(path) => {
                 found.insert((*name).to_owned(), path);
             }
@@ -45,12 +45,12 @@ async fn read(
     connection: &mut PgConnection,
     environment: Environment,
     names: &[String],
-    found: &mut Standings,
-    fresh: &mut Fresh,
+    found: &mut SubjectPaths,
+    fresh: &mut CacheUpdates,
 ) -> Result<(), StoreError> {
     for path in store::subjects::paths(connection, environment, Which::Of(names)).await? {
         let path = Arc::new(path);
-        fresh.standings.push(Arc::clone(&path));
+        fresh.subject_paths.push(Arc::clone(&path));
         fresh.paths.push(Arc::clone(&path));
         found.insert(path.subject().to_owned(), path);
     }
@@ -61,14 +61,14 @@ async fn read(
 pub(super) async fn find_paths(
     connection: &mut PgConnection,
     environment: Environment,
-    configuration: &Configuration,
+    cache: &EnvironmentCache,
     ids: &BTreeSet<i64>,
-    fresh: &mut Fresh,
+    fresh: &mut CacheUpdates,
 ) -> Result<HashMap<i64, Arc<Path>>, StoreError> {
     let mut found = HashMap::with_capacity(ids.len());
     let mut unknown = Vec::new();
     for id in ids {
-        match configuration.paths.get(id) {
+        match cache.paths.get(id) {
             Some(path) => {
                 found.insert(*id, path);
             }
@@ -91,8 +91,8 @@ pub(super) async fn make(
     connection: &mut PgConnection,
     environment: Environment,
     names: &[String],
-    found: &mut Standings,
-    fresh: &mut Fresh,
+    found: &mut SubjectPaths,
+    fresh: &mut CacheUpdates,
 ) -> Result<HashSet<i64>, StoreError> {
     if names.is_empty() {
         return Ok(HashSet::new());
@@ -110,13 +110,13 @@ pub(super) async fn make(
 pub(super) async fn subscribe(
     connection: &mut PgConnection,
     environment: Environment,
-    configuration: &Configuration,
-    found: &mut Standings,
+    cache: &EnvironmentCache,
+    found: &mut SubjectPaths,
     made: &HashSet<i64>,
     now: Timestamp,
-    fresh: &mut Fresh,
+    fresh: &mut CacheUpdates,
 ) -> Result<Vec<i64>, StoreError> {
-    let Some(plan) = &configuration.terms.catalog.default_plan else { return Ok(Vec::new()) };
+    let Some(plan) = &cache.terms.catalog.default_plan else { return Ok(Vec::new()) };
     let (mut roots, mut names) = (BTreeMap::new(), Vec::new());
     for (name, path) in found.iter().filter(|(_, path)| !path.has_subscription()) {
         let Some(root) = path.root() else { continue };
@@ -133,7 +133,7 @@ pub(super) async fn subscribe(
             return Ok(above_others);
         }
     }
-    let version = configuration.versions.config;
+    let version = cache.versions.config;
     let (ids, pristine): (Vec<i64>, Vec<Option<i64>>) =
         roots.into_iter().map(|(id, made)| (id, made.then_some(version))).unzip();
     store::subscriptions::insert_default(connection, environment, &ids, &pristine, plan, now).await?;

@@ -6,7 +6,7 @@ use serde::Serialize;
 use uuid::Uuid;
 
 use super::{Engine, EngineError, detached, exports};
-use crate::domain::catalog::{Catalog, Change};
+use crate::domain::catalog::{Catalog, CatalogChange};
 use crate::domain::credits;
 use crate::domain::credits::unit::Unit;
 use crate::domain::environment::Environment;
@@ -21,7 +21,7 @@ pub struct Applied {
     pub dry_run: bool,
     /// The version in force afterwards; it rises only where something changed.
     pub version: i64,
-    pub changes: Vec<Change>,
+    pub changes: Vec<CatalogChange>,
 }
 
 /// The catalog in force.
@@ -40,7 +40,7 @@ impl Engine {
         dry_run: bool,
     ) -> Result<Applied, EngineError> {
         let (database, clock) = (self.database().clone(), self.inner.clock.clone());
-        let bell = self.webhook_bell(environment);
+        let wake = self.webhook_wake(environment);
         let late_grace = self.inner.settings.late_grace;
         detached(async move {
             let mut transaction = database.pool().begin().await?;
@@ -50,8 +50,8 @@ impl Engine {
             let in_use = plans_in_use(&mut transaction, environment, &present, &next).await?;
             let rates = store::exchange_rates::all(&mut transaction, environment).await?;
             let now = clock.now(environment, store::usage::now(&mut transaction).await?);
-            next.refuse_caps(&rates, now)?;
-            credits::catalog::refuse_applied(&next)?;
+            next.validate_caps(&rates, now)?;
+            credits::catalog::validate_applied(&next)?;
             let granted = granted_units(&mut transaction, environment, &present, &next).await?;
             let changes = present.changes_to(
                 &next,
@@ -71,7 +71,7 @@ impl Engine {
             // it may know prices now that it did not know
             store::stripe_subscriptions::unsettle_without_plan(&mut transaction, environment).await?;
             transaction.commit().await?;
-            bell.notify_one();
+            wake.notify_one();
             Ok(Applied { dry_run, version: version + 1, changes })
         })
         .await

@@ -11,10 +11,10 @@ use crate::domain::timestamp::Timestamp;
 use crate::store::{self, StoreError, at_once};
 
 #[derive(Debug, Clone)]
-pub struct Clock(Source);
+pub struct Clock(TimeSource);
 
 #[derive(Debug, Clone)]
-enum Source {
+enum TimeSource {
     Postgres { test_offset: Offset },
     Manual(Arc<Mutex<Timestamp>>),
 }
@@ -28,17 +28,17 @@ pub enum Offset {
 
 impl Clock {
     pub fn postgres(test_offset: Offset) -> Self {
-        Self(Source::Postgres { test_offset })
+        Self(TimeSource::Postgres { test_offset })
     }
 
     /// A clock that stands still until it is set.
     pub fn manual(at: Timestamp) -> Self {
-        Self(Source::Manual(Arc::new(Mutex::new(at))))
+        Self(TimeSource::Manual(Arc::new(Mutex::new(at))))
     }
 
     /// Sets a manual clock; any other goes on as it is.
     pub fn set(&self, at: Timestamp) {
-        if let Source::Manual(now) = &self.0 {
+        if let TimeSource::Manual(now) = &self.0 {
             *now.lock().unwrap_or_else(PoisonError::into_inner) = at;
         }
     }
@@ -49,17 +49,17 @@ impl Clock {
     }
 
     /// What makes the time of what Postgres says, for a statement that asks it.
-    pub(super) fn setting(&self, environment: Environment) -> at_once::Clock {
+    pub(super) fn setting(&self, environment: Environment) -> at_once::StatementClock {
         let micros = |by: Duration| i64::try_from(by.as_micros()).unwrap_or(i64::MAX);
         let (fixed, shift_micros) = match &self.0 {
-            Source::Manual(now) => (Some(*now.lock().unwrap_or_else(PoisonError::into_inner)), 0),
-            Source::Postgres { test_offset } if environment == Environment::Test => match test_offset {
+            TimeSource::Manual(now) => (Some(*now.lock().unwrap_or_else(PoisonError::into_inner)), 0),
+            TimeSource::Postgres { test_offset } if environment == Environment::Test => match test_offset {
                 Offset::Ahead(by) => (None, micros(*by)),
                 Offset::Behind(by) => (None, -micros(*by)),
             },
-            Source::Postgres { .. } => (None, 0),
+            TimeSource::Postgres { .. } => (None, 0),
         };
-        at_once::Clock { fixed, shift_micros }
+        at_once::StatementClock { fixed, shift_micros }
     }
 
     /// The time of a change before which everything was recorded that is recorded (a clock that went back
@@ -78,12 +78,12 @@ impl Clock {
     /// The time, where Postgres says it is `postgres_now`.
     pub fn now(&self, environment: Environment, postgres_now: Timestamp) -> Timestamp {
         match &self.0 {
-            Source::Manual(now) => *now.lock().unwrap_or_else(PoisonError::into_inner),
-            Source::Postgres { test_offset } if environment == Environment::Test => match test_offset {
+            TimeSource::Manual(now) => *now.lock().unwrap_or_else(PoisonError::into_inner),
+            TimeSource::Postgres { test_offset } if environment == Environment::Test => match test_offset {
                 Offset::Ahead(by) => postgres_now.saturating_add(*by),
                 Offset::Behind(by) => postgres_now.saturating_sub(*by),
             },
-            Source::Postgres { .. } => postgres_now,
+            TimeSource::Postgres { .. } => postgres_now,
         }
     }
 }

@@ -9,7 +9,7 @@ use quick_cache::sync::Cache;
 use sqlx::PgConnection;
 
 use crate::domain::environment::Environment;
-use crate::domain::gate::standing::{CounterKey, Path, Terms};
+use crate::domain::gate::standing::{CatalogIndex, CounterKey, Path};
 use crate::store::configuration::Versions;
 use crate::store::{self, StoreError};
 
@@ -21,22 +21,22 @@ const EVENT_NAMES_MAX: usize = 10_000;
 const COUNTERS_MAX: usize = 200_000;
 
 #[derive(Debug)]
-pub(super) struct Configuration {
+pub(super) struct EnvironmentCache {
     pub(super) versions: Versions,
-    pub(super) terms: Arc<Terms>,
+    pub(super) terms: Arc<CatalogIndex>,
     /// Where subjects stand now.
-    pub(super) standings: Cache<String, Arc<Path>>,
+    pub(super) subject_paths: Cache<String, Arc<Path>>,
     pub(super) paths: Cache<i64, Arc<Path>>,
     pub(super) event_names: Cache<String, i32>,
     pub(super) counters: Cache<CounterKey, ()>,
 }
 
-impl Configuration {
-    fn new(versions: Versions, terms: Arc<Terms>) -> Self {
+impl EnvironmentCache {
+    fn new(versions: Versions, terms: Arc<CatalogIndex>) -> Self {
         Self {
             versions,
             terms,
-            standings: Cache::new(PATHS_MAX),
+            subject_paths: Cache::new(PATHS_MAX),
             paths: Cache::new(PATHS_MAX),
             event_names: Cache::new(EVENT_NAMES_MAX),
             counters: Cache::new(COUNTERS_MAX),
@@ -46,39 +46,39 @@ impl Configuration {
 
 /// What was found and made in a transaction, to be remembered once it is committed.
 #[derive(Debug, Default)]
-pub(super) struct Fresh {
+pub(super) struct CacheUpdates {
     pub(super) paths: Vec<Arc<Path>>,
     /// Subjects that stand there now, of the paths above.
-    pub(super) standings: Vec<Arc<Path>>,
+    pub(super) subject_paths: Vec<Arc<Path>>,
     pub(super) event_names: Vec<(String, i32)>,
     pub(super) counters: Vec<CounterKey>,
 }
 
-impl Fresh {
-    pub(super) fn remember(self, configuration: &Configuration) {
+impl CacheUpdates {
+    pub(super) fn remember(self, cache: &EnvironmentCache) {
         for path in self.paths {
-            configuration.paths.insert(path.id, path);
+            cache.paths.insert(path.id, path);
         }
-        for path in self.standings {
-            configuration.standings.insert(path.subject().to_owned(), path);
+        for path in self.subject_paths {
+            cache.subject_paths.insert(path.subject().to_owned(), path);
         }
         for (name, id) in self.event_names {
-            configuration.event_names.insert(name, id);
+            cache.event_names.insert(name, id);
         }
         for key in self.counters {
-            configuration.counters.insert(key, ());
+            cache.counters.insert(key, ());
         }
     }
 }
 
 #[derive(Debug, Default)]
-pub(super) struct Configurations {
-    current: RwLock<HashMap<Environment, Arc<Configuration>>>,
+pub(super) struct EnvironmentCaches {
+    current: RwLock<HashMap<Environment, Arc<EnvironmentCache>>>,
 }
 
-impl Configurations {
+impl EnvironmentCaches {
     /// What was read last, whether it is still true or not.
-    pub(super) fn known(&self, environment: Environment) -> Option<Arc<Configuration>> {
+    pub(super) fn known(&self, environment: Environment) -> Option<Arc<EnvironmentCache>> {
         self.current.read().unwrap_or_else(PoisonError::into_inner).get(&environment).cloned()
     }
 
@@ -88,7 +88,7 @@ impl Configurations {
         connection: &mut PgConnection,
         environment: Environment,
         versions: Versions,
-    ) -> Result<Arc<Configuration>, StoreError> {
+    ) -> Result<Arc<EnvironmentCache>, StoreError> {
         let known = self.known(environment);
         if let Some(known) = &known
             && known.versions == versions
@@ -97,9 +97,9 @@ impl Configurations {
         }
         let terms = match known.filter(|known| known.versions.catalog == versions.catalog) {
             Some(known) => Arc::clone(&known.terms),
-            None => Arc::new(terms(connection, environment).await?),
+            None => Arc::new(catalog_index(connection, environment).await?),
         };
-        let read = Arc::new(Configuration::new(versions, terms));
+        let read = Arc::new(EnvironmentCache::new(versions, terms));
         let mut current = self.current.write().unwrap_or_else(PoisonError::into_inner);
         let newest = current.entry(environment).or_insert_with(|| Arc::clone(&read));
         if newest.versions.config < versions.config {
@@ -110,15 +110,15 @@ impl Configurations {
 }
 
 /// The catalog in force, as it decides.
-pub(super) async fn terms(
+pub(super) async fn catalog_index(
     connection: &mut PgConnection,
     environment: Environment,
-) -> Result<Terms, StoreError> {
+) -> Result<CatalogIndex, StoreError> {
     let (catalog, _) = store::catalog::current(connection, environment).await?;
     let meters = store::catalog::meters(connection, environment).await?;
     let since = store::catalog::plan_limits(connection, environment).await?;
     let rates = store::exchange_rates::all(connection, environment).await?;
-    let mut terms = Terms::new(catalog, meters, &since, rates);
+    let mut terms = CatalogIndex::new(catalog, meters, &since, rates);
     terms.caps_renamed_at = store::configuration::caps_renamed_at(connection, environment).await?;
     Ok(terms)
 }

@@ -8,44 +8,48 @@ use serde::Serialize;
 use sqlx::PgConnection;
 
 use super::EngineError;
-use super::reading::Ground;
+use super::reading::ReadCoverage;
 use crate::domain::environment::Environment;
 use crate::domain::meter::{Aggregation, StoredMeter};
 use crate::domain::names::MeterKey;
 use crate::domain::pricing::amount::MinorUnits;
 use crate::domain::pricing::currency::Currency;
-use crate::domain::pricing::exchange::Rate;
+use crate::domain::pricing::exchange::ExchangeRate;
 use crate::domain::pricing::list::PriceList;
-use crate::domain::pricing::parts::{Part, Taken};
+use crate::domain::pricing::parts::{MeterTotal, RatedUsage};
 use crate::domain::pricing::price::Price;
 use crate::domain::pricing::quote::Unpriced;
-use crate::domain::pricing::rating::Line;
+use crate::domain::pricing::rating::RatedLine;
 use crate::domain::quantity::Total;
-use crate::domain::statement::{Pricing, Statement};
+use crate::domain::statement::{PeriodCosts, StatementPricing};
 use crate::domain::timestamp::Timestamp;
-use crate::domain::usage::{Slice, UsageQuery, Whose};
+use crate::domain::usage::{GroupBySubject, UsageQuery, UsageSlice};
 use crate::domain::window::{Span, Zone};
 use crate::store;
 use crate::store::event_fees::Fee;
-use crate::store::usage::{Answer, Holders, Question};
+use crate::store::usage::{AggregatesByGroup, HolderColumns, MeterQuery};
 
 /// What usage comes to, price by price, in the currency that was asked for.
 #[derive(Debug, Clone, Serialize)]
 pub struct CostView {
     pub currency: Currency,
-    pub lines: Vec<Line>,
+    pub lines: Vec<RatedLine>,
     /// The sum of the rounded lines.
     pub total: MinorUnits,
     /// Between the currency of the prices and the one asked for, where they differ.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub exchange_rate: Option<Rate>,
+    pub exchange_rate: Option<ExchangeRate>,
     /// What no price rates.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub unpriced: Vec<Unpriced>,
 }
 
 impl CostView {
-    pub(super) fn of(statement: &Statement<'_>, total: &Part<'_>, pricing: Pricing<'_>) -> Self {
+    pub(super) fn of(
+        statement: &PeriodCosts<'_>,
+        total: &RatedUsage<'_>,
+        pricing: StatementPricing<'_>,
+    ) -> Self {
         let lines = statement.lines(total, pricing);
         Self {
             currency: pricing.currency(),
@@ -58,7 +62,7 @@ impl CostView {
 }
 
 /// What no price rates, by meter: of meters that have prices a part, of others all.
-fn unpriced(part: &Part<'_>, list: &PriceList<'_>) -> Vec<Unpriced> {
+fn unpriced(part: &RatedUsage<'_>, list: &PriceList<'_>) -> Vec<Unpriced> {
     let (with_prices, mut found) = (list.meters(), part.unpriced.clone());
     for (meter, taken) in &part.meters {
         if let Some(value) = taken.value().filter(|_| !with_prices.contains(meter)) {
@@ -70,7 +74,7 @@ fn unpriced(part: &Part<'_>, list: &PriceList<'_>) -> Vec<Unpriced> {
 }
 
 /// What was found, by holder and by the number of the part between bounds.
-pub(super) type Parts<'a> = BTreeMap<(Option<String>, usize), Part<'a>>;
+pub(super) type UsageParts<'a> = BTreeMap<(Option<String>, usize), RatedUsage<'a>>;
 
 /// A look at usage on some paths, between one bound and the next.
 #[derive(Debug, Clone, Copy)]
@@ -78,26 +82,26 @@ pub(super) struct Look<'l, 'a> {
     pub(super) environment: Environment,
     pub(super) paths: &'l [i64],
     /// For whom the paths are kept apart; none: all are one.
-    pub(super) holders: Option<&'l Holders>,
+    pub(super) holders: Option<&'l HolderColumns>,
     pub(super) bounds: &'l [Timestamp],
     /// From which bound on levels are looked at; before it only what adds up.
     pub(super) levels_from: usize,
     pub(super) list: Option<&'l PriceList<'a>>,
-    pub(super) ground: &'l Ground,
+    pub(super) rollup_coverage: &'l ReadCoverage,
 }
 
 /// A question of a meter, and what its answer is for.
 #[derive(Debug)]
-struct Ask<'m, 'a> {
+struct CostQuery<'m, 'a> {
     stored: &'m StoredMeter,
     query: UsageQuery,
     /// The bound from which on it is asked.
     from: usize,
-    purpose: Purpose<'a>,
+    purpose: QueryPurpose<'a>,
 }
 
 #[derive(Debug)]
-enum Purpose<'a> {
+enum QueryPurpose<'a> {
     /// What adds up, in the slices of these prices.
     Sums(Vec<&'a Price>),
     /// A level, and what these prices rate, which is all of it.
@@ -106,15 +110,15 @@ enum Purpose<'a> {
     OfPrice(&'a Price),
 }
 
-impl<'a, 'm: 'a> Ask<'m, 'a> {
+impl<'a, 'm: 'a> CostQuery<'m, 'a> {
     /// Adds an answer to the parts that it tells of.
-    fn note(&self, found: Answer, parts: &mut Parts<'a>) {
+    fn note(&self, found: AggregatesByGroup, parts: &mut UsageParts<'a>) {
         let key = &self.stored.meter.key;
         for ((index, group), found) in found {
             let part = parts.entry((group.subject, index + self.from)).or_default();
-            let taken = Taken::of(self.stored.meter.aggregation, found);
+            let taken = MeterTotal::of(self.stored.meter.aggregation, found);
             match &self.purpose {
-                Purpose::Sums(prices) => {
+                QueryPurpose::Sums(prices) => {
                     let known = part.meters.entry(key);
                     known.and_modify(|known| known.join(&taken)).or_insert_with(|| taken.clone());
                     match group.slice.and_then(|place| prices.get(place)) {
@@ -127,11 +131,11 @@ impl<'a, 'm: 'a> Ask<'m, 'a> {
                         }
                     }
                 }
-                Purpose::Level(prices) => {
+                QueryPurpose::Level(prices) => {
                     part.priced.extend(prices.iter().map(|price| (&price.key, taken.clone())));
                     part.meters.insert(key, taken);
                 }
-                Purpose::OfPrice(price) => {
+                QueryPurpose::OfPrice(price) => {
                     part.priced.insert(&price.key, taken);
                 }
             }
@@ -145,9 +149,9 @@ impl<'a> Look<'_, 'a> {
         &self,
         snapshot: &mut PgConnection,
         meters: &[&'m StoredMeter],
-    ) -> Result<Parts<'a>, EngineError> {
+    ) -> Result<UsageParts<'a>, EngineError> {
         let with_prices: BTreeSet<&MeterKey> = self.list.map(PriceList::meters).unwrap_or_default();
-        let mut asks: Vec<Ask<'m, 'a>> = Vec::new();
+        let mut asks: Vec<CostQuery<'m, 'a>> = Vec::new();
         for stored in meters.iter().copied() {
             let prices: Vec<&'a Price> = match self.list {
                 Some(list) if with_prices.contains(&stored.meter.key) => {
@@ -161,39 +165,39 @@ impl<'a> Look<'_, 'a> {
                 asks.extend(self.levels(stored, prices));
             }
         }
-        let questions: Vec<Question<'_>> = asks.iter().map(|ask| self.question(ask)).collect();
-        let answers = self.ground.found_of_each(snapshot, self.environment, &questions).await?;
-        let mut parts = Parts::default();
+        let meter_queries: Vec<MeterQuery<'_>> = asks.iter().map(|ask| self.meter_query(ask)).collect();
+        let answers = self.rollup_coverage.found_of_each(snapshot, self.environment, &meter_queries).await?;
+        let mut parts = UsageParts::default();
         for (ask, found) in asks.iter().zip(answers) {
             ask.note(found, &mut parts);
         }
-        for (ask, question) in asks.iter().zip(&questions) {
-            if let Purpose::Sums(prices) = &ask.purpose {
-                self.fees(snapshot, question, prices, &mut parts).await?;
+        for (ask, meter_query) in asks.iter().zip(&meter_queries) {
+            if let QueryPurpose::Sums(prices) = &ask.purpose {
+                self.fees(snapshot, meter_query, prices, &mut parts).await?;
             }
         }
         Ok(parts)
     }
 
-    fn sums<'m>(&self, stored: &'m StoredMeter, prices: Vec<&'a Price>) -> Ask<'m, 'a> {
+    fn sums<'m>(&self, stored: &'m StoredMeter, prices: Vec<&'a Price>) -> CostQuery<'m, 'a> {
         let slices = prices.iter().map(|price| price.slice()).collect();
         let query = query(stored, self.span(0), BTreeMap::new(), slices);
-        Ask { stored, query, from: 0, purpose: Purpose::Sums(prices) }
+        CostQuery { stored, query, from: 0, purpose: QueryPurpose::Sums(prices) }
     }
 
     /// A level is asked for as a whole, and for each price that rates a part of it.
-    fn levels<'m>(&self, stored: &'m StoredMeter, prices: Vec<&'a Price>) -> Vec<Ask<'m, 'a>> {
+    fn levels<'m>(&self, stored: &'m StoredMeter, prices: Vec<&'a Price>) -> Vec<CostQuery<'m, 'a>> {
         let span = self.span(self.levels_from);
         let is_whole = |price: &&Price| {
             let slice = price.slice();
             slice.filter.is_empty() && slice.within(span) == span
         };
         let (whole, of_parts): (Vec<_>, Vec<_>) = prices.into_iter().partition(is_whole);
-        let mut asks = vec![(BTreeMap::new(), span, Purpose::Level(whole))];
+        let mut asks = vec![(BTreeMap::new(), span, QueryPurpose::Level(whole))];
         asks.extend(of_parts.into_iter().map(|price| {
             let slice = price.slice();
             let within = slice.within(span);
-            (slice.filter, within, Purpose::OfPrice(price))
+            (slice.filter, within, QueryPurpose::OfPrice(price))
         }));
         let tells_new = stored.meter.aggregation == Aggregation::UniqueCount
             && self.bounds.len().saturating_sub(self.levels_from) > 2;
@@ -201,13 +205,13 @@ impl<'a> Look<'_, 'a> {
             .filter(|(_, span, _)| !span.is_empty())
             .map(|(filter, span, purpose)| {
                 let query = UsageQuery { tells_new, ..query(stored, span, filter, Vec::new()) };
-                Ask { stored, query, from: self.levels_from, purpose }
+                CostQuery { stored, query, from: self.levels_from, purpose }
             })
             .collect()
     }
 
-    fn question<'q>(&'q self, ask: &'q Ask<'_, '_>) -> Question<'q> {
-        Question {
+    fn meter_query<'q>(&'q self, ask: &'q CostQuery<'_, '_>) -> MeterQuery<'q> {
+        MeterQuery {
             stored: ask.stored,
             query: &ask.query,
             paths: Some(self.paths),
@@ -221,15 +225,15 @@ impl<'a> Look<'_, 'a> {
     async fn fees(
         &self,
         snapshot: &mut PgConnection,
-        question: &Question<'_>,
+        meter_query: &MeterQuery<'_>,
         prices: &[&'a Price],
-        parts: &mut Parts<'a>,
+        parts: &mut UsageParts<'a>,
     ) -> Result<(), EngineError> {
         for (place, price) in prices.iter().enumerate() {
             let Some(fee) = Some(&price.model).filter(|model| model.bounds_events()).and_then(Fee::of) else {
                 continue;
             };
-            let fees = store::event_fees::sums(snapshot, self.environment, question, place, fee).await?;
+            let fees = store::event_fees::sums(snapshot, self.environment, meter_query, place, fee).await?;
             for (whose, event_fees) in fees {
                 let part = parts.get_mut(&whose);
                 if let Some(taken) = part.and_then(|part| part.priced.get_mut(&price.key)) {
@@ -250,7 +254,7 @@ fn query(
     stored: &StoredMeter,
     span: Span,
     filter: BTreeMap<String, Vec<String>>,
-    slices: Vec<Slice>,
+    slices: Vec<UsageSlice>,
 ) -> UsageQuery {
     UsageQuery {
         meter: stored.meter.key.clone(),
@@ -259,7 +263,7 @@ fn query(
         zone: Zone::default(),
         subjects: Vec::new(),
         descendants: false,
-        whose: Whose::All,
+        whose: GroupBySubject::All,
         group_by: Vec::new(),
         filter,
         slices,

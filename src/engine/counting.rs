@@ -11,50 +11,54 @@ use std::time::Duration;
 use sqlx::{Connection, PgConnection};
 use uuid::Uuid;
 
-use super::configuration::{Configuration, Fresh};
+use super::configuration::{CacheUpdates, EnvironmentCache};
 use super::{Engine, EngineError, portions, reading};
 use crate::domain::credits::cover::covered;
 use crate::domain::environment::Environment;
 use crate::domain::event::Properties;
-use crate::domain::gate::book::{Counter, Line, LineKey};
-use crate::domain::gate::budget::Tally;
-use crate::domain::gate::decision::Level;
+use crate::domain::gate::book::{Counter, HoldLine, HoldLineKey};
+use crate::domain::gate::budget::CounterSource;
+use crate::domain::gate::decision::CounterState;
 use crate::domain::gate::reservation::Reservation;
-use crate::domain::gate::standing::{CounterKey, CounterPeriod, Match, Path, Terms};
+use crate::domain::gate::standing::{ApplicableLimit, CatalogIndex, CounterKey, CounterPeriod, Path};
 use crate::domain::meter::StoredMeter;
 use crate::domain::names::SubjectId;
 use crate::domain::quantity::{Quantity, Total};
 use crate::domain::timestamp::Timestamp;
-use crate::domain::usage::{UsageQuery, Whose};
+use crate::domain::usage::{GroupBySubject, UsageQuery};
 use crate::domain::window::{Span, Zone};
-use crate::store::counters::{CounterColumns, CounterRow, Wanted};
+use crate::store::counters::{CounterColumns, CounterRow, WantedCounter};
 use crate::store::hold_lines::LineColumns;
 use crate::store::{self, Database, StoreError};
 
 /// A counter that is needed, and what for.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Need<'a> {
-    pub(super) tally: Tally<'a>,
+pub(super) struct CounterRequest<'a> {
+    pub(super) counter_source: CounterSource<'a>,
     pub(super) counter: CounterPeriod,
 }
 
-impl Need<'_> {
-    pub(super) fn wanted(&self) -> Wanted {
-        Wanted {
+impl CounterRequest<'_> {
+    pub(super) fn wanted(&self) -> WantedCounter {
+        WantedCounter {
             counter: self.counter,
-            meter_id: self.tally.meter_id(),
-            of_price: matches!(self.tally, Tally::Portion(_)),
+            meter_id: self.counter_source.meter_id(),
+            of_price: matches!(self.counter_source, CounterSource::PricedUsage(_)),
         }
     }
 }
 
 /// In the order in which they are locked.
-pub(super) type Needs<'a> = BTreeMap<CounterKey, Need<'a>>;
+pub(super) type CounterRequests<'a> = BTreeMap<CounterKey, CounterRequest<'a>>;
 
 /// Adds a counter, around an instant.
-pub(super) fn need<'a>(needs: &mut Needs<'a>, tally: Tally<'a>, at: Timestamp) -> Option<CounterKey> {
-    let counter = tally.is_counted().then(|| tally.counter_at(at))??;
-    needs.entry(counter.key).or_insert(Need { tally, counter });
+pub(super) fn request_counter<'a>(
+    counter_requests: &mut CounterRequests<'a>,
+    counter_source: CounterSource<'a>,
+    at: Timestamp,
+) -> Option<CounterKey> {
+    let counter = counter_source.uses_counter().then(|| counter_source.counter_at(at))??;
+    counter_requests.entry(counter.key).or_insert(CounterRequest { counter_source, counter });
     Some(counter.key)
 }
 
@@ -83,26 +87,29 @@ pub(super) async fn make_missing(
     connection: &mut PgConnection,
     reader: &mut Reader,
     environment: Environment,
-    configuration: &Configuration,
-    needs: &Needs<'_>,
+    cache: &EnvironmentCache,
+    counter_requests: &CounterRequests<'_>,
     now: Timestamp,
-    fresh: &mut Fresh,
+    fresh: &mut CacheUpdates,
 ) -> Result<(), StoreError> {
-    let unknown = |need: &&Need<'_>| {
-        !need.counter.is_forgotten(now) && !configuration.counters.contains_key(&need.counter.key)
+    let unknown = |need: &&CounterRequest<'_>| {
+        !need.counter.is_forgotten(now) && !cache.counters.contains_key(&need.counter.key)
     };
-    let wanted: Vec<Wanted> = needs.values().filter(unknown).map(Need::wanted).collect();
+    let wanted: Vec<WantedCounter> =
+        counter_requests.values().filter(unknown).map(CounterRequest::wanted).collect();
     if wanted.is_empty() {
         return Ok(());
     }
     let mut made = store::counters::insert_missing(connection, environment, &wanted).await?;
     // of a period that has just closed, somebody who began before that may have been about to make one
-    let closed: Vec<CounterKey> =
-        made.extract_if(.., |key| needs.get(key).is_some_and(|need| need.counter.is_closed(now))).collect();
+    let closed: Vec<CounterKey> = made
+        .extract_if(.., |key| counter_requests.get(key).is_some_and(|need| need.counter.is_closed(now)))
+        .collect();
     store::counters::delete(connection, closed.into_iter()).await?;
     let open = wanted.iter().filter(|wanted| !wanted.counter.is_closed(now));
     fresh.counters.extend(open.map(|wanted| wanted.counter.key));
-    let mut uncounted: Vec<&Need<'_>> = made.iter().filter_map(|key| needs.get(key)).collect();
+    let mut uncounted: Vec<&CounterRequest<'_>> =
+        made.iter().filter_map(|key| counter_requests.get(key)).collect();
     // while a period closes, somebody may have recorded for it without making its counter
     uncounted.retain(|need| !need.counter.starts_at_zero || need.counter.period.to <= now);
     if uncounted.is_empty() {
@@ -115,7 +122,7 @@ pub(super) async fn make_missing(
         .begin_with("begin isolation level repeatable read, read only")
         .await
         .map_err(StoreError::from)?;
-    let counted = count_all(&mut transaction, environment, &configuration.terms, &uncounted).await?;
+    let counted = count_all(&mut transaction, environment, &cache.terms, &uncounted).await?;
     transaction.commit().await?;
     reader.connection = Some(snapshot);
     write(connection, environment, &counted).await
@@ -127,7 +134,7 @@ pub(super) struct Count {
     used: Total,
     /// What credits have paid for, for good.
     paid: Total,
-    lines: Vec<(LineKey, Line)>,
+    lines: Vec<(HoldLineKey, HoldLine)>,
 }
 
 impl Count {
@@ -136,14 +143,14 @@ impl Count {
         let held = lines().fold(Total::default(), |sum, (_, line)| sum + line.quantity.into());
         let next_expiry = lines().map(|(key, _)| key.expires_at).min();
         let covered = lines().fold(self.paid, |sum, (_, line)| sum + line.covered);
-        Counter { level: Level { used: self.used, held, covered }, next_expiry, becomes: None }
+        Counter { level: CounterState { used: self.used, held, covered }, next_expiry, becomes: None }
     }
 }
 
 async fn write(
     connection: &mut PgConnection,
     environment: Environment,
-    counted: &[(&Need<'_>, Count)],
+    counted: &[(&CounterRequest<'_>, Count)],
 ) -> Result<(), StoreError> {
     let rows = store::counters::find(connection, counted.iter().map(|(need, _)| need.counter.key)).await?;
     let (mut columns, mut lines) = (CounterColumns::default(), LineColumns::default());
@@ -151,7 +158,7 @@ async fn write(
         let held = count.lines.iter().fold(Total::default(), |sum, (_, line)| sum + line.quantity.into());
         let next_expiry = count.lines.iter().map(|(key, _)| key.expires_at).min();
         let covered = count.lines.iter().fold(count.paid, |sum, (_, line)| sum + line.covered);
-        columns.push(need.counter.key, Level { used: count.used, held, covered }, next_expiry);
+        columns.push(need.counter.key, CounterState { used: count.used, held, covered }, next_expiry);
         let Some(row) = rows.iter().find(|row| row.key == need.counter.key) else { continue };
         for (key, line) in &count.lines {
             lines.push(row.id, *key, *line);
@@ -171,16 +178,17 @@ const COUNTED_TOGETHER_MAX: usize = 1_000;
 async fn count_all<'n, 'a>(
     snapshot: &mut PgConnection,
     environment: Environment,
-    terms: &Terms,
-    needs: &[&'n Need<'a>],
-) -> Result<Vec<(&'n Need<'a>, Count)>, StoreError> {
-    let mut alike: BTreeMap<(Uuid, Timestamp, Timestamp), Vec<&'n Need<'a>>> = BTreeMap::new();
-    for need in needs {
-        let Span { from, to } = need.counter.counted();
+    terms: &CatalogIndex,
+    counter_requests: &[&'n CounterRequest<'a>],
+) -> Result<Vec<(&'n CounterRequest<'a>, Count)>, StoreError> {
+    let mut alike: BTreeMap<(Uuid, Timestamp, Timestamp), Vec<&'n CounterRequest<'a>>> = BTreeMap::new();
+    for need in counter_requests {
+        let Span { from, to } = need.counter.counted_span();
         alike.entry((need.counter.key.definition, from, to)).or_default().push(need);
     }
-    let mut counted = Vec::with_capacity(needs.len());
-    for together in alike.values().flat_map(|needs| needs.chunks(COUNTED_TOGETHER_MAX)) {
+    let mut counted = Vec::with_capacity(counter_requests.len());
+    for together in alike.values().flat_map(|counter_requests| counter_requests.chunks(COUNTED_TOGETHER_MAX))
+    {
         match count_together(snapshot, environment, terms, together).await? {
             Some(counts) => counted.extend(together.iter().copied().zip(counts)),
             None => {
@@ -197,19 +205,19 @@ async fn count_all<'n, 'a>(
 async fn count_together(
     snapshot: &mut PgConnection,
     environment: Environment,
-    terms: &Terms,
-    needs: &[&Need<'_>],
+    terms: &CatalogIndex,
+    counter_requests: &[&CounterRequest<'_>],
 ) -> Result<Option<Vec<Count>>, StoreError> {
-    let [first, _, ..] = needs else { return Ok(None) };
-    let Tally::Limit(found) = first.tally else { return Ok(None) };
+    let [first, _, ..] = counter_requests else { return Ok(None) };
+    let CounterSource::Limit(found) = first.counter_source else { return Ok(None) };
     let Some(stored) = terms.meter(&found.terms.limit.meter) else { return Ok(None) };
-    let ids: Vec<i64> = needs.iter().map(|need| need.counter.key.subject_id).collect();
+    let ids: Vec<i64> = counter_requests.iter().map(|need| need.counter.key.subject_id).collect();
     let through = store::subjects::paths_through(snapshot, &ids).await?;
     let paths: Vec<i64> = through.keys().copied().collect();
     let query = UsageQuery {
-        whose: Whose::EachPath,
+        whose: GroupBySubject::EachPath,
         subjects: Vec::new(),
-        ..question(&found, &first.counter, stored)
+        ..usage_query_for(&found, &first.counter, stored)
     };
     let rows = match reading::answer_on(snapshot, environment, stored, &query, Some(&paths)).await {
         Ok(rows) => rows,
@@ -225,7 +233,7 @@ async fn count_together(
             *sum = *sum + row.value.unwrap_or_default();
         }
     }
-    let counted = first.counter.counted();
+    let counted = first.counter.counted_span();
     let open = store::reservations::open_on_paths(snapshot, &paths, counted.from, counted.to).await?;
     let mut held: BTreeMap<i64, Vec<&Reservation>> = BTreeMap::new();
     for reservation in &open {
@@ -233,48 +241,51 @@ async fn count_together(
             held.entry(*subject).or_default().push(reservation);
         }
     }
-    let count = |need: &&Need<'_>| {
+    let count = |need: &&CounterRequest<'_>| {
         let subject = need.counter.key.subject_id;
         let open = held.get(&subject).into_iter().flatten().copied();
         let used = used.get(&subject).copied().unwrap_or_default();
         Count { used, paid: Total::default(), lines: lines(need, open) }
     };
-    let mut counts: Vec<Count> = needs.iter().map(count).collect();
-    for (count, paid) in counts.iter_mut().zip(paid(snapshot, needs).await?) {
+    let mut counts: Vec<Count> = counter_requests.iter().map(count).collect();
+    for (count, paid) in counts.iter_mut().zip(paid(snapshot, counter_requests).await?) {
         count.paid = paid;
     }
     Ok(Some(counts))
 }
 
 /// What credits have paid for, for good, of what counters count.
-async fn paid(snapshot: &mut PgConnection, needs: &[&Need<'_>]) -> Result<Vec<Total>, StoreError> {
-    let wanted = |need: &&Need<'_>| {
-        let Span { from, to } = need.counter.counted();
+async fn paid(
+    snapshot: &mut PgConnection,
+    counter_requests: &[&CounterRequest<'_>],
+) -> Result<Vec<Total>, StoreError> {
+    let wanted = |need: &&CounterRequest<'_>| {
+        let Span { from, to } = need.counter.counted_span();
         (need.counter.key.subject_id, need.counter.key.definition, from, to)
     };
-    store::credit_ledger::covered(snapshot, &needs.iter().map(wanted).collect::<Vec<_>>()).await
+    store::credit_ledger::covered(snapshot, &counter_requests.iter().map(wanted).collect::<Vec<_>>()).await
 }
 
 /// Counts from what was recorded, in a snapshot.
 pub(super) async fn count(
     snapshot: &mut PgConnection,
     environment: Environment,
-    terms: &Terms,
-    need: &Need<'_>,
+    terms: &CatalogIndex,
+    need: &CounterRequest<'_>,
 ) -> Result<Count, StoreError> {
-    let Some(stored) = terms.meter(need.tally.meter()) else { return Ok(Count::default()) };
-    let used = match need.tally {
-        Tally::Limit(found) => {
-            let query = question(&found, &need.counter, stored);
+    let Some(stored) = terms.meter(need.counter_source.meter()) else { return Ok(Count::default()) };
+    let used = match need.counter_source {
+        CounterSource::Limit(found) => {
+            let query = usage_query_for(&found, &need.counter, stored);
             let rows = reading::answer(snapshot, environment, stored, &query).await.map_err(unexpected)?;
             rows.first().and_then(|row| row.value).unwrap_or_default()
         }
-        Tally::Portion(portion) => {
-            portions::used(snapshot, environment, stored, &portion, need.counter.period).await?
+        CounterSource::PricedUsage(priced_usage) => {
+            portions::used(snapshot, environment, stored, &priced_usage, need.counter.period).await?
         }
     };
-    let counted = need.counter.counted();
-    let names = std::slice::from_ref(&need.tally.member().subject);
+    let counted = need.counter.counted_span();
+    let names = std::slice::from_ref(&need.counter_source.member().subject);
     let paths = store::subjects::path_ids(snapshot, environment, names, true).await?;
     let open = store::reservations::open_on_paths(snapshot, &paths, counted.from, counted.to).await?;
     let paid = paid(snapshot, &[need]).await?.first().copied().unwrap_or_default();
@@ -283,20 +294,24 @@ pub(super) async fn count(
 
 /// What open reservations hold on a counter. Those that have lapsed too: whoever locks the counter next
 /// settles them.
-fn lines<'r>(need: &Need<'_>, open: impl Iterator<Item = &'r Reservation>) -> Vec<(LineKey, Line)> {
-    let tally = need.tally;
+fn lines<'r>(
+    need: &CounterRequest<'_>,
+    open: impl Iterator<Item = &'r Reservation>,
+) -> Vec<(HoldLineKey, HoldLine)> {
+    let counter_source = need.counter_source;
     let mut lines = Vec::new();
     for reservation in open {
         let before_expiry = reservation.created_at;
-        for hold in reservation.holds.iter().filter(|hold| hold.meter == *tally.meter()) {
+        for hold in reservation.holds.iter().filter(|hold| hold.meter == *counter_source.meter()) {
             let open = reservation.open(hold, before_expiry);
-            if tally.admits(&hold.properties, reservation.created_at)
-                && let Some(quantity) = tally.measure_held(open).quantity().filter(|_| !open.is_zero())
+            if counter_source.admits(&hold.properties, reservation.created_at)
+                && let Some(quantity) =
+                    counter_source.measure_held(open).quantity().filter(|_| !open.is_zero())
             {
                 let (expires_at, on_expiry) = (reservation.expires_at, reservation.on_expiry);
-                let key = LineKey { counter: need.counter.key, expires_at, reservation: reservation.key };
+                let key = HoldLineKey { counter: need.counter.key, expires_at, reservation: reservation.key };
                 let covered = covered(&hold.covers, key.counter.subject_id, key.counter.definition);
-                lines.push((key, Line { quantity, covered, on_expiry }));
+                lines.push((key, HoldLine { quantity, covered, on_expiry }));
             }
         }
     }
@@ -304,16 +319,20 @@ fn lines<'r>(need: &Need<'_>, open: impl Iterator<Item = &'r Reservation>) -> Ve
 }
 
 /// The question whose answer is what the counter of a limit counts.
-pub(super) fn question(found: &Match<'_>, counter: &CounterPeriod, stored: &StoredMeter) -> UsageQuery {
+pub(super) fn usage_query_for(
+    found: &ApplicableLimit<'_>,
+    counter: &CounterPeriod,
+    stored: &StoredMeter,
+) -> UsageQuery {
     let limit = &found.terms.limit;
     UsageQuery {
         meter: stored.meter.key.clone(),
-        span: counter.counted(),
+        span: counter.counted_span(),
         window: None,
         zone: Zone::default(),
         subjects: SubjectId::parse(found.member.subject.as_str()).into_iter().collect(),
         descendants: true,
-        whose: Whose::All,
+        whose: GroupBySubject::All,
         group_by: Vec::new(),
         filter: limit.filter.iter().map(|(name, values)| (name.to_owned(), values.to_vec())).collect(),
         slices: Vec::new(),
@@ -340,7 +359,7 @@ pub(super) enum Sign {
 /// What recorded quantities add to counters.
 #[derive(Debug, Default)]
 pub(super) struct Additions<'a> {
-    pub(super) needs: Needs<'a>,
+    pub(super) counter_requests: CounterRequests<'a>,
     amounts: BTreeMap<CounterKey, Total>,
 }
 
@@ -348,7 +367,7 @@ impl<'a> Additions<'a> {
     /// An event of a quantity of one meter, or its void, for everybody on a path.
     pub(super) fn add(
         &mut self,
-        terms: &'a Terms,
+        terms: &'a CatalogIndex,
         path: &'a Path,
         stored: &'a StoredMeter,
         properties: &Properties,
@@ -360,11 +379,13 @@ impl<'a> Additions<'a> {
         }
         // limits of one definition, a soft one below a hard one, share a counter
         let mut counted = BTreeSet::new();
-        for tally in terms.tallies(path, &stored.meter.key, properties, at) {
-            let Some(key) = need(&mut self.needs, tally, at).filter(|key| counted.insert(*key)) else {
+        for counter_source in terms.counter_sources(path, &stored.meter.key, properties, at) {
+            let Some(key) = request_counter(&mut self.counter_requests, counter_source, at)
+                .filter(|key| counted.insert(*key))
+            else {
                 continue;
             };
-            let (sum, amount) = (self.amounts.entry(key).or_default(), tally.measure(quantity));
+            let (sum, amount) = (self.amounts.entry(key).or_default(), counter_source.measure(quantity));
             *sum = match sign {
                 Sign::Recorded => *sum + amount,
                 Sign::TakenBack => *sum - amount,
@@ -383,16 +404,16 @@ impl<'a> Additions<'a> {
         connection: &mut PgConnection,
         reader: &mut Reader,
         environment: Environment,
-        configuration: &Configuration,
+        cache: &EnvironmentCache,
         now: Timestamp,
-        fresh: &mut Fresh,
+        fresh: &mut CacheUpdates,
     ) -> Result<Vec<CounterRow>, StoreError> {
-        if self.needs.is_empty() {
+        if self.counter_requests.is_empty() {
             return Ok(Vec::new());
         }
-        make_missing(connection, reader, environment, configuration, &self.needs, now, fresh).await?;
+        make_missing(connection, reader, environment, cache, &self.counter_requests, now, fresh).await?;
         let closed: BTreeSet<CounterKey> = self
-            .needs
+            .counter_requests
             .values()
             .filter(|need| need.counter.is_closed(now))
             .map(|need| need.counter.key)
@@ -404,8 +425,8 @@ impl<'a> Additions<'a> {
             let rows = store::counters::find(connection, closed.iter().copied()).await?;
             rows.into_iter().map(|row| row.key).collect()
         };
-        let given: Vec<(Wanted, Total)> = self
-            .needs
+        let given: Vec<(WantedCounter, Total)> = self
+            .counter_requests
             .values()
             .filter(|need| !closed.contains(&need.counter.key) || there.contains(&need.counter.key))
             .map(|need| (need.wanted(), self.amounts.get(&need.counter.key).copied().unwrap_or_default()))

@@ -9,12 +9,12 @@ use uuid::Uuid;
 use super::clock::Clock;
 use super::ingest::{Times, new_id};
 use super::subjects::{existing, move_under, set_customer};
-use super::{Engine, EngineError, Outcome, Voided, detached};
-use crate::domain::drop_in::{Adjustment, Meaning, MeterEvent, meter, source};
+use super::{Engine, EngineError, EventOutcome, Voided, detached};
+use crate::domain::drop_in::{Adjustment, MeterEvent, ParsedMeterEvent, meter, source};
 use crate::domain::environment::Environment;
-use crate::domain::event::{Event, refuse_time};
+use crate::domain::event::{Event, validate_time};
 use crate::domain::fields::Violation;
-use crate::domain::gate::standing::Terms;
+use crate::domain::gate::standing::CatalogIndex;
 use crate::domain::names::{EventId, StripeCustomerId, SubjectId};
 use crate::domain::timestamp::Timestamp;
 use crate::store::subjects::Which;
@@ -22,7 +22,7 @@ use crate::store::{self, configuration};
 
 /// A meter event that is recorded, now or before.
 #[derive(Debug, Clone)]
-pub struct Taken {
+pub struct RecordedMeterEvent {
     pub sent: MeterEvent,
     pub identifier: EventId,
     pub occurred_at: Timestamp,
@@ -31,7 +31,7 @@ pub struct Taken {
 }
 
 /// For whom an event is recorded.
-enum Whose {
+enum PayloadOwner {
     Known(SubjectId),
     /// Someone has to be made, mapped or moved first.
     FirstContact,
@@ -48,17 +48,17 @@ impl Engine {
         environment: Environment,
         sent: MeterEvent,
         idempotency_key: Option<EventId>,
-    ) -> Result<Taken, EngineError> {
+    ) -> Result<RecordedMeterEvent, EngineError> {
         let key = idempotency_key.as_ref();
         let identifier = sent.identity(key).unwrap_or_else(new_id);
         let event = self.locate(environment, &sent, &identifier, sent.statement(key)).await;
         let event = event.inspect_err(count_refused)?;
         let recorded = self.record(environment, vec![event], false, false).await?;
         let replayed = match recorded.outcomes.into_iter().next() {
-            Some(Outcome::Accepted) => false,
-            Some(Outcome::Duplicate) if key.is_some() => true,
-            Some(Outcome::Rejected(flaw)) if flaw.code != "id_reused" => {
-                return Err(EngineError::invalid(in_their_words(flaw)));
+            Some(EventOutcome::Accepted) => false,
+            Some(EventOutcome::Duplicate) if key.is_some() => true,
+            Some(EventOutcome::Rejected(violation)) if violation.code != "id_reused" => {
+                return Err(EngineError::invalid(in_their_words(violation)));
             }
             _ if sent.identifier.is_none() => return Err(key_reused()),
             _ => return Err(exists(&identifier)),
@@ -67,7 +67,7 @@ impl Engine {
             return Err(EngineError::Internal("a recorded event has no time".to_owned()));
         };
         let created_at = if sent.timestamp.is_some() { answered_at } else { occurred_at };
-        Ok(Taken { sent, identifier, occurred_at, created_at, replayed })
+        Ok(RecordedMeterEvent { sent, identifier, occurred_at, created_at, replayed })
     }
 
     /// Takes a meter event back. Again is the same again.
@@ -89,8 +89,8 @@ impl Engine {
         if !found {
             let detail =
                 format!("there is no meter event of `{event_name}` with the identifier {identifier}");
-            let flaw = Violation::new("resource_missing", detail).under("identifier").under("cancel");
-            return Err(EngineError::invalid(flaw));
+            let violation = Violation::new("resource_missing", detail).under("identifier").under("cancel");
+            return Err(EngineError::invalid(violation));
         }
         self.void_event(environment, identifier, source(), Some(CANCEL_REASON.to_owned())).await
     }
@@ -105,20 +105,21 @@ impl Engine {
     ) -> Result<Event, EngineError> {
         let mut snapshot = store::usage::snapshot(self.database().pool()).await?;
         let (terms, now) = self.in_force(&mut snapshot, environment).await?;
-        let Meaning { customer, subject: named, event_name, value, properties } = sent.meaning(&terms)?;
+        let ParsedMeterEvent { customer, subject: named, event_name, value, properties } =
+            sent.meaning(&terms)?;
         let whose = whose(&mut snapshot, environment, &customer, named.as_ref()).await?;
         snapshot.commit().await?;
         let subject = match whose {
-            Whose::Known(subject) => subject,
-            Whose::FirstContact => {
+            PayloadOwner::Known(subject) => subject,
+            PayloadOwner::FirstContact => {
                 // what will be refused makes nobody
                 let age_max = Some(self.inner.settings.event_age_max);
-                let objection = sent.timestamp.and_then(|at| refuse_time(at, now, age_max)).or_else(|| {
+                let objection = sent.timestamp.and_then(|at| validate_time(at, now, age_max)).or_else(|| {
                     let mut meters = terms.meters_of(event_name.as_str());
                     meters.find_map(|stored| stored.meter.refuses(&properties))
                 });
-                if let Some(flaw) = objection {
-                    return Err(EngineError::invalid(in_their_words(flaw)));
+                if let Some(violation) = objection {
+                    return Err(EngineError::invalid(in_their_words(violation)));
                 }
                 self.meet(environment, customer, named).await?
             }
@@ -132,10 +133,10 @@ impl Engine {
         &self,
         snapshot: &mut PgConnection,
         environment: Environment,
-    ) -> Result<(Arc<Terms>, Timestamp), EngineError> {
+    ) -> Result<(Arc<CatalogIndex>, Timestamp), EngineError> {
         let (versions, now) = configuration::versions(snapshot, environment).await?;
-        let configuration = self.inner.configurations.at(snapshot, environment, versions).await?;
-        Ok((Arc::clone(&configuration.terms), self.inner.clock.now(environment, now)))
+        let cache = self.inner.caches.at(snapshot, environment, versions).await?;
+        Ok((Arc::clone(&cache.terms), self.inner.clock.now(environment, now)))
     }
 
     /// Maps a customer that nobody is mapped to, and puts a subject that stands alone below it.
@@ -150,7 +151,7 @@ impl Engine {
             let mut transaction = database.pool().begin().await?;
             configuration::lock_alone(&mut transaction, environment).await?;
             // others may have met them while this waited
-            if let Whose::Known(subject) =
+            if let PayloadOwner::Known(subject) =
                 whose(&mut transaction, environment, &customer, named.as_ref()).await?
             {
                 return Ok(subject);
@@ -178,24 +179,26 @@ async fn whose(
     environment: Environment,
     customer: &StripeCustomerId,
     named: Option<&SubjectId>,
-) -> Result<Whose, EngineError> {
+) -> Result<PayloadOwner, EngineError> {
     let mapped = store::subjects::of_customer(connection, environment, customer.as_str()).await?;
     let Some(named) = named else {
         return Ok(match mapped {
-            Some((_, payer)) => Whose::Known(subject(payer)?),
-            None => Whose::FirstContact,
+            Some((_, payer)) => PayloadOwner::Known(subject(payer)?),
+            None => PayloadOwner::FirstContact,
         });
     };
     let only = [named.to_string()];
     let paths = store::subjects::paths(connection, environment, Which::Of(&only)).await?;
     let billed = paths.first().and_then(|path| path.customer_id);
     match (billed, mapped) {
-        (Some(billed), Some((customer_id, _))) if billed == customer_id => Ok(Whose::Known(named.clone())),
+        (Some(billed), Some((customer_id, _))) if billed == customer_id => {
+            Ok(PayloadOwner::Known(named.clone()))
+        }
         (Some(_), _) => Err(refused(named, "another customer pays for it")),
         (None, _) if paths.first().is_some_and(|path| path.members.len() > 1) => {
             Err(refused(named, "it stands below a subject that no customer pays for: map that one"))
         }
-        (None, _) => Ok(Whose::FirstContact),
+        (None, _) => Ok(PayloadOwner::FirstContact),
     }
 }
 
@@ -216,8 +219,8 @@ async fn payer(
     if row.stripe_customer_id.is_some() {
         let detail =
             "no subject is mapped to this customer, and the one of this name is mapped to another: map one";
-        let flaw = Violation::new("customer_unmapped", detail);
-        return Err(EngineError::invalid(flaw.under("payload")));
+        let violation = Violation::new("customer_unmapped", detail);
+        return Err(EngineError::invalid(violation.under("payload")));
     }
     let now = clock.now(environment, store::usage::now(connection).await?);
     set_customer(connection, environment, row.id, Some(customer.as_str()), now).await?;
@@ -245,8 +248,9 @@ fn subject(name: String) -> Result<SubjectId, EngineError> {
 }
 
 fn refused(named: &SubjectId, why: &str) -> EngineError {
-    let flaw = Violation::new("subject_not_of_customer", format!("`{named}` cannot be used here: {why}"));
-    EngineError::invalid(flaw.under("subject").under("payload"))
+    let violation =
+        Violation::new("subject_not_of_customer", format!("`{named}` cannot be used here: {why}"));
+    EngineError::invalid(violation.under("subject").under("payload"))
 }
 
 fn exists(identifier: &EventId) -> EngineError {
@@ -265,15 +269,15 @@ fn key_reused() -> EngineError {
 }
 
 /// A flaw of the event as one of what was sent.
-fn in_their_words(mut flaw: Violation) -> Violation {
-    if flaw.code == "timestamp_too_old" {
-        flaw.code = "timestamp_too_far_in_past";
-        "lies further back than events are taken".clone_into(&mut flaw.detail);
+fn in_their_words(mut violation: Violation) -> Violation {
+    if violation.code == "timestamp_too_old" {
+        violation.code = "timestamp_too_far_in_past";
+        "lies further back than events are taken".clone_into(&mut violation.detail);
     }
-    if let Some(property) = flaw.pointer.strip_prefix("/properties") {
-        flaw.pointer = format!("/payload{property}");
+    if let Some(property) = violation.pointer.strip_prefix("/properties") {
+        violation.pointer = format!("/payload{property}");
     }
-    flaw
+    violation
 }
 
 /// What never reaches the writer is rejected all the same.

@@ -8,20 +8,20 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 use uuid::Uuid;
 
-use super::configuration::Fresh;
+use super::configuration::CacheUpdates;
 use super::counting::{Additions, Reader, Sign};
-use super::credits::wallets::Cashier;
+use super::credits::wallets::WalletLoader;
 use super::{Engine, EngineError, ExportView, cursor, detached};
 use crate::domain::environment::Environment;
 use crate::domain::event::{Properties, event_key};
-use crate::domain::gate::standing::Terms;
+use crate::domain::gate::standing::CatalogIndex;
 use crate::domain::meter::{StoredMeter, dimension_value};
-use crate::domain::names::{EventId, MeterKey, Source};
+use crate::domain::names::{EventId, EventSource, MeterKey};
 use crate::domain::quantity::Quantity;
 use crate::domain::timestamp::Timestamp;
 use crate::store;
 use crate::store::configuration::open_recording;
-use crate::store::event_list::{After, EventFilter, EventRow};
+use crate::store::event_list::{EventCursor, EventFilter, EventRow};
 use crate::store::subjects::Which;
 
 /// A recorded event.
@@ -144,7 +144,7 @@ impl Engine {
         &self,
         environment: Environment,
         id: &EventId,
-        source: &Source,
+        source: &EventSource,
     ) -> Result<EventTrace, EngineError> {
         let key = event_key(source, id);
         let mut snapshot = self.settled_snapshot(environment).await?;
@@ -152,7 +152,7 @@ impl Engine {
         let Some(known) = known.first() else { return Err(not_found()) };
         let row = store::event_list::find(&mut snapshot, environment, key, known.occurred_at).await?;
         let row = row.ok_or_else(|| EngineError::Internal(format!("the key {key} has no event")))?;
-        let terms = super::configuration::terms(&mut snapshot, environment).await?;
+        let terms = super::configuration::catalog_index(&mut snapshot, environment).await?;
         let measured = measured(&terms, &row)?;
         let mut exports = Vec::new();
         if let Some(customer) = row.customer_id {
@@ -190,7 +190,7 @@ impl Engine {
         &self,
         environment: Environment,
         id: EventId,
-        source: Source,
+        source: EventSource,
         reason: Option<String>,
     ) -> Result<Voided, EngineError> {
         let engine = self.clone();
@@ -231,9 +231,8 @@ impl Engine {
         }
         let opening = open_recording(&mut transaction, environment).await?;
         let now = self.inner.clock.now(environment, opening.now);
-        let configuration =
-            self.inner.configurations.at(&mut transaction, environment, opening.versions).await?;
-        let mut fresh = Fresh::default();
+        let cache = self.inner.caches.at(&mut transaction, environment, opening.versions).await?;
+        let mut fresh = CacheUpdates::default();
         let known = store::events::find_keys(&mut transaction, environment, &[key]).await?;
         let Some(known) = known.first().copied() else { return Err(not_found()) };
         let (at, batch_id) = (known.occurred_at, opening.batch_id);
@@ -257,7 +256,7 @@ impl Engine {
             let ids = [row.path_id];
             let paths = store::subjects::paths(&mut transaction, environment, Which::Ids(&ids)).await?;
             let Some(path) = paths.first() else { return Err(not_found()) };
-            let terms = &configuration.terms;
+            let terms = &cache.terms;
             if !alone && !path.has_subscription() && terms.catalog.default_plan.is_some() {
                 return Ok(None);
             }
@@ -269,22 +268,23 @@ impl Engine {
                 additions.add(terms, path, stored, &properties, (Sign::TakenBack, quantity), at);
             }
             let mut reader = Reader::new(self.database().clone());
-            additions
-                .write(&mut transaction, &mut reader, environment, &configuration, now, &mut fresh)
-                .await?;
-            let cashier = Cashier { environment, terms, clock: &self.inner.clock, began: now };
-            cashier.take_back(&mut transaction, path, key, &quantities).await?;
+            additions.write(&mut transaction, &mut reader, environment, &cache, now, &mut fresh).await?;
+            let wallet_loader = WalletLoader { environment, terms, clock: &self.inner.clock, began: now };
+            wallet_loader.take_back(&mut transaction, path, key, &quantities).await?;
         }
         let row = store::voids::find(&mut transaction, environment, key).await?;
         transaction.commit().await?;
-        fresh.remember(&configuration);
+        fresh.remember(&cache);
         let row = row.ok_or_else(|| EngineError::Internal("a void vanished".to_owned()))?;
         Ok(Some((Void { reason: row.reason, voided_at: row.voided_at }, !made)))
     }
 }
 
 /// What meters take from an event: one that a commit recorded counts for its own meter alone.
-fn measured<'a>(terms: &'a Terms, row: &EventRow) -> Result<Vec<(&'a StoredMeter, Quantity)>, EngineError> {
+fn measured<'a>(
+    terms: &'a CatalogIndex,
+    row: &EventRow,
+) -> Result<Vec<(&'a StoredMeter, Quantity)>, EngineError> {
     let value = Quantity::from_decimal(&row.value).map_err(|why| EngineError::Internal(why.to_string()))?;
     if let Some(id) = row.meter_id {
         return Ok(terms.meter_by_id(id).map(|stored| (stored, value)).into_iter().collect());
@@ -303,13 +303,13 @@ fn write_cursor(row: &EventRow) -> String {
     URL_SAFE_NO_PAD.encode(bytes)
 }
 
-fn read_cursor(cursor: &str) -> Result<After, EngineError> {
+fn read_cursor(cursor: &str) -> Result<EventCursor, EngineError> {
     let read = || {
         let bytes: [u8; 20] = URL_SAFE_NO_PAD.decode(cursor).ok()?.try_into().ok()?;
         let (micros, rest) = bytes.split_first_chunk::<8>()?;
         let (batch, rest) = rest.split_first_chunk::<8>()?;
         let ordinal = rest.first_chunk::<4>()?;
-        Some(After {
+        Some(EventCursor {
             occurred_at: Timestamp::from_micros(i64::from_be_bytes(*micros))?,
             batch_id: i64::from_be_bytes(*batch),
             ordinal: i32::from_be_bytes(*ordinal),

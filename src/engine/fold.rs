@@ -85,18 +85,19 @@ impl Engine {
         let mut transaction = self.database().pool().begin().await?;
         let now = store::usage::now(&mut transaction).await?;
         let over = self.inner.clock.now(environment, now).saturating_sub(DAY_REST).day_floor();
-        if store::days::next_behind(&mut transaction, environment, over).await?.is_none()
+        if store::days::next_incomplete(&mut transaction, environment, over).await?.is_none()
             || !fold::try_lock(&mut transaction, environment).await?
         {
             return Ok(false);
         }
         // again, now that nobody else can be at it
-        let Some(behind) = store::days::next_behind(&mut transaction, environment, over).await? else {
+        let Some(incomplete) = store::days::next_incomplete(&mut transaction, environment, over).await?
+        else {
             return Ok(true);
         };
         let meters = store::catalog::meters(&mut transaction, environment).await?;
-        if let Some(stored) = meters.into_iter().find(|stored| stored.id == behind.meter_id) {
-            store::days::sum_next(&mut transaction, environment, &stored, behind, over).await?;
+        if let Some(stored) = meters.into_iter().find(|stored| stored.id == incomplete.meter_id) {
+            store::days::rebuild_next_days(&mut transaction, environment, &stored, incomplete, over).await?;
         }
         transaction.commit().await?;
         Ok(true)

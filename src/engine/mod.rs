@@ -39,16 +39,17 @@ pub use catalog::{Applied, CatalogView};
 pub use clock::Clock;
 pub use costs::CostView;
 pub use credits::{CreditsView, GrantPage, GrantView, LedgerPage, NoticePage, NoticeView};
-pub use drop_in::Taken;
+pub use drop_in::RecordedMeterEvent;
 pub use error::EngineError;
 pub use events::{EventPage, EventView, Voided};
 pub use exports::{
-    Drift, Due, ExportPage, ExportView, Question as ReconciliationQuestion, Ran, Reconciled, ReconciledRow,
+    Drift, Due, ExportPage, ExportView, Ran, Reconciled, ReconciledRow,
+    ReconciliationQuery as ReconciliationQuestion,
 };
 pub use fold::Folded;
 pub use gate::{ReservationPage, ReservationView};
-pub use ingest::{Outcome, Recorded};
-pub use invoices::{Billed, ComparedInvoice, ComparedLine, ComparedTotal, InvoicePage, InvoiceView};
+pub use ingest::{EventOutcome, RecordResult};
+pub use invoices::{BillingRun, ComparedInvoice, ComparedLine, ComparedTotal, InvoicePage, InvoiceView};
 pub use prices::RatePage;
 pub use report::{MeterUsage, Report, Viewer};
 pub use subjects::{SubjectChange, SubjectPage, SubjectView};
@@ -59,11 +60,11 @@ pub use webhooks::{WebhookEventPage, WebhookEventView};
 
 use access::Gatekeeper;
 use access::tokens::TokenSettings;
-use configuration::Configurations;
+use configuration::EnvironmentCaches;
 use gate::Gate;
-use ingest::{Intake, Tails, Workplace};
+use ingest::{IngestQueues, UnfoldedBacklogs, WriterContext};
 use webhooks::Webhooks;
-use writers::{Months, Shift};
+use writers::{Months, WriterTasks};
 
 use crate::domain::environment::Environment;
 use crate::providers::Provider;
@@ -97,40 +98,40 @@ struct Inner {
     clock: Clock,
     settings: EngineSettings,
     gatekeeper: Gatekeeper,
-    configurations: Arc<Configurations>,
-    desks: [Desk; 2],
-    tails: Arc<Tails>,
-    shift: Mutex<Shift>,
+    caches: Arc<EnvironmentCaches>,
+    services: [EnvironmentServices; 2],
+    tails: Arc<UnfoldedBacklogs>,
+    writer_tasks: Mutex<WriterTasks>,
     webhooks: Webhooks,
 }
 
 /// Where the calls of an environment are taken.
 #[derive(Debug)]
-struct Desk {
-    intake: Intake,
+struct EnvironmentServices {
+    ingest_queues: IngestQueues,
     gate: Gate,
     /// The biller that usage is handed to; none where no account is set up.
     provider: Option<Arc<dyn Provider>>,
 }
 
-impl Desk {
+impl EnvironmentServices {
     fn open(
         environment: Environment,
-        workplace: &Workplace,
+        writer_context: &WriterContext,
         provider: Option<Arc<dyn Provider>>,
-        shift: &mut Shift,
+        writer_tasks: &mut WriterTasks,
     ) -> Self {
-        let intake = Intake::start(environment, workplace, shift);
-        let gate = Gate::start(environment, workplace, shift);
-        Self { intake, gate, provider }
+        let ingest_queues = IngestQueues::start(environment, writer_context, writer_tasks);
+        let gate = Gate::start(environment, writer_context, writer_tasks);
+        Self { ingest_queues, gate, provider }
     }
 }
 
 impl Inner {
-    fn desk(&self, environment: Environment) -> &Desk {
+    fn services(&self, environment: Environment) -> &EnvironmentServices {
         match environment {
-            Environment::Test => &self.desks[0],
-            Environment::Live => &self.desks[1],
+            Environment::Test => &self.services[0],
+            Environment::Live => &self.services[1],
         }
     }
 }
@@ -138,32 +139,32 @@ impl Inner {
 impl Engine {
     /// Starts the writers. Must be called within the runtime they are to live in.
     pub fn start(database: Database, clock: Clock, settings: EngineSettings) -> Result<Self, EngineError> {
-        let tails = Arc::new(Tails::default());
+        let tails = Arc::new(UnfoldedBacklogs::default());
         let gatekeeper = Gatekeeper::new(database.clone(), &settings)?;
-        let configurations = Arc::new(Configurations::default());
-        let workplace = Workplace {
+        let caches = Arc::new(EnvironmentCaches::default());
+        let writer_context = WriterContext {
             database: database.clone(),
             clock: clock.clone(),
-            configurations: Arc::clone(&configurations),
+            caches: Arc::clone(&caches),
             tails: Arc::clone(&tails),
             age_max: settings.event_age_max,
             months: Months::default(),
         };
-        let mut shift = Shift::default();
+        let mut writer_tasks = WriterTasks::default();
         let provider = |environment| -> Result<Option<Arc<dyn Provider>>, EngineError> {
             let stripe = Stripe::of(&settings.stripe, environment);
             let stripe = stripe.map_err(|why| EngineError::Internal(why.to_string()))?;
             Ok(stripe.map(|stripe| Arc::new(stripe) as Arc<dyn Provider>))
         };
         let (test, live) = (provider(Environment::Test)?, provider(Environment::Live)?);
-        let desks = [
-            Desk::open(Environment::Test, &workplace, test, &mut shift),
-            Desk::open(Environment::Live, &workplace, live, &mut shift),
+        let services = [
+            EnvironmentServices::open(Environment::Test, &writer_context, test, &mut writer_tasks),
+            EnvironmentServices::open(Environment::Live, &writer_context, live, &mut writer_tasks),
         ];
-        let shift = Mutex::new(shift);
+        let writer_tasks = Mutex::new(writer_tasks);
         let webhooks = Webhooks::new(&settings.stripe)?;
         let inner =
-            Inner { database, clock, settings, gatekeeper, configurations, desks, tails, shift, webhooks };
+            Inner { database, clock, settings, gatekeeper, caches, services, tails, writer_tasks, webhooks };
         Ok(Self { inner: Arc::new(inner) })
     }
 
@@ -177,12 +178,13 @@ impl Engine {
 
     /// Takes no more work, and waits until what was taken is committed and answered.
     pub async fn stop(&self) {
-        for desk in &self.inner.desks {
-            desk.intake.close();
-            desk.gate.close();
+        for services in &self.inner.services {
+            services.ingest_queues.close();
+            services.gate.close();
         }
-        let shift = std::mem::take(&mut *self.inner.shift.lock().unwrap_or_else(PoisonError::into_inner));
-        shift.end().await;
+        let writer_tasks =
+            std::mem::take(&mut *self.inner.writer_tasks.lock().unwrap_or_else(PoisonError::into_inner));
+        writer_tasks.end().await;
     }
 
     /// Whether calls that need the database can be answered.

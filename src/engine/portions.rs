@@ -8,13 +8,13 @@ use super::counting::unexpected;
 use super::reading;
 use crate::domain::environment::Environment;
 use crate::domain::event::Properties;
-use crate::domain::gate::budget::{Measure, Portion, Slice};
+use crate::domain::gate::budget::{CapMeasure, PricedSlice, PricedUsage};
 use crate::domain::meter::StoredMeter;
 use crate::domain::names::SubjectId;
 use crate::domain::pricing::price::Price;
 use crate::domain::quantity::Total;
 use crate::domain::timestamp::Timestamp;
-use crate::domain::usage::{UsageQuery, UsageRow, Whose};
+use crate::domain::usage::{GroupBySubject, UsageQuery, UsageRow};
 use crate::domain::window::{Span, Zone};
 use crate::store::{self, StoreError};
 
@@ -23,15 +23,15 @@ pub(super) async fn used(
     snapshot: &mut PgConnection,
     environment: Environment,
     stored: &StoredMeter,
-    portion: &Portion<'_>,
+    priced_usage: &PricedUsage<'_>,
     period: Span,
 ) -> Result<Total, StoreError> {
-    let slice = portion.slice;
+    let slice = priced_usage.slice;
     let mut sum = Total::default();
     for span in segments(slice, period) {
-        let found = match portion.measure {
-            Measure::Quantity => {
-                let query = question(slice, stored, &portion.member().subject, span);
+        let found = match priced_usage.measure {
+            CapMeasure::Quantity => {
+                let query = slice_query(slice, stored, &priced_usage.member().subject, span);
                 let rows =
                     reading::answer(snapshot, environment, stored, &query).await.map_err(unexpected)?;
                 // a level was asked for by the filter of its price
@@ -39,12 +39,12 @@ pub(super) async fn used(
                 let rated = rows.iter().filter(|row| !slice.aggregation.is_reservable() || admits(row));
                 rated.fold(Total::default(), |sum, row| sum + row.value.unwrap_or_default())
             }
-            Measure::Fees | Measure::Excess => {
-                let names = std::slice::from_ref(&portion.member().subject);
+            CapMeasure::Fees | CapMeasure::Excess => {
+                let names = std::slice::from_ref(&priced_usage.member().subject);
                 let paths = store::subjects::path_ids(snapshot, environment, names, true).await?;
-                let of = (slice, portion.measure);
+                let of = (slice, priced_usage.measure);
                 let groups =
-                    store::event_fees::counted(snapshot, environment, stored, of, &paths, span).await?;
+                    store::event_fees::fees_above(snapshot, environment, stored, of, &paths, span).await?;
                 let rated = groups.iter().filter(|(properties, _)| slice.admits(properties, span.from));
                 rated.fold(Total::default(), |sum, (_, fees)| sum + *fees)
             }
@@ -56,7 +56,7 @@ pub(super) async fn used(
 
 /// A period cut where the price or one that comes before it comes into force or goes out of it; a price
 /// that rates all of it alike leaves it whole. Those of levels leave nothing to each other.
-fn segments(slice: &Slice, period: Span) -> Vec<Span> {
+fn segments(slice: &PricedSlice, period: Span) -> Vec<Span> {
     let rivals: &[Price] = if slice.aggregation.is_reservable() { &slice.rivals } else { &[] };
     let prices = rivals.iter().chain([&slice.price]);
     let edges = prices.flat_map(|price| [price.effective_from, price.effective_to]).flatten();
@@ -69,13 +69,17 @@ fn segments(slice: &Slice, period: Span) -> Vec<Span> {
 }
 
 /// The question whose answer is a level that a price rates, as long as the price rates it in a period.
-pub(super) fn level(portion: &Portion<'_>, stored: &StoredMeter, period: Span) -> Option<UsageQuery> {
-    let span = segments(portion.slice, period).into_iter().next()?;
-    Some(question(portion.slice, stored, &portion.member().subject, span))
+pub(super) fn level(
+    priced_usage: &PricedUsage<'_>,
+    stored: &StoredMeter,
+    period: Span,
+) -> Option<UsageQuery> {
+    let span = segments(priced_usage.slice, period).into_iter().next()?;
+    Some(slice_query(priced_usage.slice, stored, &priced_usage.member().subject, span))
 }
 
 /// Use by those dimensions. A level is asked for by the filter of its price alone: levels do not add up.
-fn question(slice: &Slice, stored: &StoredMeter, subject: &str, span: Span) -> UsageQuery {
+fn slice_query(slice: &PricedSlice, stored: &StoredMeter, subject: &str, span: Span) -> UsageQuery {
     let adds_up = slice.aggregation.is_reservable();
     let filter = &slice.price.filter;
     UsageQuery {
@@ -85,7 +89,7 @@ fn question(slice: &Slice, stored: &StoredMeter, subject: &str, span: Span) -> U
         zone: Zone::default(),
         subjects: SubjectId::parse(subject).into_iter().collect(),
         descendants: true,
-        whose: Whose::All,
+        whose: GroupBySubject::All,
         group_by: if adds_up { slice.dimensions() } else { Vec::new() },
         filter: if adds_up {
             BTreeMap::new()

@@ -8,14 +8,14 @@ use serde_json::Value;
 use super::{Engine, EngineError, cursor, detached};
 use crate::domain::environment::Environment;
 use crate::domain::pricing::currency::Currency;
-use crate::domain::pricing::exchange::Rate;
+use crate::domain::pricing::exchange::ExchangeRate;
 use crate::domain::pricing::quote::{Quote, QuoteRequest};
 use crate::store::{self, configuration};
 
 /// Exchange rates in force, by their currencies.
 #[derive(Debug, Serialize)]
 pub struct RatePage {
-    pub data: Vec<Rate>,
+    pub data: Vec<ExchangeRate>,
     pub next_cursor: Option<String>,
 }
 
@@ -28,20 +28,24 @@ impl Engine {
     ) -> Result<Quote, EngineError> {
         let mut snapshot = store::usage::snapshot(self.database().pool()).await?;
         let (versions, now) = configuration::versions(&mut snapshot, environment).await?;
-        let known = self.inner.configurations.at(&mut snapshot, environment, versions).await?;
+        let known = self.inner.caches.at(&mut snapshot, environment, versions).await?;
         snapshot.commit().await?;
         let now = self.inner.clock.now(environment, now);
         Ok(request.rate(&known.terms.catalog, &known.terms.rates, now)?)
     }
 
     /// Sets exchange rates; those before stay, for what was before.
-    pub async fn put_rates(&self, environment: Environment, body: Value) -> Result<Vec<Rate>, EngineError> {
+    pub async fn put_rates(
+        &self,
+        environment: Environment,
+        body: Value,
+    ) -> Result<Vec<ExchangeRate>, EngineError> {
         let (database, clock) = (self.database().clone(), self.inner.clock.clone());
         detached(async move {
             let mut transaction = database.pool().begin().await?;
             configuration::lock_for_rates(&mut transaction, environment).await?;
             let now = clock.now(environment, store::usage::now(&mut transaction).await?);
-            let rates = Rate::read_all(body, now)?;
+            let rates = ExchangeRate::read_all(body, now)?;
             store::exchange_rates::put(&mut transaction, environment, &rates).await?;
             transaction.commit().await?;
             Ok(rates)
@@ -62,13 +66,13 @@ impl Engine {
         let rates = store::exchange_rates::all(&mut connection, environment).await?;
         let mut rest =
             rates.in_force(now).filter(|rate| after.is_none_or(|after| (rate.from, rate.to) > after));
-        let data: Vec<Rate> = rest.by_ref().take(limit as usize).cloned().collect();
+        let data: Vec<ExchangeRate> = rest.by_ref().take(limit as usize).cloned().collect();
         let next_cursor = rest.next().and_then(|_| data.last()).map(write_cursor);
         Ok(RatePage { data, next_cursor })
     }
 }
 
-fn write_cursor(rate: &Rate) -> String {
+fn write_cursor(rate: &ExchangeRate) -> String {
     URL_SAFE_NO_PAD.encode(format!("{} {}", rate.from, rate.to))
 }
 

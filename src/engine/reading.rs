@@ -6,14 +6,14 @@ use super::EngineError;
 use crate::domain::environment::Environment;
 use crate::domain::meter::StoredMeter;
 use crate::domain::reading::{Reading, Rollups};
-use crate::domain::top::Ranks;
-use crate::domain::usage::{Found, UsageQuery, UsageRow, rows};
+use crate::domain::top::RankPageRequest;
+use crate::domain::usage::{Aggregate, UsageQuery, UsageRow, rows};
 use crate::domain::window::Span;
 use crate::store;
-use crate::store::usage::{Answer, Asked, Question};
+use crate::store::usage::{AggregatesByGroup, MeterQuery, PlannedQuery};
 
 /// Questions that one statement asks.
-const QUESTIONS_TOGETHER_MAX: usize = 16;
+const QUERIES_TOGETHER_MAX: usize = 16;
 
 /// The rows that answer a question.
 pub(super) async fn answer(
@@ -40,17 +40,17 @@ pub(super) async fn answer_on(
     paths: Option<&[i64]>,
 ) -> Result<Vec<UsageRow>, EngineError> {
     let bounds = query.bounds()?;
-    let ground = Ground::read(snapshot, environment, query.span, Some(stored)).await?;
-    let question = Question { stored, query, paths, holders: None, bounds: &bounds, is_usual: false };
-    let found = ground.found(snapshot, environment, &question).await?;
+    let rollup_coverage = ReadCoverage::read(snapshot, environment, query.span, Some(stored)).await?;
+    let meter_query = MeterQuery { stored, query, paths, holders: None, bounds: &bounds, is_usual: false };
+    let found = rollup_coverage.found(snapshot, environment, &meter_query).await?;
     Ok(rows(query, stored.meter.aggregation, &bounds, found)?)
 }
 
 /// How a snapshot reads: what it has to know of rollups before it trusts them.
 #[derive(Debug, Default)]
-pub(super) struct Ground(store::usage::Ground);
+pub(super) struct ReadCoverage(store::usage::RollupCoverage);
 
-impl Ground {
+impl ReadCoverage {
     /// Of a meter, or of all.
     pub(super) async fn read(
         snapshot: &mut PgConnection,
@@ -58,7 +58,7 @@ impl Ground {
         span: Span,
         meter: Option<&StoredMeter>,
     ) -> Result<Self, EngineError> {
-        Ok(Self(store::usage::ground(snapshot, environment, meter, span).await?))
+        Ok(Self(store::usage::rollup_coverage(snapshot, environment, meter, span).await?))
     }
 
     /// Whether all that a meter counted is in its rollups.
@@ -71,10 +71,10 @@ impl Ground {
         &self,
         snapshot: &mut PgConnection,
         environment: Environment,
-        question: &Question<'_>,
-    ) -> Result<Answer, EngineError> {
-        let question = std::slice::from_ref(question);
-        Ok(self.found_of_each(snapshot, environment, question).await?.pop().unwrap_or_default())
+        meter_query: &MeterQuery<'_>,
+    ) -> Result<AggregatesByGroup, EngineError> {
+        let meter_query = std::slice::from_ref(meter_query);
+        Ok(self.found_of_each(snapshot, environment, meter_query).await?.pop().unwrap_or_default())
     }
 
     /// The same of several questions, which have the same groups, in their order.
@@ -82,11 +82,12 @@ impl Ground {
         &self,
         snapshot: &mut PgConnection,
         environment: Environment,
-        questions: &[Question<'_>],
-    ) -> Result<Vec<Answer>, EngineError> {
+        meter_queries: &[MeterQuery<'_>],
+    ) -> Result<Vec<AggregatesByGroup>, EngineError> {
         let mut answers = Vec::new();
-        for questions in questions.chunks(QUESTIONS_TOGETHER_MAX) {
-            let asked: Vec<Asked<'_>> = questions.iter().map(|question| self.asked(question)).collect();
+        for meter_queries in meter_queries.chunks(QUERIES_TOGETHER_MAX) {
+            let asked: Vec<PlannedQuery<'_>> =
+                meter_queries.iter().map(|meter_query| self.asked(meter_query)).collect();
             answers.extend(store::usage::find(snapshot, environment, &asked).await?);
         }
         Ok(answers)
@@ -94,18 +95,18 @@ impl Ground {
 
     /// Some ranks of the subjects that a question finds between two bounds, the most first, and one more
     /// where there are more.
-    pub(super) async fn top(
+    pub(super) async fn ranking(
         &self,
         snapshot: &mut PgConnection,
         environment: Environment,
-        question: &Question<'_>,
-        ranks: Ranks,
-    ) -> Result<Vec<(String, Found)>, EngineError> {
-        Ok(store::usage::top(snapshot, environment, &self.asked(question), ranks).await?)
+        meter_query: &MeterQuery<'_>,
+        ranks: RankPageRequest,
+    ) -> Result<Vec<(String, Aggregate)>, EngineError> {
+        Ok(store::usage::top(snapshot, environment, &self.asked(meter_query), ranks).await?)
     }
 
-    fn asked<'a>(&'a self, question: &'a Question<'_>) -> Asked<'a> {
-        let Question { stored, query, bounds, .. } = *question;
+    fn asked<'a>(&'a self, meter_query: &'a MeterQuery<'_>) -> PlannedQuery<'a> {
+        let MeterQuery { stored, query, bounds, .. } = *meter_query;
         let gaps = self.0.gaps.get(&stored.id).map_or(&[][..], Vec::as_slice);
         let rollups = Rollups {
             gaps,
@@ -113,7 +114,7 @@ impl Ground {
             subtract: !stored.meter.aggregation.is_order_statistic(),
         };
         let reading = Reading::plan(query.span, &query.edges(bounds), rollups);
-        Asked { question, reading, tail: self.0.tails.get(&stored.event_name_id) }
+        PlannedQuery { meter_query, reading, tail: self.0.tails.get(&stored.event_name_id) }
     }
 }
 

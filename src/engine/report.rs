@@ -7,25 +7,25 @@ use std::sync::Arc;
 use serde::Serialize;
 
 use super::costs::{CostView, Look};
-use super::reading::Ground;
-use super::sight::Sight;
+use super::reading::ReadCoverage;
+use super::sight::ReadSnapshot;
 use super::{Engine, EngineError};
 use crate::domain::environment::Environment;
 use crate::domain::forecast::Method;
 use crate::domain::gate::book::Counter;
-use crate::domain::gate::budget::Tally;
-use crate::domain::gate::decision::{Level, LimitState};
-use crate::domain::gate::standing::{CounterKey, Match, Terms};
+use crate::domain::gate::budget::CounterSource;
+use crate::domain::gate::decision::{CounterState, LimitState};
+use crate::domain::gate::standing::{ApplicableLimit, CatalogIndex, CounterKey};
 use crate::domain::meter::StoredMeter;
 use crate::domain::names::{ItemKey, MeterKey, PlanKey, SubjectId};
 use crate::domain::plan::Enforcement;
 use crate::domain::pricing::amount::MinorUnits;
 use crate::domain::pricing::currency::Currency;
 use crate::domain::pricing::list::PriceList;
-use crate::domain::pricing::parts::{Part, Taken};
+use crate::domain::pricing::parts::{MeterTotal, RatedUsage};
 use crate::domain::quantity::{Quantity, Total};
-use crate::domain::statement::{Calendar, Day, Forecast, Pricing, Statement};
-use crate::domain::subscription::Status;
+use crate::domain::statement::{Calendar, Day, Forecast, PeriodCosts, StatementPricing};
+use crate::domain::subscription::SubscriptionStatus;
 use crate::domain::timestamp::Timestamp;
 use crate::domain::usage::{UsageState, percent};
 use crate::domain::window::{Span, utc_month};
@@ -37,7 +37,7 @@ pub struct Report {
     pub subject: String,
     /// None without a subscription.
     pub plan: Option<PlanView>,
-    pub status: Option<Status>,
+    pub status: Option<SubscriptionStatus>,
     pub period: Span,
     /// Those of its plan; empty without one.
     pub limits: Vec<LimitUsage>,
@@ -145,13 +145,13 @@ impl Engine {
         viewer: Viewer,
         currency: Option<Currency>,
     ) -> Result<Report, EngineError> {
-        let mut sight = self.sight(environment).await?;
-        let terms = Arc::clone(&sight.terms);
-        let path = sight.standing(&subject).await?;
+        let mut snapshot = self.read_snapshot(environment).await?;
+        let terms = Arc::clone(&snapshot.terms);
+        let path = snapshot.subject_path(&subject).await?;
         let nearest = path.nearest();
         let period = nearest.map_or_else(
-            || utc_month(sight.now),
-            |(_, subscription)| subscription.cycle.billing_period(sight.now),
+            || utc_month(snapshot.now),
+            |(_, subscription)| subscription.cycle.billing_period(snapshot.now),
         );
         // an end user sees what is their own, and never what others above them use
         let shown = nearest
@@ -160,8 +160,8 @@ impl Engine {
         let limits = match shown {
             None => Vec::new(),
             Some(member) => {
-                let counters = sight.counters(terms.of_member(member).map(Tally::Limit)).await?;
-                let usage = |found: Match<'_>| limit_usage(&terms, &found, &counters, sight.now);
+                let counters = snapshot.counters(terms.of_member(member).map(CounterSource::Limit)).await?;
+                let usage = |found: ApplicableLimit<'_>| limit_usage(&terms, &found, &counters, snapshot.now);
                 terms.of_member(member).map(usage).collect()
             }
         };
@@ -169,18 +169,18 @@ impl Engine {
         let list = prices.as_deref().and_then(|prices| PriceList::nearest_to(prices, currency));
         let exchange_rate = match &list {
             None => None,
-            Some(list) => list.exchanged_to(currency, &terms.rates, sight.now)?,
+            Some(list) => list.exchanged_to(currency, &terms.rates, snapshot.now)?,
         };
-        let calendar = Calendar::of(period, sight.now);
+        let calendar = Calendar::of(period, snapshot.now);
         let names = [subject.to_string()];
         let below = viewer == Viewer::Application;
-        let paths = store::subjects::path_ids(&mut sight.snapshot, environment, &names, below).await?;
-        let parts = parts(&mut sight, &terms, &calendar, list.as_ref(), &paths).await?;
-        sight.snapshot.commit().await?;
+        let paths = store::subjects::path_ids(&mut snapshot.snapshot, environment, &names, below).await?;
+        let parts = parts(&mut snapshot, &terms, &calendar, list.as_ref(), &paths).await?;
+        snapshot.snapshot.commit().await?;
 
-        let statement = Statement::new(calendar, parts);
+        let statement = PeriodCosts::new(calendar, parts);
         let total = statement.total();
-        let pricing = list.as_ref().map(|list| Pricing {
+        let pricing = list.as_ref().map(|list| StatementPricing {
             list,
             rate: exchange_rate.as_ref(),
             commitment: path.commitment(&terms.catalog, list.currency),
@@ -202,19 +202,19 @@ impl Engine {
 
 /// What was found between the bounds of a calendar, of every meter that counted something.
 async fn parts<'a>(
-    sight: &mut Sight,
-    terms: &'a Terms,
+    snapshot: &mut ReadSnapshot,
+    terms: &'a CatalogIndex,
     calendar: &Calendar,
     list: Option<&PriceList<'a>>,
     paths: &[i64],
-) -> Result<Vec<Part<'a>>, EngineError> {
-    let (environment, span) = (sight.environment, calendar.span());
-    let snapshot = &mut *sight.snapshot;
+) -> Result<Vec<RatedUsage<'a>>, EngineError> {
+    let (environment, span) = (snapshot.environment, calendar.span());
+    let snapshot = &mut *snapshot.snapshot;
     store::usage::keep_plans(snapshot).await?;
-    let ground = Ground::read(snapshot, environment, span, None).await?;
+    let rollup_coverage = ReadCoverage::read(snapshot, environment, span, None).await?;
     let ids: Vec<i32> = terms.meters().map(|stored| stored.id).collect();
     let seen = store::usage::with_rollups(snapshot, environment, &ids, paths, span).await?;
-    let counted = |stored: &&StoredMeter| seen.contains(&stored.id) || !ground.is_folded(stored);
+    let counted = |stored: &&StoredMeter| seen.contains(&stored.id) || !rollup_coverage.is_folded(stored);
     let meters: Vec<&StoredMeter> = terms.meters().filter(counted).collect();
     let look = Look {
         environment,
@@ -223,25 +223,25 @@ async fn parts<'a>(
         bounds: &calendar.bounds,
         levels_from: calendar.first,
         list,
-        ground: &ground,
+        rollup_coverage: &rollup_coverage,
     };
     let mut found = look.parts(snapshot, &meters).await?;
     Ok((1..calendar.bounds.len()).map(|bound| found.remove(&(None, bound - 1)).unwrap_or_default()).collect())
 }
 
-fn meter_usage(stored: &StoredMeter, total: &Part<'_>) -> MeterUsage {
+fn meter_usage(stored: &StoredMeter, total: &RatedUsage<'_>) -> MeterUsage {
     let taken = total.meters.get(&stored.meter.key);
     MeterUsage {
         meter: stored.meter.key.clone(),
         unit: stored.meter.unit.clone(),
-        value: taken.map_or(stored.meter.aggregation.of_nothing(), Taken::value),
+        value: taken.map_or(stored.meter.aggregation.of_nothing(), MeterTotal::value),
         event_count: taken.map_or(0, |taken| taken.found.count),
     }
 }
 
 impl From<Day<'_, '_>> for DayView {
     fn from(day: Day<'_, '_>) -> Self {
-        let value = |(meter, taken): (&&MeterKey, &Taken)| MeterValue {
+        let value = |(meter, taken): (&&MeterKey, &MeterTotal)| MeterValue {
             meter: (*meter).clone(),
             value: taken.value(),
         };
@@ -254,26 +254,30 @@ impl From<Day<'_, '_>> for DayView {
     }
 }
 
-fn forecast(terms: &Terms, statement: &Statement<'_>, pricing: Option<Pricing<'_>>) -> ForecastView {
+fn forecast(
+    terms: &CatalogIndex,
+    statement: &PeriodCosts<'_>,
+    pricing: Option<StatementPricing<'_>>,
+) -> ForecastView {
     let adding_up = terms.meters().filter(|stored| stored.meter.aggregation.is_reservable());
     let of_meter = |stored: &StoredMeter| {
         let Forecast { value, method } = statement.forecast_of(&stored.meter.key);
         MeterForecast { meter: stored.meter.key.clone(), value, method }
     };
-    let of_cost = |pricing: Pricing<'_>| {
+    let of_cost = |pricing: StatementPricing<'_>| {
         let Forecast { value, method } = statement.forecast_of_cost(pricing);
         CostForecast { currency: pricing.currency(), total: value, method }
     };
     ForecastView { meters: adding_up.map(of_meter).collect(), cost: pricing.map(of_cost) }
 }
 fn limit_usage(
-    terms: &Terms,
-    found: &Match<'_>,
+    terms: &CatalogIndex,
+    found: &ApplicableLimit<'_>,
     counters: &BTreeMap<CounterKey, Counter>,
     now: Timestamp,
 ) -> LimitUsage {
     let counter = found.counter_at(now).and_then(|counter| counters.get(&counter.key));
-    let state = LimitState::of(found, counter.map_or(Level::default(), |counter| counter.level), now);
+    let state = LimitState::of(found, counter.map_or(CounterState::default(), |counter| counter.level), now);
     let meter = terms.meter(&state.meter);
     LimitUsage {
         unit: meter.and_then(|stored| stored.meter.unit.clone()),

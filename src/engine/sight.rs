@@ -5,17 +5,17 @@ use std::sync::Arc;
 
 use uuid::Uuid;
 
-use super::counting::{Need, Needs, count, need, question, unexpected};
-use super::credits::wallets::{Cashier, Holders, add_holder};
+use super::counting::{CounterRequest, CounterRequests, count, request_counter, unexpected, usage_query_for};
+use super::credits::wallets::{HolderSubscriptions, WalletLoader, add_holder};
 use super::{Engine, EngineError, portions, reading};
 use crate::domain::environment::Environment;
 use crate::domain::event::{Event, Properties};
-use crate::domain::gate::book::{Answer, Book, Counter, Outcome};
-use crate::domain::gate::budget::{Budget, Tally};
+use crate::domain::gate::book::{CallOutcome, Counter, GateAnswer, GateState};
+use crate::domain::gate::budget::{ApplicableCap, CounterSource};
 use crate::domain::gate::decision::LimitState;
 use crate::domain::gate::request::Reserve;
 use crate::domain::gate::reservation::{Moment, holds};
-use crate::domain::gate::standing::{CounterKey, Match, Member, Path, Terms};
+use crate::domain::gate::standing::{ApplicableLimit, CatalogIndex, CounterKey, Path, PathSubject};
 use crate::domain::meter::Aggregation;
 use crate::domain::names::{EventName, MeterKey, SubjectId};
 use crate::domain::quantity::{Quantity, Total};
@@ -25,14 +25,14 @@ use crate::store::{self, StoreError};
 
 /// What an event is of which the limits are to be shown.
 #[derive(Debug)]
-pub(super) struct Use {
+pub(super) struct TrackedUse {
     subject: SubjectId,
     event_name: EventName,
     value: Quantity,
     properties: Properties,
 }
 
-impl Use {
+impl TrackedUse {
     pub(super) fn of(event: &Event) -> Self {
         Self {
             subject: event.subject.clone(),
@@ -44,16 +44,16 @@ impl Use {
 }
 
 /// One snapshot, and what is in force in it.
-pub(super) struct Sight {
+pub(super) struct ReadSnapshot {
     pub(super) snapshot: sqlx::Transaction<'static, sqlx::Postgres>,
     pub(super) environment: Environment,
-    pub(super) terms: Arc<Terms>,
+    pub(super) terms: Arc<CatalogIndex>,
     pub(super) now: Timestamp,
 }
 
-impl Sight {
+impl ReadSnapshot {
     /// Where a subject stands, with what is due carried out.
-    pub(super) async fn standing(&mut self, subject: &SubjectId) -> Result<Path, StoreError> {
+    pub(super) async fn subject_path(&mut self, subject: &SubjectId) -> Result<Path, StoreError> {
         let names = [subject.to_string()];
         let found = store::subjects::paths(&mut self.snapshot, self.environment, Which::Of(&names)).await?;
         let path = found.into_iter().next().unwrap_or_else(|| Path::of_stranger(subject));
@@ -61,7 +61,7 @@ impl Sight {
     }
 
     /// Whether a subject's own subscription is written, or has none; else it is only to be taken for granted.
-    pub(super) async fn is_as_written(&mut self, member: &Member) -> Result<bool, StoreError> {
+    pub(super) async fn is_as_written(&mut self, member: &PathSubject) -> Result<bool, StoreError> {
         Ok(member.subscription.is_none()
             || store::subscriptions::find(&mut self.snapshot, member.subject_id).await?.is_some())
     }
@@ -70,17 +70,17 @@ impl Sight {
     /// counters are.
     pub(super) async fn counters<'m>(
         &mut self,
-        tallies: impl Iterator<Item = Tally<'m>>,
+        counter_sources: impl Iterator<Item = CounterSource<'m>>,
     ) -> Result<BTreeMap<CounterKey, Counter>, StoreError> {
-        let (mut needs, mut levels) = (Needs::new(), Vec::new());
-        for tally in tallies {
-            if need(&mut needs, tally, self.now).is_none()
-                && let Some(counter) = tally.counter_at(self.now)
+        let (mut counter_requests, mut levels) = (CounterRequests::new(), Vec::new());
+        for counter_source in counter_sources {
+            if request_counter(&mut counter_requests, counter_source, self.now).is_none()
+                && let Some(counter) = counter_source.counter_at(self.now)
             {
-                levels.push(Need { tally, counter });
+                levels.push(CounterRequest { counter_source, counter });
             }
         }
-        let mut counters = self.counted(&needs).await?;
+        let mut counters = self.counted(&counter_requests).await?;
         for level in levels {
             let read = count(&mut self.snapshot, self.environment, &self.terms, &level).await?;
             counters.insert(level.counter.key, read.counter(self.now));
@@ -88,15 +88,18 @@ impl Sight {
         Ok(counters)
     }
 
-    async fn counted(&mut self, needs: &Needs<'_>) -> Result<BTreeMap<CounterKey, Counter>, StoreError> {
+    async fn counted(
+        &mut self,
+        counter_requests: &CounterRequests<'_>,
+    ) -> Result<BTreeMap<CounterKey, Counter>, StoreError> {
         let mut counters = BTreeMap::new();
-        if needs.is_empty() {
+        if counter_requests.is_empty() {
             return Ok(counters);
         }
-        let rows = store::counters::find(&mut self.snapshot, needs.keys().copied()).await?;
+        let rows = store::counters::find(&mut self.snapshot, counter_requests.keys().copied()).await?;
         let mut lapsing = BTreeMap::new();
         for row in rows {
-            if !needs.get(&row.key).is_some_and(|need| row.counts(&need.counter)) {
+            if !counter_requests.get(&row.key).is_some_and(|need| row.counts(&need.counter)) {
                 continue;
             }
             if row.next_expiry.is_some_and(|at| at <= self.now) {
@@ -107,15 +110,15 @@ impl Sight {
         }
         if !lapsing.is_empty() {
             let ids: Vec<i64> = lapsing.keys().copied().collect();
-            for lapsed in store::hold_lines::lapsed(&mut self.snapshot, &ids, self.now).await? {
-                let key = lapsing.get(&lapsed.counter_id);
+            for expired in store::hold_lines::expired(&mut self.snapshot, &ids, self.now).await? {
+                let key = lapsing.get(&expired.counter_id);
                 if let Some(counter) = key.and_then(|key| counters.get_mut(key)) {
-                    counter.level.held = counter.level.held - lapsed.line.quantity.into();
-                    counter.level.covered = counter.level.covered - lapsed.line.covered;
+                    counter.level.held = counter.level.held - expired.line.quantity.into();
+                    counter.level.covered = counter.level.covered - expired.line.covered;
                 }
             }
         }
-        for (key, need) in needs {
+        for (key, need) in counter_requests {
             if !counters.contains_key(key) {
                 let counter = if need.counter.starts_at_zero {
                     Counter::default()
@@ -129,7 +132,7 @@ impl Sight {
     }
 
     /// What the level of a checked meter would become, for limits and for what prices rate.
-    async fn would_become(
+    async fn with_gauge_value(
         &mut self,
         path: &Path,
         request: &Reserve,
@@ -138,17 +141,21 @@ impl Sight {
         let terms = Arc::clone(&self.terms);
         for ask in &request.asks {
             let Some(stored) = terms.meter(&ask.meter) else { continue };
-            for tally in terms.tallies(path, &ask.meter, &ask.properties, self.now) {
-                let Some(counter) = tally.counter_at(self.now).filter(|_| !tally.is_counted()) else {
+            for counter_source in terms.counter_sources(path, &ask.meter, &ask.properties, self.now) {
+                let Some(counter) =
+                    counter_source.counter_at(self.now).filter(|_| !counter_source.uses_counter())
+                else {
                     continue;
                 };
                 let Some(known) = counters.get_mut(&counter.key) else { continue };
                 let (used, asked) = (known.level.used, Total::from(ask.value.amount()));
-                let becomes = match (stored.meter.aggregation, tally) {
+                let becomes = match (stored.meter.aggregation, counter_source) {
                     (Aggregation::UniqueCount, _) => {
-                        let query = match tally {
-                            Tally::Limit(found) => Some(question(&found, &counter, stored)),
-                            Tally::Portion(portion) => portions::level(&portion, stored, counter.period),
+                        let query = match counter_source {
+                            CounterSource::Limit(found) => Some(usage_query_for(&found, &counter, stored)),
+                            CounterSource::PricedUsage(priced_usage) => {
+                                portions::level(&priced_usage, stored, counter.period)
+                            }
                         };
                         let Some(query) = query else { continue };
                         let (environment, member) = (self.environment, &ask.value.member);
@@ -157,7 +164,7 @@ impl Sight {
                             reading::has_member(snapshot, environment, stored, &query, member).await;
                         used + Total::from(i64::from(!is_known.map_err(unexpected)?))
                     }
-                    (Aggregation::Max, Tally::Portion(_)) => used.max(asked),
+                    (Aggregation::Max, CounterSource::PricedUsage(_)) => used.max(asked),
                     _ => asked,
                 };
                 known.becomes = Some(becomes);
@@ -169,21 +176,21 @@ impl Sight {
 
 impl Engine {
     /// A snapshot in which everything that time has done is there.
-    pub(super) async fn sight(&self, environment: Environment) -> Result<Sight, EngineError> {
+    pub(super) async fn read_snapshot(&self, environment: Environment) -> Result<ReadSnapshot, EngineError> {
         let mut snapshot = self.settled_snapshot(environment).await?;
         let (versions, now) = store::configuration::versions(&mut snapshot, environment).await?;
-        let configuration = self.inner.configurations.at(&mut snapshot, environment, versions).await?;
+        let cache = self.inner.caches.at(&mut snapshot, environment, versions).await?;
         let now = self.inner.clock.now(environment, now);
         if store::reservations::has_due_charges(&mut snapshot, environment, now).await? {
             // it expired just now
             drop(snapshot);
-            return Box::pin(self.sight(environment)).await;
+            return Box::pin(self.read_snapshot(environment)).await;
         }
-        Ok(Sight { snapshot, environment, terms: Arc::clone(&configuration.terms), now })
+        Ok(ReadSnapshot { snapshot, environment, terms: Arc::clone(&cache.terms), now })
     }
 
     /// A moment in which nothing is done.
-    fn looking<'t>(&self, now: Timestamp, none: &'t BTreeSet<Uuid>) -> Moment<'t> {
+    fn moment<'t>(&self, now: Timestamp, none: &'t BTreeSet<Uuid>) -> Moment<'t> {
         Moment { now, age_max: self.inner.settings.event_age_max, taken: none }
     }
 
@@ -194,61 +201,69 @@ impl Engine {
         environment: Environment,
         request: &Reserve,
         to_hold: bool,
-    ) -> Result<Answer, EngineError> {
-        let mut sight = self.sight(environment).await?;
-        let terms = Arc::clone(&sight.terms);
-        request.refuse(&terms, to_hold)?;
-        let path = sight.standing(&request.subject).await?;
-        let meets = |found: &Match<'_>| {
+    ) -> Result<GateAnswer, EngineError> {
+        let mut snapshot = self.read_snapshot(environment).await?;
+        let terms = Arc::clone(&snapshot.terms);
+        request.validate(&terms, to_hold)?;
+        let path = snapshot.subject_path(&request.subject).await?;
+        let meets = |found: &ApplicableLimit<'_>| {
             let limit = &found.terms.limit;
             request.asks.iter().any(|ask| ask.meter == limit.meter && limit.filter.admits(&ask.properties))
         };
-        let limits = terms.of_path(&path).filter(meets).map(Tally::Limit);
-        let budgets = terms.budgets(&path, sight.now).into_iter().filter(|budget| {
-            request.asks.iter().any(|ask| budget.is_met_by(&ask.meter, &ask.properties, sight.now))
-        });
-        let budgets: Vec<Budget<'_>> = budgets.collect();
-        let portions = budgets.into_iter().flat_map(Budget::portions).map(Tally::Portion);
-        let mut counters = sight.counters(limits.chain(portions)).await?;
-        sight.would_become(&path, request, &mut counters).await?;
-        let now = sight.now;
-        let mut holders = Holders::new();
+        let limits = terms.of_path(&path).filter(meets).map(CounterSource::Limit);
+        let applicable_caps =
+            terms.applicable_caps(&path, snapshot.now).into_iter().filter(|applicable_cap| {
+                request
+                    .asks
+                    .iter()
+                    .any(|ask| applicable_cap.is_met_by(&ask.meter, &ask.properties, snapshot.now))
+            });
+        let applicable_caps: Vec<ApplicableCap<'_>> = applicable_caps.collect();
+        let priced_usages = applicable_caps
+            .into_iter()
+            .flat_map(ApplicableCap::priced_usages)
+            .map(CounterSource::PricedUsage);
+        let mut counters = snapshot.counters(limits.chain(priced_usages)).await?;
+        snapshot.with_gauge_value(&path, request, &mut counters).await?;
+        let now = snapshot.now;
+        let mut holders = HolderSubscriptions::new();
         for found in terms.of_path(&path).filter(meets).filter(|found| found.terms.is_covered()) {
             add_holder(&mut holders, found.member);
         }
         let mut wallets = BTreeMap::new();
         if !holders.is_empty() {
-            let cashier = Cashier { environment, terms: &terms, clock: &self.inner.clock, began: now };
-            wallets = cashier.look(&mut sight.snapshot, &holders).await?;
+            let wallet_loader =
+                WalletLoader { environment, terms: &terms, clock: &self.inner.clock, began: now };
+            wallets = wallet_loader.look(&mut snapshot.snapshot, &holders).await?;
         }
-        sight.snapshot.commit().await?;
+        snapshot.snapshot.commit().await?;
         let none = BTreeSet::new();
-        let mut book = Book::open(&terms, self.looking(now, &none));
+        let mut book = GateState::open(&terms, self.moment(now, &none));
         book.counters = counters;
         book.credits.wallets = wallets;
         let limits = book.limits(&path, request.asks.iter().map(|ask| (&ask.meter, &ask.properties)));
         let outcome = match book.test(&request.asks, &path) {
-            Err(denial) => Outcome::Denied(denial),
-            Ok(grants) => Outcome::Allowed { holds: holds(&request.asks, &grants) },
+            Err(denial) => CallOutcome::Denied(denial),
+            Ok(grants) => CallOutcome::Allowed { holds: holds(&request.asks, &grants) },
         };
-        Ok(Answer { outcome, limits, at: now })
+        Ok(GateAnswer { outcome, limits, at: now })
     }
 
     /// The limits that events met, each once, as they stand.
     pub(super) async fn limits_met(
         &self,
         environment: Environment,
-        uses: Vec<Use>,
+        uses: Vec<TrackedUse>,
     ) -> Result<Vec<LimitState>, EngineError> {
-        let mut sight = self.sight(environment).await?;
-        let terms = Arc::clone(&sight.terms);
-        let mut by_subject: BTreeMap<&SubjectId, Vec<&Use>> = BTreeMap::new();
+        let mut snapshot = self.read_snapshot(environment).await?;
+        let terms = Arc::clone(&snapshot.terms);
+        let mut by_subject: BTreeMap<&SubjectId, Vec<&TrackedUse>> = BTreeMap::new();
         for event in &uses {
             by_subject.entry(&event.subject).or_default().push(event);
         }
         let (mut shown, mut limits) = (BTreeSet::new(), Vec::new());
         for (subject, events) in by_subject {
-            let path = sight.standing(subject).await?;
+            let path = snapshot.subject_path(subject).await?;
             let mut met: Vec<(&MeterKey, &Properties)> = Vec::new();
             for event in events {
                 for stored in terms.meters_of(event.event_name.as_str()) {
@@ -257,14 +272,15 @@ impl Engine {
                     }
                 }
             }
-            let meets = |found: &Match<'_>| {
+            let meets = |found: &ApplicableLimit<'_>| {
                 let limit = &found.terms.limit;
                 met.iter()
                     .any(|(meter, properties)| **meter == limit.meter && limit.filter.admits(properties))
             };
-            let counters = sight.counters(terms.of_path(&path).filter(meets).map(Tally::Limit)).await?;
+            let counters =
+                snapshot.counters(terms.of_path(&path).filter(meets).map(CounterSource::Limit)).await?;
             let none = BTreeSet::new();
-            let mut book = Book::open(&terms, self.looking(sight.now, &none));
+            let mut book = GateState::open(&terms, self.moment(snapshot.now, &none));
             book.counters = counters;
             for state in book.limits(&path, met.iter().copied()) {
                 if shown.insert((state.subject.clone(), state.key.clone())) {
@@ -272,7 +288,7 @@ impl Engine {
                 }
             }
         }
-        sight.snapshot.commit().await?;
+        snapshot.snapshot.commit().await?;
         Ok(limits)
     }
 }

@@ -5,18 +5,18 @@ use std::sync::Arc;
 use serde::Serialize;
 
 use super::report::Viewer;
-use super::sight::Sight;
+use super::sight::ReadSnapshot;
 use super::{Engine, EngineError, configuration, detached};
 use crate::domain::environment::Environment;
 use crate::domain::fields::Violation;
-use crate::domain::gate::budget::{CapTerms, Tally};
+use crate::domain::gate::budget::{CapTerms, CounterSource};
 use crate::domain::gate::decision::resets_at;
-use crate::domain::gate::standing::{Path, Since, Terms};
+use crate::domain::gate::standing::{CatalogIndex, EffectiveFrom, Path};
 use crate::domain::names::SubjectId;
 use crate::domain::period::Cycle;
 use crate::domain::pricing::amount::Amount;
 use crate::domain::pricing::cap::SpendCap;
-use crate::domain::pricing::exchange::Rate;
+use crate::domain::pricing::exchange::ExchangeRate;
 use crate::domain::timestamp::Timestamp;
 use crate::domain::window::Span;
 use crate::store::subjects::Which;
@@ -43,7 +43,7 @@ pub struct CapView {
     pub remaining: Option<Amount>,
     /// From the currency of the prices, where that is another one.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub exchange_rate: Option<Rate>,
+    pub exchange_rate: Option<ExchangeRate>,
     pub period_start: Timestamp,
     /// None: never.
     pub resets_at: Option<Timestamp>,
@@ -77,15 +77,15 @@ impl Engine {
             let vanished = || EngineError::Internal("a subject vanished".to_owned());
             let path = paths.into_iter().next().ok_or_else(vanished)?;
             let member = path.members.first().ok_or_else(vanished)?;
-            let terms = configuration::terms(&mut transaction, environment).await?;
+            let terms = configuration::catalog_index(&mut transaction, environment).await?;
             let now = clock.of_change(&mut transaction, environment).await?;
-            refuse(&terms, &path, &caps, now)?;
+            validate_spend_caps(&terms, &path, &caps, now)?;
             let since = |cap: &SpendCap| {
                 let same = |terms: &&CapTerms| {
                     terms.cap.key == cap.key && terms.cap.definition() == cap.definition()
                 };
                 let at = member.caps.iter().find(same).map_or(now, |terms| terms.since.at);
-                Since { at, ..Since::UNKNOWN }
+                EffectiveFrom { at, ..EffectiveFrom::UNKNOWN }
             };
             let caps: Vec<CapTerms> =
                 caps.iter().map(|cap| CapTerms { cap: cap.clone(), since: since(cap) }).collect();
@@ -103,43 +103,48 @@ impl Engine {
         subject: &SubjectId,
         viewer: Viewer,
     ) -> Result<CapsView, EngineError> {
-        let mut sight = self.sight(environment).await?;
-        let terms = Arc::clone(&sight.terms);
-        let path = sight.standing(subject).await?;
-        let now = sight.now;
-        let shows_spent = viewer == Viewer::Application || stands_alone(&mut sight, subject).await?;
+        let mut snapshot = self.read_snapshot(environment).await?;
+        let terms = Arc::clone(&snapshot.terms);
+        let path = snapshot.subject_path(subject).await?;
+        let now = snapshot.now;
+        let shows_spent = viewer == Viewer::Application || stands_alone(&mut snapshot, subject).await?;
         let mut views = Vec::new();
         for (source, cap) in caps(&terms, &path) {
-            let budget = terms.budget_of(&path, cap, now);
+            let applicable_cap = terms.applicable_cap_of(&path, cap, now);
             let calendar = Cycle { anchor: now, billing: None };
             let cycle = path.nearest().map_or(&calendar, |(_, subscription)| &subscription.cycle);
-            let period = budget.map_or_else(|| cap.cap.period_at(cycle, now), |budget| budget.period_at(now));
-            let spent = match budget.as_ref().filter(|_| shows_spent) {
+            let period = applicable_cap.map_or_else(
+                || cap.cap.period_at(cycle, now),
+                |applicable_cap| applicable_cap.period_at(now),
+            );
+            let spent = match applicable_cap.as_ref().filter(|_| shows_spent) {
                 None => None,
-                Some(budget) => {
-                    let counters = sight.counters(budget.portions().map(Tally::Portion)).await?;
-                    budget
+                Some(applicable_cap) => {
+                    let counters = snapshot
+                        .counters(applicable_cap.priced_usages().map(CounterSource::PricedUsage))
+                        .await?;
+                    applicable_cap
                         .spent(now, |key| counters.get(key).map(|counter| counter.level).unwrap_or_default())
                 }
             };
-            let rate = budget.and_then(|budget| budget.rate().cloned());
+            let rate = applicable_cap.and_then(|applicable_cap| applicable_cap.rate().cloned());
             views.push(CapView { exchange_rate: rate, ..view(cap, source, spent, period) });
         }
-        sight.snapshot.commit().await?;
+        snapshot.snapshot.commit().await?;
         Ok(CapsView { subject: subject.to_string(), spend_caps: views })
     }
 }
 
 /// Whether nobody stands below a subject, or ever stood.
-async fn stands_alone(sight: &mut Sight, subject: &SubjectId) -> Result<bool, StoreError> {
-    let (environment, names) = (sight.environment, [subject.to_string()]);
-    let own = store::subjects::path_ids(&mut sight.snapshot, environment, &names, false).await?;
-    let all = store::subjects::path_ids(&mut sight.snapshot, environment, &names, true).await?;
+async fn stands_alone(snapshot: &mut ReadSnapshot, subject: &SubjectId) -> Result<bool, StoreError> {
+    let (environment, names) = (snapshot.environment, [subject.to_string()]);
+    let own = store::subjects::path_ids(&mut snapshot.snapshot, environment, &names, false).await?;
+    let all = store::subjects::path_ids(&mut snapshot.snapshot, environment, &names, true).await?;
     Ok(all.len() == own.len())
 }
 
 /// The caps of the subject at the start of a path.
-fn caps<'a>(terms: &'a Terms, path: &'a Path) -> Vec<(CapSource, &'a CapTerms)> {
+fn caps<'a>(terms: &'a CatalogIndex, path: &'a Path) -> Vec<(CapSource, &'a CapTerms)> {
     let Some(member) = path.members.first() else { return Vec::new() };
     let own = |cap: &CapTerms| member.caps.contains(cap);
     let source = |cap: &CapTerms| if own(cap) { CapSource::Subject } else { CapSource::Plan };
@@ -162,16 +167,21 @@ fn view(terms: &CapTerms, source: CapSource, spent: Option<(Amount, Amount)>, pe
 }
 
 /// A cap in a currency in which nothing has a price, and which no rate leads to, could not be kept.
-fn refuse(terms: &Terms, path: &Path, caps: &[SpendCap], now: Timestamp) -> Result<(), EngineError> {
-    let flaw = |(index, cap): (usize, &SpendCap)| {
+fn validate_spend_caps(
+    terms: &CatalogIndex,
+    path: &Path,
+    caps: &[SpendCap],
+    now: Timestamp,
+) -> Result<(), EngineError> {
+    let violation = |(index, cap): (usize, &SpendCap)| {
         let from = terms.prices_lie_in(path, cap.currency, now)?;
         let detail = format!(
             "there is no exchange rate from {from} to {}; set one with `PUT /v1/rates`",
             cap.currency
         );
-        let flaw = Violation::new("no_rate", detail).under("currency");
-        Some(flaw.under(&index.to_string()).under("spend_caps"))
+        let violation = Violation::new("no_rate", detail).under("currency");
+        Some(violation.under(&index.to_string()).under("spend_caps"))
     };
-    let flaws: Vec<Violation> = caps.iter().enumerate().filter_map(flaw).collect();
-    if flaws.is_empty() { Ok(()) } else { Err(flaws.into()) }
+    let violations: Vec<Violation> = caps.iter().enumerate().filter_map(violation).collect();
+    if violations.is_empty() { Ok(()) } else { Err(violations.into()) }
 }

@@ -6,11 +6,11 @@ use serde_json::{Map, Value};
 use super::clock::Clock;
 use super::{Engine, EngineError, detached};
 use crate::domain::environment::Environment;
-use crate::domain::fields::{self, Fields, Read, Violation};
+use crate::domain::fields::{self, ObjectParser, Parsed, Violation};
 use crate::domain::limits::METADATA_BYTES_MAX;
 use crate::domain::names::{StripeCustomerId, SubjectId};
 use crate::domain::timestamp::Timestamp;
-use crate::domain::tree::refuse_parent;
+use crate::domain::tree::validate_parent;
 use crate::store::subjects::SubjectRow;
 use crate::store::{self, StoreError, configuration};
 
@@ -23,8 +23,8 @@ pub struct SubjectChange {
 }
 
 impl SubjectChange {
-    pub fn read(value: Value) -> Read<Self> {
-        let mut fields = Fields::of(value)?;
+    pub fn read(value: Value) -> Parsed<Self> {
+        let mut fields = ObjectParser::new(value)?;
         let parent = fields.nullable("parent", |v| Ok(SubjectId::parse(fields::text(v)?)?));
         let stripe_customer_id =
             fields.nullable("stripe_customer_id", |v| Ok(StripeCustomerId::parse(fields::text(v)?)?));
@@ -86,7 +86,7 @@ impl Engine {
         change: SubjectChange,
     ) -> Result<SubjectView, EngineError> {
         let (database, clock) = (self.database().clone(), self.inner.clock.clone());
-        let bell = self.webhook_bell(environment);
+        let wake = self.webhook_wake(environment);
         detached(async move {
             let mut transaction = database.pool().begin().await?;
             configuration::lock_for_change(&mut transaction, environment).await?;
@@ -111,7 +111,7 @@ impl Engine {
             }
             let row = existing(&mut transaction, environment, &subject).await?;
             transaction.commit().await?;
-            bell.notify_one();
+            wake.notify_one();
             Ok(row.into())
         })
         .await
@@ -195,8 +195,8 @@ pub(super) async fn move_under(
     };
     if let Some(parent) = &parent {
         let (height, is_below) = store::subjects::subtree(connection, row.id, parent.id).await?;
-        if let Some(flaw) = refuse_parent(parent.path.len(), height, is_below) {
-            return Err(EngineError::invalid(flaw));
+        if let Some(violation) = validate_parent(parent.path.len(), height, is_below) {
+            return Err(EngineError::invalid(violation));
         }
     }
     let moved_at = clock.of_change(connection, environment).await?;

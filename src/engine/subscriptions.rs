@@ -9,12 +9,12 @@ use super::{Clock, Engine, EngineError, detached};
 use crate::domain::catalog::Catalog;
 use crate::domain::environment::Environment;
 use crate::domain::fields::Violation;
-use crate::domain::gate::standing::{CounterKey, Member, Path, Terms};
+use crate::domain::gate::standing::{CatalogIndex, CounterKey, Path, PathSubject};
 use crate::domain::limits::HISTORY_ROWS_MAX;
 use crate::domain::names::{PlanKey, SubjectId};
 use crate::domain::pricing::commitment::Commitment;
 use crate::domain::pricing::price::Price;
-use crate::domain::subscription::{End, Statement, Status, Subscription};
+use crate::domain::subscription::{End, Subscription, SubscriptionParams, SubscriptionStatus};
 use crate::domain::timestamp::Timestamp;
 use crate::domain::window::Span;
 use crate::store::subjects::Which;
@@ -28,7 +28,7 @@ const ENDS_MAX: i64 = 1_000;
 pub struct SubscriptionView {
     pub subject: String,
     pub plan: PlanKey,
-    pub status: Status,
+    pub status: SubscriptionStatus,
     pub cycle_anchor: Timestamp,
     pub period: Span,
     pub ends_at: Option<Timestamp>,
@@ -115,7 +115,7 @@ impl Engine {
         &self,
         environment: Environment,
         subject: SubjectId,
-        statement: Statement,
+        statement: SubscriptionParams,
     ) -> Result<SubscriptionView, EngineError> {
         let (database, clock) = (self.database().clone(), self.inner.clock.clone());
         detached(async move {
@@ -123,10 +123,10 @@ impl Engine {
             configuration::lock_for_change(&mut transaction, environment).await?;
             let now = clock.now(environment, store::usage::now(&mut transaction).await?);
             let (catalog, _) = store::catalog::current(&mut transaction, environment).await?;
-            statement.refuse(&catalog)?;
-            let scene = Scene { environment, catalog: &catalog, now };
+            statement.validate(&catalog)?;
+            let scene = SubscriptionChange { environment, catalog: &catalog, now };
             let (member, before) = scene.enrolled(&mut transaction, &subject).await?;
-            scene.refuse_incomparable(&mut transaction, &member, &statement).await?;
+            scene.validate_incomparable(&mut transaction, &member, &statement).await?;
             scene.state(&mut transaction, &member, before.as_ref(), statement).await?;
             let shown = shown(&mut transaction, &subject, member.subject_id, now).await?;
             transaction.commit().await?;
@@ -156,10 +156,10 @@ impl Engine {
                 ));
             }
             // one that is only to be taken for granted so far can be ended, too
-            let is_root = standing(&mut transaction, environment, &subject)
+            let is_root = subscription_and_path(&mut transaction, environment, &subject)
                 .await?
                 .is_none_or(|path| path.members.len() == 1);
-            let scene = Scene { environment, catalog: &catalog, now };
+            let scene = SubscriptionChange { environment, catalog: &catalog, now };
             let (member, before) = scene.enrolled(&mut transaction, &subject).await?;
             let before = match before {
                 Some(before) => before,
@@ -184,8 +184,8 @@ impl Engine {
     ) -> Result<SubscriptionView, EngineError> {
         let mut snapshot = store::usage::snapshot(self.database().pool()).await?;
         let now = self.inner.clock.now(environment, store::usage::now(&mut snapshot).await?);
-        let terms = super::configuration::terms(&mut snapshot, environment).await?;
-        let path = standing(&mut snapshot, environment, subject).await?;
+        let terms = super::configuration::catalog_index(&mut snapshot, environment).await?;
+        let path = subscription_and_path(&mut snapshot, environment, subject).await?;
         let path = path.unwrap_or_else(|| Path::of_stranger(subject)).settled(now, &terms);
         let own = path.members.first().and_then(|m| Some((m.subject_id, m.subscription.as_ref()?)));
         let Some((subject_id, subscription)) = own else { return Err(not_found(subject)) };
@@ -214,50 +214,50 @@ impl Engine {
 
 /// Where subscriptions change: in a transaction that holds the configuration lock.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Scene<'a> {
+pub(super) struct SubscriptionChange<'a> {
     pub(super) environment: Environment,
     pub(super) catalog: &'a Catalog,
     pub(super) now: Timestamp,
 }
 
-impl Scene<'_> {
+impl SubscriptionChange<'_> {
     /// A subject, made if need be, and its own subscription as it stands, a due end carried out.
     pub(super) async fn enrolled(
         self,
         connection: &mut PgConnection,
         subject: &SubjectId,
-    ) -> Result<(Member, Option<Subscription>), EngineError> {
+    ) -> Result<(PathSubject, Option<Subscription>), EngineError> {
         let member = enrol(connection, self.environment, subject).await?;
-        let before = stood(connection, &member, self.catalog, self.now, self.environment).await?;
+        let before = current(connection, &member, self.catalog, self.now, self.environment).await?;
         Ok((member, before))
     }
 
     /// Prices of its own in a currency from which no rate leads to that of a cap, its plan's or its own, would
     /// leave the cap with nothing to compare.
-    async fn refuse_incomparable(
+    async fn validate_incomparable(
         self,
         connection: &mut PgConnection,
-        member: &Member,
-        statement: &Statement,
+        member: &PathSubject,
+        statement: &SubscriptionParams,
     ) -> Result<(), EngineError> {
         let Some(plan) = self.catalog.plan(&statement.plan).filter(|_| !statement.prices.is_empty()) else {
             return Ok(());
         };
         let rates = store::exchange_rates::all(connection, self.environment).await?;
         let caps = plan.spend_caps.iter().chain(member.caps.iter().map(|terms| &terms.cap));
-        Ok(statement.refuse_incomparable(self.catalog, caps, &rates, self.now)?)
+        Ok(statement.validate_incomparable(self.catalog, caps, &rates, self.now)?)
     }
 
     /// Puts a subject on what is stated.
     pub(super) async fn state(
         self,
         connection: &mut PgConnection,
-        member: &Member,
+        member: &PathSubject,
         before: Option<&Subscription>,
-        statement: Statement,
+        statement: SubscriptionParams,
     ) -> Result<(), EngineError> {
         let Self { environment, catalog, now } = self;
-        let mut next = Subscription::stated(before, statement, catalog, now)?;
+        let mut next = Subscription::with_params(before, statement, catalog, now)?;
         if next.terms_since == now {
             // a clock that went back knows less than what was recorded
             let latest = store::events::latest(connection, environment).await?;
@@ -280,14 +280,15 @@ impl Scene<'_> {
     pub(super) async fn end(
         self,
         connection: &mut PgConnection,
-        member: &Member,
+        member: &PathSubject,
         before: &Subscription,
         end: End,
         fallback_plan: Option<PlanKey>,
     ) -> Result<(), EngineError> {
         let Self { environment, catalog, now } = self;
         let next = before.ending(end, fallback_plan, now);
-        if before.status != Status::Canceled && (*before != next || member.subscription.is_none()) {
+        if before.status != SubscriptionStatus::Canceled && (*before != next || member.subscription.is_none())
+        {
             change_to(connection, environment, member, &next, "end_set", now).await?;
             carry_out_end(connection, environment, member, &next, catalog, now).await?;
         }
@@ -308,7 +309,7 @@ pub(super) async fn carry_out_ends(
     for (subject_id, subscription) in
         store::subscriptions::due(&mut transaction, environment, now, ENDS_MAX).await?
     {
-        let member = Member { subject_id, ..Member::default() };
+        let member = PathSubject { subject_id, ..PathSubject::default() };
         carry_out_end(&mut transaction, environment, &member, &subscription, &catalog, now).await?;
     }
     Ok(transaction.commit().await?)
@@ -317,7 +318,7 @@ pub(super) async fn carry_out_ends(
 async fn carry_out_end(
     connection: &mut PgConnection,
     environment: Environment,
-    member: &Member,
+    member: &PathSubject,
     subscription: &Subscription,
     catalog: &Catalog,
     now: Timestamp,
@@ -327,7 +328,7 @@ async fn carry_out_end(
         ended.terms_since = configuration::time_of_change(connection, environment, ended.terms_since).await?;
     }
     let at = subscription.ends_at.unwrap_or(now);
-    let change = if ended.status == Status::Canceled { "canceled" } else { "fell_back" };
+    let change = if ended.status == SubscriptionStatus::Canceled { "canceled" } else { "fell_back" };
     change_to(connection, environment, member, &ended, change, at).await
 }
 
@@ -336,14 +337,14 @@ async fn enrol(
     connection: &mut PgConnection,
     environment: Environment,
     subject: &SubjectId,
-) -> Result<Member, EngineError> {
+) -> Result<PathSubject, EngineError> {
     store::subjects::insert_missing(connection, environment, &[subject.to_string()]).await?;
-    let path = standing(connection, environment, subject).await?;
+    let path = subscription_and_path(connection, environment, subject).await?;
     let member = path.and_then(|path| path.members.into_iter().next());
     member.ok_or_else(|| EngineError::Internal("a subject vanished".to_owned()))
 }
 
-async fn standing(
+async fn subscription_and_path(
     connection: &mut PgConnection,
     environment: Environment,
     subject: &SubjectId,
@@ -353,9 +354,9 @@ async fn standing(
 }
 
 /// The subscription as it stands, a due end carried out.
-async fn stood(
+async fn current(
     connection: &mut PgConnection,
-    member: &Member,
+    member: &PathSubject,
     catalog: &Catalog,
     now: Timestamp,
     environment: Environment,
@@ -381,14 +382,14 @@ fn change_word(before: Option<&Subscription>, next: &Subscription, now: Timestam
 async fn change_to(
     connection: &mut PgConnection,
     environment: Environment,
-    member: &Member,
+    member: &PathSubject,
     next: &Subscription,
     change: &str,
     at: Timestamp,
 ) -> Result<(), StoreError> {
     store::subscriptions::write(connection, environment, member.subject_id, next, change, at).await?;
-    let terms = super::configuration::terms(connection, environment).await?;
-    let member = Member { subscription: Some(next.clone()), ..member.clone() };
+    let terms = super::configuration::catalog_index(connection, environment).await?;
+    let member = PathSubject { subscription: Some(next.clone()), ..member.clone() };
     let there = store::counters::of_subject(connection, member.subject_id).await?;
     let dropped: Vec<CounterKey> = there
         .into_iter()
@@ -399,7 +400,13 @@ async fn change_to(
 }
 
 /// Whether a counter is one that a subject's limits still keep, as it is.
-fn keeps(terms: &Terms, member: &Member, key: CounterKey, end: Timestamp, since: Timestamp) -> bool {
+fn keeps(
+    terms: &CatalogIndex,
+    member: &PathSubject,
+    key: CounterKey,
+    end: Timestamp,
+    since: Timestamp,
+) -> bool {
     terms.of_member(member).filter(|found| found.terms.definition == key.definition).any(|found| {
         let kept = found.counter_at(key.period_start.max(since));
         kept.is_some_and(|kept| kept.key == key && kept.period.to == end && kept.since == since)

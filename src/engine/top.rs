@@ -6,31 +6,31 @@ use std::sync::Arc;
 use serde::Serialize;
 
 use super::costs::Look;
-use super::reading::Ground;
-use super::sight::Sight;
+use super::reading::ReadCoverage;
+use super::sight::ReadSnapshot;
 use super::{Engine, EngineError};
 use crate::domain::environment::Environment;
 use crate::domain::fields::Violation;
 use crate::domain::gate::decision::resets_at;
-use crate::domain::gate::standing::Terms;
+use crate::domain::gate::standing::CatalogIndex;
 use crate::domain::limits::{TOP_UNRANKED_MAX, USAGE_ROWS_MAX};
 use crate::domain::meter::StoredMeter;
 use crate::domain::names::{ItemKey, MeterKey, PlanKey};
 use crate::domain::pricing::amount::MinorUnits;
 use crate::domain::pricing::currency::Currency;
-use crate::domain::pricing::exchange::Rate;
+use crate::domain::pricing::exchange::ExchangeRate;
 use crate::domain::pricing::list::PriceList;
-use crate::domain::pricing::parts::Part;
+use crate::domain::pricing::parts::RatedUsage;
 use crate::domain::quantity::{Quantity, Total};
-use crate::domain::statement::Pricing;
+use crate::domain::statement::StatementPricing;
 use crate::domain::timestamp::Timestamp;
-use crate::domain::top::{By, Ranks};
-use crate::domain::usage::{Found, UsageQuery, UsageState, Whose, percent};
+use crate::domain::top::{RankBy, RankPageRequest};
+use crate::domain::usage::{Aggregate, GroupBySubject, UsageQuery, UsageState, percent};
 use crate::domain::window::{Span, Zone};
 use crate::store;
 use crate::store::counters::QuotaOf;
 use crate::store::subscriptions::Holder;
-use crate::store::usage::{Holders, Question};
+use crate::store::usage::{HolderColumns, MeterQuery};
 
 /// A page of a ranking, the most first.
 #[derive(Debug, Serialize)]
@@ -80,12 +80,12 @@ pub struct Ranked {
     pub rank: usize,
     pub subject: String,
     #[serde(flatten)]
-    pub what: Rank,
+    pub what: RankValue,
 }
 
 #[derive(Debug, Serialize)]
 #[serde(untagged)]
-pub enum Rank {
+pub enum RankValue {
     Usage {
         value: Option<Total>,
         event_count: i64,
@@ -96,7 +96,7 @@ pub enum Rank {
         total: MinorUnits,
         /// From the currency of the prices, where that is another one.
         #[serde(skip_serializing_if = "Option::is_none")]
-        exchange_rate: Option<Rate>,
+        exchange_rate: Option<ExchangeRate>,
     },
     Limit {
         plan: PlanKey,
@@ -111,20 +111,29 @@ pub enum Rank {
 }
 
 impl Engine {
-    pub async fn top(&self, environment: Environment, by: &By, ranks: Ranks) -> Result<TopPage, EngineError> {
-        let mut sight = self.sight(environment).await?;
-        let terms = Arc::clone(&sight.terms);
+    pub async fn ranking(
+        &self,
+        environment: Environment,
+        by: &RankBy,
+        ranks: RankPageRequest,
+    ) -> Result<TopPage, EngineError> {
+        let mut snapshot = self.read_snapshot(environment).await?;
+        let terms = Arc::clone(&snapshot.terms);
         let mut unranked = Unranked::default();
         let (by, mut ranked) = match by {
-            By::Usage { meter, span } => ("usage", by_usage(&mut sight, &terms, meter, *span, ranks).await?),
-            By::Cost { span, currency } => {
+            RankBy::Usage { meter, span } => {
+                ("usage", by_usage(&mut snapshot, &terms, meter, *span, ranks).await?)
+            }
+            RankBy::Cost { span, currency } => {
                 let ranked;
-                (ranked, unranked) = by_cost(&mut sight, &terms, *span, *currency, ranks).await?;
+                (ranked, unranked) = by_cost(&mut snapshot, &terms, *span, *currency, ranks).await?;
                 ("cost", ranked)
             }
-            By::Limit { meter } => ("limit", by_limit(&mut sight, &terms, meter.as_ref(), ranks).await?),
+            RankBy::Limit { meter } => {
+                ("limit", by_limit(&mut snapshot, &terms, meter.as_ref(), ranks).await?)
+            }
         };
-        sight.snapshot.commit().await?;
+        snapshot.snapshot.commit().await?;
         let more = ranked.len() > ranks.limit;
         ranked.truncate(ranks.limit);
         let rank = |(place, (subject, what))| Ranked { rank: ranks.after + place + 1, subject, what };
@@ -133,7 +142,7 @@ impl Engine {
     }
 }
 
-fn known<'t>(terms: &'t Terms, key: &MeterKey) -> Result<&'t StoredMeter, EngineError> {
+fn known<'t>(terms: &'t CatalogIndex, key: &MeterKey) -> Result<&'t StoredMeter, EngineError> {
     terms.meter(key).ok_or_else(|| {
         let detail = format!("there is no meter `{key}`");
         EngineError::invalid(Violation::new("unknown_meter", detail).under("meter"))
@@ -142,12 +151,12 @@ fn known<'t>(terms: &'t Terms, key: &MeterKey) -> Result<&'t StoredMeter, Engine
 
 /// One more than the page holds, where there are more.
 async fn by_usage(
-    sight: &mut Sight,
-    terms: &Terms,
+    snapshot: &mut ReadSnapshot,
+    terms: &CatalogIndex,
     meter: &MeterKey,
     span: Span,
-    ranks: Ranks,
-) -> Result<Vec<(String, Rank)>, EngineError> {
+    ranks: RankPageRequest,
+) -> Result<Vec<(String, RankValue)>, EngineError> {
     let stored = known(terms, meter)?;
     let query = UsageQuery {
         meter: meter.clone(),
@@ -156,21 +165,23 @@ async fn by_usage(
         zone: Zone::default(),
         subjects: Vec::new(),
         descendants: false,
-        whose: Whose::EachSubject,
+        whose: GroupBySubject::EachSubject,
         group_by: Vec::new(),
         filter: BTreeMap::new(),
         slices: Vec::new(),
         tells_new: false,
         fill: false,
     };
-    let ground = Ground::read(&mut sight.snapshot, sight.environment, span, Some(stored)).await?;
+    let rollup_coverage =
+        ReadCoverage::read(&mut snapshot.snapshot, snapshot.environment, span, Some(stored)).await?;
     let bounds = [span.from, span.to];
-    let question =
-        Question { stored, query: &query, paths: None, holders: None, bounds: &bounds, is_usual: false };
-    let found = ground.top(&mut sight.snapshot, sight.environment, &question, ranks).await?;
-    let rank = |(subject, found): (String, Found)| {
+    let meter_query =
+        MeterQuery { stored, query: &query, paths: None, holders: None, bounds: &bounds, is_usual: false };
+    let found =
+        rollup_coverage.ranking(&mut snapshot.snapshot, snapshot.environment, &meter_query, ranks).await?;
+    let rank = |(subject, found): (String, Aggregate)| {
         let value = found.value(stored.meter.aggregation);
-        (subject, Rank::Usage { value, event_count: found.count })
+        (subject, RankValue::Usage { value, event_count: found.count })
     };
     Ok(found.into_iter().map(rank).collect())
 }
@@ -178,12 +189,12 @@ async fn by_usage(
 /// Everybody who is on a plan with prices, or has prices of their own, is rated; beyond so many as one
 /// answer may have rows, nothing is. Whose cost cannot be told in the currency takes nobody else's rank.
 async fn by_cost(
-    sight: &mut Sight,
-    terms: &Terms,
+    snapshot: &mut ReadSnapshot,
+    terms: &CatalogIndex,
     span: Span,
     currency: Option<Currency>,
-    ranks: Ranks,
-) -> Result<(Vec<(String, Rank)>, Unranked), EngineError> {
+    ranks: RankPageRequest,
+) -> Result<(Vec<(String, RankValue)>, Unranked), EngineError> {
     let first = terms.catalog.plans.iter().flat_map(|plan| &plan.prices).next();
     let Some(currency) = currency.or(first.map(|price| price.currency)) else {
         return Ok((Vec::new(), Unranked::default()));
@@ -191,62 +202,63 @@ async fn by_cost(
     let with_prices = terms.catalog.plans.iter().filter(|plan| !plan.prices.is_empty());
     let plans: Vec<String> = with_prices.map(|plan| plan.key.to_string()).collect();
     let rows = USAGE_ROWS_MAX + 1;
-    let holders = store::subscriptions::holders(&mut sight.snapshot, sight.environment, &plans, rows).await?;
+    let holders =
+        store::subscriptions::holders(&mut snapshot.snapshot, snapshot.environment, &plans, rows).await?;
     if holders.len() > USAGE_ROWS_MAX {
         let detail = format!("more than {USAGE_ROWS_MAX} subjects have prices; they are too many to rank");
         return Err(EngineError::invalid(Violation::new("too_many_rows", detail)));
     }
     // who has the same prices is rated together
-    let mut sheets: HashMap<(&PlanKey, Option<i64>), Vec<&Holder>> = HashMap::new();
+    let mut price_books: HashMap<(&PlanKey, Option<i64>), Vec<&Holder>> = HashMap::new();
     for holder in &holders {
         let own = Some(holder.subject_id).filter(|_| !holder.subscription.prices.is_empty());
-        sheets.entry((&holder.subscription.plan, own)).or_default().push(holder);
+        price_books.entry((&holder.subscription.plan, own)).or_default().push(holder);
     }
     let (mut costs, mut untold, mut no_rate) = (Vec::new(), Vec::new(), None);
-    for together in sheets.values() {
+    for together in price_books.values() {
         let Some(one) = together.first() else { continue };
         let prices = one.subscription.prices(&terms.catalog);
         let Some(list) = PriceList::nearest_to(&prices, Some(currency)) else { continue };
-        match list.exchanged_to(Some(currency), &terms.rates, sight.now) {
+        match list.exchanged_to(Some(currency), &terms.rates, snapshot.now) {
             Ok(rate) => {
                 // a commitment is one of a billing period, which this need not be
-                let pricing = Pricing { list: &list, rate: rate.as_ref(), commitment: None };
-                let told = cost(sight, terms, pricing, together, span).await?;
+                let pricing = StatementPricing { list: &list, rate: rate.as_ref(), commitment: None };
+                let told = cost(snapshot, terms, pricing, together, span).await?;
                 costs.extend(told.into_iter().map(|(total, holder)| (total, holder, rate.clone())));
             }
-            Err(flaws) => {
-                no_rate.get_or_insert(flaws);
+            Err(violations) => {
+                no_rate.get_or_insert(violations);
                 untold.extend(together.iter().map(|holder| (*holder, list.currency)));
             }
         }
     }
-    if let Some(flaws) = no_rate.filter(|_| costs.is_empty()) {
-        return Err(flaws.into());
+    if let Some(violations) = no_rate.filter(|_| costs.is_empty()) {
+        return Err(violations.into());
     }
     let unranked = Unranked::of(untold);
     costs.sort_unstable_by(|(total, a, _), (other, b, _)| {
         other.cmp(total).then_with(|| a.subject.cmp(&b.subject))
     });
     let shown = costs.into_iter().skip(ranks.after).take(ranks.limit + 1);
-    let rank = |(total, holder, exchange_rate): (MinorUnits, &Holder, Option<Rate>)| {
+    let rank = |(total, holder, exchange_rate): (MinorUnits, &Holder, Option<ExchangeRate>)| {
         let plan = holder.subscription.plan.clone();
-        (holder.subject.clone(), Rank::Cost { plan, currency, total, exchange_rate })
+        (holder.subject.clone(), RankValue::Cost { plan, currency, total, exchange_rate })
     };
     Ok((shown.map(rank).collect(), unranked))
 }
 
 /// What some who have the same prices owe.
 async fn cost<'h>(
-    sight: &mut Sight,
-    terms: &Terms,
-    pricing: Pricing<'_>,
+    snapshot: &mut ReadSnapshot,
+    terms: &CatalogIndex,
+    pricing: StatementPricing<'_>,
     together: &[&'h Holder],
     span: Span,
 ) -> Result<Vec<(MinorUnits, &'h Holder)>, EngineError> {
     let list = pricing.list;
     let ids: Vec<i64> = together.iter().map(|holder| holder.subject_id).collect();
-    let through = store::subjects::paths_through(&mut sight.snapshot, &ids).await?;
-    let mut whose = Holders::default();
+    let through = store::subjects::paths_through(&mut snapshot.snapshot, &ids).await?;
+    let mut whose = HolderColumns::default();
     for (path, members) in &through {
         for subject_id in members {
             whose.paths.push(*path);
@@ -254,19 +266,20 @@ async fn cost<'h>(
         }
     }
     let paths: Vec<i64> = through.keys().copied().collect();
-    let ground = Ground::read(&mut sight.snapshot, sight.environment, span, None).await?;
+    let rollup_coverage =
+        ReadCoverage::read(&mut snapshot.snapshot, snapshot.environment, span, None).await?;
     let look = Look {
-        environment: sight.environment,
+        environment: snapshot.environment,
         paths: &paths,
         holders: Some(&whose),
         bounds: &[span.from, span.to],
         levels_from: 0,
         list: Some(list),
-        ground: &ground,
+        rollup_coverage: &rollup_coverage,
     };
     let meters: Vec<&StoredMeter> = list.meters().into_iter().filter_map(|key| terms.meter(key)).collect();
-    let found = look.parts(&mut sight.snapshot, &meters).await?;
-    let nothing = Part::default();
+    let found = look.parts(&mut snapshot.snapshot, &meters).await?;
+    let nothing = RatedUsage::default();
     let total = |holder: &&'h Holder| {
         let part = found.get(&(Some(holder.subject_id.to_string()), 0)).unwrap_or(&nothing);
         (pricing.total(part.lines(list, span)), *holder)
@@ -275,18 +288,18 @@ async fn cost<'h>(
 }
 
 async fn by_limit(
-    sight: &mut Sight,
-    terms: &Terms,
+    snapshot: &mut ReadSnapshot,
+    terms: &CatalogIndex,
     meter: Option<&MeterKey>,
-    ranks: Ranks,
-) -> Result<Vec<(String, Rank)>, EngineError> {
+    ranks: RankPageRequest,
+) -> Result<Vec<(String, RankValue)>, EngineError> {
     if let Some(meter) = meter {
         known(terms, meter)?;
     }
     let mut quotas = Vec::new();
     for plan in &terms.catalog.plans {
         for limit in terms.limits_of(&plan.key) {
-            if limit.is_counted() && meter.is_none_or(|meter| limit.limit.meter == *meter) {
+            if limit.uses_counter() && meter.is_none_or(|meter| limit.limit.meter == *meter) {
                 quotas.push(QuotaOf {
                     plan: plan.key.clone(),
                     key: limit.limit.key.clone(),
@@ -296,14 +309,19 @@ async fn by_limit(
             }
         }
     }
-    let found =
-        store::counters::nearest_to_quota(&mut sight.snapshot, sight.environment, &quotas, sight.now, ranks)
-            .await?;
-    let rank = |near: store::counters::Near| {
+    let found = store::counters::nearest_to_quota(
+        &mut snapshot.snapshot,
+        snapshot.environment,
+        &quotas,
+        snapshot.now,
+        ranks,
+    )
+    .await?;
+    let rank = |near: store::counters::LimitNearQuota| {
         let QuotaOf { plan, key, .. } = quotas.get(near.place)?;
         let limit = terms.catalog.plan(plan)?.limit(key)?;
         let quota = Some(near.quota);
-        let what = Rank::Limit {
+        let what = RankValue::Limit {
             plan: plan.clone(),
             key: key.clone(),
             meter: limit.meter.clone(),

@@ -29,17 +29,17 @@ impl Engine {
 
 fn check_dimensions(stored: &StoredMeter, query: &UsageQuery) -> Result<(), EngineError> {
     let known = |name: &str| stored.meter.dimensions.iter().any(|dimension| dimension.as_str() == name);
-    let flaw = |name: &str, parameter: &str| {
+    let violation = |name: &str, parameter: &str| {
         let detail = format!("the meter `{}` has no dimension `{name}`", stored.meter.key);
         Violation::new("unknown_dimension", detail).under(parameter)
     };
-    let flaws: Vec<Violation> = query
+    let violations: Vec<Violation> = query
         .group_by
         .iter()
         .map(|name| (name, "group_by"))
         .chain(query.filter.keys().map(|name| (name, "filter")))
         .filter(|(name, _)| !known(name))
-        .map(|(name, parameter)| flaw(name, parameter))
+        .map(|(name, parameter)| violation(name, parameter))
         .collect();
-    if flaws.is_empty() { Ok(()) } else { Err(flaws.into()) }
+    if violations.is_empty() { Ok(()) } else { Err(violations.into()) }
 }

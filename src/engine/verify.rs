@@ -3,11 +3,11 @@
 use sqlx::PgConnection;
 use uuid::Uuid;
 
-use super::counting::{self, Need};
+use super::counting::{self, CounterRequest};
 use super::{Engine, EngineError};
 use crate::domain::environment::Environment;
-use crate::domain::gate::budget::{Budget, Portion, Tally};
-use crate::domain::gate::standing::Terms;
+use crate::domain::gate::budget::{ApplicableCap, CounterSource, PricedUsage};
+use crate::domain::gate::standing::CatalogIndex;
 use crate::domain::timestamp::Timestamp;
 use crate::store::subjects::Which;
 use crate::store::verify::{Definition, Differences};
@@ -36,7 +36,7 @@ impl Engine {
             rollups += store::verify::rollups(&mut snapshot, environment, &stored, &mut differences).await?;
         }
         let now = self.inner.clock.now(environment, store::usage::now(&mut snapshot).await?);
-        let terms = super::configuration::terms(&mut snapshot, environment).await?;
+        let terms = super::configuration::catalog_index(&mut snapshot, environment).await?;
         let definitions = definitions(&terms);
         let mut counters = 0;
         for definition in &definitions {
@@ -46,7 +46,7 @@ impl Engine {
         }
         let known: Vec<Uuid> = definitions.iter().map(|definition| definition.id).collect();
         store::verify::stray_counters(&mut snapshot, environment, &known, &mut differences).await?;
-        counters += portions(&mut snapshot, environment, &terms, now, &mut differences).await?;
+        counters += priced_usages(&mut snapshot, environment, &terms, now, &mut differences).await?;
         store::verify_credits::credits(&mut snapshot, environment, &mut differences).await?;
         snapshot.commit().await?;
         Ok(Verdict { events, rollups, counters, differences: differences.count, shown: differences.shown })
@@ -58,10 +58,10 @@ const RECOUNTED_TOGETHER: usize = 1_000;
 
 /// The counters of what prices rate are what was recorded and is held. Those that another price, plan
 /// or place has left behind count nothing any more.
-async fn portions(
+async fn priced_usages(
     snapshot: &mut PgConnection,
     environment: Environment,
-    terms: &Terms,
+    terms: &CatalogIndex,
     now: Timestamp,
     differences: &mut Differences,
 ) -> Result<i64, StoreError> {
@@ -74,19 +74,26 @@ async fn portions(
         for (subject, row) in rows {
             let Some(path) = paths.iter().find(|path| path.subject() == subject) else { continue };
             let at = row.key.period_start;
-            let budgets = terms.budgets(path, at).into_iter();
-            let own = budgets.filter(|budget| budget.member.subject_id == row.key.subject_id);
-            let counts_it = |portion: &Portion<'_>| portion.counter_at(at).key == row.key;
-            let Some(portion) = own.flat_map(Budget::portions).find(counts_it) else { continue };
-            let need = Need { tally: Tally::Portion(portion), counter: portion.counter_at(at) };
+            let applicable_caps = terms.applicable_caps(path, at).into_iter();
+            let own = applicable_caps
+                .filter(|applicable_cap| applicable_cap.member.subject_id == row.key.subject_id);
+            let counts_it = |priced_usage: &PricedUsage<'_>| priced_usage.counter_at(at).key == row.key;
+            let Some(priced_usage) = own.flat_map(ApplicableCap::priced_usages).find(counts_it) else {
+                continue;
+            };
+            let need = CounterRequest {
+                counter_source: CounterSource::PricedUsage(priced_usage),
+                counter: priced_usage.counter_at(at),
+            };
             let counted = counting::count(snapshot, environment, terms, &need).await?.counter(now).level;
-            let lapsed = store::hold_lines::lapsed(snapshot, &[row.id], now).await?;
-            let held = lapsed.iter().fold(row.level.held, |held, lapsed| held - lapsed.line.quantity.into());
+            let expired = store::hold_lines::expired(snapshot, &[row.id], now).await?;
+            let held =
+                expired.iter().fold(row.level.held, |held, expired| held - expired.line.quantity.into());
             compared += 1;
             if (counted.used, counted.held) != (row.level.used, held) {
                 let what = format!(
                     "{environment}: subject {subject}, period {at}, price {}: {} used and {} held by what was recorded, counter has {} and {held}",
-                    portion.slice.price.key, counted.used, counted.held, row.level.used
+                    priced_usage.slice.price.key, counted.used, counted.held, row.level.used
                 );
                 differences.note(1, what);
             }
@@ -96,10 +103,10 @@ async fn portions(
 }
 
 /// The definitions of all limits that compare counters, each once.
-fn definitions(terms: &Terms) -> Vec<Definition<'_>> {
+fn definitions(terms: &CatalogIndex) -> Vec<Definition<'_>> {
     let mut definitions: Vec<Definition<'_>> = Vec::new();
     for plan in &terms.catalog.plans {
-        for limit in terms.limits_of(&plan.key).iter().filter(|limit| limit.is_counted()) {
+        for limit in terms.limits_of(&plan.key).iter().filter(|limit| limit.uses_counter()) {
             let known = definitions.iter_mut().find(|known| known.id == limit.definition);
             if let Some(known) = known {
                 known.plans.push(plan.key.to_string());

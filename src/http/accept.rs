@@ -9,7 +9,7 @@ use axum::http::{HeaderMap, header};
 pub(super) fn preferred<'a>(headers: &HeaderMap, offers: &[&'a str]) -> &'a str {
     let values = headers.get_all(header::ACCEPT).iter().filter_map(|value| value.to_str().ok());
     let ranges: Vec<Range<'_>> = values.flat_map(|value| value.split(',')).filter_map(Range::read).collect();
-    let mut best: Option<(&str, Rank)> = None;
+    let mut best: Option<(&str, RangePreference)> = None;
     for offer in offers {
         // the most exact range that meets it says how welcome it is
         let meets =
@@ -26,7 +26,7 @@ pub(super) fn preferred<'a>(headers: &HeaderMap, offers: &[&'a str]) -> &'a str 
 }
 
 /// How welcome, how exactly, and how early.
-type Rank = (u16, u8, Reverse<usize>);
+type RangePreference = (u16, u8, Reverse<usize>);
 
 struct Range<'a> {
     media_type: &'a str,

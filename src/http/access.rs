@@ -39,21 +39,21 @@ const USAGE_READ: &str = "usage:read";
 const CAPS_WRITE: &str = "caps:write";
 
 #[derive(Debug, Clone)]
-pub(super) struct Guard {
+pub(super) struct RequestGuard {
     pub(super) engine: Engine,
     pub(super) access: Access,
     /// The route's, as it stands in the table.
     pub(super) path: &'static str,
 }
 
-pub(super) async fn admit(State(guard): State<Guard>, mut request: Request, next: Next) -> Response {
+pub(super) async fn admit(State(guard): State<RequestGuard>, mut request: Request, next: Next) -> Response {
     observe::name_route(&request, guard.path);
     if matches!(guard.access, Access::Open | Access::Signed) {
         return next.run(request).await;
     }
     let principal = match identify(&guard, request.headers()).await {
         Ok(principal) => principal,
-        Err(problem) => return turned_away(&request, problem),
+        Err(problem) => return reject(&request, problem),
     };
     let may = match (&principal.role, guard.access) {
         (Role::Secret, _) | (Role::Publishable, Access::Publishable) => true,
@@ -62,14 +62,14 @@ pub(super) async fn admit(State(guard): State<Guard>, mut request: Request, next
         (Role::Publishable | Role::EndUser { .. }, _) => false,
     };
     if !may {
-        return turned_away(&request, forbidden("this credential may not call this"));
+        return reject(&request, forbidden("this credential may not call this"));
     }
     request.extensions_mut().insert(principal);
     next.run(request).await
 }
 
 /// A body that nobody reads ends the connection: the client is told, so that it does not call there again.
-fn turned_away(request: &Request, problem: Problem) -> Response {
+fn reject(request: &Request, problem: Problem) -> Response {
     let mut response = problem.into_response();
     if !request.body().is_end_stream() {
         response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
@@ -79,7 +79,7 @@ fn turned_away(request: &Request, problem: Problem) -> Response {
 
 const GATEWAY_KEY: HeaderName = HeaderName::from_static("x-metergate-key");
 
-async fn identify(guard: &Guard, headers: &HeaderMap) -> Result<Principal, Problem> {
+async fn identify(guard: &RequestGuard, headers: &HeaderMap) -> Result<Principal, Problem> {
     let missing = || {
         let detail = "send a key or a token as `Authorization: Bearer …`";
         Problem::new(StatusCode::UNAUTHORIZED, "unauthorized", detail)
@@ -110,7 +110,7 @@ fn basic_user(credentials: &str) -> Option<SecretString> {
 }
 
 /// An end user reaches their own subject alone.
-pub(super) fn refuse_other_subject(principal: &Principal, asked: &SubjectId) -> Result<(), Problem> {
+pub(super) fn require_own_subject(principal: &Principal, asked: &SubjectId) -> Result<(), Problem> {
     match &principal.role {
         Role::EndUser { subject, .. } if subject != asked => {
             Err(forbidden("a token reaches its own subject alone"))

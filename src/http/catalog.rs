@@ -36,11 +36,11 @@ async fn read(headers: &HeaderMap, body: Body) -> Result<Catalog, Problem> {
             let bytes = body::read(body).await?;
             let text = std::str::from_utf8(&bytes)
                 .map_err(|_| Problem::bad_request("malformed_yaml", "the body is not UTF-8"))?;
-            Catalog::read_yaml(text).map_err(|flaws| match flaws.first() {
-                Some(flaw) if flaw.code == "malformed_yaml" => {
-                    Problem::bad_request(flaw.code, flaw.detail.clone())
+            Catalog::read_yaml(text).map_err(|violations| match violations.first() {
+                Some(violation) if violation.code == "malformed_yaml" => {
+                    Problem::bad_request(violation.code, violation.detail.clone())
                 }
-                _ => Problem::invalid(flaws),
+                _ => Problem::invalid(violations),
             })
         }
         other => Err(body::unsupported(other, "application/json or application/yaml")),
@@ -61,7 +61,7 @@ pub(super) async fn meters(
     Extension(principal): Extension<Principal>,
     uri: Uri,
 ) -> Result<Response, Problem> {
-    let page = Page::asked(&uri)?;
+    let page = CatalogPageQuery::asked(&uri)?;
     page.of(in_force(&api, &principal).await?.meters, |meter| meter.key.as_str())
 }
 
@@ -71,7 +71,7 @@ pub(super) async fn plans(
     Extension(principal): Extension<Principal>,
     uri: Uri,
 ) -> Result<Response, Problem> {
-    let page = Page::asked(&uri)?;
+    let page = CatalogPageQuery::asked(&uri)?;
     page.of(in_force(&api, &principal).await?.plans, |plan| plan.key.as_str())
 }
 
@@ -80,12 +80,12 @@ async fn in_force(api: &Api, principal: &Principal) -> Result<Catalog, Problem> 
 }
 
 /// A part of what the catalog lists, in its order: what comes after a key.
-struct Page {
+struct CatalogPageQuery {
     after: Option<String>,
     limit: usize,
 }
 
-impl Page {
+impl CatalogPageQuery {
     fn asked(uri: &Uri) -> Result<Self, Problem> {
         let mut parameters = Parameters::of(uri);
         let after = parameters.optional("cursor", query::text);

@@ -7,7 +7,7 @@ use axum::http::{HeaderMap, StatusCode, Uri};
 use axum::response::{IntoResponse, Response};
 use uuid::Uuid;
 
-use super::events::{idempotency_key, marked};
+use super::events::{idempotency_key, with_replay_header};
 use super::problem::Problem;
 use super::query::{self, Parameters};
 use super::{Api, body, subjects};
@@ -31,7 +31,7 @@ pub(super) async fn grant(
         request.external_ref = idempotency_key(&headers)?.map(EventId::into_string);
     }
     let (grant, replayed) = api.engine.grant_credits(principal.environment, subject, request).await?;
-    Ok(marked((StatusCode::CREATED, Json(grant)).into_response(), replayed))
+    Ok(with_replay_header((StatusCode::CREATED, Json(grant)).into_response(), replayed))
 }
 
 pub(super) async fn void(
@@ -50,7 +50,7 @@ pub(super) async fn void(
     let request =
         body::json_or_empty(&headers, body).await?.map(VoidRequest::read).transpose()?.unwrap_or_default();
     let (grant, replayed) = api.engine.void_grant(principal.environment, subject, id, request).await?;
-    Ok(marked(Json(grant).into_response(), replayed))
+    Ok(with_replay_header(Json(grant).into_response(), replayed))
 }
 
 pub(super) async fn balance(
@@ -117,6 +117,6 @@ fn page(uri: &Uri) -> Result<(Option<String>, u32), Problem> {
 /// The subject in the path, which a token must be for.
 fn own(principal: &Principal, subject: String) -> Result<SubjectId, Problem> {
     let subject = subjects::in_path(subject)?;
-    subjects::refuse_others(principal, &subject)?;
+    subjects::require_own_subjects(principal, &subject)?;
     Ok(subject)
 }

@@ -7,7 +7,7 @@ use axum::http::{HeaderMap, Uri};
 use axum::response::{IntoResponse, Response};
 use serde_json::json;
 
-use super::events::{count_unreadable, idempotency_key, marked};
+use super::events::{count_unreadable, idempotency_key, with_replay_header};
 use super::problem::Problem;
 use super::query::Parameters;
 use super::{Api, stripe_forms};
@@ -36,7 +36,7 @@ pub(super) async fn record(
         "payload": taken.sent.payload,
         "timestamp": taken.occurred_at.unix_seconds(),
     });
-    Ok(marked(Json(answer).into_response(), taken.replayed))
+    Ok(with_replay_header(Json(answer).into_response(), taken.replayed))
 }
 
 pub(super) async fn cancel(
@@ -58,5 +58,5 @@ pub(super) async fn cancel(
         "status": "complete",
         "type": "cancel",
     });
-    Ok(marked(Json(answer).into_response(), voided.replayed))
+    Ok(with_replay_header(Json(answer).into_response(), voided.replayed))
 }

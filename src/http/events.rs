@@ -13,17 +13,17 @@ use super::problem::Problem;
 use super::query::{self, Parameters};
 use super::{Api, subjects};
 use crate::domain::event::Event;
-use crate::domain::fields::{Read, Violation};
+use crate::domain::fields::{Parsed, Violation};
 use crate::domain::gate::decision::LimitState;
 use crate::domain::gate::request::Release;
 use crate::domain::limits::{BATCH_EVENTS_MAX, NDJSON_EVENTS_MAX};
-use crate::domain::names::{EventId, EventName, Source, SubjectId};
-use crate::engine::Outcome;
+use crate::domain::names::{EventId, EventName, EventSource, SubjectId};
+use crate::engine::EventOutcome;
 use crate::engine::access::Principal;
 use crate::store::event_list::EventFilter;
 
 #[derive(Serialize)]
-struct Recorded {
+struct RecordResponse {
     accepted: usize,
     duplicates: usize,
     rejected: Vec<Rejection>,
@@ -46,7 +46,7 @@ enum Payload {
     Many(Vec<Value>),
 }
 
-type ReadEvent = fn(Value) -> Read<Event>;
+type ReadEvent = fn(Value) -> Parsed<Event>;
 
 const MEDIA_TYPES: &str = "application/json, application/x-ndjson, application/cloudevents+json or \
                            application/cloudevents-batch+json";
@@ -71,12 +71,12 @@ pub(super) async fn record(
             }
             let recorded = api.engine.record(principal.environment, vec![event], backfill, true).await?;
             let (accepted, duplicates) = match recorded.outcomes.into_iter().next() {
-                Some(Outcome::Rejected(violation)) => return Err(Problem::invalid(vec![violation])),
-                Some(Outcome::Duplicate) => (0, 1),
+                Some(EventOutcome::Rejected(violation)) => return Err(Problem::invalid(vec![violation])),
+                Some(EventOutcome::Duplicate) => (0, 1),
                 _ => (1, 0),
             };
             let limits = recorded.limits;
-            Ok(Json(Recorded { accepted, duplicates, rejected: Vec::new(), limits }).into_response())
+            Ok(Json(RecordResponse { accepted, duplicates, rejected: Vec::new(), limits }).into_response())
         }
         Payload::Many(values) => {
             let recorded = record_many(&api, &principal, values, read, (backfill, with_limits)).await?;
@@ -92,7 +92,7 @@ async fn record_many(
     values: Vec<Value>,
     read: ReadEvent,
     (backfill, with_limits): (bool, bool),
-) -> Result<Recorded, Problem> {
+) -> Result<RecordResponse, Problem> {
     let mut rejected = Vec::new();
     let (mut events, mut places) = (Vec::with_capacity(values.len()), Vec::with_capacity(values.len()));
     for (index, value) in values.into_iter().enumerate() {
@@ -102,7 +102,7 @@ async fn record_many(
                 events.push(event);
                 places.push((index, id));
             }
-            Err(flaws) => rejected.push(Rejection::of(index, id, flaws.into_iter().next())),
+            Err(violations) => rejected.push(Rejection::of(index, id, violations.into_iter().next())),
         }
     }
     count_unreadable(rejected.len());
@@ -113,14 +113,14 @@ async fn record_many(
         limits = recorded.limits;
         for (outcome, (index, id)) in recorded.outcomes.into_iter().zip(places) {
             match outcome {
-                Outcome::Accepted => accepted += 1,
-                Outcome::Duplicate => duplicates += 1,
-                Outcome::Rejected(violation) => rejected.push(Rejection::of(index, id, Some(violation))),
+                EventOutcome::Accepted => accepted += 1,
+                EventOutcome::Duplicate => duplicates += 1,
+                EventOutcome::Rejected(violation) => rejected.push(Rejection::of(index, id, Some(violation))),
             }
         }
     }
     rejected.sort_by_key(|rejection| rejection.index);
-    Ok(Recorded { accepted, duplicates, rejected, limits })
+    Ok(RecordResponse { accepted, duplicates, rejected, limits })
 }
 
 /// Events that never reach the engine are rejected all the same.
@@ -192,7 +192,7 @@ fn lines(bytes: &[u8]) -> Result<Vec<Value>, Problem> {
 }
 
 /// Tells a caller that an answer is one that was given before.
-pub(super) fn marked(mut response: Response, replayed: bool) -> Response {
+pub(super) fn with_replay_header(mut response: Response, replayed: bool) -> Response {
     if replayed {
         let name = HeaderName::from_static("idempotent-replayed");
         response.headers_mut().insert(name, HeaderValue::from_static("true"));
@@ -201,15 +201,16 @@ pub(super) fn marked(mut response: Response, replayed: bool) -> Response {
 }
 
 pub(super) fn idempotency_key(headers: &HeaderMap) -> Result<Option<EventId>, Problem> {
-    let flaw = |detail: String| {
+    let violation = |detail: String| {
         Problem::invalid(vec![Violation::new("invalid_idempotency_key", detail).under("id")])
     };
     headers
         .get(HeaderName::from_static("idempotency-key"))
         .map(|value| {
-            let text =
-                value.to_str().map_err(|_| flaw("the header Idempotency-Key is not ASCII".to_owned()))?;
-            EventId::parse(text).map_err(|bad| flaw(format!("the header Idempotency-Key {bad}")))
+            let text = value
+                .to_str()
+                .map_err(|_| violation("the header Idempotency-Key is not ASCII".to_owned()))?;
+            EventId::parse(text).map_err(|bad| violation(format!("the header Idempotency-Key {bad}")))
         })
         .transpose()
 }
@@ -235,7 +236,7 @@ pub(super) async fn list(
     if let (Some(from), Some(to)) = (filter.from, filter.to)
         && from > to
     {
-        parameters.flaw(Violation::new("invalid_range", "must not be after `to`").under("from"));
+        parameters.add_error(Violation::new("invalid_range", "must not be after `to`").under("from"));
     }
     let cursor = parameters.optional("cursor", query::text);
     let limit = parameters.limit();
@@ -245,12 +246,12 @@ pub(super) async fn list(
 }
 
 /// The id in the path and the source in the query.
-fn identity(uri: &Uri, id: String) -> Result<(EventId, Source), Problem> {
+fn identity(uri: &Uri, id: String) -> Result<(EventId, EventSource), Problem> {
     let mut parameters = Parameters::of(uri);
-    let source = parameters.optional("source", |value| Ok(Source::parse(value)?)).unwrap_or_default();
+    let source = parameters.optional("source", |value| Ok(EventSource::parse(value)?)).unwrap_or_default();
     let id = EventId::parse(id);
     if let Err(bad) = &id {
-        parameters.flaw(Violation::new(bad.code, bad.detail.clone()).under("id"));
+        parameters.add_error(Violation::new(bad.code, bad.detail.clone()).under("id"));
     }
     parameters.finish()?;
     let id = id.map_err(|bad| Problem::invalid(bad.into()))?;
@@ -285,5 +286,5 @@ pub(super) async fn void(
         "reason": voided.void.reason,
         "voided_at": voided.void.voided_at,
     });
-    Ok(marked(Json(answer).into_response(), voided.replayed))
+    Ok(with_replay_header(Json(answer).into_response(), voided.replayed))
 }

@@ -52,7 +52,7 @@ pub(super) async fn retry(
     let mut parameters = Parameters::of(&uri);
     let id = Uuid::try_parse(&id).ok();
     if id.is_none() {
-        parameters.flaw(Violation::new("invalid_id", "is no id of an export").under("id"));
+        parameters.add_error(Violation::new("invalid_id", "is no id of an export").under("id"));
     }
     parameters.finish()?;
     let export = api.engine.retry_export(principal.environment, id.unwrap_or_default()).await?;

@@ -16,28 +16,28 @@ use futures_util::future::BoxFuture;
 use tower::{Service, ServiceExt};
 use tower_http::decompression::RequestDecompression;
 
-use super::observe::Measures;
-use super::{UNHURRIED, gateway, problem};
+use super::observe::RequestMetrics;
+use super::{ROUTES_WITHOUT_TIMEOUT, gateway, problem};
 
 /// The whole interface, as a service.
 #[derive(Debug, Clone)]
-pub struct Front {
+pub struct HttpService {
     table: Router,
     /// The same, for bodies that are compressed.
     decompressing: RequestDecompression<Router>,
-    measures: Measures,
+    measures: RequestMetrics,
     request_max: Duration,
 }
 
-impl Front {
+impl HttpService {
     pub(super) fn new(table: Router, request_max: Duration) -> Self {
         let decompressing = RequestDecompression::new(table.clone()).no_br().no_deflate();
-        Self { table, decompressing, measures: Measures::default(), request_max }
+        Self { table, decompressing, measures: RequestMetrics::default(), request_max }
     }
 
     /// In time, and whatever becomes of the handler.
     async fn answer(self, request: Request) -> Response {
-        let is_unhurried = request.uri().path() == UNHURRIED;
+        let is_unhurried = request.uri().path() == ROUTES_WITHOUT_TIMEOUT;
         let caught = AssertUnwindSafe(self.look_up(gateway::without_body(request))).catch_unwind();
         let answered = if is_unhurried {
             caught.await
@@ -66,7 +66,7 @@ impl Front {
     }
 }
 
-impl Service<Request> for Front {
+impl Service<Request> for HttpService {
     type Response = Response;
     type Error = Infallible;
     type Future = BoxFuture<'static, Result<Response, Infallible>>;

@@ -15,7 +15,7 @@ use super::Api;
 use super::problem::Problem;
 use super::query::{self, Parameters};
 use crate::domain::fields::Violation;
-use crate::domain::gate::book::{Answer, Outcome};
+use crate::domain::gate::book::{CallOutcome, GateAnswer};
 use crate::domain::gate::decision::{Denial, LimitState, Reason};
 use crate::domain::gate::request::Reserve;
 use crate::domain::limits::METER_DIMENSIONS_MAX;
@@ -35,7 +35,7 @@ const FIELD_INTEGER_MAX: i64 = 999_999_999_999_999;
 /// What a client is told to wait for what no time brings back.
 const NEVER_SECONDS: i64 = 86_400;
 
-struct Question {
+struct GatewayRequest {
     request: Reserve,
     reserve: bool,
     allow_status: StatusCode,
@@ -65,8 +65,8 @@ pub(super) async fn gate_by_headers(
     answer(&api, &principal, read_question(Parameters::given(given))?).await
 }
 
-async fn answer(api: &Api, principal: &Principal, question: Question) -> Result<Response, Problem> {
-    let Question { request, reserve, allow_status, deny_status } = question;
+async fn answer(api: &Api, principal: &Principal, question: GatewayRequest) -> Result<Response, Problem> {
+    let GatewayRequest { request, reserve, allow_status, deny_status } = question;
     let answer = if reserve {
         api.engine.reserve(principal.environment, request).await?
     } else {
@@ -78,7 +78,7 @@ async fn answer(api: &Api, principal: &Principal, question: Question) -> Result<
 const PARAMETERS: [&str; 9] =
     ["subject", "meter", "value", "id", "on_expiry", "ttl_seconds", "reserve", "allow_status", "deny_status"];
 
-fn read_question(mut parameters: Parameters) -> Result<Question, Problem> {
+fn read_question(mut parameters: Parameters) -> Result<GatewayRequest, Problem> {
     let mut body = Map::new();
     for name in ["subject", "meter", "value", "id", "on_expiry"] {
         if let Some(value) = parameters.optional(name, query::text) {
@@ -92,7 +92,7 @@ fn read_question(mut parameters: Parameters) -> Result<Question, Problem> {
     let properties = parameters.bracketed("properties");
     if properties.len() > METER_DIMENSIONS_MAX || properties.values().any(|values| values.len() > 1) {
         let detail = format!("must be at most {METER_DIMENSIONS_MAX}, each once");
-        parameters.flaw(Violation::new("too_many", detail).under("properties"));
+        parameters.add_error(Violation::new("too_many", detail).under("properties"));
     }
     let properties: Map<String, Value> = properties
         .into_iter()
@@ -115,14 +115,14 @@ fn read_question(mut parameters: Parameters) -> Result<Question, Problem> {
     });
     for name in ["subject", "meter"] {
         if !body.contains_key(name) {
-            let flaw = Violation::new("missing_parameter", format!("`{name}` is required"));
-            parameters.flaw(flaw.under(name));
+            let violation = Violation::new("missing_parameter", format!("`{name}` is required"));
+            parameters.add_error(violation.under(name));
         }
     }
     parameters.finish()?;
     let allow_status = allow_status.unwrap_or(StatusCode::NO_CONTENT);
     let request = Reserve::read(Value::Object(body))?;
-    Ok(Question { request, reserve, allow_status, deny_status })
+    Ok(GatewayRequest { request, reserve, allow_status, deny_status })
 }
 
 /// A question has no body, whatever the headers of a gateway's client say of one.
@@ -134,27 +134,27 @@ pub(super) fn without_body(mut request: Request) -> Request {
 }
 
 fn respond(
-    answer: &Answer,
+    answer: &GateAnswer,
     allow_status: StatusCode,
     deny_status: Option<StatusCode>,
 ) -> Result<Response, Problem> {
     let now = answer.at;
     let mut response = match &answer.outcome {
-        Outcome::Denied(denial) => denied(denial, deny_status),
-        Outcome::Refused(refusal) => return Err(Problem::refused(*refusal)),
-        Outcome::Invalid(flaws) => return Err(Problem::invalid(flaws.clone())),
+        CallOutcome::Denied(denial) => denied(denial, deny_status),
+        CallOutcome::Refused(refusal) => return Err(Problem::refused(*refusal)),
+        CallOutcome::Invalid(violations) => return Err(Problem::invalid(violations.clone())),
         _ => allow_status.into_response(),
     };
     let status = response.status();
     let headers = response.headers_mut();
-    if let Outcome::Held { reservation, replayed } = &answer.outcome {
+    if let CallOutcome::Held { reservation, replayed } = &answer.outcome {
         insert(headers, RESERVATION, &reservation.id);
         insert(headers, EXPIRES_AT, &reservation.expires_at.to_string());
         if *replayed {
             insert(headers, HeaderName::from_static("idempotent-replayed"), "true");
         }
     }
-    if let Outcome::Denied(denial) = &answer.outcome {
+    if let CallOutcome::Denied(denial) = &answer.outcome {
         insert(headers, REASON, denial.reason.as_str());
         let resets = denial.denied_by.iter().filter_map(|by| Some(seconds_until(by.resets_at()?, now)));
         // a 429 always says when to come back; elsewhere it is said where something turns over

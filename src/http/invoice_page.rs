@@ -6,7 +6,7 @@ use std::fmt::Write as _;
 use axum::http::header;
 use axum::response::{Html, IntoResponse, Response};
 
-use crate::domain::invoice::line::{InvoiceLine, Kind, LineTier};
+use crate::domain::invoice::line::{InvoiceLine, InvoiceLineKind, LineTier};
 use crate::domain::pricing::amount::{Amount, MinorUnits};
 use crate::domain::pricing::currency::Currency;
 use crate::engine::InvoiceView;
@@ -73,7 +73,7 @@ fn row(line: &InvoiceLine, currency: Currency) -> String {
         None => notes.push(format!("plan {}", line.plan_name.as_ref().unwrap_or(&line.plan))),
     }
     if let Some(bound) = &line.bound {
-        let side = if line.kind == Kind::Minimum { "least" } else { "most" };
+        let side = if line.kind == InvoiceLineKind::Minimum { "least" } else { "most" };
         notes.push(format!("all lines come to {} at {side}", exact(bound.as_str(), currency)));
     }
     notes.push(format!("{} to {}", time(&line.period.start), time(&line.period.end)));

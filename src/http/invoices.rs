@@ -9,7 +9,7 @@ use uuid::Uuid;
 use super::problem::Problem;
 use super::query::{self, Parameters};
 use super::{Api, accept, csv, invoice_page, subjects};
-use crate::domain::fields::{Read, Violation};
+use crate::domain::fields::{Parsed, Violation};
 use crate::domain::names::StripeCustomerId;
 use crate::engine::InvoiceView;
 use crate::engine::access::Principal;
@@ -49,7 +49,7 @@ pub(super) async fn get(
     let mut parameters = Parameters::of(&uri);
     let id = Uuid::try_parse(&id).ok();
     if id.is_none() {
-        parameters.flaw(Violation::new("invalid_id", "is no id of an invoice").under("id"));
+        parameters.add_error(Violation::new("invalid_id", "is no id of an invoice").under("id"));
     }
     let compare = parameters.optional("compare", against).is_some();
     parameters.finish()?;
@@ -79,7 +79,7 @@ pub(super) async fn upcoming(
 }
 
 /// What an invoice is set against.
-fn against(value: String) -> Read<()> {
+fn against(value: String) -> Parsed<()> {
     query::word(value, &[("provider", ())])
 }
 

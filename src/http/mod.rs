@@ -39,7 +39,7 @@ use metrics_exporter_prometheus::PrometheusHandle;
 use tower_http::cors::CorsLayer;
 
 pub use access::Access;
-pub use front::Front;
+pub use front::HttpService;
 
 use crate::engine::Engine;
 
@@ -83,7 +83,7 @@ const ANY: MethodFilter = MethodFilter::GET
     .or(MethodFilter::OPTIONS);
 
 /// Takes as long as the biller's rate asks for: thousands of exports at 24 a second.
-const UNHURRIED: &str = "/v1/exports/run";
+const ROUTES_WITHOUT_TIMEOUT: &str = "/v1/exports/run";
 
 /// The whole interface.
 pub fn routes() -> Vec<Route> {
@@ -143,7 +143,7 @@ pub fn routes() -> Vec<Route> {
         Route::new("/v1/gate", Gateway, at!(any gateway::gate)),
         Route::new("/v1/gate/{*path}", Gateway, at!(any gateway::gate_by_headers)),
         Route::new("/v1/exports", Secret, at!(get exports::list)),
-        Route::new(UNHURRIED, Secret, at!(post exports::run)),
+        Route::new(ROUTES_WITHOUT_TIMEOUT, Secret, at!(post exports::run)),
         Route::new("/v1/exports/{id}/retry", Secret, at!(post exports::retry)),
         Route::new("/v1/reconciliation", Secret, at!(get exports::reconcile)),
         Route::new("/v1/catalog", Secret, at!(put catalog::apply)),
@@ -164,7 +164,7 @@ pub fn routes() -> Vec<Route> {
 }
 
 /// The service that answers requests.
-pub fn service(api: Api, settings: &HttpSettings) -> Front {
+pub fn service(api: Api, settings: &HttpSettings) -> HttpService {
     // browsers may call what their credentials may
     let (mut plain, mut browsers) = (Router::new(), Router::new());
     let may_browse =
@@ -172,7 +172,8 @@ pub fn service(api: Api, settings: &HttpSettings) -> Front {
     // a path stands in one of them, with all its methods
     let browsed: BTreeSet<&'static str> = routes().iter().filter(|r| may_browse(r)).map(|r| r.path).collect();
     for route in routes() {
-        let guard = access::Guard { engine: api.engine.clone(), access: route.access, path: route.path };
+        let guard =
+            access::RequestGuard { engine: api.engine.clone(), access: route.access, path: route.path };
         let guarded = route.handler.route_layer(middleware::from_fn_with_state(guard, access::admit));
         if browsed.contains(route.path) {
             browsers = browsers.route(route.path, guarded);
@@ -188,7 +189,7 @@ pub fn service(api: Api, settings: &HttpSettings) -> Front {
         .merge(operations::docs())
         .fallback(problem::no_such_path)
         .with_state(api);
-    Front::new(table, settings.request_max)
+    HttpService::new(table, settings.request_max)
 }
 
 fn cors(settings: &HttpSettings) -> CorsLayer {

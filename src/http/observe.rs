@@ -27,21 +27,21 @@ pub(super) fn name_route(request: &Request, path: &'static str) {
 }
 
 /// Method, route and status: a few hundred at most.
-type Kind = (&'static str, &'static str, u16);
+type RequestLabels = (&'static str, &'static str, u16);
 
 /// The measurements of each kind of answer, so that labels are made and looked up once and not for
 /// every request.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Measures(Arc<RwLock<HashMap<Kind, Measure>>>);
+pub(super) struct RequestMetrics(Arc<RwLock<HashMap<RequestLabels, RouteMetrics>>>);
 
 #[derive(Debug, Clone)]
-struct Measure {
+struct RouteMetrics {
     requests: Counter,
     seconds: Histogram,
 }
 
-impl Measure {
-    fn of((method, route, status): Kind) -> Self {
+impl RouteMetrics {
+    fn of((method, route, status): RequestLabels) -> Self {
         let status = status.to_string();
         Self {
             requests: metrics::counter!("metergate_http_requests_total", "method" => method, "route" => route, "status" => status),
@@ -55,14 +55,14 @@ impl Measure {
     }
 }
 
-impl Measures {
-    fn note(&self, kind: Kind, took: Duration) {
+impl RequestMetrics {
+    fn note(&self, kind: RequestLabels, took: Duration) {
         if let Some(measure) = self.0.read().unwrap_or_else(PoisonError::into_inner).get(&kind) {
             measure.note(took);
             return;
         }
         let mut known = self.0.write().unwrap_or_else(PoisonError::into_inner);
-        known.entry(kind).or_insert_with(|| Measure::of(kind)).note(took);
+        known.entry(kind).or_insert_with(|| RouteMetrics::of(kind)).note(took);
     }
 
     /// What every request gets, around what answers it.

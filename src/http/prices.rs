@@ -10,13 +10,13 @@ use serde::Serialize;
 use super::problem::Problem;
 use super::query::{self, Parameters};
 use super::{Api, body};
-use crate::domain::pricing::exchange::Rate;
+use crate::domain::pricing::exchange::ExchangeRate;
 use crate::domain::pricing::quote::QuoteRequest;
 use crate::engine::access::Principal;
 
 #[derive(Serialize)]
 struct RatesSet {
-    rates: Vec<Rate>,
+    rates: Vec<ExchangeRate>,
 }
 
 pub(super) async fn quote(

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use axum::http::Uri;
 
 use super::problem::Problem;
-use crate::domain::fields::{Read, Violation};
+use crate::domain::fields::{Parsed, Violation};
 use crate::domain::limits::{PAGE_ROWS_DEFAULT, PAGE_ROWS_MAX};
 use crate::domain::timestamp::Timestamp;
 
@@ -27,19 +27,21 @@ impl Parameters {
     }
 
     /// Every value of a parameter.
-    pub(super) fn all<T>(&mut self, name: &str, read: impl Fn(String) -> Read<T>) -> Vec<T> {
+    pub(super) fn all<T>(&mut self, name: &str, read: impl Fn(String) -> Parsed<T>) -> Vec<T> {
         let mut values = Vec::new();
         for (_, value) in self.rest.extract_if(.., |(given, _)| given == name) {
             match read(value) {
                 Ok(value) => values.push(value),
-                Err(flaws) => self.violations.extend(flaws.into_iter().map(|flaw| flaw.under(name))),
+                Err(violations) => {
+                    self.violations.extend(violations.into_iter().map(|violation| violation.under(name)))
+                }
             }
         }
         values
     }
 
     /// A parameter that is given at most once.
-    pub(super) fn optional<T>(&mut self, name: &str, read: impl Fn(String) -> Read<T>) -> Option<T> {
+    pub(super) fn optional<T>(&mut self, name: &str, read: impl Fn(String) -> Parsed<T>) -> Option<T> {
         let mut values = self.all(name, read);
         if values.len() > 1 {
             self.violations
@@ -48,7 +50,7 @@ impl Parameters {
         values.pop()
     }
 
-    pub(super) fn required<T>(&mut self, name: &str, read: impl Fn(String) -> Read<T>) -> Option<T> {
+    pub(super) fn required<T>(&mut self, name: &str, read: impl Fn(String) -> Parsed<T>) -> Option<T> {
         if !self.rest.iter().any(|(given, _)| given == name) {
             self.violations
                 .push(Violation::new("missing_parameter", format!("`{name}` is required")).under(name));
@@ -90,22 +92,22 @@ impl Parameters {
         .unwrap_or(PAGE_ROWS_DEFAULT)
     }
 
-    pub(super) fn flaw(&mut self, violation: Violation) {
+    pub(super) fn add_error(&mut self, violation: Violation) {
         self.violations.push(violation);
     }
 
     /// What is left is unknown.
     pub(super) fn finish(mut self) -> Result<(), Problem> {
         for (name, _) in &self.rest {
-            let flaw = Violation::new("unknown_parameter", format!("there is no parameter `{name}`"));
-            self.violations.push(flaw.under(name));
+            let violation = Violation::new("unknown_parameter", format!("there is no parameter `{name}`"));
+            self.violations.push(violation.under(name));
         }
         if self.violations.is_empty() { Ok(()) } else { Err(Problem::invalid(self.violations)) }
     }
 }
 
 /// A time. A `+` that a client left unescaped has become a space: it can have meant nothing else.
-pub(super) fn timestamp(value: String) -> Read<Timestamp> {
+pub(super) fn timestamp(value: String) -> Parsed<Timestamp> {
     match Timestamp::parse(&value.replace(' ', "+")) {
         Ok(timestamp) => Ok(timestamp),
         Err(why) => Violation::only("invalid_timestamp", why.to_string()),
@@ -113,12 +115,12 @@ pub(super) fn timestamp(value: String) -> Read<Timestamp> {
 }
 
 /// One of a few words.
-pub(super) fn word<T: Copy>(value: String, words: &[(&'static str, T)]) -> Read<T> {
+pub(super) fn word<T: Copy>(value: String, words: &[(&'static str, T)]) -> Parsed<T> {
     crate::domain::fields::one_of(serde_json::Value::String(value), words)
 }
 
 /// Any text without NUL.
-pub(super) fn text(value: String) -> Read<String> {
+pub(super) fn text(value: String) -> Parsed<String> {
     if value.contains('\0') {
         return Violation::only("nul_character", "must not contain the NUL character");
     }

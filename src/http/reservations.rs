@@ -8,15 +8,15 @@ use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 use serde_json::{Map, Value};
 
-use super::events::{idempotency_key, marked};
+use super::events::{idempotency_key, with_replay_header};
 use super::problem::Problem;
 use super::query::{self, Parameters};
 use super::{Api, body, subjects};
 use crate::domain::fields::Violation;
-use crate::domain::gate::book::{Answer, Outcome};
+use crate::domain::gate::book::{CallOutcome, GateAnswer};
 use crate::domain::gate::decision::{Denier, LimitState, Reason};
 use crate::domain::gate::request::{Commit, Extend, Release, Reserve};
-use crate::domain::gate::reservation::{Hold, Status};
+use crate::domain::gate::reservation::{Hold, ReservationStatus};
 use crate::domain::names::{EventId, MeterKey, SubjectId};
 use crate::domain::quantity::Quantity;
 use crate::domain::timestamp::Timestamp;
@@ -48,7 +48,7 @@ fn committed(holds: &[Hold]) -> Vec<Committed<'_>> {
 
 /// Every answer of the gate; what does not belong to it is left out.
 #[derive(Serialize, Default)]
-struct Document<'a> {
+struct ReservationDocument<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     id: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -58,7 +58,7 @@ struct Document<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     denied_by: Option<&'a [Denier]>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    status: Option<Status>,
+    status: Option<ReservationStatus>,
     #[serde(skip_serializing_if = "Option::is_none")]
     expires_at: Option<Timestamp>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -74,11 +74,11 @@ struct Document<'a> {
     limits: &'a [LimitState],
 }
 
-fn respond(answer: &Answer) -> Result<Response, Problem> {
-    let document = Document { limits: &answer.limits, ..Document::default() };
+fn respond(answer: &GateAnswer) -> Result<Response, Problem> {
+    let document = ReservationDocument { limits: &answer.limits, ..ReservationDocument::default() };
     match &answer.outcome {
-        Outcome::Held { reservation, replayed } => {
-            let document = Document {
+        CallOutcome::Held { reservation, replayed } => {
+            let document = ReservationDocument {
                 id: Some(&reservation.id),
                 allowed: Some(true),
                 status: Some(reservation.status),
@@ -86,10 +86,10 @@ fn respond(answer: &Answer) -> Result<Response, Problem> {
                 holds: Some(held(&reservation.holds)),
                 ..document
             };
-            Ok(marked((StatusCode::CREATED, Json(document)).into_response(), *replayed))
+            Ok(with_replay_header((StatusCode::CREATED, Json(document)).into_response(), *replayed))
         }
-        Outcome::Extended { reservation } => {
-            let document = Document {
+        CallOutcome::Extended { reservation } => {
+            let document = ReservationDocument {
                 id: Some(&reservation.id),
                 allowed: Some(true),
                 status: Some(reservation.status),
@@ -99,12 +99,12 @@ fn respond(answer: &Answer) -> Result<Response, Problem> {
             };
             Ok(Json(document).into_response())
         }
-        Outcome::Allowed { holds } => {
-            let document = Document { allowed: Some(true), holds: Some(held(holds)), ..document };
+        CallOutcome::Allowed { holds } => {
+            let document = ReservationDocument { allowed: Some(true), holds: Some(held(holds)), ..document };
             Ok(Json(document).into_response())
         }
-        Outcome::Denied(denial) => {
-            let document = Document {
+        CallOutcome::Denied(denial) => {
+            let document = ReservationDocument {
                 allowed: Some(false),
                 reason: Some(denial.reason),
                 denied_by: Some(&denial.denied_by),
@@ -112,8 +112,8 @@ fn respond(answer: &Answer) -> Result<Response, Problem> {
             };
             Ok(Json(document).into_response())
         }
-        Outcome::Committed { reservation, events, replayed } => {
-            let document = Document {
+        CallOutcome::Committed { reservation, events, replayed } => {
+            let document = ReservationDocument {
                 id: Some(&reservation.id),
                 status: Some(reservation.status),
                 committed: Some(committed(&reservation.holds)),
@@ -122,15 +122,18 @@ fn respond(answer: &Answer) -> Result<Response, Problem> {
                 events: Some(events.iter().map(ToString::to_string).collect()),
                 ..document
             };
-            Ok(marked(Json(document).into_response(), *replayed))
+            Ok(with_replay_header(Json(document).into_response(), *replayed))
         }
-        Outcome::Released { reservation, replayed } => {
-            let document =
-                Document { id: Some(&reservation.id), status: Some(reservation.status), ..document };
-            Ok(marked(Json(document).into_response(), *replayed))
+        CallOutcome::Released { reservation, replayed } => {
+            let document = ReservationDocument {
+                id: Some(&reservation.id),
+                status: Some(reservation.status),
+                ..document
+            };
+            Ok(with_replay_header(Json(document).into_response(), *replayed))
         }
-        Outcome::Refused(refusal) => Err(Problem::refused(*refusal)),
-        Outcome::Invalid(flaws) => Err(Problem::invalid(flaws.clone())),
+        CallOutcome::Refused(refusal) => Err(Problem::refused(*refusal)),
+        CallOutcome::Invalid(violations) => Err(Problem::invalid(violations.clone())),
     }
 }
 
@@ -166,7 +169,7 @@ fn in_path(uri: &Uri, id: String) -> Result<EventId, Problem> {
     let mut parameters = Parameters::of(uri);
     let id = EventId::parse(id);
     if let Err(bad) = &id {
-        parameters.flaw(Violation::new(bad.code, bad.detail.clone()).under("id"));
+        parameters.add_error(Violation::new(bad.code, bad.detail.clone()).under("id"));
     }
     parameters.finish()?;
     id.map_err(|bad| Problem::invalid(bad.into()))
@@ -228,7 +231,7 @@ pub(super) async fn list(
 ) -> Result<Response, Problem> {
     let mut parameters = Parameters::of(&uri);
     let subject = parameters.optional("subject", subjects::parse);
-    let status = parameters.optional("status", |value| query::word(value, &Status::WORDS));
+    let status = parameters.optional("status", |value| query::word(value, &ReservationStatus::WORDS));
     let cursor = parameters.optional("cursor", query::text);
     let limit = parameters.limit();
     parameters.finish()?;

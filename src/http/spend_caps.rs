@@ -6,7 +6,7 @@ use axum::extract::{Extension, Path, State};
 use axum::http::{HeaderMap, Uri};
 use axum::response::{IntoResponse, Response};
 
-use super::access::refuse_other_subject;
+use super::access::require_own_subject;
 use super::problem::Problem;
 use super::query::Parameters;
 use super::usage::viewer;
@@ -24,7 +24,7 @@ pub(super) async fn put(
 ) -> Result<Response, Problem> {
     Parameters::of(&uri).finish()?;
     let subject = subjects::in_path(subject)?;
-    refuse_other_subject(&principal, &subject)?;
+    require_own_subject(&principal, &subject)?;
     let caps = SpendCap::read_all(body::json(&headers, body).await?)?;
     Ok(Json(api.engine.put_spend_caps(principal.environment, subject, viewer(&principal), caps).await?)
         .into_response())
@@ -38,7 +38,7 @@ pub(super) async fn get(
 ) -> Result<Response, Problem> {
     Parameters::of(&uri).finish()?;
     let subject = subjects::in_path(subject)?;
-    refuse_other_subject(&principal, &subject)?;
+    require_own_subject(&principal, &subject)?;
     Ok(Json(api.engine.spend_caps(principal.environment, &subject, viewer(&principal)).await?)
         .into_response())
 }

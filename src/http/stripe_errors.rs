@@ -89,7 +89,7 @@ fn is_final(problem: &Problem) -> bool {
 
 fn error(problem: &Problem) -> Error<'_> {
     let param = problem.errors.first().filter(|_| problem.code != "invalid_idempotency_key");
-    let param = param.map(|flaw| param_of(&flaw.pointer)).filter(|param| !param.is_empty());
+    let param = param.map(|violation| param_of(&violation.pointer)).filter(|param| !param.is_empty());
     Error { r#type: kind(problem), code: code(problem), message: message(problem, param.as_deref()), param }
 }
 
@@ -117,12 +117,12 @@ fn code(problem: &Problem) -> Option<&'static str> {
 }
 
 fn message(problem: &Problem, param: Option<&str>) -> String {
-    let Some((param, flaw)) = param.zip(problem.errors.first()) else { return problem.detail.clone() };
-    match flaw.code {
+    let Some((param, violation)) = param.zip(problem.errors.first()) else { return problem.detail.clone() };
+    match violation.code {
         "missing_field" | "missing_parameter" => format!("Missing required param: {param}."),
         "unknown_field" | "unknown_parameter" => format!("Received unknown parameter: {param}"),
         "empty" => format!("You passed an empty string for '{param}'; leave it out, or give it a value."),
-        _ => format!("{param}: {}", flaw.detail),
+        _ => format!("{param}: {}", violation.detail),
     }
 }
 

@@ -19,7 +19,7 @@ pub(super) async fn read(headers: &HeaderMap, body: Body) -> Result<Value, Probl
         return Ok(Value::Object(Map::new()));
     }
     match body::media_type(headers).as_str() {
-        MEDIA_TYPE => Ok(parse(&bytes).map_err(|flaw| vec![flaw])?),
+        MEDIA_TYPE => Ok(parse(&bytes).map_err(|violation| vec![violation])?),
         other => Err(body::unsupported(other, MEDIA_TYPE)),
     }
 }
@@ -35,7 +35,7 @@ fn parse(bytes: &[u8]) -> Result<Value, Violation> {
         })?;
         put(&mut form, first, &keys, value.into_owned())
             .ok_or_else(|| Violation::new("duplicate_parameter", "is given twice, or with and without keys"))
-            .map_err(|flaw| flaw.under(&name))?;
+            .map_err(|violation| violation.under(&name))?;
     }
     Ok(Value::Object(form))
 }

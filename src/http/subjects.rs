@@ -10,12 +10,12 @@ use super::access::forbidden;
 use super::problem::Problem;
 use super::query::{self, Parameters};
 use super::{Api, body};
-use crate::domain::fields::{Read, Violation};
+use crate::domain::fields::{Parsed, Violation};
 use crate::domain::names::SubjectId;
 use crate::engine::SubjectChange;
 use crate::engine::access::{Principal, Role};
 
-pub(super) fn parse(text: String) -> Read<SubjectId> {
+pub(super) fn parse(text: String) -> Parsed<SubjectId> {
     Ok(SubjectId::parse(text)?)
 }
 
@@ -26,7 +26,7 @@ pub(super) fn in_path(text: String) -> Result<SubjectId, Problem> {
 }
 
 /// A token shows its own subject alone.
-pub(super) fn refuse_others(principal: &Principal, subject: &SubjectId) -> Result<(), Problem> {
+pub(super) fn require_own_subjects(principal: &Principal, subject: &SubjectId) -> Result<(), Problem> {
     match &principal.role {
         Role::EndUser { subject: own, .. } if own != subject => {
             Err(forbidden("a token shows its own subject alone"))

@@ -9,9 +9,9 @@ use axum::response::{IntoResponse, Response};
 use super::problem::Problem;
 use super::query::{self, Parameters};
 use super::{Api, body, subjects};
-use crate::domain::fields::Read;
+use crate::domain::fields::Parsed;
 use crate::domain::names::PlanKey;
-use crate::domain::subscription::{End, Statement};
+use crate::domain::subscription::{End, SubscriptionParams};
 use crate::engine::access::Principal;
 
 pub(super) async fn put(
@@ -24,7 +24,7 @@ pub(super) async fn put(
 ) -> Result<Response, Problem> {
     Parameters::of(&uri).finish()?;
     let subject = subjects::in_path(subject)?;
-    let statement = Statement::read(body::json(&headers, body).await?)?;
+    let statement = SubscriptionParams::read(body::json(&headers, body).await?)?;
     Ok(Json(api.engine.put_subscription(principal.environment, subject, statement).await?).into_response())
 }
 
@@ -57,7 +57,7 @@ pub(super) async fn end(
 }
 
 /// `now`, `period_end`, or a time.
-fn read_end(value: String) -> Read<End> {
+fn read_end(value: String) -> Parsed<End> {
     match value.as_str() {
         "now" => Ok(End::Now),
         "period_end" => Ok(End::PeriodEnd),

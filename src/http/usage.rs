@@ -15,8 +15,8 @@ use crate::domain::limits::{FILTER_VALUES_MAX, METER_DIMENSIONS_MAX, USAGE_SUBJE
 use crate::domain::names::{MeterKey, SubjectId};
 use crate::domain::pricing::currency::Currency;
 use crate::domain::timestamp::Timestamp;
-use crate::domain::top::{By, Ranks};
-use crate::domain::usage::{UsageQuery, UsageRow, Whose};
+use crate::domain::top::{RankBy, RankPageRequest};
+use crate::domain::usage::{GroupBySubject, UsageQuery, UsageRow};
 use crate::domain::window::{Span, Window, Zone};
 use crate::engine::Viewer;
 use crate::engine::access::{Principal, Role};
@@ -87,10 +87,10 @@ pub(super) async fn top(
     uri: Uri,
 ) -> Result<Response, Problem> {
     let (by, ranks) = read_top(&uri)?;
-    Ok(Json(api.engine.top(principal.environment, &by, ranks).await?).into_response())
+    Ok(Json(api.engine.ranking(principal.environment, &by, ranks).await?).into_response())
 }
 
-fn read_top(uri: &Uri) -> Result<(By, Ranks), Problem> {
+fn read_top(uri: &Uri) -> Result<(RankBy, RankPageRequest), Problem> {
     #[derive(Clone, Copy, PartialEq, Eq)]
     enum Word {
         Usage,
@@ -110,7 +110,7 @@ fn read_top(uri: &Uri) -> Result<(By, Ranks), Problem> {
         if let (Some(from), Some(to)) = (from, to)
             && from > to
         {
-            parameters.flaw(Violation::new("invalid_range", "must not be after `to`").under("from"));
+            parameters.add_error(Violation::new("invalid_range", "must not be after `to`").under("from"));
         }
         from.zip(to).map(|(from, to)| Span { from, to })
     };
@@ -125,11 +125,11 @@ fn read_top(uri: &Uri) -> Result<(By, Ranks), Problem> {
         Word::Usage | Word::Limit => None,
     };
     parameters.finish()?;
-    let ranks = Ranks::read(cursor.as_deref(), limit)?;
+    let ranks = RankPageRequest::read(cursor.as_deref(), limit)?;
     let by = match (by, span, meter) {
-        (Word::Usage, Some(span), Some(meter)) => By::Usage { meter, span },
-        (Word::Cost, Some(span), _) => By::Cost { span, currency },
-        (Word::Limit, _, meter) => By::Limit { meter },
+        (Word::Usage, Some(span), Some(meter)) => RankBy::Usage { meter, span },
+        (Word::Cost, Some(span), _) => RankBy::Cost { span, currency },
+        (Word::Limit, _, meter) => RankBy::Limit { meter },
         // what is required and flawed has been refused by now
         _ => return Err(Problem::invalid(Vec::new())),
     };
@@ -165,31 +165,31 @@ fn read_query(uri: &Uri) -> Result<UsageQuery, Problem> {
     let too_many =
         |what: &str, max: usize| Violation::new("too_many", format!("must be at most {max}")).under(what);
     if subjects.len() > USAGE_SUBJECTS_MAX {
-        parameters.flaw(too_many("subject", USAGE_SUBJECTS_MAX));
+        parameters.add_error(too_many("subject", USAGE_SUBJECTS_MAX));
     }
     if filter.values().any(|values| values.len() > FILTER_VALUES_MAX) {
-        parameters.flaw(too_many("filter", FILTER_VALUES_MAX));
+        parameters.add_error(too_many("filter", FILTER_VALUES_MAX));
     }
     if filter.values().flatten().any(|value| value.contains('\0')) {
         parameters
-            .flaw(Violation::new("nul_character", "must not contain the NUL character").under("filter"));
+            .add_error(Violation::new("nul_character", "must not contain the NUL character").under("filter"));
     }
     if let (Some(from), Some(to)) = (from, to)
         && from > to
     {
-        parameters.flaw(Violation::new("invalid_range", "must not be after `to`").under("from"));
+        parameters.add_error(Violation::new("invalid_range", "must not be after `to`").under("from"));
     }
     let mut group_by: Vec<String> = Vec::new();
-    let mut whose = Whose::All;
+    let mut whose = GroupBySubject::All;
     for name in grouping.split(',').map(str::trim).filter(|name| !name.is_empty()) {
         if name == "subject" {
-            whose = Whose::EachSubject;
+            whose = GroupBySubject::EachSubject;
         } else if !group_by.iter().any(|known| known == name) {
             group_by.push(name.to_owned());
         }
     }
     if group_by.len() > METER_DIMENSIONS_MAX {
-        parameters.flaw(too_many("group_by", METER_DIMENSIONS_MAX));
+        parameters.add_error(too_many("group_by", METER_DIMENSIONS_MAX));
     }
     parameters.finish()?;
     // what is required and flawed has been refused by now

@@ -10,7 +10,7 @@ use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep_until};
 
-pub use schedule::Schedule;
+pub use schedule::JobSchedule;
 
 use crate::domain::environment::Environment;
 use crate::engine::{Engine, EngineError};
@@ -44,19 +44,19 @@ pub struct Jobs {
 }
 
 impl Jobs {
-    pub fn start(engine: &Engine, fold_interval: Duration, export: &Schedule) -> Self {
+    pub fn start(engine: &Engine, fold_interval: Duration, export: &JobSchedule) -> Self {
         let (stop, stopped) = watch::channel(false);
         let mut tasks: Vec<JoinHandle<()>> = Vec::new();
         // a job for each environment: neither waits for the other
         for environment in Environment::ALL {
             let folding = engine.clone();
             let job = move || fold(folding.clone(), environment);
-            tasks.push(repeat("fold", Schedule::Every(fold_interval), stopped.clone(), job));
+            tasks.push(repeat("fold", JobSchedule::Every(fold_interval), stopped.clone(), job));
         }
         for environment in Environment::ALL {
             let sweeping = engine.clone();
             let job = move || sweep(sweeping.clone(), environment);
-            tasks.push(repeat("sweep", Schedule::Every(SWEEP_INTERVAL), stopped.clone(), job));
+            tasks.push(repeat("sweep", JobSchedule::Every(SWEEP_INTERVAL), stopped.clone(), job));
         }
         for environment in Environment::ALL.into_iter().filter(|each| engine.exports_somewhere(*each)) {
             let exporting = engine.clone();
@@ -64,27 +64,27 @@ impl Jobs {
             tasks.push(repeat("export", export.clone(), stopped.clone(), job));
             let checking = engine.clone();
             let job = move || check_exports(checking.clone(), environment);
-            tasks.push(repeat("reconciliation", Schedule::Every(CHECK_INTERVAL), stopped.clone(), job));
+            tasks.push(repeat("reconciliation", JobSchedule::Every(CHECK_INTERVAL), stopped.clone(), job));
         }
         for environment in Environment::ALL {
             let billing = engine.clone();
             let job = move || bill(billing.clone(), environment);
-            tasks.push(repeat("billing", Schedule::Every(BILLING_INTERVAL), stopped.clone(), job));
+            tasks.push(repeat("billing", JobSchedule::Every(BILLING_INTERVAL), stopped.clone(), job));
         }
         for environment in Environment::ALL {
-            let (applying, bell) = (engine.clone(), engine.webhook_bell(environment));
+            let (applying, wake) = (engine.clone(), engine.webhook_wake(environment));
             let job = move || apply_webhooks(applying.clone(), environment);
             tasks.push(repeat_or_when(
                 "webhooks",
-                Schedule::Every(WEBHOOK_INTERVAL),
-                bell,
+                JobSchedule::Every(WEBHOOK_INTERVAL),
+                wake,
                 stopped.clone(),
                 job,
             ));
         }
         let upkeep = engine.clone();
-        tasks.push(repeat("upkeep", Schedule::Every(UPKEEP_INTERVAL), stopped, move || {
-            keep_up(upkeep.clone())
+        tasks.push(repeat("upkeep", JobSchedule::Every(UPKEEP_INTERVAL), stopped, move || {
+            run_upkeep(upkeep.clone())
         }));
         Self { stop, tasks }
     }
@@ -101,7 +101,7 @@ impl Jobs {
 
 fn repeat<F>(
     name: &'static str,
-    schedule: Schedule,
+    schedule: JobSchedule,
     stopped: watch::Receiver<bool>,
     job: impl Fn() -> F + Send + 'static,
 ) -> JoinHandle<()>
@@ -114,8 +114,8 @@ where
 /// Repeats a job, and does it at once when the bell rings.
 fn repeat_or_when<F>(
     name: &'static str,
-    schedule: Schedule,
-    bell: Arc<Notify>,
+    schedule: JobSchedule,
+    wake: Arc<Notify>,
     mut stopped: watch::Receiver<bool>,
     job: impl Fn() -> F + Send + 'static,
 ) -> JoinHandle<()>
@@ -128,7 +128,7 @@ where
         loop {
             tokio::select! {
                 () = sleep_until(due) => {}
-                () = bell.notified() => {}
+                () = wake.notified() => {}
                 _ = stopped.wait_for(|stop| *stop) => return,
             }
             let done = tokio::select! {
@@ -205,7 +205,7 @@ async fn check_exports(engine: Engine, environment: Environment) -> Result<(), E
     engine.check_exports(environment).await.map(drop)
 }
 
-async fn keep_up(engine: Engine) -> Result<(), EngineError> {
+async fn run_upkeep(engine: Engine) -> Result<(), EngineError> {
     engine.make_partitions().await?;
     for environment in Environment::ALL {
         engine.bound_dimensions(environment).await?;

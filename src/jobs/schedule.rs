@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use jiff::tz::TimeZone;
 
 #[derive(Debug, Clone)]
-pub enum Schedule {
+pub enum JobSchedule {
     Every(Duration),
     Cron(Box<Cron>),
 }
@@ -16,7 +16,7 @@ pub enum Schedule {
 #[error("is neither a duration nor a cron expression")]
 pub struct NoSchedule;
 
-impl Schedule {
+impl JobSchedule {
     pub fn parse(text: &str) -> Result<Self, NoSchedule> {
         if let Ok(length) = humantime::parse_duration(text) {
             return if length.is_zero() { Err(NoSchedule) } else { Ok(Self::Every(length)) };
@@ -46,13 +46,13 @@ mod tests {
     #[test]
     fn durations_and_expressions() {
         let now: Timestamp = "2026-11-21T22:30:00Z".parse().unwrap();
-        let pause = |text: &str| Schedule::parse(text).unwrap().pause(now);
+        let pause = |text: &str| JobSchedule::parse(text).unwrap().pause(now);
         assert_eq!(pause("60s"), Duration::from_mins(1));
         assert_eq!(pause("@daily"), Duration::from_mins(90));
         assert_eq!(pause("@hourly"), Duration::from_mins(30));
         assert_eq!(pause("*/15 * * * *"), Duration::from_mins(15));
         for text in ["", "0s", "soon", "* * *", "61 * * * *"] {
-            assert!(Schedule::parse(text).is_err(), "{text}");
+            assert!(JobSchedule::parse(text).is_err(), "{text}");
         }
     }
 }

@@ -14,7 +14,7 @@ use crate::domain::window::Span;
 
 /// A quantity on its way to a provider. What it says never changes once it was handed over.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Parcel {
+pub struct OutgoingMeterEvent {
     /// The provider's name of the meter, and of the payload's keys.
     pub event_name: String,
     pub customer_key: String,
@@ -32,19 +32,19 @@ pub struct Parcel {
 
 /// What came of handing something over.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Delivery {
+pub enum DeliveryResult {
     Delivered,
     /// It was there before.
     Duplicate,
     /// It never will be taken as it is.
     Dead(Failure),
-    Later(Later),
+    Retryable(Retryable),
     /// Nothing will be taken from us until somebody mends the account's credentials.
-    Stopped(Failure),
+    Unauthorized(Failure),
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Later {
+pub struct Retryable {
     pub failure: Failure,
     /// Whether it may have been taken all the same.
     pub may_be_taken: bool,
@@ -89,7 +89,7 @@ pub struct BillLine {
 
 /// How fine summaries are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Grain {
+pub enum SummaryWindow {
     Whole,
     Hour,
     Day,
@@ -109,10 +109,10 @@ pub trait Provider: Debug + Send + Sync {
     /// For how long after its delivery a parcel can be taken back.
     fn cancels_for(&self) -> Duration;
 
-    async fn deliver(&self, parcel: &Parcel) -> Delivery;
+    async fn deliver(&self, outgoing_event: &OutgoingMeterEvent) -> DeliveryResult;
 
     /// Takes a delivered parcel back.
-    async fn cancel(&self, parcel: &Parcel) -> Delivery;
+    async fn cancel(&self, outgoing_event: &OutgoingMeterEvent) -> DeliveryResult;
 
     /// What it has recorded of a customer on a meter, by the parcels' timestamps. None: it knows no
     /// such meter.
@@ -121,7 +121,7 @@ pub trait Provider: Debug + Send + Sync {
         event_name: &str,
         customer: &str,
         span: Span,
-        grain: Grain,
+        grain: SummaryWindow,
     ) -> Result<Option<Vec<Summary>>, Failure>;
 
     /// An invoice of its own. None: it knows no such one.

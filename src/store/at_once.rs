@@ -11,7 +11,7 @@ use super::counters::Keys;
 use super::hold_lines::on_expiry_code;
 use super::reservations::kept;
 use crate::domain::environment::Environment;
-use crate::domain::gate::decision::Level;
+use crate::domain::gate::decision::CounterState;
 use crate::domain::gate::request::OnExpiry;
 use crate::domain::gate::reservation::Hold;
 use crate::domain::gate::standing::CounterKey;
@@ -23,7 +23,7 @@ const TAKEN: [&str; 2] = ["reservations_pk", "hold_lines_pk"];
 
 /// What time it is, by the server's clock.
 #[derive(Debug, Clone, Copy)]
-pub struct Clock {
+pub struct StatementClock {
     /// Where it is not asked.
     pub fixed: Option<Timestamp>,
     /// How far ahead of it the time is.
@@ -32,7 +32,7 @@ pub struct Clock {
 
 /// What is to be added to a counter.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct Addition {
+pub struct CounterAddition {
     pub added: Total,
     /// What `used` and `held` may come to; none where nothing bounds them.
     pub room: Option<Total>,
@@ -65,12 +65,12 @@ pub struct NewReservation<'a> {
 
 /// A batch that is taken to fit.
 #[derive(Debug, Clone)]
-pub struct AtOnce<'a> {
+pub struct FastBatch<'a> {
     /// From when and until when it means what it was taken to mean.
     pub from: Option<Timestamp>,
     pub until: Option<Timestamp>,
     /// In the order of their keys.
-    pub counters: Vec<(CounterKey, Addition)>,
+    pub counters: Vec<(CounterKey, CounterAddition)>,
     pub lines: Vec<HeldLine>,
     pub made: Vec<NewReservation<'a>>,
 }
@@ -81,7 +81,7 @@ pub struct Done {
     pub at: Timestamp,
     pub next_batch_id: i64,
     /// Of each counter, before it.
-    pub levels: Vec<Level>,
+    pub levels: Vec<CounterState>,
 }
 
 /// The number of a batch that may be next, and the server's clock.
@@ -98,10 +98,10 @@ pub async fn hold(
     environment: Environment,
     versions: Versions,
     batch_id: i64,
-    clock: Clock,
-    batch: &AtOnce<'_>,
+    clock: StatementClock,
+    batch: &FastBatch<'_>,
 ) -> Result<Option<Done>, StoreError> {
-    let AtOnce { counters, lines, made, .. } = batch;
+    let FastBatch { counters, lines, made, .. } = batch;
     let mut made: Vec<&NewReservation<'_>> = made.iter().collect();
     made.sort_unstable_by_key(|reservation| reservation.key);
     let keys: Keys = counters.iter().map(|(key, _)| *key).collect();
@@ -157,6 +157,6 @@ pub async fn hold(
     let used: Option<Vec<Total>> = row.try_get("levels_used")?;
     let held: Option<Vec<Total>> = row.try_get("levels_held")?;
     let pairs = used.unwrap_or_default().into_iter().zip(held.unwrap_or_default());
-    let levels = pairs.map(|(used, held)| Level { used, held, ..Level::default() }).collect();
+    let levels = pairs.map(|(used, held)| CounterState { used, held, ..CounterState::default() }).collect();
     Ok(Some(Done { at, next_batch_id: row.try_get("next_batch")?, levels }))
 }

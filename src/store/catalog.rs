@@ -10,7 +10,7 @@ use uuid::Uuid;
 use super::StoreError;
 use crate::domain::catalog::Catalog;
 use crate::domain::environment::Environment;
-use crate::domain::gate::standing::Since;
+use crate::domain::gate::standing::EffectiveFrom;
 use crate::domain::meter::{Meter, StoredMeter};
 use crate::domain::timestamp::Timestamp;
 
@@ -70,14 +70,14 @@ pub async fn insert_version(
 pub async fn plan_limits(
     connection: &mut PgConnection,
     environment: Environment,
-) -> Result<HashMap<(String, Uuid), Since>, StoreError> {
+) -> Result<HashMap<(String, Uuid), EffectiveFrom>, StoreError> {
     let rows = sqlx::query("select plan, definition, since, version from plan_limits where environment = $1")
         .bind(environment.code())
         .fetch_all(connection)
         .await?;
     rows.iter()
         .map(|row| {
-            let since = Since { at: row.try_get("since")?, version: row.try_get("version")? };
+            let since = EffectiveFrom { at: row.try_get("since")?, version: row.try_get("version")? };
             Ok(((row.try_get("plan")?, row.try_get("definition")?), since))
         })
         .collect()
@@ -153,9 +153,9 @@ fn read_meter(row: &sqlx::postgres::PgRow) -> Result<StoredMeter, StoreError> {
 }
 
 /// What we stored, we can read.
-fn stored<T>(read: crate::domain::fields::Read<T>) -> Result<T, StoreError> {
-    read.map_err(|flaws| {
-        StoreError::Refused(sqlx::Error::Decode(format!("stored catalog: {flaws:?}").into()))
+fn stored<T>(read: crate::domain::fields::Parsed<T>) -> Result<T, StoreError> {
+    read.map_err(|violations| {
+        StoreError::Refused(sqlx::Error::Decode(format!("stored catalog: {violations:?}").into()))
     })
 }
 

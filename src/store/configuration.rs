@@ -21,7 +21,7 @@ pub struct Versions {
 
 /// What a transaction learns at its start.
 #[derive(Debug, Clone, Copy)]
-pub struct Opening {
+pub struct RecordingStart {
     pub versions: Versions,
     /// Postgres's clock, read after the lock.
     pub now: Timestamp,
@@ -35,7 +35,7 @@ pub struct Opening {
 pub async fn begin_recording(
     connection: &mut PgConnection,
     environment: Environment,
-) -> Result<Opening, StoreError> {
+) -> Result<RecordingStart, StoreError> {
     open(connection, environment, "begin;").await
 }
 
@@ -43,7 +43,7 @@ pub async fn begin_recording(
 pub async fn open_recording(
     connection: &mut PgConnection,
     environment: Environment,
-) -> Result<Opening, StoreError> {
+) -> Result<RecordingStart, StoreError> {
     open(connection, environment, "").await
 }
 
@@ -51,7 +51,7 @@ async fn open(
     connection: &mut PgConnection,
     environment: Environment,
     begin: &str,
-) -> Result<Opening, StoreError> {
+) -> Result<RecordingStart, StoreError> {
     // constants and a number of ours: nothing here is input
     let code = environment.code();
     let sql = format!(
@@ -63,7 +63,7 @@ async fn open(
     let rows = sqlx::raw_sql(sqlx::AssertSqlSafe(sql)).fetch_all(connection).await?;
     let row = rows.last().ok_or(sqlx::Error::RowNotFound)?;
     let now = Timestamp::from_micros(row.try_get("now_micros")?);
-    Ok(Opening {
+    Ok(RecordingStart {
         versions: Versions {
             config: row.try_get("config_version")?,
             catalog: row.try_get("catalog_version")?,

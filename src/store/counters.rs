@@ -6,17 +6,17 @@ use uuid::Uuid;
 
 use super::StoreError;
 use crate::domain::environment::Environment;
-use crate::domain::gate::decision::Level;
+use crate::domain::gate::decision::CounterState;
 use crate::domain::gate::standing::{CounterKey, CounterPeriod};
 use crate::domain::names::{ItemKey, PlanKey};
 use crate::domain::quantity::{Quantity, Total};
 use crate::domain::timestamp::Timestamp;
-use crate::domain::top::Ranks;
+use crate::domain::top::RankPageRequest;
 use crate::domain::window::Span;
 
 /// A counter that is wanted.
 #[derive(Debug, Clone, Copy)]
-pub struct Wanted {
+pub struct WantedCounter {
     pub counter: CounterPeriod,
     pub meter_id: i32,
     /// Of what a price rates; else of a limit.
@@ -27,7 +27,7 @@ pub struct Wanted {
 pub struct CounterRow {
     pub key: CounterKey,
     pub id: i64,
-    pub level: Level,
+    pub level: CounterState,
     pub next_expiry: Option<Timestamp>,
     pub period_end: Timestamp,
     pub since: Timestamp,
@@ -73,7 +73,7 @@ fn read(row: &sqlx::postgres::PgRow) -> Result<CounterRow, StoreError> {
     Ok(CounterRow {
         key: read_key(row)?,
         id: row.try_get("id")?,
-        level: Level {
+        level: CounterState {
             used: row.try_get("used")?,
             held: row.try_get("held")?,
             covered: row.try_get("covered")?,
@@ -89,7 +89,7 @@ fn read(row: &sqlx::postgres::PgRow) -> Result<CounterRow, StoreError> {
 pub async fn insert_missing(
     connection: &mut PgConnection,
     environment: Environment,
-    wanted: &[Wanted],
+    wanted: &[WantedCounter],
 ) -> Result<Vec<CounterKey>, StoreError> {
     let keys: Keys = wanted.iter().map(|wanted| wanted.counter.key).collect();
     let meter_ids: Vec<i32> = wanted.iter().map(|wanted| wanted.meter_id).collect();
@@ -178,7 +178,7 @@ pub async fn find(
 pub async fn add_used(
     connection: &mut PgConnection,
     environment: Environment,
-    given: &[(Wanted, Total)],
+    given: &[(WantedCounter, Total)],
 ) -> Result<Vec<CounterRow>, StoreError> {
     let keys: Keys = given.iter().map(|(wanted, _)| wanted.counter.key).collect();
     let meter_ids: Vec<i32> = given.iter().map(|(wanted, _)| wanted.meter_id).collect();
@@ -222,7 +222,7 @@ pub struct CounterColumns {
 }
 
 impl CounterColumns {
-    pub fn push(&mut self, key: CounterKey, level: Level, next_expiry: Option<Timestamp>) {
+    pub fn push(&mut self, key: CounterKey, level: CounterState, next_expiry: Option<Timestamp>) {
         self.keys.push(key);
         self.used.push(level.used);
         self.held.push(level.held);
@@ -414,7 +414,7 @@ pub struct QuotaOf {
 
 /// A counter beside its quota.
 #[derive(Debug, Clone)]
-pub struct Near {
+pub struct LimitNearQuota {
     pub subject: String,
     /// Of the quota, in the list that was given.
     pub place: usize,
@@ -431,8 +431,8 @@ pub async fn nearest_to_quota(
     environment: Environment,
     quotas: &[QuotaOf],
     now: Timestamp,
-    ranks: Ranks,
-) -> Result<Vec<Near>, StoreError> {
+    ranks: RankPageRequest,
+) -> Result<Vec<LimitNearQuota>, StoreError> {
     let names = |name: fn(&QuotaOf) -> String| quotas.iter().map(name).collect::<Vec<String>>();
     let rows = sqlx::query(
         "select s.subject, near.place, near.quota, near.used, near.period_start, near.period_end
@@ -463,7 +463,7 @@ pub async fn nearest_to_quota(
     rows.iter()
         .map(|row| {
             let place: i64 = row.try_get("place")?;
-            Ok(Near {
+            Ok(LimitNearQuota {
                 subject: row.try_get("subject")?,
                 // ordinality counts from 1
                 place: usize::try_from(place - 1).unwrap_or(usize::MAX),

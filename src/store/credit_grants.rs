@@ -9,10 +9,10 @@ use sqlx::{PgConnection, Row};
 use uuid::Uuid;
 
 use super::StoreError;
-use crate::domain::credits::grant::{Grant, Source};
+use crate::domain::credits::grant::{Grant, GrantSource};
 use crate::domain::credits::recurrence::{Recurrence, Rollover};
 use crate::domain::credits::unit::Unit;
-use crate::domain::credits::wallet::{Purse, State};
+use crate::domain::credits::wallet::{GrantBalance, GrantState};
 use crate::domain::environment::Environment;
 use crate::domain::quantity::Total;
 use crate::domain::timestamp::Timestamp;
@@ -26,19 +26,19 @@ pub(super) fn read_unit(row: &PgRow) -> Result<Unit, StoreError> {
     Unit::from_kept(&kind, &key).ok_or_else(|| unreadable((kind, key)))
 }
 
-pub(super) fn state_code(state: State) -> i16 {
+pub(super) fn state_code(state: GrantState) -> i16 {
     match state {
-        State::Upcoming => 0,
-        State::Open => 1,
-        State::Ended => 2,
+        GrantState::Upcoming => 0,
+        GrantState::Open => 1,
+        GrantState::Ended => 2,
     }
 }
 
-fn state_of(code: i16) -> State {
+fn state_of(code: i16) -> GrantState {
     match code {
-        0 => State::Upcoming,
-        1 => State::Open,
-        _ => State::Ended,
+        0 => GrantState::Upcoming,
+        1 => GrantState::Open,
+        _ => GrantState::Ended,
     }
 }
 
@@ -46,10 +46,10 @@ const COLUMNS: &str = "g.id, g.unit, g.unit_key, g.amount, g.priority, g.effecti
     g.external_ref, g.series, g.recurrence, g.rollover_min, g.rollover_max, g.refund_of, g.reason, g.created_at,
     g.voided_at, b.available, b.held, b.state, b.head";
 
-fn read(row: &PgRow) -> Result<Purse, StoreError> {
+fn read(row: &PgRow) -> Result<GrantBalance, StoreError> {
     let source: String = row.try_get("source")?;
     let (_, source) =
-        Source::WORDS.iter().find(|(word, _)| *word == source).ok_or_else(|| unreadable(&source))?;
+        GrantSource::WORDS.iter().find(|(word, _)| *word == source).ok_or_else(|| unreadable(&source))?;
     let recurrence: Option<Json<Value>> = row.try_get("recurrence")?;
     let recurrence =
         recurrence.map(|Json(kept)| Recurrence::read_kept(kept)).transpose().map_err(unreadable)?;
@@ -70,7 +70,7 @@ fn read(row: &PgRow) -> Result<Purse, StoreError> {
         created_at: row.try_get("created_at")?,
         voided_at: row.try_get("voided_at")?,
     };
-    Ok(Purse {
+    Ok(GrantBalance {
         grant,
         available: row.try_get("available")?,
         held: row.try_get("held")?,
@@ -157,7 +157,7 @@ pub async fn live(
     connection: &mut PgConnection,
     subject_ids: &[i64],
     named: &[Uuid],
-) -> Result<Vec<(i64, Purse)>, StoreError> {
+) -> Result<Vec<(i64, GrantBalance)>, StoreError> {
     let sql = format!(
         "select g.subject_id, {COLUMNS} from credit_balances b join credit_grants g on g.id = b.grant_id
          where b.subject_id = any($1) and (b.state < 2 or b.held > 0 or b.head)
@@ -195,7 +195,7 @@ pub async fn list(
     subject_id: i64,
     before: Option<(Timestamp, Uuid)>,
     limit: u32,
-) -> Result<Vec<Purse>, StoreError> {
+) -> Result<Vec<GrantBalance>, StoreError> {
     let sql = format!(
         "select {COLUMNS} from credit_grants g join credit_balances b on b.subject_id = g.subject_id and b.grant_id = g.id
          where g.subject_id = $1 and ($2::timestamptz is null or (g.created_at, g.id) < ($2, $3))

@@ -6,10 +6,10 @@ use uuid::Uuid;
 
 use super::StoreError;
 use super::credit_grants::read_unit;
-use crate::domain::credits::accounts::Kind;
+use crate::domain::credits::accounts::MovementKind;
 use crate::domain::credits::unit::Unit;
 use crate::domain::environment::Environment;
-use crate::domain::gate::covering::Paid;
+use crate::domain::gate::covering::PaidShare;
 use crate::domain::quantity::{Quantity, Total};
 use crate::domain::timestamp::Timestamp;
 
@@ -19,7 +19,7 @@ pub struct LedgerRow {
     pub id: i64,
     pub subject_id: i64,
     pub grant: Option<Uuid>,
-    pub kind: Kind,
+    pub kind: MovementKind,
     pub unit: Unit,
     pub amount: Total,
     pub at: Timestamp,
@@ -45,7 +45,7 @@ fn read(row: &PgRow) -> Result<LedgerRow, StoreError> {
         id: row.try_get("id")?,
         subject_id: row.try_get("subject_id")?,
         grant: row.try_get("grant_id")?,
-        kind: Kind::from_word(&kind).ok_or_else(unreadable)?,
+        kind: MovementKind::from_word(&kind).ok_or_else(unreadable)?,
         unit: read_unit(row)?,
         amount: row.try_get("amount")?,
         at: row.try_get("at")?,
@@ -134,7 +134,7 @@ pub async fn covers_of(
     connection: &mut PgConnection,
     environment: Environment,
     event_key: Uuid,
-) -> Result<Vec<Paid>, StoreError> {
+) -> Result<Vec<PaidShare>, StoreError> {
     let rows = sqlx::query(
         "select subject_id, definition, at, sum(quantity) as quantity from credit_covers
          where environment = $1 and event_key = $2 group by subject_id, definition, at having sum(quantity) > 0",
@@ -144,7 +144,7 @@ pub async fn covers_of(
     .fetch_all(connection)
     .await?;
     let read = |row: &PgRow| {
-        Ok(Paid {
+        Ok(PaidShare {
             subject_id: row.try_get("subject_id")?,
             definition: row.try_get("definition")?,
             at: row.try_get("at")?,

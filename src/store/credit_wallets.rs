@@ -9,9 +9,9 @@ use uuid::Uuid;
 use super::StoreError;
 use super::credit_grants::{self, state_code};
 use super::hold_lines::on_expiry_code;
-use crate::domain::credits::wallet::{Lapsed, Wallet};
+use crate::domain::credits::wallet::{ExpiredCreditLine, Wallet};
 use crate::domain::environment::Environment;
-use crate::domain::gate::covering::{CreditLine, CreditLineKey, Paid};
+use crate::domain::gate::covering::{CreditLine, CreditLineKey, PaidShare};
 use crate::domain::gate::request::OnExpiry;
 use crate::domain::quantity::{Quantity, Total};
 use crate::domain::timestamp::Timestamp;
@@ -71,33 +71,36 @@ pub async fn open(
     found: &BTreeMap<i64, Option<Timestamp>>,
     named: &[Uuid],
 ) -> Result<BTreeMap<i64, Wallet>, StoreError> {
-    let mut purses = BTreeMap::new();
+    let mut grant_balances = BTreeMap::new();
     if !found.is_empty() {
         let subject_ids: Vec<i64> = found.keys().copied().collect();
-        for (subject_id, purse) in credit_grants::live(connection, &subject_ids, named).await? {
-            purses.entry(subject_id).or_insert_with(Vec::new).push(purse);
+        for (subject_id, grant_balance) in credit_grants::live(connection, &subject_ids, named).await? {
+            grant_balances.entry(subject_id).or_insert_with(Vec::new).push(grant_balance);
         }
     }
     let wallet = |(subject_id, next_line): (&i64, &Option<Timestamp>)| {
-        (*subject_id, Wallet::new(*subject_id, *next_line, purses.remove(subject_id).unwrap_or_default()))
+        (
+            *subject_id,
+            Wallet::new(*subject_id, *next_line, grant_balances.remove(subject_id).unwrap_or_default()),
+        )
     };
     Ok(found.iter().map(wallet).collect())
 }
 
 /// A line that has lapsed.
 #[derive(Debug, Clone, Copy)]
-pub struct LapsedLine {
+pub struct ExpiredCreditLineRow {
     pub subject_id: i64,
     pub on_expiry: OnExpiry,
-    pub lapsed: Lapsed,
+    pub expired: ExpiredCreditLine,
 }
 
 /// The lines of some wallets that have lapsed by now.
-pub async fn lapsed(
+pub async fn expired(
     connection: &mut PgConnection,
     subject_ids: &[i64],
     now: Timestamp,
-) -> Result<Vec<LapsedLine>, StoreError> {
+) -> Result<Vec<ExpiredCreditLineRow>, StoreError> {
     let rows = sqlx::query(
         "select subject_id, grant_id, expires_at, reservation, on_expiry, amount from credit_lines
          where subject_id = any($1) and expires_at <= $2",
@@ -108,10 +111,10 @@ pub async fn lapsed(
     .await?;
     let read = |row: &sqlx::postgres::PgRow| {
         let on_expiry: i16 = row.try_get("on_expiry")?;
-        Ok(LapsedLine {
+        Ok(ExpiredCreditLineRow {
             subject_id: row.try_get("subject_id")?,
             on_expiry: if on_expiry == 1 { OnExpiry::Commit } else { OnExpiry::Release },
-            lapsed: Lapsed {
+            expired: ExpiredCreditLine {
                 grant: row.try_get("grant_id")?,
                 reservation: row.try_get("reservation")?,
                 expires_at: row.try_get("expires_at")?,
@@ -163,7 +166,7 @@ pub struct Changes<'a> {
     pub wallets: Vec<&'a Wallet>,
     pub lines: Vec<(CreditLineKey, CreditLine)>,
     pub gone: Vec<CreditLineKey>,
-    pub paid: Vec<Paid>,
+    pub paid: Vec<PaidShare>,
 }
 
 /// Writes it. The ledger's rows keep their order, wallet by wallet.
@@ -173,8 +176,9 @@ pub async fn write(
     changes: &Changes<'_>,
 ) -> Result<(), StoreError> {
     for wallet in &changes.wallets {
-        for purse in wallet.made() {
-            credit_grants::insert(connection, environment, wallet.subject_id, &purse.grant, None).await?;
+        for grant_balance in wallet.made() {
+            credit_grants::insert(connection, environment, wallet.subject_id, &grant_balance.grant, None)
+                .await?;
         }
     }
     write_balances(connection, environment, &changes.wallets).await?;
@@ -192,8 +196,10 @@ async fn write_balances(
     environment: Environment,
     wallets: &[&Wallet],
 ) -> Result<(), StoreError> {
-    let purses: Vec<_> =
-        wallets.iter().flat_map(|w| w.changed().map(move |purse| (w.subject_id, purse))).collect();
+    let grant_balances: Vec<_> = wallets
+        .iter()
+        .flat_map(|w| w.changed().map(move |grant_balance| (w.subject_id, grant_balance)))
+        .collect();
     let moved: Vec<_> =
         wallets.iter().flat_map(|w| w.movements().iter().map(move |moved| (w.subject_id, moved))).collect();
     let units: Vec<(&str, String)> = moved.iter().map(|(_, moved)| moved.unit.kept()).collect();
@@ -222,12 +228,12 @@ async fn write_balances(
          order by n",
     )
     .bind(environment.code())
-    .bind(purses.iter().map(|(id, _)| *id).collect::<Vec<i64>>())
-    .bind(purses.iter().map(|(_, purse)| purse.grant.id).collect::<Vec<Uuid>>())
-    .bind(purses.iter().map(|(_, purse)| purse.available).collect::<Vec<Total>>())
-    .bind(purses.iter().map(|(_, purse)| purse.held).collect::<Vec<Total>>())
-    .bind(purses.iter().map(|(_, purse)| state_code(purse.state)).collect::<Vec<i16>>())
-    .bind(purses.iter().map(|(_, purse)| purse.is_head).collect::<Vec<bool>>())
+    .bind(grant_balances.iter().map(|(id, _)| *id).collect::<Vec<i64>>())
+    .bind(grant_balances.iter().map(|(_, grant_balance)| grant_balance.grant.id).collect::<Vec<Uuid>>())
+    .bind(grant_balances.iter().map(|(_, grant_balance)| grant_balance.available).collect::<Vec<Total>>())
+    .bind(grant_balances.iter().map(|(_, grant_balance)| grant_balance.held).collect::<Vec<Total>>())
+    .bind(grant_balances.iter().map(|(_, grant_balance)| state_code(grant_balance.state)).collect::<Vec<i16>>())
+    .bind(grant_balances.iter().map(|(_, grant_balance)| grant_balance.is_head).collect::<Vec<bool>>())
     .bind(wallets.iter().map(|wallet| wallet.subject_id).collect::<Vec<i64>>())
     .bind(wallets.iter().map(|wallet| wallet.next_line).collect::<Vec<Option<Timestamp>>>())
     .bind(wallets.iter().map(|wallet| wallet.next_due()).collect::<Vec<Option<Timestamp>>>())
@@ -286,7 +292,7 @@ async fn write_lines(
 async fn write_covers(
     connection: &mut PgConnection,
     environment: Environment,
-    paid: &[Paid],
+    paid: &[PaidShare],
 ) -> Result<(), StoreError> {
     sqlx::query(
         "insert into credit_covers (environment, subject_id, definition, at, event_key, quantity)

@@ -7,7 +7,7 @@ use sqlx::{PgConnection, Postgres, QueryBuilder, Row};
 
 use super::StoreError;
 use super::event_fees::Fee;
-use super::measures::{Scope, push_measures};
+use super::measures::{MeasureScope, push_measures};
 use super::usage::push_slice;
 use crate::domain::environment::Environment;
 use crate::domain::meter::{Aggregation, StoredMeter};
@@ -15,12 +15,12 @@ use crate::domain::pricing::amount::Amount;
 use crate::domain::pricing::price::Price;
 use crate::domain::quantity::Total;
 use crate::domain::timestamp::Timestamp;
-use crate::domain::usage::Slice;
+use crate::domain::usage::UsageSlice;
 use crate::domain::window::Span;
 
 /// Whose usage, and of when.
 #[derive(Debug, Clone, Copy)]
-pub struct Whose<'a> {
+pub struct CustomerScope<'a> {
     pub environment: Environment,
     pub customer_id: i64,
     /// See [`paths`].
@@ -59,7 +59,7 @@ pub async fn paths(
 }
 
 /// Whether anything was recorded for a customer.
-pub async fn is_any(connection: &mut PgConnection, whose: Whose<'_>) -> Result<bool, StoreError> {
+pub async fn is_any(connection: &mut PgConnection, whose: CustomerScope<'_>) -> Result<bool, StoreError> {
     let found = sqlx::query_scalar(
         "select exists (select from events where environment = $1 and customer_id = $2 and path_id = any($3)
                                              and occurred_at >= $4 and occurred_at < $5)",
@@ -97,17 +97,24 @@ pub async fn taken_back_since(
 /// What the first of some prices of a meter that admits it rates, by the place of the price.
 pub async fn find(
     connection: &mut PgConnection,
-    whose: Whose<'_>,
+    whose: CustomerScope<'_>,
     stored: &StoredMeter,
     prices: &[&Price],
 ) -> Result<HashMap<usize, CustomerUsage>, StoreError> {
-    let slices: Vec<Slice> = prices.iter().map(|price| price.slice()).collect();
+    let slices: Vec<UsageSlice> = prices.iter().map(|price| price.slice()).collect();
     let mut dimensions: Vec<String> = slices.iter().flat_map(|slice| slice.filter.keys().cloned()).collect();
     dimensions.sort_unstable();
     dimensions.dedup();
     let mut sql = QueryBuilder::new("with measures as (");
     let spans = [whose.span];
-    push_measures(&mut sql, whose.environment, stored, &dimensions, Some(whose.paths), &Scope::Spans(&spans));
+    push_measures(
+        &mut sql,
+        whose.environment,
+        stored,
+        &dimensions,
+        Some(whose.paths),
+        &MeasureScope::Spans(&spans),
+    );
     sql.push("), placed as (select *, ");
     push_slice(&mut sql, &slices, &dimensions);
     sql.push(" as place from measures where customer_id = ").push_bind(whose.customer_id).push(") ");

@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use sqlx::{PgConnection, QueryBuilder, Row};
 
 use super::StoreError;
-use super::grain::Grain;
+use super::grain::RollupResolution;
 use super::measures::{join_columns, rollup_column};
 use crate::domain::environment::Environment;
 use crate::domain::meter::{Aggregation, StoredMeter};
@@ -27,18 +27,18 @@ pub async fn until(
 
 /// A meter whose days are summed up until some day.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Behind {
+pub struct IncompleteDays {
     pub meter_id: i32,
     /// None: not at all.
     pub until: Option<Timestamp>,
 }
 
 /// A meter that has rollups, and days that are not summed up before a time.
-pub async fn next_behind(
+pub async fn next_incomplete(
     connection: &mut PgConnection,
     environment: Environment,
     over: Timestamp,
-) -> Result<Option<Behind>, StoreError> {
+) -> Result<Option<IncompleteDays>, StoreError> {
     let row = sqlx::query(
         "select m.id, s.until from meters m left join summed_days s on s.meter_id = m.id
          where m.environment = $1 and coalesce(s.until < $2, true)
@@ -49,18 +49,19 @@ pub async fn next_behind(
     .bind(over)
     .fetch_optional(connection)
     .await?;
-    row.map(|row| Ok(Behind { meter_id: row.try_get("id")?, until: row.try_get("until")? })).transpose()
+    row.map(|row| Ok(IncompleteDays { meter_id: row.try_get("id")?, until: row.try_get("until")? }))
+        .transpose()
 }
 
 /// Sums up the next day of a meter that has any hours, and all days before it, of those that are over.
-pub async fn sum_next(
+pub async fn rebuild_next_days(
     connection: &mut PgConnection,
     environment: Environment,
     stored: &StoredMeter,
-    behind: Behind,
+    incomplete: IncompleteDays,
     over: Timestamp,
 ) -> Result<(), StoreError> {
-    let since = behind.until.unwrap_or(Timestamp::MIN);
+    let since = incomplete.until.unwrap_or(Timestamp::MIN);
     let first: Option<Timestamp> = sqlx::query_scalar(
         "select hour from rollups where environment = $1 and meter_id = $2 and hour >= $3 and hour < $4
          order by hour limit 1",
@@ -75,7 +76,7 @@ pub async fn sum_next(
         None => over,
         Some(first) => {
             let day = Span { from: first.day_floor(), to: first.day_after() };
-            sum_up(connection, environment, stored, day).await?;
+            rebuild_days(connection, environment, stored, day).await?;
             day.to
         }
     };
@@ -92,13 +93,13 @@ pub async fn sum_next(
 }
 
 /// Sums up whole days of a meter from their hours, anew.
-pub(super) async fn sum_up(
+pub(super) async fn rebuild_days(
     connection: &mut PgConnection,
     environment: Environment,
     stored: &StoredMeter,
     days: Span,
 ) -> Result<(), StoreError> {
-    delete(connection, environment, stored, Grain::Day, days).await?;
+    delete(connection, environment, stored, RollupResolution::Day, days).await?;
     copy(connection, environment, stored, days, false).await?;
     if stored.meter.aggregation == Aggregation::UniqueCount {
         copy(connection, environment, stored, days, true).await?;
@@ -111,11 +112,11 @@ pub(super) async fn delete(
     connection: &mut PgConnection,
     environment: Environment,
     stored: &StoredMeter,
-    grain: Grain,
+    resolution: RollupResolution,
     within: Span,
 ) -> Result<(), StoreError> {
-    for table in [grain.rollups(), grain.members()] {
-        let start = grain.word();
+    for table in [resolution.rollups(), resolution.members()] {
+        let start = resolution.word();
         let delete = format!(
             "delete from {table} where environment = $1 and meter_id = $2 and {start} >= $3 and {start} < $4"
         );
@@ -138,10 +139,14 @@ async fn copy(
     days: Span,
     of_members: bool,
 ) -> Result<(), StoreError> {
-    let (table, member, count): (fn(Grain) -> &'static str, _, _) =
-        if of_members { (Grain::members, ", member", "refs") } else { (Grain::rollups, "", "count") };
+    let (table, member, count): (fn(RollupResolution) -> &'static str, _, _) = if of_members {
+        (RollupResolution::members, ", member", "refs")
+    } else {
+        (RollupResolution::rollups, "", "count")
+    };
     let column = rollup_column(stored.meter.aggregation).filter(|_| !of_members);
-    let (from, to, day) = (table(Grain::Hour), table(Grain::Day), Grain::Day.start_of("hour"));
+    let (from, to, day) =
+        (table(RollupResolution::Hour), table(RollupResolution::Day), RollupResolution::Day.start_of("hour"));
     let mut sql = QueryBuilder::new(format!(
         "insert into {to} (environment, meter_id, path_id, day, dimension_set_id{member}, {count}"
     ));

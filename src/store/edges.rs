@@ -6,21 +6,21 @@ use sqlx::{Postgres, QueryBuilder};
 use super::measures::{
     LIVE, NOT_UNFOLDED, columns, made_of, push_dimension, push_number, push_paths, rollup_column,
 };
-use super::usage::{Asked, Question, needed_dimensions};
+use super::usage::{MeterQuery, PlannedQuery, needed_dimensions};
 use crate::domain::environment::Environment;
 use crate::domain::meter::{Aggregation, Meter};
-use crate::domain::reading::Cut;
+use crate::domain::reading::PartialHour;
 use crate::domain::timestamp::Timestamp;
-use crate::domain::usage::Whose;
+use crate::domain::usage::GroupBySubject;
 use crate::domain::window::Span;
 
 /// What questions read of events, by event name and paths.
 #[derive(Debug, Default)]
-pub(super) struct Edges<'a>(Vec<Edge<'a>>);
+pub(super) struct PartialHours<'a>(Vec<PartialHourSpan<'a>>);
 
 /// Events of a name on some paths: in spans, by what anybody asks of them.
 #[derive(Debug)]
-struct Edge<'a> {
+struct PartialHourSpan<'a> {
     event_name_id: i32,
     paths: Option<&'a [i64]>,
     /// In order, once each.
@@ -66,15 +66,15 @@ fn is_alike(one: &Meter, other: &Meter) -> bool {
     one.aggregation == other.aggregation && one.property() == other.property()
 }
 
-impl<'a> Edges<'a> {
-    pub(super) fn of(asked: &[&'a Asked<'a>]) -> Self {
+impl<'a> PartialHours<'a> {
+    pub(super) fn of(asked: &[&'a PlannedQuery<'a>]) -> Self {
         let mut edges = Self::default();
         for asked in asked.iter().filter(|asked| has_some(asked)) {
-            let Question { stored, paths, .. } = *asked.question;
+            let MeterQuery { stored, paths, .. } = *asked.meter_query;
             let name = stored.event_name_id;
             let known = edges.0.iter().position(|edge| edge.event_name_id == name && edge.paths == paths);
             let place = known.unwrap_or_else(|| {
-                edges.0.push(Edge::new(name, paths));
+                edges.0.push(PartialHourSpan::new(name, paths));
                 edges.0.len() - 1
             });
             edges.0[place].note(asked);
@@ -82,7 +82,7 @@ impl<'a> Edges<'a> {
         edges
     }
 
-    /// Writes `with …` of the relations that [`Edges::push_part`] reads; nothing where there are none.
+    /// Writes `with …` of the relations that [`PartialHours::push_part`] reads; nothing where there are none.
     pub(super) fn push(&self, sql: &mut QueryBuilder<Postgres>, environment: Environment) {
         for (place, edge) in self.0.iter().enumerate() {
             sql.push(if place == 0 { "with " } else { ", " });
@@ -96,12 +96,13 @@ impl<'a> Edges<'a> {
     pub(super) fn push_part(
         &self,
         sql: &mut QueryBuilder<Postgres>,
-        asked: &Asked<'_>,
+        asked: &PlannedQuery<'_>,
         dimensions: &[String],
         mut next_part: impl FnMut(&mut QueryBuilder<Postgres>),
     ) {
-        let Question { stored, paths, .. } = *asked.question;
-        let is_its = |edge: &Edge<'_>| edge.event_name_id == stored.event_name_id && edge.paths == paths;
+        let MeterQuery { stored, paths, .. } = *asked.meter_query;
+        let is_its =
+            |edge: &PartialHourSpan<'_>| edge.event_name_id == stored.event_name_id && edge.paths == paths;
         let Some(place) = self.0.iter().position(is_its) else { return };
         let edge = &self.0[place];
         if !asked.reading.events.is_empty() {
@@ -110,29 +111,30 @@ impl<'a> Edges<'a> {
             sql.push(format!(" from edge_{place} where n = any("));
             sql.push_bind(asked.reading.events.iter().map(|span| edge.number(*span)).collect::<Vec<_>>());
             sql.push(")");
-            edge.push_conditions(sql, asked.question);
+            edge.push_conditions(sql, asked.meter_query);
         }
-        if !asked.reading.cuts.is_empty() {
+        if !asked.reading.partial_hours.is_empty() {
             next_part(sql);
-            let rest = |cut: &Cut| {
+            let rest = |cut: &PartialHour| {
                 let at = cut.part.from;
-                cut.rest().map(move |span| (edge.number(span), at))
+                cut.complement().map(move |span| (edge.number(span), at))
             };
-            let (numbers, at): (Vec<i64>, Vec<Timestamp>) = asked.reading.cuts.iter().flat_map(rest).unzip();
+            let (numbers, at): (Vec<i64>, Vec<Timestamp>) =
+                asked.reading.partial_hours.iter().flat_map(rest).unzip();
             edge.push_columns(sql, &stored.meter, dimensions, "cut.at", "-");
             sql.push(format!(" from edge_{place} join unnest(")).push_bind(numbers).push(", ").push_bind(at);
             sql.push(") as cut (n, at) using (n) where is_folded");
-            edge.push_conditions(sql, asked.question);
+            edge.push_conditions(sql, asked.meter_query);
         }
     }
 }
 
 /// Whether a question looks at events of parts of hours.
-fn has_some(asked: &Asked<'_>) -> bool {
-    !asked.reading.events.is_empty() || !asked.reading.cuts.is_empty()
+fn has_some(asked: &PlannedQuery<'_>) -> bool {
+    !asked.reading.events.is_empty() || !asked.reading.partial_hours.is_empty()
 }
 
-impl<'a> Edge<'a> {
+impl<'a> PartialHourSpan<'a> {
     fn new(event_name_id: i32, paths: Option<&'a [i64]>) -> Self {
         Self {
             event_name_id,
@@ -147,11 +149,11 @@ impl<'a> Edge<'a> {
     }
 
     /// Takes what a question asks to what is read.
-    fn note(&mut self, asked: &'a Asked<'a>) {
-        let Question { stored, query, holders, bounds, .. } = *asked.question;
+    fn note(&mut self, asked: &'a PlannedQuery<'a>) {
+        let MeterQuery { stored, query, holders, bounds, .. } = *asked.meter_query;
         let meter = &stored.meter;
         let spans = asked.reading.events.iter().copied();
-        self.spans.extend(spans.chain(asked.reading.cuts.iter().flat_map(Cut::rest)));
+        self.spans.extend(spans.chain(asked.reading.partial_hours.iter().flat_map(PartialHour::complement)));
         self.spans.sort_unstable_by_key(|span| (span.from, span.to));
         self.spans.dedup();
         self.bounds.extend(query.edges(bounds));
@@ -166,8 +168,8 @@ impl<'a> Edge<'a> {
         } else if !self.meters.iter().any(|known| is_alike(known, meter)) {
             self.meters.push(meter);
         }
-        self.has_cuts |= !asked.reading.cuts.is_empty();
-        self.by_path |= holders.is_some() || query.whose != Whose::All;
+        self.has_cuts |= !asked.reading.partial_hours.is_empty();
+        self.by_path |= holders.is_some() || query.whose != GroupBySubject::All;
     }
 
     /// Of a span that is known; they are numbered from 1.
@@ -272,8 +274,8 @@ impl<'a> Edge<'a> {
     }
 
     /// Which rows a question takes.
-    fn push_conditions(&self, sql: &mut QueryBuilder<Postgres>, question: &Question<'_>) {
-        let Question { stored, .. } = *question;
+    fn push_conditions(&self, sql: &mut QueryBuilder<Postgres>, meter_query: &MeterQuery<'_>) {
+        let MeterQuery { stored, .. } = *meter_query;
         sql.push(" and (meter_id is null or meter_id = ").push_bind(stored.id).push(")");
         for (property, allowed) in stored.meter.filter.iter() {
             let text = self.column_of_text(&Text::Property(property.to_owned()));

@@ -7,11 +7,11 @@ use std::collections::BTreeMap;
 use sqlx::{PgConnection, Postgres, QueryBuilder, Row};
 
 use super::StoreError;
-use super::measures::{Scope, push_measures};
-use super::usage::{Holders, Question, needed_dimensions, push_slice};
+use super::measures::{MeasureScope, push_measures};
+use super::usage::{HolderColumns, MeterQuery, needed_dimensions, push_slice};
 use crate::domain::environment::Environment;
 use crate::domain::event::Properties;
-use crate::domain::gate::budget::{Measure, Slice};
+use crate::domain::gate::budget::{CapMeasure, PricedSlice};
 use crate::domain::meter::StoredMeter;
 use crate::domain::pricing::amount::Amount;
 use crate::domain::pricing::price::Model;
@@ -47,11 +47,11 @@ impl<'a> Fee<'a> {
         sql.push_bind(self.most.map(number)).push("::numeric)");
     }
 
-    /// What a counter takes of it, rounded up to the digits of a quantity, as `Slice::measure` does.
-    fn push_above(&self, sql: &mut QueryBuilder<Postgres>, measure: Measure) {
+    /// What a counter takes of it, rounded up to the digits of a quantity, as `PricedSlice::measure` does.
+    fn push_above(&self, sql: &mut QueryBuilder<Postgres>, measure: CapMeasure) {
         sql.push("ceil((");
         self.push(sql);
-        if measure == Measure::Excess {
+        if measure == CapMeasure::Excess {
             sql.push(" - number * ").push_bind(self.rate.to_string()).push("::numeric * 0.01");
         }
         sql.push(") * 1000000000) * 0.000000001");
@@ -63,11 +63,11 @@ impl<'a> Fee<'a> {
 pub async fn sums(
     connection: &mut PgConnection,
     environment: Environment,
-    question: &Question<'_>,
+    meter_query: &MeterQuery<'_>,
     place: usize,
     fee: Fee<'_>,
 ) -> Result<BTreeMap<(Option<String>, usize), Amount>, StoreError> {
-    let Question { stored, query, paths, holders, bounds, .. } = *question;
+    let MeterQuery { stored, query, paths, holders, bounds, .. } = *meter_query;
     let dimensions = needed_dimensions(query);
     let mut sql =
         QueryBuilder::new("select w, subject, sum(sign * fee)::text as fees from (select width_bucket(at, ");
@@ -78,9 +78,9 @@ pub async fn sums(
     fee.push(&mut sql);
     sql.push(" as fee from (");
     let spans = [query.span];
-    push_measures(&mut sql, environment, stored, &dimensions, paths, &Scope::Spans(&spans));
+    push_measures(&mut sql, environment, stored, &dimensions, paths, &MeasureScope::Spans(&spans));
     sql.push(") measures");
-    if let Some(Holders { paths, subject_ids }) = holders {
+    if let Some(HolderColumns { paths, subject_ids }) = holders {
         sql.push(" join unnest(").push_bind(paths.clone()).push(", ").push_bind(subject_ids.clone());
         sql.push(") as holder (path_id, subject_id) using (path_id)");
     }
@@ -101,11 +101,11 @@ pub async fn sums(
 
 /// The fees of the events on some paths, or their excess, as a counter takes them: by the dimensions that tell which price
 /// rates them.
-pub async fn counted(
+pub async fn fees_above(
     connection: &mut PgConnection,
     environment: Environment,
     stored: &StoredMeter,
-    (slice, measure): (&Slice, Measure),
+    (slice, measure): (&PricedSlice, CapMeasure),
     paths: &[i64],
     span: Span,
 ) -> Result<Vec<(Properties, Total)>, StoreError> {
@@ -114,7 +114,7 @@ pub async fn counted(
     let mut sql = QueryBuilder::new("select members, sum(sign * ");
     fee.push_above(&mut sql, measure);
     sql.push(") as fees from (");
-    push_measures(&mut sql, environment, stored, &dimensions, Some(paths), &Scope::Spans(&[span]));
+    push_measures(&mut sql, environment, stored, &dimensions, Some(paths), &MeasureScope::Spans(&[span]));
     sql.push(") measures group by members");
     let rows = sql.build().persistent(false).fetch_all(connection).await?;
     rows.iter()

@@ -37,7 +37,7 @@ pub struct EventRow {
 
 /// Where a page goes on: after this event, in descending order of time and arrival.
 #[derive(Debug, Clone, Copy)]
-pub struct After {
+pub struct EventCursor {
     pub occurred_at: Timestamp,
     pub batch_id: i64,
     pub ordinal: i32,
@@ -95,7 +95,7 @@ pub async fn list(
     environment: Environment,
     filter: &EventFilter,
     paths: Option<&[i64]>,
-    after: Option<After>,
+    after: Option<EventCursor>,
     limit: u32,
 ) -> Result<Vec<EventRow>, StoreError> {
     let mut sql = QueryBuilder::<Postgres>::new(COLUMNS);

@@ -7,7 +7,7 @@ use crate::domain::environment::Environment;
 use crate::domain::limits::RATES_OF_PAIR_MAX;
 use crate::domain::pricing::amount::Amount;
 use crate::domain::pricing::currency::Currency;
-use crate::domain::pricing::exchange::{Rate, Rates};
+use crate::domain::pricing::exchange::{ExchangeRate, Rates};
 use crate::domain::timestamp::Timestamp;
 
 /// All that are looked at: of each two currencies the latest.
@@ -26,7 +26,7 @@ pub async fn all(connection: &mut PgConnection, environment: Environment) -> Res
     let currency = |code: &str| Currency::parse(code).map_err(|_| unreadable());
     let mut rates = Vec::with_capacity(rows.len());
     for row in &rows {
-        rates.push(Rate {
+        rates.push(ExchangeRate {
             from: currency(row.try_get("from_currency")?)?,
             to: currency(row.try_get("to_currency")?)?,
             rate: Amount::from_sum(row.try_get("rate")?).ok_or_else(unreadable)?,
@@ -41,9 +41,10 @@ pub async fn all(connection: &mut PgConnection, environment: Environment) -> Res
 pub async fn put(
     connection: &mut PgConnection,
     environment: Environment,
-    rates: &[Rate],
+    rates: &[ExchangeRate],
 ) -> Result<(), StoreError> {
-    let codes = |of: fn(&Rate) -> Currency| rates.iter().map(|rate| of(rate).code()).collect::<Vec<_>>();
+    let codes =
+        |of: fn(&ExchangeRate) -> Currency| rates.iter().map(|rate| of(rate).code()).collect::<Vec<_>>();
     let times: Vec<Timestamp> = rates.iter().map(|rate| rate.as_of).collect();
     let numbers: Vec<String> = rates.iter().map(|rate| rate.rate.to_string()).collect();
     sqlx::query(

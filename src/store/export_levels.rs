@@ -6,8 +6,8 @@ use sqlx::{PgConnection, QueryBuilder, Row};
 
 use super::StoreError;
 use super::export_sums::unreadable;
-use super::fold::Taken;
-use super::measures::{Scope, push_measures};
+use super::fold::ClaimedBatches;
+use super::measures::{MeasureScope, push_measures};
 use crate::domain::environment::Environment;
 use crate::domain::export::{Bucket, Units};
 use crate::domain::meter::{Aggregation, StoredMeter};
@@ -20,7 +20,7 @@ pub type Mark = Vec<Units>;
 
 /// What batches say of a customer in an hour, or at an instant.
 #[derive(Debug, Clone)]
-pub struct Part {
+pub struct HourlyGauge {
     pub customer_id: i64,
     pub at: Timestamp,
     /// None: nothing of it stands.
@@ -49,18 +49,18 @@ pub async fn parts(
     connection: &mut PgConnection,
     environment: Environment,
     stored: &StoredMeter,
-    taken: &Taken,
+    taken: &ClaimedBatches,
     within: Option<&[(i64, Timestamp)]>,
-) -> Result<Vec<Part>, StoreError> {
+) -> Result<Vec<HourlyGauge>, StoreError> {
     let Some(span) = taken.within else { return Ok(Vec::new()) };
     let hour = "date_bin('1 hour', at, '2000-01-01T00:00:00Z')";
     let mut sql = QueryBuilder::new("with measures as (");
-    let scope = Scope::Batches { batch_ids: &taken.batch_ids, within: span };
+    let scope = MeasureScope::Batches { batch_ids: &taken.batch_ids, within: span };
     push_measures(&mut sql, environment, stored, &[], None, &scope);
-    let grain = if within.is_some() { "at" } else { hour };
+    let resolution = if within.is_some() { "at" } else { hour };
     let mark = mark_of(stored.meter.aggregation);
     sql.push(format!(
-        ") select customer_id, {grain} as at, ({mark})::text[] as mark, bool_or(sign = -1) as voided"
+        ") select customer_id, {resolution} as at, ({mark})::text[] as mark, bool_or(sign = -1) as voided"
     ));
     sql.push(" from measures where customer_id is not null");
     if let Some(pairs) = within {
@@ -72,7 +72,7 @@ pub async fn parts(
     let rows = sql.build().persistent(false).fetch_all(connection).await?;
     rows.iter()
         .map(|row| {
-            Ok(Part {
+            Ok(HourlyGauge {
                 customer_id: row.try_get("customer_id")?,
                 at: row.try_get("at")?,
                 mark: read_mark(row)?,
@@ -91,7 +91,7 @@ pub async fn recount(
     span: Span,
 ) -> Result<Option<Mark>, StoreError> {
     let mut sql = QueryBuilder::new("with measures as (");
-    push_measures(&mut sql, environment, stored, &[], None, &Scope::Spans(&[span]));
+    push_measures(&mut sql, environment, stored, &[], None, &MeasureScope::Spans(&[span]));
     sql.push(format!(") select ({})::text[] as mark from measures", mark_of(stored.meter.aggregation)));
     sql.push(" where customer_id = ").push_bind(customer_id);
     let row = sql.build().persistent(false).fetch_one(connection).await?;
@@ -100,7 +100,7 @@ pub async fn recount(
 
 /// A level that is to be kept.
 #[derive(Debug, Clone)]
-pub struct Level {
+pub struct BucketGauge {
     pub customer_id: i64,
     pub bucket: Bucket,
     pub mark: Option<Mark>,
@@ -114,7 +114,7 @@ pub async fn keep(
     connection: &mut PgConnection,
     environment: Environment,
     meter_id: i32,
-    levels: &[Level],
+    levels: &[BucketGauge],
 ) -> Result<(), StoreError> {
     for level in levels {
         let mark: Option<Vec<String>> =

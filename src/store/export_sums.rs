@@ -6,10 +6,10 @@ use std::collections::{BTreeMap, HashMap};
 use sqlx::{PgConnection, QueryBuilder, Row};
 
 use super::StoreError;
-use super::fold::Taken;
-use super::measures::{Scope, push_measures};
+use super::fold::ClaimedBatches;
+use super::measures::{MeasureScope, push_measures};
 use crate::domain::environment::Environment;
-use crate::domain::export::{Bucket, Fresh, Units};
+use crate::domain::export::{Bucket, UnexportedUsage, Units};
 use crate::domain::meter::StoredMeter;
 use crate::domain::period::Cycle;
 use crate::domain::quantity::Quantity;
@@ -18,7 +18,7 @@ use crate::domain::window::Span;
 
 /// What a customer used, in an hour or at an instant.
 #[derive(Debug, Clone)]
-pub struct Part {
+pub struct HourlySum {
     pub customer_id: i64,
     pub at: Timestamp,
     /// The latest of it.
@@ -29,7 +29,7 @@ pub struct Part {
 
 /// What is to be added to a bucket.
 #[derive(Debug, Clone, Copy)]
-pub struct Addition {
+pub struct BucketAddition {
     pub customer_id: i64,
     pub bucket: Bucket,
     pub last_at: Timestamp,
@@ -46,8 +46,8 @@ pub async fn by_hour(
     environment: Environment,
     stored: &StoredMeter,
     scale: Quantity,
-    taken: &Taken,
-) -> Result<Vec<Part>, StoreError> {
+    taken: &ClaimedBatches,
+) -> Result<Vec<HourlySum>, StoreError> {
     let hour = "date_bin('1 hour', at, '2000-01-01T00:00:00Z')";
     parts(connection, environment, stored, scale, taken, (hour, &[], &[])).await
 }
@@ -58,9 +58,9 @@ pub async fn by_instant(
     environment: Environment,
     stored: &StoredMeter,
     scale: Quantity,
-    taken: &Taken,
+    taken: &ClaimedBatches,
     pairs: &[(i64, Timestamp)],
-) -> Result<Vec<Part>, StoreError> {
+) -> Result<Vec<HourlySum>, StoreError> {
     let (customers, hours): (Vec<i64>, Vec<Timestamp>) = pairs.iter().copied().unzip();
     parts(connection, environment, stored, scale, taken, ("at", &customers, &hours)).await
 }
@@ -70,15 +70,15 @@ async fn parts(
     environment: Environment,
     stored: &StoredMeter,
     scale: Quantity,
-    taken: &Taken,
-    (grain, customers, hours): (&str, &[i64], &[Timestamp]),
-) -> Result<Vec<Part>, StoreError> {
+    taken: &ClaimedBatches,
+    (resolution, customers, hours): (&str, &[i64], &[Timestamp]),
+) -> Result<Vec<HourlySum>, StoreError> {
     let Some(within) = taken.within else { return Ok(Vec::new()) };
-    let scope = Scope::Batches { batch_ids: &taken.batch_ids, within };
+    let scope = MeasureScope::Batches { batch_ids: &taken.batch_ids, within };
     let mut sql = QueryBuilder::new("with measures as (");
     push_measures(&mut sql, environment, stored, &[], None, &scope);
     sql.push(format!(
-        ") select customer_id, {grain} as at, max(at) as last_at, (sum(case when sign = 1 then number else -number end) * "
+        ") select customer_id, {resolution} as at, max(at) as last_at, (sum(case when sign = 1 then number else -number end) * "
     ));
     sql.push_bind(scale).push(")::text as units from measures where customer_id is not null");
     if !customers.is_empty() {
@@ -91,7 +91,7 @@ async fn parts(
     let rows = sql.build().persistent(false).fetch_all(connection).await?;
     rows.iter()
         .map(|row| {
-            Ok(Part {
+            Ok(HourlySum {
                 customer_id: row.try_get("customer_id")?,
                 at: row.try_get("at")?,
                 last_at: row.try_get("last_at")?,
@@ -129,9 +129,9 @@ pub async fn add(
     connection: &mut PgConnection,
     environment: Environment,
     meter_id: i32,
-    given: &[Addition],
+    given: &[BucketAddition],
 ) -> Result<(), StoreError> {
-    let column = |of: fn(&Addition) -> Timestamp| given.iter().map(of).collect::<Vec<_>>();
+    let column = |of: fn(&BucketAddition) -> Timestamp| given.iter().map(of).collect::<Vec<_>>();
     let period =
         |of: fn(Span) -> Timestamp| given.iter().map(|add| add.bucket.period.map(of)).collect::<Vec<_>>();
     sqlx::query(
@@ -166,7 +166,7 @@ pub struct DueBucket {
     pub customer_id: i64,
     pub meter_id: i32,
     pub bucket: Bucket,
-    pub new: Fresh,
+    pub new: UnexportedUsage,
 }
 
 /// Customers and meters with buckets that are due, some of them.
@@ -265,7 +265,7 @@ pub async fn lock_due(
                     span: Span { from: row.try_get("bucket_from")?, to: row.try_get("bucket_to")? },
                     period: from.zip(to).map(|(from, to)| Span { from, to }),
                 },
-                new: Fresh {
+                new: UnexportedUsage {
                     units: Units::parse(&new).ok_or_else(|| unreadable(&new))?,
                     last_at: row.try_get("last_at")?,
                 },
@@ -275,7 +275,7 @@ pub async fn lock_due(
 }
 
 /// Notes what of buckets was handed on. They are locked.
-pub async fn hand_on(connection: &mut PgConnection, buckets: &[DueBucket]) -> Result<(), StoreError> {
+pub async fn mark_exported(connection: &mut PgConnection, buckets: &[DueBucket]) -> Result<(), StoreError> {
     sqlx::query(
         "update export_sums s set exported = s.exported + given.new::numeric
          from unnest($1::bigint[], $2::int[], $3::timestamptz[], $4::text[])

@@ -392,7 +392,7 @@ pub async fn open(connection: &mut PgConnection, environment: Environment) -> Re
 
 /// Where a page goes on.
 #[derive(Debug, Clone, Copy)]
-pub struct After {
+pub struct ExportCursor {
     pub created_at: Timestamp,
     pub id: Uuid,
 }
@@ -409,7 +409,7 @@ pub async fn list(
     connection: &mut PgConnection,
     environment: Environment,
     filter: &ExportFilter,
-    after: Option<After>,
+    after: Option<ExportCursor>,
     limit: u32,
 ) -> Result<Vec<ExportRow>, StoreError> {
     let mut sql = QueryBuilder::new(SELECT);
@@ -456,7 +456,7 @@ pub struct Address<'a> {
 }
 
 /// How the error of an export begins of which the provider's sums do not tell whether it is there.
-pub const FATE_UNKNOWN: &str = "fate_unknown";
+pub const DELIVERY_UNKNOWN: &str = "fate_unknown";
 
 /// When an export is revived, and what is too late by then.
 #[derive(Debug, Clone, Copy)]
@@ -509,7 +509,7 @@ pub async fn revive(
     .bind(address.event_name)
     .bind(address.customer_key)
     .bind(address.value_key)
-    .bind(FATE_UNKNOWN)
+    .bind(DELIVERY_UNKNOWN)
     .bind(at.oldest)
     .bind(at.closed_by)
     .execute(connection)
@@ -519,7 +519,7 @@ pub async fn revive(
 
 /// Marks exports as refused by the provider after all: identifiers and why. Those too of which we did not
 /// know yet that it had taken them. How many there were.
-pub async fn refuse(
+pub async fn mark_refused(
     connection: &mut PgConnection,
     environment: Environment,
     refused: &[(String, String)],

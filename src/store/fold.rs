@@ -6,8 +6,8 @@ use sqlx::{PgConnection, QueryBuilder, Row};
 
 use super::StoreError;
 use super::days;
-use super::grain::Grain;
-use super::measures::{Scope, join_columns, made_of, push_measures, rollup_column};
+use super::grain::RollupResolution;
+use super::measures::{MeasureScope, join_columns, made_of, push_measures, rollup_column};
 use crate::domain::environment::Environment;
 use crate::domain::limits::DIMENSION_SETS_PER_METER_MAX;
 use crate::domain::meter::{Aggregation, StoredMeter};
@@ -74,7 +74,7 @@ pub async fn has_unfolded(
 
 /// Batches that were unfolded until this transaction took them.
 #[derive(Debug, Default)]
-pub struct Taken {
+pub struct ClaimedBatches {
     pub batch_ids: Vec<i64>,
     pub event_count: i64,
     pub event_name_ids: Vec<i32>,
@@ -88,7 +88,7 @@ pub async fn take(
     environment: Environment,
     batches_max: i64,
     events_max: i64,
-) -> Result<Taken, StoreError> {
+) -> Result<ClaimedBatches, StoreError> {
     let rows = sqlx::query(
         "delete from unfolded u using (
              select batch_id from (
@@ -104,7 +104,7 @@ pub async fn take(
     .bind(events_max)
     .fetch_all(connection)
     .await?;
-    let mut taken = Taken::default();
+    let mut taken = ClaimedBatches::default();
     for row in rows {
         let (first, last): (Timestamp, Timestamp) = (row.try_get("first_at")?, row.try_get("last_at")?);
         let count: i32 = row.try_get("event_count")?;
@@ -128,19 +128,19 @@ pub async fn fold_meter(
     connection: &mut PgConnection,
     environment: Environment,
     stored: &StoredMeter,
-    taken: &Taken,
+    taken: &ClaimedBatches,
     days_until: Option<Timestamp>,
 ) -> Result<(), StoreError> {
     let Some(within) = taken.within else { return Ok(()) };
     let batch_ids = &taken.batch_ids;
-    let scope = Scope::Batches { batch_ids, within };
-    add_to_rollups(connection, environment, stored, Grain::Hour, &scope).await?;
+    let scope = MeasureScope::Batches { batch_ids, within };
+    add_to_rollups(connection, environment, stored, RollupResolution::Hour, &scope).await?;
     let summed = Span { from: within.from, to: days_until.unwrap_or(Timestamp::MIN) };
     if summed.is_empty() {
         return Ok(());
     }
-    let scope = Scope::BatchesWithin { batch_ids, within, spans: &[summed] };
-    add_to_rollups(connection, environment, stored, Grain::Day, &scope).await
+    let scope = MeasureScope::BatchesWithin { batch_ids, within, spans: &[summed] };
+    add_to_rollups(connection, environment, stored, RollupResolution::Day, &scope).await
 }
 
 /// Writes what the events of a scope say into the rollups, added to what is there.
@@ -148,10 +148,10 @@ async fn add_to_rollups(
     connection: &mut PgConnection,
     environment: Environment,
     stored: &StoredMeter,
-    grain: Grain,
-    scope: &Scope<'_>,
+    resolution: RollupResolution,
+    scope: &MeasureScope<'_>,
 ) -> Result<(), StoreError> {
-    let (table, start) = (grain.rollups(), grain.word());
+    let (table, start) = (resolution.rollups(), resolution.word());
     let dimensions: Vec<String> =
         stored.meter.dimensions.iter().cloned().map(PropertyName::into_string).collect();
     let aggregation = stored.meter.aggregation;
@@ -159,7 +159,7 @@ async fn add_to_rollups(
 
     let mut sql = QueryBuilder::new("with measures as (");
     push_measures(&mut sql, environment, stored, &dimensions, None, scope);
-    let bucket = grain.start_of("at");
+    let bucket = resolution.start_of("at");
     sql.push(format!(
         "), grouped as materialized (select path_id, {bucket} as {start}, members, sum(sign) as count"
     ));
@@ -193,7 +193,7 @@ async fn add_to_rollups(
     sql.build().persistent(false).execute(&mut *connection).await?;
 
     if aggregation == Aggregation::UniqueCount {
-        add_members(connection, environment, stored, grain, &dimensions, scope).await?;
+        add_members(connection, environment, stored, resolution, &dimensions, scope).await?;
     }
     Ok(())
 }
@@ -202,11 +202,11 @@ async fn add_members(
     connection: &mut PgConnection,
     environment: Environment,
     stored: &StoredMeter,
-    grain: Grain,
+    resolution: RollupResolution,
     dimensions: &[String],
-    scope: &Scope<'_>,
+    scope: &MeasureScope<'_>,
 ) -> Result<(), StoreError> {
-    let (table, start, bucket) = (grain.members(), grain.word(), grain.start_of("at"));
+    let (table, start, bucket) = (resolution.members(), resolution.word(), resolution.start_of("at"));
     let mut sql = QueryBuilder::new("with measures as (");
     push_measures(&mut sql, environment, stored, dimensions, None, scope);
     sql.push(format!("), grouped as (select path_id, {bucket} as {start}, members, member, sum(sign) as refs from measures group by 1, 2, 3, 4)"));
@@ -278,13 +278,14 @@ pub async fn build(
     .bind(gap.id)
     .fetch_all(&mut *connection)
     .await?;
-    days::delete(connection, environment, stored, Grain::Hour, chunk).await?;
-    add_to_rollups(connection, environment, stored, Grain::Hour, &Scope::Folded(chunk)).await?;
+    days::delete(connection, environment, stored, RollupResolution::Hour, chunk).await?;
+    add_to_rollups(connection, environment, stored, RollupResolution::Hour, &MeasureScope::Folded(chunk))
+        .await?;
     let summed = chunk.to.day_ceil().min(days_until.unwrap_or(Timestamp::MIN));
     let days = Span { from: chunk.from.day_floor(), to: summed };
     if !days.is_empty() {
         // what of them is still in a gap is not right yet, but is not read either, and built in its turn
-        days::sum_up(connection, environment, stored, days).await?;
+        days::rebuild_days(connection, environment, stored, days).await?;
     }
     sqlx::query("delete from rollup_gaps where id = any($1)").bind(marks).execute(&mut *connection).await?;
     let rest = Span { from: chunk.to, to: gap.span.to };
@@ -337,7 +338,8 @@ pub async fn drop_if_too_many_sets(
     if sets <= DIMENSION_SETS_PER_METER_MAX {
         return Ok(false);
     }
-    let kept = Grain::ALL.into_iter().flat_map(|grain| [grain.rollups(), grain.members()]);
+    let kept =
+        RollupResolution::ALL.into_iter().flat_map(|resolution| [resolution.rollups(), resolution.members()]);
     for table in kept.chain(["summed_days", "rollup_gaps", "dimension_sets"]) {
         let delete = format!("delete from {table} where meter_id = $1");
         sqlx::query(sqlx::AssertSqlSafe(delete)).bind(stored.id).execute(&mut *connection).await?;

@@ -2,12 +2,12 @@
 
 /// Of UTC.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Grain {
+pub(super) enum RollupResolution {
     Hour,
     Day,
 }
 
-impl Grain {
+impl RollupResolution {
     pub(super) const ALL: [Self; 2] = [Self::Hour, Self::Day];
 
     /// The table of rollups.

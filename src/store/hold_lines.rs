@@ -5,18 +5,18 @@ use uuid::Uuid;
 
 use super::StoreError;
 use crate::domain::environment::Environment;
-use crate::domain::gate::book::{Line, LineKey};
+use crate::domain::gate::book::{HoldLine, HoldLineKey};
 use crate::domain::gate::request::OnExpiry;
 use crate::domain::quantity::{Quantity, Total};
 use crate::domain::timestamp::Timestamp;
 
 /// A line that has lapsed.
 #[derive(Debug, Clone, Copy)]
-pub struct Lapsed {
+pub struct ExpiredLine {
     pub counter_id: i64,
     pub expires_at: Timestamp,
     pub reservation: Uuid,
-    pub line: Line,
+    pub line: HoldLine,
 }
 
 fn on_expiry(code: i16) -> OnExpiry {
@@ -31,11 +31,11 @@ pub(super) fn on_expiry_code(on_expiry: OnExpiry) -> i16 {
 }
 
 /// The lines of some counters that have lapsed by now.
-pub async fn lapsed(
+pub async fn expired(
     connection: &mut PgConnection,
     counter_ids: &[i64],
     now: Timestamp,
-) -> Result<Vec<Lapsed>, StoreError> {
+) -> Result<Vec<ExpiredLine>, StoreError> {
     let rows = sqlx::query(
         "select counter_id, expires_at, reservation, on_expiry, quantity, covered from hold_lines
          where counter_id = any($1) and expires_at <= $2",
@@ -47,11 +47,11 @@ pub async fn lapsed(
     rows.iter()
         .map(|row| {
             let quantity: Quantity = row.try_get("quantity")?;
-            Ok(Lapsed {
+            Ok(ExpiredLine {
                 counter_id: row.try_get("counter_id")?,
                 expires_at: row.try_get("expires_at")?,
                 reservation: row.try_get("reservation")?,
-                line: Line {
+                line: HoldLine {
                     quantity,
                     covered: row.try_get("covered")?,
                     on_expiry: on_expiry(row.try_get("on_expiry")?),
@@ -90,7 +90,7 @@ pub struct LineColumns {
 }
 
 impl LineColumns {
-    pub fn push(&mut self, counter_id: i64, key: LineKey, line: Line) {
+    pub fn push(&mut self, counter_id: i64, key: HoldLineKey, line: HoldLine) {
         self.counter_ids.push(counter_id);
         self.expires_at.push(key.expires_at);
         self.reservations.push(key.reservation);

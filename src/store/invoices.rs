@@ -10,7 +10,7 @@ use uuid::Uuid;
 
 use super::StoreError;
 use crate::domain::environment::Environment;
-use crate::domain::invoice::line::{InvoiceLine, Terms};
+use crate::domain::invoice::line::{InvoiceLine, RatingTerms};
 use crate::domain::pricing::amount::MinorUnits;
 use crate::domain::pricing::currency::Currency;
 use crate::domain::timestamp::Timestamp;
@@ -39,7 +39,7 @@ pub struct InvoiceRow {
 #[derive(Debug, Clone)]
 pub struct Numbered {
     pub number: i64,
-    pub terms: Vec<Terms>,
+    pub terms: Vec<RatingTerms>,
     pub lines: Vec<InvoiceLine>,
     pub total: MinorUnits,
     pub finalized_at: Timestamp,
@@ -69,13 +69,13 @@ pub struct Payer {
 
 /// A period that is to have a draft.
 #[derive(Debug, Clone)]
-pub struct Opening {
+pub struct DraftOpening {
     pub id: Uuid,
     pub currency: Currency,
     pub period: Span,
 }
 
-impl Opening {
+impl DraftOpening {
     /// One for each currency.
     pub fn each(currencies: &BTreeSet<Currency>, period: Span) -> impl Iterator<Item = Self> {
         currencies.iter().map(move |currency| Self { id: Uuid::now_v7(), currency: *currency, period })
@@ -120,7 +120,7 @@ fn read(row: &PgRow) -> Result<InvoiceRow, StoreError> {
                 number,
                 terms: terms
                     .into_iter()
-                    .map(|terms| Terms::read(terms).map_err(unreadable))
+                    .map(|terms| RatingTerms::read(terms).map_err(unreadable))
                     .collect::<Result<_, _>>()?,
                 lines,
                 total: MinorUnits::parse(&total).ok_or_else(|| unreadable(&total))?,
@@ -273,7 +273,7 @@ pub async fn set_drafts(
     connection: &mut PgConnection,
     environment: Environment,
     payer: Payer,
-    openings: &[Opening],
+    openings: &[DraftOpening],
     now: Timestamp,
 ) -> Result<u64, StoreError> {
     let (from, currencies) = places(openings);
@@ -292,7 +292,7 @@ pub async fn set_drafts(
     open_drafts(connection, environment, payer, openings, now).await
 }
 
-fn places(openings: &[Opening]) -> (Vec<Timestamp>, Vec<String>) {
+fn places(openings: &[DraftOpening]) -> (Vec<Timestamp>, Vec<String>) {
     openings.iter().map(|opening| (opening.period.from, opening.currency.code())).unzip()
 }
 
@@ -301,7 +301,7 @@ pub async fn open_drafts(
     connection: &mut PgConnection,
     environment: Environment,
     payer: Payer,
-    openings: &[Opening],
+    openings: &[DraftOpening],
     now: Timestamp,
 ) -> Result<u64, StoreError> {
     let (from, currencies) = places(openings);
@@ -356,11 +356,11 @@ pub async fn finalize(
     connection: &mut PgConnection,
     environment: Environment,
     id: Uuid,
-    (period_to, terms, lines): (Timestamp, &[Terms], &[InvoiceLine]),
+    (period_to, terms, lines): (Timestamp, &[RatingTerms], &[InvoiceLine]),
     total: &MinorUnits,
     now: Timestamp,
 ) -> Result<Option<i64>, StoreError> {
-    let terms: Vec<Value> = terms.iter().map(Terms::to_json).collect();
+    let terms: Vec<Value> = terms.iter().map(RatingTerms::to_json).collect();
     let number = sqlx::query_scalar(
         "with draft as (select id from invoices where id = $2 and status = 'draft' for update),
          given as (update invoice_numbers set last = last + 1 where environment = $1 and exists (select from draft)

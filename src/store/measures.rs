@@ -15,7 +15,7 @@ use crate::domain::window::Span;
 
 /// Which events are looked at.
 #[derive(Debug, Clone)]
-pub(super) enum Scope<'a> {
+pub(super) enum MeasureScope<'a> {
     /// Those of some batches, which lie within a span.
     Batches { batch_ids: &'a [i64], within: Span },
     /// Those of some batches that also lie in one of the spans.
@@ -34,7 +34,7 @@ pub(super) fn push_measures(
     stored: &StoredMeter,
     dimensions: &[String],
     paths: Option<&[i64]>,
-    scope: &Scope<'_>,
+    scope: &MeasureScope<'_>,
 ) {
     let meter = &stored.meter;
     sql.push("select * from (select e.path_id, e.customer_id, e.occurred_at as at, e.sign, array[");
@@ -57,7 +57,7 @@ pub(super) fn push_measures(
     }
     match scope {
         // each of several spans is looked up by itself, so that the index serves every one
-        Scope::Spans(spans) if spans.len() > 1 => {
+        MeasureScope::Spans(spans) if spans.len() > 1 => {
             let (from, to) = columns(spans);
             sql.push(" from unnest(").push_bind(from).push(", ").push_bind(to);
             sql.push(") as span (s, e) cross join lateral (select * from events e where ");
@@ -144,19 +144,19 @@ pub(super) fn push_paths(sql: &mut QueryBuilder<Postgres>, column: &str, paths: 
 pub(super) const NOT_UNFOLDED: &str =
     " and not exists (select from unfolded u where u.batch_id = e.batch_id)";
 
-fn push_scope(sql: &mut QueryBuilder<Postgres>, scope: &Scope<'_>) {
+fn push_scope(sql: &mut QueryBuilder<Postgres>, scope: &MeasureScope<'_>) {
     match scope {
-        Scope::Batches { batch_ids, within } => push_batches(sql, batch_ids, *within),
-        Scope::BatchesWithin { batch_ids, within, spans } => {
+        MeasureScope::Batches { batch_ids, within } => push_batches(sql, batch_ids, *within),
+        MeasureScope::BatchesWithin { batch_ids, within, spans } => {
             push_batches(sql, batch_ids, *within);
             let (from, to) = columns(spans);
             sql.push(" and exists (select from unnest(").push_bind(from).push(", ").push_bind(to);
             sql.push(") as span (s, e) where e.occurred_at >= span.s and e.occurred_at < span.e)");
         }
-        Scope::Spans([span]) => push_span(sql, *span),
+        MeasureScope::Spans([span]) => push_span(sql, *span),
         // joined already
-        Scope::Spans(_) => {}
-        Scope::Folded(span) => {
+        MeasureScope::Spans(_) => {}
+        MeasureScope::Folded(span) => {
             push_span(sql, *span);
             sql.push(NOT_UNFOLDED);
         }

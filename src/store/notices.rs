@@ -12,7 +12,7 @@ use crate::domain::timestamp::Timestamp;
 
 /// One that is to be written.
 #[derive(Debug, Clone)]
-pub struct Notice {
+pub struct CreditNotice {
     pub subject_id: i64,
     pub kind: &'static str,
     pub unit: Unit,
@@ -39,7 +39,7 @@ pub const KINDS: [&str; 2] = ["low_balance", "top_up_due"];
 pub async fn insert(
     connection: &mut PgConnection,
     environment: Environment,
-    notices: &[Notice],
+    notices: &[CreditNotice],
 ) -> Result<(), StoreError> {
     for notice in notices {
         let (unit, unit_key) = notice.unit.kept();

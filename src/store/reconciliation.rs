@@ -5,7 +5,7 @@ use sqlx::{PgConnection, QueryBuilder, Row};
 
 use super::StoreError;
 use super::export_sums::unreadable;
-use super::measures::{Scope, push_measures};
+use super::measures::{MeasureScope, push_measures};
 use crate::domain::environment::Environment;
 use crate::domain::export::Units;
 use crate::domain::meter::StoredMeter;
@@ -15,7 +15,7 @@ use crate::domain::window::Span;
 
 /// What lies at a time.
 #[derive(Debug, Clone, Copy)]
-pub struct Part {
+pub struct UnitsAt {
     pub at: Timestamp,
     pub units: Units,
 }
@@ -29,9 +29,9 @@ pub struct Sums {
     pub delivered: Units,
 }
 
-fn part(row: &PgRow) -> Result<Part, StoreError> {
+fn part(row: &PgRow) -> Result<UnitsAt, StoreError> {
     let units: String = row.try_get("units")?;
-    Ok(Part { at: row.try_get("at")?, units: Units::parse(&units).ok_or_else(|| unreadable(&units))? })
+    Ok(UnitsAt { at: row.try_get("at")?, units: Units::parse(&units).ok_or_else(|| unreadable(&units))? })
 }
 
 pub async fn customer(
@@ -56,9 +56,9 @@ pub async fn events(
     scale: Quantity,
     customer_id: i64,
     span: Span,
-) -> Result<Vec<Part>, StoreError> {
+) -> Result<Vec<UnitsAt>, StoreError> {
     let mut sql = QueryBuilder::new("with measures as (");
-    push_measures(&mut sql, environment, stored, &[], None, &Scope::Spans(&[span]));
+    push_measures(&mut sql, environment, stored, &[], None, &MeasureScope::Spans(&[span]));
     sql.push(") select date_bin('1 hour', at, '2000-01-01T00:00:00Z') as at, (sum(case when sign = 1 then number else -number end) * ");
     sql.push_bind(scale).push(")::text as units from measures where customer_id = ").push_bind(customer_id);
     sql.push(" group by 1");
@@ -72,7 +72,7 @@ pub async fn recorded(
     customer_id: i64,
     meter_id: i32,
     span: Span,
-) -> Result<Vec<Part>, StoreError> {
+) -> Result<Vec<UnitsAt>, StoreError> {
     let rows = sqlx::query(
         "select bucket_from as at, recorded::text as units from export_sums
          where customer_id = $1 and meter_id = $2 and bucket_from >= $3 and bucket_from < $4",
@@ -92,7 +92,7 @@ pub async fn exported(
     customer_id: i64,
     meter_id: i32,
     span: Span,
-) -> Result<Vec<(Part, bool)>, StoreError> {
+) -> Result<Vec<(UnitsAt, bool)>, StoreError> {
     let rows = sqlx::query(
         "select occurred_at as at, value::text as units, status = 'delivered' as delivered from exports
          where customer_id = $1 and meter_id = $2 and occurred_at >= $3 and occurred_at < $4

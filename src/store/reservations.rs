@@ -9,12 +9,12 @@ use uuid::Uuid;
 
 use super::StoreError;
 use super::measures::push_paths;
-use crate::domain::credits::cover::{Cover, Share};
-use crate::domain::credits::wallet::Part;
+use crate::domain::credits::cover::{CoverageShare, CreditCoverage};
+use crate::domain::credits::wallet::GrantShare;
 use crate::domain::environment::Environment;
 use crate::domain::event::Properties;
 use crate::domain::gate::request::OnExpiry;
-use crate::domain::gate::reservation::{Hold, LastCall, Reservation, Status};
+use crate::domain::gate::reservation::{Hold, LastCall, Reservation, ReservationStatus};
 use crate::domain::names::MeterKey;
 use crate::domain::pricing::amount::Amount;
 use crate::domain::quantity::Quantity;
@@ -48,10 +48,10 @@ fn exact(quantity: &Amount) -> String {
 }
 
 impl KeptCover {
-    fn of(cover: &Cover) -> Self {
+    fn of(cover: &CreditCoverage) -> Self {
         let text = |number: &dyn std::fmt::Display| Value::String(number.to_string());
-        let part = |part: &Part| (part.grant, Value::String(exact(&part.quantity)), text(&part.amount));
-        let share = |share: &Share| (share.definition, text(&share.covered));
+        let part = |part: &GrantShare| (part.grant, Value::String(exact(&part.quantity)), text(&part.amount));
+        let share = |share: &CoverageShare| (share.definition, text(&share.covered));
         Self {
             subject: cover.subject_id,
             parts: cover.parts.iter().map(part).collect(),
@@ -59,7 +59,7 @@ impl KeptCover {
         }
     }
 
-    fn read(self) -> Result<Cover, StoreError> {
+    fn read(self) -> Result<CreditCoverage, StoreError> {
         let number = |value: &Value| Quantity::from_json(value).map_err(unreadable);
         let part = |(grant, quantity, amount): (Uuid, Value, Value)| {
             let fraction = quantity.as_str().filter(|text| text.contains('/')).map(Amount::from_fraction);
@@ -67,11 +67,12 @@ impl KeptCover {
                 Some(fraction) => fraction.ok_or_else(|| unreadable(&quantity))?,
                 None => number(&quantity)?.into(),
             };
-            Ok(Part { grant, quantity, amount: number(&amount)?.into() })
+            Ok(GrantShare { grant, quantity, amount: number(&amount)?.into() })
         };
-        let share =
-            |(definition, covered): (Uuid, Value)| Ok(Share { definition, covered: number(&covered)? });
-        Ok(Cover {
+        let share = |(definition, covered): (Uuid, Value)| {
+            Ok(CoverageShare { definition, covered: number(&covered)? })
+        };
+        Ok(CreditCoverage {
             subject_id: self.subject,
             parts: self.parts.into_iter().map(part).collect::<Result<_, StoreError>>()?,
             shares: self.shares.into_iter().map(share).collect::<Result<_, StoreError>>()?,
@@ -124,21 +125,21 @@ pub(super) fn kept(holds: &[Hold]) -> String {
     serde_json::to_string(&holds).unwrap_or_default()
 }
 
-fn status_code(status: Status) -> i16 {
+fn status_code(status: ReservationStatus) -> i16 {
     match status {
-        Status::Held => 0,
-        Status::Committed => 1,
-        Status::Released => 2,
-        Status::Expired => 3,
+        ReservationStatus::Held => 0,
+        ReservationStatus::Committed => 1,
+        ReservationStatus::Released => 2,
+        ReservationStatus::Expired => 3,
     }
 }
 
-fn status_of(code: i16) -> Status {
+fn status_of(code: i16) -> ReservationStatus {
     match code {
-        0 => Status::Held,
-        1 => Status::Committed,
-        2 => Status::Released,
-        _ => Status::Expired,
+        0 => ReservationStatus::Held,
+        1 => ReservationStatus::Committed,
+        2 => ReservationStatus::Released,
+        _ => ReservationStatus::Expired,
     }
 }
 
@@ -299,14 +300,14 @@ pub async fn has_due_charges(
 }
 
 /// What of a reservation changes.
-pub(super) struct State<'a> {
+pub(super) struct EncodedReservation<'a> {
     reservation: &'a Reservation,
     holds: String,
     /// PostgreSQL has no arrays of arrays of different lengths.
     call_events: Option<String>,
 }
 
-impl<'a> State<'a> {
+impl<'a> EncodedReservation<'a> {
     pub(super) fn of(reservation: &'a Reservation) -> Self {
         let call_events = reservation.last_call.as_ref().map(|last| {
             let ids: Vec<String> = last.events.iter().map(Uuid::to_string).collect();
@@ -329,7 +330,7 @@ pub(super) struct StateColumns<'a> {
 }
 
 impl<'a> StateColumns<'a> {
-    pub(super) fn of(states: &'a [State<'a>]) -> Self {
+    pub(super) fn of(states: &'a [EncodedReservation<'a>]) -> Self {
         let reservations = || states.iter().map(|state| state.reservation);
         let last = || reservations().map(|r| r.last_call.as_ref());
         Self {
@@ -348,7 +349,7 @@ impl<'a> StateColumns<'a> {
 
 /// Where a page goes on: after this one, in descending order of time.
 #[derive(Debug, Clone, Copy)]
-pub struct After {
+pub struct ReservationCursor {
     pub created_at: Timestamp,
     pub key: Uuid,
 }
@@ -358,9 +359,9 @@ pub async fn list(
     connection: &mut PgConnection,
     environment: Environment,
     paths: Option<&[i64]>,
-    status: Option<Status>,
+    status: Option<ReservationStatus>,
     now: Timestamp,
-    after: Option<After>,
+    after: Option<ReservationCursor>,
     limit: u32,
 ) -> Result<Vec<Reservation>, StoreError> {
     let mut sql = QueryBuilder::<Postgres>::new(format!("select {COLUMNS} from reservations r where "));
@@ -369,13 +370,13 @@ pub async fn list(
     if let Some(status) = status {
         // time may have done what nobody has written yet
         match status {
-            Status::Held => sql.push(" and r.status = 0 and r.expires_at > ").push_bind(now),
-            Status::Released => sql.push(" and r.status = 2"),
-            Status::Committed => sql
+            ReservationStatus::Held => sql.push(" and r.status = 0 and r.expires_at > ").push_bind(now),
+            ReservationStatus::Released => sql.push(" and r.status = 2"),
+            ReservationStatus::Committed => sql
                 .push(" and (r.status = 1 or r.status = 0 and r.on_expiry = 1 and r.expires_at <= ")
                 .push_bind(now)
                 .push(")"),
-            Status::Expired => sql
+            ReservationStatus::Expired => sql
                 .push(" and (r.status = 3 or r.status = 0 and r.on_expiry = 0 and r.expires_at <= ")
                 .push_bind(now)
                 .push(")"),

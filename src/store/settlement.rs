@@ -7,13 +7,13 @@ use uuid::Uuid;
 use super::StoreError;
 use super::counters::{CounterColumns, Keys};
 use super::hold_lines::{LineColumns, on_expiry_code};
-use super::reservations::{State, StateColumns};
+use super::reservations::{EncodedReservation, StateColumns};
 use crate::domain::environment::Environment;
 use crate::domain::gate::reservation::Reservation;
 use crate::domain::timestamp::Timestamp;
 
 #[derive(Debug, Default)]
-pub struct Settlement<'a> {
+pub struct GateWrites<'a> {
     /// Claim their keys; they ascend. Whoever is about to make the same is waited for.
     pub made: Vec<&'a Reservation>,
     /// Are locked.
@@ -35,12 +35,12 @@ fn id_beside_key(made: &Reservation) -> Option<&str> {
 pub async fn write(
     connection: &mut PgConnection,
     environment: Environment,
-    settlement: &Settlement<'_>,
+    settlement: &GateWrites<'_>,
 ) -> Result<usize, StoreError> {
-    let Settlement { made, altered, counters, gone, lines } = settlement;
-    let states: Vec<State<'_>> = made.iter().map(|r| State::of(r)).collect();
+    let GateWrites { made, altered, counters, gone, lines } = settlement;
+    let states: Vec<EncodedReservation<'_>> = made.iter().map(|r| EncodedReservation::of(r)).collect();
     let new = StateColumns::of(&states);
-    let states: Vec<State<'_>> = altered.iter().map(|r| State::of(r)).collect();
+    let states: Vec<EncodedReservation<'_>> = altered.iter().map(|r| EncodedReservation::of(r)).collect();
     let next = StateColumns::of(&states);
     let keys: Keys = counters.keys.iter().copied().collect();
     let ids: Vec<Option<&str>> = made.iter().map(|made| id_beside_key(made)).collect();

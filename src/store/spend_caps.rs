@@ -8,7 +8,7 @@ use sqlx::{PgConnection, Row};
 use super::StoreError;
 use crate::domain::environment::Environment;
 use crate::domain::gate::budget::CapTerms;
-use crate::domain::gate::standing::Since;
+use crate::domain::gate::standing::EffectiveFrom;
 use crate::domain::pricing::cap::SpendCap;
 use crate::domain::timestamp::Timestamp;
 
@@ -29,7 +29,7 @@ pub(super) fn read(gathered: Option<Json<Vec<Value>>>) -> Result<Vec<CapTerms>, 
         let at = Timestamp::parse(&stored.since).map_err(unreadable)?;
         let cap = SpendCap::read(stored.cap).map_err(unreadable)?;
         // whether anything was recorded before is not known
-        Ok(CapTerms { cap, since: Since { at, ..Since::UNKNOWN } })
+        Ok(CapTerms { cap, since: EffectiveFrom { at, ..EffectiveFrom::UNKNOWN } })
     };
     gathered.into_iter().flat_map(|Json(caps)| caps).map(read).collect()
 }

@@ -97,7 +97,7 @@ pub async fn set_deleted(
 }
 
 #[derive(Debug, Clone, Copy)]
-pub struct InvoiceRow<'a> {
+pub struct StripeInvoiceRow<'a> {
     pub id: &'a str,
     pub customer: &'a str,
     pub subscription: Option<&'a str>,
@@ -118,7 +118,7 @@ pub struct InvoiceRow<'a> {
 pub async fn write_invoice(
     connection: &mut PgConnection,
     environment: Environment,
-    invoice: InvoiceRow<'_>,
+    invoice: StripeInvoiceRow<'_>,
     event_created: Timestamp,
 ) -> Result<(), StoreError> {
     sqlx::query(

@@ -5,20 +5,20 @@ use sqlx::{PgConnection, Row};
 use uuid::Uuid;
 
 use super::StoreError;
-use crate::domain::billed::Billed;
+use crate::domain::billed::ProviderSubscription;
 use crate::domain::environment::Environment;
 use crate::domain::fields;
 use crate::domain::names::{PlanKey, SubjectId};
-use crate::domain::subscription::Status;
+use crate::domain::subscription::SubscriptionStatus;
 use crate::domain::timestamp::Timestamp;
 use crate::domain::window::Span;
 
 #[derive(Debug, Clone)]
-pub struct BilledRow {
-    pub billed: Billed,
+pub struct ProviderSubscriptionRow {
+    pub billed: ProviderSubscription,
     pub event_created: Timestamp,
     pub fetched_at: Option<Timestamp>,
-    pub whose: Whose,
+    pub whose: SubscriptionOwner,
     pub settled: bool,
     pub governs: bool,
     pub stated: Option<Uuid>,
@@ -27,7 +27,7 @@ pub struct BilledRow {
 
 /// Whose a subscription is, and the plan it is for, as far as that is known.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Whose {
+pub struct SubscriptionOwner {
     pub subject_id: Option<i64>,
     pub plan: Option<PlanKey>,
     pub unmapped: Option<Unmapped>,
@@ -57,7 +57,7 @@ fn unreadable(what: impl std::fmt::Debug) -> StoreError {
     StoreError::Refused(sqlx::Error::Decode(format!("a stored subscription of the biller: {what:?}").into()))
 }
 
-fn read(row: &PgRow) -> Result<BilledRow, StoreError> {
+fn read(row: &PgRow) -> Result<ProviderSubscriptionRow, StoreError> {
     let status: String = row.try_get("status")?;
     let (start, end): (Option<Timestamp>, Option<Timestamp>) =
         (row.try_get("period_start")?, row.try_get("period_end")?);
@@ -67,12 +67,12 @@ fn read(row: &PgRow) -> Result<BilledRow, StoreError> {
         key.map(PlanKey::parse).transpose().map_err(unreadable)
     };
     let unmapped: Option<String> = row.try_get("unmapped")?;
-    Ok(BilledRow {
-        billed: Billed {
+    Ok(ProviderSubscriptionRow {
+        billed: ProviderSubscription {
             id: row.try_get("id")?,
             customer: row.try_get("customer")?,
             subject: subject.map(SubjectId::parse).transpose().map_err(unreadable)?,
-            status: fields::one_of(status.into(), &Status::WORDS).map_err(unreadable)?,
+            status: fields::one_of(status.into(), &SubscriptionStatus::WORDS).map_err(unreadable)?,
             prices: row.try_get("price_ids")?,
             anchor: row.try_get("anchor")?,
             period: start.zip(end).map(|(from, to)| Span { from, to }),
@@ -82,7 +82,7 @@ fn read(row: &PgRow) -> Result<BilledRow, StoreError> {
         },
         event_created: row.try_get("event_created")?,
         fetched_at: row.try_get("fetched_at")?,
-        whose: Whose {
+        whose: SubscriptionOwner {
             subject_id: row.try_get("subject_id")?,
             plan: plan("plan")?,
             unmapped: match unmapped.as_deref() {
@@ -102,7 +102,7 @@ pub async fn find(
     connection: &mut PgConnection,
     environment: Environment,
     id: &str,
-) -> Result<Option<BilledRow>, StoreError> {
+) -> Result<Option<ProviderSubscriptionRow>, StoreError> {
     let sql = format!("select {COLUMNS} from stripe_subscriptions where environment = $1 and id = $2");
     let row = sqlx::query(sqlx::AssertSqlSafe(sql)).bind(environment.code()).bind(id);
     row.fetch_optional(connection).await?.as_ref().map(read).transpose()
@@ -112,7 +112,7 @@ pub async fn find(
 pub async fn of_subject(
     connection: &mut PgConnection,
     subject_id: i64,
-) -> Result<Vec<BilledRow>, StoreError> {
+) -> Result<Vec<ProviderSubscriptionRow>, StoreError> {
     let sql = format!(
         "select {COLUMNS} from stripe_subscriptions where subject_id = $1 and plan is not null order by id"
     );
@@ -124,7 +124,7 @@ pub async fn of_subject(
 pub async fn write(
     connection: &mut PgConnection,
     environment: Environment,
-    billed: &Billed,
+    billed: &ProviderSubscription,
     event_created: Timestamp,
     fetched_at: Option<Timestamp>,
 ) -> Result<(), StoreError> {
@@ -166,7 +166,7 @@ pub async fn write(
 pub async fn confirm(
     connection: &mut PgConnection,
     environment: Environment,
-    billed: &Billed,
+    billed: &ProviderSubscription,
     event_created: Timestamp,
     fetched_at: Option<Timestamp>,
 ) -> Result<bool, StoreError> {
@@ -190,7 +190,7 @@ pub async fn settle(
     connection: &mut PgConnection,
     environment: Environment,
     id: &str,
-    whose: &Whose,
+    whose: &SubscriptionOwner,
 ) -> Result<(), StoreError> {
     sqlx::query(
         "update stripe_subscriptions set subject_id = $3, plan = $4, unmapped = $5, settled = true

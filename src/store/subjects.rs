@@ -8,7 +8,7 @@ use sqlx::{PgConnection, Row};
 
 use super::StoreError;
 use crate::domain::environment::Environment;
-use crate::domain::gate::standing::{Member, Path};
+use crate::domain::gate::standing::{Path, PathSubject};
 use crate::domain::timestamp::Timestamp;
 
 #[derive(Debug, Clone)]
@@ -80,13 +80,13 @@ pub async fn paths(
         if !row.try_get::<bool, _>("stands_here")? {
             elsewhere.push((number, path.members.len(), row.try_get("standing_id")?));
         }
-        path.members.push(Member {
+        path.members.push(PathSubject {
             subject_id: row.try_get("member_id")?,
             subject: row.try_get("subject")?,
             subscription: super::subscriptions::read(row)?,
             caps: super::spend_caps::read(row.try_get("caps")?)?,
             moved_at: row.try_get("moved_at")?,
-            now_under: None,
+            current_ancestors: None,
         });
     }
     if !elsewhere.is_empty() {
@@ -96,7 +96,7 @@ pub async fn paths(
         for (number, index, id) in elsewhere {
             let chain = standing.iter().find(|path| path.id == id).map(|path| path.members.clone());
             if let Some(member) = paths.get_mut(number).and_then(|path| path.members.get_mut(index)) {
-                member.now_under = chain.map(Vec::into_boxed_slice);
+                member.current_ancestors = chain.map(Vec::into_boxed_slice);
             }
         }
     }
@@ -251,7 +251,7 @@ pub async fn set_parent(
 }
 
 /// A subject and those above it, nearest first, as they stand now.
-pub async fn chain(connection: &mut PgConnection, subject_id: i64) -> Result<Vec<i64>, StoreError> {
+pub async fn ancestor_ids(connection: &mut PgConnection, subject_id: i64) -> Result<Vec<i64>, StoreError> {
     let found = sqlx::query_scalar(
         "select p.ancestors from subjects s join paths p on p.id = s.path_id where s.id = $1",
     )

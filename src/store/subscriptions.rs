@@ -14,7 +14,7 @@ use crate::domain::fields;
 use crate::domain::names::PlanKey;
 use crate::domain::period::Cycle;
 use crate::domain::subscription::{
-    OwnSheets, Status, Subscription, read_commitments, read_overrides, read_prices,
+    OwnPriceBooks, Subscription, SubscriptionStatus, read_commitments, read_overrides, read_prices,
 };
 use crate::domain::timestamp::Timestamp;
 use crate::domain::window::Span;
@@ -70,7 +70,7 @@ pub(super) fn read(row: &PgRow) -> Result<Option<Subscription>, StoreError> {
     };
     Ok(Some(Subscription {
         plan: key(plan)?,
-        status: fields::one_of(Value::String(status), &Status::WORDS).map_err(unreadable)?,
+        status: fields::one_of(Value::String(status), &SubscriptionStatus::WORDS).map_err(unreadable)?,
         cycle: Cycle {
             anchor: row.try_get("cycle_anchor")?,
             billing: start.zip(end).map(|(from, to)| Span { from, to }),
@@ -80,7 +80,7 @@ pub(super) fn read(row: &PgRow) -> Result<Option<Subscription>, StoreError> {
         overrides: read_overrides(overrides).map_err(unreadable)?,
         prices: read_prices(prices).map_err(unreadable)?,
         commitments: read_commitments(commitments).map_err(unreadable)?,
-        sheets: OwnSheets::default(),
+        price_books: OwnPriceBooks::default(),
         terms_since: row.try_get("terms_since")?,
         pristine_version: row.try_get("pristine_version")?,
         resets: resets.into_iter().map(reset).collect::<Result<BTreeMap<_, _>, StoreError>>()?,

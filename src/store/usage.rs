@@ -7,18 +7,20 @@ use sqlx::postgres::PgRow;
 use sqlx::{PgConnection, PgPool, Postgres, QueryBuilder, Row, Transaction};
 
 use super::StoreError;
-use super::edges::Edges;
-use super::grain::Grain;
-use super::measures::{Scope, columns, join_columns, made_of, push_measures, push_paths, rollup_column};
+use super::edges::PartialHours;
+use super::grain::RollupResolution;
+use super::measures::{
+    MeasureScope, columns, join_columns, made_of, push_measures, push_paths, rollup_column,
+};
 use crate::domain::environment::Environment;
 use crate::domain::limits::USAGE_ROWS_MAX;
 use crate::domain::meter::{Aggregation, StoredMeter};
 use crate::domain::names::PropertyName;
 use crate::domain::quantity::Total;
-use crate::domain::reading::{Cut, Reading};
+use crate::domain::reading::{PartialHour, Reading};
 use crate::domain::timestamp::Timestamp;
-use crate::domain::top::Ranks;
-use crate::domain::usage::{Found, Group, Slice, UsageQuery, Whose};
+use crate::domain::top::RankPageRequest;
+use crate::domain::usage::{Aggregate, Group, GroupBySubject, UsageQuery, UsageSlice};
 use crate::domain::window::Span;
 
 /// One snapshot of the database, in which several statements agree.
@@ -33,29 +35,29 @@ pub async fn now(connection: &mut PgConnection) -> Result<Timestamp, StoreError>
 
 /// What a snapshot has to know of rollups before it trusts them.
 #[derive(Debug, Default)]
-pub struct Ground {
+pub struct RollupCoverage {
     /// By meter: hours that are not to be read from rollups.
     pub gaps: HashMap<i32, Vec<Span>>,
     /// By meter: until when its days are summed up.
     pub days_until: HashMap<i32, Timestamp>,
     /// By event name: what is not in the rollups yet.
-    pub tails: HashMap<i32, Tail>,
+    pub tails: HashMap<i32, UnfoldedRange>,
 }
 
 /// Batches that are not folded, and where their events lie.
 #[derive(Debug, Clone)]
-pub struct Tail {
+pub struct UnfoldedRange {
     batch_ids: Vec<i64>,
     within: Span,
 }
 
 /// What is to be known of the rollups of a meter, or of all, in a span.
-pub async fn ground(
+pub async fn rollup_coverage(
     connection: &mut PgConnection,
     environment: Environment,
     meter: Option<&StoredMeter>,
     span: Span,
-) -> Result<Ground, StoreError> {
+) -> Result<RollupCoverage, StoreError> {
     let rows = sqlx::query(
         "select 'gap' as kind, meter_id as id, from_hour as first, to_hour as last, null::bigint[] as batch_ids
          from rollup_gaps
@@ -76,17 +78,21 @@ pub async fn ground(
     .bind(meter.map(|stored| stored.event_name_id))
     .fetch_all(connection)
     .await?;
-    let mut ground = Ground::default();
+    let mut rollup_coverage = RollupCoverage::default();
     for row in &rows {
         let id: i32 = row.try_get("id")?;
         let within = Span { from: row.try_get("first")?, to: row.try_get("last")? };
         match row.try_get::<&str, _>("kind")? {
-            "gap" => ground.gaps.entry(id).or_default().push(within),
-            "days" => drop(ground.days_until.insert(id, within.to)),
-            _ => drop(ground.tails.insert(id, Tail { batch_ids: row.try_get("batch_ids")?, within })),
+            "gap" => rollup_coverage.gaps.entry(id).or_default().push(within),
+            "days" => drop(rollup_coverage.days_until.insert(id, within.to)),
+            _ => drop(
+                rollup_coverage
+                    .tails
+                    .insert(id, UnfoldedRange { batch_ids: row.try_get("batch_ids")?, within }),
+            ),
         }
     }
-    Ok(ground)
+    Ok(rollup_coverage)
 }
 
 /// Which of some meters have rollups on some paths in a span.
@@ -116,19 +122,19 @@ pub async fn with_rollups(
 
 /// Who has what was recorded on paths: of each pair a path, and a subject; several may have one.
 #[derive(Debug, Clone, Default)]
-pub struct Holders {
+pub struct HolderColumns {
     pub paths: Vec<i64>,
     pub subject_ids: Vec<i64>,
 }
 
 /// A question as it is read: of a meter, on some paths, none for all, between bounds.
 #[derive(Debug, Clone, Copy)]
-pub struct Question<'a> {
+pub struct MeterQuery<'a> {
     pub stored: &'a StoredMeter,
     pub query: &'a UsageQuery,
     pub paths: Option<&'a [i64]>,
     /// For whom it is asked, each by their number; none: as the query says.
-    pub holders: Option<&'a Holders>,
+    pub holders: Option<&'a HolderColumns>,
     pub bounds: &'a [Timestamp],
     /// Whether the same is asked again and again: then its plan is kept.
     pub is_usual: bool,
@@ -143,33 +149,33 @@ pub async fn keep_plans(connection: &mut PgConnection) -> Result<(), StoreError>
 
 /// A question, where its parts are read, and what is not in the rollups yet.
 #[derive(Debug)]
-pub struct Asked<'a> {
-    pub question: &'a Question<'a>,
+pub struct PlannedQuery<'a> {
+    pub meter_query: &'a MeterQuery<'a>,
     pub reading: Reading,
-    pub tail: Option<&'a Tail>,
+    pub tail: Option<&'a UnfoldedRange>,
 }
 
-impl Asked<'_> {
+impl PlannedQuery<'_> {
     /// Whether there is nothing to read.
     fn is_empty(&self) -> bool {
-        self.question.paths.is_some_and(<[i64]>::is_empty) || self.reading.is_empty()
+        self.meter_query.paths.is_some_and(<[i64]>::is_empty) || self.reading.is_empty()
     }
 }
 
 /// What a question found, by window and group.
-pub type Answer = BTreeMap<(usize, Group), Found>;
+pub type AggregatesByGroup = BTreeMap<(usize, Group), Aggregate>;
 
 /// What each of some questions finds, which have the same groups: in one statement, since each way to the
 /// database and back takes its time. Of more rows than one answer may have: one too many.
 pub async fn find(
     connection: &mut PgConnection,
     environment: Environment,
-    asked: &[Asked<'_>],
-) -> Result<Vec<Answer>, StoreError> {
-    let mut answers = vec![Answer::new(); asked.len()];
+    asked: &[PlannedQuery<'_>],
+) -> Result<Vec<AggregatesByGroup>, StoreError> {
+    let mut answers = vec![AggregatesByGroup::new(); asked.len()];
     let mut sql = QueryBuilder::default();
-    let some: Vec<&Asked<'_>> = asked.iter().filter(|asked| !asked.is_empty()).collect();
-    let edges = Edges::of(&some);
+    let some: Vec<&PlannedQuery<'_>> = asked.iter().filter(|asked| !asked.is_empty()).collect();
+    let edges = PartialHours::of(&some);
     edges.push(&mut sql, environment);
     let mut beginning = "";
     for (place, asked) in asked.iter().enumerate().filter(|(_, asked)| !asked.is_empty()) {
@@ -179,10 +185,10 @@ pub async fn find(
         sql.push(") answer");
         beginning = " union all ";
     }
-    let Some(Asked { question, .. }) = asked.first().filter(|_| !beginning.is_empty()) else {
+    let Some(PlannedQuery { meter_query, .. }) = asked.first().filter(|_| !beginning.is_empty()) else {
         return Ok(answers);
     };
-    let rows = sql.build().persistent(question.is_usual).fetch_all(connection).await?;
+    let rows = sql.build().persistent(meter_query.is_usual).fetch_all(connection).await?;
     for row in &rows {
         let place: i32 = row.try_get("question")?;
         let Some(found) = usize::try_from(place).ok().and_then(|place| answers.get_mut(place)) else {
@@ -192,7 +198,7 @@ pub async fn find(
         let slice: Option<i32> = row.try_get("slice")?;
         let slice = slice.and_then(|slice| usize::try_from(slice).ok());
         let mut group = Group { subject: row.try_get("subject")?, dimensions: Vec::new(), slice };
-        for index in 0..question.query.group_by.len() {
+        for index in 0..meter_query.query.group_by.len() {
             group.dimensions.push(row.try_get(format!("g{index}").as_str())?);
         }
         // width_bucket counts from 1
@@ -206,19 +212,19 @@ pub async fn find(
 pub async fn top(
     connection: &mut PgConnection,
     environment: Environment,
-    asked: &Asked<'_>,
-    ranks: Ranks,
-) -> Result<Vec<(String, Found)>, StoreError> {
+    asked: &PlannedQuery<'_>,
+    ranks: RankPageRequest,
+) -> Result<Vec<(String, Aggregate)>, StoreError> {
     if asked.is_empty() {
         return Ok(Vec::new());
     }
     let mut sql = QueryBuilder::default();
-    let edges = Edges::of(&[asked]);
+    let edges = PartialHours::of(&[asked]);
     edges.push(&mut sql, environment);
     sql.push("select * from (");
     push_question(&mut sql, environment, asked, &edges);
     sql.push(") found");
-    sql.push(match asked.question.stored.meter.aggregation {
+    sql.push(match asked.meter_query.stored.meter.aggregation {
         Aggregation::Avg => " order by sum::numeric / count",
         Aggregation::Sum | Aggregation::Count => " order by sum::numeric",
         Aggregation::Min | Aggregation::Max | Aggregation::Last | Aggregation::UniqueCount => {
@@ -231,48 +237,50 @@ pub async fn top(
     rows.iter().map(|row| Ok((row.try_get("subject")?, read(row)?))).collect()
 }
 
-fn read(row: &PgRow) -> Result<Found, StoreError> {
+fn read(row: &PgRow) -> Result<Aggregate, StoreError> {
     let total = |name: &str| -> Result<Option<Total>, StoreError> {
         let text: Option<String> = row.try_get(name)?;
         text.map(|text| Total::from_decimal(&text))
             .transpose()
             .map_err(|why| StoreError::Refused(sqlx::Error::Decode(why.into())))
     };
-    Ok(Found { count: row.try_get("count")?, sum: total("sum")?, picked: total("picked")? })
+    Ok(Aggregate { count: row.try_get("count")?, sum: total("sum")?, picked: total("picked")? })
 }
 
 /// Everything that a question asks but how many rows.
 fn push_question(
     sql: &mut QueryBuilder<Postgres>,
     environment: Environment,
-    asked: &Asked<'_>,
-    edges: &Edges<'_>,
+    asked: &PlannedQuery<'_>,
+    edges: &PartialHours<'_>,
 ) {
-    let Asked { question, reading, tail } = asked;
-    let dimensions = needed_dimensions(question.query);
+    let PlannedQuery { meter_query, reading, tail } = asked;
+    let dimensions = needed_dimensions(meter_query.query);
     sql.push("with parts as (");
     let mut parts = 0;
     let mut next_part = |sql: &mut QueryBuilder<Postgres>| {
         sql.push(if parts == 0 { "" } else { " union all " });
         parts += 1;
     };
-    for (grain, spans) in [(Grain::Day, &reading.days), (Grain::Hour, &reading.hours)] {
+    for (resolution, spans) in
+        [(RollupResolution::Day, &reading.days), (RollupResolution::Hour, &reading.hours)]
+    {
         if !spans.is_empty() {
             next_part(sql);
-            push_rollups(sql, environment, question, &dimensions, &Buckets::Whole(grain, spans));
+            push_rollups(sql, environment, meter_query, &dimensions, &Buckets::Whole(resolution, spans));
         }
     }
-    if !reading.cuts.is_empty() {
+    if !reading.partial_hours.is_empty() {
         next_part(sql);
-        push_rollups(sql, environment, question, &dimensions, &Buckets::Cut(&reading.cuts));
+        push_rollups(sql, environment, meter_query, &dimensions, &Buckets::Cut(&reading.partial_hours));
     }
     let folded = reading.folded();
     if let Some(tail) = tail.filter(|_| !folded.is_empty()) {
         next_part(sql);
-        push_tail(sql, environment, question, &dimensions, tail, &folded);
+        push_tail(sql, environment, meter_query, &dimensions, tail, &folded);
     }
     edges.push_part(sql, asked, &dimensions, next_part);
-    push_grouping(sql, question, &dimensions);
+    push_grouping(sql, meter_query, &dimensions);
 }
 
 /// Whether a `unique_count` meter has counted a member on some paths, within a question.
@@ -287,7 +295,7 @@ pub async fn has_member(
     let dimensions = needed_dimensions(query);
     let spans = [query.span];
     let mut sql = QueryBuilder::new("select coalesce(sum(sign), 0) > 0 from (");
-    push_measures(&mut sql, environment, stored, &dimensions, Some(paths), &Scope::Spans(&spans));
+    push_measures(&mut sql, environment, stored, &dimensions, Some(paths), &MeasureScope::Spans(&spans));
     sql.push(") measures where member = ").push_bind(member.to_owned());
     for (index, allowed) in query.filter.values().enumerate() {
         sql.push(format!(" and members[{}] = any(", index + 1)).push_bind(allowed.clone()).push(")");
@@ -307,7 +315,7 @@ pub(super) fn needed_dimensions(query: &UsageQuery) -> Vec<String> {
 }
 
 /// The place of the first slice that admits what the columns `at` and `members` say.
-pub(super) fn push_slice(sql: &mut QueryBuilder<Postgres>, slices: &[Slice], dimensions: &[String]) {
+pub(super) fn push_slice(sql: &mut QueryBuilder<Postgres>, slices: &[UsageSlice], dimensions: &[String]) {
     if slices.is_empty() {
         sql.push("null::int");
         return;
@@ -334,9 +342,9 @@ pub(super) fn push_slice(sql: &mut QueryBuilder<Postgres>, slices: &[Slice], dim
 #[derive(Debug)]
 enum Buckets<'a> {
     /// Those that lie in the spans.
-    Whole(Grain, &'a [Span]),
+    Whole(RollupResolution, &'a [Span]),
     /// Those of hours, as if they were of their larger parts alone.
-    Cut(&'a [Cut]),
+    Cut(&'a [PartialHour]),
 }
 
 /// Columns of a part: `path_id`, `at`, `members`, `count`, the rollup columns of the aggregation, and
@@ -345,11 +353,11 @@ enum Buckets<'a> {
 fn push_rollups(
     sql: &mut QueryBuilder<Postgres>,
     environment: Environment,
-    question: &Question<'_>,
+    meter_query: &MeterQuery<'_>,
     dimensions: &[String],
     buckets: &Buckets<'_>,
 ) {
-    let Question { stored, query, paths, holders, bounds, .. } = *question;
+    let MeterQuery { stored, query, paths, holders, bounds, .. } = *meter_query;
     let unique = stored.meter.aggregation == Aggregation::UniqueCount;
     let position = |name: &String| {
         stored.meter.dimensions.iter().map(PropertyName::as_str).position(|d| d == name).unwrap_or_default()
@@ -368,20 +376,20 @@ fn push_rollups(
         sql.push(format!(", r.{name}"));
     }
     sql.push(" from (select ");
-    let by_path = holders.is_some() || query.whose != Whose::All;
+    let by_path = holders.is_some() || query.whose != GroupBySubject::All;
     sql.push(if by_path { "path_id" } else { "null::bigint as path_id" });
-    let grain = match buckets {
-        Buckets::Whole(grain, _) => *grain,
-        Buckets::Cut(_) => Grain::Hour,
+    let resolution = match buckets {
+        Buckets::Whole(resolution, _) => *resolution,
+        Buckets::Cut(_) => RollupResolution::Hour,
     };
-    let start = grain.word();
+    let start = resolution.word();
     let at = if matches!(buckets, Buckets::Cut(_)) { "cut.at" } else { start };
     sql.push(format!(", min({at}) as at, dimension_set_id"));
     sql.push(if unique { ", sum(refs) as count, member" } else { ", sum(count) as count" });
     if let Some(name) = rollup_column(stored.meter.aggregation) {
         sql.push(format!(", {} as {name}", join_columns(name).0));
     }
-    let table = if unique { grain.members() } else { grain.rollups() };
+    let table = if unique { resolution.members() } else { resolution.rollups() };
     let push_identity = |sql: &mut QueryBuilder<Postgres>| {
         sql.push(" where environment = ").push_bind(environment.code());
         sql.push(" and meter_id = ").push_bind(stored.id);
@@ -401,8 +409,9 @@ fn push_rollups(
             push_identity(sql);
             sql.push(format!(" and {start} >= span.s and {start} < span.e offset 0) r"));
         }
-        Buckets::Cut(cuts) => {
-            let (hours, at): (Vec<_>, Vec<_>) = cuts.iter().map(|cut| (cut.hour.from, cut.part.from)).unzip();
+        Buckets::Cut(partial_hours) => {
+            let (hours, at): (Vec<_>, Vec<_>) =
+                partial_hours.iter().map(|cut| (cut.hour.from, cut.part.from)).unzip();
             sql.push(" from unnest(").push_bind(hours).push(", ").push_bind(at);
             sql.push(format!(") as cut (hour, at) cross join lateral (select * from {table}"));
             push_identity(sql);
@@ -422,12 +431,12 @@ fn push_rollups(
 fn push_tail(
     sql: &mut QueryBuilder<Postgres>,
     environment: Environment,
-    question: &Question<'_>,
+    meter_query: &MeterQuery<'_>,
     dimensions: &[String],
-    Tail { batch_ids, within }: &Tail,
+    UnfoldedRange { batch_ids, within }: &UnfoldedRange,
     spans: &[Span],
 ) {
-    let Question { stored, query, paths, bounds, .. } = *question;
+    let MeterQuery { stored, query, paths, bounds, .. } = *meter_query;
     let unique = stored.meter.aggregation == Aggregation::UniqueCount;
     let edges = query.edges(bounds);
     sql.push("select path_id, min(at) as at, members, sum(sign)::bigint");
@@ -437,14 +446,14 @@ fn push_tail(
     };
     // the first part of a union names its columns: those of rollups, or these
     sql.push(" from (");
-    let scope = Scope::BatchesWithin { batch_ids, within: *within, spans };
+    let scope = MeasureScope::BatchesWithin { batch_ids, within: *within, spans };
     push_measures(sql, environment, stored, dimensions, paths, &scope);
     sql.push(") measures group by path_id, members, width_bucket(at, ").push_bind(edges).push(")");
     sql.push(if unique { ", member" } else { "" });
 }
 
-fn push_grouping(sql: &mut QueryBuilder<Postgres>, question: &Question<'_>, dimensions: &[String]) {
-    let Question { stored, query, holders, bounds, .. } = *question;
+fn push_grouping(sql: &mut QueryBuilder<Postgres>, meter_query: &MeterQuery<'_>, dimensions: &[String]) {
+    let MeterQuery { stored, query, holders, bounds, .. } = *meter_query;
     let aggregation = stored.meter.aggregation;
     let unique = aggregation == Aggregation::UniqueCount;
     let joined = rollup_column(aggregation);
@@ -459,9 +468,9 @@ fn push_grouping(sql: &mut QueryBuilder<Postgres>, question: &Question<'_>, dime
     sql.push(") as w");
     sql.push(match query.whose {
         _ if holders.is_some() => ", holder.subject_id::text as subject",
-        Whose::All => ", null::text as subject",
-        Whose::EachSubject => ", s.subject",
-        Whose::EachPath => ", named.path_id::text as subject",
+        GroupBySubject::All => ", null::text as subject",
+        GroupBySubject::EachSubject => ", s.subject",
+        GroupBySubject::EachPath => ", named.path_id::text as subject",
     });
     sql.push(", ");
     push_slice(sql, &query.slices, dimensions);
@@ -478,10 +487,10 @@ fn push_grouping(sql: &mut QueryBuilder<Postgres>, question: &Question<'_>, dime
         None => "null::text as sum, null::text as picked".to_owned(),
     };
     sql.push(format!(", {shown} from named"));
-    if let Some(Holders { paths, subject_ids }) = holders {
+    if let Some(HolderColumns { paths, subject_ids }) = holders {
         sql.push(" join unnest(").push_bind(paths.clone()).push(", ").push_bind(subject_ids.clone());
         sql.push(") as holder (path_id, subject_id) on holder.path_id = named.path_id");
-    } else if query.whose == Whose::EachSubject {
+    } else if query.whose == GroupBySubject::EachSubject {
         sql.push(" join paths p on p.id = named.path_id join subjects s on s.id = p.subject_id");
     }
     let mut conjunction = " where ";

@@ -4,8 +4,8 @@ use sqlx::{PgConnection, QueryBuilder, Row};
 use uuid::Uuid;
 
 use super::StoreError;
-use super::grain::Grain;
-use super::measures::{Scope, made_of, push_measures, rollup_column};
+use super::grain::RollupResolution;
+use super::measures::{MeasureScope, made_of, push_measures, rollup_column};
 use crate::domain::environment::Environment;
 use crate::domain::meter::{Aggregation, Filter, StoredMeter};
 use crate::domain::names::PropertyName;
@@ -84,10 +84,10 @@ pub async fn rollups(
 ) -> Result<i64, StoreError> {
     let unique = stored.meter.aggregation == Aggregation::UniqueCount;
     let mut compared = 0;
-    for grain in Grain::ALL {
-        compared += compare(connection, environment, stored, (grain, false), differences).await?;
+    for resolution in RollupResolution::ALL {
+        compared += compare(connection, environment, stored, (resolution, false), differences).await?;
         if unique {
-            compared += compare(connection, environment, stored, (grain, true), differences).await?;
+            compared += compare(connection, environment, stored, (resolution, true), differences).await?;
         }
     }
     Ok(compared)
@@ -97,19 +97,22 @@ async fn compare(
     connection: &mut PgConnection,
     environment: Environment,
     stored: &StoredMeter,
-    (grain, of_members): (Grain, bool),
+    (resolution, of_members): (RollupResolution, bool),
     differences: &mut Differences,
 ) -> Result<i64, StoreError> {
-    let start = grain.word();
+    let start = resolution.word();
     let dimensions: Vec<String> =
         stored.meter.dimensions.iter().cloned().map(PropertyName::into_string).collect();
-    let (table, count, member) =
-        if of_members { (grain.members(), "refs", ", member") } else { (grain.rollups(), "count", "") };
+    let (table, count, member) = if of_members {
+        (resolution.members(), "refs", ", member")
+    } else {
+        (resolution.rollups(), "count", "")
+    };
     let column = rollup_column(stored.meter.aggregation).filter(|_| !of_members);
     let everything = Span { from: Timestamp::MIN, to: Timestamp::MAX };
     let mut sql = QueryBuilder::new("with measures as (");
-    push_measures(&mut sql, environment, stored, &dimensions, None, &Scope::Folded(everything));
-    let bucket = grain.start_of("at");
+    push_measures(&mut sql, environment, stored, &dimensions, None, &MeasureScope::Folded(everything));
+    let bucket = resolution.start_of("at");
     sql.push(format!(
         "), counted as (select path_id, {bucket} as start, members{}, sum(sign)::bigint as count",
         member.replace("member", "text_digest(member) as member")
@@ -142,7 +145,7 @@ async fn compare(
     sql.push("), judged as (select * from compared c where not exists (select from rollup_gaps g where g.environment = ");
     sql.push_bind(environment.code()).push(" and g.meter_id = ").push_bind(stored.id);
     sql.push(format!(" and c.start < g.to_hour and c.start + interval '1 {start}' > g.from_hour)"));
-    if grain == Grain::Day {
+    if resolution == RollupResolution::Day {
         sql.push(" and c.start < (select until from summed_days where meter_id = ").push_bind(stored.id);
         sql.push(")");
     }
@@ -215,7 +218,7 @@ async fn used(
     let dimensions: Vec<String> = definition.filter.iter().map(|(name, _)| name.to_owned()).collect();
     let everything = [Span { from: Timestamp::MIN, to: Timestamp::MAX }];
     let mut sql = QueryBuilder::new("with measures as (");
-    let scope = Scope::Spans(&everything);
+    let scope = MeasureScope::Spans(&everything);
     push_measures(&mut sql, environment, definition.stored, &dimensions, None, &scope);
     sql.push("), minded as materialized (select path_id, at, sum(case when sign = 1 then number else -number end) as number from measures where true");
     for (index, (_, allowed)) in definition.filter.iter().enumerate() {

@@ -76,9 +76,9 @@ pub async fn credits(
     differences: &mut Differences,
 ) -> Result<i64, StoreError> {
     let mut compared = 0;
-    for (meaning, question) in QUESTIONS {
+    for (meaning, meter_query) in QUESTIONS {
         let sql = format!(
-            "with judged as materialized ({question})
+            "with judged as materialized ({meter_query})
              select (select count(*) from judged) as compared,
                     (select count(*) from judged where same is not true) as wrong,
                     array(select shown from judged where same is not true limit {SHOWN}) as shown"

@@ -25,7 +25,7 @@ pub struct Arrival<'a> {
 
 /// An event that was taken to be applied.
 #[derive(Debug, Clone)]
-pub struct Taken {
+pub struct ClaimedEvent {
     pub seq: i64,
     pub id: String,
     pub kind: String,
@@ -84,13 +84,13 @@ pub async fn insert(
 }
 
 /// Takes events that are due, for as long as a lease: others pass over them until then.
-pub async fn take(
+pub async fn claim(
     connection: &mut PgConnection,
     environment: Environment,
     now: Timestamp,
     lease_until: Timestamp,
     limit: i64,
-) -> Result<Vec<Taken>, StoreError> {
+) -> Result<Vec<ClaimedEvent>, StoreError> {
     let rows = sqlx::query(
         "with due as (
              select seq from webhook_events
@@ -107,7 +107,7 @@ pub async fn take(
     .fetch_all(connection)
     .await?;
     let read = |row: &PgRow| {
-        Ok(Taken {
+        Ok(ClaimedEvent {
             seq: row.try_get("seq")?,
             id: row.try_get("id")?,
             kind: row.try_get("type")?,

@@ -172,9 +172,9 @@ async fn what_cannot_be_granted_is_refused_by_name() {
     for (request, pointer, code) in cases {
         let answer = grant(&service, "a", &request).await;
         assert_eq!(answer.status, StatusCode::UNPROCESSABLE_ENTITY, "{request}");
-        let flaw = &answer.json()["errors"][0];
+        let violation = &answer.json()["errors"][0];
         assert_eq!(
-            (flaw["pointer"].as_str().unwrap(), flaw["code"].as_str().unwrap()),
+            (violation["pointer"].as_str().unwrap(), violation["code"].as_str().unwrap()),
             (pointer, code),
             "{request}"
         );
@@ -260,8 +260,12 @@ async fn the_catalog_names_what_credits_cannot_do() {
         let mut changed = json!({"meters": catalog()["meters"]});
         changed.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
         let answer = service.put("/v1/catalog", &changed).await;
-        let flaw = &answer.json()["errors"][0];
-        assert_eq!((flaw["pointer"].as_str(), flaw["code"].as_str()), (Some(pointer), Some(code)), "{more}");
+        let violation = &answer.json()["errors"][0];
+        assert_eq!(
+            (violation["pointer"].as_str(), violation["code"].as_str()),
+            (Some(pointer), Some(code)),
+            "{more}"
+        );
     }
     // a unit of which somebody has credits stays
     granted(&service, "a", &json!({"credit_unit": "credits", "amount": 5})).await;

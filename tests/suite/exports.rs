@@ -13,7 +13,7 @@ mod shapes;
 use axum::http::StatusCode;
 use metergate::domain::environment::Environment;
 use metergate::engine::Ran;
-use metergate::providers::stripe::{Account, StripeSettings};
+use metergate::providers::stripe::{StripeAccount, StripeSettings};
 use secrecy::SecretString;
 use serde_json::{Value, json};
 
@@ -136,11 +136,12 @@ async fn another(stripe: &StripeFake, url: &str) -> TestService {
 
 async fn another_at(api_base: String, url: &str) -> TestService {
     let mut settings = engine_settings();
-    let account = Account { api_key: Some(SecretString::from("sk_test_fake")), webhook_secrets: Vec::new() };
+    let account =
+        StripeAccount { api_key: Some(SecretString::from("sk_test_fake")), webhook_secrets: Vec::new() };
     settings.stripe = StripeSettings {
         api_base,
         calls_per_second: Some(10_000),
-        accounts: [(Environment::Test, account), (Environment::Live, Account::default())],
+        accounts: [(Environment::Test, account), (Environment::Live, StripeAccount::default())],
     };
     TestService::at_url(url, settings).await
 }

@@ -233,7 +233,7 @@ impl World {
             .sum()
     }
 
-    fn standing(
+    fn subject_path(
         &self,
         subject: usize,
         own: &Subscription,
@@ -269,7 +269,7 @@ impl World {
         let events = self.events.iter().filter(|event| counts(event.at)).map(|event| &event.paid);
         let held = self.reservations.iter().filter(|held| held.status == "held" && counts(held.created));
         let holds = held.flat_map(|held| &held.holds).map(|hold| &hold.paid);
-        spared(events.chain(holds).flatten(), subject, limit.tally())
+        spared(events.chain(holds).flatten(), subject, limit.counter_source())
     }
 
     /// The limits that meet a use of these meters.
@@ -278,7 +278,7 @@ impl World {
         for (subject, own) in self.on_path(path) {
             let met = |limit: &&Limit| meters.iter().any(|meter| limit.takes(*meter, model));
             let limits = PLANS[own.plan].limits.iter().filter(met);
-            found.extend(limits.filter_map(|limit| self.standing(subject, &own, limit, at)));
+            found.extend(limits.filter_map(|limit| self.subject_path(subject, &own, limit, at)));
         }
         found
     }
@@ -350,11 +350,13 @@ impl World {
     fn settle(&mut self) {
         loop {
             let held = self.reservations.iter().enumerate().filter(|(_, held)| held.status == "held");
-            let lapse = held.map(|(n, held)| (held.expires, n)).min().filter(|(at, _)| *at <= self.now);
+            let expire = held.map(|(n, held)| (held.expires, n)).min().filter(|(at, _)| *at <= self.now);
             let turn = self.next_turn().filter(|(at, _)| *at <= self.now);
-            match (lapse, turn) {
+            match (expire, turn) {
                 // what comes back to a grant at its very end is lost
-                (lapse, Some((at, n))) if lapse.is_none_or(|(lapsed, _)| at <= lapsed) => self.turn(n, at),
+                (expire, Some((at, n))) if expire.is_none_or(|(expired, _)| at <= expired) => {
+                    self.turn(n, at)
+                }
                 (Some((_, n)), _) => self.expire(n),
                 _ => break,
             }

@@ -12,9 +12,9 @@ mod statuses;
 
 use axum::http::StatusCode;
 use metergate::domain::environment::Environment;
-use metergate::engine::Billed;
+use metergate::engine::BillingRun;
 use metergate::engine::EngineSettings;
-use metergate::providers::stripe::{Account, StripeSettings};
+use metergate::providers::stripe::{StripeAccount, StripeSettings};
 use secrecy::SecretString;
 use serde_json::{Value, json};
 
@@ -91,7 +91,7 @@ impl Books {
     }
 
     async fn bill(&self) -> (u64, u64) {
-        let Billed { opened, finalized } = self.service.engine.bill(Environment::Test).await.unwrap();
+        let BillingRun { opened, finalized } = self.service.engine.bill(Environment::Test).await.unwrap();
         (opened, finalized)
     }
 
@@ -255,7 +255,7 @@ impl Pair {
 }
 
 fn settings(stripe: &StripeFake) -> EngineSettings {
-    let account = Account {
+    let account = StripeAccount {
         api_key: Some(SecretString::from("sk_test_fake")),
         webhook_secrets: vec![SecretString::from(SECRET)],
     };
@@ -263,7 +263,7 @@ fn settings(stripe: &StripeFake) -> EngineSettings {
         stripe: StripeSettings {
             api_base: stripe.url(),
             calls_per_second: Some(10_000),
-            accounts: [(Environment::Test, account), (Environment::Live, Account::default())],
+            accounts: [(Environment::Test, account), (Environment::Live, StripeAccount::default())],
         },
         ..engine_settings()
     }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use axum::http::StatusCode;
 use futures::future::join_all;
-use metergate::embedded::{Cluster, Purpose};
+use metergate::embedded::{Cluster, ServerPurpose};
 use serde_json::json;
 use sqlx::Connection;
 
@@ -166,7 +166,7 @@ async fn a_server_that_stops_and_starts_again_is_found_again() {
         while refused.load(Ordering::SeqCst) < 8 {
             tokio::task::yield_now().await;
         }
-        let server = Cluster::start(folder.path(), None, Purpose::Service).await.unwrap();
+        let server = Cluster::start(folder.path(), None, ServerPurpose::Service).await.unwrap();
         let before = acknowledged.load(Ordering::SeqCst);
         while acknowledged.load(Ordering::SeqCst) < before + 50 {
             tokio::task::yield_now().await;

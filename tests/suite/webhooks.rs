@@ -9,7 +9,7 @@ use axum::body::Body;
 use axum::http::{Method, Request, StatusCode};
 use metergate::domain::environment::Environment;
 use metergate::engine::EngineSettings;
-use metergate::providers::stripe::{Account, StripeSettings};
+use metergate::providers::stripe::{StripeAccount, StripeSettings};
 use secrecy::SecretString;
 use serde_json::{Value, json};
 
@@ -30,7 +30,7 @@ struct Rig {
 }
 
 fn settings(stripe: &StripeFake, fetching: bool) -> EngineSettings {
-    let account = |prefix: &str, secrets: &[&str]| Account {
+    let account = |prefix: &str, secrets: &[&str]| StripeAccount {
         api_key: (fetching && prefix == "sk_test").then(|| SecretString::from("sk_test_fake")),
         webhook_secrets: secrets.iter().map(|secret| SecretString::from(*secret)).collect(),
     };
@@ -129,7 +129,7 @@ impl Rig {
     }
 
     /// Plan, status and end.
-    async fn standing(&self, subject: &str) -> String {
+    async fn subject_path(&self, subject: &str) -> String {
         let shown = self.subscription(subject).await;
         let word = |name: &str| shown[name].as_str().unwrap_or("-").to_owned();
         format!("{} {} {}", word("plan"), word("status"), word("ends_at"))

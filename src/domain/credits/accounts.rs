@@ -12,7 +12,7 @@ use crate::domain::timestamp::Timestamp;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Account {
+pub enum LedgerAccount {
     /// Where grants come from: what it has given is below nothing.
     Issued,
     Available,
@@ -28,7 +28,7 @@ pub enum Account {
     Uncovered,
 }
 
-impl Account {
+impl LedgerAccount {
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Issued => "issued",
@@ -47,7 +47,7 @@ impl Account {
 /// What happened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Kind {
+pub enum MovementKind {
     Grant,
     Hold,
     Release,
@@ -63,7 +63,7 @@ pub enum Kind {
     Uncovered,
 }
 
-impl Kind {
+impl MovementKind {
     pub const WORDS: [(&'static str, Self); 11] = [
         ("grant", Self::Grant),
         ("hold", Self::Hold),
@@ -87,24 +87,24 @@ impl Kind {
     }
 
     /// From where it moves, and to where.
-    pub fn accounts(self) -> (Account, Account) {
+    pub fn accounts(self) -> (LedgerAccount, LedgerAccount) {
         match self {
-            Self::Grant => (Account::Issued, Account::Available),
-            Self::Hold => (Account::Available, Account::Held),
-            Self::Release => (Account::Held, Account::Available),
-            Self::Settle => (Account::Held, Account::Spent),
-            Self::Spend => (Account::Available, Account::Spent),
-            Self::Refund => (Account::Spent, Account::Available),
-            Self::Expire => (Account::Available, Account::Expired),
-            Self::Void => (Account::Available, Account::Voided),
-            Self::CarryOut => (Account::Available, Account::Carried),
-            Self::CarryIn => (Account::Carried, Account::Available),
-            Self::Uncovered => (Account::Tracked, Account::Uncovered),
+            Self::Grant => (LedgerAccount::Issued, LedgerAccount::Available),
+            Self::Hold => (LedgerAccount::Available, LedgerAccount::Held),
+            Self::Release => (LedgerAccount::Held, LedgerAccount::Available),
+            Self::Settle => (LedgerAccount::Held, LedgerAccount::Spent),
+            Self::Spend => (LedgerAccount::Available, LedgerAccount::Spent),
+            Self::Refund => (LedgerAccount::Spent, LedgerAccount::Available),
+            Self::Expire => (LedgerAccount::Available, LedgerAccount::Expired),
+            Self::Void => (LedgerAccount::Available, LedgerAccount::Voided),
+            Self::CarryOut => (LedgerAccount::Available, LedgerAccount::Carried),
+            Self::CarryIn => (LedgerAccount::Carried, LedgerAccount::Available),
+            Self::Uncovered => (LedgerAccount::Tracked, LedgerAccount::Uncovered),
         }
     }
 
     /// What it does to an account.
-    pub fn effect_on(self, account: Account, amount: Total) -> Total {
+    pub fn effect_on(self, account: LedgerAccount, amount: Total) -> Total {
         let (from, to) = self.accounts();
         if account == to {
             amount
@@ -131,7 +131,7 @@ pub struct Cause {
 /// One line of the ledger.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Movement {
-    pub kind: Kind,
+    pub kind: MovementKind,
     /// None for what no grant covered.
     pub grant: Option<Uuid>,
     pub unit: Unit,
@@ -148,14 +148,14 @@ mod tests {
 
     #[test]
     fn whatever_moves_leaves_all_accounts_together_at_nothing() {
-        use Account::{Available, Carried, Expired, Held, Issued, Spent, Tracked, Uncovered, Voided};
+        use LedgerAccount::{Available, Carried, Expired, Held, Issued, Spent, Tracked, Uncovered, Voided};
         let accounts = [Issued, Available, Held, Spent, Expired, Voided, Carried, Tracked, Uncovered];
-        for (word, kind) in Kind::WORDS {
+        for (word, kind) in MovementKind::WORDS {
             let effects = accounts.map(|account| kind.effect_on(account, Total::from(5)));
             let sum = effects.iter().fold(Total::default(), |sum, effect| sum + *effect);
             assert_eq!(sum, Total::default(), "{word}");
             assert_eq!(effects.iter().filter(|effect| **effect != Total::default()).count(), 2, "{word}");
-            assert_eq!((Kind::from_word(word), kind.as_str()), (Some(kind), word));
+            assert_eq!((MovementKind::from_word(word), kind.as_str()), (Some(kind), word));
         }
     }
 }

@@ -2,77 +2,78 @@
 
 use super::money;
 use super::unit::Unit;
-use crate::domain::catalog::{Action, Catalog, Change, Kind, differing, refuse_filter};
+use crate::domain::catalog::{Action, Catalog, CatalogChange, CatalogItemKind, differing, validate_filter};
 use crate::domain::environment::Environment;
-use crate::domain::fields::{Read, Violation};
+use crate::domain::fields::{Parsed, Violation};
 use crate::domain::meter::{Meter, has_repeats};
 use crate::domain::names::ItemKey;
 use crate::domain::period::Period;
 use crate::domain::plan::{Enforcement, Limit, Overage};
 
 /// Names of credits that fit no other part of the catalog.
-pub fn inconsistencies(catalog: &Catalog, flaws: &mut Vec<Violation>) {
+pub fn inconsistencies(catalog: &Catalog, violations: &mut Vec<Violation>) {
     let keys: Vec<&ItemKey> = catalog.credit_units.iter().map(|unit| &unit.key).collect();
     if has_repeats(&keys) {
-        flaws.push(Violation::new("duplicate_key", "uses a key twice").under("credit_units"));
+        violations.push(Violation::new("duplicate_key", "uses a key twice").under("credit_units"));
     }
     let keys: Vec<&ItemKey> = catalog.credit_packs.iter().map(|pack| &pack.key).collect();
     if has_repeats(&keys) {
-        flaws.push(Violation::new("duplicate_key", "uses a key twice").under("credit_packs"));
+        violations.push(Violation::new("duplicate_key", "uses a key twice").under("credit_packs"));
     }
     for (index, unit) in catalog.credit_units.iter().enumerate() {
         for (position, cost) in unit.costs.iter().enumerate() {
-            let flaw = match catalog.meter(&cost.meter) {
-                None => Some(refuse(catalog, &Unit::Meter(cost.meter.clone()))),
-                Some(meter) => Some(refuse_filter(meter, &cost.filter)),
+            let violation = match catalog.meter(&cost.meter) {
+                None => Some(validate_unit(catalog, &Unit::Meter(cost.meter.clone()))),
+                Some(meter) => Some(validate_filter(meter, &cost.filter)),
             };
-            let at = |flaw: Violation| {
-                flaw.under(&position.to_string())
+            let at = |violation: Violation| {
+                violation
+                    .under(&position.to_string())
                     .under("costs")
                     .under(&index.to_string())
                     .under("credit_units")
             };
-            flaws.extend(flaw.flatten().map(at));
+            violations.extend(violation.flatten().map(at));
         }
     }
     for (index, pack) in catalog.credit_packs.iter().enumerate() {
-        let at = |flaw: Violation| flaw.under(&index.to_string()).under("credit_packs");
-        flaws.extend(refuse(catalog, &pack.unit).map(at));
+        let at = |violation: Violation| violation.under(&index.to_string()).under("credit_packs");
+        violations.extend(validate_unit(catalog, &pack.unit).map(at));
     }
     for (index, plan) in catalog.plans.iter().enumerate() {
         for (position, credits) in plan.credit_grants.iter().enumerate() {
-            let at = |flaw: Violation| {
-                let flaw = flaw.under(&position.to_string()).under("credit_grants");
-                flaw.under(&index.to_string()).under("plans")
+            let at = |violation: Violation| {
+                let violation = violation.under(&position.to_string()).under("credit_grants");
+                violation.under(&index.to_string()).under("plans")
             };
-            flaws.extend(refuse(catalog, &credits.unit).map(at));
+            violations.extend(validate_unit(catalog, &credits.unit).map(at));
         }
         for (position, alert) in plan.credit_alerts.iter().enumerate() {
-            let at = |flaw: Violation| {
-                let flaw = flaw.under(&position.to_string()).under("credit_alerts");
-                flaw.under(&index.to_string()).under("plans")
+            let at = |violation: Violation| {
+                let violation = violation.under(&position.to_string()).under("credit_alerts");
+                violation.under(&index.to_string()).under("plans")
             };
-            flaws.extend(refuse(catalog, &alert.unit).map(at));
+            violations.extend(validate_unit(catalog, &alert.unit).map(at));
             let missing = alert.top_up.as_ref().filter(|key| catalog.credit_pack(key).is_none());
             let missing = missing.map(|key| {
                 Violation::new("unknown_pack", format!("there is no credit pack `{key}`")).under("top_up")
             });
-            flaws.extend(missing.map(at));
+            violations.extend(missing.map(at));
         }
     }
 }
 
 /// What speaks against a catalog when it is applied: money that nobody could burn, costs that nobody could pay,
 /// a price that buys two packs. One that was applied before that was asked is read all the same.
-pub fn refuse_applied(catalog: &Catalog) -> Read<()> {
-    let mut flaws = Vec::new();
+pub fn validate_applied(catalog: &Catalog) -> Parsed<()> {
+    let mut violations = Vec::new();
     for (index, unit) in catalog.credit_units.iter().enumerate() {
         for (position, cost) in unit.costs.iter().enumerate() {
-            let at = |flaw: Violation| {
-                let flaw = flaw.under(&position.to_string()).under("costs");
-                flaw.under(&index.to_string()).under("credit_units")
+            let at = |violation: Violation| {
+                let violation = violation.under(&position.to_string()).under("costs");
+                violation.under(&index.to_string()).under("credit_units")
             };
-            flaws.extend(refuse(catalog, &Unit::Meter(cost.meter.clone())).map(at));
+            violations.extend(validate_unit(catalog, &Unit::Meter(cost.meter.clone())).map(at));
         }
     }
     for (index, pack) in catalog.credit_packs.iter().enumerate() {
@@ -82,27 +83,27 @@ pub fn refuse_applied(catalog: &Catalog) -> Read<()> {
             let others = &catalog.credit_packs[..index];
             Some((id, others.iter().find(|other| other.has_stripe_price(environment, id))?))
         });
-        flaws.extend(taken.map(|(id, other)| {
+        violations.extend(taken.map(|(id, other)| {
             let detail = format!("names `{id}`, which buys the pack `{}`", other.key);
-            let flaw = Violation::new("duplicate_stripe_price", detail).under("stripe_price_ids");
-            flaw.under(&index.to_string()).under("credit_packs")
+            let violation = Violation::new("duplicate_stripe_price", detail).under("stripe_price_ids");
+            violation.under(&index.to_string()).under("credit_packs")
         }));
     }
     for (index, plan) in catalog.plans.iter().enumerate() {
         for (position, credits) in plan.credit_grants.iter().enumerate() {
             let Unit::Currency(currency) = credits.unit else { continue };
-            let flaw = money::refuse(&plan.limits, &plan.prices, currency);
-            flaws.extend(flaw.map(|flaw| {
-                let flaw = flaw.under(&position.to_string()).under("credit_grants");
-                flaw.under(&index.to_string()).under("plans")
+            let violation = money::validate_money_limits(&plan.limits, &plan.prices, currency);
+            violations.extend(violation.map(|violation| {
+                let violation = violation.under(&position.to_string()).under("credit_grants");
+                violation.under(&index.to_string()).under("plans")
             }));
         }
     }
-    if flaws.is_empty() { Ok(()) } else { Err(flaws) }
+    if violations.is_empty() { Ok(()) } else { Err(violations) }
 }
 
 /// What speaks against granting credits in a unit.
-pub fn refuse(catalog: &Catalog, unit: &Unit) -> Option<Violation> {
+pub fn validate_unit(catalog: &Catalog, unit: &Unit) -> Option<Violation> {
     match unit {
         Unit::Meter(key) => match catalog.meter(key) {
             None => {
@@ -123,7 +124,7 @@ pub fn refuse(catalog: &Catalog, unit: &Unit) -> Option<Violation> {
 }
 
 /// What speaks against covering a limit's overage with credits.
-pub fn refuse_overage(meter: &Meter, limit: &Limit) -> Option<Violation> {
+pub fn validate_overage(meter: &Meter, limit: &Limit) -> Option<Violation> {
     if limit.overage == Overage::None {
         return None;
     }
@@ -147,12 +148,13 @@ pub fn changes(
     present: &Catalog,
     next: &Catalog,
     granted: impl Fn(&Unit) -> bool,
-    changes: &mut Vec<Change>,
-    flaws: &mut Vec<Violation>,
+    changes: &mut Vec<CatalogChange>,
+    violations: &mut Vec<Violation>,
 ) {
-    let change = |action, kind, key: &ItemKey, fields| Change { action, kind, key: key.to_string(), fields };
+    let change =
+        |action, kind, key: &ItemKey, fields| CatalogChange { action, kind, key: key.to_string(), fields };
     for unit in &next.credit_units {
-        let kind = Kind::CreditUnit;
+        let kind = CatalogItemKind::CreditUnit;
         match present.credit_unit(&unit.key) {
             None => changes.push(change(Action::Create, kind, &unit.key, Vec::new())),
             Some(old) if old == unit => {}
@@ -166,18 +168,18 @@ pub fn changes(
     for unit in present.credit_units.iter().filter(|unit| next.credit_unit(&unit.key).is_none()) {
         if granted(&Unit::CreditUnit(unit.key.clone())) {
             let detail = format!("leaves out the credit unit `{}`, of which there are open grants", unit.key);
-            flaws.push(Violation::new("credit_unit_in_use", detail).under("credit_units"));
+            violations.push(Violation::new("credit_unit_in_use", detail).under("credit_units"));
         }
-        changes.push(change(Action::Delete, Kind::CreditUnit, &unit.key, Vec::new()));
+        changes.push(change(Action::Delete, CatalogItemKind::CreditUnit, &unit.key, Vec::new()));
     }
     for meter in present.meters.iter().filter(|meter| next.meter(&meter.key).is_none()) {
         if granted(&Unit::Meter(meter.key.clone())) {
             let detail = format!("leaves out the meter `{}`, of which there are open grants", meter.key);
-            flaws.push(Violation::new("meter_in_use", detail).under("meters"));
+            violations.push(Violation::new("meter_in_use", detail).under("meters"));
         }
     }
     for pack in &next.credit_packs {
-        let kind = Kind::CreditPack;
+        let kind = CatalogItemKind::CreditPack;
         match present.credit_pack(&pack.key) {
             None => changes.push(change(Action::Create, kind, &pack.key, Vec::new())),
             Some(old) if old == pack => {}
@@ -195,7 +197,7 @@ pub fn changes(
         }
     }
     for pack in present.credit_packs.iter().filter(|pack| next.credit_pack(&pack.key).is_none()) {
-        changes.push(change(Action::Delete, Kind::CreditPack, &pack.key, Vec::new()));
+        changes.push(change(Action::Delete, CatalogItemKind::CreditPack, &pack.key, Vec::new()));
     }
 }
 
@@ -233,9 +235,10 @@ mod tests {
             ),
         ];
         for (more, expected) in cases {
-            let read = refuse_applied(&Catalog::read(catalog(more.clone())).unwrap());
-            let read = read.as_ref().map_err(|flaws| (flaws[0].pointer.as_str(), flaws[0].code));
-            assert_eq!(read, expected.as_ref().map_err(|flaw| *flaw), "{more}");
+            let read = validate_applied(&Catalog::read(catalog(more.clone())).unwrap());
+            let read =
+                read.as_ref().map_err(|violations| (violations[0].pointer.as_str(), violations[0].code));
+            assert_eq!(read, expected.as_ref().map_err(|violation| *violation), "{more}");
         }
     }
 }

@@ -2,27 +2,27 @@
 
 use uuid::Uuid;
 
-use super::wallet::{Parts, quantity_of, split};
+use super::wallet::{GrantShares, quantity_of, split};
 use crate::domain::quantity::{Quantity, Total};
 
 /// What the grants of one subject bear, for its own limits.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Cover {
+pub struct CreditCoverage {
     pub subject_id: i64,
     /// Paid once, whichever limits it is for.
-    pub parts: Parts,
-    pub shares: Vec<Share>,
+    pub parts: GrantShares,
+    pub shares: Vec<CoverageShare>,
 }
 
 /// What a limit is spared of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Share {
+pub struct CoverageShare {
     /// See [`crate::domain::plan::Limit::definition`].
     pub definition: Uuid,
     pub covered: Quantity,
 }
 
-impl Cover {
+impl CreditCoverage {
     /// Cuts it in two: what goes with the first `at` of so many units, of which the quota bears the first,
     /// and the rest.
     pub fn split(&self, at: Quantity, of: Quantity) -> (Self, Self) {
@@ -35,7 +35,7 @@ impl Cover {
             reached.quantity().unwrap_or(Quantity::MAX).min(covered)
         };
         let (taken, left) = split(&self.parts, first(quantity_of(&self.parts)));
-        let share = |share: &Share, covered: Quantity| Share { covered, ..*share };
+        let share = |share: &CoverageShare, covered: Quantity| CoverageShare { covered, ..*share };
         let taken_shares = self.shares.iter().map(|s| share(s, first(s.covered)));
         let left_shares = self.shares.iter().map(|s| share(s, s.covered.above(first(s.covered))));
         let cover = |parts, shares| Self { subject_id: self.subject_id, parts, shares };
@@ -45,7 +45,7 @@ impl Cover {
     /// Cuts off what goes with the last of its units: what stays, and what is given back.
     pub fn less(&self, back: Quantity) -> (Self, Self) {
         let (kept, given) = split(&self.parts, quantity_of(&self.parts).above(back));
-        let share = |share: &Share, covered: Quantity| Share { covered, ..*share };
+        let share = |share: &CoverageShare, covered: Quantity| CoverageShare { covered, ..*share };
         let kept_shares = self.shares.iter().map(|s| share(s, s.covered.above(back)));
         let given_shares = self.shares.iter().map(|s| share(s, s.covered.min(back)));
         let cover = |parts, shares| Self { subject_id: self.subject_id, parts, shares };
@@ -78,38 +78,39 @@ impl Cover {
     }
 }
 
-fn with_something(shares: impl Iterator<Item = Share>) -> Vec<Share> {
+fn with_something(shares: impl Iterator<Item = CoverageShare>) -> Vec<CoverageShare> {
     shares.filter(|share| !share.covered.is_zero()).collect()
 }
 
 /// What some covers spare a counter together.
-pub fn covered(covers: &[Cover], subject_id: i64, definition: Uuid) -> Total {
+pub fn covered(covers: &[CreditCoverage], subject_id: i64, definition: Uuid) -> Total {
     covers.iter().fold(Total::default(), |sum, cover| sum + cover.covered(subject_id, definition))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::domain::credits::wallet::Part;
+    use crate::domain::credits::wallet::GrantShare;
 
     fn units(n: i64) -> Quantity {
         Total::from(n).quantity().unwrap()
     }
 
-    fn shown(cover: &Cover) -> (String, Vec<String>) {
+    fn shown(cover: &CreditCoverage) -> (String, Vec<String>) {
         (quantity_of(&cover.parts).to_string(), cover.shares.iter().map(|s| s.covered.to_string()).collect())
     }
 
     #[test]
     fn the_quota_bears_the_first_units_and_credits_the_last() {
-        let part = |n: u128, quantity: i64| Part {
+        let part = |n: u128, quantity: i64| GrantShare {
             grant: Uuid::from_u128(n),
             quantity: units(quantity).into(),
             amount: Total::from(quantity * 10),
         };
         // 10 units, of which the quota of one limit bears 6, of another 8
-        let share = |n: u128, covered: i64| Share { definition: Uuid::from_u128(n), covered: units(covered) };
-        let cover = Cover {
+        let share =
+            |n: u128, covered: i64| CoverageShare { definition: Uuid::from_u128(n), covered: units(covered) };
+        let cover = CreditCoverage {
             subject_id: 1,
             parts: vec![part(1, 3), part(2, 1)],
             shares: vec![share(1, 4), share(2, 2)],

@@ -10,7 +10,7 @@ use uuid::Uuid;
 use super::recurrence::{Recurrence, Rollover};
 use super::unit::{Unit, above_zero};
 use crate::domain::digest::Digest;
-use crate::domain::fields::{self, Fields, Read, Violation};
+use crate::domain::fields::{self, ObjectParser, Parsed, Violation};
 use crate::domain::limits::{CREDIT_LIFE_DAYS_MAX, CREDIT_PRIORITY_MAX, REASON_CHARS_MAX};
 use crate::domain::names::{EventId, ItemKey};
 use crate::domain::quantity::Quantity;
@@ -19,7 +19,7 @@ use crate::domain::timestamp::Timestamp;
 /// Where credits come from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Source {
+pub enum GrantSource {
     Purchase,
     Grant,
     Refund,
@@ -28,7 +28,7 @@ pub enum Source {
     Plan,
 }
 
-impl Source {
+impl GrantSource {
     pub const WORDS: [(&'static str, Self); 5] = [
         ("purchase", Self::Purchase),
         ("grant", Self::Grant),
@@ -53,7 +53,7 @@ pub struct Grant {
     pub effective_at: Timestamp,
     /// None: never.
     pub expires_at: Option<Timestamp>,
-    pub source: Source,
+    pub source: GrantSource,
     pub external_ref: Option<String>,
     /// Which of its subject's recurring grants it is of.
     pub series: Option<String>,
@@ -92,7 +92,7 @@ pub struct Request {
     pub effective_at: Option<Timestamp>,
     pub expires_at: Option<Timestamp>,
     pub expires_after: Option<Duration>,
-    pub source: Source,
+    pub source: GrantSource,
     pub external_ref: Option<String>,
     pub recurrence: Option<Recurrence>,
     pub rollover: Rollover,
@@ -101,36 +101,36 @@ pub struct Request {
 }
 
 impl Request {
-    pub fn read(value: Value) -> Read<Self> {
-        let mut fields = Fields::of(value)?;
+    pub fn read(value: Value) -> Parsed<Self> {
+        let mut fields = ObjectParser::new(value)?;
         let unit = Unit::take(&mut fields);
         let amount = fields.required("amount", above_zero);
         let priority = fields.optional("priority", priority).unwrap_or_default();
         let effective_at = fields.optional("effective_at", fields::timestamp);
         let expires_at = fields.optional("expires_at", fields::timestamp);
         let expires_after = fields.optional("expires_after", life);
-        let source = fields.optional("source", |v| fields::one_of(v, &Source::WORDS[..4]));
+        let source = fields.optional("source", |v| fields::one_of(v, &GrantSource::WORDS[..4]));
         let external_ref = fields.optional("external_ref", |v| Ok(EventId::parse(fields::text(v)?)?));
         let (recurrence, rollover) = Recurrence::take(&mut fields);
         let refund_of = fields.optional("refund_of", ledger_number);
         let reason = fields.optional("reason", reason);
         if expires_at.is_some() && expires_after.is_some() {
             let detail = "only one of `expires_at` and `expires_after` can be given";
-            fields.flaw(Violation::new("ambiguous_expiry", detail).under("expires_after"));
+            fields.add_error(Violation::new("ambiguous_expiry", detail).under("expires_after"));
         }
         if let (Some(from), Some(to)) = (effective_at, expires_at)
             && to <= from
         {
             let detail = "must lie after `effective_at`";
-            fields.flaw(Violation::new("invalid_range", detail).under("expires_at"));
+            fields.add_error(Violation::new("invalid_range", detail).under("expires_at"));
         }
-        if refund_of.is_some() && source != Some(Source::Refund) {
+        if refund_of.is_some() && source != Some(GrantSource::Refund) {
             let detail = "only a grant of source `refund` makes a spend good";
-            fields.flaw(Violation::new("not_a_refund", detail).under("refund_of"));
+            fields.add_error(Violation::new("not_a_refund", detail).under("refund_of"));
         }
         if refund_of.is_some() && recurrence.is_some() {
             let detail = "a grant that makes a spend good is given once";
-            fields.flaw(Violation::new("recurring_refund", detail).under("period"));
+            fields.add_error(Violation::new("recurring_refund", detail).under("period"));
         }
         fields.finish()?;
         let (Some(unit), Some(amount)) = (unit, amount) else { return Err(Vec::new()) };
@@ -141,7 +141,7 @@ impl Request {
             effective_at,
             expires_at,
             expires_after,
-            source: source.unwrap_or(Source::Manual),
+            source: source.unwrap_or(GrantSource::Manual),
             external_ref: external_ref.map(EventId::into_string),
             recurrence,
             rollover,
@@ -166,12 +166,13 @@ impl Request {
     }
 
     /// The grant it comes to at a time; none where it would have expired before it takes effect.
-    pub fn granted(&self, id: Uuid, now: Timestamp) -> Read<Grant> {
+    pub fn granted(&self, id: Uuid, now: Timestamp) -> Parsed<Grant> {
         let effective_at = self.effective_at.unwrap_or(now);
         let end = self.expires_at.or_else(|| Some(effective_at.saturating_add(self.expires_after?)));
         if end.is_some_and(|end| end <= effective_at || end <= now) {
-            let flaw = Violation::new("invalid_range", "must lie ahead, and after the grant takes effect");
-            return Err(vec![flaw.under("expires_at")]);
+            let violation =
+                Violation::new("invalid_range", "must lie ahead, and after the grant takes effect");
+            return Err(vec![violation.under("expires_at")]);
         }
         let recurrence = self.recurrence.clone().map(|given| given.beginning(effective_at, end));
         let turn = recurrence.as_ref().map(|given| given.period_around(effective_at, None).to);
@@ -195,7 +196,7 @@ impl Request {
     }
 }
 
-pub fn priority(value: Value) -> Read<i32> {
+pub fn priority(value: Value) -> Parsed<i32> {
     let given = fields::quantity(value)?;
     let units = crate::domain::quantity::Total::from(given).units();
     match i32::try_from(units) {
@@ -208,7 +209,7 @@ pub fn priority(value: Value) -> Read<i32> {
 }
 
 /// `12h`, `30d`: for how long.
-pub fn life(value: Value) -> Read<Duration> {
+pub fn life(value: Value) -> Parsed<Duration> {
     let text = fields::text(value)?;
     let seconds = |unit: char| match unit {
         's' => Some(1),
@@ -231,14 +232,14 @@ pub fn life(value: Value) -> Read<Duration> {
     }
 }
 
-fn ledger_number(value: Value) -> Read<i64> {
+fn ledger_number(value: Value) -> Parsed<i64> {
     match value.as_i64() {
         Some(number) => Ok(number),
         None => Violation::only("invalid_type", "must be the `id` of a movement in the ledger"),
     }
 }
 
-pub fn reason(value: Value) -> Read<String> {
+pub fn reason(value: Value) -> Parsed<String> {
     let text = fields::text(value)?;
     if text.chars().count() > REASON_CHARS_MAX || text.contains('\0') {
         let detail = format!("must have at most {REASON_CHARS_MAX} characters, and no NUL");
@@ -254,8 +255,8 @@ pub struct VoidRequest {
 }
 
 impl VoidRequest {
-    pub fn read(value: Value) -> Read<Self> {
-        let mut fields = Fields::of(value)?;
+    pub fn read(value: Value) -> Parsed<Self> {
+        let mut fields = ObjectParser::new(value)?;
         let reason = fields.optional("reason", reason);
         fields.finish()?;
         Ok(Self { reason })
@@ -308,12 +309,12 @@ mod tests {
         for (field, value, pointer, code) in cases {
             let mut request = good.clone();
             request[field] = value;
-            let flaws = Request::read(request.clone()).unwrap_err();
-            assert_eq!((flaws[0].pointer.as_str(), flaws[0].code), (pointer, code), "{request}");
+            let violations = Request::read(request.clone()).unwrap_err();
+            assert_eq!((violations[0].pointer.as_str(), violations[0].code), (pointer, code), "{request}");
         }
         let again = json!({"meter": "m", "amount": 5, "source": "refund", "refund_of": 5, "period": "month"});
-        let flaws = Request::read(again).unwrap_err();
-        assert_eq!((flaws[0].pointer.as_str(), flaws[0].code), ("/period", "recurring_refund"));
+        let violations = Request::read(again).unwrap_err();
+        assert_eq!((violations[0].pointer.as_str(), violations[0].code), ("/period", "recurring_refund"));
     }
 
     #[test]
@@ -323,7 +324,9 @@ mod tests {
             let mut request = json!({"meter": "m", "amount": 5});
             request.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
             let granted = Request::read(request).unwrap().granted(Uuid::nil(), now);
-            granted.map(|grant| grant.expires_at.map(|at| at.to_string())).map_err(|flaws| flaws[0].code)
+            granted
+                .map(|grant| grant.expires_at.map(|at| at.to_string()))
+                .map_err(|violations| violations[0].code)
         };
         let cases = [
             (json!({}), Ok(None)),

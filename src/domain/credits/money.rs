@@ -1,7 +1,7 @@
 //! What money pays for: the price of each unit of a use, one after the other. Where it depends on how much
 //! was used before, the counter of a limit has to say how much that is.
 
-use super::rate::Rate;
+use super::rate::UnitRate;
 use crate::domain::fields::Violation;
 use crate::domain::period::Period;
 use crate::domain::plan::{Limit, Overage};
@@ -13,15 +13,15 @@ use crate::domain::quantity::Total;
 
 /// How much a limit has counted before the first unit that credits are to bear.
 #[derive(Debug, Clone, Copy)]
-pub struct Counted<'a> {
+pub struct CountedLimit<'a> {
     pub limit: &'a Limit,
     pub before: Total,
 }
 
 /// What each of the next units costs.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Step {
-    pub rate: Rate,
+pub struct RateStep {
+    pub rate: UnitRate,
     /// How many of them there are; none: all that come.
     pub units: Option<Amount>,
 }
@@ -64,13 +64,13 @@ fn counts_along(limit: &Limit, price: &Price, list: &PriceList<'_>) -> bool {
         && before.all(|other| other.filter.excludes(&price.filter))
 }
 
-impl Step {
+impl RateStep {
     /// What the next units cost at a price, after some `further` ones that grants bear already. None where
     /// they cost nothing, or nobody can tell.
     pub fn at(
         price: &Price,
         list: &PriceList<'_>,
-        counted: &[Counted<'_>],
+        counted: &[CountedLimit<'_>],
         further: &Amount,
     ) -> Option<Self> {
         let (amount, units) = if let Some(amount) = unit_price(price) {
@@ -85,7 +85,7 @@ impl Step {
             let tier = tiers.iter().find(|tier| tier.up_to.is_none_or(|up_to| place < up_to.into()))?;
             (tier.unit_amount.clone(), tier.up_to.map(|up_to| Amount::from(up_to) - place))
         };
-        (amount > Amount::default()).then_some(Self { rate: Rate::Of(amount), units })
+        (amount > Amount::default()).then_some(Self { rate: UnitRate::Of(amount), units })
     }
 }
 
@@ -106,7 +106,7 @@ pub fn uncoverable<'p>(limits: &[Limit], prices: &'p [Price], currency: Currency
 }
 
 /// Says so, and what to do instead.
-pub fn refuse(limits: &[Limit], prices: &[Price], currency: Currency) -> Option<Violation> {
+pub fn validate_money_limits(limits: &[Limit], prices: &[Price], currency: Currency) -> Option<Violation> {
     let price = uncoverable(limits, prices, currency)?;
     let meter = price.meter.as_ref()?;
     let detail = format!(
@@ -125,7 +125,7 @@ mod tests {
     use serde_json::{Value, json};
 
     use crate::domain::plan::Plan;
-    use crate::domain::pricing::rating::Used;
+    use crate::domain::pricing::rating::RatedQuantity;
 
     fn plan(limits: &Value, prices: &Value) -> Plan {
         Plan::read(json!({"key": "p", "limits": limits, "prices": prices})).unwrap()
@@ -214,9 +214,10 @@ mod tests {
         let shown = |free: i64, before: &str, further: i64| {
             let plan = plan(&json!([limit(&json!({}))]), &json!([graduated(&json!({"free_units": free}))]));
             let list = PriceList::of(&plan.prices, plan.prices[0].currency);
-            let counted = [Counted { limit: &plan.limits[0], before: Total::from_decimal(before).unwrap() }];
-            let step = Step::at(&plan.prices[0], &list, &counted, &Amount::of(further.into()))?;
-            let Rate::Of(amount) = step.rate else { return None };
+            let counted =
+                [CountedLimit { limit: &plan.limits[0], before: Total::from_decimal(before).unwrap() }];
+            let step = RateStep::at(&plan.prices[0], &list, &counted, &Amount::of(further.into()))?;
+            let UnitRate::Of(amount) = step.rate else { return None };
             Some(format!("{} at {amount}", step.units.map_or("all".to_owned(), |units| units.to_string())))
         };
         let cases = [
@@ -253,16 +254,16 @@ mod tests {
             let plan = plan(&json!([limit(&json!({}))]), &prices);
             let price = &plan.prices[0];
             let list = PriceList::of(&plan.prices, price.currency);
-            let counted = [Counted { limit: &plan.limits[0], before: before.into() }];
+            let counted = [CountedLimit { limit: &plan.limits[0], before: before.into() }];
             let (mut sum, mut further, all) = (Total::default(), Amount::default(), Amount::of(units.into()));
             while further < all {
-                let step = Step::at(price, &list, &counted, &further).unwrap();
+                let step = RateStep::at(price, &list, &counted, &further).unwrap();
                 let left = all.clone() - further.clone();
                 let taken = step.units.map_or(left.clone(), |units| units.min(left));
                 sum = sum + step.rate.amount_of(&taken);
                 further = further + taken;
             }
-            let cost = |quantity: i64| price.cost(&Used { quantity: quantity.into(), ..Used::default() });
+            let cost = |quantity: i64| price.cost(&RatedQuantity { quantity: quantity.into(), ..RatedQuantity::default() });
             prop_assert_eq!(Amount::of(sum), cost(before + units) - cost(before));
         }
     }

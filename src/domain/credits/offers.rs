@@ -10,7 +10,7 @@ use super::grant::{life, priority};
 use super::recurrence::Rollover;
 use super::unit::{Unit, above_zero, short_text};
 use crate::domain::environment::Environment;
-use crate::domain::fields::{self, Fields, Read, Violation};
+use crate::domain::fields::{self, ObjectParser, Parsed, Violation};
 use crate::domain::names::ItemKey;
 use crate::domain::period::{Anchor, Cycle, Period};
 use crate::domain::plan;
@@ -34,8 +34,8 @@ pub struct PlanCredits {
 }
 
 impl PlanCredits {
-    pub fn read(value: Value) -> Read<Self> {
-        let mut fields = Fields::of(value)?;
+    pub fn read(value: Value) -> Parsed<Self> {
+        let mut fields = ObjectParser::new(value)?;
         let key = fields.required("key", |v| Ok(ItemKey::parse(fields::text(v)?)?));
         let unit = Unit::take(&mut fields);
         let amount = fields.required("amount", above_zero);
@@ -46,8 +46,8 @@ impl PlanCredits {
         let timezone = fields.optional("timezone", |v| Zone::parse(&fields::text(v)?)).unwrap_or_default();
         let rollover = fields.optional("rollover", Rollover::read).unwrap_or_default();
         if matches!(period, Period::Minute | Period::Hour) {
-            let flaw = Violation::new("period_too_short", "credits are given by the day or more rarely");
-            fields.flaw(flaw.under("period"));
+            let violation = Violation::new("period_too_short", "credits are given by the day or more rarely");
+            fields.add_error(violation.under("period"));
         }
         fields.finish()?;
         let (Some(key), Some(unit), Some(amount)) = (key, unit, amount) else { return Err(Vec::new()) };
@@ -84,8 +84,8 @@ fn written<S: serde::Serializer>(life: &Option<Duration>, serializer: S) -> Resu
 }
 
 impl CreditPack {
-    pub fn read(value: Value) -> Read<Self> {
-        let mut fields = Fields::of(value)?;
+    pub fn read(value: Value) -> Parsed<Self> {
+        let mut fields = ObjectParser::new(value)?;
         let key = fields.required("key", |v| Ok(ItemKey::parse(fields::text(v)?)?));
         let name = fields.optional("name", short_text);
         let unit = Unit::take(&mut fields);
@@ -127,8 +127,8 @@ pub struct CreditAlert {
 }
 
 impl CreditAlert {
-    pub fn read(value: Value) -> Read<Self> {
-        let mut fields = Fields::of(value)?;
+    pub fn read(value: Value) -> Parsed<Self> {
+        let mut fields = ObjectParser::new(value)?;
         let unit = Unit::take(&mut fields);
         let below = fields.required("below", above_zero);
         let top_up = fields.optional("top_up", |v| Ok(ItemKey::parse(fields::text(v)?)?));

@@ -1,7 +1,7 @@
 //! What a unit of a meter costs in the unit of a grant. What a grant bears of a use is a fraction, and exact;
 //! amounts are kept to nine digits: a part of the last one is charged as a whole one, once for a use.
 
-use super::money::{Counted, Step};
+use super::money::{CountedLimit, RateStep};
 use super::unit::Unit;
 use crate::domain::catalog::Catalog;
 use crate::domain::event::Properties;
@@ -13,7 +13,7 @@ use crate::domain::quantity::Total;
 use crate::domain::timestamp::Timestamp;
 
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Rate {
+pub enum UnitRate {
     /// A grant in the meter's own units.
     One,
     /// Above zero.
@@ -22,37 +22,37 @@ pub enum Rate {
 
 /// A use of a meter by the holder of grants.
 #[derive(Debug, Clone, Copy)]
-pub struct Use<'a> {
+pub struct CostedUse<'a> {
     pub catalog: &'a Catalog,
     /// Those of the holder's own subscription.
     pub prices: &'a [Price],
     pub meter: &'a MeterKey,
     pub properties: &'a Properties,
     /// What the limits that it passes have counted before what is to be paid for.
-    pub counted: &'a [Counted<'a>],
+    pub counted: &'a [CountedLimit<'a>],
     pub at: Timestamp,
 }
 
-impl Use<'_> {
+impl CostedUse<'_> {
     /// What the next units cost, after some `further` ones that grants bear already. None where a grant in that
     /// unit does not pay for them.
-    pub fn step(&self, unit: &Unit, further: &Amount) -> Option<Step> {
+    pub fn step(&self, unit: &Unit, further: &Amount) -> Option<RateStep> {
         let rate = match unit {
-            Unit::Meter(meter) => (meter == self.meter).then_some(Rate::One)?,
+            Unit::Meter(meter) => (meter == self.meter).then_some(UnitRate::One)?,
             Unit::CreditUnit(key) => {
-                Rate::Of(self.catalog.credit_unit(key)?.cost_of(self.meter, self.properties)?.into())
+                UnitRate::Of(self.catalog.credit_unit(key)?.cost_of(self.meter, self.properties)?.into())
             }
             Unit::Currency(currency) => {
                 let list = PriceList::of(self.prices, *currency);
                 let price = list.rating(self.meter, self.properties, self.at)?;
-                return Step::at(price, &list, self.counted, further);
+                return RateStep::at(price, &list, self.counted, further);
             }
         };
-        Some(Step { rate, units: None })
+        Some(RateStep { rate, units: None })
     }
 }
 
-impl Rate {
+impl UnitRate {
     /// What a quantity costs.
     pub fn amount_of(&self, quantity: &Amount) -> Total {
         match self {
@@ -86,9 +86,9 @@ mod tests {
 
     #[test]
     fn what_is_finer_than_a_balance_is_charged_whole() {
-        let rate = Rate::Of(Amount::from_decimal("0.000000000001").unwrap());
+        let rate = UnitRate::Of(Amount::from_decimal("0.000000000001").unwrap());
         assert_eq!(rate.amount_of(&one()).to_string(), "0.000000001");
-        let third = Rate::Of(Amount::from_decimal("1").unwrap().divided_by(&Amount::from_minor_units(3)));
+        let third = UnitRate::Of(Amount::from_decimal("1").unwrap().divided_by(&Amount::from_minor_units(3)));
         assert_eq!(third.amount_of(&one()).to_string(), "0.333333334");
         assert_eq!(third.quantity_for(Total::from(1)).to_string(), "3");
     }
@@ -99,7 +99,7 @@ mod tests {
             nanos in 1_i64..10_000_000_000_000, cost in 1_i64..1_000_000_000_000, parts in 1_i64..50,
         ) {
             let rate = Amount::of(Total::from_nanos(cost.into())).divided_by(&Amount::from_minor_units(parts));
-            let (rate, balance) = (Rate::Of(rate), Total::from_nanos(nanos.into()));
+            let (rate, balance) = (UnitRate::Of(rate), Total::from_nanos(nanos.into()));
             let quantity = rate.quantity_for(balance);
             prop_assert_eq!(rate.amount_of(&quantity), balance);
             prop_assert!(rate.amount_of(&(quantity.clone() + Amount::of(Total::from_nanos(1)))) > balance);

@@ -5,7 +5,7 @@
 use serde::Serialize;
 use serde_json::Value;
 
-use crate::domain::fields::{self, Fields, Read, Violation};
+use crate::domain::fields::{self, ObjectParser, Parsed, Violation};
 use crate::domain::period::{Anchor, Cycle, Period};
 use crate::domain::quantity::{Quantity, Total};
 use crate::domain::timestamp::Timestamp;
@@ -19,12 +19,12 @@ pub struct Rollover {
 }
 
 impl Rollover {
-    pub fn read(value: Value) -> Read<Self> {
-        let mut fields = Fields::of(value)?;
+    pub fn read(value: Value) -> Parsed<Self> {
+        let mut fields = ObjectParser::new(value)?;
         let min = fields.optional("min", fields::quota).unwrap_or_default();
         let max = fields.required("max", fields::quota);
         if max.is_some_and(|max| max < min) {
-            fields.flaw(Violation::new("invalid_range", "must not be below `min`").under("max"));
+            fields.add_error(Violation::new("invalid_range", "must not be below `min`").under("max"));
         }
         fields.finish()?;
         let Some(max) = max else { return Err(Vec::new()) };
@@ -60,13 +60,13 @@ const PERIODS: [(&str, Period); 4] =
 
 impl Recurrence {
     /// Reads `period`, `renews` and `rollover`.
-    pub fn take(fields: &mut Fields) -> (Option<Self>, Rollover) {
+    pub fn take(fields: &mut ObjectParser) -> (Option<Self>, Rollover) {
         let has_period = fields.has("period");
         for dependent in ["renews", "rollover"] {
             if fields.has(dependent) && !has_period {
                 let detail =
                     format!("`{dependent}` says what happens when a `period` turns, which is missing");
-                fields.flaw(Violation::new("missing_field", detail).under(dependent));
+                fields.add_error(Violation::new("missing_field", detail).under(dependent));
             }
         }
         let period = fields.optional("period", |v| fields::one_of(v, &PERIODS));
@@ -76,8 +76,8 @@ impl Recurrence {
     }
 
     /// As it was written.
-    pub fn read_kept(value: Value) -> Read<Self> {
-        let mut fields = Fields::of(value)?;
+    pub fn read_kept(value: Value) -> Parsed<Self> {
+        let mut fields = ObjectParser::new(value)?;
         let period = fields.required("period", |v| fields::one_of(v, &PERIODS));
         let renews = fields.required("renews", fields::boolean);
         let anchor = fields.optional("anchor", fields::timestamp);

@@ -6,7 +6,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use crate::domain::event::Properties;
-use crate::domain::fields::{self, Fields, Read, Violation};
+use crate::domain::fields::{self, ObjectParser, Parsed, Violation};
 use crate::domain::limits::{CATALOG_ITEMS_MAX, NAME_CHARS_MAX};
 use crate::domain::meter::Filter;
 use crate::domain::names::{ItemKey, MeterKey};
@@ -27,12 +27,12 @@ pub enum Unit {
 
 impl Unit {
     /// Reads the one of the three fields that is there.
-    pub fn take(fields: &mut Fields) -> Option<Self> {
+    pub fn take(fields: &mut ObjectParser) -> Option<Self> {
         let given = ["meter", "credit_unit", "currency"].iter().filter(|name| fields.has(name)).count();
         if given != 1 {
             let detail = "exactly one of `meter`, `credit_unit` and `currency` must be given";
             let code = if given == 0 { "missing_field" } else { "ambiguous_unit" };
-            fields.flaw(Violation::new(code, detail));
+            fields.add_error(Violation::new(code, detail));
         }
         let meter = fields.optional("meter", |v| Ok(MeterKey::parse(fields::text(v)?)?));
         let unit = fields.optional("credit_unit", |v| Ok(ItemKey::parse(fields::text(v)?)?));
@@ -84,8 +84,8 @@ pub struct Cost {
 }
 
 impl Cost {
-    fn read(value: Value) -> Read<Self> {
-        let mut fields = Fields::of(value)?;
+    fn read(value: Value) -> Parsed<Self> {
+        let mut fields = ObjectParser::new(value)?;
         let meter = fields.required("meter", |v| Ok(MeterKey::parse(fields::text(v)?)?));
         let filter = fields.optional("filter", Filter::read).unwrap_or_default();
         let cost = fields.required("cost", above_zero);
@@ -96,14 +96,16 @@ impl Cost {
 }
 
 impl CreditUnit {
-    pub fn read(value: Value) -> Read<Self> {
-        let mut fields = Fields::of(value)?;
+    pub fn read(value: Value) -> Parsed<Self> {
+        let mut fields = ObjectParser::new(value)?;
         let key = fields.required("key", |v| Ok(ItemKey::parse(fields::text(v)?)?));
         let name = fields.optional("name", short_text);
         let costs = fields.list("costs", CATALOG_ITEMS_MAX, Cost::read);
         let same = |a: &Cost, b: &Cost| a.meter == b.meter && a.filter == b.filter;
         if costs.iter().enumerate().any(|(n, cost)| costs[..n].iter().any(|other| same(cost, other))) {
-            fields.flaw(Violation::new("duplicate_cost", "names a cost of one slice twice").under("costs"));
+            fields.add_error(
+                Violation::new("duplicate_cost", "names a cost of one slice twice").under("costs"),
+            );
         }
         fields.finish()?;
         let Some(key) = key else { return Err(Vec::new()) };
@@ -121,7 +123,7 @@ impl CreditUnit {
 }
 
 /// A quantity that is more than nothing.
-pub fn above_zero(value: Value) -> Read<Quantity> {
+pub fn above_zero(value: Value) -> Parsed<Quantity> {
     let quantity = fields::quantity(value)?;
     if quantity <= Quantity::default() {
         return Violation::only("invalid_value", "must be above zero");
@@ -130,7 +132,7 @@ pub fn above_zero(value: Value) -> Read<Quantity> {
 }
 
 /// A name that is only shown.
-pub(super) fn short_text(value: Value) -> Read<String> {
+pub(super) fn short_text(value: Value) -> Parsed<String> {
     let text = fields::text(value)?;
     if text.chars().count() > NAME_CHARS_MAX {
         return Violation::only("too_long", format!("must have at most {NAME_CHARS_MAX} characters"));
@@ -175,9 +177,9 @@ mod tests {
     #[test]
     fn a_unit_is_one_of_three() {
         let read = |value: Value| {
-            let mut fields = Fields::of(value).unwrap();
+            let mut fields = ObjectParser::new(value).unwrap();
             let unit = Unit::take(&mut fields);
-            fields.finish().map(|()| unit.unwrap().to_string()).map_err(|flaws| flaws[0].code)
+            fields.finish().map(|()| unit.unwrap().to_string()).map_err(|violations| violations[0].code)
         };
         let cases = [
             (json!({"meter": "m"}), Ok("meter m")),

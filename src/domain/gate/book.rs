@@ -8,14 +8,16 @@ use std::time::Duration;
 
 use uuid::Uuid;
 
-use super::covering::{Asked, Credits, denial};
-use super::decision::{Denial, Denier, Grant, Level, LimitState, Reason, granted, obstacle};
-use super::request::{Ask, Commit, Extend, OnExpiry, Release, Reserve, order};
-use super::reservation::{Hold, Moment, Objection, Record, Refusal, Reservation, Settlement, Status, holds};
-use super::spending::Growth;
-use super::standing::{CounterKey, Match, Path, Terms};
-use crate::domain::credits::cover::{Cover, covered};
-use crate::domain::credits::wallet::Taken;
+use super::covering::{CoverageRequest, Credits, denial};
+use super::decision::{CounterState, Denial, Denier, GrantMode, LimitState, Reason, granted, precheck};
+use super::request::{Commit, Extend, HoldRequest, OnExpiry, Release, Reserve, order};
+use super::reservation::{
+    CommitResult, Hold, Moment, Objection, Record, Refusal, Reservation, ReservationStatus, holds,
+};
+use super::spending::HoldIncrease;
+use super::standing::{ApplicableLimit, CatalogIndex, CounterKey, Path};
+use crate::domain::credits::cover::{CreditCoverage, covered};
+use crate::domain::credits::wallet::TentativeAmounts;
 use crate::domain::event::Properties;
 use crate::domain::fields::Violation;
 use crate::domain::meter::Aggregation;
@@ -26,7 +28,7 @@ use crate::domain::timestamp::Timestamp;
 /// A counter under its lock.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Counter {
-    pub level: Level,
+    pub level: CounterState,
     /// No line lapses before then.
     pub next_expiry: Option<Timestamp>,
     /// For a level that is checked: what it would become.
@@ -35,14 +37,14 @@ pub struct Counter {
 
 /// Names what one reservation holds on one counter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct LineKey {
+pub struct HoldLineKey {
     pub counter: CounterKey,
     pub expires_at: Timestamp,
     pub reservation: Uuid,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Line {
+pub struct HoldLine {
     pub quantity: Quantity,
     /// The part of it that credits bear.
     pub covered: Total,
@@ -53,12 +55,12 @@ pub struct Line {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LineChange {
     pub was_there: bool,
-    pub line: Option<Line>,
+    pub line: Option<HoldLine>,
 }
 
 /// What a call comes to.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Outcome {
+pub enum CallOutcome {
     Held {
         reservation: Reservation,
         replayed: bool,
@@ -85,8 +87,8 @@ pub enum Outcome {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Answer {
-    pub outcome: Outcome,
+pub struct GateAnswer {
+    pub outcome: CallOutcome,
     /// As they stand after it.
     pub limits: Vec<LimitState>,
     pub at: Timestamp,
@@ -94,35 +96,35 @@ pub struct Answer {
 
 /// An event that is to be recorded, and where.
 #[derive(Debug, Clone)]
-pub struct Entry {
+pub struct PathRecord {
     pub path: Arc<Path>,
     pub at: Timestamp,
     pub record: Record,
 }
 
 #[derive(Debug)]
-pub struct Book<'a> {
-    pub terms: &'a Terms,
+pub struct GateState<'a> {
+    pub terms: &'a CatalogIndex,
     pub moment: Moment<'a>,
     pub paths: HashMap<i64, Arc<Path>>,
     pub counters: BTreeMap<CounterKey, Counter>,
     pub reservations: HashMap<Uuid, Reservation>,
     /// What is to be written, beside the counters.
-    pub lines: BTreeMap<LineKey, LineChange>,
-    pub changed: BTreeMap<Uuid, Change>,
-    pub entries: Vec<Entry>,
+    pub lines: BTreeMap<HoldLineKey, LineChange>,
+    pub changed: BTreeMap<Uuid, ReservationChange>,
+    pub entries: Vec<PathRecord>,
     pub credits: Credits,
 }
 
 /// What becomes of a reservation's row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Change {
+pub enum ReservationChange {
     Made,
     Altered,
 }
 
-impl<'a> Book<'a> {
-    pub fn open(terms: &'a Terms, moment: Moment<'a>) -> Self {
+impl<'a> GateState<'a> {
+    pub fn open(terms: &'a CatalogIndex, moment: Moment<'a>) -> Self {
         Self {
             terms,
             moment,
@@ -137,7 +139,7 @@ impl<'a> Book<'a> {
     }
 
     /// Gives back what a lapsed line held.
-    pub fn lapse_line(&mut self, key: LineKey, line: Line) {
+    pub fn expire_line(&mut self, key: HoldLineKey, line: HoldLine) {
         if let Some(counter) = self.counters.get_mut(&key.counter) {
             counter.level.held = counter.level.held - line.quantity.into();
             counter.level.covered = counter.level.covered - line.covered;
@@ -146,13 +148,13 @@ impl<'a> Book<'a> {
     }
 
     /// Whether what is asked for may run, and how much of each: the decision itself.
-    pub fn test(&self, asks: &[Ask], path: &Path) -> Result<Vec<Quantity>, Denial> {
+    pub fn test(&self, asks: &[HoldRequest], path: &Path) -> Result<Vec<Quantity>, Denial> {
         let uses = asks.iter().map(|ask| (&ask.meter, &ask.properties));
-        if let Some(denial) = obstacle(self.terms, path, uses) {
+        if let Some(denial) = precheck(self.terms, path, uses) {
             return Err(denial);
         }
         let mut grants = vec![None; asks.len()];
-        let (mut denied, mut taken) = (vec![Vec::new(); asks.len()], Taken::new());
+        let (mut denied, mut taken) = (vec![Vec::new(); asks.len()], TentativeAmounts::new());
         for place in order(asks) {
             let (ask, denied) = (&asks[place], &mut denied[place]);
             let limits = self.levels(path, &ask.meter, &ask.properties, self.moment.now);
@@ -180,12 +182,16 @@ impl<'a> Book<'a> {
             .map_err(|denied_by| Denial { reason: Reason::SpendCapReached, denied_by })
     }
 
-    pub(super) fn is_whole(&self, ask: &Ask) -> bool {
+    pub(super) fn is_whole(&self, ask: &HoldRequest) -> bool {
         self.terms.meter(&ask.meter).is_some_and(|found| found.meter.aggregation == Aggregation::Count)
     }
 
     /// A level fits where what it would become does.
-    fn test_level(&self, ask: &Ask, limits: &[(Match<'_>, Level)]) -> Option<Quantity> {
+    fn test_level(
+        &self,
+        ask: &HoldRequest,
+        limits: &[(ApplicableLimit<'_>, CounterState)],
+    ) -> Option<Quantity> {
         let fits = limits.iter().filter(|(found, _)| found.terms.is_hard()).all(|(found, _)| {
             let becomes = self.counter_at(found, self.moment.now).and_then(|(_, counter)| counter.becomes);
             found.quota().is_none_or(|quota| becomes.unwrap_or_default() <= Total::from(quota))
@@ -194,17 +200,17 @@ impl<'a> Book<'a> {
     }
 
     /// What a grant must at least leave room for.
-    pub(super) fn least(&self, ask: &Ask) -> Quantity {
+    pub(super) fn least(&self, ask: &HoldRequest) -> Quantity {
         match (ask.grant, self.is_whole(ask)) {
-            (Grant::Exactly, _) => ask.value.amount(),
-            (Grant::UpTo, true) => ask.value.amount().min(Quantity::ONE),
-            (Grant::UpTo, false) => ask.value.amount().min(Quantity::SMALLEST),
+            (GrantMode::Exactly, _) => ask.value.amount(),
+            (GrantMode::UpTo, true) => ask.value.amount().min(Quantity::ONE),
+            (GrantMode::UpTo, false) => ask.value.amount().min(Quantity::SMALLEST),
         }
     }
 
-    fn deniers(&self, ask: &Ask, limits: &[(Match<'_>, Level)]) -> Vec<Denier> {
+    fn deniers(&self, ask: &HoldRequest, limits: &[(ApplicableLimit<'_>, CounterState)]) -> Vec<Denier> {
         let least = self.least(ask);
-        let denies = |found: &Match<'_>, level: Level| {
+        let denies = |found: &ApplicableLimit<'_>, level: CounterState| {
             let becomes = self.counter_at(found, self.moment.now).and_then(|(_, counter)| counter.becomes);
             let would = becomes.unwrap_or(level.used + level.held + least.into());
             let is_plain = found.terms.is_hard() && !found.terms.is_covered();
@@ -218,7 +224,11 @@ impl<'a> Book<'a> {
             .collect()
     }
 
-    pub(super) fn counter_at(&self, found: &Match<'_>, at: Timestamp) -> Option<(CounterKey, &Counter)> {
+    pub(super) fn counter_at(
+        &self,
+        found: &ApplicableLimit<'_>,
+        at: Timestamp,
+    ) -> Option<(CounterKey, &Counter)> {
         let period = found.counter_at(at)?;
         Some((period.key, self.counters.get(&period.key)?))
     }
@@ -230,7 +240,7 @@ impl<'a> Book<'a> {
         meter: &MeterKey,
         properties: &Properties,
         at: Timestamp,
-    ) -> Vec<(Match<'p>, Level)>
+    ) -> Vec<(ApplicableLimit<'p>, CounterState)>
     where
         'a: 'p,
     {
@@ -251,7 +261,7 @@ impl<'a> Book<'a> {
         uses: impl Iterator<Item = (&'u MeterKey, &'u Properties)>,
     ) -> Vec<LimitState> {
         let uses: Vec<_> = uses.collect();
-        let meets = |found: &Match<'_>| {
+        let meets = |found: &ApplicableLimit<'_>| {
             let limit = &found.terms.limit;
             uses.iter().any(|(meter, properties)| **meter == limit.meter && limit.filter.admits(properties))
         };
@@ -266,48 +276,48 @@ impl<'a> Book<'a> {
     }
 
     /// An outcome that shows no limits.
-    pub fn bare(&self, outcome: Outcome) -> Answer {
-        Answer { outcome, limits: Vec::new(), at: self.moment.now }
+    pub fn bare(&self, outcome: CallOutcome) -> GateAnswer {
+        GateAnswer { outcome, limits: Vec::new(), at: self.moment.now }
     }
 
-    fn refused(&self, refusal: Refusal) -> Answer {
-        self.bare(Outcome::Refused(refusal))
+    fn refused(&self, refusal: Refusal) -> GateAnswer {
+        self.bare(CallOutcome::Refused(refusal))
     }
 
-    fn objected(&self, objection: Objection) -> Answer {
+    fn objected(&self, objection: Objection) -> GateAnswer {
         match objection {
             Objection::Refused(refusal) => self.refused(refusal),
-            Objection::Invalid(flaws) => self.bare(Outcome::Invalid(flaws)),
+            Objection::Invalid(violations) => self.bare(CallOutcome::Invalid(violations)),
         }
     }
 
-    fn answer(&self, outcome: Outcome, reservation: &Reservation) -> Answer {
+    fn answer(&self, outcome: CallOutcome, reservation: &Reservation) -> GateAnswer {
         let uses = reservation.holds.iter().map(|hold| (&hold.meter, &hold.properties));
         let limits = self.paths.get(&reservation.path_id).map(|path| self.limits(path, uses));
-        Answer { outcome, limits: limits.unwrap_or_default(), at: self.moment.now }
+        GateAnswer { outcome, limits: limits.unwrap_or_default(), at: self.moment.now }
     }
 
     /// Holds what is asked for, or none of it.
     /// `path`: where the subject stands; none for one whom nobody has met and who has no plan to be on.
-    pub fn reserve(&mut self, key: Uuid, id: &str, call: &Reserve, path: Option<&Arc<Path>>) -> Answer {
+    pub fn reserve(&mut self, key: Uuid, id: &str, call: &Reserve, path: Option<&Arc<Path>>) -> GateAnswer {
         let content = call.content();
-        self.lapse(key);
+        self.expire(key);
         if let Some(known) = self.reservations.get(&key) {
             if known.content != content {
                 return self.refused(Refusal::IdReused);
             }
-            return self.answer(Outcome::Held { reservation: known.clone(), replayed: true }, known);
+            return self.answer(CallOutcome::Held { reservation: known.clone(), replayed: true }, known);
         }
         let Some(path) = path else {
             let denial = Denial { reason: Reason::NoSubscription, denied_by: Vec::new() };
-            return self.bare(Outcome::Denied(denial));
+            return self.bare(CallOutcome::Denied(denial));
         };
         let grants = match self.test(&call.asks, path) {
             Ok(grants) => grants,
             Err(denial) => {
                 let uses = call.asks.iter().map(|ask| (&ask.meter, &ask.properties));
-                return Answer {
-                    outcome: Outcome::Denied(denial),
+                return GateAnswer {
+                    outcome: CallOutcome::Denied(denial),
                     limits: self.limits(path, uses),
                     at: self.moment.now,
                 };
@@ -321,7 +331,7 @@ impl<'a> Book<'a> {
             created_at: self.moment.now,
             expires_at: self.moment.now.saturating_add(Duration::from_secs(call.ttl_seconds.into())),
             on_expiry: call.on_expiry,
-            status: Status::Held,
+            status: ReservationStatus::Held,
             holds: holds(&call.asks, &grants),
             over_hold: false,
             late: false,
@@ -331,38 +341,43 @@ impl<'a> Book<'a> {
         };
         self.paths.entry(path.id).or_insert_with(|| Arc::clone(path));
         let holds = made.holds.iter();
-        let uses: Vec<Asked<'_>> = holds
-            .map(|hold| Asked { meter: &hold.meter, properties: &hold.properties, quantity: hold.value })
+        let uses: Vec<CoverageRequest<'_>> = holds
+            .map(|hold| CoverageRequest {
+                meter: &hold.meter,
+                properties: &hold.properties,
+                quantity: hold.value,
+            })
             .collect();
         let covers = self.covers_of(path, &uses, &order(&call.asks), self.moment.now);
         self.enter(None, &made, Vec::new(), covers);
-        self.answer(Outcome::Held { reservation: made.clone(), replayed: false }, &made)
+        self.answer(CallOutcome::Held { reservation: made.clone(), replayed: false }, &made)
     }
 
     /// Records what was done.
-    pub fn commit(&mut self, key: Uuid, call: &Commit) -> Answer {
-        self.lapse(key);
+    pub fn commit(&mut self, key: Uuid, call: &Commit) -> GateAnswer {
+        self.expire(key);
         let Some(before) = self.reservations.get(&key).cloned() else {
             return self.refused(Refusal::NotFound);
         };
         match before.commit(call, self.terms, self.moment) {
             Err(objection) => self.objected(objection),
-            Ok(Settlement::Repeated { events }) => {
-                let outcome = Outcome::Committed { reservation: before.clone(), events, replayed: true };
+            Ok(CommitResult::Repeated { events }) => {
+                let outcome = CallOutcome::Committed { reservation: before.clone(), events, replayed: true };
                 self.answer(outcome, &before)
             }
-            Ok(Settlement::New { next, records }) => {
+            Ok(CommitResult::New { next, records }) => {
                 let events = records.iter().map(|record| record.key).collect();
                 self.enter(Some(&before), &next, records, Vec::new());
-                let outcome = Outcome::Committed { reservation: (*next).clone(), events, replayed: false };
+                let outcome =
+                    CallOutcome::Committed { reservation: (*next).clone(), events, replayed: false };
                 self.answer(outcome, &next)
             }
         }
     }
 
     /// Lets go of what is held.
-    pub fn release(&mut self, key: Uuid, call: &Release) -> Answer {
-        self.lapse(key);
+    pub fn release(&mut self, key: Uuid, call: &Release) -> GateAnswer {
+        self.expire(key);
         let Some(before) = self.reservations.get(&key).cloned() else {
             return self.refused(Refusal::NotFound);
         };
@@ -370,19 +385,19 @@ impl<'a> Book<'a> {
             Err(refusal) => self.refused(refusal),
             Ok(None) => {
                 // of what has expired there was nothing to release before
-                let replayed = before.status == Status::Released;
-                self.answer(Outcome::Released { reservation: before.clone(), replayed }, &before)
+                let replayed = before.status == ReservationStatus::Released;
+                self.answer(CallOutcome::Released { reservation: before.clone(), replayed }, &before)
             }
             Ok(Some(next)) => {
                 self.enter(Some(&before), &next, Vec::new(), Vec::new());
-                self.answer(Outcome::Released { reservation: next.clone(), replayed: false }, &next)
+                self.answer(CallOutcome::Released { reservation: next.clone(), replayed: false }, &next)
             }
         }
     }
 
     /// Gives more time, or other totals.
-    pub fn extend(&mut self, key: Uuid, call: &Extend) -> Answer {
-        self.lapse(key);
+    pub fn extend(&mut self, key: Uuid, call: &Extend) -> GateAnswer {
+        self.expire(key);
         let Some(before) = self.reservations.get(&key).cloned() else {
             return self.refused(Refusal::NotFound);
         };
@@ -392,10 +407,10 @@ impl<'a> Book<'a> {
         };
         let covers = match self.test_growth(&before, &next) {
             Ok(covers) => covers,
-            Err(denial) => return self.answer(Outcome::Denied(denial), &before),
+            Err(denial) => return self.answer(CallOutcome::Denied(denial), &before),
         };
         self.enter(Some(&before), &next, Vec::new(), covers);
-        self.answer(Outcome::Extended { reservation: next.clone() }, &next)
+        self.answer(CallOutcome::Extended { reservation: next.clone() }, &next)
     }
 
     /// Whether holds that grow still fit, in the periods in which they are held; what credits bear of their
@@ -404,25 +419,25 @@ impl<'a> Book<'a> {
         &self,
         before: &Reservation,
         next: &'n Reservation,
-    ) -> Result<Vec<Vec<Cover>>, Denial> {
+    ) -> Result<Vec<Vec<CreditCoverage>>, Denial> {
         let Some(path) = self.paths.get(&next.path_id) else { return Ok(Vec::new()) };
         let (now, at) = (self.moment.now, next.created_at);
-        let growth = |(old, new): (&Hold, &'n Hold)| Growth {
+        let growth = |(old, new): (&Hold, &'n Hold)| HoldIncrease {
             meter: &new.meter,
             properties: &new.properties,
             from: before.open(old, now),
             to: next.open(new, now),
         };
-        let growths: Vec<Growth<'_>> = before.holds.iter().zip(&next.holds).map(growth).collect();
+        let growths: Vec<HoldIncrease<'_>> = before.holds.iter().zip(&next.holds).map(growth).collect();
         let grown = || next.holds.iter().zip(&growths).filter(|(_, growth)| growth.to > growth.from);
         if grown().next().is_none() {
             return Ok(Vec::new());
         }
         let uses = grown().map(|(hold, _)| (&hold.meter, &hold.properties));
-        if let Some(denial) = obstacle(self.terms, path, uses) {
+        if let Some(denial) = precheck(self.terms, path, uses) {
             return Err(denial);
         }
-        let (mut denied, mut taken) = (vec![Vec::new(); growths.len()], Taken::new());
+        let (mut denied, mut taken) = (vec![Vec::new(); growths.len()], TentativeAmounts::new());
         let mut by_meter: Vec<usize> = (0..growths.len()).collect();
         by_meter.sort_by_key(|place| growths[*place].meter);
         for place in by_meter.iter().copied().filter(|place| growths[*place].to > growths[*place].from) {
@@ -435,19 +450,19 @@ impl<'a> Book<'a> {
         if let Some(denial) = denial(denied.concat()) {
             return Err(denial);
         }
-        let only: Vec<Growth<'_>> = grown().map(|(_, growth)| *growth).collect();
+        let only: Vec<HoldIncrease<'_>> = grown().map(|(_, growth)| *growth).collect();
         let denied_by = self.caps_passed(path, &only, at);
         if !denied_by.is_empty() {
             return Err(Denial { reason: Reason::SpendCapReached, denied_by });
         }
-        let asked: Vec<Asked<'_>> = growths.iter().map(Growth::asked).collect();
+        let asked: Vec<CoverageRequest<'_>> = growths.iter().map(HoldIncrease::asked).collect();
         Ok(self.covers_of(path, &asked, &by_meter, at))
     }
 
     /// Carries out an expiry that is due.
-    pub fn lapse(&mut self, key: Uuid) {
+    pub fn expire(&mut self, key: Uuid) {
         let Some(before) = self.reservations.get(&key) else { return };
-        if let Some((next, records)) = before.lapsed(self.moment) {
+        if let Some((next, records)) = before.expired(self.moment) {
             let before = before.clone();
             self.enter(Some(&before), &next, records, Vec::new());
         }
@@ -460,7 +475,7 @@ impl<'a> Book<'a> {
         before: Option<&Reservation>,
         after: &Reservation,
         records: Vec<Record>,
-        added: Vec<Vec<Cover>>,
+        added: Vec<Vec<CreditCoverage>>,
     ) {
         let Some(path) = self.paths.get(&after.path_id).cloned() else { return };
         let (mut entered, mut added) = (after.clone(), added.into_iter());
@@ -475,18 +490,23 @@ impl<'a> Book<'a> {
                 self.carry_covers((before, after), index, record, added.next().unwrap_or_default());
             // limits of one definition, a soft one below a hard one, share a counter
             let mut done = BTreeSet::new();
-            for tally in self.terms.tallies(&path, &hold.meter, &hold.properties, after.created_at) {
-                let Some(key) = tally.counter_at(after.created_at).map(|period| period.key) else { continue };
+            for counter_source in
+                self.terms.counter_sources(&path, &hold.meter, &hold.properties, after.created_at)
+            {
+                let Some(key) = counter_source.counter_at(after.created_at).map(|period| period.key) else {
+                    continue;
+                };
                 let Some(counter) = self.counters.get_mut(&key).filter(|_| done.insert(key)) else {
                     continue;
                 };
-                let used = record.map_or(Total::default(), |record| tally.measure(record.quantity));
+                let used = record.map_or(Total::default(), |record| counter_source.measure(record.quantity));
                 counter.level.used = counter.level.used + used;
-                let of = |covers: &[Cover]| covered(covers, key.subject_id, key.definition);
+                let of = |covers: &[CreditCoverage]| covered(covers, key.subject_id, key.definition);
                 counter.level.covered = counter.level.covered + of(&held) + of(&paid) - of(held_before);
-                let (is_held, was_held) = (tally.measure_held(is_open), tally.measure_held(was_open));
+                let (is_held, was_held) =
+                    (counter_source.measure_held(is_open), counter_source.measure_held(was_open));
                 counter.level.held = counter.level.held + is_held - was_held;
-                let line = |of: &Reservation| LineKey {
+                let line = |of: &Reservation| HoldLineKey {
                     counter: key,
                     expires_at: of.expires_at,
                     reservation: of.key,
@@ -503,7 +523,7 @@ impl<'a> Book<'a> {
                     self.lines
                         .entry(line(after))
                         .or_insert(LineChange { was_there: false, line: None })
-                        .line = is_held.quantity().map(|quantity| Line {
+                        .line = is_held.quantity().map(|quantity| HoldLine {
                         quantity,
                         covered: of(&held),
                         on_expiry: after.on_expiry,
@@ -522,11 +542,15 @@ impl<'a> Book<'a> {
         }
         self.enter_credit_lines(before, &entered);
         let at = after.created_at;
-        self.entries.extend(records.into_iter().map(|record| Entry { path: Arc::clone(&path), at, record }));
+        self.entries.extend(records.into_iter().map(|record| PathRecord {
+            path: Arc::clone(&path),
+            at,
+            record,
+        }));
         self.changed.entry(after.key).or_insert(if before.is_some() {
-            Change::Altered
+            ReservationChange::Altered
         } else {
-            Change::Made
+            ReservationChange::Made
         });
         self.reservations.insert(after.key, entered);
     }

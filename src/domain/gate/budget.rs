@@ -6,8 +6,10 @@ use std::collections::BTreeSet;
 
 use uuid::Uuid;
 
-use super::decision::Level;
-use super::standing::{CounterKey, CounterPeriod, Match, Member, Path, Since, Terms};
+use super::decision::CounterState;
+use super::standing::{
+    ApplicableLimit, CatalogIndex, CounterKey, CounterPeriod, EffectiveFrom, Path, PathSubject,
+};
 use crate::domain::digest::Digest;
 use crate::domain::event::Properties;
 use crate::domain::limits::EVENT_AHEAD_MAX;
@@ -16,10 +18,10 @@ use crate::domain::names::MeterKey;
 use crate::domain::pricing::amount::Amount;
 use crate::domain::pricing::cap::SpendCap;
 use crate::domain::pricing::currency::Currency;
-use crate::domain::pricing::exchange::Rate;
+use crate::domain::pricing::exchange::ExchangeRate;
 use crate::domain::pricing::list::PriceList;
 use crate::domain::pricing::price::{Model, Price};
-use crate::domain::pricing::rating::Used;
+use crate::domain::pricing::rating::RatedQuantity;
 use crate::domain::quantity::{Quantity, Total};
 use crate::domain::subscription::Subscription;
 use crate::domain::timestamp::Timestamp;
@@ -29,19 +31,19 @@ use crate::domain::window::Span;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CapTerms {
     pub cap: SpendCap,
-    pub since: Since,
+    pub since: EffectiveFrom,
 }
 
 /// The prices of a plan in one currency, as they are counted.
 #[derive(Debug, Clone)]
-pub struct Sheet {
+pub struct PriceBook {
     pub currency: Currency,
-    pub slices: Vec<Slice>,
+    pub slices: Vec<PricedSlice>,
 }
 
 /// The use of a meter that one price rates.
 #[derive(Debug, Clone)]
-pub struct Slice {
+pub struct PricedSlice {
     pub price: Price,
     pub meter: MeterKey,
     pub meter_id: i32,
@@ -50,16 +52,16 @@ pub struct Slice {
     pub rivals: Vec<Price>,
     /// What it rates, whatever the amounts.
     pub definition: Uuid,
-    pub since: Since,
+    pub since: EffectiveFrom,
 }
 
-impl Sheet {
+impl PriceBook {
     /// Of the prices of a plan, or of a subscription. `since`: by definition.
     pub fn of(
         prices: &[Price],
         currency: Currency,
         meter: impl Fn(&MeterKey) -> Option<(i32, Aggregation)>,
-        since: impl Fn(Uuid) -> Since,
+        since: impl Fn(Uuid) -> EffectiveFrom,
     ) -> Self {
         let list = PriceList::of(prices, currency);
         let slice = |price: &Price| {
@@ -68,8 +70,8 @@ impl Sheet {
             let rivals = list.of_meter(key).take_while(|rival| rival.key != price.key).cloned().collect();
             let definition = definition(price, &rivals);
             let each = each_definition(price, definition);
-            let since = each.map(&since).into_iter().fold(since(definition), Since::later);
-            Some(Slice {
+            let since = each.map(&since).into_iter().fold(since(definition), EffectiveFrom::later);
+            Some(PricedSlice {
                 price: price.clone(),
                 meter: key.clone(),
                 meter_id,
@@ -107,7 +109,7 @@ impl SpendCap {
     }
 }
 
-impl Slice {
+impl PricedSlice {
     /// Whether a use at a time is rated by this price.
     pub fn admits(&self, properties: &Properties, at: Timestamp) -> bool {
         let rates = |price: &Price| price.is_in_force(at) && price.filter.admits(properties);
@@ -122,14 +124,14 @@ impl Slice {
     }
 
     /// What an event of a quantity adds to what is counted.
-    pub fn measure(&self, measure: Measure, quantity: Quantity) -> Total {
+    pub fn measure(&self, measure: CapMeasure, quantity: Quantity) -> Total {
         match measure {
-            Measure::Quantity => quantity.into(),
-            Measure::Fees => {
+            CapMeasure::Quantity => quantity.into(),
+            CapMeasure::Fees => {
                 let fee = self.price.model.event_fee(&quantity.into());
                 fee.map_or(Total::default(), |fee| fee.quantity_above())
             }
-            Measure::Excess => {
+            CapMeasure::Excess => {
                 let excess = self.price.model.event_excess(quantity);
                 excess.map_or(Total::default(), |excess| excess.quantity_above())
             }
@@ -138,11 +140,11 @@ impl Slice {
 
     /// What a hold of a quantity adds at most, whatever part of it is used; it is taken to be one event. Of
     /// nothing, nothing.
-    pub fn measure_held(&self, measure: Measure, quantity: Quantity) -> Total {
+    pub fn measure_held(&self, measure: CapMeasure, quantity: Quantity) -> Total {
         match measure {
             _ if quantity.is_zero() => Total::default(),
-            Measure::Quantity | Measure::Fees => self.measure(measure, quantity),
-            Measure::Excess => {
+            CapMeasure::Quantity | CapMeasure::Fees => self.measure(measure, quantity),
+            CapMeasure::Excess => {
                 let most = self.price.model.event_excess_most();
                 most.map_or(Total::default(), |most| most.quantity_above())
             }
@@ -150,31 +152,33 @@ impl Slice {
     }
 
     /// Takes the sum of a measure for what was used; the quantity comes first.
-    fn enter(&self, used: &mut Used, measure: Measure, sum: Total) {
+    fn enter(&self, used: &mut RatedQuantity, measure: CapMeasure, sum: Total) {
         match measure {
-            Measure::Quantity => used.quantity = sum,
-            Measure::Fees => used.event_fees = Amount::of(sum),
-            Measure::Excess => used.event_fees = Amount::of(sum) + self.price.model.plain_fee(used.quantity),
+            CapMeasure::Quantity => used.quantity = sum,
+            CapMeasure::Fees => used.event_fees = Amount::of(sum),
+            CapMeasure::Excess => {
+                used.event_fees = Amount::of(sum) + self.price.model.plain_fee(used.quantity)
+            }
         }
     }
 
     /// What has to be counted of it, the quantity first.
-    fn measures(&self) -> &'static [Measure] {
+    fn measures(&self) -> &'static [CapMeasure] {
         match self.price.model {
             // without free units what events cost by themselves is all there is, and grows with each
             Model::Percentage { .. } if self.price.free_units.is_zero() => {
-                &[Measure::Quantity, Measure::Fees]
+                &[CapMeasure::Quantity, CapMeasure::Fees]
             }
             // less may cost more: free units take their share off a bounded fee all the same
-            Model::Percentage { .. } => &[Measure::Quantity, Measure::Excess],
-            _ => &[Measure::Quantity],
+            Model::Percentage { .. } => &[CapMeasure::Quantity, CapMeasure::Excess],
+            _ => &[CapMeasure::Quantity],
         }
     }
 }
 
 /// What a counter adds up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Measure {
+pub enum CapMeasure {
     Quantity,
     /// What each event costs by itself, in minor units, rounded up to the digits of a quantity.
     Fees,
@@ -182,7 +186,7 @@ pub enum Measure {
     Excess,
 }
 
-impl Measure {
+impl CapMeasure {
     /// Names what is counted event by event.
     fn word(self) -> Option<&'static str> {
         match self {
@@ -195,19 +199,19 @@ impl Measure {
 
 /// A cap as it meets a subject.
 #[derive(Debug, Clone, Copy)]
-pub struct Budget<'a> {
-    pub member: &'a Member,
+pub struct ApplicableCap<'a> {
+    pub member: &'a PathSubject,
     pub cap: &'a SpendCap,
-    pub sheet: &'a Sheet,
+    pub price_book: &'a PriceBook,
     /// Its prices rate what the member uses.
-    holder: &'a Member,
+    holder: &'a PathSubject,
     subscription: &'a Subscription,
     /// Since when its prices and the cap, the holder's subscription, and what lies between are what they are.
-    assigned: [Timestamp; 3],
+    effective_from: [Timestamp; 3],
     /// Before that its counters had other names.
     renamed_at: Timestamp,
     /// Nothing was recorded for the member before that.
-    from_the_start: bool,
+    has_no_earlier_usage: bool,
     /// From the currency of the prices to that of the cap.
     exchange: Exchange<'a>,
     /// When another rate holds; none while none is known.
@@ -217,35 +221,39 @@ pub struct Budget<'a> {
 #[derive(Debug, Clone, Copy)]
 enum Exchange<'a> {
     Same,
-    By(&'a Rate),
+    By(&'a ExchangeRate),
     /// Nothing can be said of what anything costs.
     Unknown,
 }
 
 /// What a price rates of a subject's use, within the periods of a cap.
 #[derive(Debug, Clone, Copy)]
-pub struct Portion<'a> {
-    budget: Budget<'a>,
-    pub slice: &'a Slice,
-    pub measure: Measure,
+pub struct PricedUsage<'a> {
+    applicable_cap: ApplicableCap<'a>,
+    pub slice: &'a PricedSlice,
+    pub measure: CapMeasure,
 }
 
-impl<'a> Budget<'a> {
+impl<'a> ApplicableCap<'a> {
     /// The period of the cap around an instant.
     pub fn period_at(&self, at: Timestamp) -> Span {
         self.cap.period_at(&self.subscription.cycle, at)
     }
 
     /// Everything that is counted for it.
-    pub fn portions(self) -> impl Iterator<Item = Portion<'a>> {
-        self.sheet.slices.iter().flat_map(move |slice| {
-            slice.measures().iter().map(move |measure| Portion { budget: self, slice, measure: *measure })
+    pub fn priced_usages(self) -> impl Iterator<Item = PricedUsage<'a>> {
+        self.price_book.slices.iter().flat_map(move |slice| {
+            slice.measures().iter().map(move |measure| PricedUsage {
+                applicable_cap: self,
+                slice,
+                measure: *measure,
+            })
         })
     }
 
     /// Whether a use costs something that it counts.
     pub fn is_met_by(&self, meter: &MeterKey, properties: &Properties, at: Timestamp) -> bool {
-        self.sheet.slices.iter().any(|slice| slice.meter == *meter && slice.admits(properties, at))
+        self.price_book.slices.iter().any(|slice| slice.meter == *meter && slice.admits(properties, at))
     }
 
     /// When another of its prices comes into force or goes out of it, or another exchange rate holds.
@@ -254,7 +262,7 @@ impl<'a> Budget<'a> {
     }
 
     /// From the currency of the prices to that of the cap, where they differ.
-    pub fn rate(&self) -> Option<&'a Rate> {
+    pub fn rate(&self) -> Option<&'a ExchangeRate> {
         match self.exchange {
             Exchange::By(rate) => Some(rate),
             Exchange::Same | Exchange::Unknown => None,
@@ -268,7 +276,7 @@ impl<'a> Budget<'a> {
     }
 
     fn changes(&self) -> impl Iterator<Item = Timestamp> {
-        let prices = self.sheet.slices.iter().map(|slice| &slice.price);
+        let prices = self.price_book.slices.iter().map(|slice| &slice.price);
         prices.flat_map(|price| [price.effective_from, price.effective_to]).flatten()
     }
 
@@ -282,19 +290,20 @@ impl<'a> Budget<'a> {
     }
 }
 
-impl Portion<'_> {
-    pub fn member(&self) -> &Member {
-        self.budget.member
+impl PricedUsage<'_> {
+    pub fn member(&self) -> &PathSubject {
+        self.applicable_cap.member
     }
 
     /// The counter around an instant.
     pub fn counter_at(&self, at: Timestamp) -> CounterPeriod {
-        let Budget { member, cap, holder, assigned, renamed_at, from_the_start, .. } = self.budget;
-        let period = self.budget.period_at(at);
+        let ApplicableCap { member, cap, holder, effective_from, renamed_at, has_no_earlier_usage, .. } =
+            self.applicable_cap;
+        let period = self.applicable_cap.period_at(at);
         let mut digest = Digest::default();
         digest.bytes(self.slice.definition.as_bytes()).bytes(cap.definition().as_bytes());
         digest.bytes(&holder.subject_id.to_le_bytes());
-        for since in assigned {
+        for since in effective_from {
             digest.bytes(&since.micros().to_le_bytes());
         }
         if let (Some(word), Ok(text)) = (self.measure.word(), serde_json::to_vec(&self.slice.price.model)) {
@@ -309,45 +318,46 @@ impl Portion<'_> {
             },
             period,
             since: period.from,
-            starts_at_zero: from_the_start || assigned.iter().chain([&renamed_at]).all(began_after),
+            starts_at_zero: has_no_earlier_usage
+                || effective_from.iter().chain([&renamed_at]).all(began_after),
         }
     }
 }
 
 /// What a counter is kept for.
 #[derive(Debug, Clone, Copy)]
-pub enum Tally<'a> {
-    Limit(Match<'a>),
-    Portion(Portion<'a>),
+pub enum CounterSource<'a> {
+    Limit(ApplicableLimit<'a>),
+    PricedUsage(PricedUsage<'a>),
 }
 
-impl Tally<'_> {
-    pub fn member(&self) -> &Member {
+impl CounterSource<'_> {
+    pub fn member(&self) -> &PathSubject {
         match self {
             Self::Limit(found) => found.member,
-            Self::Portion(portion) => portion.budget.member,
+            Self::PricedUsage(priced_usage) => priced_usage.applicable_cap.member,
         }
     }
 
     pub fn meter(&self) -> &MeterKey {
         match self {
             Self::Limit(found) => &found.terms.limit.meter,
-            Self::Portion(portion) => &portion.slice.meter,
+            Self::PricedUsage(priced_usage) => &priced_usage.slice.meter,
         }
     }
 
     pub fn meter_id(&self) -> i32 {
         match self {
             Self::Limit(found) => found.terms.meter_id,
-            Self::Portion(portion) => portion.slice.meter_id,
+            Self::PricedUsage(priced_usage) => priced_usage.slice.meter_id,
         }
     }
 
     /// Whether it has a counter, which can be held; else it is a level, which is read.
-    pub fn is_counted(&self) -> bool {
+    pub fn uses_counter(&self) -> bool {
         match self {
-            Self::Limit(found) => found.terms.is_counted(),
-            Self::Portion(portion) => portion.slice.aggregation.is_reservable(),
+            Self::Limit(found) => found.terms.uses_counter(),
+            Self::PricedUsage(priced_usage) => priced_usage.slice.aggregation.is_reservable(),
         }
     }
 
@@ -355,7 +365,7 @@ impl Tally<'_> {
     pub fn counter_at(&self, at: Timestamp) -> Option<CounterPeriod> {
         match self {
             Self::Limit(found) => found.counter_at(at),
-            Self::Portion(portion) => Some(portion.counter_at(at)),
+            Self::PricedUsage(priced_usage) => Some(priced_usage.counter_at(at)),
         }
     }
 
@@ -363,7 +373,7 @@ impl Tally<'_> {
     pub fn admits(&self, properties: &Properties, at: Timestamp) -> bool {
         match self {
             Self::Limit(found) => found.terms.limit.filter.admits(properties),
-            Self::Portion(portion) => portion.slice.admits(properties, at),
+            Self::PricedUsage(priced_usage) => priced_usage.slice.admits(properties, at),
         }
     }
 
@@ -371,7 +381,7 @@ impl Tally<'_> {
     pub fn measure(&self, quantity: Quantity) -> Total {
         match self {
             Self::Limit(_) => quantity.into(),
-            Self::Portion(portion) => portion.slice.measure(portion.measure, quantity),
+            Self::PricedUsage(priced_usage) => priced_usage.slice.measure(priced_usage.measure, quantity),
         }
     }
 
@@ -379,44 +389,48 @@ impl Tally<'_> {
     pub fn measure_held(&self, quantity: Quantity) -> Total {
         match self {
             Self::Limit(_) => quantity.into(),
-            Self::Portion(portion) => portion.slice.measure_held(portion.measure, quantity),
+            Self::PricedUsage(priced_usage) => {
+                priced_usage.slice.measure_held(priced_usage.measure, quantity)
+            }
         }
     }
 }
 
-impl Terms {
+impl CatalogIndex {
     /// Everything that counts a use: the limits that meet it, and what it costs those who have caps.
-    pub fn tallies<'a>(
+    pub fn counter_sources<'a>(
         &'a self,
         path: &'a Path,
         meter: &MeterKey,
         properties: &Properties,
         at: Timestamp,
-    ) -> impl Iterator<Item = Tally<'a>> {
-        let budgets = self.budgets(path, at);
-        let portions = budgets
-            .into_iter()
-            .flat_map(Budget::portions)
-            .filter(move |portion| portion.slice.meter == *meter && portion.slice.admits(properties, at));
-        self.matching(path, meter, properties).map(Tally::Limit).chain(portions.map(Tally::Portion))
+    ) -> impl Iterator<Item = CounterSource<'a>> {
+        let applicable_caps = self.applicable_caps(path, at);
+        let priced_usages =
+            applicable_caps.into_iter().flat_map(ApplicableCap::priced_usages).filter(move |priced_usage| {
+                priced_usage.slice.meter == *meter && priced_usage.slice.admits(properties, at)
+            });
+        self.matching(path, meter, properties)
+            .map(CounterSource::Limit)
+            .chain(priced_usages.map(CounterSource::PricedUsage))
     }
 
     /// The caps of everybody on a path, by whose prices they are compared.
-    pub fn budgets<'a>(&'a self, path: &'a Path, at: Timestamp) -> Vec<Budget<'a>> {
-        let mut budgets = Vec::new();
+    pub fn applicable_caps<'a>(&'a self, path: &'a Path, at: Timestamp) -> Vec<ApplicableCap<'a>> {
+        let mut applicable_caps = Vec::new();
         for (index, member) in path.members.iter().enumerate() {
             let mut caps = self.caps_on(member).peekable();
             if caps.peek().is_some()
-                && let Some(pricing) = self.pricing(path.chain(index))
+                && let Some(pricing) = self.pricing(path.ancestors_of(index))
             {
-                budgets.extend(caps.filter_map(|cap| self.budget(member, cap, &pricing, at)));
+                applicable_caps.extend(caps.filter_map(|cap| self.applicable_cap(member, cap, &pricing, at)));
             }
         }
-        budgets
+        applicable_caps
     }
 
     /// The caps of a subject: those of its plan, and its own.
-    pub fn caps_on<'a>(&'a self, member: &'a Member) -> impl Iterator<Item = &'a CapTerms> {
+    pub fn caps_on<'a>(&'a self, member: &'a PathSubject) -> impl Iterator<Item = &'a CapTerms> {
         let of_plan = member.subscription.as_ref().map_or(&[][..], |own| self.caps_of(&own.plan));
         of_plan.iter().chain(&member.caps)
     }
@@ -424,25 +438,36 @@ impl Terms {
     /// The currency in which the prices of the subject at the start of a path lie, where no rate leads from
     /// it to another.
     pub fn prices_lie_in(&self, path: &Path, wanted: Currency, at: Timestamp) -> Option<Currency> {
-        let sheets = self.pricing(path.chain(0))?.sheets;
-        let first = sheets.first()?.currency;
-        let is_there = sheets.iter().any(|sheet| sheet.currency == wanted);
+        let price_books = self.pricing(path.ancestors_of(0))?.price_books;
+        let first = price_books.first()?.currency;
+        let is_there = price_books.iter().any(|price_book| price_book.currency == wanted);
         (!is_there && self.rates.at(first, wanted, at).is_none()).then_some(first)
     }
 
     /// A cap of the subject at the start of a path; none where nothing has a price.
-    pub fn budget_of<'a>(&'a self, path: &'a Path, cap: &'a CapTerms, at: Timestamp) -> Option<Budget<'a>> {
-        self.budget(path.members.first()?, cap, &self.pricing(path.chain(0))?, at)
+    pub fn applicable_cap_of<'a>(
+        &'a self,
+        path: &'a Path,
+        cap: &'a CapTerms,
+        at: Timestamp,
+    ) -> Option<ApplicableCap<'a>> {
+        self.applicable_cap(path.members.first()?, cap, &self.pricing(path.ancestors_of(0))?, at)
     }
 
     /// Whose prices rate what a subject uses: those of the nearest plan that has some.
-    fn pricing<'a>(&'a self, chain: &'a [Member]) -> Option<Pricing<'a>> {
+    fn pricing<'a>(&'a self, chain: &'a [PathSubject]) -> Option<CapPricing<'a>> {
         let mut between_since = Timestamp::MIN;
         for (index, holder) in chain.iter().enumerate() {
             if let Some(subscription) = &holder.subscription
-                && let sheets @ [_, ..] = self.sheets_of(subscription)
+                && let price_books @ [_, ..] = self.price_books_of(subscription)
             {
-                return Some(Pricing { holder, subscription, sheets, between_since, is_own: index == 0 });
+                return Some(CapPricing {
+                    holder,
+                    subscription,
+                    price_books,
+                    between_since,
+                    is_own: index == 0,
+                });
             }
             let subscribed_at = holder.subscription.as_ref().map(|own| own.terms_since);
             between_since =
@@ -451,37 +476,38 @@ impl Terms {
         None
     }
 
-    fn budget<'a>(
+    fn applicable_cap<'a>(
         &'a self,
-        member: &'a Member,
+        member: &'a PathSubject,
         terms: &'a CapTerms,
-        pricing: &Pricing<'a>,
+        pricing: &CapPricing<'a>,
         at: Timestamp,
-    ) -> Option<Budget<'a>> {
-        let Pricing { holder, subscription, sheets, between_since, is_own } = *pricing;
+    ) -> Option<ApplicableCap<'a>> {
+        let CapPricing { holder, subscription, price_books, between_since, is_own } = *pricing;
         let cap = &terms.cap;
-        let first = sheets.first()?;
-        let sheet = sheets.iter().find(|sheet| sheet.currency == cap.currency).unwrap_or(first);
-        let exchange = if sheet.currency == cap.currency {
+        let first = price_books.first()?;
+        let price_book =
+            price_books.iter().find(|price_book| price_book.currency == cap.currency).unwrap_or(first);
+        let exchange = if price_book.currency == cap.currency {
             Exchange::Same
         } else {
-            self.rates.at(sheet.currency, cap.currency, at).map_or(Exchange::Unknown, Exchange::By)
+            self.rates.at(price_book.currency, cap.currency, at).map_or(Exchange::Unknown, Exchange::By)
         };
-        let rate_until = self.rates.next_after(sheet.currency, cap.currency, at);
-        let since = || sheet.slices.iter().map(|slice| slice.since).chain([terms.since]);
+        let rate_until = self.rates.next_after(price_book.currency, cap.currency, at);
+        let since = || price_book.slices.iter().map(|slice| slice.since).chain([terms.since]);
         let priced_at = since().map(|since| since.at).max()?;
-        let assigned = [priced_at, subscription.terms_since, between_since];
+        let effective_from = [priced_at, subscription.terms_since, between_since];
         let began = subscription.pristine_version.filter(|_| is_own);
-        let from_the_start = began.is_some_and(|began| since().all(|since| since.version <= began));
-        Some(Budget {
+        let has_no_earlier_usage = began.is_some_and(|began| since().all(|since| since.version <= began));
+        Some(ApplicableCap {
             member,
             cap,
-            sheet,
+            price_book,
             holder,
             subscription,
-            assigned,
+            effective_from,
             renamed_at: self.caps_renamed_at.unwrap_or(Timestamp::MIN),
-            from_the_start,
+            has_no_earlier_usage,
             exchange,
             rate_until,
         })
@@ -490,39 +516,39 @@ impl Terms {
 
 /// Whose prices rate a subject's use.
 #[derive(Clone, Copy)]
-struct Pricing<'a> {
-    holder: &'a Member,
+struct CapPricing<'a> {
+    holder: &'a PathSubject,
     subscription: &'a Subscription,
-    sheets: &'a [Sheet],
+    price_books: &'a [PriceBook],
     /// When the subject, or somebody between it and the holder, came under its parent or to its subscription.
     between_since: Timestamp,
     is_own: bool,
 }
 
-impl Budget<'_> {
+impl ApplicableCap<'_> {
     /// What it costs at most, whatever part of what is held and of `more` is used: unrounded, in the
     /// currency of the cap. A level is what it becomes with `more`. None where there is no rate to say it
     /// with.
     pub fn highest(
         &self,
         at: Timestamp,
-        level: impl Fn(&CounterKey) -> Level,
-        more: impl Fn(&Portion<'_>, &CounterKey) -> Total,
+        level: impl Fn(&CounterKey) -> CounterState,
+        more: impl Fn(&PricedUsage<'_>, &CounterKey) -> Total,
     ) -> Option<Amount> {
         let period = self.period_at(at);
         let mut sum = Amount::default();
-        for slice in &self.sheet.slices {
+        for slice in &self.price_book.slices {
             let starts_later = slice.price.effective_from.is_some_and(|from| period.to <= from);
             let ended_before = slice.price.effective_to.is_some_and(|to| to <= period.from);
             if starts_later || ended_before {
                 continue;
             }
-            let (mut used, mut at_most) = (Used::default(), Used::default());
+            let (mut used, mut at_most) = (RatedQuantity::default(), RatedQuantity::default());
             for measure in slice.measures() {
-                let portion = Portion { budget: *self, slice, measure: *measure };
-                let key = portion.counter_at(at).key;
+                let priced_usage = PricedUsage { applicable_cap: *self, slice, measure: *measure };
+                let key = priced_usage.counter_at(at).key;
                 let now = level(&key);
-                let most = now.used + now.held + more(&portion, &key);
+                let most = now.used + now.held + more(&priced_usage, &key);
                 let least = if slice.aggregation.is_reservable() { now.used } else { most };
                 slice.enter(&mut used, *measure, least);
                 slice.enter(&mut at_most, *measure, most);
@@ -533,11 +559,15 @@ impl Budget<'_> {
     }
 }
 
-impl Budget<'_> {
+impl ApplicableCap<'_> {
     /// What it costs that is used, and what is held beside it may cost more. None where there is no rate.
-    pub fn spent(&self, at: Timestamp, level: impl Fn(&CounterKey) -> Level) -> Option<(Amount, Amount)> {
-        let nothing = |_: &Portion<'_>, _: &CounterKey| Total::default();
-        let spent = self.highest(at, |key| Level { held: Total::default(), ..level(key) }, nothing)?;
+    pub fn spent(
+        &self,
+        at: Timestamp,
+        level: impl Fn(&CounterKey) -> CounterState,
+    ) -> Option<(Amount, Amount)> {
+        let nothing = |_: &PricedUsage<'_>, _: &CounterKey| Total::default();
+        let spent = self.highest(at, |key| CounterState { held: Total::default(), ..level(key) }, nothing)?;
         let committed = self.highest(at, level, nothing)?;
         Some((spent.clone(), committed - spent))
     }
@@ -545,16 +575,17 @@ impl Budget<'_> {
 
 /// The definitions that a plan's prices and caps have, to be noted when they come and go.
 pub fn definitions(prices: &[Price], caps: &[SpendCap]) -> BTreeSet<Uuid> {
-    let plan = Priced::of(prices, caps, |_| Some((0, Aggregation::Sum)), |_| Since::UNKNOWN);
-    let slices = plan.sheets.iter().flat_map(|sheet| &sheet.slices);
-    let of_slice = |slice: &Slice| [Some(slice.definition), each_definition(&slice.price, slice.definition)];
+    let plan = Priced::of(prices, caps, |_| Some((0, Aggregation::Sum)), |_| EffectiveFrom::UNKNOWN);
+    let slices = plan.price_books.iter().flat_map(|price_book| &price_book.slices);
+    let of_slice =
+        |slice: &PricedSlice| [Some(slice.definition), each_definition(&slice.price, slice.definition)];
     slices.flat_map(of_slice).flatten().chain(caps.iter().map(SpendCap::definition)).collect()
 }
 
 /// The prices and caps of a plan, as they are counted.
 #[derive(Debug, Default)]
 pub(super) struct Priced {
-    pub(super) sheets: Vec<Sheet>,
+    pub(super) price_books: Vec<PriceBook>,
     pub(super) caps: Vec<CapTerms>,
 }
 
@@ -563,7 +594,7 @@ impl Priced {
         prices: &[Price],
         caps: &[SpendCap],
         meter: impl Fn(&MeterKey) -> Option<(i32, Aggregation)>,
-        since: impl Fn(Uuid) -> Since,
+        since: impl Fn(Uuid) -> EffectiveFrom,
     ) -> Self {
         let mut currencies: Vec<Currency> = Vec::new();
         for price in prices {
@@ -571,10 +602,10 @@ impl Priced {
                 currencies.push(price.currency);
             }
         }
-        let sheets =
-            currencies.into_iter().map(|currency| Sheet::of(prices, currency, &meter, &since)).collect();
+        let price_books =
+            currencies.into_iter().map(|currency| PriceBook::of(prices, currency, &meter, &since)).collect();
         let caps =
             caps.iter().map(|cap| CapTerms { cap: cap.clone(), since: since(cap.definition()) }).collect();
-        Self { sheets, caps }
+        Self { price_books, caps }
     }
 }

@@ -7,12 +7,12 @@ use std::time::Duration;
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
-use super::book::Book;
-use super::budget::Tally;
+use super::book::GateState;
+use super::budget::CounterSource;
 use super::decision::Denier;
 use super::request::Reserve;
 use super::reservation::Moment;
-use super::standing::{Member, Path, Terms};
+use super::standing::{CatalogIndex, Path, PathSubject};
 use crate::domain::catalog::Catalog;
 use crate::domain::event::Properties;
 use crate::domain::meter::{Meter, StoredMeter};
@@ -20,7 +20,7 @@ use crate::domain::names::{MeterKey, PlanKey};
 use crate::domain::pricing::amount::Amount;
 use crate::domain::pricing::exchange::Rates;
 use crate::domain::pricing::price::Price;
-use crate::domain::pricing::rating::Used;
+use crate::domain::pricing::rating::RatedQuantity;
 use crate::domain::quantity::Quantity;
 use crate::domain::subscription::Subscription;
 use crate::domain::timestamp::Timestamp;
@@ -40,12 +40,12 @@ fn per_unit(meter: &str, unit_amount: i64) -> Value {
     price(meter, json!({"model": "per_unit", "unit_amount": unit_amount}))
 }
 
-struct Scene {
-    terms: Terms,
+struct CapFixture {
+    terms: CatalogIndex,
     path: Path,
 }
 
-impl Scene {
+impl CapFixture {
     /// Caps of those amounts, named by them.
     fn of(prices: &[Value], caps: &[i64]) -> Self {
         let cap = |amount: &i64| json!({"key": format!("of_{amount}"), "amount": amount, "currency": "usd", "period": "month"});
@@ -59,13 +59,13 @@ impl Scene {
         .unwrap();
         let stored = |(meter, id): (&Meter, i32)| StoredMeter { id, event_name_id: id, meter: meter.clone() };
         let meters = catalog.meters.iter().zip(1..).map(stored).collect();
-        let terms = Terms::new(catalog, meters, &HashMap::new(), Rates::default());
+        let terms = CatalogIndex::new(catalog, meters, &HashMap::new(), Rates::default());
         let subscription = Subscription::begin(PlanKey::parse("p").unwrap(), noon());
-        let member = Member {
+        let member = PathSubject {
             subject_id: 1,
             subject: "u".into(),
             subscription: Some(subscription),
-            ..Member::default()
+            ..PathSubject::default()
         };
         Self { terms, path: Path { id: 1, customer_id: None, members: vec![member] } }
     }
@@ -78,20 +78,23 @@ impl Scene {
         holds: &[Value],
     ) -> Result<Vec<Quantity>, Vec<String>> {
         let none = BTreeSet::new();
-        let mut book = Book::open(&self.terms, Moment { now: noon(), age_max: Duration::ZERO, taken: &none });
+        let mut book =
+            GateState::open(&self.terms, Moment { now: noon(), age_max: Duration::ZERO, taken: &none });
         let held = held.iter().map(|value| ("units", *value, true));
         for (meter, value, is_held) in used.iter().map(|(meter, value)| (*meter, *value, false)).chain(held) {
             let meter = MeterKey::parse(meter).unwrap();
             // caps of one period share counters
             let mut counted = BTreeSet::new();
-            for tally in self.terms.tallies(&self.path, &meter, &Properties::default(), noon()) {
-                let key = tally.counter_at(noon()).unwrap().key;
-                if counted.insert(key) && matches!(tally, Tally::Portion(_)) {
+            for counter_source in
+                self.terms.counter_sources(&self.path, &meter, &Properties::default(), noon())
+            {
+                let key = counter_source.counter_at(noon()).unwrap().key;
+                if counted.insert(key) && matches!(counter_source, CounterSource::PricedUsage(_)) {
                     let level = &mut book.counters.entry(key).or_default().level;
                     if is_held {
-                        level.held = level.held + tally.measure_held(value);
+                        level.held = level.held + counter_source.measure_held(value);
                     } else {
-                        level.used = level.used + tally.measure(value);
+                        level.used = level.used + counter_source.measure(value);
                     }
                 }
             }
@@ -121,7 +124,7 @@ fn hold(text: &str) -> Value {
 }
 
 /// `holds -> what is granted`, or `holds -> denied by`.
-fn assert_decides(scene: &Scene, used: &[(&str, &str)], rows: &[(&str, &str)]) {
+fn assert_decides(scene: &CapFixture, used: &[(&str, &str)], rows: &[(&str, &str)]) {
     let used: Vec<(&str, Quantity)> = used.iter().map(|(meter, value)| (*meter, quantity(value))).collect();
     for (holds, expected) in rows {
         let holds: Vec<Value> = holds.split(' ').map(hold).collect();
@@ -135,7 +138,7 @@ fn assert_decides(scene: &Scene, used: &[(&str, &str)], rows: &[(&str, &str)]) {
 
 #[test]
 fn the_order_of_holds_decides_nothing() {
-    let scene = Scene::of(&[per_unit("units", 1), per_unit("calls", 1)], &[10, 20]);
+    let scene = CapFixture::of(&[per_unit("units", 1), per_unit("calls", 1)], &[10, 20]);
     assert_decides(
         &scene,
         &[("calls", "11")],
@@ -145,7 +148,7 @@ fn the_order_of_holds_decides_nothing() {
             ("calls=2 units=3", "denied by of_10 5"),
         ],
     );
-    let scene = Scene::of(&[per_unit("units", 1), per_unit("calls", 1)], &[10]);
+    let scene = CapFixture::of(&[per_unit("units", 1), per_unit("calls", 1)], &[10]);
     assert_decides(
         &scene,
         &[],
@@ -164,14 +167,14 @@ fn the_order_of_holds_decides_nothing() {
 #[test]
 fn what_is_free_does_not_hide_what_less_would_cost() {
     let free = json!({"model": "percentage", "rate": 10, "event_minimum": 50, "event_maximum": 60, "free_units": 10_000});
-    let bounded = |caps: &[i64]| Scene::of(&[price("units", free.clone())], caps);
+    let bounded = |caps: &[i64]| CapFixture::of(&[price("units", free.clone())], caps);
     assert_decides(&bounded(&[10]), &[], &[("units=1000", "denied by of_10 50"), ("units=0", "0")]);
     // one event of 1 is 50 less a tenth; another may be as much as 50
     let used = [("units", "1")];
     assert_decides(&bounded(&[100]), &used, &[("units=1000", "1000"), ("units=1 calls=1", "1 1")]);
     assert_decides(&bounded(&[99]), &used, &[("units=1000", "denied by of_99 50")]);
     let plain = json!({"model": "percentage", "rate": 10, "fixed_amount": 1, "free_units": 100});
-    let plain = Scene::of(&[price("units", plain)], &[11]);
+    let plain = CapFixture::of(&[price("units", plain)], &[11]);
     // 1 for the event, and a tenth of what is above 100
     assert_decides(
         &plain,
@@ -192,7 +195,7 @@ proptest! {
         let fields = json!({"model": "percentage", "rate": format!("{}.{}", rate / 10, rate % 10),
             "fixed_amount": fixed, "event_minimum": least, "event_maximum": least + width, "free_units": free});
         let fields = price("units", fields);
-        let scene = Scene::of(std::slice::from_ref(&fields), &[cap]);
+        let scene = CapFixture::of(std::slice::from_ref(&fields), &[cap]);
         let of = |value: i64| value.to_string().parse::<Quantity>().unwrap();
         let before: Vec<(&str, Quantity)> = used.iter().map(|value| ("units", of(*value))).collect();
         let (mut held, mut events) = (Vec::new(), used.clone());
@@ -204,7 +207,7 @@ proptest! {
             }
         }
         let price = Price::read(fields).unwrap();
-        let cost = price.cost(&Used::of_values(&price, events.iter().map(|value| of(*value))));
+        let cost = price.cost(&RatedQuantity::of_values(&price, events.iter().map(|value| of(*value))));
         prop_assert!(held.is_empty() || cost <= Amount::from_minor_units(cap), "{cost} of {events:?}");
     }
 }

@@ -18,12 +18,14 @@ use std::time::Duration;
 use serde_json::{Map, Value, json};
 use uuid::Uuid;
 
-use super::book::{Answer, Book, Change, Counter, Line, LineKey, Outcome};
+use super::book::{CallOutcome, Counter, GateAnswer, GateState, HoldLine, HoldLineKey, ReservationChange};
 use super::covering::shortfall;
-use super::decision::{Denial, Denier, Grant, Level, LimitState, Reason, granted};
+use super::decision::{CounterState, Denial, Denier, GrantMode, LimitState, Reason, granted};
 use super::request::{Commit, Extend, OnExpiry, Release, Reserve};
-use super::reservation::{Hold, Moment, Record, Reservation, Status, holds};
-use super::standing::{CounterKey, CounterPeriod, Match, Member, Path, Since, Terms};
+use super::reservation::{Hold, Moment, Record, Reservation, ReservationStatus, holds};
+use super::standing::{
+    ApplicableLimit, CatalogIndex, CounterKey, CounterPeriod, EffectiveFrom, Path, PathSubject,
+};
 use crate::domain::catalog::Catalog;
 use crate::domain::digest::Digest;
 use crate::domain::fields::Violation;
@@ -31,7 +33,7 @@ use crate::domain::meter::StoredMeter;
 use crate::domain::names::{MeterKey, PlanKey};
 use crate::domain::pricing::exchange::Rates;
 use crate::domain::quantity::{Quantity, Total};
-use crate::domain::subscription::{Statement, Subscription};
+use crate::domain::subscription::{Subscription, SubscriptionParams};
 use crate::domain::timestamp::{MICROS_PER_SECOND, Timestamp};
 
 /// Noon, the day before a month's last.
@@ -141,12 +143,12 @@ struct World {
     /// That of the configuration: it rises with every plan.
     version: i64,
     plans: BTreeMap<String, Value>,
-    terms: Arc<Terms>,
+    terms: Arc<CatalogIndex>,
     /// Since when a plan has a limit of a definition.
-    since: HashMap<(String, Uuid), Since>,
+    since: HashMap<(String, Uuid), EffectiveFrom>,
     subscriptions: BTreeMap<String, Subscription>,
     counters: BTreeMap<CounterKey, (CounterPeriod, Counter)>,
-    lines: BTreeMap<LineKey, Line>,
+    lines: BTreeMap<HoldLineKey, HoldLine>,
     reservations: HashMap<Uuid, Reservation>,
     /// On which path, when, what.
     events: Vec<(i64, Timestamp, Record)>,
@@ -155,8 +157,8 @@ struct World {
 /// A counter as the facts have it.
 struct Fact {
     period: CounterPeriod,
-    level: Level,
-    lines: BTreeMap<LineKey, Line>,
+    level: CounterState,
+    lines: BTreeMap<HoldLineKey, HoldLine>,
 }
 
 impl World {
@@ -165,11 +167,11 @@ impl World {
     }
 
     fn path(&self, subject: &str) -> Path {
-        let member = |name: &&str| Member {
+        let member = |name: &&str| PathSubject {
             subject_id: path_id(name),
             subject: (*name).to_owned(),
             subscription: self.subscriptions.get(*name).cloned(),
-            ..Member::default()
+            ..PathSubject::default()
         };
         let members = lineage(subject).iter().map(member).collect();
         Path { id: path_id(subject), customer_id: None, members }.settled(self.clock(), &self.terms)
@@ -196,10 +198,10 @@ impl World {
                     }
                 }
                 statement.insert("overrides".into(), overrides.into());
-                let statement = Statement::read(statement.into()).unwrap();
+                let statement = SubscriptionParams::read(statement.into()).unwrap();
                 let before = self.subscriptions.get(*subject);
                 let next =
-                    Subscription::stated(before, statement, &self.terms.catalog, self.clock()).unwrap();
+                    Subscription::with_params(before, statement, &self.terms.catalog, self.clock()).unwrap();
                 self.subscriptions.insert((*subject).to_owned(), next);
             }
             ["track", subject, words @ ..] => {
@@ -244,7 +246,7 @@ impl World {
         });
         self.version += 1;
         let known = std::mem::take(&mut self.since);
-        let new = Since { at: self.clock(), version: self.version };
+        let new = EffectiveFrom { at: self.clock(), version: self.version };
         for plan in &catalog.plans {
             for limit in &plan.limits {
                 let name = (plan.key.to_string(), limit.definition());
@@ -252,7 +254,8 @@ impl World {
                 self.since.insert(name, since);
             }
         }
-        self.terms = Arc::new(Terms::new(catalog.clone(), meters.collect(), &self.since, Rates::default()));
+        self.terms =
+            Arc::new(CatalogIndex::new(catalog.clone(), meters.collect(), &self.since, Rates::default()));
         let on_it: &[&str] = match key {
             "seat" => &["user", "peer"],
             "org" => &["org"],
@@ -288,13 +291,14 @@ impl World {
         for found in paths.iter().flat_map(|path| self.terms.of_member(&path.members[0])) {
             let limit = &found.terms.limit;
             for period in instants.iter().filter_map(|at| found.counter_at(*at)) {
-                let mut level = Level::default();
+                let mut level = CounterState::default();
                 for (path_id, at, record) in &self.events {
                     let counts = limit.meter == record.meter && limit.filter.admits(&record.properties);
-                    if counts && is_on(&found.member.subject, *path_id) && period.counted().contains(*at) {
+                    if counts && is_on(&found.member.subject, *path_id) && period.counted_span().contains(*at)
+                    {
                         let more = Total::from(record.quantity);
                         level.used =
-                            if found.terms.is_counted() { level.used + more } else { level.used.max(more) };
+                            if found.terms.uses_counter() { level.used + more } else { level.used.max(more) };
                     }
                 }
                 let lines = self.open_lines(&found, period);
@@ -305,7 +309,11 @@ impl World {
         facts
     }
 
-    fn open_lines(&self, found: &Match<'_>, period: CounterPeriod) -> BTreeMap<LineKey, Line> {
+    fn open_lines(
+        &self,
+        found: &ApplicableLimit<'_>,
+        period: CounterPeriod,
+    ) -> BTreeMap<HoldLineKey, HoldLine> {
         let limit = &found.terms.limit;
         let here = |of: &&Reservation| {
             is_on(&found.member.subject, of.path_id) && found.counter_at(of.created_at) == Some(period)
@@ -313,9 +321,9 @@ impl World {
         let line = |of: &Reservation, hold: &Hold| {
             let quantity = of.open(hold, self.clock());
             let counts = limit.meter == hold.meter && limit.filter.admits(&hold.properties);
-            let key = LineKey { counter: period.key, expires_at: of.expires_at, reservation: of.key };
+            let key = HoldLineKey { counter: period.key, expires_at: of.expires_at, reservation: of.key };
             (counts && !quantity.is_zero())
-                .then_some((key, Line { quantity, covered: Total::default(), on_expiry: of.on_expiry }))
+                .then_some((key, HoldLine { quantity, covered: Total::default(), on_expiry: of.on_expiry }))
         };
         let held = self.reservations.values().filter(here);
         held.flat_map(|of| of.holds.iter().filter_map(move |hold| line(of, hold))).collect()
@@ -333,14 +341,14 @@ impl World {
             if self.counters.contains_key(&key) || period.is_closed(self.clock()) {
                 continue;
             }
-            assert!(!period.starts_at_zero || level == Level::default(), "{period:?} {level:?}");
+            assert!(!period.starts_at_zero || level == CounterState::default(), "{period:?} {level:?}");
             self.counters.insert(key, (period, Counter { level, ..Counter::default() }));
             self.lines.extend(lines);
         }
     }
 
-    fn open<'a>(&self, terms: &'a Terms, swept: bool) -> Book<'a> {
-        let mut book = Book::open(terms, Moment { now: self.clock(), age_max: AGE_MAX, taken: &NONE });
+    fn open<'a>(&self, terms: &'a CatalogIndex, swept: bool) -> GateState<'a> {
+        let mut book = GateState::open(terms, Moment { now: self.clock(), age_max: AGE_MAX, taken: &NONE });
         book.paths = SUBJECTS.map(|subject| (path_id(subject), Arc::new(self.path(subject)))).into();
         book.reservations.clone_from(&self.reservations);
         for (key, (_, counter)) in &self.counters {
@@ -350,18 +358,18 @@ impl World {
         }
         for (key, line) in self.lines.iter().filter(|(key, _)| key.expires_at <= self.clock()) {
             match line.on_expiry {
-                OnExpiry::Release => book.lapse_line(*key, *line),
-                OnExpiry::Commit => book.lapse(key.reservation),
+                OnExpiry::Release => book.expire_line(*key, *line),
+                OnExpiry::Commit => book.expire(key.reservation),
             }
         }
         for key in self.reservations.keys().filter(|_| swept) {
-            book.lapse(*key);
+            book.expire(*key);
         }
         book
     }
 
     /// With what a book came to written down.
-    fn after(&self, book: &Book<'_>) -> Self {
+    fn after(&self, book: &GateState<'_>) -> Self {
         let mut next = self.clone();
         for (key, counter) in &book.counters {
             next.counters.get_mut(key).unwrap().1 = *counter;
@@ -374,7 +382,7 @@ impl World {
             };
         }
         for (key, change) in &book.changed {
-            assert_eq!(*change == Change::Altered, self.reservations.contains_key(key));
+            assert_eq!(*change == ReservationChange::Altered, self.reservations.contains_key(key));
             next.reservations.insert(*key, book.reservations[key].clone());
         }
         next.events.extend(book.entries.iter().map(|entry| (entry.path.id, entry.at, entry.record.clone())));
@@ -390,7 +398,8 @@ impl World {
             assert_eq!(counter.level.held, total(lines().map(|(_, line)| line)), "{row}");
             assert!(lines().eq(&fact.lines), "{row}: {:?} {:?}", lines().collect::<Vec<_>>(), fact.lines);
             assert_eq!(counter.level, fact.level, "{row}: {key:?}");
-            let no_sooner = |line: &LineKey| counter.next_expiry.is_some_and(|next| next <= line.expires_at);
+            let no_sooner =
+                |line: &HoldLineKey| counter.next_expiry.is_some_and(|next| next <= line.expires_at);
             assert!(lines().all(|(line, _)| no_sooner(line)), "{row}");
         }
         let ids: HashSet<Uuid> = self.events.iter().map(|(_, _, record)| record.key).collect();
@@ -398,7 +407,7 @@ impl World {
     }
 
     /// What a call comes to, in words.
-    fn call(&self, book: &mut Book<'_>, words: &[&str]) -> String {
+    fn call(&self, book: &mut GateState<'_>, words: &[&str]) -> String {
         let [verb, words @ ..] = words else { panic!("no call") };
         if *verb == "check" {
             return self.check(book, words);
@@ -408,7 +417,7 @@ impl World {
         let answer = match *verb {
             "reserve" => {
                 let call = Reserve::read(body(words, "reserve"))
-                    .and_then(|call| call.refuse(&self.terms, true).map(|()| call));
+                    .and_then(|call| call.validate(&self.terms, true).map(|()| call));
                 call.map(|call| {
                     let path = Arc::new(self.path(call.subject.as_str()));
                     book.reserve(key, id, &call, Some(&path))
@@ -421,35 +430,35 @@ impl World {
         };
         match answer {
             Ok(answer) => self.shown(book, &answer),
-            Err(flaws) => invalid(&flaws),
+            Err(violations) => invalid(&violations),
         }
     }
 
-    fn check(&self, book: &mut Book<'_>, words: &[&str]) -> String {
+    fn check(&self, book: &mut GateState<'_>, words: &[&str]) -> String {
         let call = match Reserve::read(body(words, "reserve")) {
             Ok(call) => call,
-            Err(flaws) => return invalid(&flaws),
+            Err(violations) => return invalid(&violations),
         };
         let path = self.path(call.subject.as_str());
         for ask in &call.asks {
             let found = self.terms.matching(&path, &ask.meter, &ask.properties);
-            for level in found.filter(|found| !found.terms.is_counted()) {
+            for level in found.filter(|found| !found.terms.uses_counter()) {
                 let counter = book.counters.get_mut(&level.counter_at(self.clock()).unwrap().key).unwrap();
                 counter.becomes = Some(counter.level.used.max(ask.value.amount().into()));
             }
         }
-        if let Err(flaws) = call.refuse(&self.terms, false) {
-            return invalid(&flaws);
+        if let Err(violations) = call.validate(&self.terms, false) {
+            return invalid(&violations);
         }
         let outcome = match book.test(&call.asks, &path) {
-            Ok(grants) => Outcome::Allowed { holds: holds(&call.asks, &grants) },
-            Err(denial) => Outcome::Denied(denial),
+            Ok(grants) => CallOutcome::Allowed { holds: holds(&call.asks, &grants) },
+            Err(denial) => CallOutcome::Denied(denial),
         };
         let uses = call.asks.iter().map(|ask| (&ask.meter, &ask.properties));
-        self.shown(book, &Answer { outcome, limits: book.limits(&path, uses), at: self.clock() })
+        self.shown(book, &GateAnswer { outcome, limits: book.limits(&path, uses), at: self.clock() })
     }
 
-    fn shown(&self, book: &Book<'_>, answer: &Answer) -> String {
+    fn shown(&self, book: &GateState<'_>, answer: &GateAnswer) -> String {
         for state in &answer.limits {
             let shown = self.level(book, &format!("{}.{}", state.subject, state.key));
             assert_eq!(format!("{}+{}", state.used, state.held), shown);
@@ -459,20 +468,20 @@ impl World {
         assert!(answer.limits.is_sorted_by_key(|state| path_id(&state.subject)), "the nearest subject first");
         let committed = |of: &Reservation| joined(of.holds.iter().map(|hold| &hold.committed));
         let status = |of: &Reservation| match of.status(book.moment.now) {
-            Status::Held => "held",
-            Status::Committed => "committed",
-            Status::Released => "released",
-            Status::Expired => "expired",
+            ReservationStatus::Held => "held",
+            ReservationStatus::Committed => "committed",
+            ReservationStatus::Released => "released",
+            ReservationStatus::Expired => "expired",
         };
         let (said, is_replayed) = match &answer.outcome {
-            Outcome::Held { reservation, replayed } => {
+            CallOutcome::Held { reservation, replayed } => {
                 if !*replayed {
                     self.assert_hard_rule(reservation, answer);
                 }
                 let held = joined(reservation.holds.iter().map(|hold| &hold.value));
                 (format!("{} {held}", status(reservation)), *replayed)
             }
-            Outcome::Committed { reservation, events, replayed } => {
+            CallOutcome::Committed { reservation, events, replayed } => {
                 let known = self.events.iter().map(|(_, _, record)| record);
                 let known: HashMap<Uuid, Quantity> = known
                     .chain(book.entries.iter().map(|entry| &entry.record))
@@ -487,16 +496,16 @@ impl World {
                 let late = if reservation.late { " late" } else { "" };
                 (format!("{step}committed {} [{events}]{over}{late}", committed(reservation)), *replayed)
             }
-            Outcome::Released { reservation, replayed } => (status(reservation).to_owned(), *replayed),
-            Outcome::Extended { reservation } => {
+            CallOutcome::Released { reservation, replayed } => (status(reservation).to_owned(), *replayed),
+            CallOutcome::Extended { reservation } => {
                 let held = joined(reservation.holds.iter().map(|hold| &hold.value));
                 let until = reservation.expires_at.micros() - time("0").micros();
                 (format!("held {held} until {}", until / MICROS_PER_SECOND), false)
             }
-            Outcome::Allowed { holds } => {
+            CallOutcome::Allowed { holds } => {
                 (format!("allowed {}", joined(holds.iter().map(|hold| &hold.value))), false)
             }
-            Outcome::Denied(denial) => {
+            CallOutcome::Denied(denial) => {
                 for denier in &denial.denied_by {
                     let Denier::Limit(denier) = denier else { panic!("no plan of these has caps") };
                     let asked = Total::from(denier.requested);
@@ -508,14 +517,14 @@ impl World {
                 }
                 (denied(denial), false)
             }
-            Outcome::Refused(refusal) => (refusal.code().to_owned(), false),
-            Outcome::Invalid(flaws) => (invalid(flaws), false),
+            CallOutcome::Refused(refusal) => (refusal.code().to_owned(), false),
+            CallOutcome::Invalid(violations) => (invalid(violations), false),
         };
         if is_replayed { format!("replayed {said}") } else { said }
     }
 
     /// What was just held passes no quota.
-    fn assert_hard_rule(&self, made: &Reservation, answer: &Answer) {
+    fn assert_hard_rule(&self, made: &Reservation, answer: &GateAnswer) {
         let path = self.path(SUBJECTS.iter().find(|subject| path_id(subject) == made.path_id).unwrap());
         for found in self.terms.of_path(&path).filter(|found| found.terms.is_hard()) {
             let is_it =
@@ -529,19 +538,19 @@ impl World {
     }
 
     /// Used and held of `user.tokens`, now or in the period around `user.tokens@time`.
-    fn level(&self, book: &Book<'_>, name: &str) -> String {
+    fn level(&self, book: &GateState<'_>, name: &str) -> String {
         let (name, at) = name.split_once('@').map_or((name, self.clock()), |(name, at)| (name, time(at)));
         let (subject, key) = name.split_once('.').unwrap();
         let path = self.path(subject);
         let mut limits = self.terms.of_member(&path.members[0]);
         let Some(found) = limits.find(|found| found.key().as_str() == key) else { return "none".to_owned() };
         let counter = found.counter_at(at).and_then(|period| book.counters.get(&period.key));
-        let Level { used, held, .. } = counter.map(|counter| counter.level).unwrap_or_default();
+        let CounterState { used, held, .. } = counter.map(|counter| counter.level).unwrap_or_default();
         format!("{used}+{held}")
     }
 }
 
-fn total<'a>(lines: impl Iterator<Item = &'a Line>) -> Total {
+fn total<'a>(lines: impl Iterator<Item = &'a HoldLine>) -> Total {
     lines.fold(Total::default(), |sum, line| sum + line.quantity.into())
 }
 
@@ -549,8 +558,8 @@ fn joined<'a>(quantities: impl Iterator<Item = &'a Quantity>) -> String {
     quantities.map(Quantity::to_string).collect::<Vec<_>>().join(",")
 }
 
-fn invalid(flaws: &[Violation]) -> String {
-    format!("{} {}", flaws[0].code, flaws[0].pointer)
+fn invalid(violations: &[Violation]) -> String {
+    format!("{} {}", violations[0].code, violations[0].pointer)
 }
 
 fn denied(denial: &Denial) -> String {
@@ -1324,7 +1333,7 @@ fn a_release_whose_answer_was_lost_was_made_once() {
 }
 
 /// A path whose one member has these limits, to match with levels.
-fn with_limits<T>(limits: &str, run: impl FnOnce(&[Match<'_>]) -> T) -> T {
+fn with_limits<T>(limits: &str, run: impl FnOnce(&[ApplicableLimit<'_>]) -> T) -> T {
     let mut world = World { now: Some(time("0")), ..World::default() };
     world.plan("org", limits);
     let path = world.path("org");
@@ -1379,15 +1388,15 @@ fn what_is_granted() {
         ),
     ];
     for (limits, levels, asked, expected) in cases {
-        let level = |(used, held): &(&str, &str)| Level {
+        let level = |(used, held): &(&str, &str)| CounterState {
             used: Total::from_decimal(used).unwrap(),
             held: Total::from_decimal(held).unwrap(),
-            ..Level::default()
+            ..CounterState::default()
         };
         let found = with_limits(limits, |limits| {
-            let limits: Vec<(Match<'_>, Level)> =
+            let limits: Vec<(ApplicableLimit<'_>, CounterState)> =
                 limits.iter().copied().zip(levels.iter().map(level)).collect();
-            [(Grant::Exactly, false), (Grant::UpTo, false), (Grant::UpTo, true)]
+            [(GrantMode::Exactly, false), (GrantMode::UpTo, false), (GrantMode::UpTo, true)]
                 .map(|(grant, whole)| granted(quantity(asked), grant, whole, &limits).map(|q| q.to_string()))
         });
         assert_eq!(found.each_ref().map(Option::as_deref), *expected, "{limits}: {levels:?} {asked}");
@@ -1419,7 +1428,7 @@ fn credits_bear_of_a_use_what_the_quota_does_not_and_nothing_of_others() {
     for (quota, levels, asked, expected) in cases {
         let [used, held, covered] = levels.map(|level| Total::from_decimal(level).unwrap());
         let found = with_limits(&format!("tokens {quota}/lifetime"), |limits| {
-            shortfall(&limits[0], Level { used, held, covered }, quantity(asked)).to_string()
+            shortfall(&limits[0], CounterState { used, held, covered }, quantity(asked)).to_string()
         });
         assert_eq!(found, expected, "{quota} {levels:?} {asked}");
     }
@@ -1461,8 +1470,9 @@ fn a_counter_starts_at_zero_only_where_nothing_can_have_been_recorded() {
             };
             for found in limits {
                 let mut terms = found.terms.clone();
-                terms.since = Since { at: time(limit_since), version: if came_later { 2 } else { 1 } };
-                let found = Match { subscription: &subscription, terms: &terms, ..*found };
+                terms.since =
+                    EffectiveFrom { at: time(limit_since), version: if came_later { 2 } else { 1 } };
+                let found = ApplicableLimit { subscription: &subscription, terms: &terms, ..*found };
                 let counter = found.counter_at(time(at)).unwrap();
                 // a lifetime began before any limit
                 let is_day = found.key().as_str() == "tokens";
@@ -1471,15 +1481,17 @@ fn a_counter_starts_at_zero_only_where_nothing_can_have_been_recorded() {
                     counter.starts_at_zero, expected,
                     "{pristine} {terms_since} {limit_since} {at} {is_day}"
                 );
-                assert_eq!(counter.counted(), counter.period);
+                assert_eq!(counter.counted_span(), counter.period);
             }
         });
     }
     // of unknown age: it must look
     with_limits("tokens 5/day", |limits| {
         let mut terms = limits[0].terms.clone();
-        terms.since = Since { at: Timestamp::MAX, version: i64::MAX };
-        assert!(!Match { terms: &terms, ..limits[0] }.counter_at(time("90d")).unwrap().starts_at_zero);
+        terms.since = EffectiveFrom { at: Timestamp::MAX, version: i64::MAX };
+        assert!(
+            !ApplicableLimit { terms: &terms, ..limits[0] }.counter_at(time("90d")).unwrap().starts_at_zero
+        );
     });
 }
 
@@ -1489,11 +1501,11 @@ fn a_counter_after_a_reset_counts_from_there() {
         let [found] = limits else { panic!("{limits:?}") };
         let mut subscription = found.subscription.clone();
         subscription.resets.insert(found.terms.definition, time("1h"));
-        let found = Match { subscription: &subscription, ..*found };
+        let found = ApplicableLimit { subscription: &subscription, ..*found };
         // what happened before it in its period is not counted any more
         assert_eq!(found.counter_at(time("3599")), None);
         let counter = found.counter_at(time("1h")).unwrap();
-        assert_eq!((counter.since, counter.counted().to), (time("1h"), time("12h")));
+        assert_eq!((counter.since, counter.counted_span().to), (time("1h"), time("12h")));
         assert_eq!((counter.key.period_start, counter.period.from), (time("-12h"), time("-12h")));
         // the day before is not either, and the day after counts as a whole
         assert_eq!(found.counter_at(time("-1d")), None);

@@ -6,16 +6,16 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use uuid::Uuid;
 
-use super::book::Book;
-use super::decision::{Denial, Denier, Grant, Level, Reason, fits};
-use super::request::{Ask, OnExpiry};
+use super::book::GateState;
+use super::decision::{CounterState, Denial, Denier, GrantMode, Reason, fits};
+use super::request::{HoldRequest, OnExpiry};
 use super::reservation::{Record, Reservation};
-use super::standing::{Match, Path};
+use super::standing::{ApplicableLimit, Path};
 use crate::domain::credits::accounts::Cause;
-use crate::domain::credits::cover::{Cover, Share};
-use crate::domain::credits::money::Counted;
-use crate::domain::credits::rate::Use;
-use crate::domain::credits::wallet::{Parts, Taken, Wallet, quantity_of};
+use crate::domain::credits::cover::{CoverageShare, CreditCoverage};
+use crate::domain::credits::money::CountedLimit;
+use crate::domain::credits::rate::CostedUse;
+use crate::domain::credits::wallet::{GrantShares, TentativeAmounts, Wallet, quantity_of};
 use crate::domain::event::Properties;
 use crate::domain::names::MeterKey;
 use crate::domain::quantity::{Quantity, Total};
@@ -27,7 +27,7 @@ pub struct Credits {
     pub wallets: BTreeMap<i64, Wallet>,
     /// What reservations hold of grants; none: no more.
     pub lines: BTreeMap<CreditLineKey, Option<CreditLine>>,
-    pub paid: Vec<Paid>,
+    pub paid: Vec<PaidShare>,
 }
 
 /// Names what a reservation holds of a grant.
@@ -47,7 +47,7 @@ pub struct CreditLine {
 
 /// What credits have paid for, for good, of what a counter counts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Paid {
+pub struct PaidShare {
     pub subject_id: i64,
     pub definition: Uuid,
     pub at: Timestamp,
@@ -57,17 +57,17 @@ pub struct Paid {
 
 /// A use that is to be covered.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Asked<'a> {
+pub(super) struct CoverageRequest<'a> {
     pub(super) meter: &'a MeterKey,
     pub(super) properties: &'a Properties,
     pub(super) quantity: Quantity,
 }
 
 /// The limits of one subject that credits extend, with their levels.
-type Extended<'p> = BTreeMap<i64, Vec<(Match<'p>, Level)>>;
+type LimitsByCreditUnit<'p> = BTreeMap<i64, Vec<(ApplicableLimit<'p>, CounterState)>>;
 
-fn extended<'p>(limits: &[(Match<'p>, Level)]) -> Extended<'p> {
-    let mut found = Extended::new();
+fn limits_with_credit_overage<'p>(limits: &[(ApplicableLimit<'p>, CounterState)]) -> LimitsByCreditUnit<'p> {
+    let mut found = LimitsByCreditUnit::new();
     for (limit, level) in limits.iter().filter(|(limit, _)| limit.terms.is_covered()) {
         found.entry(limit.member.subject_id).or_default().push((*limit, *level));
     }
@@ -77,7 +77,7 @@ fn extended<'p>(limits: &[(Match<'p>, Level)]) -> Extended<'p> {
 /// What of a use the quota does not bear: never more than the use. What was recorded beyond the quota before
 /// takes it up, and is nobody's to pay for. Of a use of nothing it is the least there is where the quota is
 /// passed already: then it may run where any use may.
-pub(super) fn shortfall(found: &Match<'_>, level: Level, more: Quantity) -> Quantity {
+pub(super) fn shortfall(found: &ApplicableLimit<'_>, level: CounterState, more: Quantity) -> Quantity {
     let Some(quota) = found.quota() else { return Quantity::default() };
     let above = level.used + level.held - level.covered - quota.into();
     if above > Total::default() {
@@ -86,29 +86,31 @@ pub(super) fn shortfall(found: &Match<'_>, level: Level, more: Quantity) -> Quan
     (above + more.into()).or_zero().quantity().unwrap_or(Quantity::MAX)
 }
 
-fn greatest(limits: &[(Match<'_>, Level)], more: Quantity) -> Quantity {
+fn largest_shortfall(limits: &[(ApplicableLimit<'_>, CounterState)], more: Quantity) -> Quantity {
     limits.iter().map(|(found, level)| shortfall(found, *level, more)).max().unwrap_or_default()
 }
 
-impl Book<'_> {
+impl GateState<'_> {
     /// What the grants of a subject bear of a quantity that its limits fall short of where `more` is used.
     fn parts<'p>(
         &self,
-        limits: &[(Match<'p>, Level)],
+        limits: &[(ApplicableLimit<'p>, CounterState)],
         (meter, properties): (&MeterKey, &Properties),
         more: Quantity,
         quantity: Quantity,
-        taken: &Taken,
-    ) -> Parts {
-        let Some((first, _)) = limits.first() else { return Parts::new() };
-        let Some(wallet) = self.credits.wallets.get(&first.member.subject_id) else { return Parts::new() };
-        let need = greatest(limits, more);
-        let counted = |(found, level): &(Match<'p>, Level)| Counted {
+        taken: &TentativeAmounts,
+    ) -> GrantShares {
+        let Some((first, _)) = limits.first() else { return GrantShares::new() };
+        let Some(wallet) = self.credits.wallets.get(&first.member.subject_id) else {
+            return GrantShares::new();
+        };
+        let need = largest_shortfall(limits, more);
+        let counted = |(found, level): &(ApplicableLimit<'p>, CounterState)| CountedLimit {
             limit: &found.terms.limit,
             before: level.used + level.held + more.into() - need.into(),
         };
-        let counted: Vec<Counted<'_>> = limits.iter().map(counted).collect();
-        let of = Use {
+        let counted: Vec<CountedLimit<'_>> = limits.iter().map(counted).collect();
+        let of = CostedUse {
             catalog: &self.terms.catalog,
             prices: &first.subscription.prices(&self.terms.catalog),
             meter,
@@ -123,12 +125,12 @@ impl Book<'_> {
     /// not reach for any of it. What it takes of grants is noted, for what is asked for beside it.
     pub(super) fn covered_grant(
         &self,
-        ask: &Ask,
+        ask: &HoldRequest,
         granted: Option<Quantity>,
-        limits: &[(Match<'_>, Level)],
-        taken: &mut Taken,
+        limits: &[(ApplicableLimit<'_>, CounterState)],
+        taken: &mut TentativeAmounts,
     ) -> Result<Option<Quantity>, BTreeSet<i64>> {
-        let extended = extended(limits);
+        let extended = limits_with_credit_overage(limits);
         if extended.is_empty() {
             return Ok(granted);
         }
@@ -136,18 +138,18 @@ impl Book<'_> {
         let asked = granted.unwrap_or_else(|| ask.value.amount());
         let (mut left, mut short) = (Total::from(asked), BTreeSet::new());
         for (subject_id, limits) in &extended {
-            let need = greatest(limits, asked);
+            let need = largest_shortfall(limits, asked);
             let covers = |quantity| quantity_of(&self.parts(limits, of, asked, quantity, taken));
             if need.is_zero() || covers(need) >= need {
                 continue;
             }
-            let room = |(found, level): &(Match<'_>, Level)| {
+            let room = |(found, level): &(ApplicableLimit<'_>, CounterState)| {
                 Some((Total::from(found.quota()?) - level.used - level.held + level.covered).or_zero())
             };
             let reach = limits.iter().filter_map(room).min().unwrap_or(left) + covers(Quantity::MAX).into();
             left = left.min(reach);
             // of nothing, too, something must be left
-            if ask.grant == Grant::Exactly || reach < self.least(ask).max(Quantity::SMALLEST).into() {
+            if ask.grant == GrantMode::Exactly || reach < self.least(ask).max(Quantity::SMALLEST).into() {
                 short.insert(*subject_id);
             }
         }
@@ -157,19 +159,24 @@ impl Book<'_> {
         let Some(_) = granted else { return Ok(None) };
         let left = left.or_zero().quantity().unwrap_or(asked);
         let left = if self.is_whole(ask) { left.whole() } else { left };
-        let asked = Asked { meter: &ask.meter, properties: &ask.properties, quantity: left };
+        let asked = CoverageRequest { meter: &ask.meter, properties: &ask.properties, quantity: left };
         self.covers(asked, limits, taken);
         Ok(Some(left))
     }
 
     /// What credits bear of a use that was granted; it is noted as taken.
-    fn covers(&self, asked: Asked<'_>, limits: &[(Match<'_>, Level)], taken: &mut Taken) -> Vec<Cover> {
+    fn covers(
+        &self,
+        asked: CoverageRequest<'_>,
+        limits: &[(ApplicableLimit<'_>, CounterState)],
+        taken: &mut TentativeAmounts,
+    ) -> Vec<CreditCoverage> {
         let mut covers = Vec::new();
         if asked.quantity.is_zero() {
             return covers;
         }
-        for (subject_id, limits) in extended(limits) {
-            let need = greatest(&limits, asked.quantity);
+        for (subject_id, limits) in limits_with_credit_overage(limits) {
+            let need = largest_shortfall(&limits, asked.quantity);
             let of = (asked.meter, asked.properties);
             let parts = self.parts(&limits, of, asked.quantity, need, taken);
             for part in &parts {
@@ -179,7 +186,7 @@ impl Book<'_> {
             let borne = quantity_of(&parts);
             let shares = shares(&limits, asked.quantity, borne);
             if !parts.is_empty() {
-                covers.push(Cover { subject_id, parts, shares });
+                covers.push(CreditCoverage { subject_id, parts, shares });
             }
         }
         covers
@@ -190,11 +197,11 @@ impl Book<'_> {
     pub(super) fn covers_of(
         &self,
         path: &Path,
-        uses: &[Asked<'_>],
+        uses: &[CoverageRequest<'_>],
         order: &[usize],
         at: Timestamp,
-    ) -> Vec<Vec<Cover>> {
-        let (mut covers, mut taken) = (vec![Vec::new(); uses.len()], Taken::new());
+    ) -> Vec<Vec<CreditCoverage>> {
+        let (mut covers, mut taken) = (vec![Vec::new(); uses.len()], TentativeAmounts::new());
         for place in order.iter().copied().filter(|_| !self.credits.wallets.is_empty()) {
             let asked = uses[place];
             let limits = self.levels(path, asked.meter, asked.properties, at);
@@ -206,10 +213,10 @@ impl Book<'_> {
     /// What stands in the way of holds that grow.
     pub(super) fn growth_denied(
         &self,
-        limits: &[(Match<'_>, Level)],
-        asked: Asked<'_>,
+        limits: &[(ApplicableLimit<'_>, CounterState)],
+        asked: CoverageRequest<'_>,
         value: Quantity,
-        taken: &mut Taken,
+        taken: &mut TentativeAmounts,
         at: Timestamp,
     ) -> Vec<(Reason, Denier)> {
         let more = asked.quantity;
@@ -222,8 +229,8 @@ impl Book<'_> {
             })
             .map(|(found, level)| (Reason::LimitReached, Denier::of(found, *level, value, at)))
             .collect();
-        for limits in extended(limits).into_values() {
-            let need = greatest(&limits, more);
+        for limits in limits_with_credit_overage(limits).into_values() {
+            let need = largest_shortfall(&limits, more);
             let of = (asked.meter, asked.properties);
             if need.is_zero() || quantity_of(&self.parts(&limits, of, more, need, taken)) >= need {
                 continue;
@@ -249,8 +256,8 @@ impl Book<'_> {
         (before, after): (Option<&Reservation>, &Reservation),
         index: usize,
         record: Option<&Record>,
-        added: Vec<Cover>,
-    ) -> (Vec<Cover>, Vec<Cover>) {
+        added: Vec<CreditCoverage>,
+    ) -> (Vec<CreditCoverage>, Vec<CreditCoverage>) {
         let now = self.moment.now;
         let hold = &after.holds[index];
         let old = before.filter(|old| old.is_holding(now)).map(|old| (&old.holds[index], old));
@@ -259,7 +266,8 @@ impl Book<'_> {
         let mut left = old.map(|(hold, old)| old.open(hold, now)).unwrap_or_default();
         if let Some(record) = record {
             let within = record.quantity.min(left);
-            let cut: Vec<(Cover, Cover)> = kept.iter().map(|cover| cover.split(within, left)).collect();
+            let cut: Vec<(CreditCoverage, CreditCoverage)> =
+                kept.iter().map(|cover| cover.split(within, left)).collect();
             (spent, kept) = cut.into_iter().unzip();
             left = left.above(within);
             for cover in &spent {
@@ -272,8 +280,9 @@ impl Book<'_> {
         let open = after.open(hold, now);
         let back = if open.is_zero() { Quantity::MAX } else { left.above(open) };
         if !back.is_zero() {
-            let cut: Vec<(Cover, Cover)> = kept.iter().map(|cover| cover.less(back)).collect();
-            let given: Vec<Cover>;
+            let cut: Vec<(CreditCoverage, CreditCoverage)> =
+                kept.iter().map(|cover| cover.less(back)).collect();
+            let given: Vec<CreditCoverage>;
             (kept, given) = cut.into_iter().unzip();
             for cover in given {
                 if let Some(wallet) = self.credits.wallets.get_mut(&cover.subject_id) {
@@ -298,10 +307,10 @@ impl Book<'_> {
     }
 
     /// Notes what was paid for good.
-    pub(super) fn note_paid(&mut self, covers: &[Cover], at: Timestamp, event: Uuid) {
+    pub(super) fn note_paid(&mut self, covers: &[CreditCoverage], at: Timestamp, event: Uuid) {
         for cover in covers {
             for share in &cover.shares {
-                self.credits.paid.push(Paid {
+                self.credits.paid.push(PaidShare {
                     subject_id: cover.subject_id,
                     definition: share.definition,
                     at,
@@ -360,20 +369,20 @@ impl Book<'_> {
             level.used = level.used - quantity.into();
         }
         let mut done = Vec::new();
-        for (subject_id, limits) in extended(&limits) {
-            let need = greatest(&limits, quantity);
+        for (subject_id, limits) in limits_with_credit_overage(&limits) {
+            let need = largest_shortfall(&limits, quantity);
             if need.is_zero() {
                 continue;
             }
-            let parts = self.parts(&limits, (meter, properties), quantity, need, &Taken::new());
+            let parts = self.parts(&limits, (meter, properties), quantity, need, &TentativeAmounts::new());
             let borne = quantity_of(&parts);
             let shares = shares(&limits, quantity, borne);
-            let counter_of = |share: &Share| {
+            let counter_of = |share: &CoverageShare| {
                 let found = limits.iter().find(|(found, _)| found.terms.definition == share.definition);
                 Some((found?.0.counter_at(at)?.key, share.covered))
             };
             let spared: Vec<_> = shares.iter().filter_map(counter_of).collect();
-            done.push((Cover { subject_id, parts, shares }, spared, need.above(borne)));
+            done.push((CreditCoverage { subject_id, parts, shares }, spared, need.above(borne)));
         }
         for (cover, spared, uncovered) in done {
             for (key, covered) in spared {
@@ -395,8 +404,8 @@ impl Book<'_> {
     /// What denies where credits do not reach.
     pub(super) fn short_of_credits(
         &self,
-        ask: &Ask,
-        limits: &[(Match<'_>, Level)],
+        ask: &HoldRequest,
+        limits: &[(ApplicableLimit<'_>, CounterState)],
         short: &BTreeSet<i64>,
         least: Quantity,
     ) -> Vec<Denier> {
@@ -410,15 +419,19 @@ impl Book<'_> {
     }
 }
 
-fn shares(limits: &[(Match<'_>, Level)], more: Quantity, borne: Quantity) -> Vec<Share> {
-    let mut shares: Vec<Share> = Vec::new();
+fn shares(
+    limits: &[(ApplicableLimit<'_>, CounterState)],
+    more: Quantity,
+    borne: Quantity,
+) -> Vec<CoverageShare> {
+    let mut shares: Vec<CoverageShare> = Vec::new();
     for (found, level) in limits {
         let covered = shortfall(found, *level, more).min(borne);
         let definition = found.terms.definition;
         // limits of one definition share a counter: the larger share is that of the counter
         match shares.iter_mut().find(|share| share.definition == definition) {
             Some(share) => share.covered = share.covered.max(covered),
-            None if !covered.is_zero() => shares.push(Share { definition, covered }),
+            None if !covered.is_zero() => shares.push(CoverageShare { definition, covered }),
             None => {}
         }
     }

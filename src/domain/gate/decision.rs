@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use super::standing::{Match, Path, Terms};
+use super::standing::{ApplicableLimit, CatalogIndex, Path};
 use crate::domain::event::Properties;
 use crate::domain::names::{ItemKey, MeterKey};
 use crate::domain::plan::Unmatched;
@@ -14,7 +14,7 @@ use crate::domain::window::Span;
 
 /// What is used and held of a limit's quota.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Level {
+pub struct CounterState {
     pub used: Total,
     pub held: Total,
     /// The part of both that credits bear.
@@ -67,7 +67,7 @@ pub struct LimitState {
 }
 
 impl LimitState {
-    pub fn of(found: &Match<'_>, level: Level, now: Timestamp) -> Self {
+    pub fn of(found: &ApplicableLimit<'_>, level: CounterState, now: Timestamp) -> Self {
         let (quota, period) = (found.quota(), found.period_at(now));
         let covered = found.terms.is_covered().then_some(level.covered);
         let borne = level.used + level.held - covered.unwrap_or_default();
@@ -131,7 +131,7 @@ pub struct CapDenier {
 }
 
 impl Denier {
-    pub fn of(found: &Match<'_>, level: Level, requested: Quantity, now: Timestamp) -> Self {
+    pub fn of(found: &ApplicableLimit<'_>, level: CounterState, requested: Quantity, now: Timestamp) -> Self {
         let LimitState { subject, key, meter, quota, used, held, covered, resets_at, .. } =
             LimitState::of(found, level, now);
         Self::Limit(LimitDenier { subject, key, meter, quota, used, held, covered, requested, resets_at })
@@ -160,8 +160,8 @@ impl Denial {
 }
 
 /// What stands in the way of a use before any quota is looked at.
-pub fn obstacle<'a>(
-    terms: &Terms,
+pub fn precheck<'a>(
+    terms: &CatalogIndex,
     path: &Path,
     uses: impl Iterator<Item = (&'a MeterKey, &'a Properties)>,
 ) -> Option<Denial> {
@@ -172,13 +172,14 @@ pub fn obstacle<'a>(
     }
     let unmatched = terms.catalog.plan(&nearest.plan).map_or(Unmatched::Deny, |plan| plan.unmatched);
     let mut uses = uses;
-    let stray = uses.any(|(meter, properties)| terms.matching(path, meter, properties).next().is_none());
-    (stray && unmatched == Unmatched::Deny).then(|| Denial::bare(Reason::Unmatched))
+    let unmatched_use =
+        uses.any(|(meter, properties)| terms.matching(path, meter, properties).next().is_none());
+    (unmatched_use && unmatched == Unmatched::Deny).then(|| Denial::bare(Reason::Unmatched))
 }
 
 /// How much of what is asked is granted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Grant {
+pub enum GrantMode {
     /// All of it or none.
     Exactly,
     /// What is left of it.
@@ -186,7 +187,7 @@ pub enum Grant {
 }
 
 /// The hard rule: used + held + more must not pass the quota. A value of zero takes the same test.
-pub fn fits(quota: Option<Quantity>, level: Level, more: Total) -> bool {
+pub fn fits(quota: Option<Quantity>, level: CounterState, more: Total) -> bool {
     quota.is_none_or(|quota| level.used + level.held + more <= Total::from(quota))
 }
 
@@ -194,16 +195,16 @@ pub fn fits(quota: Option<Quantity>, level: Level, more: Total) -> bool {
 /// credits extend; `whole`: in whole units. None where it is denied.
 pub fn granted(
     asked: Quantity,
-    grant: Grant,
+    grant: GrantMode,
     whole: bool,
-    limits: &[(Match<'_>, Level)],
+    limits: &[(ApplicableLimit<'_>, CounterState)],
 ) -> Option<Quantity> {
     let hard = || limits.iter().filter(|(found, _)| found.terms.is_hard() && !found.terms.is_covered());
     let fits_all = |more: Quantity| hard().all(|(found, level)| fits(found.quota(), *level, more.into()));
     if fits_all(asked) {
         return Some(asked);
     }
-    if grant == Grant::Exactly {
+    if grant == GrantMode::Exactly {
         return None;
     }
     let left = hard()

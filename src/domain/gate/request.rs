@@ -3,11 +3,11 @@
 use serde_json::Value;
 use uuid::Uuid;
 
-use super::decision::Grant;
-use super::standing::Terms;
+use super::decision::GrantMode;
+use super::standing::CatalogIndex;
 use crate::domain::digest::Digest;
 use crate::domain::event::Properties;
-use crate::domain::fields::{self, Fields, Read, Violation};
+use crate::domain::fields::{self, ObjectParser, Parsed, Violation};
 use crate::domain::limits::{
     REASON_CHARS_MAX, RESERVATION_HOLDS_MAX, RESERVATION_TTL_SECONDS_DEFAULT, RESERVATION_TTL_SECONDS_MAX,
 };
@@ -17,22 +17,22 @@ use crate::domain::quantity::Quantity;
 
 /// A use of one meter that is asked for.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Ask {
+pub struct HoldRequest {
     pub meter: MeterKey,
-    pub value: AskedValue,
-    pub grant: Grant,
+    pub value: RequestedValue,
+    pub grant: GrantMode,
     pub properties: Properties,
 }
 
 /// A quantity; for a check of a `unique_count` meter, the new member.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct AskedValue {
+pub struct RequestedValue {
     pub quantity: Option<Quantity>,
     pub member: String,
 }
 
-impl AskedValue {
-    fn read(value: Value) -> Read<Self> {
+impl RequestedValue {
+    fn read(value: Value) -> Parsed<Self> {
         let quantity = Quantity::from_json(&value);
         match (dimension_value(&value), quantity) {
             (_, Ok(quantity)) if quantity.is_negative() => {
@@ -71,7 +71,7 @@ pub enum OnExpiry {
 pub struct Reserve {
     pub id: Option<EventId>,
     pub subject: SubjectId,
-    pub asks: Vec<Ask>,
+    pub asks: Vec<HoldRequest>,
     /// Whether its one hold stands at the top level.
     pub is_short: bool,
     pub ttl_seconds: u32,
@@ -80,26 +80,26 @@ pub struct Reserve {
 }
 
 impl Reserve {
-    pub fn read(value: Value) -> Read<Self> {
-        let mut fields = Fields::of(value)?;
+    pub fn read(value: Value) -> Parsed<Self> {
+        let mut fields = ObjectParser::new(value)?;
         let id = fields.optional("id", |v| Ok(EventId::parse(fields::text(v)?)?));
         let subject = fields.required("subject", |v| Ok(SubjectId::parse(fields::text(v)?)?));
         let is_short = !fields.has("holds") && fields.has("meter");
         let asks = if fields.has("holds") {
             let asks = fields.list("holds", RESERVATION_HOLDS_MAX, |v| {
-                let mut fields = Fields::of(v)?;
+                let mut fields = ObjectParser::new(v)?;
                 let ask = read_ask(&mut fields);
                 fields.finish()?;
                 ask.ok_or_else(Vec::new)
             });
-            if asks.is_empty() && !fields.is_flawed() {
-                fields.flaw(Violation::new("empty", "must have at least one hold").under("holds"));
+            if asks.is_empty() && !fields.has_errors() {
+                fields.add_error(Violation::new("empty", "must have at least one hold").under("holds"));
             }
             asks
         } else if is_short {
             read_ask(&mut fields).into_iter().collect()
         } else {
-            fields.flaw(Violation::new("missing_field", "`holds` is required").under("holds"));
+            fields.add_error(Violation::new("missing_field", "`holds` is required").under("holds"));
             Vec::new()
         };
         let ttl_seconds = fields.optional("ttl_seconds", read_ttl);
@@ -109,7 +109,7 @@ impl Reserve {
         let dry_run = fields.optional("dry_run", fields::boolean);
         let meters: Vec<&MeterKey> = asks.iter().map(|ask| &ask.meter).collect();
         if has_repeats(&meters) {
-            fields.flaw(Violation::new("duplicate_meter", "names a meter twice").under("holds"));
+            fields.add_error(Violation::new("duplicate_meter", "names a meter twice").under("holds"));
         }
         fields.finish()?;
         let Some(subject) = subject else { return Err(Vec::new()) };
@@ -125,28 +125,28 @@ impl Reserve {
     }
 
     /// What the catalog says against it. Levels may only be checked, not held.
-    pub fn refuse(&self, terms: &Terms, to_hold: bool) -> Read<()> {
-        let mut flaws = Vec::new();
+    pub fn validate(&self, terms: &CatalogIndex, to_hold: bool) -> Parsed<()> {
+        let mut violations = Vec::new();
         for (index, ask) in self.asks.iter().enumerate() {
-            let flaw = refuse_ask(ask, terms, to_hold);
-            let place = |flaw: Violation| {
-                if self.is_short { flaw } else { flaw.under(&index.to_string()).under("holds") }
+            let violation = validate_ask(ask, terms, to_hold);
+            let place = |violation: Violation| {
+                if self.is_short { violation } else { violation.under(&index.to_string()).under("holds") }
             };
-            flaws.extend(flaw.map(place));
+            violations.extend(violation.map(place));
         }
-        if flaws.is_empty() { Ok(()) } else { Err(flaws) }
+        if violations.is_empty() { Ok(()) } else { Err(violations) }
     }
 
     /// A fingerprint of what it asks for; holds in any order.
     pub fn content(&self) -> Uuid {
-        let mut asks: Vec<&Ask> = self.asks.iter().collect();
+        let mut asks: Vec<&HoldRequest> = self.asks.iter().collect();
         asks.sort_by(|a, b| a.meter.cmp(&b.meter));
         let mut digest = Digest::default();
         digest.text(self.subject.as_str()).number(u64::from(self.ttl_seconds));
         digest.number(u64::from(self.on_expiry == OnExpiry::Commit));
         for ask in asks {
             digest.text(ask.meter.as_str()).quantity(ask.value.amount());
-            digest.number(u64::from(ask.grant == Grant::UpTo)).map(ask.properties.as_map());
+            digest.number(u64::from(ask.grant == GrantMode::UpTo)).map(ask.properties.as_map());
         }
         digest.finish()
     }
@@ -154,27 +154,27 @@ impl Reserve {
 
 /// The places of some asks in the order in which they are decided, whatever the order in which they stand:
 /// what has to be granted in full before what takes what is left, by meter.
-pub(super) fn order(asks: &[Ask]) -> Vec<usize> {
+pub(super) fn order(asks: &[HoldRequest]) -> Vec<usize> {
     let mut places: Vec<usize> = (0..asks.len()).collect();
-    places.sort_by_key(|place| (asks[*place].grant == Grant::UpTo, &asks[*place].meter));
+    places.sort_by_key(|place| (asks[*place].grant == GrantMode::UpTo, &asks[*place].meter));
     places
 }
 
-fn read_ask(fields: &mut Fields) -> Option<Ask> {
+fn read_ask(fields: &mut ObjectParser) -> Option<HoldRequest> {
     let meter = fields.required("meter", |v| Ok(MeterKey::parse(fields::text(v)?)?));
-    let value = fields.optional("value", AskedValue::read);
-    let grant =
-        fields.optional("grant", |v| fields::one_of(v, &[("up_to", Grant::UpTo), ("all", Grant::Exactly)]));
+    let value = fields.optional("value", RequestedValue::read);
+    let grant = fields
+        .optional("grant", |v| fields::one_of(v, &[("up_to", GrantMode::UpTo), ("all", GrantMode::Exactly)]));
     let properties = fields.optional("properties", Properties::read);
-    Some(Ask {
+    Some(HoldRequest {
         meter: meter?,
-        value: value.unwrap_or_else(AskedValue::one),
-        grant: grant.unwrap_or(Grant::Exactly),
+        value: value.unwrap_or_else(RequestedValue::one),
+        grant: grant.unwrap_or(GrantMode::Exactly),
         properties: properties.unwrap_or_default(),
     })
 }
 
-fn refuse_ask(ask: &Ask, terms: &Terms, to_hold: bool) -> Option<Violation> {
+fn validate_ask(ask: &HoldRequest, terms: &CatalogIndex, to_hold: bool) -> Option<Violation> {
     let Some(found) = terms.meter(&ask.meter) else {
         let detail = format!("there is no meter `{}`", ask.meter);
         return Some(Violation::new("unknown_meter", detail).under("meter"));
@@ -189,16 +189,18 @@ fn refuse_ask(ask: &Ask, terms: &Terms, to_hold: bool) -> Option<Violation> {
     }
     match ask.value.quantity {
         None => Some(Violation::new("invalid_value", "is not a decimal number").under("value")),
-        Some(quantity) => refuse_fraction(found.meter.aggregation, quantity).map(|flaw| flaw.under("value")),
+        Some(quantity) => {
+            validate_fraction(found.meter.aggregation, quantity).map(|violation| violation.under("value"))
+        }
     }
 }
 
-fn refuse_fraction(aggregation: Aggregation, quantity: Quantity) -> Option<Violation> {
+fn validate_fraction(aggregation: Aggregation, quantity: Quantity) -> Option<Violation> {
     (aggregation == Aggregation::Count && !quantity.is_whole())
         .then(|| Violation::new("invalid_value", "must be a whole number on a count meter"))
 }
 
-fn read_ttl(value: Value) -> Read<u32> {
+fn read_ttl(value: Value) -> Parsed<u32> {
     let ttl = value.as_number().and_then(|number| number.as_str().parse::<u32>().ok());
     match ttl {
         Some(ttl @ 1..=RESERVATION_TTL_SECONDS_MAX) => Ok(ttl),
@@ -211,25 +213,25 @@ fn read_ttl(value: Value) -> Read<u32> {
 
 /// A meter and its new total.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Amount {
+pub struct MeterAmount {
     pub meter: MeterKey,
     pub value: Quantity,
 }
 
-fn read_amounts(fields: &mut Fields, name: &str) -> Vec<Amount> {
+fn read_amounts(fields: &mut ObjectParser, name: &str) -> Vec<MeterAmount> {
     let amounts = fields.list(name, RESERVATION_HOLDS_MAX, |v| {
-        let mut fields = Fields::of(v)?;
+        let mut fields = ObjectParser::new(v)?;
         let meter = fields.required("meter", |v| Ok(MeterKey::parse(fields::text(v)?)?));
         let value = fields.required("value", fields::quota);
         fields.finish()?;
         match (meter, value) {
-            (Some(meter), Some(value)) => Ok(Amount { meter, value }),
+            (Some(meter), Some(value)) => Ok(MeterAmount { meter, value }),
             _ => Err(Vec::new()),
         }
     });
     let meters: Vec<&MeterKey> = amounts.iter().map(|amount| &amount.meter).collect();
     if has_repeats(&meters) {
-        fields.flaw(Violation::new("duplicate_meter", "names a meter twice").under(name));
+        fields.add_error(Violation::new("duplicate_meter", "names a meter twice").under(name));
     }
     amounts
 }
@@ -237,15 +239,15 @@ fn read_amounts(fields: &mut Fields, name: &str) -> Vec<Amount> {
 /// Work that was done, as totals for the whole reservation.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Commit {
-    pub values: Vec<Amount>,
+    pub values: Vec<MeterAmount>,
     pub properties: Properties,
     /// Else a step: what is left stays held.
     pub is_final: bool,
 }
 
 impl Commit {
-    pub fn read(value: Option<Value>) -> Read<Self> {
-        let mut fields = Fields::of(value.unwrap_or_else(|| Value::Object(serde_json::Map::new())))?;
+    pub fn read(value: Option<Value>) -> Parsed<Self> {
+        let mut fields = ObjectParser::new(value.unwrap_or_else(|| Value::Object(serde_json::Map::new())))?;
         let values = read_amounts(&mut fields, "values");
         let properties = fields.optional("properties", Properties::read);
         let is_final = fields.optional("final", fields::boolean);
@@ -254,7 +256,7 @@ impl Commit {
     }
 
     pub fn content(&self) -> Uuid {
-        let mut values: Vec<&Amount> = self.values.iter().collect();
+        let mut values: Vec<&MeterAmount> = self.values.iter().collect();
         values.sort_by(|a, b| a.meter.cmp(&b.meter));
         let mut digest = Digest::default();
         digest.number(u64::from(self.is_final)).map(self.properties.as_map());
@@ -272,8 +274,8 @@ pub struct Release {
 }
 
 impl Release {
-    pub fn read(value: Option<Value>) -> Read<Self> {
-        let mut fields = Fields::of(value.unwrap_or_else(|| Value::Object(serde_json::Map::new())))?;
+    pub fn read(value: Option<Value>) -> Parsed<Self> {
+        let mut fields = ObjectParser::new(value.unwrap_or_else(|| Value::Object(serde_json::Map::new())))?;
         let reason = fields.optional("reason", read_reason);
         fields.finish()?;
         Ok(Self { reason })
@@ -281,7 +283,7 @@ impl Release {
 }
 
 /// Why something was done, in the caller's words.
-pub fn read_reason(value: Value) -> Read<String> {
+pub fn read_reason(value: Value) -> Parsed<String> {
     let reason = fields::text(value)?;
     if reason.chars().count() > REASON_CHARS_MAX || reason.contains('\0') {
         let detail = format!("must have at most {REASON_CHARS_MAX} characters, none of them NUL");
@@ -296,12 +298,12 @@ pub struct Extend {
     /// From now; none: the expiry stays.
     pub ttl_seconds: Option<u32>,
     /// New totals, what steps recorded included.
-    pub holds: Vec<Amount>,
+    pub holds: Vec<MeterAmount>,
 }
 
 impl Extend {
-    pub fn read(value: Option<Value>) -> Read<Self> {
-        let mut fields = Fields::of(value.unwrap_or_else(|| Value::Object(serde_json::Map::new())))?;
+    pub fn read(value: Option<Value>) -> Parsed<Self> {
+        let mut fields = ObjectParser::new(value.unwrap_or_else(|| Value::Object(serde_json::Map::new())))?;
         let ttl_seconds = fields.optional("ttl_seconds", read_ttl);
         let holds = read_amounts(&mut fields, "holds");
         fields.finish()?;
@@ -312,23 +314,25 @@ impl Extend {
 
 /// What speaks against totals for meters of a reservation: `held` says what a meter counts, where it
 /// is held.
-pub fn refuse_amounts(
-    amounts: &[Amount],
+pub fn validate_amounts(
+    amounts: &[MeterAmount],
     under: &str,
     held: impl Fn(&MeterKey) -> Option<Aggregation>,
-) -> Read<()> {
-    let mut flaws = Vec::new();
+) -> Parsed<()> {
+    let mut violations = Vec::new();
     for (index, amount) in amounts.iter().enumerate() {
-        let flaw = match held(&amount.meter) {
+        let violation = match held(&amount.meter) {
             None => {
                 let detail = format!("the reservation holds nothing on `{}`", amount.meter);
                 Some(Violation::new("meter_not_held", detail).under("meter"))
             }
-            Some(aggregation) => refuse_fraction(aggregation, amount.value).map(|flaw| flaw.under("value")),
+            Some(aggregation) => {
+                validate_fraction(aggregation, amount.value).map(|violation| violation.under("value"))
+            }
         };
-        flaws.extend(flaw.map(|flaw| flaw.under(&index.to_string()).under(under)));
+        violations.extend(violation.map(|violation| violation.under(&index.to_string()).under(under)));
     }
-    if flaws.is_empty() { Ok(()) } else { Err(flaws) }
+    if violations.is_empty() { Ok(()) } else { Err(violations) }
 }
 
 #[cfg(test)]
@@ -369,8 +373,8 @@ mod tests {
     #[test]
     fn flaws_are_named() {
         let first = |value: Value| {
-            let flaws = Reserve::read(value).unwrap_err();
-            (flaws[0].pointer.clone(), flaws[0].code)
+            let violations = Reserve::read(value).unwrap_err();
+            (violations[0].pointer.clone(), violations[0].code)
         };
         let holds = |count: usize| -> Vec<Value> {
             (0..count).map(|n| json!({"meter": format!("m{n}"), "value": 1})).collect()

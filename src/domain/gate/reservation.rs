@@ -7,9 +7,9 @@ use std::time::Duration;
 use serde::Serialize;
 use uuid::Uuid;
 
-use super::request::{Amount, Ask, Commit, Extend, OnExpiry, Release, refuse_amounts};
-use super::standing::Terms;
-use crate::domain::credits::cover::Cover;
+use super::request::{Commit, Extend, HoldRequest, MeterAmount, OnExpiry, Release, validate_amounts};
+use super::standing::CatalogIndex;
+use crate::domain::credits::cover::CreditCoverage;
 use crate::domain::event::Properties;
 use crate::domain::fields::Violation;
 use crate::domain::meter::{Meter, dimension_value};
@@ -20,14 +20,14 @@ use crate::domain::timestamp::Timestamp;
 /// What is kept of how it ended; what time has done to it since is seen by [`Reservation::status`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Status {
+pub enum ReservationStatus {
     Held,
     Committed,
     Released,
     Expired,
 }
 
-impl Status {
+impl ReservationStatus {
     pub const WORDS: [(&'static str, Self); 4] = [
         ("held", Self::Held),
         ("committed", Self::Committed),
@@ -47,7 +47,7 @@ pub struct Hold {
     /// How many events recorded it, and ids that were not free.
     pub records: u32,
     /// What credits bear of what is left.
-    pub covers: Vec<Cover>,
+    pub covers: Vec<CreditCoverage>,
 }
 
 impl Hold {
@@ -58,8 +58,8 @@ impl Hold {
 }
 
 /// What is held of what was asked for and granted.
-pub fn holds(asks: &[Ask], grants: &[Quantity]) -> Vec<Hold> {
-    let hold = |(ask, value): (&Ask, &Quantity)| Hold {
+pub fn holds(asks: &[HoldRequest], grants: &[Quantity]) -> Vec<Hold> {
+    let hold = |(ask, value): (&HoldRequest, &Quantity)| Hold {
         meter: ask.meter.clone(),
         value: *value,
         committed: Quantity::default(),
@@ -80,7 +80,7 @@ pub struct Reservation {
     pub created_at: Timestamp,
     pub expires_at: Timestamp,
     pub on_expiry: OnExpiry,
-    pub status: Status,
+    pub status: ReservationStatus,
     pub holds: Vec<Hold>,
     pub over_hold: bool,
     pub late: bool,
@@ -184,7 +184,7 @@ impl From<Vec<Violation>> for Objection {
 
 /// What a commit comes to.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Settlement {
+pub enum CommitResult {
     /// It changes the reservation, and records these.
     New { next: Box<Reservation>, records: Vec<Record> },
     /// It was made before: these were its events.
@@ -193,10 +193,14 @@ pub enum Settlement {
 
 impl Reservation {
     /// What it is now, whether anybody has carried out its expiry or not.
-    pub fn status(&self, now: Timestamp) -> Status {
+    pub fn status(&self, now: Timestamp) -> ReservationStatus {
         match (self.status, self.on_expiry) {
-            (Status::Held, OnExpiry::Release) if self.expires_at <= now => Status::Expired,
-            (Status::Held, OnExpiry::Commit) if self.expires_at <= now => Status::Committed,
+            (ReservationStatus::Held, OnExpiry::Release) if self.expires_at <= now => {
+                ReservationStatus::Expired
+            }
+            (ReservationStatus::Held, OnExpiry::Commit) if self.expires_at <= now => {
+                ReservationStatus::Committed
+            }
             (status, _) => status,
         }
     }
@@ -211,24 +215,25 @@ impl Reservation {
     }
 
     pub fn is_holding(&self, now: Timestamp) -> bool {
-        self.status == Status::Held && (self.on_expiry == OnExpiry::Commit || now < self.expires_at)
+        self.status == ReservationStatus::Held
+            && (self.on_expiry == OnExpiry::Commit || now < self.expires_at)
     }
 
     /// The reservation once its expiry is carried out, with what that charges; none while it lasts or
     /// after it has ended otherwise.
-    pub fn lapsed(&self, moment: Moment<'_>) -> Option<(Self, Vec<Record>)> {
-        if self.status != Status::Held || moment.now < self.expires_at {
+    pub fn expired(&self, moment: Moment<'_>) -> Option<(Self, Vec<Record>)> {
+        if self.status != ReservationStatus::Held || moment.now < self.expires_at {
             return None;
         }
         let mut next = self.clone();
         next.settled_at = Some(self.expires_at);
         match self.on_expiry {
             OnExpiry::Release => {
-                next.status = Status::Expired;
+                next.status = ReservationStatus::Expired;
                 Some((next, Vec::new()))
             }
             OnExpiry::Commit => {
-                next.status = Status::Committed;
+                next.status = ReservationStatus::Committed;
                 let totals: Vec<Quantity> =
                     self.holds.iter().map(|hold| hold.value.max(hold.committed)).collect();
                 let records = next.record(&totals, moment.taken);
@@ -240,16 +245,21 @@ impl Reservation {
     }
 
     /// A commit of what stands: the caller has carried out a due expiry.
-    pub fn commit(&self, call: &Commit, terms: &Terms, moment: Moment<'_>) -> Result<Settlement, Objection> {
-        self.refuse_amounts(&call.values, "values", terms)?;
+    pub fn commit(
+        &self,
+        call: &Commit,
+        terms: &CatalogIndex,
+        moment: Moment<'_>,
+    ) -> Result<CommitResult, Objection> {
+        self.validate_amounts(&call.values, "values", terms)?;
         let merged = self.merge(call, terms)?;
         let content = call.content();
         let status = self.status(moment.now);
         if let Some(last) = &self.last_call
             && last.content == content
-            && (status == Status::Committed) == call.is_final
+            && (status == ReservationStatus::Committed) == call.is_final
         {
-            return Ok(Settlement::Repeated { events: last.events.clone() });
+            return Ok(CommitResult::Repeated { events: last.events.clone() });
         }
         let named = |hold: &Hold| call.values.iter().find(|amount| amount.meter == hold.meter);
         let total = |hold: &Hold| match named(hold) {
@@ -261,14 +271,14 @@ impl Reservation {
         let totals: Vec<Quantity> = self.holds.iter().map(total).collect();
         let same_totals = || self.holds.iter().zip(&totals).all(|(hold, total)| hold.committed == *total);
         match status {
-            Status::Released => return Err(Refusal::AlreadyReleased.into()),
-            Status::Committed if same_totals() => {
+            ReservationStatus::Released => return Err(Refusal::AlreadyReleased.into()),
+            ReservationStatus::Committed if same_totals() => {
                 let events =
                     self.last_call.as_ref().filter(|_| call.is_final).map(|last| last.events.clone());
-                return Ok(Settlement::Repeated { events: events.unwrap_or_default() });
+                return Ok(CommitResult::Repeated { events: events.unwrap_or_default() });
             }
-            Status::Committed => return Err(Refusal::AlreadyCommitted.into()),
-            Status::Held | Status::Expired => {}
+            ReservationStatus::Committed => return Err(Refusal::AlreadyCommitted.into()),
+            ReservationStatus::Held | ReservationStatus::Expired => {}
         }
         if moment.is_too_late_for(self) {
             return Err(Refusal::TooOld.into());
@@ -278,18 +288,18 @@ impl Reservation {
         }
         let mut next = Self { holds: merged, ..self.clone() };
         let records = next.record(&totals, moment.taken);
-        next.late |= status == Status::Expired;
+        next.late |= status == ReservationStatus::Expired;
         next.over_hold = next.holds.iter().any(|hold| hold.committed > hold.value);
         if call.is_final {
-            next.status = Status::Committed;
+            next.status = ReservationStatus::Committed;
             next.settled_at = Some(moment.now);
         } else if records.is_empty() {
             // a step that says nothing new leaves no trace
-            return Ok(Settlement::New { next: Box::new(self.clone()), records });
+            return Ok(CommitResult::New { next: Box::new(self.clone()), records });
         }
         let events = records.iter().map(|record| record.key).collect();
         next.last_call = Some(LastCall { content, events });
-        Ok(Settlement::New { next: Box::new(next), records })
+        Ok(CommitResult::New { next: Box::new(next), records })
     }
 
     /// Raises what was committed to the totals; what that records.
@@ -319,13 +329,13 @@ impl Reservation {
     }
 
     /// The holds with a commit's properties laid over theirs; a dimension stays what it was held for.
-    fn merge(&self, call: &Commit, terms: &Terms) -> Result<Vec<Hold>, Objection> {
+    fn merge(&self, call: &Commit, terms: &CatalogIndex) -> Result<Vec<Hold>, Objection> {
         if call.properties.as_map().is_empty() {
             return Ok(self.holds.clone());
         }
         let merge = |hold: &Hold| {
             if let Some(found) = terms.meter(&hold.meter) {
-                refuse_changed_dimension(&found.meter, hold, &call.properties)?;
+                validate_changed_dimension(&found.meter, hold, &call.properties)?;
             }
             let properties = hold.properties.merged(&call.properties).map_err(under_properties)?;
             Ok(Hold { properties, ..hold.clone() })
@@ -333,23 +343,28 @@ impl Reservation {
         self.holds.iter().map(merge).collect()
     }
 
-    fn refuse_amounts(&self, amounts: &[Amount], under: &str, terms: &Terms) -> Result<(), Objection> {
+    fn validate_amounts(
+        &self,
+        amounts: &[MeterAmount],
+        under: &str,
+        terms: &CatalogIndex,
+    ) -> Result<(), Objection> {
         let aggregation = |meter: &MeterKey| {
             self.holds.iter().find(|hold| hold.meter == *meter)?;
             Some(terms.meter(meter)?.meter.aggregation)
         };
-        Ok(refuse_amounts(amounts, under, aggregation)?)
+        Ok(validate_amounts(amounts, under, aggregation)?)
     }
 
     /// Lets go of what is held; none where that was done before. The caller has carried out a due
     /// expiry, and of what is expired there is nothing to let go.
     pub fn release(&self, call: &Release, moment: Moment<'_>) -> Result<Option<Self>, Refusal> {
         match self.status(moment.now) {
-            Status::Committed => Err(Refusal::AlreadyCommitted),
-            Status::Released | Status::Expired => Ok(None),
-            Status::Held if moment.is_too_late_for(self) => Err(Refusal::TooOld),
-            Status::Held => Ok(Some(Self {
-                status: Status::Released,
+            ReservationStatus::Committed => Err(Refusal::AlreadyCommitted),
+            ReservationStatus::Released | ReservationStatus::Expired => Ok(None),
+            ReservationStatus::Held if moment.is_too_late_for(self) => Err(Refusal::TooOld),
+            ReservationStatus::Held => Ok(Some(Self {
+                status: ReservationStatus::Released,
                 reason: call.reason.clone(),
                 settled_at: Some(moment.now),
                 last_call: Some(LastCall { content: Uuid::nil(), events: Vec::new() }),
@@ -359,14 +374,14 @@ impl Reservation {
     }
 
     /// The reservation with another expiry and other totals; whether they fit the counters say.
-    pub fn extend(&self, call: &Extend, terms: &Terms, moment: Moment<'_>) -> Result<Self, Objection> {
-        self.refuse_amounts(&call.holds, "holds", terms)?;
+    pub fn extend(&self, call: &Extend, terms: &CatalogIndex, moment: Moment<'_>) -> Result<Self, Objection> {
+        self.validate_amounts(&call.holds, "holds", terms)?;
         match self.status(moment.now) {
-            Status::Committed => return Err(Refusal::AlreadyCommitted.into()),
-            Status::Released => return Err(Refusal::AlreadyReleased.into()),
-            Status::Expired => return Err(Refusal::Expired.into()),
-            Status::Held if moment.is_too_late_for(self) => return Err(Refusal::TooOld.into()),
-            Status::Held => {}
+            ReservationStatus::Committed => return Err(Refusal::AlreadyCommitted.into()),
+            ReservationStatus::Released => return Err(Refusal::AlreadyReleased.into()),
+            ReservationStatus::Expired => return Err(Refusal::Expired.into()),
+            ReservationStatus::Held if moment.is_too_late_for(self) => return Err(Refusal::TooOld.into()),
+            ReservationStatus::Held => {}
         }
         let mut next = self.clone();
         if let Some(seconds) = call.ttl_seconds {
@@ -384,7 +399,7 @@ impl Reservation {
     }
 }
 
-fn refuse_changed_dimension(meter: &Meter, hold: &Hold, over: &Properties) -> Result<(), Objection> {
+fn validate_changed_dimension(meter: &Meter, hold: &Hold, over: &Properties) -> Result<(), Objection> {
     let changed = meter.dimensions.iter().find(|dimension| {
         let (old, new) = (hold.properties.get(dimension.as_str()), over.get(dimension.as_str()));
         new.is_some_and(|new| dimension_value(new) != old.and_then(dimension_value))
@@ -392,12 +407,12 @@ fn refuse_changed_dimension(meter: &Meter, hold: &Hold, over: &Properties) -> Re
     let Some(dimension) = changed else { return Ok(()) };
     let detail =
         format!("is another than `{}` was held for; record that use as an event of its own", meter.key);
-    let flaw = Violation::new("dimension_changed", detail).under(dimension.as_str()).under("properties");
-    Err(Objection::Invalid(vec![flaw]))
+    let violation = Violation::new("dimension_changed", detail).under(dimension.as_str()).under("properties");
+    Err(Objection::Invalid(vec![violation]))
 }
 
-fn under_properties(flaws: Vec<Violation>) -> Objection {
-    Objection::Invalid(flaws.into_iter().map(|flaw| flaw.under("properties")).collect())
+fn under_properties(violations: Vec<Violation>) -> Objection {
+    Objection::Invalid(violations.into_iter().map(|violation| violation.under("properties")).collect())
 }
 
 /// The key, which is the id, of an event that records a hold: a UUIDv7 (RFC 9562, section 5.7) of the

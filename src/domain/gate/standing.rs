@@ -6,7 +6,7 @@ use std::collections::HashMap;
 
 use uuid::Uuid;
 
-use super::budget::{CapTerms, Priced, Sheet};
+use super::budget::{CapTerms, PriceBook, Priced};
 use crate::domain::catalog::Catalog;
 use crate::domain::event::Properties;
 use crate::domain::limits::{CLOSING, EVENT_AHEAD_MAX};
@@ -24,7 +24,7 @@ use crate::domain::window::Span;
 
 /// A subject on a path.
 #[derive(Debug, Clone, Default)]
-pub struct Member {
+pub struct PathSubject {
     pub subject_id: i64,
     pub subject: String,
     pub subscription: Option<Subscription>,
@@ -33,7 +33,7 @@ pub struct Member {
     /// When it came under its parent; none: it has always stood where it stands.
     pub moved_at: Option<Timestamp>,
     /// Itself and those above it now, where they are others than on this path.
-    pub now_under: Option<Box<[Member]>>,
+    pub current_ancestors: Option<Box<[PathSubject]>>,
 }
 
 /// A subject and its ancestors, nearest first.
@@ -42,13 +42,13 @@ pub struct Path {
     pub id: i64,
     /// The nearest customer on it.
     pub customer_id: Option<i64>,
-    pub members: Vec<Member>,
+    pub members: Vec<PathSubject>,
 }
 
 impl Path {
     /// Of somebody whom nobody has met.
     pub fn of_stranger(subject: &SubjectId) -> Self {
-        let member = Member { subject: subject.to_string(), ..Member::default() };
+        let member = PathSubject { subject: subject.to_string(), ..PathSubject::default() };
         Self { id: 0, customer_id: None, members: vec![member] }
     }
 
@@ -57,13 +57,13 @@ impl Path {
     }
 
     /// The subject at the top.
-    pub fn root(&self) -> Option<&Member> {
+    pub fn root(&self) -> Option<&PathSubject> {
         self.members.last()
     }
 
     /// A member and those above it, nearest first, as they stand now.
-    pub fn chain(&self, index: usize) -> &[Member] {
-        match self.members.get(index).and_then(|member| member.now_under.as_deref()) {
+    pub fn ancestors_of(&self, index: usize) -> &[PathSubject] {
+        match self.members.get(index).and_then(|member| member.current_ancestors.as_deref()) {
             Some(chain) => chain,
             None => self.members.get(index..).unwrap_or_default(),
         }
@@ -74,7 +74,7 @@ impl Path {
     }
 
     /// The nearest subscription, and whose it is.
-    pub fn nearest(&self) -> Option<(&Member, &Subscription)> {
+    pub fn nearest(&self) -> Option<(&PathSubject, &Subscription)> {
         self.members.iter().find_map(|member| Some((member, member.subscription.as_ref()?)))
     }
 
@@ -92,7 +92,7 @@ impl Path {
     }
 
     /// Whether a subscription on it has come to its end without that being carried out.
-    pub fn has_due_end(&self, now: Timestamp, terms: &Terms) -> bool {
+    pub fn has_due_end(&self, now: Timestamp, terms: &CatalogIndex) -> bool {
         self.members
             .iter()
             .filter_map(|member| member.subscription.as_ref())
@@ -102,7 +102,7 @@ impl Path {
     /// As it stands with what is due carried out: ends, and the default plan where nobody on it ever
     /// had a subscription.
     #[must_use]
-    pub fn settled(&self, now: Timestamp, terms: &Terms) -> Self {
+    pub fn settled(&self, now: Timestamp, terms: &CatalogIndex) -> Self {
         let mut settled = self.clone();
         for member in &mut settled.members {
             if let Some(ended) = member.subscription.as_ref().and_then(|s| s.ended(&terms.catalog, now)) {
@@ -120,12 +120,12 @@ impl Path {
 
 /// When a limit came to its plan: by the clock, and by the version of the configuration.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Since {
+pub struct EffectiveFrom {
     pub at: Timestamp,
     pub version: i64,
 }
 
-impl Since {
+impl EffectiveFrom {
     /// Later than anything.
     pub const UNKNOWN: Self = Self { at: Timestamp::MAX, version: i64::MAX };
 
@@ -145,7 +145,7 @@ pub struct LimitTerms {
     /// See [`Limit::definition`].
     pub definition: Uuid,
     /// Since when its plan has had a limit of this definition.
-    pub since: Since,
+    pub since: EffectiveFrom,
 }
 
 impl LimitTerms {
@@ -159,14 +159,14 @@ impl LimitTerms {
     }
 
     /// Whether it compares a counter, which can be held; else a level, which is read.
-    pub fn is_counted(&self) -> bool {
+    pub fn uses_counter(&self) -> bool {
         self.aggregation.is_reservable()
     }
 }
 
 /// The catalog as it decides.
 #[derive(Debug, Default)]
-pub struct Terms {
+pub struct CatalogIndex {
     pub catalog: Catalog,
     meters: HashMap<MeterKey, StoredMeter>,
     /// In order.
@@ -180,12 +180,12 @@ pub struct Terms {
     pub caps_renamed_at: Option<Timestamp>,
 }
 
-impl Terms {
+impl CatalogIndex {
     /// `since`: by plan and definition.
     pub fn new(
         catalog: Catalog,
         meters: Vec<StoredMeter>,
-        since: &HashMap<(String, Uuid), Since>,
+        since: &HashMap<(String, Uuid), EffectiveFrom>,
         rates: Rates,
     ) -> Self {
         let meters: HashMap<MeterKey, StoredMeter> =
@@ -199,7 +199,7 @@ impl Terms {
                 meter_id: terms.id,
                 aggregation: terms.meter.aggregation,
                 definition,
-                since: since.unwrap_or(Since::UNKNOWN),
+                since: since.unwrap_or(EffectiveFrom::UNKNOWN),
             })
         };
         let limits = catalog
@@ -209,7 +209,8 @@ impl Terms {
             .collect();
         let priced = |plan: &Plan| {
             let meter = |key: &MeterKey| meters.get(key).map(|stored| (stored.id, stored.meter.aggregation));
-            let since = |id| since.get(&(plan.key.to_string(), id)).copied().unwrap_or(Since::UNKNOWN);
+            let since =
+                |id| since.get(&(plan.key.to_string(), id)).copied().unwrap_or(EffectiveFrom::UNKNOWN);
             Priced::of(&plan.prices, &plan.spend_caps, meter, since)
         };
         let priced = catalog.plans.iter().map(|plan| (plan.key.clone(), priced(plan))).collect();
@@ -283,17 +284,17 @@ impl Terms {
     }
 
     /// The prices of a subscription, one sheet for each currency: those of its plan, and its own.
-    pub fn sheets_of<'a>(&'a self, subscription: &'a Subscription) -> &'a [Sheet] {
+    pub fn price_books_of<'a>(&'a self, subscription: &'a Subscription) -> &'a [PriceBook] {
         if !subscription.prices.is_empty() {
-            return subscription.sheets.get_or_init(|| self.own_sheets(subscription));
+            return subscription.price_books.get_or_init(|| self.own_price_books(subscription));
         }
-        self.priced.get(&subscription.plan).map_or(&[], |priced| &priced.sheets)
+        self.priced.get(&subscription.plan).map_or(&[], |priced| &priced.price_books)
     }
 
-    fn own_sheets(&self, subscription: &Subscription) -> Vec<Sheet> {
+    fn own_price_books(&self, subscription: &Subscription) -> Vec<PriceBook> {
         let meter = |key: &MeterKey| self.meters.get(key).map(|stored| (stored.id, stored.meter.aggregation));
-        let since = |_| Since { at: subscription.terms_since, ..Since::UNKNOWN };
-        Priced::of(&subscription.prices(&self.catalog), &[], meter, since).sheets
+        let since = |_| EffectiveFrom { at: subscription.terms_since, ..EffectiveFrom::UNKNOWN };
+        Priced::of(&subscription.prices(&self.catalog), &[], meter, since).price_books
     }
 
     /// The limits that meet a use of a meter, the nearest subject's first.
@@ -302,30 +303,34 @@ impl Terms {
         path: &'a Path,
         meter: &MeterKey,
         properties: &Properties,
-    ) -> impl Iterator<Item = Match<'a>> {
+    ) -> impl Iterator<Item = ApplicableLimit<'a>> {
         self.of_path(path).filter(move |found| {
             found.terms.limit.meter == *meter && found.terms.limit.filter.admits(properties)
         })
     }
 
     /// Every limit of every plan on a path, the nearest subject's first.
-    pub fn of_path<'a>(&'a self, path: &'a Path) -> impl Iterator<Item = Match<'a>> {
+    pub fn of_path<'a>(&'a self, path: &'a Path) -> impl Iterator<Item = ApplicableLimit<'a>> {
         path.members.iter().flat_map(|member| self.of_member(member))
     }
 
     /// The limits of a subject by its own plan.
-    pub fn of_member<'a>(&'a self, member: &'a Member) -> impl Iterator<Item = Match<'a>> {
+    pub fn of_member<'a>(&'a self, member: &'a PathSubject) -> impl Iterator<Item = ApplicableLimit<'a>> {
         let own = member.subscription.as_ref();
         own.into_iter().flat_map(move |subscription| {
-            self.limits_of(&subscription.plan).iter().map(move |terms| Match { member, subscription, terms })
+            self.limits_of(&subscription.plan).iter().map(move |terms| ApplicableLimit {
+                member,
+                subscription,
+                terms,
+            })
         })
     }
 }
 
 /// A limit as it meets a subject.
 #[derive(Debug, Clone, Copy)]
-pub struct Match<'a> {
-    pub member: &'a Member,
+pub struct ApplicableLimit<'a> {
+    pub member: &'a PathSubject,
     pub subscription: &'a Subscription,
     pub terms: &'a LimitTerms,
 }
@@ -351,12 +356,12 @@ pub struct CounterPeriod {
 
 impl CounterPeriod {
     /// What it counts.
-    pub fn counted(&self) -> Span {
+    pub fn counted_span(&self) -> Span {
         Span { from: self.since, to: self.period.to }
     }
 }
 
-impl Match<'_> {
+impl ApplicableLimit<'_> {
     pub fn key(&self) -> &ItemKey {
         &self.terms.limit.key
     }

@@ -6,18 +6,18 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Number, Value};
 
 use crate::domain::fields;
-use crate::domain::fields::{Fields, Read};
+use crate::domain::fields::{ObjectParser, Parsed};
 use crate::domain::names::PlanKey;
 use crate::domain::pricing::amount::MinorUnits;
 use crate::domain::pricing::commitment::{Bound, Commitment};
 use crate::domain::pricing::price::Price;
-use crate::domain::pricing::rating::{Line, LineModel};
+use crate::domain::pricing::rating::{LineModel, RatedLine};
 use crate::domain::quantity::Total;
 use crate::domain::window::Span;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Kind {
+pub enum InvoiceLineKind {
     Usage,
     /// For a plan as a whole, once an invoice.
     Fee,
@@ -29,7 +29,7 @@ pub enum Kind {
     Correction,
 }
 
-impl Kind {
+impl InvoiceLineKind {
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Usage => "usage",
@@ -57,7 +57,7 @@ impl From<Span> for LinePeriod {
 /// A line; numbers in full, amounts in minor units.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct InvoiceLine {
-    pub kind: Kind,
+    pub kind: InvoiceLineKind,
     pub plan: String,
     /// As it was called then, where it had a name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -115,7 +115,7 @@ const RATES: [&str; 10] = [
 
 /// What tells the lines of an invoice apart.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub struct LineKey {
+pub struct InvoiceLineKey {
     plan: String,
     price: Option<String>,
     model: String,
@@ -124,7 +124,7 @@ pub struct LineKey {
 
 /// What of a line a correction changes.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Billed {
+pub struct BilledAmount {
     pub quantity: Total,
     pub amount: MinorUnits,
 }
@@ -135,7 +135,7 @@ fn number(text: String) -> Number {
 }
 
 impl InvoiceLine {
-    pub fn of(plan: &PlanKey, span: Span, line: &Line) -> Self {
+    pub fn of(plan: &PlanKey, span: Span, line: &RatedLine) -> Self {
         let tiers = line.tiers.iter().map(|tier| LineTier {
             up_to: tier.up_to.map(|up_to| number(up_to.to_string())),
             quantity: number(tier.quantity.to_string()),
@@ -149,10 +149,10 @@ impl InvoiceLine {
         let model = serde_json::to_value(line.model).unwrap_or_default();
         Self {
             kind: match (line.model, &line.meter) {
-                (LineModel::Bound(Bound::Minimum), _) => Kind::Minimum,
-                (LineModel::Bound(Bound::Maximum), _) => Kind::Maximum,
-                (_, Some(_)) => Kind::Usage,
-                (_, None) => Kind::Fee,
+                (LineModel::Bound(Bound::Minimum), _) => InvoiceLineKind::Minimum,
+                (LineModel::Bound(Bound::Maximum), _) => InvoiceLineKind::Maximum,
+                (_, Some(_)) => InvoiceLineKind::Usage,
+                (_, None) => InvoiceLineKind::Fee,
             },
             plan: plan.to_string(),
             plan_name: None,
@@ -188,8 +188,8 @@ impl InvoiceLine {
         Self { rates: RATES.iter().filter_map(said).collect(), plan_name, meter_name, ..self }
     }
 
-    pub fn key(&self) -> LineKey {
-        LineKey {
+    pub fn key(&self) -> InvoiceLineKey {
+        InvoiceLineKey {
             plan: self.plan.clone(),
             price: self.price.clone(),
             model: self.model.clone(),
@@ -199,16 +199,17 @@ impl InvoiceLine {
 
     /// Whether it is a commitment that all lines keep to by themselves: there is nothing to show.
     pub fn is_kept_to(&self) -> bool {
-        matches!(self.kind, Kind::Minimum | Kind::Maximum) && self.rounded() == MinorUnits::default()
+        matches!(self.kind, InvoiceLineKind::Minimum | InvoiceLineKind::Maximum)
+            && self.rounded() == MinorUnits::default()
     }
 
     pub fn rounded(&self) -> MinorUnits {
         MinorUnits::parse(self.rounded_amount.as_str()).unwrap_or_default()
     }
 
-    pub fn billed(&self) -> Billed {
+    pub fn billed(&self) -> BilledAmount {
         let quantity = Total::from_decimal(self.quantity.as_str()).unwrap_or_default();
-        Billed { quantity, amount: self.rounded() }
+        BilledAmount { quantity, amount: self.rounded() }
     }
 
     /// The same, with nothing used.
@@ -219,14 +220,14 @@ impl InvoiceLine {
     }
 
     /// What is to be charged or given back, where it comes to other than what was billed so far.
-    pub fn correction(&self, so_far: &Billed, corrects: &str) -> Option<Self> {
+    pub fn correction(&self, so_far: &BilledAmount, corrects: &str) -> Option<Self> {
         let now = self.billed();
         let amount = now.amount - so_far.amount.clone();
         if amount == MinorUnits::default() {
             return None;
         }
         Some(Self {
-            kind: Kind::Correction,
+            kind: InvoiceLineKind::Correction,
             corrects: Some(corrects.to_owned()),
             quantity: number((now.quantity - so_far.quantity).to_string()),
             amount: number(amount.to_string()),
@@ -247,7 +248,7 @@ pub fn total(lines: &[InvoiceLine]) -> MinorUnits {
 
 /// By what a stretch of a period was rated.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Terms {
+pub struct RatingTerms {
     pub plan: PlanKey,
     /// Where it has one beside its key.
     pub plan_name: Option<String>,
@@ -264,7 +265,7 @@ pub struct Terms {
     pub only_used: bool,
 }
 
-impl Terms {
+impl RatingTerms {
     pub fn to_json(&self) -> Value {
         serde_json::json!({
             "plan": self.plan,
@@ -278,12 +279,12 @@ impl Terms {
         })
     }
 
-    pub fn read(value: Value) -> Read<Self> {
-        let mut fields = Fields::of(value)?;
+    pub fn read(value: Value) -> Parsed<Self> {
+        let mut fields = ObjectParser::new(value)?;
         let plan = fields.required("plan", |v| Ok(PlanKey::parse(fields::text(v)?)?));
         let plan_name = fields.optional("plan_name", fields::text);
         let span = fields.required("period", |v| {
-            let mut period = Fields::of(v)?;
+            let mut period = ObjectParser::new(v)?;
             let (from, to) =
                 (period.required("start", fields::timestamp), period.required("end", fields::timestamp));
             period.finish()?;
@@ -308,7 +309,7 @@ impl Terms {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::domain::pricing::rating::Used;
+    use crate::domain::pricing::rating::RatedQuantity;
     use crate::domain::timestamp::Timestamp;
     use serde_json::json;
 
@@ -329,13 +330,13 @@ mod tests {
     }
 
     fn line(quantity: i64) -> InvoiceLine {
-        let used = Used { quantity: quantity.into(), ..Used::default() };
+        let used = RatedQuantity { quantity: quantity.into(), ..RatedQuantity::default() };
         InvoiceLine::of(&PlanKey::parse("pro").unwrap(), span(), &price().rate(&used))
     }
 
     #[test]
     fn what_is_kept_reads_back_as_it_was() {
-        let terms = Terms {
+        let terms = RatingTerms {
             plan: PlanKey::parse("pro").unwrap(),
             plan_name: Some("Pro".to_owned()),
             span: span(),
@@ -345,15 +346,15 @@ mod tests {
             with_fees: true,
             only_used: true,
         };
-        assert_eq!(Terms::read(terms.to_json()).unwrap(), terms);
+        assert_eq!(RatingTerms::read(terms.to_json()).unwrap(), terms);
         // as it was kept before there were any
         let mut older = terms.to_json();
         for later in ["commitment", "only_used", "plan_name"] {
             older.as_object_mut().unwrap().remove(later);
         }
         assert_eq!(
-            Terms::read(older).unwrap(),
-            Terms { commitment: None, only_used: false, plan_name: None, ..terms }
+            RatingTerms::read(older).unwrap(),
+            RatingTerms { commitment: None, only_used: false, plan_name: None, ..terms }
         );
         let line = line(25).explained(&price(), None, Some("AI".to_owned()));
         assert_eq!(line.rates.keys().collect::<Vec<_>>(), ["minimum_amount"]);
@@ -369,7 +370,10 @@ mod tests {
             InvoiceLine::of(&PlanKey::parse("pro").unwrap(), span(), &bound)
         };
         let first = of(200);
-        assert_eq!((first.kind, first.price.clone(), first.is_kept_to()), (Kind::Minimum, None, false));
+        assert_eq!(
+            (first.kind, first.price.clone(), first.is_kept_to()),
+            (InvoiceLineKind::Minimum, None, false)
+        );
         assert!(of(500).is_kept_to());
         assert_eq!(first.key(), of(900).key());
         // 100 more, and 100 less that are to make up; beyond the minimum it is given back whole

@@ -5,7 +5,7 @@ use crate::domain::names::PlanKey;
 use crate::domain::period::Cycle;
 use crate::domain::pricing::commitment::Commitment;
 use crate::domain::pricing::price::Price;
-use crate::domain::subscription::Status;
+use crate::domain::subscription::SubscriptionStatus;
 use crate::domain::timestamp::Timestamp;
 use crate::domain::window::Span;
 
@@ -14,27 +14,30 @@ const PERIODS_MAX: usize = 20_000;
 
 /// What a subscription has in place of its plan's, or beside it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Own {
+pub struct OwnPricing {
     pub prices: Vec<Price>,
     pub commitments: Vec<Commitment>,
 }
 
 /// What a subscription was changed to, and when.
 #[derive(Debug, Clone)]
-pub struct Turn {
+pub struct PlanChange {
     pub at: Timestamp,
     pub plan: PlanKey,
-    pub own: Own,
-    pub status: Status,
+    pub own: OwnPricing,
+    pub status: SubscriptionStatus,
     pub cycle: Cycle,
     /// Whether what was there before ended with it, and is billed up to then.
     pub closes: bool,
 }
 
-impl Turn {
+impl PlanChange {
     /// Trials are free; who has not paid yet is billed all the same.
     pub fn is_billed(&self) -> bool {
-        matches!(self.status, Status::Active | Status::PastDue | Status::Unpaid)
+        matches!(
+            self.status,
+            SubscriptionStatus::Active | SubscriptionStatus::PastDue | SubscriptionStatus::Unpaid
+        )
     }
 
     /// From when on it counts as the first of a subscription: from the beginning of its period, and of the one
@@ -49,10 +52,10 @@ impl Turn {
 
 /// A time within a billing period in which one plan, with the same prices, was in force.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Stretch {
+pub struct PlanInterval {
     pub plan: PlanKey,
     /// As it was at the end.
-    pub own: Own,
+    pub own: OwnPricing,
     pub span: Span,
     /// Whether what was used in it is paid for.
     pub is_billed: bool,
@@ -61,36 +64,39 @@ pub struct Stretch {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BillingPeriod {
     pub span: Span,
-    pub stretches: Vec<Stretch>,
+    pub intervals: Vec<PlanInterval>,
 }
 
 /// All that a subscription ever was, from when on each counts.
 #[derive(Debug, Clone, Default)]
-pub struct Timeline(Vec<Turn>);
+pub struct Timeline(Vec<PlanChange>);
 
 impl Timeline {
     /// Of changes, the oldest first.
-    pub fn of(changes: Vec<Turn>) -> Self {
-        let mut turns: Vec<Turn> = Vec::new();
+    pub fn of(changes: Vec<PlanChange>) -> Self {
+        let mut plan_changes: Vec<PlanChange> = Vec::new();
         for (index, change) in changes.iter().enumerate() {
-            let mut turn = change.clone();
+            let mut plan_change = change.clone();
             // a first payment that comes was for all of it
-            let next = changes.get(index + 1).filter(|next| next.plan == turn.plan && next.is_billed());
-            if let Some(next) = next.filter(|_| turn.status == Status::Incomplete) {
-                turn.status = next.status;
+            let next =
+                changes.get(index + 1).filter(|next| next.plan == plan_change.plan && next.is_billed());
+            if let Some(next) = next.filter(|_| plan_change.status == SubscriptionStatus::Incomplete) {
+                plan_change.status = next.status;
             }
-            turn.at =
-                match index.checked_sub(1).and_then(|before| Some((changes.get(before)?, turns.last()?))) {
-                    None => turn.first_begins(),
-                    Some((before, last)) => begins(before, &turn).max(last.at),
-                };
+            plan_change.at = match index
+                .checked_sub(1)
+                .and_then(|before| Some((changes.get(before)?, plan_changes.last()?)))
+            {
+                None => plan_change.first_begins(),
+                Some((before, last)) => begins(before, &plan_change).max(last.at),
+            };
             // of several at one instant the last counts; what the others ended stays ended
-            while let Some(same) = turns.pop_if(|last| last.at == turn.at) {
-                turn.closes |= same.closes;
+            while let Some(same) = plan_changes.pop_if(|last| last.at == plan_change.at) {
+                plan_change.closes |= same.closes;
             }
-            turns.push(turn);
+            plan_changes.push(plan_change);
         }
-        Self(turns)
+        Self(plan_changes)
     }
 
     /// The periods that have begun by a time, from the end of the last that was billed on.
@@ -111,20 +117,20 @@ impl Timeline {
     }
 
     /// What it is at a time.
-    pub fn at(&self, now: Timestamp) -> Option<&Turn> {
-        self.0[..self.0.partition_point(|turn| turn.at <= now)].last()
+    pub fn at(&self, now: Timestamp) -> Option<&PlanChange> {
+        self.0[..self.0.partition_point(|plan_change| plan_change.at <= now)].last()
     }
 
     /// A period that is known already.
     pub fn within(&self, span: Span) -> BillingPeriod {
-        BillingPeriod { span, stretches: self.stretches(span) }
+        BillingPeriod { span, intervals: self.intervals(span) }
     }
 
     /// The end of the period that begins at a time.
     fn end_of(&self, start: Timestamp) -> Timestamp {
-        let begun = self.0.partition_point(|turn| turn.at <= start);
-        let Some(turn) = self.0.get(begun.saturating_sub(1)) else { return start };
-        let mut end = turn.cycle.billing_period(start).to;
+        let begun = self.0.partition_point(|plan_change| plan_change.at <= start);
+        let Some(plan_change) = self.0.get(begun.saturating_sub(1)) else { return start };
+        let mut end = plan_change.cycle.billing_period(start).to;
         for later in &self.0[begun..] {
             if later.at >= end {
                 break;
@@ -142,43 +148,43 @@ impl Timeline {
         end
     }
 
-    fn stretches(&self, span: Span) -> Vec<Stretch> {
-        let mut stretches: Vec<Stretch> = Vec::new();
-        for (index, turn) in self.0.iter().enumerate() {
+    fn intervals(&self, span: Span) -> Vec<PlanInterval> {
+        let mut intervals: Vec<PlanInterval> = Vec::new();
+        for (index, plan_change) in self.0.iter().enumerate() {
             let until = self.0.get(index + 1).map_or(Timestamp::MAX, |next| next.at);
-            let part = Span { from: turn.at, to: until }.intersect(span);
+            let part = Span { from: plan_change.at, to: until }.intersect(span);
             if part.is_empty() {
                 continue;
             }
-            match stretches.last_mut() {
+            match intervals.last_mut() {
                 Some(last)
-                    if last.plan == turn.plan
-                        && last.own.prices == turn.own.prices
-                        && last.is_billed == turn.is_billed() =>
+                    if last.plan == plan_change.plan
+                        && last.own.prices == plan_change.own.prices
+                        && last.is_billed == plan_change.is_billed() =>
                 {
                     last.span.to = part.to;
-                    last.own.commitments.clone_from(&turn.own.commitments);
+                    last.own.commitments.clone_from(&plan_change.own.commitments);
                 }
-                _ => stretches.push(Stretch {
-                    plan: turn.plan.clone(),
-                    own: turn.own.clone(),
+                _ => intervals.push(PlanInterval {
+                    plan: plan_change.plan.clone(),
+                    own: plan_change.own.clone(),
                     span: part,
-                    is_billed: turn.is_billed(),
+                    is_billed: plan_change.is_billed(),
                 }),
             }
         }
-        stretches
+        intervals
     }
 }
 
 /// From when on a change counts: what announces a period, from its beginning, however late it is heard.
-fn begins(before: &Turn, turn: &Turn) -> Timestamp {
-    let announced = turn.cycle.billing.filter(|billing| before.cycle.billing != Some(*billing));
-    if let Some(period) = announced.filter(|period| period.contains(turn.at)) {
+fn begins(before: &PlanChange, plan_change: &PlanChange) -> Timestamp {
+    let announced = plan_change.cycle.billing.filter(|billing| before.cycle.billing != Some(*billing));
+    if let Some(period) = announced.filter(|period| period.contains(plan_change.at)) {
         return period.from;
     }
-    let period = turn.cycle.billing_period(turn.at);
-    if period.from == before.cycle.billing_period(turn.at).from { turn.at } else { period.from }
+    let period = plan_change.cycle.billing_period(plan_change.at);
+    if period.from == before.cycle.billing_period(plan_change.at).from { plan_change.at } else { period.from }
 }
 
 #[cfg(test)]
@@ -193,10 +199,10 @@ mod tests {
 
     /// `at plan status anchor [start..end]`; a `!` after the status closes what was before. A plan may have
     /// a fee and a minimum of its own: `plan:fee:minimum`.
-    fn turn(text: &str) -> Turn {
+    fn plan_change(text: &str) -> PlanChange {
         let words: Vec<&str> = text.split(' ').collect();
         let status = words[2].trim_end_matches('!');
-        let (_, status) = Status::WORDS.iter().find(|(word, _)| *word == status).unwrap();
+        let (_, status) = SubscriptionStatus::WORDS.iter().find(|(word, _)| *word == status).unwrap();
         let billing = words.get(4).map(|period| {
             let (from, to) = period.split_once("..").unwrap();
             Span { from: at(from), to: at(to) }
@@ -205,11 +211,11 @@ mod tests {
         let key = PlanKey::parse(plan.next().unwrap()).unwrap();
         let fee = |amount| json!({"key": "fee", "model": "flat", "currency": "usd", "amount": amount});
         let minimum = |amount| json!({"currency": "usd", "minimum_amount": amount});
-        let own = Own {
+        let own = OwnPricing {
             prices: plan.next().map(|amount| Price::read(fee(amount)).unwrap()).into_iter().collect(),
             commitments: plan.next().map(|it| Commitment::read(minimum(it)).unwrap()).into_iter().collect(),
         };
-        Turn {
+        PlanChange {
             at: at(words[0]),
             plan: key,
             own,
@@ -223,17 +229,17 @@ mod tests {
         at.to_string().trim_end_matches("T00:00:00Z").replacen("2026-", "", 1)
     }
 
-    fn told(turns: &[&str], until: Option<&str>, now: &str) -> Vec<String> {
-        let timeline = Timeline::of(turns.iter().map(|text| turn(text)).collect());
+    fn told(plan_changes: &[&str], until: Option<&str>, now: &str) -> Vec<String> {
+        let timeline = Timeline::of(plan_changes.iter().map(|text| plan_change(text)).collect());
         let show = |period: BillingPeriod| {
-            let stretch = |it: &Stretch| {
+            let interval = |it: &PlanInterval| {
                 let minimum = it.own.commitments.iter().filter_map(|own| own.minimum_amount.as_ref());
                 let own: Vec<String> = minimum.map(|minimum| format!(":{minimum}")).collect();
                 let free = if it.is_billed { "" } else { "-" };
                 format!("{}{}{free}@{}", it.plan, own.concat(), day(it.span.from))
             };
-            let stretches: Vec<String> = period.stretches.iter().map(stretch).collect();
-            format!("{}..{} {}", day(period.span.from), day(period.span.to), stretches.join(" "))
+            let intervals: Vec<String> = period.intervals.iter().map(interval).collect();
+            format!("{}..{} {}", day(period.span.from), day(period.span.to), intervals.join(" "))
         };
         timeline.periods(until.map(at), at(now)).into_iter().map(show).collect()
     }
@@ -243,9 +249,9 @@ mod tests {
 
     #[test]
     fn a_first_period_that_is_over_when_it_is_heard_of_is_billed() {
-        let turns = ["2026-03-10 pro active 2026-01-05 2026-01-05..2026-02-05"];
+        let plan_changes = ["2026-03-10 pro active 2026-01-05 2026-01-05..2026-02-05"];
         let expected = ["01-05..02-05 pro@01-05", "02-05..03-05 pro@02-05", "03-05..04-05 pro@03-05"];
-        assert_eq!(told(&turns, None, "2026-03-10"), expected);
+        assert_eq!(told(&plan_changes, None, "2026-03-10"), expected);
     }
 
     #[test]
@@ -355,18 +361,18 @@ mod tests {
             (&[], None, "2026-01-05", &[]),
             (&["2026-01-05 pro active 2026-01-05"], None, "2026-01-04", &[]),
         ];
-        for (turns, until, now, expected) in cases {
-            assert_eq!(told(turns, *until, now), *expected, "{turns:?}");
+        for (plan_changes, until, now, expected) in cases {
+            assert_eq!(told(plan_changes, *until, now), *expected, "{plan_changes:?}");
         }
     }
 
     #[test]
     fn prices_of_its_own_part_a_period_and_of_commitments_the_last_counts() {
-        let turns = [
+        let plan_changes = [
             "2026-01-05 pro:1:10 active 2026-01-05",
             "2026-01-10 pro:1:20 active 2026-01-05",
             "2026-01-20 pro:2:30 active 2026-01-05",
         ];
-        assert_eq!(told(&turns, None, "2026-01-21"), ["01-05..02-05 pro:20@01-05 pro:30@01-20"]);
+        assert_eq!(told(&plan_changes, None, "2026-01-21"), ["01-05..02-05 pro:20@01-05 pro:30@01-20"]);
     }
 }

@@ -11,7 +11,7 @@ use serde::{Serialize, Serializer};
 use serde_json::Value;
 
 use super::fraction::Fraction;
-use crate::domain::fields::{Read, Violation};
+use crate::domain::fields::{Parsed, Violation};
 use crate::domain::quantity::{NotAQuantity, Quantity, Total};
 
 /// Digits that a price may have after the point.
@@ -299,7 +299,7 @@ impl Serialize for MinorUnits {
 }
 
 /// A price or an amount as the catalog states it: never below nothing.
-pub fn read(value: Value) -> Read<Amount> {
+pub fn read(value: Value) -> Parsed<Amount> {
     let amount = match Amount::from_json(&value) {
         Ok(amount) => amount,
         Err(NotAQuantity::NotDecimal) => {

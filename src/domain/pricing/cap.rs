@@ -5,7 +5,7 @@ use serde_json::Value;
 
 use super::amount::{self, Amount};
 use super::currency::Currency;
-use crate::domain::fields::{self, Fields, Read, Violation};
+use crate::domain::fields::{self, ObjectParser, Parsed, Violation};
 use crate::domain::limits::SPEND_CAPS_MAX;
 use crate::domain::meter::has_repeats;
 use crate::domain::names::ItemKey;
@@ -26,8 +26,8 @@ pub struct SpendCap {
 }
 
 impl SpendCap {
-    pub fn read(value: Value) -> Read<Self> {
-        let mut fields = Fields::of(value)?;
+    pub fn read(value: Value) -> Parsed<Self> {
+        let mut fields = ObjectParser::new(value)?;
         let key = fields.required("key", |v| Ok(ItemKey::parse(fields::text(v)?)?));
         let amount = fields.required("amount", amount::read);
         let currency = fields.required("currency", Currency::read);
@@ -43,25 +43,28 @@ impl SpendCap {
     }
 
     /// Reads `{"spend_caps": […]}`.
-    pub fn read_all(value: Value) -> Read<Vec<Self>> {
-        let mut fields = Fields::of(value)?;
+    pub fn read_all(value: Value) -> Parsed<Vec<Self>> {
+        let mut fields = ObjectParser::new(value)?;
         let caps = fields.required("spend_caps", |v| fields::items(v, SPEND_CAPS_MAX, Self::read));
         let keys: Vec<&ItemKey> = caps.iter().flatten().map(|cap| &cap.key).collect();
         if has_repeats(&keys) {
-            fields.flaw(Violation::new("duplicate_key", "uses a spend cap's key twice").under("spend_caps"));
+            fields.add_error(
+                Violation::new("duplicate_key", "uses a spend cap's key twice").under("spend_caps"),
+            );
         }
         fields.finish()?;
         let caps = caps.ok_or_else(Vec::new)?;
-        let flaws: Vec<Violation> =
-            Self::refuse_withdrawn(&caps).map(|flaw| flaw.under("spend_caps")).collect();
-        if flaws.is_empty() { Ok(caps) } else { Err(flaws) }
+        let violations: Vec<Violation> =
+            Self::validate_not_withdrawn(&caps).map(|violation| violation.under("spend_caps")).collect();
+        if violations.is_empty() { Ok(caps) } else { Err(violations) }
     }
 
     /// What speaks against the currencies of new caps, each under its place.
-    pub fn refuse_withdrawn(caps: &[Self]) -> impl Iterator<Item = Violation> {
-        let flaw =
-            |(index, cap): (usize, &Self)| Some(cap.currency.refuse_withdrawn()?.under(&index.to_string()));
-        caps.iter().enumerate().filter_map(flaw)
+    pub fn validate_not_withdrawn(caps: &[Self]) -> impl Iterator<Item = Violation> {
+        let violation = |(index, cap): (usize, &Self)| {
+            Some(cap.currency.validate_not_withdrawn()?.under(&index.to_string()))
+        };
+        caps.iter().enumerate().filter_map(violation)
     }
 
     /// The period around an instant.

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 use super::amount::{Amount, MinorUnits};
 use super::price::Price;
-use super::rating::{Line, Used};
+use super::rating::{RatedLine, RatedQuantity};
 use crate::domain::quantity::{Quantity, Total};
 
 fn price(mut fields: Value) -> Price {
@@ -14,11 +14,11 @@ fn price(mut fields: Value) -> Price {
             fields[name] = json!(value);
         }
     }
-    Price::read(fields.clone()).unwrap_or_else(|flaws| panic!("{fields}: {flaws:?}"))
+    Price::read(fields.clone()).unwrap_or_else(|violations| panic!("{fields}: {violations:?}"))
 }
 
-fn used(quantity: &str) -> Used {
-    Used { quantity: Total::from_decimal(quantity).unwrap(), event_fees: Amount::default() }
+fn used(quantity: &str) -> RatedQuantity {
+    RatedQuantity { quantity: Total::from_decimal(quantity).unwrap(), event_fees: Amount::default() }
 }
 
 fn tier(up_to: Value, unit_amount: impl Into<Value>, flat_amount: impl Into<Value>) -> Value {
@@ -150,7 +150,7 @@ fn shares_of_values() {
     let of = |fields: Value, values: &[i64]| {
         let price = price(fields);
         let values = values.iter().map(|value| value.to_string().parse::<Quantity>().unwrap());
-        price.rate(&Used::of_values(&price, values)).amount.to_string()
+        price.rate(&RatedQuantity::of_values(&price, values)).amount.to_string()
     };
     let bounded =
         json!({"model": "percentage", "rate": 10, "fixed_amount": 1, "event_minimum": 3, "event_maximum": 8});
@@ -180,7 +180,7 @@ fn packages_may_be_cut() {
 fn tiers_explain_the_amount() {
     let price = price(json!({"model": "graduated", "free_units": 5,
         "tiers": [tier(json!(10), 10, 2), tier(json!(20), 5, 3), tier(json!(null), 1, 0)]}));
-    let Line { tiers, amount, quantity, .. } = price.rate(&used("16.5"));
+    let RatedLine { tiers, amount, quantity, .. } = price.rate(&used("16.5"));
     let shown: Vec<(String, String)> =
         tiers.iter().map(|tier| (tier.quantity.to_string(), tier.amount.to_string())).collect();
     let expected = [("10", "102"), ("1.5", "10.5")];
@@ -221,8 +221,11 @@ fn tiered(model: &str, tiers: &[(u32, u32, u32)], flat: bool) -> Price {
     price(json!({"model": model, "tiers": rows}))
 }
 
-fn quantity(millis: u32) -> Used {
-    Used { quantity: Total::from_nanos(i128::from(millis) * 1_000_000), event_fees: Amount::default() }
+fn quantity(millis: u32) -> RatedQuantity {
+    RatedQuantity {
+        quantity: Total::from_nanos(i128::from(millis) * 1_000_000),
+        event_fees: Amount::default(),
+    }
 }
 
 proptest! {
@@ -238,7 +241,7 @@ proptest! {
         let price = tiered("graduated", &tiers, false);
         let nano = Total::from_nanos(1);
         let below = quantity(at);
-        let above = Used { quantity: below.quantity + nano, event_fees: Amount::default() };
+        let above = RatedQuantity { quantity: below.quantity + nano, event_fees: Amount::default() };
         let steepest = tiers.iter().map(|(_, millis, _)| *millis).max().unwrap_or_default();
         let most = Amount::from_minor_units(steepest.into()).shifted(-3) ;
         prop_assert!(price.cost(&above) - price.cost(&below) <= &most * &Amount::of(nano));
@@ -278,7 +281,7 @@ proptest! {
         };
         let price = price(fields);
         let of = |values: &[i64]| {
-            Used::of_values(&price, values.iter().map(|value| value.to_string().parse().unwrap()))
+            RatedQuantity::of_values(&price, values.iter().map(|value| value.to_string().parse().unwrap()))
         };
         let (first, second) = values.split_at(cut.min(values.len()));
         let mut reversed = values.clone();

@@ -6,10 +6,10 @@ use serde_json::Value;
 
 use super::amount::{self, Amount, MinorUnits};
 use super::currency::Currency;
-use super::exchange::Rate;
+use super::exchange::ExchangeRate;
 use super::price::Price;
-use super::rating::{Line, LineModel};
-use crate::domain::fields::{Fields, Read, Violation};
+use super::rating::{LineModel, RatedLine};
+use crate::domain::fields::{ObjectParser, Parsed, Violation};
 use crate::domain::meter::{Filter, has_repeats};
 use crate::domain::quantity::Total;
 
@@ -32,7 +32,7 @@ pub enum Bound {
 }
 
 /// Bills have no smaller units.
-fn whole(value: Value) -> Read<MinorUnits> {
+fn whole(value: Value) -> Parsed<MinorUnits> {
     let amount = amount::read(value)?;
     let units = amount.rounded();
     if Amount::from(&units) != amount {
@@ -42,20 +42,20 @@ fn whole(value: Value) -> Read<MinorUnits> {
 }
 
 impl Commitment {
-    pub fn read(value: Value) -> Read<Self> {
-        let mut fields = Fields::of(value)?;
+    pub fn read(value: Value) -> Parsed<Self> {
+        let mut fields = ObjectParser::new(value)?;
         let currency = fields.required("currency", Currency::read);
         let minimum_amount = fields.optional("minimum_amount", whole);
         let maximum_amount = fields.optional("maximum_amount", whole);
-        if minimum_amount.is_none() && maximum_amount.is_none() && !fields.is_flawed() {
+        if minimum_amount.is_none() && maximum_amount.is_none() && !fields.has_errors() {
             let detail = "`minimum_amount` or `maximum_amount` is required";
-            fields.flaw(Violation::new("missing_field", detail));
+            fields.add_error(Violation::new("missing_field", detail));
         }
         if let (Some(least), Some(most)) = (&minimum_amount, &maximum_amount)
             && most < least
         {
             let detail = "must not be below the minimum";
-            fields.flaw(Violation::new("invalid_range", detail).under("maximum_amount"));
+            fields.add_error(Violation::new("invalid_range", detail).under("maximum_amount"));
         }
         fields.finish()?;
         let Some(currency) = currency else { return Err(Vec::new()) };
@@ -64,7 +64,7 @@ impl Commitment {
 
     /// The same in another currency, in whole units of it.
     #[must_use]
-    pub fn converted(&self, rate: &Rate) -> Self {
+    pub fn converted(&self, rate: &ExchangeRate) -> Self {
         let converted = |units: &MinorUnits| rate.converted(&units.into()).rounded();
         Self {
             currency: rate.to,
@@ -75,7 +75,7 @@ impl Commitment {
 
     /// What each bound adds to the sum of other lines, or takes off: a line for each that is stated, of
     /// nothing where the sum keeps to it.
-    pub fn lines(&self, sum: &MinorUnits) -> impl Iterator<Item = Line> + use<> {
+    pub fn lines(&self, sum: &MinorUnits) -> impl Iterator<Item = RatedLine> + use<> {
         let least = self.minimum_amount.as_ref().map(|least| {
             let short = (least.clone() - sum.clone()).max(MinorUnits::default());
             line(Bound::Minimum, least, short)
@@ -88,14 +88,14 @@ impl Commitment {
     }
 
     /// Adds to the lines of a period the one that keeps their sum within the bounds, where it is not.
-    pub fn complete(&self, lines: &mut Vec<Line>) {
+    pub fn complete(&self, lines: &mut Vec<RatedLine>) {
         let sum = lines.iter().map(|line| line.rounded_amount.clone()).sum();
         lines.extend(self.lines(&sum).filter(|line| !line.amount.is_zero()));
     }
 }
 
-fn line(bound: Bound, amount: &MinorUnits, difference: MinorUnits) -> Line {
-    Line {
+fn line(bound: Bound, amount: &MinorUnits, difference: MinorUnits) -> RatedLine {
+    RatedLine {
         price: None,
         meter: None,
         filter: Filter::default(),
@@ -110,22 +110,22 @@ fn line(bound: Bound, amount: &MinorUnits, difference: MinorUnits) -> Line {
 }
 
 /// What speaks against some, each under its place: one for each currency, in which there are prices.
-pub fn refuse<'p>(
+pub fn validate_commitments<'p>(
     commitments: &[Commitment],
     prices: impl Iterator<Item = &'p Price> + Clone,
 ) -> Vec<Violation> {
-    let mut flaws = Vec::new();
+    let mut violations = Vec::new();
     if has_repeats(&commitments.iter().map(|commitment| commitment.currency).collect::<Vec<_>>()) {
-        flaws.push(Violation::new("duplicate_key", "uses a currency twice"));
+        violations.push(Violation::new("duplicate_key", "uses a currency twice"));
     }
     for (place, Commitment { currency, .. }) in commitments.iter().enumerate() {
         if !prices.clone().any(|price| price.currency == *currency) {
             let detail = format!("nothing has a price in {currency}, so there is no bill in it");
-            let flaw = Violation::new("unpriced_currency", detail);
-            flaws.push(flaw.under("currency").under(&place.to_string()));
+            let violation = Violation::new("unpriced_currency", detail);
+            violations.push(violation.under("currency").under(&place.to_string()));
         }
     }
-    flaws
+    violations
 }
 
 #[cfg(test)]
@@ -134,7 +134,7 @@ mod tests {
     use proptest::prelude::*;
     use serde_json::json;
 
-    use crate::domain::pricing::rating::Used;
+    use crate::domain::pricing::rating::RatedQuantity;
     use crate::domain::timestamp::Timestamp;
 
     fn of(minimum: Option<i64>, maximum: Option<i64>) -> Commitment {
@@ -171,7 +171,7 @@ mod tests {
 
     #[test]
     fn bounds_are_told_in_the_currency_of_the_lines() {
-        let rate = Rate {
+        let rate = ExchangeRate {
             from: Currency::parse("usd").unwrap(),
             to: Currency::parse("jpy").unwrap(),
             rate: Amount::from_decimal("150.5").unwrap(),
@@ -186,10 +186,11 @@ mod tests {
     fn bad_commitments_are_refused_by_name() {
         let fee = json!({"key": "p", "model": "flat", "currency": "usd", "amount": 1});
         let prices = [Price::read(fee).unwrap()];
-        let flaw = |commitments: &Value| {
+        let violation = |commitments: &Value| {
             let read = crate::domain::fields::items(commitments.clone(), 10, Commitment::read);
-            let flaws = read.map_or_else(|flaws| flaws, |read| refuse(&read, prices.iter()));
-            flaws.first().map(|flaw| (flaw.pointer.clone(), flaw.code))
+            let violations =
+                read.map_or_else(|violations| violations, |read| validate_commitments(&read, prices.iter()));
+            violations.first().map(|violation| (violation.pointer.clone(), violation.code))
         };
         let usd = json!({"currency": "usd", "minimum_amount": 1});
         let cases = [
@@ -227,7 +228,7 @@ mod tests {
         ];
         for (commitments, expected) in cases {
             let expected = expected.map(|(pointer, code)| (pointer.to_owned(), code));
-            assert_eq!(flaw(&commitments), expected, "{commitments}");
+            assert_eq!(violation(&commitments), expected, "{commitments}");
         }
     }
 
@@ -241,9 +242,9 @@ mod tests {
             prop_assume!(least.is_some() || width.is_some());
             let price = Price::read(json!({"key": "p", "meter": "m", "model": "per_unit", "currency": "usd",
                 "unit_amount": 1, "per_units": 3})).unwrap();
-            let rated = |quantity: &i64| price.rate(&Used { quantity: (*quantity).into(), ..Used::default() });
-            let mut lines: Vec<Line> = quantities.iter().map(rated).collect();
-            let sum = |lines: &[Line]| lines.iter().map(|line| line.rounded_amount.clone()).sum::<MinorUnits>();
+            let rated = |quantity: &i64| price.rate(&RatedQuantity { quantity: (*quantity).into(), ..RatedQuantity::default() });
+            let mut lines: Vec<RatedLine> = quantities.iter().map(rated).collect();
+            let sum = |lines: &[RatedLine]| lines.iter().map(|line| line.rounded_amount.clone()).sum::<MinorUnits>();
             let before = sum(&lines);
             let most = width.map(|width| least.unwrap_or_default() + width);
             of(least, most).complete(&mut lines);

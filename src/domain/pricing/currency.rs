@@ -6,7 +6,7 @@ use iso_currency::Currency as Iso;
 use serde::{Serialize, Serializer};
 use serde_json::Value;
 
-use crate::domain::fields::{self, Read, Violation};
+use crate::domain::fields::{self, Parsed, Violation};
 
 /// A currency that has minor units, if only whole ones.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -16,7 +16,7 @@ pub struct Currency(Iso);
 const WITHDRAWN: [Iso; 5] = [Iso::BGN, Iso::CUC, Iso::HRK, Iso::SLL, Iso::ZWL];
 
 impl Currency {
-    pub fn parse(code: &str) -> Read<Self> {
+    pub fn parse(code: &str) -> Parsed<Self> {
         let is_lower = code.bytes().all(|byte| byte.is_ascii_lowercase());
         match Iso::from_code(&code.to_ascii_uppercase()).filter(|_| is_lower) {
             Some(currency) if currency.exponent().is_some() => Ok(Self(currency)),
@@ -24,12 +24,12 @@ impl Currency {
         }
     }
 
-    pub fn read(value: Value) -> Read<Self> {
+    pub fn read(value: Value) -> Parsed<Self> {
         Self::parse(&fields::text(value)?)
     }
 
     /// What speaks against something new in it; what was kept in it stays.
-    pub fn refuse_withdrawn(self) -> Option<Violation> {
+    pub fn validate_not_withdrawn(self) -> Option<Violation> {
         let detail =
             || format!("{self} was withdrawn from ISO 4217; take the currency that came in its place");
         WITHDRAWN.contains(&self.0).then(|| Violation::new("unknown_currency", detail()).under("currency"))
@@ -84,7 +84,11 @@ mod tests {
         for (code, is_withdrawn) in
             [("hrk", true), ("bgn", true), ("eur", false), ("ves", false), ("xcg", false)]
         {
-            assert_eq!(Currency::parse(code).unwrap().refuse_withdrawn().is_some(), is_withdrawn, "{code}");
+            assert_eq!(
+                Currency::parse(code).unwrap().validate_not_withdrawn().is_some(),
+                is_withdrawn,
+                "{code}"
+            );
         }
         for unknown in ["USD", "us", "zzz", "", "xau", "dollar", "Usd"] {
             assert_eq!(Currency::parse(unknown).unwrap_err()[0].code, "unknown_currency", "{unknown}");

@@ -9,14 +9,14 @@ use serde_json::Value;
 
 use super::amount::{self, Amount};
 use super::currency::Currency;
-use crate::domain::fields::{self, Fields, Read, Violation};
+use crate::domain::fields::{self, ObjectParser, Parsed, Violation};
 use crate::domain::limits::{RATE_AHEAD_MAX, RATES_MAX};
 use crate::domain::meter::has_repeats;
 use crate::domain::timestamp::Timestamp;
 
 /// So many major units of one currency for one of another.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Rate {
+pub struct ExchangeRate {
     pub from: Currency,
     pub to: Currency,
     pub rate: Amount,
@@ -24,7 +24,7 @@ pub struct Rate {
     pub as_of: Timestamp,
 }
 
-impl Rate {
+impl ExchangeRate {
     /// An amount in minor units of the one as minor units of the other.
     #[must_use]
     pub fn converted(&self, amount: &Amount) -> Amount {
@@ -33,10 +33,10 @@ impl Rate {
     }
 }
 
-impl Rate {
+impl ExchangeRate {
     /// Reads a rate as a caller states it: without `as_of` it holds from now.
-    pub fn read(value: Value, now: Timestamp) -> Read<Self> {
-        let mut fields = Fields::of(value)?;
+    pub fn read(value: Value, now: Timestamp) -> Parsed<Self> {
+        let mut fields = ObjectParser::new(value)?;
         let from = fields.required("from", Currency::read);
         let to = fields.required("to", Currency::read);
         let rate = fields.required("rate", |value| {
@@ -56,7 +56,9 @@ impl Rate {
         if let (Some(from), Some(to)) = (from, to)
             && from == to
         {
-            fields.flaw(Violation::new("same_currency", "must be another currency than `from`").under("to"));
+            fields.add_error(
+                Violation::new("same_currency", "must be another currency than `from`").under("to"),
+            );
         }
         fields.finish()?;
         let (Some(from), Some(to), Some(rate)) = (from, to, rate) else { return Err(Vec::new()) };
@@ -64,19 +66,19 @@ impl Rate {
     }
 
     /// Reads `{"rates": […]}`, or one rate alone.
-    pub fn read_all(value: Value, now: Timestamp) -> Read<Vec<Self>> {
+    pub fn read_all(value: Value, now: Timestamp) -> Parsed<Vec<Self>> {
         if value.get("rates").is_none() {
             return Ok(vec![Self::read(value, now)?]);
         }
-        let mut fields = Fields::of(value)?;
+        let mut fields = ObjectParser::new(value)?;
         let rates = fields.list("rates", RATES_MAX, |value| Self::read(value, now));
-        if rates.is_empty() && !fields.is_flawed() {
-            fields.flaw(Violation::new("empty", "must have at least one rate").under("rates"));
+        if rates.is_empty() && !fields.has_errors() {
+            fields.add_error(Violation::new("empty", "must have at least one rate").under("rates"));
         }
         let names: Vec<_> = rates.iter().map(|rate| (rate.from, rate.to, rate.as_of)).collect();
         if has_repeats(&names) {
             let detail = "states one rate, of one time, twice";
-            fields.flaw(Violation::new("duplicate_key", detail).under("rates"));
+            fields.add_error(Violation::new("duplicate_key", detail).under("rates"));
         }
         fields.finish()?;
         Ok(rates)
@@ -85,10 +87,10 @@ impl Rate {
 
 /// By their currencies and times.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Rates(BTreeMap<(Currency, Currency), BTreeMap<Timestamp, Rate>>);
+pub struct Rates(BTreeMap<(Currency, Currency), BTreeMap<Timestamp, ExchangeRate>>);
 
-impl FromIterator<Rate> for Rates {
-    fn from_iter<I: IntoIterator<Item = Rate>>(rates: I) -> Self {
+impl FromIterator<ExchangeRate> for Rates {
+    fn from_iter<I: IntoIterator<Item = ExchangeRate>>(rates: I) -> Self {
         let mut known = Self::default();
         for rate in rates {
             known.0.entry((rate.from, rate.to)).or_default().insert(rate.as_of, rate);
@@ -99,7 +101,7 @@ impl FromIterator<Rate> for Rates {
 
 impl Rates {
     /// The latest that holds at a time.
-    pub fn at(&self, from: Currency, to: Currency, at: Timestamp) -> Option<&Rate> {
+    pub fn at(&self, from: Currency, to: Currency, at: Timestamp) -> Option<&ExchangeRate> {
         Some(self.0.get(&(from, to))?.range(..=at).next_back()?.1)
     }
 
@@ -109,7 +111,7 @@ impl Rates {
     }
 
     /// Those that hold at a time, by their currencies.
-    pub fn in_force(&self, at: Timestamp) -> impl Iterator<Item = &Rate> {
+    pub fn in_force(&self, at: Timestamp) -> impl Iterator<Item = &ExchangeRate> {
         self.0.values().filter_map(move |rates| Some(rates.range(..=at).next_back()?.1))
     }
 }
@@ -122,7 +124,7 @@ mod tests {
     fn a_rate_holds_from_its_time_in_its_direction() {
         let currency = |code: &str| Currency::parse(code).unwrap();
         let at = |text: &str| Timestamp::parse(text).unwrap();
-        let rate = |to, rate, as_of| Rate {
+        let rate = |to, rate, as_of| ExchangeRate {
             from: currency("usd"),
             to: currency(to),
             rate: Amount::from_decimal(rate).unwrap(),

@@ -7,11 +7,11 @@ use std::collections::BTreeSet;
 use super::currency::Currency;
 use super::price::Price;
 use crate::domain::event::Properties;
-use crate::domain::fields::{Read, Violation};
+use crate::domain::fields::{Parsed, Violation};
 use crate::domain::meter::has_repeats;
 use crate::domain::names::MeterKey;
 use crate::domain::timestamp::Timestamp;
-use crate::domain::usage::Slice;
+use crate::domain::usage::UsageSlice;
 use crate::domain::window::Span;
 
 #[derive(Debug, Clone)]
@@ -49,7 +49,7 @@ impl<'a> PriceList<'a> {
     }
 
     /// What each price of a meter rates, by precedence.
-    pub fn slices(&self, meter: &MeterKey) -> Vec<Slice> {
+    pub fn slices(&self, meter: &MeterKey) -> Vec<UsageSlice> {
         self.of_meter(meter).map(Price::slice).collect()
     }
 
@@ -95,13 +95,15 @@ impl<'a> PriceList<'a> {
 
 /// Two prices cannot have one key, nor rate the same use at the same time by the same dimensions. `beside`:
 /// others of other keys, which are in order.
-pub fn refuse(prices: &[Price], beside: &[&Price]) -> Read<()> {
-    let mut flaws = Vec::new();
+pub fn validate_price_list(prices: &[Price], beside: &[&Price]) -> Parsed<()> {
+    let mut violations = Vec::new();
     if has_repeats(&prices.iter().map(|price| &price.key).collect::<Vec<_>>()) {
-        flaws.push(Violation::new("duplicate_key", "uses a price's key twice"));
+        violations.push(Violation::new("duplicate_key", "uses a price's key twice"));
     }
     for (index, price) in prices.iter().enumerate() {
-        flaws.extend(price.currency.refuse_withdrawn().map(|flaw| flaw.under(&index.to_string())));
+        violations.extend(
+            price.currency.validate_not_withdrawn().map(|violation| violation.under(&index.to_string())),
+        );
     }
     for (index, price) in prices.iter().enumerate().filter(|(_, price)| price.meter.is_some()) {
         let rival = |other: &&Price| {
@@ -116,10 +118,10 @@ pub fn refuse(prices: &[Price], beside: &[&Price]) -> Read<()> {
                 "rates something that `{}` rates, at the same time, and neither is for a part of the other; give it another filter or effective time",
                 other.key
             );
-            flaws.push(Violation::new("overlapping_prices", detail).under(&index.to_string()));
+            violations.push(Violation::new("overlapping_prices", detail).under(&index.to_string()));
         }
     }
-    if flaws.is_empty() { Ok(()) } else { Err(flaws) }
+    if violations.is_empty() { Ok(()) } else { Err(violations) }
 }
 
 #[cfg(test)]
@@ -132,7 +134,7 @@ mod tests {
         let [from, to] = times.map(time);
         let price = json!({"key": key, "meter": "m", "filter": filter, "model": "per_unit", "currency": "usd",
                            "unit_amount": 1, "effective_from": from, "effective_to": to});
-        Price::read(price.clone()).unwrap_or_else(|flaws| panic!("{price}: {flaws:?}"))
+        Price::read(price.clone()).unwrap_or_else(|violations| panic!("{price}: {violations:?}"))
     }
 
     #[test]
@@ -153,10 +155,10 @@ mod tests {
         ];
         for (one, when, other, then, overlaps) in cases {
             let [one, other] = [price("one", one, when), price("other", other, then)];
-            let together = refuse(&[one.clone(), other.clone()], &[]);
-            let code = together.err().map(|flaws| (flaws[0].pointer.clone(), flaws[0].code));
+            let together = validate_price_list(&[one.clone(), other.clone()], &[]);
+            let code = together.err().map(|violations| (violations[0].pointer.clone(), violations[0].code));
             assert_eq!(code, overlaps.then(|| ("/1".to_owned(), "overlapping_prices")), "{one:?} {other:?}");
-            assert_eq!(refuse(&[one], &[&other]).is_err(), overlaps, "{other:?}");
+            assert_eq!(validate_price_list(&[one], &[&other]).is_err(), overlaps, "{other:?}");
         }
     }
 }

@@ -6,24 +6,24 @@ use std::collections::BTreeMap;
 use super::amount::Amount;
 use super::list::PriceList;
 use super::price::Price;
-use super::rating::{Line, Used};
+use super::rating::{RatedLine, RatedQuantity};
 use crate::domain::meter::Aggregation;
 use crate::domain::names::{ItemKey, MeterKey};
 use crate::domain::quantity::Total;
-use crate::domain::usage::Found;
+use crate::domain::usage::Aggregate;
 use crate::domain::window::Span;
 
 /// What was found of one thing.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Taken {
+pub struct MeterTotal {
     pub aggregation: Aggregation,
-    pub found: Found,
+    pub found: Aggregate,
     /// Where a price looks at each event by itself.
     pub event_fees: Option<Amount>,
 }
 
-impl Taken {
-    pub fn of(aggregation: Aggregation, found: Found) -> Self {
+impl MeterTotal {
+    pub fn of(aggregation: Aggregation, found: Aggregate) -> Self {
         Self { aggregation, found, event_fees: None }
     }
 
@@ -41,8 +41,8 @@ impl Taken {
     }
 
     /// As a price rates it.
-    pub fn used(&self, price: &Price) -> Used {
-        let mut used = Used::of_sum(price, self.value().unwrap_or_default(), self.found.count);
+    pub fn used(&self, price: &Price) -> RatedQuantity {
+        let mut used = RatedQuantity::of_sum(price, self.value().unwrap_or_default(), self.found.count);
         if let Some(fees) = &self.event_fees {
             used.event_fees = fees.clone();
         }
@@ -52,19 +52,19 @@ impl Taken {
 
 /// All that was found in one part.
 #[derive(Debug, Clone, Default)]
-pub struct Part<'a> {
+pub struct RatedUsage<'a> {
     /// Of meters, whatever rates it.
-    pub meters: BTreeMap<&'a MeterKey, Taken>,
+    pub meters: BTreeMap<&'a MeterKey, MeterTotal>,
     /// Of what each price rates.
-    pub priced: BTreeMap<&'a ItemKey, Taken>,
+    pub priced: BTreeMap<&'a ItemKey, MeterTotal>,
     /// What no price rates of the meters that have prices and add up.
     pub unpriced: BTreeMap<&'a MeterKey, Total>,
 }
 
-impl Part<'_> {
+impl RatedUsage<'_> {
     /// Together with a part that follows.
     pub fn join(&mut self, later: &Self) {
-        let join = |known: &mut Taken, more: &Taken| known.join(more);
+        let join = |known: &mut MeterTotal, more: &MeterTotal| known.join(more);
         for (key, more) in &later.meters {
             self.meters.entry(key).and_modify(|known| join(known, more)).or_insert_with(|| more.clone());
         }
@@ -78,12 +78,12 @@ impl Part<'_> {
     }
 
     /// What was used of what a price rates.
-    pub fn used(&self, price: &Price) -> Used {
+    pub fn used(&self, price: &Price) -> RatedQuantity {
         self.priced.get(&price.key).map(|taken| taken.used(price)).unwrap_or_default()
     }
 
     /// One line for each price that has something to say about the range of which this was found.
-    pub fn lines(&self, list: &PriceList<'_>, span: Span) -> Vec<Line> {
+    pub fn lines(&self, list: &PriceList<'_>, span: Span) -> Vec<RatedLine> {
         list.in_force_in(span).map(|price| price.rate(&self.used(price))).collect()
     }
 }
@@ -95,11 +95,11 @@ mod tests {
     #[test]
     fn parts_join_as_their_meters_aggregate() {
         let total = |units: i64| Total::from(units);
-        let sum = |count, units| Found { count, sum: Some(total(units)), picked: None };
-        let pick = |count, units: Option<i64>| Found { count, sum: None, picked: units.map(total) };
+        let sum = |count, units| Aggregate { count, sum: Some(total(units)), picked: None };
+        let pick = |count, units: Option<i64>| Aggregate { count, sum: None, picked: units.map(total) };
         // members that are new in each part, and all that were seen in it
         let members =
-            |count, fresh, seen| Found { count, sum: Some(total(fresh)), picked: Some(total(seen)) };
+            |count, fresh, seen| Aggregate { count, sum: Some(total(fresh)), picked: Some(total(seen)) };
         let cases = [
             (Aggregation::Sum, vec![sum(2, 5), sum(1, -7)], Some("-2")),
             (Aggregation::Count, vec![sum(2, 2), sum(1, 1)], Some("3")),
@@ -112,9 +112,9 @@ mod tests {
             (Aggregation::Max, vec![], None),
         ];
         for (aggregation, parts, expected) in cases {
-            let mut all = Taken::of(aggregation, Found::default());
+            let mut all = MeterTotal::of(aggregation, Aggregate::default());
             for found in &parts {
-                all.join(&Taken::of(aggregation, *found));
+                all.join(&MeterTotal::of(aggregation, *found));
             }
             assert_eq!(all.value().map(|value| value.to_string()).as_deref(), expected, "{aggregation:?}");
         }

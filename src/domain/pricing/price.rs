@@ -8,13 +8,13 @@ use serde_json::Value;
 use super::amount::{self, Amount, one};
 use super::currency::Currency;
 use crate::domain::environment::Environment;
-use crate::domain::fields::{self, Fields, Read, Violation};
+use crate::domain::fields::{self, ObjectParser, Parsed, Violation};
 use crate::domain::limits::{NAME_CHARS_MAX, PRICE_TIERS_MAX};
 use crate::domain::meter::Filter;
 use crate::domain::names::{ItemKey, MeterKey};
 use crate::domain::quantity::{Quantity, Total};
 use crate::domain::timestamp::Timestamp;
-use crate::domain::usage::Slice;
+use crate::domain::usage::UsageSlice;
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Price {
@@ -53,11 +53,11 @@ pub enum StripePriceId {
 }
 
 impl StripePriceId {
-    fn read(value: Value) -> Read<Self> {
+    fn read(value: Value) -> Parsed<Self> {
         if value.is_string() {
             return Ok(Self::Same(stripe_price_id(value)?));
         }
-        let mut fields = Fields::of(value)?;
+        let mut fields = ObjectParser::new(value)?;
         let ids = Environment::ALL
             .map(|environment| Some((environment, fields.optional(environment.as_str(), stripe_price_id)?)));
         fields.finish()?;
@@ -72,7 +72,7 @@ impl StripePriceId {
     }
 }
 
-fn stripe_price_id(value: Value) -> Read<String> {
+fn stripe_price_id(value: Value) -> Parsed<String> {
     let id = fields::text(value)?;
     if id.is_empty() || id.chars().count() > NAME_CHARS_MAX {
         return Violation::only("invalid_value", format!("must have 1 to {NAME_CHARS_MAX} characters"));
@@ -182,7 +182,7 @@ impl Model {
     }
 
     /// Reads the fields of a model.
-    fn read(name: ModelName, fields: &mut Fields) -> Option<Self> {
+    fn read(name: ModelName, fields: &mut ObjectParser) -> Option<Self> {
         match name {
             ModelName::PerUnit => {
                 let unit_amount = fields.required("unit_amount", amount::read);
@@ -203,7 +203,7 @@ impl Model {
                 let fixed_amount = fields.optional("fixed_amount", amount::read).unwrap_or_default();
                 let event_minimum = fields.optional("event_minimum", amount::read);
                 let event_maximum = fields.optional("event_maximum", amount::read);
-                refuse_crossed(fields, "event_maximum", event_minimum.as_ref(), event_maximum.as_ref());
+                validate_crossed(fields, "event_maximum", event_minimum.as_ref(), event_maximum.as_ref());
                 Some(Self::Percentage { rate: rate?, fixed_amount, event_minimum, event_maximum })
             }
             ModelName::GraduatedPercentage => {
@@ -246,7 +246,7 @@ impl Model {
     }
 }
 
-fn per_units(value: Value) -> Read<Quantity> {
+fn per_units(value: Value) -> Parsed<Quantity> {
     let units = fields::quantity(value)?;
     if units <= Quantity::default() {
         return Violation::only("invalid_value", "must be above zero");
@@ -254,11 +254,11 @@ fn per_units(value: Value) -> Read<Quantity> {
     Ok(units)
 }
 
-fn refuse_crossed(fields: &mut Fields, name: &str, least: Option<&Amount>, most: Option<&Amount>) {
+fn validate_crossed(fields: &mut ObjectParser, name: &str, least: Option<&Amount>, most: Option<&Amount>) {
     if let (Some(least), Some(most)) = (least, most)
         && most < least
     {
-        fields.flaw(Violation::new("invalid_range", "must not be below the minimum").under(name));
+        fields.add_error(Violation::new("invalid_range", "must not be below the minimum").under(name));
     }
 }
 
@@ -280,13 +280,13 @@ impl Bounded for RateTier {
 }
 
 impl Tier {
-    fn read(value: Value) -> Read<Self> {
-        let mut fields = Fields::of(value)?;
+    fn read(value: Value) -> Parsed<Self> {
+        let mut fields = ObjectParser::new(value)?;
         let up_to = fields.optional("up_to", bound);
         let unit_amount = fields.optional("unit_amount", amount::read);
         let flat_amount = fields.optional("flat_amount", amount::read);
-        if unit_amount.is_none() && flat_amount.is_none() && !fields.is_flawed() {
-            fields.flaw(Violation::new("missing_field", "`unit_amount` or `flat_amount` is required"));
+        if unit_amount.is_none() && flat_amount.is_none() && !fields.has_errors() {
+            fields.add_error(Violation::new("missing_field", "`unit_amount` or `flat_amount` is required"));
         }
         fields.finish()?;
         let (unit_amount, flat_amount) = (unit_amount.unwrap_or_default(), flat_amount.unwrap_or_default());
@@ -295,13 +295,13 @@ impl Tier {
 }
 
 impl RateTier {
-    fn read(value: Value) -> Read<Self> {
-        let mut fields = Fields::of(value)?;
+    fn read(value: Value) -> Parsed<Self> {
+        let mut fields = ObjectParser::new(value)?;
         let up_to = fields.optional("up_to", bound);
         let rate = fields.optional("rate", amount::read);
         let flat_amount = fields.optional("flat_amount", amount::read);
-        if rate.is_none() && flat_amount.is_none() && !fields.is_flawed() {
-            fields.flaw(Violation::new("missing_field", "`rate` or `flat_amount` is required"));
+        if rate.is_none() && flat_amount.is_none() && !fields.has_errors() {
+            fields.add_error(Violation::new("missing_field", "`rate` or `flat_amount` is required"));
         }
         fields.finish()?;
         let (rate, flat_amount) = (rate.unwrap_or_default(), flat_amount.unwrap_or_default());
@@ -309,7 +309,7 @@ impl RateTier {
     }
 }
 
-fn bound(value: Value) -> Read<Quantity> {
+fn bound(value: Value) -> Parsed<Quantity> {
     let bound = fields::quantity(value)?;
     if bound <= Quantity::default() {
         return Violation::only("invalid_value", "must be above zero, or null for the last tier");
@@ -317,20 +317,20 @@ fn bound(value: Value) -> Read<Quantity> {
     Ok(bound)
 }
 
-fn read_tiers<T: Bounded>(fields: &mut Fields, read: impl Fn(Value) -> Read<T>) -> Option<Vec<T>> {
+fn read_tiers<T: Bounded>(fields: &mut ObjectParser, read: impl Fn(Value) -> Parsed<T>) -> Option<Vec<T>> {
     let tiers = fields.required("tiers", |value| fields::items(value, PRICE_TIERS_MAX, read))?;
-    match refuse_tiers(&tiers) {
+    match validate_tiers(&tiers) {
         None => Some(tiers),
-        Some(flaw) => {
-            fields.flaw(flaw.under("tiers"));
+        Some(violation) => {
+            fields.add_error(violation.under("tiers"));
             None
         }
     }
 }
 
 /// Tiers follow each other up the number line and leave nothing out.
-fn refuse_tiers<T: Bounded>(tiers: &[T]) -> Option<Violation> {
-    let flaw = |code, detail: &str, index: usize| {
+fn validate_tiers<T: Bounded>(tiers: &[T]) -> Option<Violation> {
+    let violation = |code, detail: &str, index: usize| {
         Some(Violation::new(code, detail).under("up_to").under(&index.to_string()))
     };
     if tiers.is_empty() {
@@ -340,12 +340,16 @@ fn refuse_tiers<T: Bounded>(tiers: &[T]) -> Option<Violation> {
     for (index, tier) in tiers.iter().enumerate() {
         match tier.up_to() {
             None if index < last => {
-                return flaw("open_tier", "only the last tier may be without end (`up_to: null`)", index);
+                return violation(
+                    "open_tier",
+                    "only the last tier may be without end (`up_to: null`)",
+                    index,
+                );
             }
             Some(_) if index == last => {
                 let detail =
                     "the last tier must be without end (`up_to: null`), or quantities above have no price";
-                return flaw("gapped_tiers", detail, index);
+                return violation("gapped_tiers", detail, index);
             }
             _ => {}
         }
@@ -353,10 +357,14 @@ fn refuse_tiers<T: Bounded>(tiers: &[T]) -> Option<Violation> {
     for (index, pair) in tiers.windows(2).enumerate() {
         if let (Some(before), Some(after)) = (pair[0].up_to(), pair[1].up_to()) {
             if after == before {
-                return flaw("overlapping_tiers", "is the bound of the tier before it, too", index + 1);
+                return violation("overlapping_tiers", "is the bound of the tier before it, too", index + 1);
             }
             if after < before {
-                return flaw("unsorted_tiers", "must lie above the bound of the tier before it", index + 1);
+                return violation(
+                    "unsorted_tiers",
+                    "must lie above the bound of the tier before it",
+                    index + 1,
+                );
             }
         }
     }
@@ -364,8 +372,8 @@ fn refuse_tiers<T: Bounded>(tiers: &[T]) -> Option<Violation> {
 }
 
 impl Price {
-    pub fn read(value: Value) -> Read<Self> {
-        let mut fields = Fields::of(value)?;
+    pub fn read(value: Value) -> Parsed<Self> {
+        let mut fields = ObjectParser::new(value)?;
         let key = fields.required("key", |v| Ok(ItemKey::parse(fields::text(v)?)?));
         let meter = fields.optional("meter", |v| Ok(MeterKey::parse(fields::text(v)?)?));
         let filter = fields.optional("filter", Filter::read).unwrap_or_default();
@@ -378,19 +386,19 @@ impl Price {
         let maximum_amount = fields.optional("maximum_amount", amount::read);
         let charge_when_unused = fields.optional("charge_when_unused", fields::boolean).unwrap_or(true);
         let stripe_price_id = fields.optional("stripe_price_id", StripePriceId::read);
-        refuse_crossed(&mut fields, "maximum_amount", minimum_amount.as_ref(), maximum_amount.as_ref());
+        validate_crossed(&mut fields, "maximum_amount", minimum_amount.as_ref(), maximum_amount.as_ref());
         if let (Some(from), Some(to)) = (effective_from, effective_to)
             && to <= from
         {
             let detail = "must lie after `effective_from`";
-            fields.flaw(Violation::new("invalid_range", detail).under("effective_to"));
+            fields.add_error(Violation::new("invalid_range", detail).under("effective_to"));
         }
         if meter.is_none() && !filter.is_empty() {
-            fields.flaw(Violation::new("missing_field", "a filter needs a `meter`").under("meter"));
+            fields.add_error(Violation::new("missing_field", "a filter needs a `meter`").under("meter"));
         }
-        if meter.is_none() && name.is_some_and(|name| name != ModelName::Flat) && !fields.is_flawed() {
+        if meter.is_none() && name.is_some_and(|name| name != ModelName::Flat) && !fields.has_errors() {
             let detail = "`meter` is required: only a flat price has none";
-            fields.flaw(Violation::new("missing_field", detail).under("meter"));
+            fields.add_error(Violation::new("missing_field", detail).under("meter"));
         }
         let Some(name) = name else {
             // what else it has depends on its model
@@ -422,9 +430,9 @@ impl Price {
     }
 
     /// What it rates of its meter.
-    pub fn slice(&self) -> Slice {
+    pub fn slice(&self) -> UsageSlice {
         let filter = self.filter.iter().map(|(name, values)| (name.to_owned(), values.to_vec())).collect();
-        Slice { filter, from: self.effective_from, to: self.effective_to }
+        UsageSlice { filter, from: self.effective_from, to: self.effective_to }
     }
 
     /// Whether there is a time at which it and another are in force.
@@ -461,9 +469,9 @@ mod tests {
     use super::*;
     use serde_json::json;
 
-    fn flaw(price: Value) -> (String, &'static str) {
-        let flaws = Price::read(price).unwrap_err();
-        (flaws[0].pointer.clone(), flaws[0].code)
+    fn violation(price: Value) -> (String, &'static str) {
+        let violations = Price::read(price).unwrap_err();
+        (violations[0].pointer.clone(), violations[0].code)
     }
 
     fn tiered(tiers: Value) -> Value {
@@ -494,7 +502,7 @@ mod tests {
             (json!([{"up_to": null, "unit_amount": 1, "unit": 1}]), "/tiers/0/unit", "unknown_field"),
         ];
         for (tiers, pointer, code) in cases {
-            assert_eq!(flaw(tiered(tiers.clone())), (pointer.to_owned(), code), "{tiers}");
+            assert_eq!(violation(tiered(tiers.clone())), (pointer.to_owned(), code), "{tiers}");
         }
         // of either kind, a flat amount alone is enough
         for model in ["graduated", "volume", "graduated_percentage"] {
@@ -503,7 +511,11 @@ mod tests {
                 price["model"] = model.into();
                 price
             };
-            assert_eq!(flaw(of(json!({"up_to": null}))), ("/tiers/0".to_owned(), "missing_field"), "{model}");
+            assert_eq!(
+                violation(of(json!({"up_to": null}))),
+                ("/tiers/0".to_owned(), "missing_field"),
+                "{model}"
+            );
             assert!(Price::read(of(json!({"up_to": null, "flat_amount": 5}))).is_ok(), "{model}");
         }
     }
@@ -514,7 +526,7 @@ mod tests {
             let mut price =
                 json!({"key": "p", "meter": "m", "model": "per_unit", "currency": "usd", "unit_amount": 1});
             price[field] = value;
-            flaw(price)
+            violation(price)
         };
         let cases = [
             ("unit_amount", json!(-0.01), "negative_amount"),
@@ -536,7 +548,7 @@ mod tests {
         }
         let crossed = json!({"key": "p", "meter": "m", "model": "per_unit", "currency": "usd", "unit_amount": 1,
                              "minimum_amount": 2, "maximum_amount": 1});
-        assert_eq!(flaw(crossed), ("/maximum_amount".to_owned(), "invalid_range"));
+        assert_eq!(violation(crossed), ("/maximum_amount".to_owned(), "invalid_range"));
     }
 
     #[test]
@@ -556,7 +568,8 @@ mod tests {
             json!({"key": "f", "model": "flat", "currency": "usd", "amount": 2000, "charge_when_unused": false}),
         ];
         for price in prices {
-            let read = Price::read(price.clone()).unwrap_or_else(|flaws| panic!("{price}: {flaws:?}"));
+            let read =
+                Price::read(price.clone()).unwrap_or_else(|violations| panic!("{price}: {violations:?}"));
             assert_eq!(Price::read(serde_json::to_value(&read).unwrap()).unwrap(), read, "{price}");
         }
     }

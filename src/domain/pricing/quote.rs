@@ -8,13 +8,13 @@ use serde_json::Value;
 use super::amount::MinorUnits;
 use super::commitment::{self, Commitment};
 use super::currency::Currency;
-use super::exchange::{Rate, Rates};
+use super::exchange::{ExchangeRate, Rates};
 use super::list::{self, PriceList};
 use super::price::Price;
-use super::rating::{Line, Used};
+use super::rating::{RatedLine, RatedQuantity};
 use crate::domain::catalog::Catalog;
 use crate::domain::event::Properties;
-use crate::domain::fields::{self, Fields, Read, Violation};
+use crate::domain::fields::{self, ObjectParser, Parsed, Violation};
 use crate::domain::limits::{CATALOG_ITEMS_MAX, QUOTE_VALUES_MAX};
 use crate::domain::names::{MeterKey, PlanKey};
 use crate::domain::quantity::{Quantity, Total};
@@ -48,12 +48,12 @@ pub struct QuotedUse {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Quote {
     pub currency: Currency,
-    pub lines: Vec<Line>,
+    pub lines: Vec<RatedLine>,
     /// The sum of the rounded lines.
     pub total: MinorUnits,
     /// Between the currency of the prices and the one asked for, where they differ.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub exchange_rate: Option<Rate>,
+    pub exchange_rate: Option<ExchangeRate>,
     /// What no price rates.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub unpriced: Vec<Unpriced>,
@@ -66,12 +66,12 @@ pub struct Unpriced {
 }
 
 impl QuoteRequest {
-    pub fn read(value: Value) -> Read<Self> {
-        let mut fields = Fields::of(value)?;
+    pub fn read(value: Value) -> Parsed<Self> {
+        let mut fields = ObjectParser::new(value)?;
         let plan = fields.optional("plan", |v| Ok(PlanKey::parse(fields::text(v)?)?));
         let prices = fields.optional("prices", |v| {
             let prices = fields::items(v, CATALOG_ITEMS_MAX, Price::read)?;
-            list::refuse(&prices, &[])?;
+            list::validate_price_list(&prices, &[])?;
             Ok(prices)
         });
         let commitments = fields.list("commitments", CATALOG_ITEMS_MAX, Commitment::read);
@@ -80,23 +80,23 @@ impl QuoteRequest {
         let at = fields.optional("at", fields::timestamp);
         if plan.is_some() && !commitments.is_empty() {
             let detail = "a plan has its own; give them with `prices`";
-            fields.flaw(Violation::new("conflicting_fields", detail).under("commitments"));
+            fields.add_error(Violation::new("conflicting_fields", detail).under("commitments"));
         }
         let basis = match (plan, prices) {
             (Some(plan), None) => Some(Basis::Plan(plan)),
             (None, Some(prices)) => {
-                for flaw in commitment::refuse(&commitments, prices.iter()) {
-                    fields.flaw(flaw.under("commitments"));
+                for violation in commitment::validate_commitments(&commitments, prices.iter()) {
+                    fields.add_error(violation.under("commitments"));
                 }
                 Some(Basis::Prices { prices, commitments })
             }
             (Some(_), Some(_)) => {
-                fields.flaw(Violation::new("conflicting_fields", "give either `plan` or `prices`"));
+                fields.add_error(Violation::new("conflicting_fields", "give either `plan` or `prices`"));
                 None
             }
             (None, None) => {
-                if !fields.is_flawed() {
-                    fields.flaw(
+                if !fields.has_errors() {
+                    fields.add_error(
                         Violation::new("missing_field", "`plan` or `prices` is required").under("plan"),
                     );
                 }
@@ -109,9 +109,9 @@ impl QuoteRequest {
     }
 
     /// Rates it under a catalog.
-    pub fn rate(&self, catalog: &Catalog, rates: &Rates, now: Timestamp) -> Read<Quote> {
+    pub fn rate(&self, catalog: &Catalog, rates: &Rates, now: Timestamp) -> Parsed<Quote> {
         let (prices, commitments) = self.prices(catalog)?;
-        self.refuse_unknown_meters(catalog, prices)?;
+        self.validate_unknown_meters(catalog, prices)?;
         let Some(list) = PriceList::nearest_to(prices, self.currency) else {
             return self.free();
         };
@@ -120,19 +120,19 @@ impl QuoteRequest {
         for entry in &self.usage {
             match list.rating(&entry.meter, &entry.properties, at) {
                 Some(price) => {
-                    let sum: &mut Used = used.entry(&price.key).or_default();
-                    *sum = sum.clone() + Used::of_values(price, entry.values.iter().copied());
+                    let sum: &mut RatedQuantity = used.entry(&price.key).or_default();
+                    *sum = sum.clone() + RatedQuantity::of_values(price, entry.values.iter().copied());
                 }
                 None => unpriced.push(entry.unpriced()),
             }
         }
         let exchange_rate = list.exchanged_to(self.currency, rates, at)?;
         let line = |price: &Price| {
-            let line = price.rate(used.get(&price.key).unwrap_or(&Used::default()));
+            let line = price.rate(used.get(&price.key).unwrap_or(&RatedQuantity::default()));
             exchange_rate.as_ref().map_or(line.clone(), |rate| line.converted(rate))
         };
         let in_force = prices.iter().filter(|price| price.currency == list.currency && price.is_in_force(at));
-        let mut lines: Vec<Line> = in_force.map(line).collect();
+        let mut lines: Vec<RatedLine> = in_force.map(line).collect();
         if let Some(commitment) = commitments.iter().find(|commitment| commitment.currency == list.currency) {
             let shown = exchange_rate.as_ref().map(|rate| commitment.converted(rate));
             shown.as_ref().unwrap_or(commitment).complete(&mut lines);
@@ -146,7 +146,7 @@ impl QuoteRequest {
         })
     }
 
-    fn prices<'a>(&'a self, catalog: &'a Catalog) -> Read<(&'a [Price], &'a [Commitment])> {
+    fn prices<'a>(&'a self, catalog: &'a Catalog) -> Parsed<(&'a [Price], &'a [Commitment])> {
         match &self.basis {
             Basis::Prices { prices, commitments } => Ok((prices, commitments)),
             Basis::Plan(key) => {
@@ -159,21 +159,21 @@ impl QuoteRequest {
         }
     }
 
-    fn refuse_unknown_meters(&self, catalog: &Catalog, prices: &[Price]) -> Read<()> {
+    fn validate_unknown_meters(&self, catalog: &Catalog, prices: &[Price]) -> Parsed<()> {
         let is_known = |meter: &MeterKey| {
             catalog.meter(meter).is_some() || prices.iter().any(|price| price.meter.as_ref() == Some(meter))
         };
-        let flaw = |(index, entry): (usize, &QuotedUse)| {
+        let violation = |(index, entry): (usize, &QuotedUse)| {
             let detail = format!("there is no meter `{}`", entry.meter);
             Violation::new("unknown_meter", detail).under("meter").under(&index.to_string()).under("usage")
         };
         let unknown = self.usage.iter().enumerate().filter(|(_, entry)| !is_known(&entry.meter));
-        let flaws: Vec<Violation> = unknown.map(flaw).collect();
-        if flaws.is_empty() { Ok(()) } else { Err(flaws) }
+        let violations: Vec<Violation> = unknown.map(violation).collect();
+        if violations.is_empty() { Ok(()) } else { Err(violations) }
     }
 
     /// Where there are no prices, nothing costs anything: in which currency has to be said.
-    fn free(&self) -> Read<Quote> {
+    fn free(&self) -> Parsed<Quote> {
         let Some(currency) = self.currency else {
             let detail = "there are no prices, so the `currency` has to be given";
             return Err(vec![Violation::new("missing_field", detail).under("currency")]);
@@ -190,7 +190,7 @@ impl PriceList<'_> {
         currency: Option<Currency>,
         rates: &Rates,
         at: Timestamp,
-    ) -> Read<Option<Rate>> {
+    ) -> Parsed<Option<ExchangeRate>> {
         match currency.filter(|currency| *currency != self.currency) {
             None => Ok(None),
             Some(wanted) => Ok(Some(known_rate(rates, self.currency, wanted, at)?.clone())),
@@ -199,7 +199,7 @@ impl PriceList<'_> {
 }
 
 /// The rate between two currencies; without one, nothing is converted.
-pub fn known_rate(rates: &Rates, from: Currency, to: Currency, at: Timestamp) -> Read<&Rate> {
+pub fn known_rate(rates: &Rates, from: Currency, to: Currency, at: Timestamp) -> Parsed<&ExchangeRate> {
     rates.at(from, to, at).ok_or_else(|| {
         let detail = format!("there is no exchange rate from {from} to {to}; set one with `PUT /v1/rates`");
         vec![Violation::new("no_rate", detail).under("currency")]
@@ -207,8 +207,8 @@ pub fn known_rate(rates: &Rates, from: Currency, to: Currency, at: Timestamp) ->
 }
 
 impl QuotedUse {
-    fn read(value: Value) -> Read<Self> {
-        let mut fields = Fields::of(value)?;
+    fn read(value: Value) -> Parsed<Self> {
+        let mut fields = ObjectParser::new(value)?;
         let meter = fields.required("meter", |v| Ok(MeterKey::parse(fields::text(v)?)?));
         let quantity = fields.optional("quantity", fields::quantity);
         let values = fields.optional("values", |v| fields::items(v, QUOTE_VALUES_MAX, fields::quantity));
@@ -217,13 +217,13 @@ impl QuotedUse {
             (Some(quantity), None) => vec![quantity],
             (None, Some(values)) => values,
             (Some(_), Some(_)) => {
-                fields.flaw(Violation::new("conflicting_fields", "give either `quantity` or `values`"));
+                fields.add_error(Violation::new("conflicting_fields", "give either `quantity` or `values`"));
                 Vec::new()
             }
             (None, None) => {
-                if !fields.is_flawed() {
+                if !fields.has_errors() {
                     let detail = "`quantity` or `values` is required";
-                    fields.flaw(Violation::new("missing_field", detail).under("quantity"));
+                    fields.add_error(Violation::new("missing_field", detail).under("quantity"));
                 }
                 Vec::new()
             }
@@ -239,10 +239,10 @@ impl QuotedUse {
     }
 }
 
-impl Line {
+impl RatedLine {
     /// In another currency, which rounds in its own units.
     #[must_use]
-    pub fn converted(&self, rate: &Rate) -> Self {
+    pub fn converted(&self, rate: &ExchangeRate) -> Self {
         let mut line = self.clone();
         line.amount = rate.converted(&line.amount);
         line.adjustment = rate.converted(&line.adjustment);

@@ -11,13 +11,13 @@ use crate::domain::quantity::{Quantity, Total};
 
 /// What was used of what a price rates.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Used {
+pub struct RatedQuantity {
     pub quantity: Total,
     /// What its events cost one by one; of percentages alone.
     pub event_fees: Amount,
 }
 
-impl Used {
+impl RatedQuantity {
     /// The events of some values.
     pub fn of_values(price: &Price, values: impl Iterator<Item = Quantity>) -> Self {
         values.fold(Self::default(), |used, value| Self {
@@ -39,7 +39,7 @@ impl Used {
     }
 }
 
-impl std::ops::Add for Used {
+impl std::ops::Add for RatedQuantity {
     type Output = Self;
 
     fn add(self, other: Self) -> Self {
@@ -49,7 +49,7 @@ impl std::ops::Add for Used {
 
 /// What a price comes to, or a bound of all lines adds to them.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Line {
+pub struct RatedLine {
     /// None: a bound.
     pub price: Option<ItemKey>,
     pub meter: Option<MeterKey>,
@@ -89,10 +89,10 @@ pub struct TierLine {
 
 impl Price {
     /// Rates what was used.
-    pub fn rate(&self, used: &Used) -> Line {
+    pub fn rate(&self, used: &RatedQuantity) -> RatedLine {
         let (rated, tiers) = self.rated(used);
         let amount = self.within_bounds(used, rated.clone());
-        Line {
+        RatedLine {
             price: Some(self.key.clone()),
             meter: self.meter.clone(),
             filter: self.filter.clone(),
@@ -107,31 +107,32 @@ impl Price {
     }
 
     /// The exact amount alone.
-    pub fn cost(&self, used: &Used) -> Amount {
+    pub fn cost(&self, used: &RatedQuantity) -> Amount {
         let (rated, _) = self.rated(used);
         self.within_bounds(used, rated)
     }
 
     /// The highest amount that any quantity may come to from what is used up to what may yet be: a
     /// larger quantity may cost less where the tier of the whole rates it.
-    pub fn highest_cost(&self, used: &Used, at_most: &Used) -> Amount {
+    pub fn highest_cost(&self, used: &RatedQuantity, at_most: &RatedQuantity) -> Amount {
         let mut highest = self.cost(used).max(self.cost(at_most));
         if let Model::Volume { tiers } = &self.model {
             for up_to in tiers.iter().filter_map(|tier| tier.up_to) {
                 let quantity = Total::from(up_to) + self.free_units.into();
                 if used.quantity < quantity && quantity < at_most.quantity {
-                    highest = highest.max(self.cost(&Used { quantity, event_fees: Amount::default() }));
+                    highest =
+                        highest.max(self.cost(&RatedQuantity { quantity, event_fees: Amount::default() }));
                 }
             }
         }
         highest
     }
 
-    fn is_unused(used: &Used) -> bool {
+    fn is_unused(used: &RatedQuantity) -> bool {
         used.quantity == Total::default() && used.event_fees.is_zero()
     }
 
-    fn within_bounds(&self, used: &Used, amount: Amount) -> Amount {
+    fn within_bounds(&self, used: &RatedQuantity, amount: Amount) -> Amount {
         if !self.charge_when_unused && Self::is_unused(used) {
             return amount;
         }
@@ -140,7 +141,7 @@ impl Price {
     }
 
     /// The amount before the bounds of the line, and the tiers that share in it.
-    fn rated(&self, used: &Used) -> (Amount, Vec<TierLine>) {
+    fn rated(&self, used: &RatedQuantity) -> (Amount, Vec<TierLine>) {
         if !self.charge_when_unused && Self::is_unused(used) {
             return (Amount::default(), Vec::new());
         }

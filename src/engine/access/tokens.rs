@@ -44,7 +44,7 @@ struct Claims {
     sub: String,
     exp: i64,
     #[serde(default)]
-    scope: Scope,
+    scope: ScopeClaim,
     /// Where given, it must be the environment whose key verified the token.
     #[serde(skip_serializing_if = "Option::is_none")]
     environment: Option<Environment>,
@@ -54,18 +54,18 @@ struct Claims {
 /// Space-separated, as in RFC 8693, or a list.
 #[derive(Debug, Deserialize, Serialize)]
 #[serde(untagged)]
-enum Scope {
+enum ScopeClaim {
     Words(String),
     List(Vec<String>),
 }
 
-impl Default for Scope {
+impl Default for ScopeClaim {
     fn default() -> Self {
         Self::List(Vec::new())
     }
 }
 
-impl Scope {
+impl ScopeClaim {
     fn into_list(self) -> Vec<String> {
         match self {
             Self::Words(words) => words.split_whitespace().map(str::to_owned).collect(),
@@ -259,7 +259,7 @@ impl Engine {
         let claims = Claims {
             sub: subject.to_string(),
             exp: expires_at_seconds,
-            scope: Scope::Words(scope.to_owned()),
+            scope: ScopeClaim::Words(scope.to_owned()),
             environment: Some(environment),
             aud: serde_json::Value::String(audience.clone()),
         };

@@ -4,22 +4,22 @@ use serde::Serialize;
 use sqlx::PgConnection;
 use uuid::Uuid;
 
-use super::wallets::{Cashier, Holders, Opened, add_holder};
-use crate::domain::credits::catalog::refuse;
-use crate::domain::credits::grant::{Request, Source, VoidRequest};
+use super::wallets::{HolderSubscriptions, LockedWallets, WalletLoader, add_holder};
+use crate::domain::credits::catalog::validate_unit;
+use crate::domain::credits::grant::{GrantSource, Request, VoidRequest};
 use crate::domain::credits::money;
 use crate::domain::credits::recurrence::Rollover;
 use crate::domain::credits::unit::Unit;
-use crate::domain::credits::wallet::{Purse, State};
+use crate::domain::credits::wallet::{GrantBalance, GrantState};
 use crate::domain::environment::Environment;
-use crate::domain::fields::{Read, Violation};
-use crate::domain::gate::standing::{Member, Terms};
+use crate::domain::fields::{Parsed, Violation};
+use crate::domain::gate::standing::{CatalogIndex, PathSubject};
 use crate::domain::limits::CREDIT_GRANTS_OPEN_MAX;
 use crate::domain::names::SubjectId;
 use crate::domain::period::Period;
 use crate::domain::quantity::{Quantity, Total};
 use crate::domain::timestamp::Timestamp;
-use crate::engine::configuration::Configuration;
+use crate::engine::configuration::EnvironmentCache;
 use crate::engine::{Engine, EngineError, detached};
 use crate::store::credit_wallets::Changes;
 use crate::store::subjects::Which;
@@ -39,7 +39,7 @@ pub struct GrantView {
     pub priority: i32,
     pub effective_at: Timestamp,
     pub expires_at: Option<Timestamp>,
-    pub source: Source,
+    pub source: GrantSource,
     pub external_ref: Option<String>,
     /// Which of its subject's recurring grants it is of.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -58,13 +58,13 @@ pub struct GrantView {
 }
 
 impl GrantView {
-    pub(super) fn of(subject: &SubjectId, purse: &Purse) -> Self {
-        let Purse { grant, available, held, state, .. } = purse.clone();
+    pub(super) fn of(subject: &SubjectId, grant_balance: &GrantBalance) -> Self {
+        let GrantBalance { grant, available, held, state, .. } = grant_balance.clone();
         let status = match state {
-            State::Upcoming => "upcoming",
-            State::Open => "active",
-            State::Ended if grant.voided_at.is_some() => "voided",
-            State::Ended => "expired",
+            GrantState::Upcoming => "upcoming",
+            GrantState::Open => "active",
+            GrantState::Ended if grant.voided_at.is_some() => "voided",
+            GrantState::Ended => "expired",
         };
         Self {
             id: grant.id,
@@ -92,15 +92,15 @@ impl GrantView {
 }
 
 /// A transaction in which a subject's wallet is open.
-struct Desk {
-    configuration: std::sync::Arc<Configuration>,
+struct WalletTransaction {
+    cache: std::sync::Arc<EnvironmentCache>,
     environment: Environment,
     began: Timestamp,
-    member: Member,
-    holders: Holders,
+    member: PathSubject,
+    holders: HolderSubscriptions,
 }
 
-impl Desk {
+impl WalletTransaction {
     /// `make`: the subject and its wallet, where they are missing.
     async fn enter(
         engine: &Engine,
@@ -111,7 +111,7 @@ impl Desk {
     ) -> Result<Option<Self>, EngineError> {
         let opening = store::configuration::open_recording(connection, environment).await?;
         let began = engine.inner.clock.now(environment, opening.now);
-        let configuration = engine.inner.configurations.at(connection, environment, opening.versions).await?;
+        let cache = engine.inner.caches.at(connection, environment, opening.versions).await?;
         let names = [subject.to_string()];
         if make {
             store::subjects::insert_missing(connection, environment, &names).await?;
@@ -119,26 +119,26 @@ impl Desk {
         let paths = store::subjects::paths(connection, environment, Which::Of(&names)).await?;
         let member = paths.into_iter().next().and_then(|path| path.members.into_iter().next());
         let Some(member) = member else { return Ok(None) };
-        let mut holders = Holders::new();
+        let mut holders = HolderSubscriptions::new();
         add_holder(&mut holders, &member);
         if make {
             credit_wallets::insert_missing(connection, environment, &[member.subject_id]).await?;
         }
-        Ok(Some(Self { configuration, environment, began, member, holders }))
+        Ok(Some(Self { cache, environment, began, member, holders }))
     }
 
-    fn cashier<'a>(&'a self, engine: &'a Engine) -> Cashier<'a> {
-        Cashier {
+    fn wallet_loader<'a>(&'a self, engine: &'a Engine) -> WalletLoader<'a> {
+        WalletLoader {
             environment: self.environment,
-            terms: &self.configuration.terms,
+            terms: &self.cache.terms,
             clock: &engine.inner.clock,
             began: self.began,
         }
     }
 
     /// A grant as it stands in the open wallet.
-    fn view(&self, subject: &SubjectId, opened: &Opened, id: Uuid) -> Option<GrantView> {
-        Some(GrantView::of(subject, opened.wallets.get(&self.member.subject_id)?.purse(id)?))
+    fn view(&self, subject: &SubjectId, locked_wallets: &LockedWallets, id: Uuid) -> Option<GrantView> {
+        Some(GrantView::of(subject, locked_wallets.wallets.get(&self.member.subject_id)?.grant_balance(id)?))
     }
 }
 
@@ -186,10 +186,10 @@ impl Engine {
                 detail: format!("`{reference}` was granted with another content, or to another subject"),
             });
         }
-        let purse = credit_grants::live(&mut transaction, &[subject_id], &[id]).await?;
-        let purse = purse.into_iter().find(|(_, purse)| purse.grant.id == id);
+        let grant_balance = credit_grants::live(&mut transaction, &[subject_id], &[id]).await?;
+        let grant_balance = grant_balance.into_iter().find(|(_, grant_balance)| grant_balance.grant.id == id);
         transaction.commit().await?;
-        Ok(purse.map(|(_, purse)| GrantView::of(subject, &purse)))
+        Ok(grant_balance.map(|(_, grant_balance)| GrantView::of(subject, &grant_balance)))
     }
 
     /// None where the reference is taken.
@@ -200,21 +200,29 @@ impl Engine {
         request: &Request,
     ) -> Result<Option<GrantView>, EngineError> {
         let mut transaction = self.database().pool().begin().await?;
-        let Some(desk) = Desk::enter(self, &mut transaction, environment, subject, true).await? else {
+        let Some(wallet_transaction) =
+            WalletTransaction::enter(self, &mut transaction, environment, subject, true).await?
+        else {
             return Err(EngineError::Internal("a subject vanished".to_owned()));
         };
-        refuse_unit(&desk.configuration.terms, &desk.member, &request.unit, desk.began)?;
-        let cashier = desk.cashier(self);
-        let mut opened = cashier.open(&mut transaction, &desk.holders, &[]).await?;
-        let subject_id = desk.member.subject_id;
+        validate_unit_for_subject(
+            &wallet_transaction.cache.terms,
+            &wallet_transaction.member,
+            &request.unit,
+            wallet_transaction.began,
+        )?;
+        let wallet_loader = wallet_transaction.wallet_loader(self);
+        let mut locked_wallets =
+            wallet_loader.open(&mut transaction, &wallet_transaction.holders, &[]).await?;
+        let subject_id = wallet_transaction.member.subject_id;
         if let Some(spend) = request.refund_of {
-            refuse_refund(&mut transaction, subject_id, spend, request).await?;
+            validate_refund(&mut transaction, subject_id, spend, request).await?;
         }
-        let now = opened.now;
-        let Some(wallet) = opened.wallets.get_mut(&subject_id) else {
+        let now = locked_wallets.now;
+        let Some(wallet) = locked_wallets.wallets.get_mut(&subject_id) else {
             return Err(EngineError::Internal("a wallet vanished".to_owned()));
         };
-        if wallet.purses().len() >= CREDIT_GRANTS_OPEN_MAX {
+        if wallet.grant_balances().len() >= CREDIT_GRANTS_OPEN_MAX {
             let detail = format!("the subject has {CREDIT_GRANTS_OPEN_MAX} open grants, which is the most");
             return Err(EngineError::invalid(Violation::new("too_many", detail)));
         }
@@ -229,9 +237,11 @@ impl Engine {
         }
         let id = grant.id;
         wallet.give(grant, now);
-        opened.write(&mut transaction, cashier, &desk.holders, Changes::default()).await?;
+        locked_wallets
+            .write(&mut transaction, wallet_loader, &wallet_transaction.holders, Changes::default())
+            .await?;
         transaction.commit().await?;
-        Ok(desk.view(subject, &opened, id))
+        Ok(wallet_transaction.view(subject, &locked_wallets, id))
     }
 
     /// Takes a grant back; what is held of it stays held. Again is the same again.
@@ -245,20 +255,27 @@ impl Engine {
         let engine = self.clone();
         detached(async move {
             let mut transaction = engine.database().pool().begin().await?;
-            let desk = Desk::enter(&engine, &mut transaction, environment, &subject, false).await?;
-            let desk = desk.ok_or_else(not_found)?;
-            let cashier = desk.cashier(&engine);
-            let mut opened = cashier.open(&mut transaction, &desk.holders, &[id]).await?;
-            let now = opened.now;
-            let wallet = opened.wallets.get_mut(&desk.member.subject_id).ok_or_else(not_found)?;
-            wallet.purse(id).ok_or_else(not_found)?;
+            let wallet_transaction =
+                WalletTransaction::enter(&engine, &mut transaction, environment, &subject, false).await?;
+            let wallet_transaction = wallet_transaction.ok_or_else(not_found)?;
+            let wallet_loader = wallet_transaction.wallet_loader(&engine);
+            let mut locked_wallets =
+                wallet_loader.open(&mut transaction, &wallet_transaction.holders, &[id]).await?;
+            let now = locked_wallets.now;
+            let wallet = locked_wallets
+                .wallets
+                .get_mut(&wallet_transaction.member.subject_id)
+                .ok_or_else(not_found)?;
+            wallet.grant_balance(id).ok_or_else(not_found)?;
             let made = wallet.void(id, request.reason, now);
             if made {
                 credit_grants::set_voided(&mut transaction, &[(id, now)]).await?;
             }
-            opened.write(&mut transaction, cashier, &desk.holders, Changes::default()).await?;
+            locked_wallets
+                .write(&mut transaction, wallet_loader, &wallet_transaction.holders, Changes::default())
+                .await?;
             transaction.commit().await?;
-            let view = desk.view(&subject, &opened, id).ok_or_else(not_found)?;
+            let view = wallet_transaction.view(&subject, &locked_wallets, id).ok_or_else(not_found)?;
             Ok((view, !made))
         })
         .await
@@ -267,7 +284,7 @@ impl Engine {
 
 /// What speaks against making a spend good with a grant, under the lock of the wallet: nobody is given back
 /// more than was spent, nor in another unit.
-async fn refuse_refund(
+async fn validate_refund(
     connection: &mut PgConnection,
     subject_id: i64,
     spend: i64,
@@ -291,16 +308,21 @@ async fn refuse_refund(
 }
 
 /// What speaks against giving credits in a unit to somebody.
-fn refuse_unit(terms: &Terms, member: &Member, unit: &Unit, now: Timestamp) -> Read<()> {
-    if let Some(flaw) = refuse(&terms.catalog, unit) {
-        return Err(vec![flaw]);
+fn validate_unit_for_subject(
+    terms: &CatalogIndex,
+    member: &PathSubject,
+    unit: &Unit,
+    now: Timestamp,
+) -> Parsed<()> {
+    if let Some(violation) = validate_unit(&terms.catalog, unit) {
+        return Err(vec![violation]);
     }
     let (Unit::Currency(currency), Some(own)) = (unit, &member.subscription) else { return Ok(()) };
     let ended = own.ended(&terms.catalog, now);
     let own = ended.as_ref().unwrap_or(own);
     let Some(plan) = terms.catalog.plan(&own.plan) else { return Ok(()) };
-    match money::refuse(&plan.limits, &own.prices(&terms.catalog), *currency) {
-        Some(flaw) => Err(vec![flaw]),
+    match money::validate_money_limits(&plan.limits, &own.prices(&terms.catalog), *currency) {
+        Some(violation) => Err(vec![violation]),
         None => Ok(()),
     }
 }

@@ -11,7 +11,7 @@ use crate::domain::quantity::{Quantity, Total};
 use crate::domain::timestamp::Timestamp;
 use crate::engine::{Engine, EngineError, cursor};
 use crate::store;
-use crate::store::notices::{Notice, NoticeRow};
+use crate::store::notices::{CreditNotice, NoticeRow};
 
 /// What is to be noted where balances went from one state to another.
 pub(super) fn due(
@@ -20,7 +20,7 @@ pub(super) fn due(
     before: Option<&BTreeMap<Unit, Total>>,
     after: &BTreeMap<Unit, Total>,
     at: Timestamp,
-) -> Vec<Notice> {
+) -> Vec<CreditNotice> {
     let mut found = Vec::new();
     for alert in alerts {
         let of = |balances: Option<&BTreeMap<Unit, Total>>| {
@@ -30,7 +30,7 @@ pub(super) fn due(
         if was < threshold.into() || balance >= threshold.into() {
             continue;
         }
-        let notice = |kind, pack: Option<String>| Notice {
+        let notice = |kind, pack: Option<String>| CreditNotice {
             subject_id,
             kind,
             unit: alert.unit.clone(),

@@ -7,12 +7,12 @@ use std::time::Duration;
 use sqlx::PgConnection;
 use uuid::Uuid;
 
-use super::wallets::{Cashier, Holders, Opened, add_holder};
+use super::wallets::{HolderSubscriptions, LockedWallets, WalletLoader, add_holder};
 use crate::domain::credits::accounts::Cause;
 use crate::domain::credits::rate::share;
 use crate::domain::event::Properties;
-use crate::domain::gate::book::{Book, Counter};
-use crate::domain::gate::covering::Paid;
+use crate::domain::gate::book::{Counter, GateState};
+use crate::domain::gate::covering::PaidShare;
 use crate::domain::gate::request::OnExpiry;
 use crate::domain::gate::reservation::Moment;
 use crate::domain::gate::standing::{CounterKey, Path};
@@ -37,7 +37,7 @@ pub(in crate::engine) struct Tracked<'a> {
     pub(in crate::engine) event: Uuid,
 }
 
-impl Cashier<'_> {
+impl WalletLoader<'_> {
     /// Covers what was recorded above quotas, event by event. `rows`: the counters as the events have left
     /// them; what is covered is added.
     pub(in crate::engine) async fn cover_recorded<'t>(
@@ -54,18 +54,18 @@ impl Cashier<'_> {
         if holders.is_empty() {
             return Ok(());
         }
-        let mut opened = self.open(connection, &holders, &[]).await?;
-        let now = opened.now;
+        let mut locked_wallets = self.open(connection, &holders, &[]).await?;
+        let now = locked_wallets.now;
         let none = BTreeSet::new();
-        let mut book = Book::open(self.terms, Moment { now, age_max: Duration::ZERO, taken: &none });
+        let mut book = GateState::open(self.terms, Moment { now, age_max: Duration::ZERO, taken: &none });
         for row in &*rows {
             let mut level = row.level;
             level.used = level.used - additions.amount(row.key);
             book.counters.insert(row.key, Counter { level, next_expiry: row.next_expiry, becomes: None });
         }
-        leave_out_lapsed(connection, &mut book, rows, now).await?;
+        leave_out_expired(connection, &mut book, rows, now).await?;
         let before = book.counters.clone();
-        book.credits.wallets = std::mem::take(&mut opened.wallets);
+        book.credits.wallets = std::mem::take(&mut locked_wallets.wallets);
         for Tracked { path, stored, properties, quantity, at, event } in tracked {
             let meter = &stored.meter.key;
             let met: BTreeSet<CounterKey> = self
@@ -93,19 +93,23 @@ impl Cashier<'_> {
                 row.level.covered = row.level.covered + more;
             }
         }
-        opened.wallets = std::mem::take(&mut book.credits.wallets);
+        locked_wallets.wallets = std::mem::take(&mut book.credits.wallets);
         let paid = std::mem::take(&mut book.credits.paid);
         drop(book);
         if !given.is_empty() {
             store::counters::add_covered(connection, &given).await?;
         }
-        opened.write(connection, self, &holders, Changes { paid, ..Changes::default() }).await
+        locked_wallets.write(connection, self, &holders, Changes { paid, ..Changes::default() }).await
     }
 
     /// Those of whose limits that credits extend one is passed.
-    fn over_quota<'t>(self, rows: &[CounterRow], tracked: impl Iterator<Item = Tracked<'t>>) -> Holders {
+    fn over_quota<'t>(
+        self,
+        rows: &[CounterRow],
+        tracked: impl Iterator<Item = Tracked<'t>>,
+    ) -> HolderSubscriptions {
         let levels: BTreeMap<CounterKey, &CounterRow> = rows.iter().map(|row| (row.key, row)).collect();
-        let mut holders = Holders::new();
+        let mut holders = HolderSubscriptions::new();
         for Tracked { path, stored, properties, at, .. } in tracked {
             for found in self.terms.matching(path, &stored.meter.key, properties) {
                 let row = found.counter_at(at).and_then(|counter| levels.get(&counter.key));
@@ -132,14 +136,14 @@ impl Cashier<'_> {
         if spends.is_empty() {
             return Ok(());
         }
-        let mut holders = Holders::new();
+        let mut holders = HolderSubscriptions::new();
         for spend in &spends {
             let member = path.members.iter().find(|member| member.subject_id == spend.subject_id);
             holders.entry(spend.subject_id).or_insert_with(|| member.and_then(|m| m.subscription.clone()));
         }
         let named: Vec<Uuid> = spends.iter().filter_map(|spend| spend.grant).collect();
-        let mut opened: Opened = self.open(connection, &holders, &named).await?;
-        let now = opened.now;
+        let mut locked_wallets: LockedWallets = self.open(connection, &holders, &named).await?;
+        let now = locked_wallets.now;
         let ids: Vec<i64> = spends.iter().map(|spend| spend.id).collect();
         let whose: Vec<i64> = holders.keys().copied().collect();
         // under the locks: whoever refunds a spend holds them, too
@@ -171,31 +175,31 @@ impl Cashier<'_> {
                 refunds: Some(spend.id),
                 ..Cause::default()
             };
-            if let Some(wallet) = opened.wallets.get_mut(&spend.subject_id) {
+            if let Some(wallet) = locked_wallets.wallets.get_mut(&spend.subject_id) {
                 wallet.refund(grant, amount, cause, now);
             }
         }
         let most = quantities.values().copied().max().unwrap_or_default();
         let paid = credit_ledger::covers_of(connection, self.environment, event).await?;
-        let taken_back = |paid: Paid| {
+        let taken_back = |paid: PaidShare| {
             // whatever plan its holder is on now
             let of_meter = self.terms.limit_of(paid.definition);
             let quantity = of_meter.and_then(|terms| quantities.get(&terms.limit.meter).copied());
             let back = paid.quantity.min(quantity.unwrap_or(most).into());
-            Paid { quantity: Total::default() - back, ..paid }
+            PaidShare { quantity: Total::default() - back, ..paid }
         };
-        let paid: Vec<Paid> = paid.into_iter().map(taken_back).collect();
+        let paid: Vec<PaidShare> = paid.into_iter().map(taken_back).collect();
         let given: Vec<_> =
             paid.iter().map(|paid| (paid.subject_id, paid.definition, paid.at, paid.quantity)).collect();
         store::counters::add_covered(connection, &given).await?;
-        opened.write(connection, self, &holders, Changes { paid, ..Changes::default() }).await
+        locked_wallets.write(connection, self, &holders, Changes { paid, ..Changes::default() }).await
     }
 }
 
 /// Leaves out what has lapsed on counters, which whoever settles them next will take off.
-async fn leave_out_lapsed(
+async fn leave_out_expired(
     connection: &mut PgConnection,
-    book: &mut Book<'_>,
+    book: &mut GateState<'_>,
     rows: &[CounterRow],
     now: Timestamp,
 ) -> Result<(), StoreError> {
@@ -206,11 +210,11 @@ async fn leave_out_lapsed(
         return Ok(());
     }
     let ids: Vec<i64> = lapsing.keys().copied().collect();
-    for lapsed in store::hold_lines::lapsed(connection, &ids, now).await? {
-        let key = lapsing.get(&lapsed.counter_id).filter(|_| lapsed.line.on_expiry == OnExpiry::Release);
+    for expired in store::hold_lines::expired(connection, &ids, now).await? {
+        let key = lapsing.get(&expired.counter_id).filter(|_| expired.line.on_expiry == OnExpiry::Release);
         if let Some(counter) = key.and_then(|key| book.counters.get_mut(key)) {
-            counter.level.held = counter.level.held - lapsed.line.quantity.into();
-            counter.level.covered = counter.level.covered - lapsed.line.covered;
+            counter.level.held = counter.level.held - expired.line.quantity.into();
+            counter.level.covered = counter.level.covered - expired.line.covered;
         }
     }
     Ok(())

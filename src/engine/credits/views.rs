@@ -7,16 +7,16 @@ use serde::Serialize;
 use uuid::Uuid;
 
 use super::grants::GrantView;
-use super::wallets::{Cashier, Holders, add_holder};
-use crate::domain::credits::accounts::{Account, Kind};
+use super::wallets::{HolderSubscriptions, WalletLoader, add_holder};
+use crate::domain::credits::accounts::{LedgerAccount, MovementKind};
 use crate::domain::credits::unit::Unit;
-use crate::domain::credits::wallet::{State, Wallet};
+use crate::domain::credits::wallet::{GrantState, Wallet};
 use crate::domain::environment::Environment;
-use crate::domain::gate::standing::Member;
+use crate::domain::gate::standing::PathSubject;
 use crate::domain::names::SubjectId;
 use crate::domain::quantity::{Quantity, Total};
 use crate::domain::timestamp::Timestamp;
-use crate::engine::sight::Sight;
+use crate::engine::sight::ReadSnapshot;
 use crate::engine::{Engine, EngineError, cursor};
 use crate::store::credit_ledger::LedgerRow;
 use crate::store::{credit_grants, credit_ledger};
@@ -67,7 +67,7 @@ pub struct LedgerPage {
 pub struct MovementView {
     pub id: i64,
     pub at: Timestamp,
-    pub kind: Kind,
+    pub kind: MovementKind,
     #[serde(flatten)]
     pub unit: Unit,
     pub amount: Total,
@@ -76,25 +76,25 @@ pub struct MovementView {
     /// The balance after it.
     pub balance: Total,
     /// Both sides of it, which sum to nothing.
-    pub entries: [Entry; 2],
+    pub entries: [LedgerEntry; 2],
     pub grant: Option<Uuid>,
     pub event: Option<String>,
     pub reservation: Option<String>,
     /// What it is for.
-    pub used: Option<Used>,
+    pub used: Option<UsedQuantity>,
     /// The movement that it takes back.
     pub refunds: Option<i64>,
     pub reason: Option<String>,
 }
 
 #[derive(Debug, Clone, Copy, Serialize)]
-pub struct Entry {
-    pub account: Account,
+pub struct LedgerEntry {
+    pub account: LedgerAccount,
     pub amount: Total,
 }
 
 #[derive(Debug, Clone, Serialize)]
-pub struct Used {
+pub struct UsedQuantity {
     pub meter: String,
     pub quantity: Quantity,
 }
@@ -109,16 +109,16 @@ impl From<LedgerRow> for MovementView {
             kind: row.kind,
             unit: row.unit,
             amount: row.amount,
-            change: row.kind.effect_on(Account::Available, row.amount),
+            change: row.kind.effect_on(LedgerAccount::Available, row.amount),
             balance: row.balance,
             entries: [
-                Entry { account: debit, amount: Total::default() - row.amount },
-                Entry { account: credit, amount: row.amount },
+                LedgerEntry { account: debit, amount: Total::default() - row.amount },
+                LedgerEntry { account: credit, amount: row.amount },
             ],
             grant: row.grant,
             event: id(row.event_key, row.event_id),
             reservation: id(row.reservation, row.reservation_id),
-            used: row.meter.zip(row.quantity).map(|(meter, quantity)| Used { meter, quantity }),
+            used: row.meter.zip(row.quantity).map(|(meter, quantity)| UsedQuantity { meter, quantity }),
             refunds: row.refunds,
             reason: row.reason,
         }
@@ -127,8 +127,8 @@ impl From<LedgerRow> for MovementView {
 
 fn balances(wallet: &Wallet) -> Vec<BalanceView> {
     let mut by_unit: BTreeMap<&Unit, BalanceView> = BTreeMap::new();
-    for purse in wallet.purses() {
-        let unit = &purse.grant.unit;
+    for grant_balance in wallet.grant_balances() {
+        let unit = &grant_balance.grant.unit;
         let shown = by_unit.entry(unit).or_insert_with(|| BalanceView {
             unit: unit.clone(),
             balance: Total::default(),
@@ -136,13 +136,19 @@ fn balances(wallet: &Wallet) -> Vec<BalanceView> {
             upcoming: Total::default(),
             expiring: Vec::new(),
         });
-        shown.balance = shown.balance + purse.available;
-        shown.pending = shown.pending + purse.held;
-        if purse.state == State::Upcoming {
-            shown.upcoming = shown.upcoming + purse.grant.amount.into();
+        shown.balance = shown.balance + grant_balance.available;
+        shown.pending = shown.pending + grant_balance.held;
+        if grant_balance.state == GrantState::Upcoming {
+            shown.upcoming = shown.upcoming + grant_balance.grant.amount.into();
         }
-        if let Some(expires_at) = purse.grant.expires_at.filter(|_| purse.available > Total::default()) {
-            shown.expiring.push(ExpiringView { grant: purse.grant.id, amount: purse.available, expires_at });
+        if let Some(expires_at) =
+            grant_balance.grant.expires_at.filter(|_| grant_balance.available > Total::default())
+        {
+            shown.expiring.push(ExpiringView {
+                grant: grant_balance.grant.id,
+                amount: grant_balance.available,
+                expires_at,
+            });
         }
     }
     let mut shown: Vec<BalanceView> = by_unit.into_values().collect();
@@ -159,34 +165,40 @@ impl Engine {
         &self,
         environment: Environment,
         subject: &SubjectId,
-    ) -> Result<(Sight, i64, Wallet), EngineError> {
+    ) -> Result<(ReadSnapshot, i64, Wallet), EngineError> {
         loop {
-            let mut sight = self.sight(environment).await?;
-            let path = sight.standing(subject).await?;
+            let mut snapshot = self.read_snapshot(environment).await?;
+            let path = snapshot.subject_path(subject).await?;
             let Some(member) = path.members.first() else { continue };
             let id = member.subject_id;
             // what a default plan would give is shown; it is given at the first contact
-            let is_written = sight.is_as_written(member).await?;
-            let own =
-                Member { subscription: member.subscription.clone().filter(|_| is_written), ..member.clone() };
-            if id != 0 && self.looked_at(&mut sight, &own).await?.is_changed() {
-                drop(sight);
+            let is_written = snapshot.is_as_written(member).await?;
+            let own = PathSubject {
+                subscription: member.subscription.clone().filter(|_| is_written),
+                ..member.clone()
+            };
+            if id != 0 && self.looked_at(&mut snapshot, &own).await?.is_changed() {
+                drop(snapshot);
                 self.settle_wallets(environment, vec![id]).await?;
                 continue;
             }
-            let wallet = self.looked_at(&mut sight, member).await?;
-            return Ok((sight, id, wallet));
+            let wallet = self.looked_at(&mut snapshot, member).await?;
+            return Ok((snapshot, id, wallet));
         }
     }
 
     /// The wallet of a subject as time has left it.
-    async fn looked_at(&self, sight: &mut Sight, member: &Member) -> Result<Wallet, EngineError> {
-        let mut holders = Holders::new();
+    async fn looked_at(
+        &self,
+        snapshot: &mut ReadSnapshot,
+        member: &PathSubject,
+    ) -> Result<Wallet, EngineError> {
+        let mut holders = HolderSubscriptions::new();
         add_holder(&mut holders, member);
-        let terms = std::sync::Arc::clone(&sight.terms);
-        let (environment, began) = (sight.environment, sight.now);
-        let cashier = Cashier { environment, terms: &terms, clock: &self.inner.clock, began };
-        let wallets = cashier.look(&mut sight.snapshot, &holders).await?;
+        let terms = std::sync::Arc::clone(&snapshot.terms);
+        let (environment, began) = (snapshot.environment, snapshot.now);
+        let wallet_loader = WalletLoader { environment, terms: &terms, clock: &self.inner.clock, began };
+        let wallets = wallet_loader.look(&mut snapshot.snapshot, &holders).await?;
         let none = || Wallet::new(member.subject_id, None, Vec::new());
         Ok(wallets.into_values().next().unwrap_or_else(none))
     }
@@ -197,8 +209,8 @@ impl Engine {
         environment: Environment,
         subject: &SubjectId,
     ) -> Result<CreditsView, EngineError> {
-        let (sight, _, wallet) = self.settled_wallet(environment, subject).await?;
-        Ok(CreditsView { subject: subject.to_string(), at: sight.now, balances: balances(&wallet) })
+        let (snapshot, _, wallet) = self.settled_wallet(environment, subject).await?;
+        Ok(CreditsView { subject: subject.to_string(), at: snapshot.now, balances: balances(&wallet) })
     }
 
     /// A page of what a subject was granted, the latest first.
@@ -210,8 +222,8 @@ impl Engine {
         limit: u32,
     ) -> Result<GrantPage, EngineError> {
         let before = cursor.map(cursor::read).transpose()?;
-        let (mut sight, id, _) = self.settled_wallet(environment, subject).await?;
-        let mut rows = credit_grants::list(&mut sight.snapshot, id, before, limit + 1).await?;
+        let (mut snapshot, id, _) = self.settled_wallet(environment, subject).await?;
+        let mut rows = credit_grants::list(&mut snapshot.snapshot, id, before, limit + 1).await?;
         let more = rows.len() > limit as usize;
         rows.truncate(limit as usize);
         let next_cursor =
@@ -228,8 +240,9 @@ impl Engine {
         limit: u32,
     ) -> Result<LedgerPage, EngineError> {
         let before = cursor::read_number(cursor)?;
-        let (mut sight, id, _) = self.settled_wallet(environment, subject).await?;
-        let mut rows = credit_ledger::list(&mut sight.snapshot, environment, id, before, limit + 1).await?;
+        let (mut snapshot, id, _) = self.settled_wallet(environment, subject).await?;
+        let mut rows =
+            credit_ledger::list(&mut snapshot.snapshot, environment, id, before, limit + 1).await?;
         let more = rows.len() > limit as usize;
         rows.truncate(limit as usize);
         let next_cursor = rows.last().filter(|_| more).map(|row| row.id.to_string());

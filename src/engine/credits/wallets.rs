@@ -8,11 +8,11 @@ use uuid::Uuid;
 
 use super::notices;
 use crate::domain::credits::unit::Unit;
-use crate::domain::credits::wallet::{Lapsed, Schedule, Wallet};
+use crate::domain::credits::wallet::{ExpiredCreditLine, GrantSchedule, Wallet};
 use crate::domain::environment::Environment;
 use crate::domain::gate::covering::CreditLineKey;
 use crate::domain::gate::request::OnExpiry;
-use crate::domain::gate::standing::{Member, Terms};
+use crate::domain::gate::standing::{CatalogIndex, PathSubject};
 use crate::domain::limits::CREDIT_SWEEP_WALLETS_MAX;
 use crate::domain::plan::Plan;
 use crate::domain::quantity::Total;
@@ -20,22 +20,22 @@ use crate::domain::subscription::Subscription;
 use crate::domain::timestamp::Timestamp;
 use crate::engine::subscriptions::carry_out_ends;
 use crate::engine::{Clock, Engine, EngineError, detached};
-use crate::store::credit_wallets::{self, Changes, LapsedLine};
+use crate::store::credit_wallets::{self, Changes, ExpiredCreditLineRow};
 use crate::store::subjects::Which;
 use crate::store::{self, StoreError};
 
 /// Those whose credits are looked at, with what they are on.
-pub(in crate::engine) type Holders = BTreeMap<i64, Option<Subscription>>;
+pub(in crate::engine) type HolderSubscriptions = BTreeMap<i64, Option<Subscription>>;
 
-pub(in crate::engine) fn add_holder(holders: &mut Holders, member: &Member) {
+pub(in crate::engine) fn add_holder(holders: &mut HolderSubscriptions, member: &PathSubject) {
     holders.entry(member.subject_id).or_insert_with(|| member.subscription.clone());
 }
 
 /// Who looks, and what for.
 #[derive(Debug, Clone, Copy)]
-pub(in crate::engine) struct Cashier<'a> {
+pub(in crate::engine) struct WalletLoader<'a> {
     pub(in crate::engine) environment: Environment,
-    pub(in crate::engine) terms: &'a Terms,
+    pub(in crate::engine) terms: &'a CatalogIndex,
     pub(in crate::engine) clock: &'a Clock,
     /// Not before.
     pub(in crate::engine) began: Timestamp,
@@ -43,7 +43,7 @@ pub(in crate::engine) struct Cashier<'a> {
 
 /// Wallets under their locks.
 #[derive(Debug)]
-pub(in crate::engine) struct Opened {
+pub(in crate::engine) struct LockedWallets {
     pub(in crate::engine) wallets: BTreeMap<i64, Wallet>,
     /// By Postgres, after the last lock.
     pub(in crate::engine) now: Timestamp,
@@ -56,21 +56,21 @@ pub(in crate::engine) struct Opened {
     without: BTreeSet<i64>,
 }
 
-fn plan_of<'a>(terms: &'a Terms, subscription: Option<&Subscription>) -> Option<&'a Plan> {
+fn plan_of<'a>(terms: &'a CatalogIndex, subscription: Option<&Subscription>) -> Option<&'a Plan> {
     terms.catalog.plan(&subscription?.plan)
 }
 
 /// What a subscription gives, where it may be used. One that has come to its end gives nothing, though nobody
 /// has carried that out.
 fn schedules<'a>(
-    terms: &'a Terms,
+    terms: &'a CatalogIndex,
     subscription: Option<&'a Subscription>,
     now: Timestamp,
-) -> Vec<Schedule<'a>> {
+) -> Vec<GrantSchedule<'a>> {
     let is_usable = |own: &&Subscription| own.status.may_use() && own.ended(&terms.catalog, now).is_none();
     let usable = subscription.filter(is_usable);
     let given = plan_of(terms, usable).map_or(&[][..], |plan| plan.credit_grants.as_slice());
-    let schedule = |(credits, subscription)| Schedule { credits, subscription };
+    let schedule = |(credits, subscription)| GrantSchedule { credits, subscription };
     usable
         .into_iter()
         .flat_map(|usable| given.iter().map(move |credits| (credits, usable)))
@@ -82,8 +82,13 @@ fn balances(wallets: &BTreeMap<i64, Wallet>) -> BTreeMap<i64, BTreeMap<Unit, Tot
     wallets.iter().map(|(id, wallet)| (*id, wallet.balances().clone())).collect()
 }
 
-impl<'a> Cashier<'a> {
-    fn schedules_of(self, holders: &'a Holders, id: i64, now: Timestamp) -> Vec<Schedule<'a>> {
+impl<'a> WalletLoader<'a> {
+    fn schedules_of(
+        self,
+        holders: &'a HolderSubscriptions,
+        id: i64,
+        now: Timestamp,
+    ) -> Vec<GrantSchedule<'a>> {
         schedules(self.terms, holders.get(&id).and_then(Option::as_ref), now)
     }
 
@@ -92,9 +97,9 @@ impl<'a> Cashier<'a> {
     pub(in crate::engine) async fn open(
         self,
         connection: &mut PgConnection,
-        holders: &Holders,
+        holders: &HolderSubscriptions,
         named: &[Uuid],
-    ) -> Result<Opened, StoreError> {
+    ) -> Result<LockedWallets, StoreError> {
         let ids: Vec<i64> = holders.keys().copied().collect();
         let (mut found, mut locked_at) = credit_wallets::lock(connection, &ids).await?;
         let gives = |id: &&i64| !self.schedules_of(holders, **id, self.began).is_empty();
@@ -116,7 +121,7 @@ impl<'a> Cashier<'a> {
         let lines = if lapsing.is_empty() {
             Vec::new()
         } else {
-            credit_wallets::lapsed(connection, &lapsing, now).await?
+            credit_wallets::expired(connection, &lapsing, now).await?
         };
         if !lapsing.is_empty() {
             for (id, next) in credit_wallets::next_lines(connection, &lapsing, now).await? {
@@ -127,19 +132,21 @@ impl<'a> Cashier<'a> {
         }
         let mut gone = Vec::new();
         let mut charged = BTreeSet::new();
-        for LapsedLine { on_expiry, lapsed, subject_id } in &lines {
+        for ExpiredCreditLineRow { on_expiry, expired, subject_id } in &lines {
             match on_expiry {
                 OnExpiry::Release => gone.push(CreditLineKey {
-                    grant: lapsed.grant,
-                    expires_at: lapsed.expires_at,
-                    reservation: lapsed.reservation,
+                    grant: expired.grant,
+                    expires_at: expired.expires_at,
+                    reservation: expired.reservation,
                 }),
                 OnExpiry::Commit => {
-                    charged.insert(lapsed.reservation);
+                    charged.insert(expired.reservation);
                     // until it is charged it is looked for again
                     if let Some(wallet) = wallets.get_mut(subject_id) {
-                        wallet.next_line =
-                            wallet.next_line.map(|at| at.min(lapsed.expires_at)).or(Some(lapsed.expires_at));
+                        wallet.next_line = wallet
+                            .next_line
+                            .map(|at| at.min(expired.expires_at))
+                            .or(Some(expired.expires_at));
                     }
                 }
             }
@@ -154,14 +161,14 @@ impl<'a> Cashier<'a> {
                 }
             }
         }
-        Ok(Opened { wallets, now, charged: charged.into_iter().collect(), before, gone, without })
+        Ok(LockedWallets { wallets, now, charged: charged.into_iter().collect(), before, gone, without })
     }
 
     /// The same from a snapshot: as it would stand if somebody carried out what is due.
     pub(in crate::engine) async fn look(
         self,
         snapshot: &mut PgConnection,
-        holders: &Holders,
+        holders: &HolderSubscriptions,
     ) -> Result<BTreeMap<i64, Wallet>, StoreError> {
         let ids: Vec<i64> = holders.keys().copied().collect();
         let mut found = credit_wallets::find(snapshot, &ids).await?;
@@ -179,7 +186,7 @@ impl<'a> Cashier<'a> {
         let lines = if lapsing.is_empty() {
             Vec::new()
         } else {
-            credit_wallets::lapsed(snapshot, &lapsing, self.began).await?
+            credit_wallets::expired(snapshot, &lapsing, self.began).await?
         };
         self.advance(&mut wallets, holders, &lines, self.began);
         Ok(wallets)
@@ -188,16 +195,16 @@ impl<'a> Cashier<'a> {
     fn advance(
         self,
         wallets: &mut BTreeMap<i64, Wallet>,
-        holders: &Holders,
-        lines: &[LapsedLine],
+        holders: &HolderSubscriptions,
+        lines: &[ExpiredCreditLineRow],
         now: Timestamp,
     ) {
         for (id, wallet) in wallets {
             let of =
                 lines.iter().filter(|line| line.subject_id == *id && line.on_expiry == OnExpiry::Release);
-            let lapsed: Vec<Lapsed> = of.map(|line| line.lapsed).collect();
+            let expired: Vec<ExpiredCreditLine> = of.map(|line| line.expired).collect();
             let schedules = self.schedules_of(holders, *id, now);
-            wallet.advance(lapsed, &schedules, now);
+            wallet.advance(expired, &schedules, now);
         }
     }
 }
@@ -211,37 +218,37 @@ async fn make(
     credit_wallets::insert_missing(connection, environment, new).await?;
     let (found, _) = credit_wallets::lock(connection, new).await?;
     let filled = credit_wallets::open(connection, &found, &[]).await?;
-    if filled.values().any(|wallet| !wallet.purses().is_empty()) {
+    if filled.values().any(|wallet| !wallet.grant_balances().is_empty()) {
         return Err(StoreError::Conflict(sqlx::Error::Protocol("a wallet was filled meanwhile".to_owned())));
     }
     Ok(())
 }
 
-impl Opened {
+impl LockedWallets {
     /// Writes what has come of the wallets, beside what of the caller's goes with it.
     pub(in crate::engine) async fn write(
         &self,
         connection: &mut PgConnection,
-        cashier: Cashier<'_>,
-        holders: &Holders,
+        wallet_loader: WalletLoader<'_>,
+        holders: &HolderSubscriptions,
         mut changes: Changes<'_>,
     ) -> Result<(), StoreError> {
         let wallets: Vec<&Wallet> = self.wallets.values().filter(|wallet| wallet.is_changed()).collect();
         let new: Vec<i64> =
             wallets.iter().map(|wallet| wallet.subject_id).filter(|id| self.without.contains(id)).collect();
         if !new.is_empty() {
-            make(connection, cashier.environment, &new).await?;
+            make(connection, wallet_loader.environment, &new).await?;
         }
         changes.gone.extend(&self.gone);
-        credit_wallets::write(connection, cashier.environment, &Changes { wallets, ..changes }).await?;
+        credit_wallets::write(connection, wallet_loader.environment, &Changes { wallets, ..changes }).await?;
         let mut found = Vec::new();
         for (id, wallet) in self.wallets.iter().filter(|(_, wallet)| wallet.is_changed()) {
-            let plan = plan_of(cashier.terms, holders.get(id).and_then(Option::as_ref));
+            let plan = plan_of(wallet_loader.terms, holders.get(id).and_then(Option::as_ref));
             let alerts = plan.map_or(&[][..], |plan| plan.credit_alerts.as_slice());
             let before = self.before.get(id);
             found.extend(notices::due(alerts, *id, before, wallet.balances(), self.now));
         }
-        store::notices::insert(connection, cashier.environment, &found).await
+        store::notices::insert(connection, wallet_loader.environment, &found).await
     }
 
     pub(in crate::engine) fn is_changed(&self) -> bool {
@@ -265,10 +272,9 @@ impl Engine {
                 let opening = store::configuration::open_recording(&mut transaction, environment).await?;
                 let clock = &engine.inner.clock;
                 let began = clock.now(environment, opening.now);
-                let configurations = &engine.inner.configurations;
-                let configuration =
-                    configurations.at(&mut transaction, environment, opening.versions).await?;
-                let terms = &configuration.terms;
+                let caches = &engine.inner.caches;
+                let cache = caches.at(&mut transaction, environment, opening.versions).await?;
+                let terms = &cache.terms;
                 // a subject's first path has its own number
                 let paths =
                     store::subjects::paths(&mut transaction, environment, Which::Ids(&subject_ids)).await?;
@@ -277,14 +283,16 @@ impl Engine {
                     carry_out_ends(&mut connection, environment, clock).await?;
                     continue;
                 }
-                let mut holders = Holders::new();
+                let mut holders = HolderSubscriptions::new();
                 for member in paths.iter().filter_map(|path| path.members.first()) {
                     add_holder(&mut holders, member);
                 }
-                let cashier = Cashier { environment, terms, clock, began };
-                let opened = cashier.open(&mut transaction, &holders, &[]).await?;
-                if opened.is_changed() {
-                    opened.write(&mut transaction, cashier, &holders, Changes::default()).await?;
+                let wallet_loader = WalletLoader { environment, terms, clock, began };
+                let locked_wallets = wallet_loader.open(&mut transaction, &holders, &[]).await?;
+                if locked_wallets.is_changed() {
+                    locked_wallets
+                        .write(&mut transaction, wallet_loader, &holders, Changes::default())
+                        .await?;
                 }
                 transaction.commit().await?;
                 return Ok(());

@@ -5,17 +5,17 @@ use std::time::Duration;
 
 use sqlx::PgConnection;
 
-use super::words;
+use super::failure_text;
 use crate::domain::export::Units;
 use crate::domain::timestamp::Timestamp;
 use crate::domain::window::Span;
 use crate::engine::EngineError;
-use crate::providers::{Grain, Provider};
+use crate::providers::{Provider, SummaryWindow};
 use crate::store;
-use crate::store::exports::{ExportRow, FATE_UNKNOWN};
+use crate::store::exports::{DELIVERY_UNKNOWN, ExportRow};
 
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Fate {
+pub(super) enum DeliveryStatus {
     Taken,
     NotTaken,
     /// The sums fit neither: somebody has to look.
@@ -39,20 +39,20 @@ async fn sums(
     connection: &mut PgConnection,
     provider: &dyn Provider,
     row: &ExportRow,
-) -> Result<Result<(Units, Units), Fate>, EngineError> {
+) -> Result<Result<(Units, Units), DeliveryStatus>, EngineError> {
     let minute = minute_of(row.occurred_at);
-    let summaries = provider.summaries(&row.event_name, &row.customer, minute, Grain::Whole).await;
+    let summaries = provider.summaries(&row.event_name, &row.customer, minute, SummaryWindow::Whole).await;
     let there = match summaries {
-        Err(failure) => return Ok(Err(Fate::Later(words(&failure)))),
+        Err(failure) => return Ok(Err(DeliveryStatus::Later(failure_text(&failure)))),
         // a meter that is not there has taken nothing
-        Ok(None) => return Ok(Err(Fate::NotTaken)),
+        Ok(None) => return Ok(Err(DeliveryStatus::NotTaken)),
         Ok(Some(summaries)) => summaries,
     };
     let mut sum = Units::default();
     for summary in &there {
         let Some(value) = Units::parse(&summary.value) else {
-            return Ok(Err(Fate::Unclear(format!(
-                "{FATE_UNKNOWN}: the provider's summary is {}",
+            return Ok(Err(DeliveryStatus::Unclear(format!(
+                "{DELIVERY_UNKNOWN}: the provider's summary is {}",
                 summary.value
             ))));
         };
@@ -75,15 +75,19 @@ pub(super) async fn of_cancelation(
     connection: &mut PgConnection,
     provider: &dyn Provider,
     row: &ExportRow,
-) -> Result<Fate, EngineError> {
+) -> Result<DeliveryStatus, EngineError> {
     if row.is_level {
-        return Ok(Fate::NotTaken);
+        return Ok(DeliveryStatus::NotTaken);
     }
     let (sum, delivered) = match sums(connection, provider, row).await? {
         Ok(sums) => sums,
-        Err(fate) => return Ok(fate),
+        Err(delivery_status) => return Ok(delivery_status),
     };
-    Ok(if sum.plus(Units::whole(row.value)) == delivered { Fate::Taken } else { Fate::NotTaken })
+    Ok(if sum.plus(Units::whole(row.value)) == delivered {
+        DeliveryStatus::Taken
+    } else {
+        DeliveryStatus::NotTaken
+    })
 }
 
 /// What became of an export, by what the provider says it has.
@@ -91,21 +95,21 @@ pub(super) async fn find_out(
     connection: &mut PgConnection,
     provider: &dyn Provider,
     row: &ExportRow,
-) -> Result<Fate, EngineError> {
+) -> Result<DeliveryStatus, EngineError> {
     if row.is_level {
-        return Ok(Fate::NotTaken);
+        return Ok(DeliveryStatus::NotTaken);
     }
     let (sum, delivered) = match sums(connection, provider, row).await? {
         Ok(sums) => sums,
-        Err(fate) => return Ok(fate),
+        Err(delivery_status) => return Ok(delivery_status),
     };
     Ok(if sum == delivered {
-        Fate::NotTaken
+        DeliveryStatus::NotTaken
     } else if sum == delivered.plus(Units::whole(row.value)) {
-        Fate::Taken
+        DeliveryStatus::Taken
     } else {
-        Fate::Unclear(format!(
-            "{FATE_UNKNOWN}: no answer came for more than a day, and the provider has {sum} in that minute where \
+        DeliveryStatus::Unclear(format!(
+            "{DELIVERY_UNKNOWN}: no answer came for more than a day, and the provider has {sum} in that minute where \
              {delivered} were delivered without it"
         ))
     })

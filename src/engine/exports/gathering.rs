@@ -20,9 +20,9 @@ const PAIRS_MAX: i64 = 500;
 
 /// What becomes of buckets of one transaction.
 #[derive(Default)]
-struct Settlement {
+struct ExportWrites {
     made: Vec<NewExport>,
-    handed_on: Vec<DueBucket>,
+    exported_buckets: Vec<DueBucket>,
     /// Exports that are to be taken back at the provider.
     wanted_back: Vec<Uuid>,
     /// Exports that nobody has sent.
@@ -58,7 +58,7 @@ impl Engine {
             }
             let mut remainders = export_sums::lock_remainders(&mut transaction, environment, &pairs).await?;
             let buckets = export_sums::lock_due(&mut transaction, &pairs, ended_by).await?;
-            let mut settlement = Settlement::default();
+            let mut settlement = ExportWrites::default();
             for bucket in buckets {
                 let Some((_, stripe)) = addresses.get(&bucket.meter_id) else { continue };
                 let remainder = remainders.entry((bucket.customer_id, bucket.meter_id)).or_default();
@@ -69,9 +69,9 @@ impl Engine {
                 }
                 self.make(bucket, remainder, stripe, now, &mut settlement);
             }
-            let Settlement { made, handed_on, wanted_back, withdrawn } = settlement;
+            let ExportWrites { made, exported_buckets, wanted_back, withdrawn } = settlement;
             store::exports::insert(&mut transaction, environment, PROVIDER, &made, now).await?;
-            export_sums::hand_on(&mut transaction, &handed_on).await?;
+            export_sums::mark_exported(&mut transaction, &exported_buckets).await?;
             export_sums::set_remainders(&mut transaction, &remainders).await?;
             store::exports::want_cancel(&mut transaction, &wanted_back, now).await?;
             store::exports::cancel(&mut transaction, &withdrawn).await?;
@@ -87,7 +87,7 @@ impl Engine {
         remainder: &mut Units,
         stripe: &StripeMeter,
         now: Timestamp,
-        settlement: &mut Settlement,
+        settlement: &mut ExportWrites,
     ) {
         let settled = settle(&bucket.bucket, bucket.new, *remainder, now, self.inner.settings.late_grace);
         *remainder = settled.remainder;
@@ -107,7 +107,7 @@ impl Engine {
                 carried_from: draft.carried_from,
             });
         }
-        settlement.handed_on.push(bucket);
+        settlement.exported_buckets.push(bucket);
     }
 
     /// Of a bucket that has become less: whether exports of it are taken back, so that the corrected
@@ -118,7 +118,7 @@ impl Engine {
         environment: Environment,
         bucket: &DueBucket,
         now: Timestamp,
-        settlement: &mut Settlement,
+        settlement: &mut ExportWrites,
     ) -> Result<bool, StoreError> {
         let Some(provider) = self.provider(environment) else { return Ok(false) };
         let cancels_for = provider.cancels_for();

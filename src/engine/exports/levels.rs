@@ -14,10 +14,10 @@ use crate::domain::export::{Bucket, ExportStatus, level_draft};
 use crate::domain::meter::{Aggregation, StoredMeter, StripeFormula, StripeMeter};
 use crate::domain::timestamp::Timestamp;
 use crate::engine::{Engine, EngineError};
-use crate::store::export_levels::{self, Changed, Level, Mark};
+use crate::store::export_levels::{self, BucketGauge, Changed, Mark};
 use crate::store::export_sums;
 use crate::store::exports::NewExport;
-use crate::store::fold::Taken;
+use crate::store::fold::ClaimedBatches;
 use crate::store::{self, StoreError};
 
 /// Levels that are looked at in one transaction.
@@ -28,7 +28,7 @@ pub(super) async fn note_folded(
     connection: &mut PgConnection,
     environment: Environment,
     stored: &StoredMeter,
-    taken: &Taken,
+    taken: &ClaimedBatches,
 ) -> Result<(), StoreError> {
     let hours = export_levels::parts(connection, environment, stored, taken, None).await?;
     let mut customers: Vec<i64> = hours.iter().map(|part| part.customer_id).collect();
@@ -58,13 +58,13 @@ pub(super) async fn note_folded(
         } else {
             mark
         };
-        kept.push(Level { customer_id, bucket, mark, replaces });
+        kept.push(BucketGauge { customer_id, bucket, mark, replaces });
     }
     export_levels::keep(connection, environment, stored.id, &kept).await
 }
 
 #[derive(Default)]
-struct Settlement {
+struct GaugeExportWrites {
     made: Vec<NewExport>,
     wanted_back: Vec<Uuid>,
     withdrawn: Vec<Uuid>,
@@ -98,7 +98,7 @@ impl Engine {
                 if changed.is_empty() {
                     break;
                 }
-                let mut settlement = Settlement::default();
+                let mut settlement = GaugeExportWrites::default();
                 for level in &changed {
                     self.settle_level(
                         &mut transaction,
@@ -110,7 +110,7 @@ impl Engine {
                     )
                     .await?;
                 }
-                let Settlement { made, wanted_back, withdrawn } = settlement;
+                let GaugeExportWrites { made, wanted_back, withdrawn } = settlement;
                 store::exports::cancel(&mut transaction, &withdrawn).await?;
                 store::exports::want_cancel(&mut transaction, &wanted_back, now).await?;
                 store::exports::insert(&mut transaction, environment, super::PROVIDER, &made, now).await?;
@@ -128,7 +128,7 @@ impl Engine {
         (stored, stripe): (&StoredMeter, &StripeMeter),
         level: &Changed,
         now: Timestamp,
-        settlement: &mut Settlement,
+        settlement: &mut GaugeExportWrites,
     ) -> Result<(), StoreError> {
         let bucket_from = level.bucket.span.from;
         let rows =

@@ -18,7 +18,7 @@ use serde::Serialize;
 use sqlx::{Connection, PgConnection};
 use uuid::Uuid;
 
-pub use reconciliation::{Drift, Question, Reconciled, ReconciledRow};
+pub use reconciliation::{Drift, Reconciled, ReconciledRow, ReconciliationQuery};
 pub(in crate::engine) use sums::note_folded;
 
 use super::{Engine, EngineError, cursor, detached};
@@ -28,7 +28,7 @@ use crate::domain::export::{EXPORT_AGE_MAX, ExportStatus};
 use crate::domain::meter::{StoredMeter, StripeMeter};
 use crate::domain::timestamp::Timestamp;
 use crate::providers::{Failure, Provider};
-use crate::store::exports::{Address, After, ExportFilter, ExportRow, Revival};
+use crate::store::exports::{Address, ExportCursor, ExportFilter, ExportRow, Revival};
 use crate::store::{self, StoreError};
 
 /// An export as it is shown.
@@ -120,7 +120,7 @@ fn address(stripe: &StripeMeter) -> Address<'_> {
 
 impl Engine {
     fn provider(&self, environment: Environment) -> Option<Arc<dyn Provider>> {
-        self.inner.desk(environment).provider.clone()
+        self.inner.services(environment).provider.clone()
     }
 
     /// Whether an account is set up for an environment.
@@ -254,7 +254,7 @@ impl Engine {
         limit: u32,
     ) -> Result<ExportPage, EngineError> {
         let after = cursor.map(cursor::read).transpose()?;
-        let after = after.map(|(created_at, id)| After { created_at, id });
+        let after = after.map(|(created_at, id)| ExportCursor { created_at, id });
         let mut connection = self.database().pool().acquire().await?;
         let mut rows = store::exports::list(&mut connection, environment, filter, after, limit + 1).await?;
         let more = rows.len() > limit as usize;
@@ -293,10 +293,10 @@ impl Engine {
         failed: &[(String, Failure)],
     ) -> Result<u64, EngineError> {
         let refused: Vec<(String, String)> =
-            failed.iter().map(|(identifier, failure)| (identifier.clone(), words(failure))).collect();
+            failed.iter().map(|(identifier, failure)| (identifier.clone(), failure_text(failure))).collect();
         let mut connection = self.database().pool().acquire().await?;
         let now = self.inner.clock.now(environment, store::usage::now(&mut connection).await?);
-        let count = store::exports::refuse(&mut connection, environment, &refused, now).await?;
+        let count = store::exports::mark_refused(&mut connection, environment, &refused, now).await?;
         if count > 0 {
             tracing::error!(%environment, count, "the provider refused exports that it had taken");
         }
@@ -339,7 +339,7 @@ pub(super) async fn of_event(
     Ok(rows.into_iter().map(ExportView::from).collect())
 }
 
-fn words(failure: &Failure) -> String {
+fn failure_text(failure: &Failure) -> String {
     format!("{}: {}", failure.code, failure.message)
 }
 

@@ -8,9 +8,9 @@ use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
 const BURSTS_PER_SECOND: u32 = 20;
 
 #[derive(Debug)]
-pub(super) struct Pace(DefaultDirectRateLimiter);
+pub(super) struct RateLimit(DefaultDirectRateLimiter);
 
-impl Pace {
+impl RateLimit {
     pub(super) fn new(calls_per_second: u32) -> Self {
         let at_least_one = |n: u32| NonZeroU32::new(n).unwrap_or(NonZeroU32::MIN);
         let burst = at_least_one(calls_per_second / BURSTS_PER_SECOND);

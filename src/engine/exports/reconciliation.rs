@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Serialize, Serializer};
 use sqlx::{Connection, PgConnection};
 
-use super::{exported, words};
+use super::{exported, failure_text};
 use crate::domain::environment::Environment;
 use crate::domain::export::Units;
 use crate::domain::fields::Violation;
@@ -14,13 +14,13 @@ use crate::domain::meter::StripeFormula;
 use crate::domain::timestamp::{MICROS_PER_HOUR, Timestamp};
 use crate::domain::window::Span;
 use crate::engine::{Engine, EngineError};
-use crate::providers::{Grain, Provider, Summary};
+use crate::providers::{Provider, Summary, SummaryWindow};
 use crate::store;
-use crate::store::reconciliation::{Part, Sums};
+use crate::store::reconciliation::{Sums, UnitsAt};
 
 /// What is to be compared: hours or days, in UTC.
 #[derive(Debug, Clone)]
-pub struct Question {
+pub struct ReconciliationQuery {
     pub customer: String,
     pub meter: String,
     pub span: Span,
@@ -114,7 +114,7 @@ impl Engine {
     pub async fn reconcile(
         &self,
         environment: Environment,
-        question: &Question,
+        question: &ReconciliationQuery,
     ) -> Result<Reconciled, EngineError> {
         let hours = if question.by_day { 24 } else { 1 };
         let windows = windows(question.span, hours)?;
@@ -153,11 +153,11 @@ impl Engine {
         let there = match self.provider(environment) {
             None => None,
             Some(provider) => {
-                let grain = if question.by_day { Grain::Day } else { Grain::Hour };
+                let grain = if question.by_day { SummaryWindow::Day } else { SummaryWindow::Hour };
                 let found = provider
                     .summaries(&stripe.event_name, &question.customer, question.span, grain)
                     .await
-                    .map_err(|failure| EngineError::provider_unavailable(words(&failure)))?;
+                    .map_err(|failure| EngineError::provider_unavailable(failure_text(&failure)))?;
                 Some(found.unwrap_or_default())
             }
         };
@@ -192,8 +192,8 @@ impl Engine {
         let due = store::reconciliation::unchecked(connection, environment, day, limit).await?;
         let mut drifts = Vec::new();
         for pair in due {
-            let there = provider.summaries(&pair.event_name, &pair.customer, day, Grain::Day).await;
-            let there = there.map_err(|failure| EngineError::provider_unavailable(words(&failure)))?;
+            let there = provider.summaries(&pair.event_name, &pair.customer, day, SummaryWindow::Day).await;
+            let there = there.map_err(|failure| EngineError::provider_unavailable(failure_text(&failure)))?;
             let there = sum(&there.unwrap_or_default());
             let difference = Units::whole(pair.exported).minus(there);
             if difference != Units::default() {
@@ -250,17 +250,17 @@ fn sum(summaries: &[Summary]) -> Units {
 }
 
 fn compare(
-    question: &Question,
+    question: &ReconciliationQuery,
     windows: &[Span],
-    events: &[Part],
-    recorded: &[Part],
-    sent: &[(Part, bool)],
+    events: &[UnitsAt],
+    recorded: &[UnitsAt],
+    sent: &[(UnitsAt, bool)],
     there: Option<&[Summary]>,
 ) -> Reconciled {
     let mut sums: BTreeMap<Timestamp, Sums> = BTreeMap::new();
     let mut total = Sums::default();
     let window_of = |at: Timestamp| windows[..windows.partition_point(|window| window.from <= at)].last();
-    let mut add = |part: &Part, to: &dyn Fn(&mut Sums)| {
+    let mut add = |part: &UnitsAt, to: &dyn Fn(&mut Sums)| {
         if let Some(window) = window_of(part.at) {
             to(sums.entry(window.from).or_default());
             to(&mut total);

@@ -9,14 +9,14 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use uuid::Uuid;
 
-use super::fate::{self, Fate};
-use super::pacing::Pace;
-use super::words;
+use super::failure_text;
+use super::fate::{self, DeliveryStatus};
+use super::pacing::RateLimit;
 use crate::domain::environment::Environment;
 use crate::domain::export::{ExportStatus, backoff};
 use crate::domain::timestamp::Timestamp;
 use crate::engine::{Engine, EngineError};
-use crate::providers::{Delivery, Later, Parcel, Provider};
+use crate::providers::{DeliveryResult, OutgoingMeterEvent, Provider, Retryable};
 use crate::store;
 use crate::store::exports::{Dead, Deferred, ExportRow, Outcomes};
 
@@ -52,7 +52,7 @@ impl Engine {
         if again {
             tokio::time::sleep(PAUSE).await;
         }
-        let pace = Arc::new(Pace::new(provider.calls_per_second()));
+        let rate_limit = Arc::new(RateLimit::new(provider.calls_per_second()));
         let mut sent = Sent::default();
         let mut tried: Vec<Uuid> = Vec::new();
         while !sent.is_stopped {
@@ -62,18 +62,19 @@ impl Engine {
             if rows.is_empty() {
                 break;
             }
-            let rows = self.settle_fates(connection, provider, rows, now, &mut tried).await?;
+            let rows = self.resolve_unknown_deliveries(connection, provider, rows, now, &mut tried).await?;
             let ids: Vec<Uuid> = rows.iter().map(|row| row.id).collect();
             // from here on they may be taken, whatever becomes of us
             store::exports::note_attempts(connection, &ids, now).await?;
-            self.send(connection, environment, provider, &pace, (rows, now), (&mut sent, &mut tried)).await?;
+            self.send(connection, environment, provider, &rate_limit, (rows, now), (&mut sent, &mut tried))
+                .await?;
         }
         Ok(sent)
     }
 
     /// Finds out what became of those whose identifiers the provider may have forgotten; the others, and
     /// those that were not taken, go on.
-    async fn settle_fates(
+    async fn resolve_unknown_deliveries(
         &self,
         connection: &mut PgConnection,
         provider: &Arc<dyn Provider>,
@@ -91,25 +92,25 @@ impl Engine {
         let mut outcomes = Outcomes::default();
         let mut failed = 0;
         for mut row in forgotten {
-            let fate = if failed < QUESTIONS_FAILED_MAX {
+            let delivery_status = if failed < QUESTIONS_FAILED_MAX {
                 fate::find_out(connection, provider.as_ref(), &row).await?
             } else {
-                Fate::Later("the provider does not say what it has".to_owned())
+                DeliveryStatus::Later("the provider does not say what it has".to_owned())
             };
-            failed = if matches!(fate, Fate::Later(_)) { failed + 1 } else { 0 };
-            match fate {
-                Fate::Taken => outcomes.delivered.push(row.id),
-                Fate::NotTaken => {
+            failed = if matches!(delivery_status, DeliveryStatus::Later(_)) { failed + 1 } else { 0 };
+            match delivery_status {
+                DeliveryStatus::Taken => outcomes.delivered.push(row.id),
+                DeliveryStatus::NotTaken => {
                     store::exports::note_not_taken(connection, &[row.id]).await?;
                     row.unknown_since = None;
                     rows.push(row);
                     continue;
                 }
-                Fate::Unclear(why) => {
+                DeliveryStatus::Unclear(why) => {
                     let unknown_since = row.unknown_since;
                     outcomes.dead.push(Dead { id: row.id, why, unknown_since });
                 }
-                Fate::Later(why) => {
+                DeliveryStatus::Later(why) => {
                     let unknown_since = row.unknown_since;
                     outcomes.later.push(deferred(&row, why, (now, None), unknown_since, true));
                 }
@@ -127,23 +128,24 @@ impl Engine {
         connection: &mut PgConnection,
         environment: Environment,
         provider: &Arc<dyn Provider>,
-        pace: &Arc<Pace>,
+        rate_limit: &Arc<RateLimit>,
         (rows, now): (Vec<ExportRow>, Timestamp),
         (sent, tried): (&mut Sent, &mut Vec<Uuid>),
     ) -> Result<(), EngineError> {
         let slots = Arc::new(Semaphore::new(CALLS_MAX));
         let mut calls = JoinSet::new();
         for row in rows {
-            let (provider, pace, slots) = (Arc::clone(provider), Arc::clone(pace), Arc::clone(&slots));
+            let (provider, rate_limit, slots) =
+                (Arc::clone(provider), Arc::clone(rate_limit), Arc::clone(&slots));
             calls.spawn(async move {
                 // closed: nothing more is sent
                 let Ok(_slot) = slots.acquire().await else { return (row, None) };
-                pace.wait().await;
-                let parcel = parcel(&row);
+                rate_limit.wait().await;
+                let outgoing_event = outgoing_event(&row);
                 let delivery = if is_cancelation(&row) {
-                    provider.cancel(&parcel).await
+                    provider.cancel(&outgoing_event).await
                 } else {
-                    provider.deliver(&parcel).await
+                    provider.deliver(&outgoing_event).await
                 };
                 (row, Some(delivery))
             });
@@ -153,14 +155,16 @@ impl Engine {
         let mut waiting = 0;
         while let Some(call) = calls.join_next().await {
             let (row, delivery) = call.map_err(|why| EngineError::Internal(why.to_string()))?;
-            if matches!(delivery, Some(Delivery::Stopped(_))) && !sent.is_stopped {
+            if matches!(delivery, Some(DeliveryResult::Unauthorized(_))) && !sent.is_stopped {
                 sent.is_stopped = true;
                 slots.close();
             }
             match delivery {
                 // an earlier call, whose answer was lost, may have done what this one could not
-                Some(Delivery::Dead(failure)) if is_cancelation(&row) && row.unknown_since.is_some() => {
-                    doubtful.push((row, words(&failure)));
+                Some(DeliveryResult::Dead(failure))
+                    if is_cancelation(&row) && row.unknown_since.is_some() =>
+                {
+                    doubtful.push((row, failure_text(&failure)));
                     continue;
                 }
                 delivery => note(row, delivery, now, &mut outcomes, sent, tried),
@@ -175,9 +179,9 @@ impl Engine {
         let mut outcomes = Outcomes::default();
         for (row, why) in doubtful {
             match fate::of_cancelation(connection, provider.as_ref(), &row).await? {
-                Fate::Taken => outcomes.canceled.push(row.id),
-                Fate::NotTaken | Fate::Unclear(_) => outcomes.kept.push((row.id, why)),
-                Fate::Later(why) => {
+                DeliveryStatus::Taken => outcomes.canceled.push(row.id),
+                DeliveryStatus::NotTaken | DeliveryStatus::Unclear(_) => outcomes.kept.push((row.id, why)),
+                DeliveryStatus::Later(why) => {
                     tried.push(row.id);
                     let unknown_since = row.unknown_since;
                     outcomes.later.push(deferred(&row, why, (now, None), unknown_since, true));
@@ -209,8 +213,8 @@ fn is_cancelation(row: &ExportRow) -> bool {
     row.status == ExportStatus::Delivered
 }
 
-fn parcel(row: &ExportRow) -> Parcel {
-    Parcel {
+fn outgoing_event(row: &ExportRow) -> OutgoingMeterEvent {
+    OutgoingMeterEvent {
         event_name: row.event_name.clone(),
         customer_key: row.customer_key.clone(),
         value_key: row.value_key.clone(),
@@ -224,7 +228,7 @@ fn parcel(row: &ExportRow) -> Parcel {
 
 fn note(
     row: ExportRow,
-    delivery: Option<Delivery>,
+    delivery: Option<DeliveryResult>,
     now: Timestamp,
     outcomes: &mut Outcomes,
     sent: &mut Sent,
@@ -232,47 +236,47 @@ fn note(
 ) {
     let is_cancel = is_cancelation(&row);
     let outcome = match &delivery {
-        Some(Delivery::Delivered) => "delivered",
-        Some(Delivery::Duplicate) => "duplicate",
-        Some(Delivery::Dead(_)) => "dead",
-        Some(Delivery::Later(_)) => "later",
-        Some(Delivery::Stopped(_)) => "stopped",
+        Some(DeliveryResult::Delivered) => "delivered",
+        Some(DeliveryResult::Duplicate) => "duplicate",
+        Some(DeliveryResult::Dead(_)) => "dead",
+        Some(DeliveryResult::Retryable(_)) => "later",
+        Some(DeliveryResult::Unauthorized(_)) => "stopped",
         None => "unsent",
     };
     metrics::counter!("metergate_export_calls_total", "outcome" => outcome).increment(1);
     match delivery {
-        Some(Delivery::Delivered | Delivery::Duplicate) if is_cancel => {
+        Some(DeliveryResult::Delivered | DeliveryResult::Duplicate) if is_cancel => {
             sent.canceled += 1;
             outcomes.canceled.push(row.id);
         }
-        Some(Delivery::Delivered | Delivery::Duplicate) => {
+        Some(DeliveryResult::Delivered | DeliveryResult::Duplicate) => {
             sent.delivered += 1;
             outcomes.delivered.push(row.id);
         }
-        Some(Delivery::Dead(failure)) if is_cancel => {
+        Some(DeliveryResult::Dead(failure)) if is_cancel => {
             sent.canceled += 1;
-            outcomes.kept.push((row.id, words(&failure)));
+            outcomes.kept.push((row.id, failure_text(&failure)));
         }
-        Some(Delivery::Dead(failure)) => {
-            let (why, unknown_since) = (words(&failure), row.unknown_since);
+        Some(DeliveryResult::Dead(failure)) => {
+            let (why, unknown_since) = (failure_text(&failure), row.unknown_since);
             outcomes.dead.push(Dead { id: row.id, why, unknown_since });
         }
-        Some(Delivery::Later(Later { failure, may_be_taken, after })) => {
+        Some(DeliveryResult::Retryable(Retryable { failure, may_be_taken, after })) => {
             sent.deferred += 1;
             tried.push(row.id);
             let unknown_since =
                 if may_be_taken { row.unknown_since.or(Some(now)) } else { row.unknown_since };
-            outcomes.later.push(deferred(&row, words(&failure), (now, after), unknown_since, true));
+            outcomes.later.push(deferred(&row, failure_text(&failure), (now, after), unknown_since, true));
         }
-        Some(Delivery::Stopped(failure)) => {
+        Some(DeliveryResult::Unauthorized(failure)) => {
             tracing::error!(
-                why = words(&failure),
+                why = failure_text(&failure),
                 "the provider refuses our credentials: nothing is exported"
             );
             let unknown_since = row.unknown_since;
             outcomes.later.push(deferred(
                 &row,
-                words(&failure),
+                failure_text(&failure),
                 (now, Some(Duration::ZERO)),
                 unknown_since,
                 false,

@@ -10,8 +10,8 @@ use crate::domain::export::{Bucket, Units};
 use crate::domain::meter::{StoredMeter, StripeFormula};
 use crate::domain::timestamp::Timestamp;
 use crate::store::StoreError;
-use crate::store::export_sums::{self, Addition, Part};
-use crate::store::fold::Taken;
+use crate::store::export_sums::{self, BucketAddition, HourlySum};
+use crate::store::fold::ClaimedBatches;
 
 /// Adds what the taken batches say of a meter's customers, each hour parted where a billing period of
 /// the customer ends in it.
@@ -19,7 +19,7 @@ pub(in crate::engine) async fn note_folded(
     connection: &mut PgConnection,
     environment: Environment,
     stored: &StoredMeter,
-    taken: &Taken,
+    taken: &ClaimedBatches,
 ) -> Result<(), StoreError> {
     let Some(stripe) = &stored.meter.stripe else { return Ok(()) };
     if stripe.formula == StripeFormula::Last {
@@ -34,11 +34,11 @@ pub(in crate::engine) async fn note_folded(
     customers.dedup();
     let cycles = export_sums::cycles(connection, &customers).await?;
     let bucket = |customer: i64, at: Timestamp| Bucket::of(at, cycles.get(&customer));
-    let is_parted = |part: &Part| {
+    let is_parted = |part: &HourlySum| {
         let first = bucket(part.customer_id, part.at);
         first.span != Bucket::of(part.at, None).span
     };
-    let (parted, whole): (Vec<Part>, Vec<Part>) = hours.into_iter().partition(is_parted);
+    let (parted, whole): (Vec<HourlySum>, Vec<HourlySum>) = hours.into_iter().partition(is_parted);
     let mut parts = whole;
     if !parted.is_empty() {
         let pairs: Vec<(i64, Timestamp)> = parted.iter().map(|part| (part.customer_id, part.at)).collect();
@@ -46,18 +46,18 @@ pub(in crate::engine) async fn note_folded(
             export_sums::by_instant(connection, environment, stored, stripe.scale, taken, &pairs).await?,
         );
     }
-    let mut sums: BTreeMap<(i64, Timestamp), Addition> = BTreeMap::new();
+    let mut sums: BTreeMap<(i64, Timestamp), BucketAddition> = BTreeMap::new();
     for part in parts {
         let units = Units::parse(&part.units).ok_or_else(|| {
             StoreError::Refused(sqlx::Error::Decode(format!("a sum of usage: {}", part.units).into()))
         })?;
-        let Part { customer_id, at, last_at, .. } = part;
+        let HourlySum { customer_id, at, last_at, .. } = part;
         let bucket = bucket(customer_id, at);
-        let nothing = Addition { customer_id, bucket, last_at, units: Units::default() };
+        let nothing = BucketAddition { customer_id, bucket, last_at, units: Units::default() };
         let sum = sums.entry((customer_id, bucket.span.from)).or_insert(nothing);
         sum.units = sum.units.plus(units);
         sum.last_at = sum.last_at.max(last_at);
     }
-    let sums: Vec<Addition> = sums.into_values().collect();
+    let sums: Vec<BucketAddition> = sums.into_values().collect();
     export_sums::add(connection, environment, stored.id, &sums).await
 }

@@ -13,27 +13,27 @@ use sqlx::PgConnection;
 use uuid::Uuid;
 
 use super::batch::note_metrics;
-use super::rooms::{Budgets, CapsOnPath, KnownCaps, Seen};
-use super::{Call, Holding, Reply};
-use crate::domain::gate::book::{Answer, Book, Counter, Line, LineKey, Outcome};
-use crate::domain::gate::budget::Budget;
-use crate::domain::gate::decision::{Grant, obstacle};
-use crate::domain::gate::request::{Ask, Reserve};
-use crate::domain::gate::reservation::{Moment, Reservation, Status, holds};
-use crate::domain::gate::standing::{CounterKey, Path, Terms};
+use super::rooms::{ApplicableCaps, CapsOnPath, KnownCaps, LastSeenCounters};
+use super::{Call, GateProcessor, Reply};
+use crate::domain::gate::book::{CallOutcome, Counter, GateAnswer, GateState, HoldLine, HoldLineKey};
+use crate::domain::gate::budget::ApplicableCap;
+use crate::domain::gate::decision::{GrantMode, precheck};
+use crate::domain::gate::request::{HoldRequest, Reserve};
+use crate::domain::gate::reservation::{Moment, Reservation, ReservationStatus, holds};
+use crate::domain::gate::standing::{CatalogIndex, CounterKey, Path};
 use crate::domain::quantity::{Quantity, Total};
 use crate::domain::timestamp::Timestamp;
-use crate::engine::configuration::Configuration;
+use crate::engine::configuration::EnvironmentCache;
 use crate::engine::writers::Attempt;
 use crate::store::StoreError;
-use crate::store::at_once::{self, Addition, AtOnce, Done, HeldLine, NewReservation};
+use crate::store::at_once::{self, CounterAddition, Done, FastBatch, HeldLine, NewReservation};
 
 /// How many batches go the long way, at most, after one that did not fit.
 const DOUBTED_MAX: u32 = 64;
 
 /// What the next batch goes by.
 #[derive(Debug, Clone, Copy)]
-struct Ahead {
+struct NextBatch {
     batch_id: i64,
     /// The time by the server's clock, and when it was read.
     now: Timestamp,
@@ -42,17 +42,17 @@ struct Ahead {
 
 /// What a writer knows of the short way.
 #[derive(Debug, Default)]
-pub(super) struct Shortcut {
-    ahead: Option<Ahead>,
+pub(super) struct FastPath {
+    ahead: Option<NextBatch>,
     /// What the counters of caps came to when they were seen last.
-    seen: Seen,
+    seen: LastSeenCounters,
     caps: KnownCaps,
     /// How many batches go the long way before it is tried again, and how many did last time.
     doubted: u32,
     doubts: u32,
 }
 
-impl Shortcut {
+impl FastPath {
     /// What the long way found of counters of caps.
     pub(super) fn note<'k>(&self, counters: impl Iterator<Item = (&'k CounterKey, &'k Counter)>) {
         for (key, counter) in counters {
@@ -68,37 +68,37 @@ impl Shortcut {
 
 /// None where it has to go the long way; then nothing was done.
 pub(super) async fn attempt(
-    holding: &mut Holding,
+    processor: &mut GateProcessor,
     connection: &mut PgConnection,
     work: &[&Call],
 ) -> Result<Option<Attempt<Reply>>, StoreError> {
-    if holding.shortcut.doubted > 0 {
-        holding.shortcut.doubted -= 1;
+    if processor.fast_path.doubted > 0 {
+        processor.fast_path.doubted -= 1;
         return Ok(None);
     }
-    let (environment, workplace) = (holding.environment, holding.workplace.clone());
-    let Some(configuration) = workplace.configurations.known(environment) else { return Ok(None) };
-    let ahead = if let Some(ahead) = holding.shortcut.ahead {
+    let (environment, writer_context) = (processor.environment, processor.writer_context.clone());
+    let Some(cache) = writer_context.caches.known(environment) else { return Ok(None) };
+    let ahead = if let Some(ahead) = processor.fast_path.ahead {
         ahead
     } else {
         let (batch_id, now) = at_once::next_batch(connection).await?;
-        let now = workplace.clock.now(environment, now);
-        *holding.shortcut.ahead.insert(Ahead { batch_id, now, read_at: Instant::now() })
+        let now = writer_context.clock.now(environment, now);
+        *processor.fast_path.ahead.insert(NextBatch { batch_id, now, read_at: Instant::now() })
     };
-    let clock = workplace.clock.setting(environment);
+    let clock = writer_context.clock.setting(environment);
     let reckoned = clock.fixed.unwrap_or_else(|| ahead.now.saturating_add(ahead.read_at.elapsed()));
-    let Shortcut { seen, caps, .. } = &mut holding.shortcut;
-    let caps = caps.under(configuration.versions.config);
-    let Some(draft) = Draft::of(work, &configuration, (seen, caps), reckoned) else { return Ok(None) };
-    let Draft { standings, batch } = draft;
+    let FastPath { seen, caps, .. } = &mut processor.fast_path;
+    let caps = caps.under(cache.versions.config);
+    let Some(draft) = FastBatchBuilder::of(work, &cache, (seen, caps), reckoned) else { return Ok(None) };
+    let FastBatchBuilder { subject_paths, batch } = draft;
 
     // a number is good for one batch
-    holding.shortcut.ahead = None;
-    let versions = configuration.versions;
+    processor.fast_path.ahead = None;
+    let versions = cache.versions;
     let done = match at_once::hold(connection, environment, versions, ahead.batch_id, clock, &batch).await {
         Ok(Some(done)) => done,
         Ok(None) => {
-            holding.shortcut.doubt();
+            processor.fast_path.doubt();
             return Ok(None);
         }
         Err(why @ StoreError::Unavailable(_)) => {
@@ -107,30 +107,30 @@ pub(super) async fn attempt(
         }
         Err(why) => return Err(why),
     };
-    let shortcut = &mut holding.shortcut;
-    shortcut.ahead = Some(Ahead { batch_id: done.next_batch_id, now: done.at, read_at: Instant::now() });
-    (shortcut.doubted, shortcut.doubts) = (0, 0);
+    let fast_path = &mut processor.fast_path;
+    fast_path.ahead = Some(NextBatch { batch_id: done.next_batch_id, now: done.at, read_at: Instant::now() });
+    (fast_path.doubted, fast_path.doubts) = (0, 0);
     for ((key, addition), level) in batch.counters.iter().zip(&done.levels) {
         if addition.of_price {
-            shortcut.seen.note(*key, *level, addition.added);
+            fast_path.seen.note(*key, *level, addition.added);
         }
     }
-    holding.kept.clear();
+    processor.unconfirmed_replies.clear();
 
     let taken = BTreeSet::new();
-    let moment = Moment { now: done.at, age_max: workplace.age_max, taken: &taken };
-    let mut book = Book::open(&configuration.terms, moment);
+    let moment = Moment { now: done.at, age_max: writer_context.age_max, taken: &taken };
+    let mut book = GateState::open(&cache.terms, moment);
     for ((key, _), level) in batch.counters.iter().zip(&done.levels) {
         book.counters.insert(*key, Counter { level: *level, ..Counter::default() });
     }
-    debug_assert!(agrees(&batch, &done, moment, &configuration.terms, work, &standings));
-    let replies = answer(book, batch, &standings);
+    debug_assert!(agrees(&batch, &done, moment, &cache.terms, work, &subject_paths));
+    let replies = answer(book, batch, &subject_paths);
     note_metrics(&replies);
     Ok(Some(Attempt::Committed(replies)))
 }
 
 /// What each is told: as the counters stand after it.
-fn answer(mut book: Book<'_>, batch: AtOnce<'_>, standings: &[Arc<Path>]) -> Vec<Reply> {
+fn answer(mut book: GateState<'_>, batch: FastBatch<'_>, subject_paths: &[Arc<Path>]) -> Vec<Reply> {
     let at = book.moment.now;
     let mut lines = batch.lines.into_iter().peekable();
     let answer = |(made, path): (NewReservation<'_>, &Arc<Path>)| {
@@ -140,10 +140,10 @@ fn answer(mut book: Book<'_>, batch: AtOnce<'_>, standings: &[Arc<Path>]) -> Vec
             }
         }
         let limits = book.limits(path, made.holds.iter().map(|hold| (&hold.meter, &hold.properties)));
-        let outcome = Outcome::Held { reservation: reservation(made, at), replayed: false };
-        Reply::Answer(Box::new(Answer { outcome, limits, at }))
+        let outcome = CallOutcome::Held { reservation: reservation(made, at), replayed: false };
+        Reply::Answer(Box::new(GateAnswer { outcome, limits, at }))
     };
-    batch.made.into_iter().zip(standings).map(answer).collect()
+    batch.made.into_iter().zip(subject_paths).map(answer).collect()
 }
 
 fn reservation(made: NewReservation<'_>, at: Timestamp) -> Reservation {
@@ -155,7 +155,7 @@ fn reservation(made: NewReservation<'_>, at: Timestamp) -> Reservation {
         created_at: at,
         expires_at: at.saturating_add(Duration::from_secs(made.ttl_seconds.unsigned_abs().into())),
         on_expiry: made.on_expiry,
-        status: Status::Held,
+        status: ReservationStatus::Held,
         holds: made.holds,
         over_hold: false,
         late: false,
@@ -167,27 +167,27 @@ fn reservation(made: NewReservation<'_>, at: Timestamp) -> Reservation {
 
 /// Whether the book comes to what was written and is answered; asked in tests, of every batch.
 fn agrees(
-    batch: &AtOnce<'_>,
+    batch: &FastBatch<'_>,
     done: &Done,
     moment: Moment<'_>,
-    terms: &Terms,
+    terms: &CatalogIndex,
     work: &[&Call],
-    standings: &[Arc<Path>],
+    subject_paths: &[Arc<Path>],
 ) -> bool {
     let levels = || {
-        let mut book = Book::open(terms, moment);
+        let mut book = GateState::open(terms, moment);
         for ((key, _), level) in batch.counters.iter().zip(&done.levels) {
             book.counters.insert(*key, Counter { level: *level, ..Counter::default() });
         }
         book
     };
     let mut book = levels();
-    let decided = work.iter().zip(standings).filter_map(|(call, path)| match call {
+    let decided = work.iter().zip(subject_paths).filter_map(|(call, path)| match call {
         Call::Reserve { key, id, request } => Some(book.reserve(*key, id, request, Some(path))),
         _ => None,
     });
-    let decided: Vec<Answer> = decided.collect();
-    let all_answered = answer(levels(), batch.clone(), standings)
+    let decided: Vec<GateAnswer> = decided.collect();
+    let all_answered = answer(levels(), batch.clone(), subject_paths)
         .iter()
         .map(|reply| match reply {
             Reply::Answer(answer) => Some(&**answer),
@@ -198,38 +198,38 @@ fn agrees(
         && batch.lines.iter().all(|line| {
             let ttl = Duration::from_secs(line.ttl_seconds.unsigned_abs().into());
             let expires_at = moment.now.saturating_add(ttl);
-            let key = LineKey { counter: line.counter, expires_at, reservation: line.reservation };
+            let key = HoldLineKey { counter: line.counter, expires_at, reservation: line.reservation };
             let covered = Total::default();
-            let held = Line { quantity: line.quantity, covered, on_expiry: line.on_expiry };
+            let held = HoldLine { quantity: line.quantity, covered, on_expiry: line.on_expiry };
             book.lines.get(&key).and_then(|change| change.line) == Some(held)
         });
     all_answered && all_held && book.changed.len() == batch.made.len()
 }
 
 /// A batch, and where those who ask stand, in the order in which they asked.
-struct Draft<'w> {
-    standings: Vec<Arc<Path>>,
-    batch: AtOnce<'w>,
+struct FastBatchBuilder<'w> {
+    subject_paths: Vec<Arc<Path>>,
+    batch: FastBatch<'w>,
 }
 
-impl<'w> Draft<'w> {
+impl<'w> FastBatchBuilder<'w> {
     /// None where it has to go the long way.
     fn of(
         work: &[&'w Call],
-        configuration: &Configuration,
-        (seen, caps): (&Seen, &KnownCaps),
+        cache: &EnvironmentCache,
+        (seen, caps): (&LastSeenCounters, &KnownCaps),
         now: Timestamp,
     ) -> Option<Self> {
-        let terms = &configuration.terms;
+        let terms = &cache.terms;
         let mut requests = Vec::with_capacity(work.len());
-        let mut standings = Vec::with_capacity(work.len());
+        let mut subject_paths = Vec::with_capacity(work.len());
         for call in work {
             let Call::Reserve { key, id, request } = call else { return None };
-            standings.push(configuration.standings.get(request.subject.as_str())?);
+            subject_paths.push(cache.subject_paths.get(request.subject.as_str())?);
             requests.push((*key, id, request));
         }
         let mut sum = Sum::default();
-        for ((key, id, request), path) in requests.into_iter().zip(&standings) {
+        for ((key, id, request), path) in requests.into_iter().zip(&subject_paths) {
             sum.add((key, id), request, path, (terms, caps), now)?;
         }
         let keys: HashSet<Uuid> = sum.made.iter().map(|made| made.key).collect();
@@ -237,8 +237,8 @@ impl<'w> Draft<'w> {
         if keys.len() < sum.made.len() {
             return None;
         }
-        let batch = sum.within_budgets(seen, now)?;
-        Some(Self { standings, batch })
+        let batch = sum.within_applicable_caps(seen, now)?;
+        Some(Self { subject_paths, batch })
     }
 }
 
@@ -247,24 +247,24 @@ impl<'w> Draft<'w> {
 struct Sum<'w, 'p> {
     from: Option<Timestamp>,
     until: Option<Timestamp>,
-    counters: BTreeMap<CounterKey, Addition>,
+    counters: BTreeMap<CounterKey, CounterAddition>,
     lines: Vec<HeldLine>,
     made: Vec<NewReservation<'w>>,
-    budgets: Budgets<'p>,
+    applicable_caps: ApplicableCaps<'p>,
 }
 
 impl<'w, 'p> Sum<'w, 'p> {
     /// With what the counters of caps may come to.
-    fn within_budgets(mut self, seen: &Seen, now: Timestamp) -> Option<AtOnce<'w>> {
+    fn within_applicable_caps(mut self, seen: &LastSeenCounters, now: Timestamp) -> Option<FastBatch<'w>> {
         let added =
             |key: &CounterKey| self.counters.get(key).map(|addition| addition.added).unwrap_or_default();
-        for (key, room) in self.budgets.rooms(seen, added, now)? {
+        for (key, room) in self.applicable_caps.cap_headrooms(seen, added, now)? {
             if let Some(addition) = self.counters.get_mut(&key) {
                 addition.room = Some(addition.room.map_or(room, |known| known.min(room)));
             }
         }
         let Self { from, until, counters, lines, made, .. } = self;
-        Some(AtOnce { from, until, counters: counters.into_iter().collect(), lines, made })
+        Some(FastBatch { from, until, counters: counters.into_iter().collect(), lines, made })
     }
 
     fn add(
@@ -272,11 +272,11 @@ impl<'w, 'p> Sum<'w, 'p> {
         (key, id): (Uuid, &'w str),
         request: &Reserve,
         path: &'p Path,
-        (terms, caps): (&'p Terms, &KnownCaps),
+        (terms, caps): (&'p CatalogIndex, &KnownCaps),
         now: Timestamp,
     ) -> Option<()> {
         let uses = request.asks.iter().map(|ask| (&ask.meter, &ask.properties));
-        if request.refuse(terms, true).is_err() || obstacle(terms, path, uses).is_some() {
+        if request.validate(terms, true).is_err() || precheck(terms, path, uses).is_some() {
             return None;
         }
         let ends = path.members.iter().filter_map(|member| member.subscription.as_ref()?.ends_at);
@@ -290,12 +290,18 @@ impl<'w, 'p> Sum<'w, 'p> {
         for ask in &request.asks {
             self.add_ask(key, (request, ttl_seconds), ask, path, terms, now)?;
         }
-        if let Some((budgets, known)) = caps.on(path, terms, now) {
+        if let Some((applicable_caps, known)) = caps.on(path, terms, now) {
             self.from = self.from.max(Some(known.from));
             self.lasts_until(known.until);
             let mut met = BTreeSet::new();
-            for (place, budget) in budgets.into_iter().enumerate() {
-                self.add_budget(key, (request, ttl_seconds), (budget, &known, place), &mut met, now)?;
+            for (place, applicable_cap) in applicable_caps.into_iter().enumerate() {
+                self.add_applicable_cap(
+                    key,
+                    (request, ttl_seconds),
+                    (applicable_cap, &known, place),
+                    &mut met,
+                    now,
+                )?;
             }
         }
         let asked: Vec<Quantity> = request.asks.iter().map(|ask| ask.value.amount()).collect();
@@ -315,12 +321,12 @@ impl<'w, 'p> Sum<'w, 'p> {
         &mut self,
         reservation: Uuid,
         (request, ttl_seconds): (&Reserve, i32),
-        ask: &Ask,
+        ask: &HoldRequest,
         path: &Path,
-        terms: &Terms,
+        terms: &CatalogIndex,
         now: Timestamp,
     ) -> Option<()> {
-        if ask.grant != Grant::Exactly {
+        if ask.grant != GrantMode::Exactly {
             return None;
         }
         let quantity = ask.value.amount();
@@ -351,33 +357,33 @@ impl<'w, 'p> Sum<'w, 'p> {
     }
 
     /// What a cap counts of a call; all that it counts is locked. `met`: caps of one period share counters.
-    fn add_budget(
+    fn add_applicable_cap(
         &mut self,
         reservation: Uuid,
         (request, ttl_seconds): (&Reserve, i32),
-        (budget, known, place): (Budget<'p>, &Arc<CapsOnPath>, usize),
+        (applicable_cap, known, place): (ApplicableCap<'p>, &Arc<CapsOnPath>, usize),
         met: &mut BTreeSet<CounterKey>,
         now: Timestamp,
     ) -> Option<()> {
-        if !request.asks.iter().any(|ask| budget.is_met_by(&ask.meter, &ask.properties, now)) {
+        if !request.asks.iter().any(|ask| applicable_cap.is_met_by(&ask.meter, &ask.properties, now)) {
             return Some(());
         }
-        let cap = known.caps.get(place).filter(|cap| cap.is_counted)?;
-        for (portion, counter) in budget.portions().zip(&cap.counters) {
+        let cap = known.caps.get(place).filter(|cap| cap.uses_counter)?;
+        for (priced_usage, counter) in applicable_cap.priced_usages().zip(&cap.counters) {
             let counter = *counter;
             let addition = self.counters.entry(counter).or_default();
             addition.of_price = true;
-            let slice = portion.slice;
-            let rated = |ask: &&Ask| ask.meter == slice.meter && slice.admits(&ask.properties, now);
+            let slice = priced_usage.slice;
+            let rated = |ask: &&HoldRequest| ask.meter == slice.meter && slice.admits(&ask.properties, now);
             let asked = request.asks.iter().find(rated).map(|ask| ask.value.amount());
             let Some(asked) = asked.filter(|asked| !asked.is_zero() && met.insert(counter)) else { continue };
-            let quantity = slice.measure_held(portion.measure, asked).quantity()?;
+            let quantity = slice.measure_held(priced_usage.measure, asked).quantity()?;
             addition.added = addition.added + quantity.into();
             addition.ttl_seconds = Some(addition.ttl_seconds.map_or(ttl_seconds, |ttl| ttl.min(ttl_seconds)));
             let on_expiry = request.on_expiry;
             self.lines.push(HeldLine { counter, reservation, ttl_seconds, on_expiry, quantity });
         }
-        self.budgets.add(budget, known, place);
+        self.applicable_caps.add(applicable_cap, known, place);
         Some(())
     }
 

@@ -9,71 +9,75 @@ use std::sync::Arc;
 use sqlx::PgConnection;
 use uuid::Uuid;
 
-use super::credits::{Purses, holders};
-use super::{Call, Holding, Reply};
+use super::credits::{BatchWallets, holders};
+use super::{Call, GateProcessor, Reply};
 use crate::domain::environment::Environment;
 use crate::domain::fields::Violation;
-use crate::domain::gate::book::{Book, Change, Counter, LineKey, Outcome};
-use crate::domain::gate::budget::{Budget, Portion, Tally};
-use crate::domain::gate::request::{Ask, OnExpiry, Reserve};
+use crate::domain::gate::book::{CallOutcome, Counter, GateState, HoldLineKey, ReservationChange};
+use crate::domain::gate::budget::{ApplicableCap, CounterSource, PricedUsage};
+use crate::domain::gate::request::{HoldRequest, OnExpiry, Reserve};
 use crate::domain::gate::reservation::{Moment, Reservation};
-use crate::domain::gate::standing::{CounterKey, Path, Terms};
+use crate::domain::gate::standing::{CatalogIndex, CounterKey, Path};
 use crate::domain::limits::SWEEP_RESERVATIONS_MAX;
 use crate::domain::timestamp::Timestamp;
-use crate::engine::arrivals::{self, Standings};
-use crate::engine::configuration::{Configuration, Fresh};
-use crate::engine::counting::{self, Need, Needs, make_missing, need};
-use crate::engine::credits::wallets::Cashier;
+use crate::engine::arrivals::{self, SubjectPaths};
+use crate::engine::configuration::{CacheUpdates, EnvironmentCache};
+use crate::engine::counting::{self, CounterRequest, CounterRequests, make_missing, request_counter};
+use crate::engine::credits::wallets::WalletLoader;
 use crate::engine::subscriptions::carry_out_ends;
 use crate::engine::writers::Attempt;
 use crate::store::configuration::begin_recording;
 use crate::store::counters::CounterRow;
 use crate::store::events::{EventColumns, KeyColumns};
-use crate::store::settlement::Settlement;
+use crate::store::settlement::GateWrites;
 use crate::store::{self, StoreError};
 
 pub(super) async fn attempt(
-    holding: &mut Holding,
+    processor: &mut GateProcessor,
     connection: &mut PgConnection,
     work: &[&Call],
 ) -> Result<Attempt<Reply>, StoreError> {
-    let (environment, workplace) = (holding.environment, holding.workplace.clone());
+    let (environment, writer_context) = (processor.environment, processor.writer_context.clone());
     let opening = begin_recording(connection, environment).await?;
-    let began = workplace.clock.now(environment, opening.now);
-    let configuration = workplace.configurations.at(connection, environment, opening.versions).await?;
-    let terms = &configuration.terms;
-    let mut fresh = Fresh::default();
+    let began = writer_context.clock.now(environment, opening.now);
+    let cache = writer_context.caches.at(connection, environment, opening.versions).await?;
+    let terms = &cache.terms;
+    let mut fresh = CacheUpdates::default();
 
-    let flawed: Vec<Option<Vec<Violation>>> = work.iter().map(|call| flaws(call, terms)).collect();
-    let good = || work.iter().zip(&flawed).filter(|(_, flawed)| flawed.is_none()).map(|(call, _)| *call);
-    let mut scene = Scene { due: std::mem::take(&mut holding.due), looks: holding.looks, ..Scene::default() };
-    let roots = scene.gather(connection, environment, &configuration, good(), began, &mut fresh).await?;
+    let invalid: Vec<Option<Vec<Violation>>> = work.iter().map(|call| violations(call, terms)).collect();
+    let good = || work.iter().zip(&invalid).filter(|(_, invalid)| invalid.is_none()).map(|(call, _)| *call);
+    let mut scene = BatchContext {
+        expired_to_commit: std::mem::take(&mut processor.expired_to_commit),
+        check_existing: processor.check_existing,
+        ..BatchContext::default()
+    };
+    let roots = scene.gather(connection, environment, &cache, good(), began, &mut fresh).await?;
     if !roots.is_empty() {
         roll_back(connection).await?;
-        holding.due = scene.due;
-        if !scene.looks {
+        processor.expired_to_commit = scene.expired_to_commit;
+        if !scene.check_existing {
             // what was made before and is only asked for again must not bring anything about
-            holding.looks = true;
+            processor.check_existing = true;
             return Ok(Attempt::Again);
         }
-        arrivals::subscribe_alone(connection, environment, &roots, &workplace.clock).await?;
+        arrivals::subscribe_alone(connection, environment, &roots, &writer_context.clock).await?;
         return Ok(Attempt::Again);
     }
     if scene.has_due_end(began, terms) {
         roll_back(connection).await?;
-        carry_out_ends(connection, environment, &workplace.clock).await?;
+        carry_out_ends(connection, environment, &writer_context.clock).await?;
         return Ok(Attempt::Again);
     }
 
-    let (needs, levels, shown_until) = scene.needs(terms, good(), began);
-    let of_prices = of_prices(&needs);
-    let reader = &mut holding.reader;
-    make_missing(connection, reader, environment, &configuration, &needs, began, &mut fresh).await?;
-    let (rows, locked_at) = store::counters::lock(connection, needs.keys().copied()).await?;
-    let cashier = Cashier { environment, terms, clock: &workplace.clock, began };
-    let holders = holders(terms, good(), &scene.standings, (&scene.locked, &scene.paths));
-    let mut purses = Purses::open(connection, cashier, holders).await?;
-    let now = purses.not_before(workplace.clock.now(environment, locked_at).max(began));
+    let (counter_requests, levels, shown_until) = scene.counter_requests(terms, good(), began);
+    let of_prices = of_prices(&counter_requests);
+    let reader = &mut processor.reader;
+    make_missing(connection, reader, environment, &cache, &counter_requests, began, &mut fresh).await?;
+    let (rows, locked_at) = store::counters::lock(connection, counter_requests.keys().copied()).await?;
+    let wallet_loader = WalletLoader { environment, terms, clock: &writer_context.clock, began };
+    let holders = holders(terms, good(), &scene.subject_paths, (&scene.locked, &scene.paths));
+    let mut batch_wallets = BatchWallets::open(connection, wallet_loader, holders).await?;
+    let now = batch_wallets.not_before(writer_context.clock.now(environment, locked_at).max(began));
     // a period may have turned over, or a subscription ended, while others held the locks
     if shown_until.is_some_and(|end| end <= now) || scene.has_due_end(now, terms) {
         roll_back(connection).await?;
@@ -82,82 +86,83 @@ pub(super) async fn attempt(
 
     let read = read_levels(connection, environment, terms, &levels, now).await?;
 
-    let taken = holding.taken.clone();
-    let moment = Moment { now, age_max: workplace.age_max, taken: &taken };
-    let mut book = Book::open(terms, moment);
+    let taken = processor.conflicting_event_ids.clone();
+    let moment = Moment { now, age_max: writer_context.age_max, taken: &taken };
+    let mut book = GateState::open(terms, moment);
     book.paths = std::mem::take(&mut scene.paths);
     book.reservations = scene.locked.drain(..).map(|reservation| (reservation.key, reservation)).collect();
     let ids: HashMap<CounterKey, i64> = rows.iter().map(|row| (row.key, row.id)).collect();
     book.counters.extend(rows.iter().map(|row| (row.key, counter(row))));
     let before = book.counters.clone();
     book.counters.extend(read);
-    let mut charged = settle_lapsed(connection, &mut book, &ids).await?;
-    charged.extend(purses.lend(&mut book));
+    let mut charged = settle_expired(connection, &mut book, &ids).await?;
+    charged.extend(batch_wallets.lend(&mut book));
     if !charged.is_empty() {
         // they have to be recorded first, and their rows come before counters in the order of locks
         roll_back(connection).await?;
-        holding.due = [scene.due, charged].concat();
+        processor.expired_to_commit = [scene.expired_to_commit, charged].concat();
         return Ok(Attempt::Again);
     }
 
     for key in book.reservations.keys().copied().collect::<Vec<_>>() {
-        book.lapse(key);
+        book.expire(key);
     }
     let swept = book.changed.len();
-    let answer = |(call, flawed): (&&Call, Option<Vec<Violation>>)| match flawed {
-        Some(flaws) => Reply::Answer(Box::new(book.bare(Outcome::Invalid(flaws)))),
-        None => apply(call, &mut book, &scene.standings, swept),
+    let answer = |(call, invalid): (&&Call, Option<Vec<Violation>>)| match invalid {
+        Some(violations) => Reply::Answer(Box::new(book.bare(CallOutcome::Invalid(violations)))),
+        None => apply(call, &mut book, &scene.subject_paths, swept),
     };
-    let replies: Vec<Reply> = work.iter().zip(flawed.clone()).map(answer).collect();
+    let replies: Vec<Reply> = work.iter().zip(invalid.clone()).map(answer).collect();
 
-    let missing = workplace.months.missing(book.entries.iter().map(|entry| entry.at));
+    let missing = writer_context.months.missing(book.entries.iter().map(|entry| entry.at));
     let written = if missing.is_empty() {
         write(connection, environment, &book, &before, &ids, opening.batch_id).await?
     } else {
         Written::Not
     };
     if written == Written::Whole {
-        purses.write(connection, &mut book).await?;
+        batch_wallets.write(connection, &mut book).await?;
     }
     if written != Written::Whole || has_twin(connection, environment, work, &replies).await? {
         roll_back(connection).await?;
-        workplace.months.make(connection, &missing).await?;
-        holding.due = scene.due;
-        holding.looks = true;
+        writer_context.months.make(connection, &missing).await?;
+        processor.expired_to_commit = scene.expired_to_commit;
+        processor.check_existing = true;
         if let Written::KeysTaken(keys) = written {
-            holding.taken.extend(keys);
+            processor.conflicting_event_ids.extend(keys);
         }
         return Ok(Attempt::Again);
     }
     if let Err(why) = store::gate_batches::commit(connection, opening.batch_id).await {
         tracing::debug!(%why, "commit");
-        holding.kept.insert(opening.batch_id, replies);
+        processor.unconfirmed_replies.insert(opening.batch_id, replies);
         return Ok(Attempt::Unanswered { batch_id: opening.batch_id });
     }
-    workplace.tails.of(environment).grow(book.entries.len());
-    holding.shortcut.note(book.counters.iter().filter(|(key, _)| of_prices.contains(key)));
+    writer_context.tails.of(environment).grow(book.entries.len());
+    processor.fast_path.note(book.counters.iter().filter(|(key, _)| of_prices.contains(key)));
     drop(book);
-    holding.taken.clear();
-    holding.looks = false;
-    holding.kept.clear();
+    processor.conflicting_event_ids.clear();
+    processor.check_existing = false;
+    processor.unconfirmed_replies.clear();
     // only what is committed may be remembered
-    fresh.remember(&configuration);
+    fresh.remember(&cache);
     note_metrics(&replies);
     Ok(Attempt::Committed(replies))
 }
 
 /// The counters of what prices rate.
-fn of_prices(needs: &Needs<'_>) -> BTreeSet<CounterKey> {
-    let is_of_price = |need: &&Need<'_>| matches!(need.tally, Tally::Portion(_));
-    needs.values().filter(is_of_price).map(|need| need.counter.key).collect()
+fn of_prices(counter_requests: &CounterRequests<'_>) -> BTreeSet<CounterKey> {
+    let is_of_price =
+        |need: &&CounterRequest<'_>| matches!(need.counter_source, CounterSource::PricedUsage(_));
+    counter_requests.values().filter(is_of_price).map(|need| need.counter.key).collect()
 }
 
 /// What caps have to look at that has no counter.
 async fn read_levels(
     connection: &mut PgConnection,
     environment: Environment,
-    terms: &Terms,
-    levels: &Needs<'_>,
+    terms: &CatalogIndex,
+    levels: &CounterRequests<'_>,
     now: Timestamp,
 ) -> Result<Vec<(CounterKey, Counter)>, StoreError> {
     let mut read = Vec::with_capacity(levels.len());
@@ -178,76 +183,83 @@ async fn roll_back(connection: &mut PgConnection) -> Result<(), StoreError> {
 
 /// Who and what a batch is about.
 #[derive(Default)]
-struct Scene {
-    standings: Standings,
+struct BatchContext {
+    subject_paths: SubjectPaths,
     /// Reservations whose expiry has to be carried out.
-    due: Vec<Uuid>,
+    expired_to_commit: Vec<Uuid>,
     /// Whether what is to be made may be there already.
-    looks: bool,
+    check_existing: bool,
     locked: Vec<Reservation>,
     paths: HashMap<i64, Arc<Path>>,
 }
 
-impl Scene {
+impl BatchContext {
     /// Locks the reservations that calls are about, and finds those who ask for new ones. The roots
     /// that have to be subscribed first.
     async fn gather<'c>(
         &mut self,
         connection: &mut PgConnection,
         environment: Environment,
-        configuration: &Configuration,
+        cache: &EnvironmentCache,
         calls: impl Iterator<Item = &'c Call> + Clone,
         now: Timestamp,
-        fresh: &mut Fresh,
+        fresh: &mut CacheUpdates,
     ) -> Result<Vec<i64>, StoreError> {
         if calls.clone().any(|call| matches!(call, Call::Sweep)) {
             let limit = SWEEP_RESERVATIONS_MAX;
-            self.due.extend(store::reservations::due(connection, environment, now, limit).await?);
+            self.expired_to_commit
+                .extend(store::reservations::due(connection, environment, now, limit).await?);
         }
-        let mut keys = self.due.clone();
+        let mut keys = self.expired_to_commit.clone();
         // what is to be made is looked for only where that has failed: most ids are new
-        let is_looked_for = |call: &&Call| self.looks || !matches!(call, Call::Reserve { .. });
+        let is_looked_for = |call: &&Call| self.check_existing || !matches!(call, Call::Reserve { .. });
         keys.extend(calls.clone().filter(is_looked_for).filter_map(Call::key));
         if !keys.is_empty() {
             self.locked = store::reservations::lock(connection, environment, &keys).await?;
         }
         let ids: BTreeSet<i64> = self.locked.iter().map(|reservation| reservation.path_id).collect();
-        self.paths = arrivals::find_paths(connection, environment, configuration, &ids, fresh).await?;
+        self.paths = arrivals::find_paths(connection, environment, cache, &ids, fresh).await?;
         let known = |call: &&Call| self.locked.iter().any(|reservation| call.key() == Some(reservation.key));
         let new: Vec<&Reserve> = requests(calls.filter(|call| !known(call))).collect();
-        let (standings, roots) = arrive(connection, environment, configuration, &new, now, fresh).await?;
-        self.standings = standings;
-        self.paths.extend(self.standings.values().map(|path| (path.id, Arc::clone(path))));
+        let (subject_paths, roots) = arrive(connection, environment, cache, &new, now, fresh).await?;
+        self.subject_paths = subject_paths;
+        self.paths.extend(self.subject_paths.values().map(|path| (path.id, Arc::clone(path))));
         Ok(roots)
     }
 
-    fn has_due_end(&self, now: Timestamp, terms: &Terms) -> bool {
+    fn has_due_end(&self, now: Timestamp, terms: &CatalogIndex) -> bool {
         self.paths.values().any(|path| path.has_due_end(now, terms))
     }
 
     /// The counters that calls compare with, change or show; the levels that caps have to look at; and
     /// when the first period of those that are of the present ends, or another price comes into force.
-    fn needs<'a, 'c>(
+    fn counter_requests<'a, 'c>(
         &'a self,
-        terms: &'a Terms,
+        terms: &'a CatalogIndex,
         calls: impl Iterator<Item = &'c Call>,
         now: Timestamp,
-    ) -> (Needs<'a>, Needs<'a>, Option<Timestamp>) {
-        let (mut needs, mut levels, mut present) = (Needs::new(), Needs::new(), BTreeSet::new());
+    ) -> (CounterRequests<'a>, CounterRequests<'a>, Option<Timestamp>) {
+        let (mut counter_requests, mut levels, mut present) =
+            (CounterRequests::new(), CounterRequests::new(), BTreeSet::new());
         let mut changes = BTreeSet::new();
         for request in requests(calls) {
-            let Some(path) = self.standings.get(request.subject.as_str()) else { continue };
+            let Some(path) = self.subject_paths.get(request.subject.as_str()) else { continue };
             for ask in &request.asks {
                 for found in terms.matching(path, &ask.meter, &ask.properties) {
-                    present.extend(need(&mut needs, Tally::Limit(found), now));
+                    present.extend(request_counter(&mut counter_requests, CounterSource::Limit(found), now));
                 }
             }
-            for budget in terms.budgets(path, now) {
-                changes.extend(budget.next_change(now));
-                let meets = |ask: &Ask| budget.is_met_by(&ask.meter, &ask.properties, now);
+            for applicable_cap in terms.applicable_caps(path, now) {
+                changes.extend(applicable_cap.next_change(now));
+                let meets = |ask: &HoldRequest| applicable_cap.is_met_by(&ask.meter, &ask.properties, now);
                 if request.asks.iter().any(meets) {
-                    for portion in budget.portions() {
-                        present.extend(need_portion(&mut needs, &mut levels, portion, now));
+                    for priced_usage in applicable_cap.priced_usages() {
+                        present.extend(request_priced_usage(
+                            &mut counter_requests,
+                            &mut levels,
+                            priced_usage,
+                            now,
+                        ));
                     }
                 }
             }
@@ -256,34 +268,40 @@ impl Scene {
             let Some(path) = self.paths.get(&reservation.path_id) else { continue };
             for hold in &reservation.holds {
                 for found in terms.matching(path, &hold.meter, &hold.properties) {
-                    need(&mut needs, Tally::Limit(found), reservation.created_at);
-                    present.extend(need(&mut needs, Tally::Limit(found), now));
+                    request_counter(
+                        &mut counter_requests,
+                        CounterSource::Limit(found),
+                        reservation.created_at,
+                    );
+                    present.extend(request_counter(&mut counter_requests, CounterSource::Limit(found), now));
                 }
             }
             // whether holds may grow is a matter of all that caps count
             let made_at = reservation.created_at;
-            for portion in terms.budgets(path, made_at).into_iter().flat_map(Budget::portions) {
-                need_portion(&mut needs, &mut levels, portion, made_at);
+            for priced_usage in
+                terms.applicable_caps(path, made_at).into_iter().flat_map(ApplicableCap::priced_usages)
+            {
+                request_priced_usage(&mut counter_requests, &mut levels, priced_usage, made_at);
             }
         }
-        let ends = present.iter().filter_map(|key| Some(needs.get(key)?.counter.period.to));
+        let ends = present.iter().filter_map(|key| Some(counter_requests.get(key)?.counter.period.to));
         let end = ends.chain(changes).min();
-        (needs, levels, end)
+        (counter_requests, levels, end)
     }
 }
 
 /// Adds the counter of what a price rates, or the level.
-fn need_portion<'a>(
-    needs: &mut Needs<'a>,
-    levels: &mut Needs<'a>,
-    portion: Portion<'a>,
+fn request_priced_usage<'a>(
+    counter_requests: &mut CounterRequests<'a>,
+    levels: &mut CounterRequests<'a>,
+    priced_usage: PricedUsage<'a>,
     at: Timestamp,
 ) -> Option<CounterKey> {
-    let tally = Tally::Portion(portion);
-    let found = need(needs, tally, at);
+    let counter_source = CounterSource::PricedUsage(priced_usage);
+    let found = request_counter(counter_requests, counter_source, at);
     if found.is_none() {
-        let counter = portion.counter_at(at);
-        levels.entry(counter.key).or_insert(Need { tally, counter });
+        let counter = priced_usage.counter_at(at);
+        levels.entry(counter.key).or_insert(CounterRequest { counter_source, counter });
     }
     found
 }
@@ -296,9 +314,9 @@ pub(super) fn requests<'c>(calls: impl Iterator<Item = &'c Call>) -> impl Iterat
 }
 
 /// What the catalog says against a call.
-fn flaws(call: &Call, terms: &Terms) -> Option<Vec<Violation>> {
+fn violations(call: &Call, terms: &CatalogIndex) -> Option<Vec<Violation>> {
     match call {
-        Call::Reserve { request, .. } => request.refuse(terms, true).err(),
+        Call::Reserve { request, .. } => request.validate(terms, true).err(),
         _ => None,
     }
 }
@@ -308,29 +326,28 @@ fn flaws(call: &Call, terms: &Terms) -> Option<Vec<Violation>> {
 async fn arrive(
     connection: &mut PgConnection,
     environment: Environment,
-    configuration: &Configuration,
+    cache: &EnvironmentCache,
     requests: &[&Reserve],
     now: Timestamp,
-    fresh: &mut Fresh,
-) -> Result<(Standings, Vec<i64>), StoreError> {
+    fresh: &mut CacheUpdates,
+) -> Result<(SubjectPaths, Vec<i64>), StoreError> {
     let names: BTreeSet<&str> = requests.iter().map(|request| request.subject.as_str()).collect();
-    let mut found = arrivals::find(connection, environment, configuration, &names, fresh).await?;
+    let mut found = arrivals::find(connection, environment, cache, &names, fresh).await?;
     let mut made = HashSet::new();
-    if found.len() < names.len() && configuration.terms.catalog.default_plan.is_some() {
+    if found.len() < names.len() && cache.terms.catalog.default_plan.is_some() {
         let unknown: Vec<String> =
             names.iter().filter(|name| !found.contains_key(**name)).map(|name| (*name).to_owned()).collect();
         made = arrivals::make(connection, environment, &unknown, &mut found, fresh).await?;
     }
-    let roots =
-        arrivals::subscribe(connection, environment, configuration, &mut found, &made, now, fresh).await?;
+    let roots = arrivals::subscribe(connection, environment, cache, &mut found, &made, now, fresh).await?;
     Ok((found, roots))
 }
 
 /// Gives back what has lapsed on the counters of the book. Reservations that are charged at their
 /// expiry and are not in the book are named instead.
-async fn settle_lapsed(
+async fn settle_expired(
     connection: &mut PgConnection,
-    book: &mut Book<'_>,
+    book: &mut GateState<'_>,
     ids: &HashMap<CounterKey, i64>,
 ) -> Result<Vec<Uuid>, StoreError> {
     let lapsing: BTreeMap<i64, CounterKey> = book
@@ -344,13 +361,13 @@ async fn settle_lapsed(
     }
     let counter_ids: Vec<i64> = lapsing.keys().copied().collect();
     let mut charged = Vec::new();
-    for lapsed in store::hold_lines::lapsed(connection, &counter_ids, book.moment.now).await? {
-        let Some(counter) = lapsing.get(&lapsed.counter_id).copied() else { continue };
-        let key = LineKey { counter, expires_at: lapsed.expires_at, reservation: lapsed.reservation };
-        match lapsed.line.on_expiry {
-            OnExpiry::Release => book.lapse_line(key, lapsed.line),
-            OnExpiry::Commit if book.reservations.contains_key(&lapsed.reservation) => {}
-            OnExpiry::Commit => charged.push(lapsed.reservation),
+    for expired in store::hold_lines::expired(connection, &counter_ids, book.moment.now).await? {
+        let Some(counter) = lapsing.get(&expired.counter_id).copied() else { continue };
+        let key = HoldLineKey { counter, expires_at: expired.expires_at, reservation: expired.reservation };
+        match expired.line.on_expiry {
+            OnExpiry::Release => book.expire_line(key, expired.line),
+            OnExpiry::Commit if book.reservations.contains_key(&expired.reservation) => {}
+            OnExpiry::Commit => charged.push(expired.reservation),
         }
     }
     charged.sort_unstable();
@@ -363,10 +380,10 @@ async fn settle_lapsed(
     Ok(charged)
 }
 
-fn apply(call: &Call, book: &mut Book<'_>, standings: &Standings, swept: usize) -> Reply {
+fn apply(call: &Call, book: &mut GateState<'_>, subject_paths: &SubjectPaths, swept: usize) -> Reply {
     let answer = match call {
         Call::Reserve { key, id, request } => {
-            book.reserve(*key, id, request, standings.get(request.subject.as_str()))
+            book.reserve(*key, id, request, subject_paths.get(request.subject.as_str()))
         }
         Call::Commit { key, request } => book.commit(*key, request),
         Call::Release { key, request } => book.release(*key, request),
@@ -389,7 +406,7 @@ async fn has_twin(
         .zip(replies)
         .filter_map(|(call, reply)| match (call, reply) {
             (Call::Reserve { key, request, .. }, Reply::Answer(answer)) => {
-                let is_denied = matches!(answer.outcome, Outcome::Denied(_));
+                let is_denied = matches!(answer.outcome, CallOutcome::Denied(_));
                 (is_denied && request.id.is_some()).then_some(*key)
             }
             _ => None,
@@ -411,7 +428,7 @@ enum Written {
 async fn write(
     connection: &mut PgConnection,
     environment: Environment,
-    book: &Book<'_>,
+    book: &GateState<'_>,
     before: &BTreeMap<CounterKey, Counter>,
     ids: &HashMap<CounterKey, i64>,
     batch_id: i64,
@@ -421,7 +438,7 @@ async fn write(
         return Ok(Written::KeysTaken(taken));
     }
 
-    let mut settlement = Settlement::default();
+    let mut settlement = GateWrites::default();
     for (key, change) in &book.lines {
         let Some(id) = ids.get(&key.counter) else { continue };
         match change.line {
@@ -440,8 +457,8 @@ async fn write(
     for (key, change) in &book.changed {
         let Some(reservation) = book.reservations.get(key) else { continue };
         match change {
-            Change::Made => settlement.made.push(reservation),
-            Change::Altered => settlement.altered.push(reservation),
+            ReservationChange::Made => settlement.made.push(reservation),
+            ReservationChange::Altered => settlement.altered.push(reservation),
         }
     }
     let inserted = store::settlement::write(connection, environment, &settlement).await?;
@@ -453,7 +470,7 @@ async fn write(
 async fn record(
     connection: &mut PgConnection,
     environment: Environment,
-    book: &Book<'_>,
+    book: &GateState<'_>,
     batch_id: i64,
 ) -> Result<Vec<Uuid>, StoreError> {
     if book.entries.is_empty() {
@@ -511,12 +528,12 @@ pub(super) fn note_metrics(replies: &[Reply]) {
     for reply in replies {
         let Reply::Answer(answer) = reply else { continue };
         let outcome = match &answer.outcome {
-            Outcome::Held { .. } | Outcome::Allowed { .. } => "held",
-            Outcome::Denied(_) => "denied",
-            Outcome::Committed { .. } => "committed",
-            Outcome::Released { .. } => "released",
-            Outcome::Extended { .. } => "extended",
-            Outcome::Refused(_) | Outcome::Invalid(_) => "refused",
+            CallOutcome::Held { .. } | CallOutcome::Allowed { .. } => "held",
+            CallOutcome::Denied(_) => "denied",
+            CallOutcome::Committed { .. } => "committed",
+            CallOutcome::Released { .. } => "released",
+            CallOutcome::Extended { .. } => "extended",
+            CallOutcome::Refused(_) | CallOutcome::Invalid(_) => "refused",
         };
         *counts.entry(outcome).or_default() += 1;
     }

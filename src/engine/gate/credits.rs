@@ -9,34 +9,37 @@ use uuid::Uuid;
 use super::Call;
 use super::batch::requests;
 use crate::domain::event::Properties;
-use crate::domain::gate::book::Book;
+use crate::domain::gate::book::GateState;
 use crate::domain::gate::covering::Credits;
 use crate::domain::gate::reservation::Reservation;
-use crate::domain::gate::standing::{Path, Terms};
+use crate::domain::gate::standing::{CatalogIndex, Path};
 use crate::domain::names::MeterKey;
 use crate::domain::timestamp::Timestamp;
-use crate::engine::arrivals::Standings;
-use crate::engine::credits::wallets::{Cashier, Holders, Opened, add_holder};
+use crate::engine::arrivals::SubjectPaths;
+use crate::engine::credits::wallets::{HolderSubscriptions, LockedWallets, WalletLoader, add_holder};
 use crate::store::StoreError;
 use crate::store::credit_wallets::Changes;
 
 /// Wallets while a batch uses them; none where it needs none.
-pub(super) struct Purses<'a> {
-    cashier: Cashier<'a>,
-    holders: Holders,
-    opened: Option<Opened>,
+pub(super) struct BatchWallets<'a> {
+    wallet_loader: WalletLoader<'a>,
+    holders: HolderSubscriptions,
+    opened: Option<LockedWallets>,
 }
 
-impl<'a> Purses<'a> {
+impl<'a> BatchWallets<'a> {
     /// Locks what is needed, after the counters.
     pub(super) async fn open(
         connection: &mut PgConnection,
-        cashier: Cashier<'a>,
-        holders: Holders,
+        wallet_loader: WalletLoader<'a>,
+        holders: HolderSubscriptions,
     ) -> Result<Self, StoreError> {
-        let opened =
-            if holders.is_empty() { None } else { Some(cashier.open(connection, &holders, &[]).await?) };
-        Ok(Self { cashier, holders, opened })
+        let opened = if holders.is_empty() {
+            None
+        } else {
+            Some(wallet_loader.open(connection, &holders, &[]).await?)
+        };
+        Ok(Self { wallet_loader, holders, opened })
     }
 
     /// The time after the last lock.
@@ -46,7 +49,7 @@ impl<'a> Purses<'a> {
 
     /// Puts the wallets into a book; the reservations that hold credits, are to be charged, and are not in
     /// the book.
-    pub(super) fn lend(&mut self, book: &mut Book<'_>) -> Vec<Uuid> {
+    pub(super) fn lend(&mut self, book: &mut GateState<'_>) -> Vec<Uuid> {
         let Some(opened) = &mut self.opened else { return Vec::new() };
         book.credits.wallets = std::mem::take(&mut opened.wallets);
         opened.charged.iter().filter(|key| !book.reservations.contains_key(key)).copied().collect()
@@ -56,7 +59,7 @@ impl<'a> Purses<'a> {
     pub(super) async fn write(
         &mut self,
         connection: &mut PgConnection,
-        book: &mut Book<'_>,
+        book: &mut GateState<'_>,
     ) -> Result<(), StoreError> {
         let Some(opened) = &mut self.opened else { return Ok(()) };
         let Credits { wallets, lines, paid } = std::mem::take(&mut book.credits);
@@ -68,18 +71,18 @@ impl<'a> Purses<'a> {
                 None => changes.gone.push(key),
             }
         }
-        opened.write(connection, self.cashier, &self.holders, changes).await
+        opened.write(connection, self.wallet_loader, &self.holders, changes).await
     }
 }
 
 /// Those whose credits calls may burn, hold or give back.
 pub(super) fn holders<'c>(
-    terms: &Terms,
+    terms: &CatalogIndex,
     calls: impl Iterator<Item = &'c Call>,
-    standings: &Standings,
+    subject_paths: &SubjectPaths,
     (locked, paths): (&[Reservation], &HashMap<i64, Arc<Path>>),
-) -> Holders {
-    let mut holders = Holders::new();
+) -> HolderSubscriptions {
+    let mut holders = HolderSubscriptions::new();
     if !terms.has_covered() && !locked.iter().any(Reservation::holds_credits) {
         return holders;
     }
@@ -89,7 +92,7 @@ pub(super) fn holders<'c>(
         }
     };
     for request in requests(calls) {
-        let Some(path) = standings.get(request.subject.as_str()) else { continue };
+        let Some(path) = subject_paths.get(request.subject.as_str()) else { continue };
         request.asks.iter().for_each(|ask| add(path, &ask.meter, &ask.properties));
     }
     let placed =

@@ -17,19 +17,19 @@ use uuid::Uuid;
 pub(super) use routing::Gate;
 
 use super::counting::Reader;
-use super::ingest::{Workplace, new_id};
-use super::writers::{Attempt, Trade, Weight};
+use super::ingest::{WriterContext, new_id};
+use super::writers::{Attempt, BatchProcessor, Weight};
 use super::{Engine, EngineError, cursor};
 use crate::domain::environment::Environment;
 use crate::domain::event::event_key;
-use crate::domain::gate::book::{Answer, Outcome};
+use crate::domain::gate::book::{CallOutcome, GateAnswer};
 use crate::domain::gate::request::{Commit, Extend, OnExpiry, Release, Reserve};
-use crate::domain::gate::reservation::{Moment, Refusal, Reservation, Status};
+use crate::domain::gate::reservation::{Moment, Refusal, Reservation, ReservationStatus};
 use crate::domain::limits::SWEEP_RESERVATIONS_MAX;
-use crate::domain::names::{EventId, MeterKey, Source};
+use crate::domain::names::{EventId, EventSource, MeterKey};
 use crate::domain::quantity::Quantity;
 use crate::domain::timestamp::Timestamp;
-use crate::store::reservations::After;
+use crate::store::reservations::ReservationCursor;
 use crate::store::{self, StoreError};
 
 /// One call.
@@ -71,45 +71,45 @@ impl Call {
 
 #[derive(Debug)]
 pub(super) enum Reply {
-    Answer(Box<Answer>),
+    Answer(Box<GateAnswer>),
     /// How many expiries were carried out.
     Swept(usize),
 }
 
 /// Settles calls on reservations.
 #[derive(Debug)]
-pub(super) struct Holding {
+pub(super) struct GateProcessor {
     environment: Environment,
-    workplace: Workplace,
+    writer_context: WriterContext,
     reader: Reader,
     /// Reservations whose expiry has to be carried out before others can be decided.
-    due: Vec<Uuid>,
+    expired_to_commit: Vec<Uuid>,
     /// Whether reservations that are to be made are looked for first.
-    looks: bool,
+    check_existing: bool,
     /// Ids that commits would derive and that others took.
-    taken: BTreeSet<Uuid>,
+    conflicting_event_ids: BTreeSet<Uuid>,
     /// What is to be answered if the batch turns out to be committed.
-    kept: BTreeMap<i64, Vec<Reply>>,
-    shortcut: at_once::Shortcut,
+    unconfirmed_replies: BTreeMap<i64, Vec<Reply>>,
+    fast_path: at_once::FastPath,
 }
 
-impl Holding {
-    pub(super) fn new(environment: Environment, workplace: &Workplace) -> Self {
-        let reader = Reader::new(workplace.database.clone());
+impl GateProcessor {
+    pub(super) fn new(environment: Environment, writer_context: &WriterContext) -> Self {
+        let reader = Reader::new(writer_context.database.clone());
         Self {
             environment,
-            workplace: workplace.clone(),
+            writer_context: writer_context.clone(),
             reader,
-            due: Vec::new(),
-            looks: false,
-            taken: BTreeSet::new(),
-            kept: BTreeMap::new(),
-            shortcut: at_once::Shortcut::default(),
+            expired_to_commit: Vec::new(),
+            check_existing: false,
+            conflicting_event_ids: BTreeSet::new(),
+            unconfirmed_replies: BTreeMap::new(),
+            fast_path: at_once::FastPath::default(),
         }
     }
 }
 
-impl Trade for Holding {
+impl BatchProcessor for GateProcessor {
     type Work = Call;
     type Reply = Reply;
 
@@ -134,7 +134,7 @@ impl Trade for Holding {
         let mut was_held = false;
         for batch_id in uncertain {
             if store::gate_batches::was_committed(connection, *batch_id).await? {
-                if let Some(replies) = self.kept.remove(batch_id) {
+                if let Some(replies) = self.unconfirmed_replies.remove(batch_id) {
                     return Ok(Attempt::Committed(replies));
                 }
                 was_held = true;
@@ -142,10 +142,13 @@ impl Trade for Holding {
         }
         if was_held {
             // at once, without an answer: what it made is found as it stands
-            self.looks = true;
+            self.check_existing = true;
             return Ok(as_first_answers(batch::attempt(self, connection, work).await?));
         }
-        let is_usual = uncertain.is_empty() && self.due.is_empty() && !self.looks && self.taken.is_empty();
+        let is_usual = uncertain.is_empty()
+            && self.expired_to_commit.is_empty()
+            && !self.check_existing
+            && self.conflicting_event_ids.is_empty();
         if is_usual && let Some(done) = at_once::attempt(self, connection, work).await? {
             return Ok(done);
         }
@@ -158,7 +161,7 @@ fn as_first_answers(mut attempt: Attempt<Reply>) -> Attempt<Reply> {
     if let Attempt::Committed(replies) = &mut attempt {
         for reply in replies {
             if let Reply::Answer(answer) = reply
-                && let Outcome::Held { replayed, .. } = &mut answer.outcome
+                && let CallOutcome::Held { replayed, .. } = &mut answer.outcome
             {
                 *replayed = false;
             }
@@ -174,7 +177,7 @@ pub struct ReservationView {
     pub subject: String,
     /// The subject and its ancestors as they stood when it was made, nearest first.
     pub path: Vec<String>,
-    pub status: Status,
+    pub status: ReservationStatus,
     pub created_at: Timestamp,
     pub expires_at: Timestamp,
     pub on_expiry: OnExpiry,
@@ -204,7 +207,7 @@ impl ReservationView {
     fn of(reservation: &Reservation, path: Vec<String>, now: Timestamp) -> Self {
         // what time has done to it is shown, whether anybody has written it or not
         let moment = Moment { now, age_max: Duration::ZERO, taken: &BTreeSet::new() };
-        let shown = reservation.lapsed(moment).map_or_else(|| reservation.clone(), |(lapsed, _)| lapsed);
+        let shown = reservation.expired(moment).map_or_else(|| reservation.clone(), |(expired, _)| expired);
         Self {
             subject: path.first().cloned().unwrap_or_default(),
             path,
@@ -236,7 +239,7 @@ const BATCHES_KEPT: Duration = Duration::from_hours(1);
 
 /// The key of a reservation, made of its id as an event's is.
 fn key_of(id: &EventId) -> Uuid {
-    event_key(&Source::default(), id)
+    event_key(&EventSource::default(), id)
 }
 
 pub(super) fn not_found() -> EngineError {
@@ -245,7 +248,11 @@ pub(super) fn not_found() -> EngineError {
 
 impl Engine {
     /// Holds what is asked for, or denies it. What only asks holds nothing.
-    pub async fn reserve(&self, environment: Environment, request: Reserve) -> Result<Answer, EngineError> {
+    pub async fn reserve(
+        &self,
+        environment: Environment,
+        request: Reserve,
+    ) -> Result<GateAnswer, EngineError> {
         if request.dry_run {
             // boxed: a call that holds should not carry the room that a check takes
             return Box::pin(self.check(environment, &request, true)).await;
@@ -259,7 +266,7 @@ impl Engine {
         environment: Environment,
         id: &EventId,
         request: Commit,
-    ) -> Result<Answer, EngineError> {
+    ) -> Result<GateAnswer, EngineError> {
         self.call(environment, Call::Commit { key: key_of(id), request }).await
     }
 
@@ -268,7 +275,7 @@ impl Engine {
         environment: Environment,
         id: &EventId,
         request: Release,
-    ) -> Result<Answer, EngineError> {
+    ) -> Result<GateAnswer, EngineError> {
         self.call(environment, Call::Release { key: key_of(id), request }).await
     }
 
@@ -277,12 +284,12 @@ impl Engine {
         environment: Environment,
         id: &EventId,
         request: Extend,
-    ) -> Result<Answer, EngineError> {
+    ) -> Result<GateAnswer, EngineError> {
         self.call(environment, Call::Extend { key: key_of(id), request }).await
     }
 
-    async fn call(&self, environment: Environment, call: Call) -> Result<Answer, EngineError> {
-        let lane = self.inner.desk(environment).gate.lane_for(&call);
+    async fn call(&self, environment: Environment, call: Call) -> Result<GateAnswer, EngineError> {
+        let lane = self.inner.services(environment).gate.lane_for(&call);
         match lane.submit(call, self.inner.settings.wait_max).await? {
             Reply::Answer(answer) => Ok(*answer),
             Reply::Swept(_) => Err(EngineError::Internal("a call was taken for a sweep".to_owned())),
@@ -291,7 +298,7 @@ impl Engine {
 
     /// Carries out some expiries that are due; whether there may be more.
     pub async fn sweep(&self, environment: Environment) -> Result<bool, EngineError> {
-        let lane = self.inner.desk(environment).gate.lane_for(&Call::Sweep);
+        let lane = self.inner.services(environment).gate.lane_for(&Call::Sweep);
         match lane.submit(Call::Sweep, self.inner.settings.wait_max).await? {
             Reply::Swept(count) => Ok(i64::try_from(count).is_ok_and(|n| n >= SWEEP_RESERVATIONS_MAX)),
             Reply::Answer(_) => Err(EngineError::Internal("a sweep was taken for a call".to_owned())),
@@ -339,12 +346,12 @@ impl Engine {
         &self,
         environment: Environment,
         subject: Option<&str>,
-        status: Option<Status>,
+        status: Option<ReservationStatus>,
         cursor: Option<&str>,
         limit: u32,
     ) -> Result<ReservationPage, EngineError> {
         let after = cursor.map(cursor::read).transpose()?;
-        let after = after.map(|(created_at, key)| After { created_at, key });
+        let after = after.map(|(created_at, key)| ReservationCursor { created_at, key });
         let mut snapshot = store::usage::snapshot(self.database().pool()).await?;
         let now = self.inner.clock.now(environment, store::usage::now(&mut snapshot).await?);
         let paths = match subject {

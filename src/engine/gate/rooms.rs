@@ -6,9 +6,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use quick_cache::sync::Cache;
 
-use crate::domain::gate::budget::{Budget, Tally};
-use crate::domain::gate::decision::Level;
-use crate::domain::gate::standing::{CounterKey, Path, Terms};
+use crate::domain::gate::budget::{ApplicableCap, CounterSource};
+use crate::domain::gate::decision::CounterState;
+use crate::domain::gate::standing::{CatalogIndex, CounterKey, Path};
 use crate::domain::quantity::Total;
 use crate::domain::timestamp::Timestamp;
 
@@ -21,16 +21,16 @@ const SCALES_PERCENT: [i128; 6] = [10_000, 1_000, 300, 150, 110, 100];
 
 /// What counters came to, used and held together, when they were seen last.
 #[derive(Debug)]
-pub(super) struct Seen(Cache<CounterKey, Total>);
+pub(super) struct LastSeenCounters(Cache<CounterKey, Total>);
 
-impl Default for Seen {
+impl Default for LastSeenCounters {
     fn default() -> Self {
         Self(Cache::new(SEEN_MAX))
     }
 }
 
-impl Seen {
-    pub(super) fn note(&self, key: CounterKey, level: Level, added: Total) {
+impl LastSeenCounters {
+    pub(super) fn note(&self, key: CounterKey, level: CounterState, added: Total) {
         self.0.insert(key, level.used + level.held + added);
     }
 }
@@ -50,22 +50,27 @@ pub(super) struct KnownCap {
     /// In the order of the budget's portions.
     pub(super) counters: Vec<CounterKey>,
     /// Whether all it counts has counters; levels are read by the long way.
-    pub(super) is_counted: bool,
+    pub(super) uses_counter: bool,
     /// What each of them may come to, as it was worked out last; empty before.
     rooms: Mutex<Vec<Total>>,
 }
 
 impl CapsOnPath {
-    fn of(budgets: &[Budget<'_>], now: Timestamp) -> Self {
+    fn of(applicable_caps: &[ApplicableCap<'_>], now: Timestamp) -> Self {
         let (mut from, mut until) = (Timestamp::MIN, Timestamp::MAX);
-        let mut caps = Vec::with_capacity(budgets.len());
-        for budget in budgets {
-            let period = budget.period_at(now);
-            from = from.max(period.from).max(budget.last_change(now).unwrap_or(Timestamp::MIN));
-            until = until.min(period.to).min(budget.next_change(now).unwrap_or(Timestamp::MAX));
+        let mut caps = Vec::with_capacity(applicable_caps.len());
+        for applicable_cap in applicable_caps {
+            let period = applicable_cap.period_at(now);
+            from = from.max(period.from).max(applicable_cap.last_change(now).unwrap_or(Timestamp::MIN));
+            until = until.min(period.to).min(applicable_cap.next_change(now).unwrap_or(Timestamp::MAX));
             caps.push(KnownCap {
-                counters: budget.portions().map(|portion| portion.counter_at(now).key).collect(),
-                is_counted: budget.portions().all(|portion| Tally::Portion(portion).is_counted()),
+                counters: applicable_cap
+                    .priced_usages()
+                    .map(|priced_usage| priced_usage.counter_at(now).key)
+                    .collect(),
+                uses_counter: applicable_cap
+                    .priced_usages()
+                    .all(|priced_usage| CounterSource::PricedUsage(priced_usage).uses_counter()),
                 rooms: Mutex::default(),
             });
         }
@@ -100,46 +105,46 @@ impl KnownCaps {
     pub(super) fn on<'p>(
         &self,
         path: &'p Path,
-        terms: &'p Terms,
+        terms: &'p CatalogIndex,
         now: Timestamp,
-    ) -> Option<(Vec<Budget<'p>>, Arc<CapsOnPath>)> {
-        let budgets = terms.budgets(path, now);
-        if budgets.is_empty() {
+    ) -> Option<(Vec<ApplicableCap<'p>>, Arc<CapsOnPath>)> {
+        let applicable_caps = terms.applicable_caps(path, now);
+        if applicable_caps.is_empty() {
             return None;
         }
         let known = self.by_path.get(&path.id).filter(|known| known.from <= now && now < known.until);
         let known = known.unwrap_or_else(|| {
-            let made = Arc::new(CapsOnPath::of(&budgets, now));
+            let made = Arc::new(CapsOnPath::of(&applicable_caps, now));
             self.by_path.insert(path.id, Arc::clone(&made));
             made
         });
-        Some((budgets, known))
+        Some((applicable_caps, known))
     }
 }
 
 /// The caps that a batch meets, each once.
 #[derive(Debug, Default)]
-pub(super) struct Budgets<'p>(Vec<(Budget<'p>, Arc<CapsOnPath>, usize)>);
+pub(super) struct ApplicableCaps<'p>(Vec<(ApplicableCap<'p>, Arc<CapsOnPath>, usize)>);
 
-impl<'p> Budgets<'p> {
+impl<'p> ApplicableCaps<'p> {
     /// The cap at a place among those of its path.
-    pub(super) fn add(&mut self, budget: Budget<'p>, known: &Arc<CapsOnPath>, place: usize) {
+    pub(super) fn add(&mut self, applicable_cap: ApplicableCap<'p>, known: &Arc<CapsOnPath>, place: usize) {
         let is_there =
             |(_, other, at): &(_, Arc<CapsOnPath>, usize)| *at == place && Arc::ptr_eq(other, known);
         if !self.0.iter().any(is_there) {
-            self.0.push((budget, Arc::clone(known), place));
+            self.0.push((applicable_cap, Arc::clone(known), place));
         }
     }
 
     /// What each counter may come to; none where it has to be looked at which of it fits.
-    pub(super) fn rooms(
+    pub(super) fn cap_headrooms(
         &self,
-        seen: &Seen,
+        seen: &LastSeenCounters,
         added: impl Fn(&CounterKey) -> Total,
         now: Timestamp,
     ) -> Option<Vec<(CounterKey, Total)>> {
         let mut rooms = Vec::new();
-        for (budget, known, place) in &self.0 {
+        for (applicable_cap, known, place) in &self.0 {
             let cap = known.caps.get(*place)?;
             let comes_to = |key: &CounterKey| Some(seen.0.get(key)? + added(key));
             let levels: Vec<Total> = cap.counters.iter().map(comes_to).collect::<Option<_>>()?;
@@ -147,7 +152,7 @@ impl<'p> Budgets<'p> {
             let fit =
                 known.len() == levels.len() && levels.iter().zip(&*known).all(|(level, room)| level <= room);
             if !fit {
-                *known = worked_out(budget, &cap.counters, &levels, now)?;
+                *known = compute_headroom(applicable_cap, &cap.counters, &levels, now)?;
             }
             rooms.extend(cap.counters.iter().copied().zip(known.iter().copied()));
         }
@@ -156,8 +161,8 @@ impl<'p> Budgets<'p> {
 }
 
 /// The most for each that fits.
-fn worked_out(
-    budget: &Budget<'_>,
+fn compute_headroom(
+    applicable_cap: &ApplicableCap<'_>,
     counters: &[CounterKey],
     levels: &[Total],
     now: Timestamp,
@@ -170,10 +175,10 @@ fn worked_out(
         let all_of_it = |key: &CounterKey| {
             let place = counters.iter().position(|counter| counter == key);
             let held = place.and_then(|place| rooms.get(place)).copied().unwrap_or_default();
-            Level { held, ..Level::default() }
+            CounterState { held, ..CounterState::default() }
         };
-        let cost = budget.highest(now, all_of_it, |_, _| Total::default());
-        cost.is_some_and(|cost| cost <= budget.cap.amount)
+        let cost = applicable_cap.highest(now, all_of_it, |_, _| Total::default());
+        cost.is_some_and(|cost| cost <= applicable_cap.cap.amount)
     };
     SCALES_PERCENT.into_iter().map(scaled).find(fits)
 }

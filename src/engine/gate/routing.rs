@@ -8,12 +8,12 @@ use std::sync::Arc;
 use quick_cache::sync::Cache;
 use uuid::Uuid;
 
-use super::{Call, Holding};
+use super::{Call, GateProcessor};
 use crate::domain::environment::Environment;
 use crate::domain::limits::{GATE_WRITERS, TRANSACTION_CALLS_MAX};
-use crate::engine::configuration::Configurations;
-use crate::engine::ingest::Workplace;
-use crate::engine::writers::{Lane, Shift};
+use crate::engine::configuration::EnvironmentCaches;
+use crate::engine::ingest::WriterContext;
+use crate::engine::writers::{Lane, WriterTasks};
 
 /// Reservations whose writer is remembered for the calls that settle them.
 const REMEMBERED_MAX: usize = 50_000;
@@ -21,8 +21,8 @@ const REMEMBERED_MAX: usize = 50_000;
 #[derive(Debug)]
 pub(in crate::engine) struct Gate {
     environment: Environment,
-    lanes: Vec<Lane<Holding>>,
-    configurations: Arc<Configurations>,
+    lanes: Vec<Lane<GateProcessor>>,
+    caches: Arc<EnvironmentCaches>,
     made_by: Cache<Uuid, u64>,
     hashing: RandomState,
 }
@@ -30,24 +30,24 @@ pub(in crate::engine) struct Gate {
 impl Gate {
     pub(in crate::engine) fn start(
         environment: Environment,
-        workplace: &Workplace,
-        shift: &mut Shift,
+        writer_context: &WriterContext,
+        writer_tasks: &mut WriterTasks,
     ) -> Self {
         let lane = |n: usize| {
             let name = format!("{environment}_gate_{n}");
-            let trade = vec![Holding::new(environment, workplace)];
-            Lane::start(name, TRANSACTION_CALLS_MAX, &workplace.database, trade, shift)
+            let trade = vec![GateProcessor::new(environment, writer_context)];
+            Lane::start(name, TRANSACTION_CALLS_MAX, &writer_context.database, trade, writer_tasks)
         };
         Self {
             environment,
             lanes: (0..GATE_WRITERS).map(lane).collect(),
-            configurations: Arc::clone(&workplace.configurations),
+            caches: Arc::clone(&writer_context.caches),
             made_by: Cache::new(REMEMBERED_MAX),
             hashing: RandomState::new(),
         }
     }
 
-    pub(super) fn lane_for(&self, call: &Call) -> &Lane<Holding> {
+    pub(super) fn lane_for(&self, call: &Call) -> &Lane<GateProcessor> {
         let tree = match call {
             Call::Reserve { key, request, .. } => {
                 let tree = self.tree_of(request.subject.as_str());
@@ -66,8 +66,8 @@ impl Gate {
 
     /// What tells trees apart: the root's number where the subject is known, else its own name.
     fn tree_of(&self, subject: &str) -> u64 {
-        let known = self.configurations.known(self.environment);
-        let path = known.and_then(|configuration| configuration.standings.get(subject));
+        let known = self.caches.known(self.environment);
+        let path = known.and_then(|cache| cache.subject_paths.get(subject));
         match path.as_ref().and_then(|path| path.root()) {
             Some(root) => self.hashing.hash_one(root.subject_id),
             None => self.hashing.hash_one(subject),

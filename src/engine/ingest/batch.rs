@@ -7,18 +7,18 @@ use std::sync::Arc;
 use sqlx::PgConnection;
 use uuid::Uuid;
 
-use super::{Delivery, Outcome, Prepared, Recorded, Recording, Times};
+use super::{EventOutcome, IngestProcessor, IngestRequest, PreparedEvent, RecordResult, Times};
 use crate::domain::environment::Environment;
-use crate::domain::event::refuse_time;
+use crate::domain::event::validate_time;
 use crate::domain::fields::Violation;
 use crate::domain::gate::decision::LimitState;
-use crate::domain::gate::standing::{Path, Terms};
+use crate::domain::gate::standing::{CatalogIndex, Path};
 use crate::domain::timestamp::Timestamp;
-use crate::engine::arrivals::{self, Standings};
-use crate::engine::configuration::{Configuration, Fresh};
+use crate::engine::arrivals::{self, SubjectPaths};
+use crate::engine::configuration::{CacheUpdates, EnvironmentCache};
 use crate::engine::counting::{Additions, Sign};
 use crate::engine::credits::recording::Tracked;
-use crate::engine::credits::wallets::Cashier;
+use crate::engine::credits::wallets::WalletLoader;
 use crate::engine::subscriptions::carry_out_ends;
 use crate::engine::writers::Attempt;
 use crate::store::configuration::begin_recording;
@@ -28,7 +28,7 @@ use crate::store::{self, StoreError};
 
 /// An event of the batch with what was found out about it.
 struct Candidate<'a> {
-    event: &'a Prepared,
+    event: &'a PreparedEvent,
     occurred_at: Timestamp,
     /// History, which is for no biller.
     backfill: bool,
@@ -37,64 +37,63 @@ struct Candidate<'a> {
 }
 
 pub(super) async fn attempt(
-    recording: &mut Recording,
+    processor: &mut IngestProcessor,
     connection: &mut PgConnection,
-    work: &[&Delivery],
+    work: &[&IngestRequest],
     uncertain: &[i64],
-) -> Result<Attempt<Recorded>, StoreError> {
-    let (environment, workplace) = (recording.environment, &recording.workplace);
+) -> Result<Attempt<RecordResult>, StoreError> {
+    let (environment, writer_context) = (processor.environment, &processor.writer_context);
     let opening = begin_recording(connection, environment).await?;
-    let now = workplace.clock.now(environment, opening.now);
-    let configuration = workplace.configurations.at(connection, environment, opening.versions).await?;
-    let terms = &configuration.terms;
+    let now = writer_context.clock.now(environment, opening.now);
+    let cache = writer_context.caches.at(connection, environment, opening.versions).await?;
+    let terms = &cache.terms;
 
-    let candidates = examine(work, now, workplace.age_max, terms);
+    let candidates = examine(work, now, writer_context.age_max, terms);
     let good = candidates.iter().filter(|candidate| candidate.objection.is_none());
-    let missing = workplace.months.missing(good.map(|candidate| candidate.occurred_at));
+    let missing = writer_context.months.missing(good.map(|candidate| candidate.occurred_at));
     if !missing.is_empty() {
         sqlx::raw_sql("rollback").execute(&mut *connection).await?;
-        workplace.months.make(connection, &missing).await?;
+        writer_context.months.make(connection, &missing).await?;
         return Ok(Attempt::Again);
     }
     let winners = winners(&candidates);
 
-    let mut fresh = Fresh::default();
-    let (standings, roots) =
-        locate(connection, environment, &configuration, &candidates, &winners, now, &mut fresh).await?;
+    let mut fresh = CacheUpdates::default();
+    let (subject_paths, roots) =
+        locate(connection, environment, &cache, &candidates, &winners, now, &mut fresh).await?;
     if !roots.is_empty() {
         sqlx::raw_sql("rollback").execute(&mut *connection).await?;
-        arrivals::subscribe_alone(connection, environment, &roots, &workplace.clock).await?;
+        arrivals::subscribe_alone(connection, environment, &roots, &writer_context.clock).await?;
         return Ok(Attempt::Again);
     }
-    if standings.values().any(|path| path.has_due_end(now, terms)) {
+    if subject_paths.values().any(|path| path.has_due_end(now, terms)) {
         sqlx::raw_sql("rollback").execute(&mut *connection).await?;
-        carry_out_ends(connection, environment, &workplace.clock).await?;
+        carry_out_ends(connection, environment, &writer_context.clock).await?;
         return Ok(Attempt::Again);
     }
     let known = take_keys(connection, environment, opening.batch_id, &candidates, &winners).await?;
     let (outcomes, recorded) = judge(&candidates, &winners, &known, opening.batch_id, uncertain);
 
-    let names = name_ids(connection, environment, &configuration, &candidates, &recorded, &mut fresh).await?;
-    let columns = event_columns(&candidates, &recorded, &standings, &names);
+    let names = name_ids(connection, environment, &cache, &candidates, &recorded, &mut fresh).await?;
+    let columns = event_columns(&candidates, &recorded, &subject_paths, &names);
     store::events::insert_batch(connection, environment, opening.batch_id, &columns).await?;
 
-    let tracked = tracked(terms, &candidates, &recorded, &standings);
+    let tracked = tracked(terms, &candidates, &recorded, &subject_paths);
     let additions = additions(terms, tracked.clone());
-    let reader = &mut recording.reader;
-    let mut counters =
-        additions.write(connection, reader, environment, &configuration, now, &mut fresh).await?;
-    let cashier = Cashier { environment, terms, clock: &workplace.clock, began: now };
-    cashier.cover_recorded(connection, &mut counters, &additions, tracked).await?;
+    let reader = &mut processor.reader;
+    let mut counters = additions.write(connection, reader, environment, &cache, now, &mut fresh).await?;
+    let wallet_loader = WalletLoader { environment, terms, clock: &writer_context.clock, began: now };
+    wallet_loader.cover_recorded(connection, &mut counters, &additions, tracked).await?;
 
     if let Err(why) = sqlx::raw_sql("commit").execute(&mut *connection).await {
         tracing::debug!(%why, "commit");
         return Ok(Attempt::Unanswered { batch_id: opening.batch_id });
     }
     // only what is committed may be remembered
-    fresh.remember(&configuration);
-    workplace.tails.of(environment).grow(recorded.len());
+    fresh.remember(&cache);
+    writer_context.tails.of(environment).grow(recorded.len());
     note_metrics(&outcomes);
-    let limits = Limits { terms, standings: &standings, counters: by_key(&counters), now };
+    let limits = Limits { terms, subject_paths: &subject_paths, counters: by_key(&counters), now };
     let first_time = |index: usize| {
         let key = candidates[index].event.key;
         let known = known.get(&key).map(|row| row.occurred_at);
@@ -104,14 +103,14 @@ pub(super) async fn attempt(
 }
 
 fn examine<'a>(
-    work: &[&'a Delivery],
+    work: &[&'a IngestRequest],
     now: Timestamp,
     age_max: std::time::Duration,
-    terms: &Terms,
+    terms: &CatalogIndex,
 ) -> Vec<Candidate<'a>> {
-    let candidate = |event: &'a Prepared, backfill: bool| {
+    let candidate = |event: &'a PreparedEvent, backfill: bool| {
         let age_max = (!backfill).then_some(age_max);
-        let objection = event.timestamp.and_then(|at| refuse_time(at, now, age_max)).or_else(|| {
+        let objection = event.timestamp.and_then(|at| validate_time(at, now, age_max)).or_else(|| {
             terms.meters_of(&event.event_name).find_map(|stored| stored.meter.refuses(&event.properties))
         });
         Candidate { event, occurred_at: event.timestamp.unwrap_or(now), backfill, objection }
@@ -137,15 +136,15 @@ fn winners(candidates: &[Candidate<'_>]) -> HashMap<Uuid, usize> {
 async fn locate(
     connection: &mut PgConnection,
     environment: Environment,
-    configuration: &Configuration,
+    cache: &EnvironmentCache,
     candidates: &[Candidate<'_>],
     winners: &HashMap<Uuid, usize>,
     now: Timestamp,
-    fresh: &mut Fresh,
-) -> Result<(Standings, Vec<i64>), StoreError> {
+    fresh: &mut CacheUpdates,
+) -> Result<(SubjectPaths, Vec<i64>), StoreError> {
     let subject = |index: &usize| candidates[*index].event.subject.as_str();
     let names: BTreeSet<&str> = winners.values().map(subject).collect();
-    let mut found = arrivals::find(connection, environment, configuration, &names, fresh).await?;
+    let mut found = arrivals::find(connection, environment, cache, &names, fresh).await?;
     let mut made = HashSet::new();
     if found.len() < names.len() {
         let mut unknown: HashMap<&str, Vec<Uuid>> = HashMap::new();
@@ -162,8 +161,7 @@ async fn locate(
         names.sort_unstable();
         made = arrivals::make(connection, environment, &names, &mut found, fresh).await?;
     }
-    let roots =
-        arrivals::subscribe(connection, environment, configuration, &mut found, &made, now, fresh).await?;
+    let roots = arrivals::subscribe(connection, environment, cache, &mut found, &made, now, fresh).await?;
     Ok((found, roots))
 }
 
@@ -209,7 +207,7 @@ fn judge(
     known: &HashMap<Uuid, KeyRow>,
     batch_id: i64,
     uncertain: &[i64],
-) -> (Vec<Outcome>, Vec<usize>) {
+) -> (Vec<EventOutcome>, Vec<usize>) {
     let mut recorded = Vec::with_capacity(winners.len());
     let mut outcomes = Vec::with_capacity(candidates.len());
     for (index, candidate) in candidates.iter().enumerate() {
@@ -226,23 +224,23 @@ fn judge(
             })
         });
         let outcome = match (first, &candidate.objection) {
-            (None, Some(objection)) => Outcome::Rejected(objection.clone()),
-            (None, None) => Outcome::Rejected(reused()),
+            (None, Some(objection)) => EventOutcome::Rejected(objection.clone()),
+            (None, None) => EventOutcome::Rejected(reused()),
             (Some(first), _) if winner == Some(index) && first.batch_id == batch_id => {
                 recorded.push(index);
-                Outcome::Accepted
+                EventOutcome::Accepted
             }
             // an attempt of ours, which was not known to be committed, was
             (Some(first), _) if winner == Some(index) && uncertain.contains(&first.batch_id) => {
-                Outcome::Accepted
+                EventOutcome::Accepted
             }
             (Some(first), objection) => {
                 let same_time =
                     !first.timestamp_given || event.timestamp.is_none_or(|at| at == first.occurred_at);
                 match (first.content == event.content && same_time, objection) {
-                    (true, _) => Outcome::Duplicate,
-                    (false, Some(objection)) => Outcome::Rejected(objection.clone()),
-                    (false, None) => Outcome::Rejected(reused()),
+                    (true, _) => EventOutcome::Duplicate,
+                    (false, Some(objection)) => EventOutcome::Rejected(objection.clone()),
+                    (false, None) => EventOutcome::Rejected(reused()),
                 }
             }
         };
@@ -259,10 +257,10 @@ fn reused() -> Violation {
 async fn name_ids(
     connection: &mut PgConnection,
     environment: Environment,
-    configuration: &Configuration,
+    cache: &EnvironmentCache,
     candidates: &[Candidate<'_>],
     recorded: &[usize],
-    fresh: &mut Fresh,
+    fresh: &mut CacheUpdates,
 ) -> Result<HashMap<String, i32>, StoreError> {
     let mut ids = HashMap::new();
     let mut unknown: Vec<String> = Vec::new();
@@ -271,7 +269,7 @@ async fn name_ids(
         if ids.contains_key(name) {
             continue;
         }
-        match configuration.event_names.get(name) {
+        match cache.event_names.get(name) {
             Some(id) => {
                 ids.insert(name.clone(), id);
             }
@@ -291,14 +289,15 @@ async fn name_ids(
 fn event_columns(
     candidates: &[Candidate<'_>],
     recorded: &[usize],
-    standings: &Standings,
+    subject_paths: &SubjectPaths,
     names: &HashMap<String, i32>,
 ) -> EventColumns {
     let mut columns = EventColumns::default();
     for (ordinal, index) in recorded.iter().enumerate() {
         let Candidate { event, occurred_at, backfill, .. } = &candidates[*index];
         // both were looked up for every winner
-        let (Some(path), Some(name)) = (standings.get(&event.subject), names.get(&event.event_name)) else {
+        let (Some(path), Some(name)) = (subject_paths.get(&event.subject), names.get(&event.event_name))
+        else {
             unreachable!("every recorded event has a path and a name")
         };
         columns.path_ids.push(path.id);
@@ -319,14 +318,14 @@ fn event_columns(
 
 /// The recorded events as each meter takes them.
 fn tracked<'a>(
-    terms: &'a Terms,
+    terms: &'a CatalogIndex,
     candidates: &'a [Candidate<'a>],
     recorded: &'a [usize],
-    standings: &'a Standings,
+    subject_paths: &'a SubjectPaths,
 ) -> impl Iterator<Item = Tracked<'a>> + Clone {
     recorded.iter().flat_map(move |index| {
         let Candidate { event, occurred_at, .. } = &candidates[*index];
-        let path = standings.get(&event.subject).filter(|path| path.has_subscription());
+        let path = subject_paths.get(&event.subject).filter(|path| path.has_subscription());
         path.into_iter().flat_map(move |path| {
             terms.meters_of(&event.event_name).filter_map(move |stored| {
                 let quantity = stored.meter.measure(event.value, &event.properties)?;
@@ -338,7 +337,7 @@ fn tracked<'a>(
 }
 
 /// What the recorded events add to the counters of everybody on their paths.
-fn additions<'a>(terms: &'a Terms, tracked: impl Iterator<Item = Tracked<'a>>) -> Additions<'a> {
+fn additions<'a>(terms: &'a CatalogIndex, tracked: impl Iterator<Item = Tracked<'a>>) -> Additions<'a> {
     let mut additions = Additions::default();
     for Tracked { path, stored, properties, quantity, at, .. } in tracked {
         additions.add(terms, path, stored, properties, (Sign::Recorded, quantity), at);
@@ -352,16 +351,16 @@ fn by_key(rows: &[CounterRow]) -> HashMap<crate::domain::gate::standing::Counter
 
 /// What the counters that were just written say of limits.
 struct Limits<'a> {
-    terms: &'a Terms,
-    standings: &'a Standings,
+    terms: &'a CatalogIndex,
+    subject_paths: &'a SubjectPaths,
     counters: HashMap<crate::domain::gate::standing::CounterKey, &'a CounterRow>,
     now: Timestamp,
 }
 
 impl Limits<'_> {
     /// The limits that an event met; none where the written counters do not tell all of them.
-    fn met_by(&self, event: &Prepared) -> Option<Vec<LimitState>> {
-        let path: &Arc<Path> = self.standings.get(&event.subject)?;
+    fn met_by(&self, event: &PreparedEvent) -> Option<Vec<LimitState>> {
+        let path: &Arc<Path> = self.subject_paths.get(&event.subject)?;
         let met: Vec<_> = self
             .terms
             .meters_of(&event.event_name)
@@ -375,7 +374,7 @@ impl Limits<'_> {
                 meets(&found.terms.limit.meter) && found.terms.limit.filter.admits(&event.properties)
             })
             .map(|found| {
-                let counter = found.terms.is_counted().then(|| found.counter_at(self.now))??;
+                let counter = found.terms.uses_counter().then(|| found.counter_at(self.now))??;
                 let row = self.counters.get(&counter.key)?;
                 // what has lapsed is still in it
                 let is_exact = row.next_expiry.is_none_or(|at| self.now < at);
@@ -387,11 +386,11 @@ impl Limits<'_> {
 
 /// `first_time`: when the event of a place in the batch happened, as it was first recorded.
 fn answers(
-    work: &[&Delivery],
-    outcomes: Vec<Outcome>,
+    work: &[&IngestRequest],
+    outcomes: Vec<EventOutcome>,
     limits: &Limits<'_>,
     first_time: impl Fn(usize) -> Option<Timestamp>,
-) -> Vec<Recorded> {
+) -> Vec<RecordResult> {
     let mut place = 0;
     let mut outcomes = outcomes.into_iter();
     work.iter()
@@ -403,18 +402,18 @@ fn answers(
             }
             place += delivery.events.len();
             let outcomes = outcomes.by_ref().take(delivery.events.len()).collect();
-            Recorded { outcomes, limits: met, times }
+            RecordResult { outcomes, limits: met, times }
         })
         .collect()
 }
 
-fn note_metrics(outcomes: &[Outcome]) {
+fn note_metrics(outcomes: &[EventOutcome]) {
     let (mut accepted, mut duplicates, mut rejected) = (0, 0, 0);
     for outcome in outcomes {
         match outcome {
-            Outcome::Accepted => accepted += 1,
-            Outcome::Duplicate => duplicates += 1,
-            Outcome::Rejected(_) => rejected += 1,
+            EventOutcome::Accepted => accepted += 1,
+            EventOutcome::Duplicate => duplicates += 1,
+            EventOutcome::Rejected(_) => rejected += 1,
         }
     }
     for (outcome, count) in [("accepted", accepted), ("duplicate", duplicates), ("rejected", rejected)] {

@@ -11,10 +11,10 @@ use sqlx::PgConnection;
 use uuid::Uuid;
 
 use super::clock::Clock;
-use super::configuration::Configurations;
+use super::configuration::EnvironmentCaches;
 use super::counting::Reader;
-use super::sight::Use;
-use super::writers::{Attempt, Lane, Months, Shift, Trade, Weight};
+use super::sight::TrackedUse;
+use super::writers::{Attempt, BatchProcessor, Lane, Months, Weight, WriterTasks};
 use super::{Engine, EngineError};
 use crate::domain::environment::Environment;
 use crate::domain::event::{Event, Properties, event_key, key_is_id};
@@ -26,12 +26,12 @@ use crate::domain::quantity::Quantity;
 use crate::domain::timestamp::Timestamp;
 use crate::store::{Database, StoreError};
 
-pub use tail::Tail;
-pub(super) use tail::Tails;
+pub use tail::UnfoldedBacklog;
+pub(super) use tail::UnfoldedBacklogs;
 
 /// What became of one event.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Outcome {
+pub enum EventOutcome {
     /// Recorded, durable and counted.
     Accepted,
     /// It had been recorded before.
@@ -41,8 +41,8 @@ pub enum Outcome {
 
 /// What became of the events of a call.
 #[derive(Debug, Clone)]
-pub struct Recorded {
-    pub outcomes: Vec<Outcome>,
+pub struct RecordResult {
+    pub outcomes: Vec<EventOutcome>,
     /// The limits that the events met, where the call asked.
     pub limits: Option<Vec<LimitState>>,
     /// Of a single event that is recorded, now or before.
@@ -59,18 +59,18 @@ pub struct Times {
 
 /// What all trades share.
 #[derive(Debug, Clone)]
-pub(super) struct Workplace {
+pub(super) struct WriterContext {
     pub(super) database: Database,
     pub(super) clock: Clock,
-    pub(super) configurations: Arc<Configurations>,
-    pub(super) tails: Arc<Tails>,
+    pub(super) caches: Arc<EnvironmentCaches>,
+    pub(super) tails: Arc<UnfoldedBacklogs>,
     pub(super) age_max: Duration,
     pub(super) months: Months,
 }
 
 /// An event with its fingerprints, ready to be recorded.
 #[derive(Debug)]
-pub(super) struct Prepared {
+pub(super) struct PreparedEvent {
     key: Uuid,
     content: Uuid,
     event_name: String,
@@ -84,7 +84,7 @@ pub(super) struct Prepared {
     source: Option<String>,
 }
 
-impl Prepared {
+impl PreparedEvent {
     fn of(event: Event) -> Self {
         let content = event.content();
         let id = event.id.unwrap_or_else(new_id);
@@ -124,8 +124,8 @@ pub(super) fn new_id() -> EventId {
 
 /// The events of one call.
 #[derive(Debug)]
-pub(super) struct Delivery {
-    events: Vec<Prepared>,
+pub(super) struct IngestRequest {
+    events: Vec<PreparedEvent>,
     backfill: bool,
     /// Whether the limits that one event meets are asked for.
     with_limits: bool,
@@ -133,31 +133,31 @@ pub(super) struct Delivery {
 
 /// Records deliveries.
 #[derive(Debug)]
-pub(super) struct Recording {
+pub(super) struct IngestProcessor {
     environment: Environment,
-    workplace: Workplace,
+    writer_context: WriterContext,
     reader: Reader,
 }
 
-impl Trade for Recording {
-    type Work = Delivery;
-    type Reply = Recorded;
+impl BatchProcessor for IngestProcessor {
+    type Work = IngestRequest;
+    type Reply = RecordResult;
 
-    fn weigh(delivery: &Delivery) -> Weight {
-        let bytes = delivery.events.iter().map(Prepared::bytes).sum();
+    fn weigh(delivery: &IngestRequest) -> Weight {
+        let bytes = delivery.events.iter().map(PreparedEvent::bytes).sum();
         Weight { items: delivery.events.len(), bytes }
     }
 
     async fn rest(&self) {
-        self.workplace.tails.of(self.environment).wait_until_short().await;
+        self.writer_context.tails.of(self.environment).wait_until_short().await;
     }
 
     async fn attempt(
         &mut self,
         connection: &mut PgConnection,
-        work: &[&Delivery],
+        work: &[&IngestRequest],
         uncertain: &[i64],
-    ) -> Result<Attempt<Recorded>, StoreError> {
+    ) -> Result<Attempt<RecordResult>, StoreError> {
         batch::attempt(self, connection, work, uncertain).await
     }
 }
@@ -171,22 +171,26 @@ const BULK_WRITERS: usize = 2;
 
 /// The lanes of an environment.
 #[derive(Debug)]
-pub(super) struct Intake {
-    single: Lane<Recording>,
-    bulk: Lane<Recording>,
+pub(super) struct IngestQueues {
+    single: Lane<IngestProcessor>,
+    bulk: Lane<IngestProcessor>,
 }
 
-impl Intake {
-    pub(super) fn start(environment: Environment, workplace: &Workplace, shift: &mut Shift) -> Self {
+impl IngestQueues {
+    pub(super) fn start(
+        environment: Environment,
+        writer_context: &WriterContext,
+        writer_tasks: &mut WriterTasks,
+    ) -> Self {
         let mut lane = |name: &str, writers: usize| {
-            let trade = |_| Recording {
+            let trade = |_| IngestProcessor {
                 environment,
-                workplace: workplace.clone(),
-                reader: Reader::new(workplace.database.clone()),
+                writer_context: writer_context.clone(),
+                reader: Reader::new(writer_context.database.clone()),
             };
             let trades = (0..writers).map(trade).collect();
             let name = format!("{environment}_{name}");
-            Lane::start(name, TRANSACTION_EVENTS_MAX, &workplace.database, trades, shift)
+            Lane::start(name, TRANSACTION_EVENTS_MAX, &writer_context.database, trades, writer_tasks)
         };
         Self { single: lane("single", SINGLE_WRITERS), bulk: lane("bulk", BULK_WRITERS) }
     }
@@ -206,16 +210,19 @@ impl Engine {
         events: Vec<Event>,
         backfill: bool,
         with_limits: bool,
-    ) -> Result<Recorded, EngineError> {
-        let uses: Vec<Use> = events.iter().filter(|_| with_limits).map(Use::of).collect();
-        let delivery =
-            Delivery { events: events.into_iter().map(Prepared::of).collect(), backfill, with_limits };
-        let intake = &self.inner.desk(environment).intake;
-        let lane = if delivery.events.len() == 1 { &intake.single } else { &intake.bulk };
+    ) -> Result<RecordResult, EngineError> {
+        let uses: Vec<TrackedUse> = events.iter().filter(|_| with_limits).map(TrackedUse::of).collect();
+        let delivery = IngestRequest {
+            events: events.into_iter().map(PreparedEvent::of).collect(),
+            backfill,
+            with_limits,
+        };
+        let ingest_queues = &self.inner.services(environment).ingest_queues;
+        let lane = if delivery.events.len() == 1 { &ingest_queues.single } else { &ingest_queues.bulk };
         let mut recorded = lane.submit(delivery, self.inner.settings.wait_max).await?;
         if with_limits && recorded.limits.is_none() {
             let met = uses.into_iter().zip(&recorded.outcomes);
-            let met = met.filter(|(_, outcome)| !matches!(outcome, Outcome::Rejected(_)));
+            let met = met.filter(|(_, outcome)| !matches!(outcome, EventOutcome::Rejected(_)));
             let met = met.map(|(event, _)| event).collect();
             // what is recorded is recorded, whether its limits can be told or not
             let told = tokio::time::timeout(LIMITS_MAX, self.limits_met(environment, met)).await;
@@ -227,7 +234,7 @@ impl Engine {
     }
 
     /// The events that are recorded and not folded yet, as last counted.
-    pub fn tail(&self, environment: Environment) -> &Tail {
+    pub fn tail(&self, environment: Environment) -> &UnfoldedBacklog {
         self.inner.tails.of(environment)
     }
 }

@@ -14,10 +14,10 @@ const WAIT_MAX: Duration = Duration::from_secs(1);
 
 /// The tails of both environments: neither slows the other.
 #[derive(Debug, Default)]
-pub(in crate::engine) struct Tails([Tail; 2]);
+pub(in crate::engine) struct UnfoldedBacklogs([UnfoldedBacklog; 2]);
 
-impl Tails {
-    pub(in crate::engine) fn of(&self, environment: Environment) -> &Tail {
+impl UnfoldedBacklogs {
+    pub(in crate::engine) fn of(&self, environment: Environment) -> &UnfoldedBacklog {
         match environment {
             Environment::Test => &self.0[0],
             Environment::Live => &self.0[1],
@@ -26,12 +26,12 @@ impl Tails {
 }
 
 #[derive(Debug, Default)]
-pub struct Tail {
+pub struct UnfoldedBacklog {
     events: AtomicI64,
     shorter: Notify,
 }
 
-impl Tail {
+impl UnfoldedBacklog {
     /// What is recorded but not folded, as last counted, and what was recorded here since.
     pub fn events(&self) -> i64 {
         self.events.load(Ordering::Relaxed)

@@ -8,20 +8,20 @@ use serde::Serialize;
 use sqlx::PgConnection;
 use uuid::Uuid;
 
-use super::drafting::Draft;
-use super::plans::Plans;
+use super::drafting::InvoiceDraft;
+use super::plans::PlanHistory;
 use super::{Engine, EngineError};
 use crate::domain::environment::Environment;
 use crate::domain::invoice::line::total;
 use crate::domain::limits::INVOICES_PER_LOOK_MAX;
 use crate::domain::pricing::currency::Currency;
 use crate::engine::detached;
-use crate::store::invoices::{Opening, Payer};
+use crate::store::invoices::{DraftOpening, Payer};
 use crate::store::{self, StoreError};
 
 /// What a round did.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
-pub struct Billed {
+pub struct BillingRun {
     pub opened: u64,
     pub finalized: u64,
 }
@@ -29,13 +29,13 @@ pub struct Billed {
 impl Engine {
     /// Opens the drafts of periods that have begun, and numbers those whose grace is over; nothing where
     /// another replica is at it.
-    pub async fn bill(&self, environment: Environment) -> Result<Billed, EngineError> {
+    pub async fn bill(&self, environment: Environment) -> Result<BillingRun, EngineError> {
         let engine = self.clone();
         detached(async move {
             let mut lock = engine.database().connect_writer().await?;
             if !store::invoices::try_lock(&mut lock, environment).await? {
                 sqlx::Connection::close(lock).await.map_err(StoreError::from)?;
-                return Ok(Billed::default());
+                return Ok(BillingRun::default());
             }
             let billed = engine.bill_locked(environment).await;
             // else it goes with the connection
@@ -47,13 +47,13 @@ impl Engine {
         .await
     }
 
-    async fn bill_locked(&self, environment: Environment) -> Result<Billed, EngineError> {
+    async fn bill_locked(&self, environment: Environment) -> Result<BillingRun, EngineError> {
         // what has ended is billed as ended
         self.end_due_subscriptions(environment).await?;
-        let mut billed = Billed::default();
+        let mut billed = BillingRun::default();
         let mut connection = self.database().pool().acquire().await?;
         let now = self.inner.clock.now(environment, store::usage::now(&mut connection).await?);
-        let mut plans = Plans::read(&mut connection, environment).await?;
+        let mut plans = PlanHistory::read(&mut connection, environment).await?;
         let payers = store::invoices::payers(&mut connection, environment, &plans.priced(), now).await?;
         for payer in payers {
             billed.opened += self.open_drafts(&mut connection, environment, &mut plans, payer, now).await?;
@@ -77,7 +77,7 @@ impl Engine {
         &self,
         environment: Environment,
         id: Uuid,
-        billed: &mut Billed,
+        billed: &mut BillingRun,
     ) -> Result<bool, EngineError> {
         while self.sweep(environment).await? {}
         let begin = "begin isolation level repeatable read";
@@ -90,7 +90,7 @@ impl Engine {
         let now = self.inner.clock.now(environment, store::usage::now(connection).await?);
         let draft = self.draft(connection, environment, &row).await?;
         let is_empty = draft.is_empty();
-        let Draft { period, terms, lines, currencies } = draft;
+        let InvoiceDraft { period, terms, lines, currencies } = draft;
         if period.to.saturating_add(self.inner.settings.late_grace) > now {
             // it has become longer: the next look notes it
             return Ok(false);
@@ -107,7 +107,7 @@ impl Engine {
             let payer = Payer { customer_id: row.customer_id, subject_id: row.subject_id };
             let others: BTreeSet<Currency> =
                 currencies.into_iter().filter(|currency| *currency != row.currency).collect();
-            let openings: Vec<Opening> = Opening::each(&others, period).collect();
+            let openings: Vec<DraftOpening> = DraftOpening::each(&others, period).collect();
             billed.opened +=
                 store::invoices::open_drafts(connection, environment, payer, &openings, now).await?;
         }

@@ -7,14 +7,14 @@ use serde_json::Value;
 use sqlx::PgConnection;
 
 use super::EngineError;
-use super::plans::Plans;
+use super::plans::PlanHistory;
 use crate::domain::fields;
 use crate::domain::invoice::mapping::Mappings;
-use crate::domain::invoice::timeline::{BillingPeriod, Own, Timeline, Turn};
+use crate::domain::invoice::timeline::{BillingPeriod, OwnPricing, PlanChange, Timeline};
 use crate::domain::limits::INVOICE_TURNS_MAX;
 use crate::domain::names::PlanKey;
 use crate::domain::period::Cycle;
-use crate::domain::subscription::{Status, read_commitments, read_prices};
+use crate::domain::subscription::{SubscriptionStatus, read_commitments, read_prices};
 use crate::domain::timestamp::Timestamp;
 use crate::domain::window::Span;
 use crate::store;
@@ -25,23 +25,23 @@ fn unreadable(what: impl std::fmt::Debug) -> EngineError {
     EngineError::Internal(format!("a stored subscription: {what:?}"))
 }
 
-fn turn(row: HistoryRow) -> Result<Turn, EngineError> {
+fn plan_change(row: HistoryRow) -> Result<PlanChange, EngineError> {
     let billing = row.period_start.zip(row.period_end);
-    Ok(Turn {
+    Ok(PlanChange {
         at: row.at,
         plan: PlanKey::parse(row.plan).map_err(unreadable)?,
-        own: Own {
+        own: OwnPricing {
             prices: read_prices(row.prices).map_err(unreadable)?,
             commitments: read_commitments(row.commitments).map_err(unreadable)?,
         },
-        status: fields::one_of(Value::String(row.status), &Status::WORDS).map_err(unreadable)?,
+        status: fields::one_of(Value::String(row.status), &SubscriptionStatus::WORDS).map_err(unreadable)?,
         cycle: Cycle { anchor: row.cycle_anchor, billing: billing.map(|(from, to)| Span { from, to }) },
         closes: matches!(row.change.as_str(), "canceled" | "fell_back"),
     })
 }
 
 #[derive(Debug)]
-pub(super) struct Book {
+pub(super) struct BillingHistory {
     payer: Payer,
     pub(super) timeline: Timeline,
     /// From when on it is the subject's own subscription; none: it is that of one above.
@@ -49,17 +49,17 @@ pub(super) struct Book {
     mappings: Mappings,
 }
 
-impl Book {
+impl BillingHistory {
     pub(super) async fn read(
         connection: &mut PgConnection,
-        plans: &mut Plans,
+        plans: &mut PlanHistory,
         payer: Payer,
     ) -> Result<Self, EngineError> {
-        let mut turns: Vec<Turn> = Vec::new();
+        let mut plan_changes: Vec<PlanChange> = Vec::new();
         let mut own_from = None;
-        for subject_id in store::subjects::chain(connection, payer.subject_id).await? {
+        for subject_id in store::subjects::ancestor_ids(connection, payer.subject_id).await? {
             let history = store::subscriptions::history(connection, subject_id, INVOICE_TURNS_MAX).await?;
-            let mut earlier = history.into_iter().map(turn).collect::<Result<Vec<_>, _>>()?;
+            let mut earlier = history.into_iter().map(plan_change).collect::<Result<Vec<_>, _>>()?;
             if !plans.rate_any(connection, &earlier).await? {
                 continue;
             }
@@ -68,14 +68,14 @@ impl Book {
                 own_from = Some(first.at).filter(|_| subject_id == payer.subject_id).or(own_from);
             }
             // those above count until there is a nearer one
-            if let Some(nearer) = turns.first() {
-                earlier.retain(|turn| turn.at < nearer.at);
+            if let Some(nearer) = plan_changes.first() {
+                earlier.retain(|plan_change| plan_change.at < nearer.at);
             }
-            earlier.append(&mut turns);
-            turns = earlier;
+            earlier.append(&mut plan_changes);
+            plan_changes = earlier;
         }
         let mappings = store::customer_mappings::of_subject(connection, payer.subject_id).await?;
-        Ok(Self { payer, timeline: Timeline::of(turns), own_from, mappings })
+        Ok(Self { payer, timeline: Timeline::of(plan_changes), own_from, mappings })
     }
 
     /// The periods that are not numbered yet and have begun.
@@ -89,14 +89,14 @@ impl Book {
     }
 
     /// Whether the customer owes what a period costs without anything being used.
-    pub(super) fn owes(&self, span: Span) -> bool {
+    pub(super) fn owes_fixed_fees(&self, span: Span) -> bool {
         self.own_from.is_some_and(|from| from < span.to)
             && self.mappings.last_in(span) == Some(self.payer.customer_id)
     }
 
     /// Whether something may have been recorded for the customer in a period: events are of some age at most,
     /// and recorded while the subject is mapped.
-    pub(super) fn reaches(&self, span: Span, age_max: Duration) -> bool {
+    pub(super) fn may_have_usage(&self, span: Span, age_max: Duration) -> bool {
         let Some((from, until)) = self.mappings.reach(self.payer.customer_id) else { return false };
         span.to > from.saturating_sub(age_max) && span.from <= until
     }

@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 use super::{Engine, EngineError, InvoiceView, not_found};
 use crate::domain::environment::Environment;
-use crate::domain::invoice::line::{InvoiceLine, Terms};
+use crate::domain::invoice::line::{InvoiceLine, RatingTerms};
 use crate::domain::meter::StoredMeter;
 use crate::domain::names::SubjectId;
 use crate::domain::pricing::amount::MinorUnits;
@@ -95,7 +95,7 @@ impl Engine {
         environment: Environment,
         id: Uuid,
     ) -> Result<ComparedInvoice, EngineError> {
-        let Some(provider) = self.inner.desk(environment).provider.clone() else {
+        let Some(provider) = self.inner.services(environment).provider.clone() else {
             return Err(conflict(
                 "no_provider",
                 "no account of a billing provider is set up for this environment",
@@ -113,8 +113,8 @@ impl Engine {
         // the biller may take its time
         snapshot.commit().await?;
         let source = match (&row.provider, followed) {
-            (Some(invoice), _) => Source::Invoice(invoice.id.clone()),
-            (None, Some(followed)) if is_under_way => Source::Preview(followed.billed.id),
+            (Some(invoice), _) => ComparedSource::Invoice(invoice.id.clone()),
+            (None, Some(followed)) if is_under_way => ComparedSource::Preview(followed.billed.id),
             (None, None) if is_under_way => {
                 let detail = "no subscription of the billing provider is known for the subject";
                 return Err(conflict("no_provider_subscription", detail));
@@ -130,15 +130,21 @@ impl Engine {
 }
 
 /// What ours is set against.
-enum Source {
+enum ComparedSource {
     Invoice(String),
     Preview(String),
 }
 
-async fn fetch(provider: &Arc<dyn Provider>, row: &InvoiceRow, source: &Source) -> Result<Bill, EngineError> {
+async fn fetch(
+    provider: &Arc<dyn Provider>,
+    row: &InvoiceRow,
+    source: &ComparedSource,
+) -> Result<Bill, EngineError> {
     let asked = match source {
-        Source::Invoice(id) => provider.invoice(id).await,
-        Source::Preview(subscription) => provider.preview(&row.stripe_customer_id, subscription).await,
+        ComparedSource::Invoice(id) => provider.invoice(id).await,
+        ComparedSource::Preview(subscription) => {
+            provider.preview(&row.stripe_customer_id, subscription).await
+        }
     };
     asked.map_err(unanswered)?.ok_or_else(|| {
         conflict(
@@ -150,7 +156,7 @@ async fn fetch(provider: &Arc<dyn Provider>, row: &InvoiceRow, source: &Source) 
 
 /// What makes lines one: a price of the biller, what is exported to a meter of the biller, or neither.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-enum Place {
+enum LinePlace {
     Price(String),
     Meter(String),
     Own(String, String),
@@ -170,15 +176,15 @@ struct Pair {
 }
 
 /// Where our prices and meters are at the biller.
-struct Places {
+struct LinePlaces {
     /// By plan and price.
     prices: BTreeMap<(String, String), String>,
     /// By meter.
     meters: BTreeMap<String, String>,
 }
 
-impl Places {
-    fn of(environment: Environment, terms: &[Terms], meters: &[StoredMeter]) -> Self {
+impl LinePlaces {
+    fn of(environment: Environment, terms: &[RatingTerms], meters: &[StoredMeter]) -> Self {
         let prices = terms.iter().flat_map(|terms| {
             terms.prices.iter().filter_map(move |price| {
                 let id = price.stripe_price_id.as_ref()?.in_environment(environment)?;
@@ -191,26 +197,26 @@ impl Places {
         Self { prices: prices.collect(), meters: meters.collect() }
     }
 
-    fn of_ours(&self, line: &InvoiceLine) -> Place {
+    fn of_ours(&self, line: &InvoiceLine) -> LinePlace {
         let Some(price) = line.price.clone() else {
-            return Place::Commitment(line.plan.clone(), line.model.clone());
+            return LinePlace::Commitment(line.plan.clone(), line.model.clone());
         };
         let key = (line.plan.clone(), price);
         if let Some(id) = self.prices.get(&key) {
-            return Place::Price(id.clone());
+            return LinePlace::Price(id.clone());
         }
         match line.meter.as_ref().and_then(|meter| self.meters.get(meter)) {
-            Some(event_name) => Place::Meter(event_name.clone()),
-            None => Place::Own(key.0, key.1),
+            Some(event_name) => LinePlace::Meter(event_name.clone()),
+            None => LinePlace::Own(key.0, key.1),
         }
     }
 
-    fn of_theirs(&self, line: &BillLine) -> Place {
+    fn of_theirs(&self, line: &BillLine) -> LinePlace {
         match (&line.price, &line.event_name) {
-            (Some(id), _) if self.prices.values().any(|known| known == id) => Place::Price(id.clone()),
-            (_, Some(event_name)) => Place::Meter(event_name.clone()),
-            (Some(id), None) => Place::Price(id.clone()),
-            (None, None) => Place::Unknown,
+            (Some(id), _) if self.prices.values().any(|known| known == id) => LinePlace::Price(id.clone()),
+            (_, Some(event_name)) => LinePlace::Meter(event_name.clone()),
+            (Some(id), None) => LinePlace::Price(id.clone()),
+            (None, None) => LinePlace::Unknown,
         }
     }
 }
@@ -219,12 +225,12 @@ fn compared(
     environment: Environment,
     provider: &Arc<dyn Provider>,
     shown: InvoiceView,
-    terms: &[Terms],
+    terms: &[RatingTerms],
     meters: &[StoredMeter],
     bill: Bill,
 ) -> ComparedInvoice {
-    let places = Places::of(environment, terms, meters);
-    let mut pairs: BTreeMap<Place, Pair> = BTreeMap::new();
+    let places = LinePlaces::of(environment, terms, meters);
+    let mut pairs: BTreeMap<LinePlace, Pair> = BTreeMap::new();
     for line in shown.lines.iter().flatten() {
         let place = places.of_ours(line);
         let pair = pairs.entry(place).or_default();

@@ -5,34 +5,34 @@ use std::time::Duration;
 
 use sqlx::{Connection, PgConnection};
 
-use super::books::Book;
-use super::plans::Plans;
-use super::rating::{Rater, corrections};
+use super::books::BillingHistory;
+use super::plans::PlanHistory;
+use super::rating::{InvoiceRater, corrections};
 use super::{Engine, EngineError};
 use crate::domain::environment::Environment;
-use crate::domain::invoice::line::{InvoiceLine, Terms};
-use crate::domain::invoice::timeline::{BillingPeriod, Stretch};
+use crate::domain::invoice::line::{InvoiceLine, RatingTerms};
+use crate::domain::invoice::timeline::{BillingPeriod, PlanInterval};
 use crate::domain::pricing::currency::Currency;
 use crate::domain::timestamp::Timestamp;
 use crate::domain::window::Span;
 use crate::store;
-use crate::store::customer_usage::Whose;
-use crate::store::invoices::{InvoiceRow, Opening, Payer};
+use crate::store::customer_usage::CustomerScope;
+use crate::store::invoices::{DraftOpening, InvoiceRow, Payer};
 
 /// How long a transaction that takes something back may run after it looked at the clock.
 const VOIDS_MARGIN: Duration = Duration::from_hours(1);
 
 /// What a draft would say if it were numbered now.
 #[derive(Debug)]
-pub(super) struct Draft {
+pub(super) struct InvoiceDraft {
     pub(super) period: Span,
-    pub(super) terms: Vec<Terms>,
+    pub(super) terms: Vec<RatingTerms>,
     pub(super) lines: Vec<InvoiceLine>,
     /// In which the period is billed.
     pub(super) currencies: BTreeSet<Currency>,
 }
 
-impl Draft {
+impl InvoiceDraft {
     /// Whether there is nothing to bill.
     pub(super) fn is_empty(&self) -> bool {
         self.lines.is_empty() && self.terms.iter().all(|terms| terms.prices.is_empty() || terms.only_used)
@@ -52,7 +52,7 @@ impl Engine {
             return Ok(());
         };
         let mappings = store::customer_mappings::of_subject(&mut connection, row.id).await?;
-        let mut plans = Plans::read(&mut connection, environment).await?;
+        let mut plans = PlanHistory::read(&mut connection, environment).await?;
         for customer_id in mappings.customers() {
             let payer = Payer { customer_id, subject_id: row.id };
             self.open_drafts(&mut connection, environment, &mut plans, payer, now).await?;
@@ -65,7 +65,7 @@ impl Engine {
         &self,
         connection: &mut PgConnection,
         environment: Environment,
-        plans: &mut Plans,
+        plans: &mut PlanHistory,
         payer: Payer,
         now: Timestamp,
     ) -> Result<u64, EngineError> {
@@ -74,12 +74,12 @@ impl Engine {
         let age_max = self.inner.settings.event_age_max;
         let recent = self.corrected_since(Timestamp::MIN.max(now.saturating_sub(age_max)));
         let numbered = store::invoices::of_payer(&mut transaction, payer, recent).await?;
-        let book = Book::read(&mut transaction, plans, payer).await?;
-        for BillingPeriod { span, stretches } in book.periods(&mut transaction, now).await? {
-            let mut currencies = if book.owes(span) {
-                plans.currencies(&mut transaction, &stretches).await?
-            } else if book.reaches(span, age_max) {
-                self.used_in(&mut transaction, plans, payer, span, &stretches).await?
+        let book = BillingHistory::read(&mut transaction, plans, payer).await?;
+        for BillingPeriod { span, intervals } in book.periods(&mut transaction, now).await? {
+            let mut currencies = if book.owes_fixed_fees(span) {
+                plans.currencies(&mut transaction, &intervals).await?
+            } else if book.may_have_usage(span, age_max) {
+                self.used_in(&mut transaction, plans, payer, span, &intervals).await?
             } else {
                 BTreeSet::new()
             };
@@ -91,7 +91,7 @@ impl Engine {
                     .filter(|row| row.numbered.is_some() && row.period.to > since)
                     .map(|row| row.currency),
             );
-            openings.extend(Opening::each(&currencies, span));
+            openings.extend(DraftOpening::each(&currencies, span));
         }
         let opened =
             store::invoices::set_drafts(&mut transaction, environment, payer, &openings, now).await?;
@@ -103,22 +103,22 @@ impl Engine {
     async fn used_in(
         &self,
         connection: &mut PgConnection,
-        plans: &mut Plans,
+        plans: &mut PlanHistory,
         payer: Payer,
         span: Span,
-        stretches: &[Stretch],
+        intervals: &[PlanInterval],
     ) -> Result<BTreeSet<Currency>, EngineError> {
         let mut used = BTreeSet::new();
         let paths = store::customer_usage::paths(connection, payer.customer_id, payer.subject_id).await?;
         let (environment, customer_id) = (plans.environment, payer.customer_id);
-        let whose = Whose { environment, customer_id, paths: &paths, span };
+        let whose = CustomerScope { environment, customer_id, paths: &paths, span };
         if !store::customer_usage::is_any(connection, whose).await? {
             return Ok(used);
         }
         let meters = store::catalog::meters(connection, environment).await?;
-        let rater = Rater { environment, customer_id, meters: &meters, paths: &paths };
-        for currency in plans.currencies(connection, stretches).await? {
-            let terms = plans.terms(connection, stretches, currency, false).await?;
+        let rater = InvoiceRater { environment, customer_id, meters: &meters, paths: &paths };
+        for currency in plans.currencies(connection, intervals).await? {
+            let terms = plans.terms(connection, intervals, currency, false).await?;
             if !rater.lines(connection, &terms, currency).await?.is_empty() {
                 used.insert(currency);
             }
@@ -153,11 +153,11 @@ impl Engine {
         snapshot: &mut PgConnection,
         environment: Environment,
         row: &InvoiceRow,
-    ) -> Result<Draft, EngineError> {
+    ) -> Result<InvoiceDraft, EngineError> {
         let now = self.inner.clock.now(environment, store::usage::now(snapshot).await?);
-        let mut plans = Plans::read(snapshot, environment).await?;
+        let mut plans = PlanHistory::read(snapshot, environment).await?;
         let payer = Payer { customer_id: row.customer_id, subject_id: row.subject_id };
-        let book = Book::read(snapshot, &mut plans, payer).await?;
+        let book = BillingHistory::read(snapshot, &mut plans, payer).await?;
         let times = self.taken_back(snapshot, environment, payer).await?;
         let since = self.corrected_since(row.period.from);
         let oldest = times.iter().copied().min().unwrap_or(since);
@@ -166,13 +166,14 @@ impl Engine {
         others.retain(|other| other.id != row.id);
         let found = book.periods(snapshot, now).await?;
         let found = found.into_iter().find(|period| period.span.from == row.period.from);
-        let BillingPeriod { span: period, stretches } =
+        let BillingPeriod { span: period, intervals } =
             found.unwrap_or_else(|| begun(&book, row.period, &others));
-        let currencies = plans.currencies(snapshot, &stretches).await?;
-        let terms = plans.terms(snapshot, &stretches, row.currency, book.owes(period)).await?;
+        let currencies = plans.currencies(snapshot, &intervals).await?;
+        let terms = plans.terms(snapshot, &intervals, row.currency, book.owes_fixed_fees(period)).await?;
         let meters = store::catalog::meters(snapshot, environment).await?;
         let paths = store::customer_usage::paths(snapshot, row.customer_id, row.subject_id).await?;
-        let rater = Rater { environment, customer_id: row.customer_id, meters: &meters, paths: &paths };
+        let rater =
+            InvoiceRater { environment, customer_id: row.customer_id, meters: &meters, paths: &paths };
         let mut lines = rater.lines(snapshot, &terms, row.currency).await?;
         lines.retain(|line| !line.is_kept_to());
         others.retain(|other| other.currency == row.currency);
@@ -183,23 +184,23 @@ impl Engine {
             };
             lines.extend(corrections(snapshot, &rater, &others, may_differ, row.currency).await?);
         }
-        Ok(Draft { period, terms, lines, currencies })
+        Ok(InvoiceDraft { period, terms, lines, currencies })
     }
 }
 
 /// A period of which the invoice in another currency is numbered: as long as that one's, and without what it
 /// has billed.
-fn begun(book: &Book, drafted: Span, others: &[InvoiceRow]) -> BillingPeriod {
+fn begun(book: &BillingHistory, drafted: Span, others: &[InvoiceRow]) -> BillingPeriod {
     let numbered: Vec<&InvoiceRow> =
         others.iter().filter(|it| it.numbered.is_some() && it.period.from == drafted.from).collect();
-    let Some(first) = numbered.first() else { return BillingPeriod { span: drafted, stretches: Vec::new() } };
+    let Some(first) = numbered.first() else { return BillingPeriod { span: drafted, intervals: Vec::new() } };
     let mut period = book.timeline.within(first.period);
     let billed = |span: Span| {
         let terms = numbered.iter().filter_map(|row| row.numbered.as_ref()).flat_map(|it| &it.terms);
         terms.into_iter().any(|terms| !terms.prices.is_empty() && !terms.span.intersect(span).is_empty())
     };
-    for stretch in &mut period.stretches {
-        stretch.is_billed &= !billed(stretch.span);
+    for interval in &mut period.intervals {
+        interval.is_billed &= !billed(interval.span);
     }
     period
 }

@@ -14,19 +14,19 @@ use serde::Serialize;
 use sqlx::PgConnection;
 use uuid::Uuid;
 
-pub use billing::Billed;
+pub use billing::BillingRun;
 pub use comparing::{ComparedInvoice, ComparedLine, ComparedTotal};
 
 use super::{Engine, EngineError, cursor};
 use crate::domain::environment::Environment;
-use crate::domain::invoice::line::{InvoiceLine, Terms, total};
+use crate::domain::invoice::line::{InvoiceLine, RatingTerms, total};
 use crate::domain::pricing::amount::MinorUnits;
 use crate::domain::pricing::currency::Currency;
 use crate::domain::timestamp::Timestamp;
 use crate::domain::window::Span;
 use crate::store;
 use crate::store::invoices::{InvoiceFilter, InvoiceRow, Numbered, Payer};
-use drafting::Draft;
+use drafting::InvoiceDraft;
 
 #[derive(Debug, Clone, Serialize)]
 pub struct InvoiceView {
@@ -66,7 +66,7 @@ pub struct InvoicePage {
 }
 
 /// The number as it is shown.
-fn label(number: i64) -> String {
+fn invoice_number(number: i64) -> String {
     format!("MG-{number:06}")
 }
 
@@ -127,11 +127,11 @@ impl Engine {
         snapshot: &mut PgConnection,
         environment: Environment,
         row: InvoiceRow,
-    ) -> Result<(InvoiceView, Vec<Terms>), EngineError> {
+    ) -> Result<(InvoiceView, Vec<RatingTerms>), EngineError> {
         let said = if let Some(Numbered { terms, lines, .. }) = &row.numbered {
             (row.period, terms.clone(), lines.clone())
         } else {
-            let Draft { period, terms, lines, .. } = self.draft(snapshot, environment, &row).await?;
+            let InvoiceDraft { period, terms, lines, .. } = self.draft(snapshot, environment, &row).await?;
             (period, terms, lines)
         };
         let (period, terms, lines) = said;
@@ -146,7 +146,7 @@ impl Engine {
         InvoiceView {
             id: row.id,
             status: status(&row),
-            number: row.numbered.as_ref().map(|numbered| label(numbered.number)),
+            number: row.numbered.as_ref().map(|numbered| invoice_number(numbered.number)),
             subject: row.subject,
             customer: row.stripe_customer_id,
             currency: row.currency,

@@ -8,8 +8,8 @@ use sqlx::PgConnection;
 use super::EngineError;
 use crate::domain::catalog::Catalog;
 use crate::domain::environment::Environment;
-use crate::domain::invoice::line::Terms;
-use crate::domain::invoice::timeline::{Stretch, Turn};
+use crate::domain::invoice::line::RatingTerms;
+use crate::domain::invoice::timeline::{PlanChange, PlanInterval};
 use crate::domain::names::PlanKey;
 use crate::domain::plan::Plan;
 use crate::domain::pricing::commitment::Commitment;
@@ -20,7 +20,7 @@ use crate::store;
 
 /// The plans of an environment, those too that are in the catalog no more.
 #[derive(Debug)]
-pub(super) struct Plans {
+pub(super) struct PlanHistory {
     pub(super) environment: Environment,
     catalog: Catalog,
     gone: BTreeMap<PlanKey, Option<Plan>>,
@@ -28,13 +28,13 @@ pub(super) struct Plans {
 
 /// What a stretch of a period is rated by, in the currency of its first price.
 #[derive(Debug)]
-struct Tariff {
+struct PlanPrices {
     currency: Currency,
     prices: Vec<Price>,
     commitment: Option<Commitment>,
 }
 
-impl Plans {
+impl PlanHistory {
     pub(super) async fn read(
         connection: &mut PgConnection,
         environment: Environment,
@@ -70,10 +70,10 @@ impl Plans {
     pub(super) async fn rate_any(
         &mut self,
         connection: &mut PgConnection,
-        turns: &[Turn],
+        plan_changes: &[PlanChange],
     ) -> Result<bool, EngineError> {
-        for turn in turns {
-            if self.currency_of(connection, turn).await?.is_some() {
+        for plan_change in plan_changes {
+            if self.currency_of(connection, plan_change).await?.is_some() {
                 return Ok(true);
             }
         }
@@ -84,25 +84,25 @@ impl Plans {
     pub(super) async fn currency_of(
         &mut self,
         connection: &mut PgConnection,
-        turn: &Turn,
+        plan_change: &PlanChange,
     ) -> Result<Option<Currency>, EngineError> {
-        let plan = self.plan(connection, &turn.plan).await?;
-        Ok(prices_of(plan, &turn.own.prices).first().map(|price| price.currency))
+        let plan = self.plan(connection, &plan_change.plan).await?;
+        Ok(prices_of(plan, &plan_change.own.prices).first().map(|price| price.currency))
     }
 
     /// None where nothing has a price.
-    async fn tariff(
+    async fn plan_prices(
         &mut self,
         connection: &mut PgConnection,
-        stretch: &Stretch,
-    ) -> Result<Option<Tariff>, EngineError> {
-        let plan = self.plan(connection, &stretch.plan).await?;
-        let prices = prices_of(plan, &stretch.own.prices);
+        interval: &PlanInterval,
+    ) -> Result<Option<PlanPrices>, EngineError> {
+        let plan = self.plan(connection, &interval.plan).await?;
+        let prices = prices_of(plan, &interval.own.prices);
         let Some(currency) = prices.first().map(|price| price.currency) else { return Ok(None) };
-        Ok(Some(Tariff {
+        Ok(Some(PlanPrices {
             currency,
             prices: prices.iter().filter(|price| price.currency == currency).cloned().collect(),
-            commitment: commitment_of(plan, &stretch.own.commitments, currency).cloned(),
+            commitment: commitment_of(plan, &interval.own.commitments, currency).cloned(),
         }))
     }
 
@@ -111,20 +111,20 @@ impl Plans {
     pub(super) async fn terms(
         &mut self,
         connection: &mut PgConnection,
-        stretches: &[Stretch],
+        intervals: &[PlanInterval],
         currency: Currency,
         owes: bool,
-    ) -> Result<Vec<Terms>, EngineError> {
+    ) -> Result<Vec<RatingTerms>, EngineError> {
         let mut terms = Vec::new();
-        for stretch in stretches {
-            let tariff = self.tariff(connection, stretch).await?;
-            let named = self.plan(connection, &stretch.plan).await?.map(|plan| plan.name.clone());
-            let plan_name = named.filter(|name| *name != stretch.plan.as_str());
-            let billed = tariff.filter(|tariff| stretch.is_billed && tariff.currency == currency);
+        for interval in intervals {
+            let tariff = self.plan_prices(connection, interval).await?;
+            let named = self.plan(connection, &interval.plan).await?.map(|plan| plan.name.clone());
+            let plan_name = named.filter(|name| *name != interval.plan.as_str());
+            let billed = tariff.filter(|tariff| interval.is_billed && tariff.currency == currency);
             let (prices, commitment) =
                 billed.map(|tariff| (tariff.prices, tariff.commitment)).unwrap_or_default();
-            let Stretch { plan, span, is_billed, .. } = stretch.clone();
-            terms.push(Terms {
+            let PlanInterval { plan, span, is_billed, .. } = interval.clone();
+            terms.push(RatingTerms {
                 plan,
                 plan_name,
                 span,
@@ -146,11 +146,11 @@ impl Plans {
     pub(super) async fn currencies(
         &mut self,
         connection: &mut PgConnection,
-        stretches: &[Stretch],
+        intervals: &[PlanInterval],
     ) -> Result<BTreeSet<Currency>, EngineError> {
         let mut currencies = BTreeSet::new();
-        for stretch in stretches.iter().filter(|stretch| stretch.is_billed) {
-            currencies.extend(self.tariff(connection, stretch).await?.map(|tariff| tariff.currency));
+        for interval in intervals.iter().filter(|interval| interval.is_billed) {
+            currencies.extend(self.plan_prices(connection, interval).await?.map(|tariff| tariff.currency));
         }
         Ok(currencies)
     }

@@ -5,40 +5,42 @@ use std::collections::BTreeMap;
 
 use sqlx::PgConnection;
 
-use super::{EngineError, label};
+use super::{EngineError, invoice_number};
 use crate::domain::environment::Environment;
-use crate::domain::invoice::line::{Billed, InvoiceLine, Kind, LineKey, Terms, total};
+use crate::domain::invoice::line::{
+    BilledAmount, InvoiceLine, InvoiceLineKey, InvoiceLineKind, RatingTerms, total,
+};
 use crate::domain::meter::StoredMeter;
 use crate::domain::pricing::currency::Currency;
 use crate::domain::pricing::list::PriceList;
 use crate::domain::pricing::price::Price;
-use crate::domain::pricing::rating::Used;
+use crate::domain::pricing::rating::RatedQuantity;
 use crate::domain::window::Span;
 use crate::store;
-use crate::store::customer_usage::{CustomerUsage, Whose};
+use crate::store::customer_usage::{CustomerScope, CustomerUsage};
 use crate::store::invoices::InvoiceRow;
 
 /// Rates what was recorded for a customer.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Rater<'a> {
+pub(super) struct InvoiceRater<'a> {
     pub(super) environment: Environment,
     pub(super) customer_id: i64,
     pub(super) meters: &'a [StoredMeter],
     pub(super) paths: &'a [i64],
 }
 
-impl Rater<'_> {
+impl InvoiceRater<'_> {
     /// A line for each price that has something to say, in the order of the plans, and for what bounds them
     /// together.
     pub(super) async fn lines(
         &self,
         snapshot: &mut PgConnection,
-        terms: &[Terms],
+        terms: &[RatingTerms],
         currency: Currency,
     ) -> Result<Vec<InvoiceLine>, EngineError> {
         let mut lines = Vec::new();
         for terms in terms {
-            let Terms { plan, span, .. } = terms;
+            let RatingTerms { plan, span, .. } = terms;
             let list = PriceList::of(&terms.prices, currency);
             let used = self.used(snapshot, &list, *span).await?;
             let counts = |price: &&Price| {
@@ -56,7 +58,7 @@ impl Rater<'_> {
         if let (Some(first), Some(last)) = (terms.first(), terms.last()) {
             let whole = Span { from: first.span.from, to: last.span.to };
             let sum = total(&lines);
-            for Terms { plan, plan_name, commitment, .. } in terms {
+            for RatingTerms { plan, plan_name, commitment, .. } in terms {
                 let bounds = commitment.iter().flat_map(|commitment| commitment.lines(&sum));
                 let named = |line: InvoiceLine| InvoiceLine { plan_name: plan_name.clone(), ..line };
                 lines.extend(bounds.map(|line| named(InvoiceLine::of(plan, whole, &line))));
@@ -77,9 +79,13 @@ impl Rater<'_> {
         snapshot: &mut PgConnection,
         list: &PriceList<'_>,
         span: Span,
-    ) -> Result<BTreeMap<String, Used>, EngineError> {
-        let whose =
-            Whose { environment: self.environment, customer_id: self.customer_id, paths: self.paths, span };
+    ) -> Result<BTreeMap<String, RatedQuantity>, EngineError> {
+        let whose = CustomerScope {
+            environment: self.environment,
+            customer_id: self.customer_id,
+            paths: self.paths,
+            span,
+        };
         let mut used = BTreeMap::new();
         let keys = list.meters();
         for stored in self.meters.iter().filter(|stored| keys.contains(&stored.meter.key)) {
@@ -92,7 +98,7 @@ impl Rater<'_> {
                 for (place, usage) in found {
                     let CustomerUsage { count, value, event_fees } = usage;
                     let Some(price) = prices.get(place).filter(|_| count != 0) else { continue };
-                    let mut of_price = Used::of_sum(price, value, count);
+                    let mut of_price = RatedQuantity::of_sum(price, value, count);
                     of_price.event_fees = event_fees.unwrap_or(of_price.event_fees);
                     used.insert(price.key.to_string(), of_price);
                 }
@@ -105,7 +111,7 @@ impl Rater<'_> {
 /// What invoices that were numbered would say differently now, of those that may.
 pub(super) async fn corrections(
     snapshot: &mut PgConnection,
-    rater: &Rater<'_>,
+    rater: &InvoiceRater<'_>,
     invoices: &[InvoiceRow],
     may_differ: impl Fn(&InvoiceRow) -> bool,
     currency: Currency,
@@ -113,9 +119,9 @@ pub(super) async fn corrections(
     let numbered: Vec<_> = invoices.iter().filter_map(|row| row.numbered.as_ref()).collect();
     let mut corrections = Vec::new();
     for invoice in invoices.iter().filter(|row| may_differ(row)).filter_map(|row| row.numbered.as_ref()) {
-        let label = label(invoice.number);
-        let mut billed: BTreeMap<LineKey, Billed> = BTreeMap::new();
-        let own = invoice.lines.iter().filter(|line| line.kind != Kind::Correction);
+        let label = invoice_number(invoice.number);
+        let mut billed: BTreeMap<InvoiceLineKey, BilledAmount> = BTreeMap::new();
+        let own = invoice.lines.iter().filter(|line| line.kind != InvoiceLineKind::Correction);
         let later = numbered.iter().flat_map(|other| &other.lines);
         let later = later.filter(|line| line.corrects.as_ref() == Some(&label));
         for line in own.chain(later) {
@@ -126,7 +132,7 @@ pub(super) async fn corrections(
         let mut lines = rater.lines(snapshot, &invoice.terms, currency).await?;
         // of what was billed for its use alone, all may have been taken back
         let gone = |line: &&InvoiceLine| {
-            line.kind == Kind::Usage && lines.iter().all(|other| other.key() != line.key())
+            line.kind == InvoiceLineKind::Usage && lines.iter().all(|other| other.key() != line.key())
         };
         let gone: Vec<InvoiceLine> = invoice.lines.iter().filter(gone).map(InvoiceLine::unused).collect();
         lines.extend(gone);

@@ -3,8 +3,8 @@
 use sqlx::PgConnection;
 use uuid::Uuid;
 
-use super::books::Book;
-use super::plans::Plans;
+use super::books::BillingHistory;
+use super::plans::PlanHistory;
 use super::{Engine, EngineError, InvoiceView, payer_of};
 use crate::domain::environment::Environment;
 use crate::domain::names::SubjectId;
@@ -36,7 +36,7 @@ impl Engine {
             let rows = store::invoices::of_payer(&mut connection, payer, now).await?;
             let is_present = |row: &InvoiceRow| row.numbered.is_none() && row.period.contains(now);
             let present: Vec<InvoiceRow> = rows.into_iter().filter(is_present).collect();
-            if let Some(id) = self.foremost(&mut connection, environment, payer, &present, now).await? {
+            if let Some(id) = self.first(&mut connection, environment, payer, &present, now).await? {
                 return Ok(id);
             }
         }
@@ -46,7 +46,7 @@ impl Engine {
 
     /// Of the drafts of a period, one for each currency that it has or may have to correct: that of the prices in
     /// force, else the first that has something to say.
-    async fn foremost(
+    async fn first(
         &self,
         connection: &mut PgConnection,
         environment: Environment,
@@ -54,10 +54,10 @@ impl Engine {
         present: &[InvoiceRow],
         now: Timestamp,
     ) -> Result<Option<Uuid>, EngineError> {
-        let mut plans = Plans::read(connection, environment).await?;
-        let book = Book::read(connection, &mut plans, payer).await?;
-        if let Some(turn) = book.timeline.at(now).filter(|turn| turn.is_billed()) {
-            let currency = plans.currency_of(connection, turn).await?;
+        let mut plans = PlanHistory::read(connection, environment).await?;
+        let book = BillingHistory::read(connection, &mut plans, payer).await?;
+        if let Some(plan_change) = book.timeline.at(now).filter(|plan_change| plan_change.is_billed()) {
+            let currency = plans.currency_of(connection, plan_change).await?;
             if let Some(row) = present.iter().find(|row| Some(row.currency) == currency) {
                 return Ok(Some(row.id));
             }
@@ -81,18 +81,18 @@ async fn why_none(
     let Some(payer) = payer else {
         return Ok(format!("`{subject}` is mapped to no customer: give it a `stripe_customer_id`"));
     };
-    let mut plans = Plans::read(connection, environment).await?;
-    let book = Book::read(connection, &mut plans, payer).await?;
-    let Some(turn) = book.timeline.at(now) else {
+    let mut plans = PlanHistory::read(connection, environment).await?;
+    let book = BillingHistory::read(connection, &mut plans, payer).await?;
+    let Some(plan_change) = book.timeline.at(now) else {
         return Ok(format!(
             "neither `{subject}` nor a subject above it is on a plan with prices: put it on one"
         ));
     };
-    if !plans.rate_any(connection, std::slice::from_ref(turn)).await? {
-        return Ok(format!("the plan `{}` has no prices: put `{subject}` on one that has", turn.plan));
+    if !plans.rate_any(connection, std::slice::from_ref(plan_change)).await? {
+        return Ok(format!("the plan `{}` has no prices: put `{subject}` on one that has", plan_change.plan));
     }
-    if !turn.is_billed() {
-        let status = turn.status.as_str();
+    if !plan_change.is_billed() {
+        let status = plan_change.status.as_str();
         return Ok(format!("the subscription of `{subject}` is `{status}`: nothing is billed meanwhile"));
     }
     Ok(format!(

@@ -5,14 +5,14 @@
 use sqlx::PgConnection;
 
 use super::mapping::map_within;
-use super::news::Heard;
+use super::news::SubscriptionSnapshot;
 use super::{Engine, EngineError};
 use crate::domain::billed::leading;
 use crate::domain::environment::Environment;
 use crate::domain::names::SubjectId;
 use crate::domain::subscription::End;
-use crate::engine::subscriptions::Scene;
-use crate::store::stripe_subscriptions::{BilledRow, Unmapped, Whose};
+use crate::engine::subscriptions::SubscriptionChange;
+use crate::store::stripe_subscriptions::{ProviderSubscriptionRow, SubscriptionOwner, Unmapped};
 use crate::store::{self, configuration, stripe_customers, stripe_subscriptions, webhook_events};
 
 impl Engine {
@@ -20,22 +20,22 @@ impl Engine {
     pub(super) async fn follow(
         &self,
         environment: Environment,
-        heard: &Heard,
+        fetched: &SubscriptionSnapshot,
         seqs: &[i64],
     ) -> Result<(), EngineError> {
         let mut connection = self.database().pool().acquire().await?;
         let now = self.inner.clock.outside(store::usage::now(&mut connection).await?);
-        let id = &heard.billed.id;
+        let id = &fetched.billed.id;
         // most of what is told changes nothing for us: nobody needs to wait for that
         let row = stripe_subscriptions::find(&mut connection, environment, id).await?;
         let is_done = row.as_ref().is_some_and(|row| row.settled && row.whose.unmapped.is_none());
-        if (is_done && !heard.is_newer_than(row.as_ref()))
-            || confirm(&mut connection, environment, heard).await?
+        if (is_done && !fetched.is_newer_than(row.as_ref()))
+            || confirm(&mut connection, environment, fetched).await?
         {
             return Ok(webhook_events::settle(&mut connection, seqs, "applied", None, now).await?);
         }
         drop(connection);
-        self.settle(environment, id, Some(heard), seqs).await
+        self.settle(environment, id, Some(fetched), seqs).await
     }
 
     /// Looks again at a subscription whose mapping may have changed.
@@ -47,24 +47,27 @@ impl Engine {
         &self,
         environment: Environment,
         id: &str,
-        heard: Option<&Heard>,
+        fetched: Option<&SubscriptionSnapshot>,
         seqs: &[i64],
     ) -> Result<(), EngineError> {
         let mut transaction = self.database().pool().begin().await?;
         configuration::lock_for_change(&mut transaction, environment).await?;
         let postgres_now = store::usage::now(&mut transaction).await?;
         let (catalog, _) = store::catalog::current(&mut transaction, environment).await?;
-        let scene =
-            Scene { environment, catalog: &catalog, now: self.inner.clock.now(environment, postgres_now) };
+        let scene = SubscriptionChange {
+            environment,
+            catalog: &catalog,
+            now: self.inner.clock.now(environment, postgres_now),
+        };
         let mut row = stripe_subscriptions::find(&mut transaction, environment, id).await?;
-        if let Some(heard) = heard.filter(|heard| heard.is_newer_than(row.as_ref())) {
-            let Heard { billed, event_created, fetched_at } = heard;
+        if let Some(fetched) = fetched.filter(|fetched| fetched.is_newer_than(row.as_ref())) {
+            let SubscriptionSnapshot { billed, event_created, fetched_at } = fetched;
             stripe_subscriptions::write(&mut transaction, environment, billed, *event_created, *fetched_at)
                 .await?;
             row = stripe_subscriptions::find(&mut transaction, environment, id).await?;
         }
         let Some(row) = row else { return Ok(()) };
-        let whose = find_a_place(&mut transaction, scene, &row).await?;
+        let whose = resolve_owner(&mut transaction, scene, &row).await?;
         let mut settled = webhook_events::unmapped(&mut transaction, environment, id).await?;
         settled.extend_from_slice(seqs);
         let now = self.inner.clock.outside(postgres_now);
@@ -80,25 +83,25 @@ impl Engine {
 async fn confirm(
     connection: &mut PgConnection,
     environment: Environment,
-    heard: &Heard,
+    fetched: &SubscriptionSnapshot,
 ) -> Result<bool, EngineError> {
-    let Heard { billed, event_created, fetched_at } = heard;
+    let SubscriptionSnapshot { billed, event_created, fetched_at } = fetched;
     Ok(stripe_subscriptions::confirm(connection, environment, billed, *event_created, *fetched_at).await?)
 }
 
 /// Finds whose a subscription is and which plan it is for, and has all whom it concerns follow.
-async fn find_a_place(
+async fn resolve_owner(
     connection: &mut PgConnection,
-    scene: Scene<'_>,
-    row: &BilledRow,
-) -> Result<Whose, EngineError> {
+    scene: SubscriptionChange<'_>,
+    row: &ProviderSubscriptionRow,
+) -> Result<SubscriptionOwner, EngineError> {
     let billed = &row.billed;
     let subject = owner(connection, scene, row).await?;
     let found = scene.catalog.plan_of_prices(scene.environment, &billed.prices).map(|plan| plan.key.clone());
     // a price that the catalog does not know yet leaves the plan as it was
     let plan = found.clone().or_else(|| row.whose.plan.clone());
     let missing_plan = plan.is_none() || (found.is_none() && !billed.is_over());
-    let whose = Whose {
+    let whose = SubscriptionOwner {
         subject_id: subject.as_ref().map(|(id, _)| *id),
         plan,
         unmapped: match &subject {
@@ -123,8 +126,8 @@ async fn find_a_place(
 /// Whose a subscription is: by the mapping of its customer, else as the biller was told, else as before.
 async fn owner(
     connection: &mut PgConnection,
-    scene: Scene<'_>,
-    row: &BilledRow,
+    scene: SubscriptionChange<'_>,
+    row: &ProviderSubscriptionRow,
 ) -> Result<Option<(i64, SubjectId)>, EngineError> {
     let (billed, environment) = (&row.billed, scene.environment);
     let known = |name: String| SubjectId::parse(name).map_err(|why| EngineError::Internal(why.to_string()));
@@ -149,7 +152,7 @@ async fn owner(
 /// Has a subject follow that of its subscriptions that counts.
 async fn lead(
     connection: &mut PgConnection,
-    scene: Scene<'_>,
+    scene: SubscriptionChange<'_>,
     subject_id: i64,
     subject: &SubjectId,
 ) -> Result<(), EngineError> {
@@ -179,7 +182,7 @@ async fn lead(
 /// A subscription has become somebody else's: its subject follows another of its own, or has none now.
 async fn take_leave(
     connection: &mut PgConnection,
-    scene: Scene<'_>,
+    scene: SubscriptionChange<'_>,
     subject_id: i64,
     followed: bool,
 ) -> Result<(), EngineError> {

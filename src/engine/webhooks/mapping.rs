@@ -4,7 +4,7 @@
 use serde_json::Value;
 use sqlx::PgConnection;
 
-use super::round::Outcome;
+use super::round::WebhookOutcome;
 use super::{Engine, EngineError};
 use crate::domain::environment::Environment;
 use crate::domain::names::SubjectId;
@@ -14,35 +14,35 @@ use crate::providers::stripe::webhook;
 use crate::store::{self, StoreError, configuration, stripe_customers, stripe_subscriptions};
 
 impl Engine {
-    pub(super) async fn heard_of_checkout(
+    pub(super) async fn on_checkout(
         &self,
         environment: Environment,
         object: &Value,
-    ) -> Result<Outcome, EngineError> {
+    ) -> Result<WebhookOutcome, EngineError> {
         let Some((subject, customer)) = webhook::checkout(object) else {
-            return Ok(Outcome::Ignored("it names no client_reference_id, or no customer"));
+            return Ok(WebhookOutcome::Ignored("it names no client_reference_id, or no customer"));
         };
         let mut connection = self.database().pool().acquire().await?;
         stripe_customers::set_reference(&mut connection, environment, &customer, subject.as_str()).await?;
         drop(connection);
         self.map(environment, &subject, &customer).await?;
-        Ok(Outcome::Applied)
+        Ok(WebhookOutcome::Applied)
     }
 
-    pub(super) async fn heard_of_customer(
+    pub(super) async fn on_customer(
         &self,
         environment: Environment,
         object: &Value,
         created: Timestamp,
         deleted: bool,
-    ) -> Result<Outcome, EngineError> {
-        let Some(customer) = webhook::customer(object) else { return Ok(Outcome::malformed()) };
+    ) -> Result<WebhookOutcome, EngineError> {
+        let Some(customer) = webhook::customer(object) else { return Ok(WebhookOutcome::malformed()) };
         let mut connection = self.database().pool().acquire().await?;
         if deleted || customer.deleted {
             stripe_customers::set_deleted(&mut connection, environment, &customer.id).await?;
             drop(connection);
             self.unmap(environment, &customer.id).await?;
-            return Ok(Outcome::Applied);
+            return Ok(WebhookOutcome::Applied);
         }
         let subject = customer.subject.as_ref().map(SubjectId::as_str);
         stripe_customers::write(&mut connection, environment, &customer.id, subject, created).await?;
@@ -50,7 +50,7 @@ impl Engine {
         if let Some(subject) = &customer.subject {
             self.map(environment, subject, &customer.id).await?;
         }
-        Ok(Outcome::Applied)
+        Ok(WebhookOutcome::Applied)
     }
 
     /// Maps a customer that is nobody's, and has its subscriptions looked at again.

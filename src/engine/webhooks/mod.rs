@@ -21,7 +21,7 @@ use crate::domain::environment::Environment;
 use crate::domain::limits::{WEBHOOK_DELETES_MAX, WEBHOOK_KEPT, WEBHOOK_UNDONE_KEPT};
 use crate::domain::timestamp::Timestamp;
 use crate::providers::stripe::signature::{Age, Signature};
-use crate::providers::stripe::webhook::{Notice, Topic};
+use crate::providers::stripe::webhook::{Topic, WebhookNotice};
 use crate::providers::stripe::{Stripe, StripeSettings};
 use crate::store::webhook_events::{Arrival, WebhookRow};
 use crate::store::{self, webhook_events};
@@ -29,31 +29,31 @@ use crate::store::{self, webhook_events};
 /// What the worker of each environment has.
 #[derive(Debug)]
 pub(super) struct Webhooks {
-    desks: [(Environment, Desk); 2],
+    workers: [(Environment, WebhookWorker); 2],
 }
 
 #[derive(Debug)]
-struct Desk {
+struct WebhookWorker {
     /// Rung when there is something to do.
-    bell: Arc<Notify>,
+    wake: Arc<Notify>,
     /// Where objects are fetched; none without an API key.
     stripe: Option<Arc<Stripe>>,
 }
 
 impl Webhooks {
     pub(super) fn new(settings: &StripeSettings) -> Result<Self, EngineError> {
-        let desk = |environment| -> Result<(Environment, Desk), EngineError> {
+        let worker = |environment| -> Result<(Environment, WebhookWorker), EngineError> {
             let stripe =
                 Stripe::of(settings, environment).map_err(|why| EngineError::Internal(why.to_string()))?;
-            Ok((environment, Desk { bell: Arc::default(), stripe: stripe.map(Arc::new) }))
+            Ok((environment, WebhookWorker { wake: Arc::default(), stripe: stripe.map(Arc::new) }))
         };
-        Ok(Self { desks: [desk(Environment::Test)?, desk(Environment::Live)?] })
+        Ok(Self { workers: [worker(Environment::Test)?, worker(Environment::Live)?] })
     }
 
-    fn desk(&self, environment: Environment) -> &Desk {
+    fn worker(&self, environment: Environment) -> &WebhookWorker {
         match environment {
-            Environment::Test => &self.desks[0].1,
-            Environment::Live => &self.desks[1].1,
+            Environment::Test => &self.workers[0].1,
+            Environment::Live => &self.workers[1].1,
         }
     }
 }
@@ -131,7 +131,7 @@ impl Engine {
         }
         let payload: &RawValue =
             serde_json::from_slice(body).map_err(|_| untrusted("malformed_json", "the body is no JSON"))?;
-        let notice = serde_json::from_str::<Value>(payload.get()).ok().as_ref().and_then(Notice::read);
+        let notice = serde_json::from_str::<Value>(payload.get()).ok().as_ref().and_then(WebhookNotice::read);
         let Some(notice) = notice else {
             return Err(untrusted("malformed_event", "the body is no event: it has no `id`"));
         };
@@ -147,7 +147,7 @@ impl Engine {
             matters: Topic::of(&notice.kind) != Topic::Other,
         };
         if webhook_events::insert(&mut connection, environment, arrival, now).await? {
-            self.webhook_bell(environment).notify_one();
+            self.webhook_wake(environment).notify_one();
         }
         metrics::counter!("metergate_webhooks_total", "environment" => environment.as_str()).increment(1);
         Ok(())
@@ -174,8 +174,8 @@ impl Engine {
     }
 
     /// Rung when there are webhooks to apply.
-    pub fn webhook_bell(&self, environment: Environment) -> Arc<Notify> {
-        Arc::clone(&self.inner.webhooks.desk(environment).bell)
+    pub fn webhook_wake(&self, environment: Environment) -> Arc<Notify> {
+        Arc::clone(&self.inner.webhooks.worker(environment).wake)
     }
 
     /// A page of what came, the latest first.
@@ -213,7 +213,7 @@ impl Engine {
 }
 
 /// `livemode` decides the environment, and must fit the secret.
-fn environment_of(notice: &Notice, signers: &[Environment]) -> Result<Environment, EngineError> {
+fn environment_of(notice: &WebhookNotice, signers: &[Environment]) -> Result<Environment, EngineError> {
     let environment = match (notice.livemode, signers) {
         (Some(true), _) => Environment::Live,
         (Some(false), _) => Environment::Test,

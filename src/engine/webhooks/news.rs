@@ -4,38 +4,38 @@
 use serde_json::Value;
 
 use super::{Engine, EngineError};
-use crate::domain::billed::Billed;
+use crate::domain::billed::ProviderSubscription;
 use crate::domain::environment::Environment;
 use crate::domain::limits::WEBHOOK_TIES_MAX;
 use crate::domain::names::SubjectId;
-use crate::domain::subscription::Status;
+use crate::domain::subscription::SubscriptionStatus;
 use crate::domain::timestamp::Timestamp;
 use crate::providers::stripe::webhook::{self, SUBSCRIPTION_DELETED, SUBSCRIPTION_EVENTS};
 use crate::providers::stripe::{Fault, Stripe, order};
-use crate::store::stripe_subscriptions::BilledRow;
+use crate::store::stripe_subscriptions::ProviderSubscriptionRow;
 use crate::store::{self, stripe_customers, webhook_events};
 
-pub(super) enum News {
-    Heard(Heard),
+pub(super) enum FetchedSubscription {
+    Found(SubscriptionSnapshot),
     /// No payload says anything.
-    Nothing,
+    Unknown,
     Later(Fault),
 }
 
 /// What the biller says, and as of when.
 #[derive(Debug)]
-pub(super) struct Heard {
-    pub(super) billed: Billed,
+pub(super) struct SubscriptionSnapshot {
+    pub(super) billed: ProviderSubscription,
     /// The latest event that it takes account of.
     pub(super) event_created: Timestamp,
     /// When we began to ask; none: from payloads.
     pub(super) fetched_at: Option<Timestamp>,
 }
 
-impl Heard {
+impl SubscriptionSnapshot {
     /// Whether it says more than what is known. Whoever asked later knows more: what changed between the
     /// two has an event that is yet to be applied. An end is final, whenever it is heard of.
-    pub(super) fn is_newer_than(&self, row: Option<&BilledRow>) -> bool {
+    pub(super) fn is_newer_than(&self, row: Option<&ProviderSubscriptionRow>) -> bool {
         let Some(row) = row else { return true };
         if row.billed.is_over() || self.billed.is_over() {
             return !row.billed.is_over();
@@ -50,39 +50,47 @@ impl Heard {
 
 impl Engine {
     /// Of the subscription that events up to `newest` are about.
-    pub(super) async fn news(
+    pub(super) async fn fetch_subscription(
         &self,
         environment: Environment,
         id: &str,
         newest: Timestamp,
-    ) -> Result<News, EngineError> {
-        let stripe = self.inner.webhooks.desk(environment).stripe.clone();
+    ) -> Result<FetchedSubscription, EngineError> {
+        let stripe = self.inner.webhooks.worker(environment).stripe.clone();
         let Some(stripe) = stripe.filter(|_| is_plain(id)) else {
-            return self.heard_from_payloads(environment, id).await;
+            return self.read_from_payloads(environment, id).await;
         };
         let mut connection = self.database().pool().acquire().await?;
         let asked_at = self.inner.clock.outside(store::usage::now(&mut connection).await?);
         drop(connection);
         match stripe.client().get(&format!("/v1/subscriptions/{id}"), &[]).await {
             Ok(object) => {
-                let Some(billed) = webhook::subscription(&object) else { return Ok(News::Nothing) };
+                let Some(billed) = webhook::subscription(&object) else {
+                    return Ok(FetchedSubscription::Unknown);
+                };
                 if billed.subject.is_none()
                     && let Some(fault) = self.learn_customer(environment, &stripe, &billed.customer).await?
                 {
-                    return Ok(News::Later(fault));
+                    return Ok(FetchedSubscription::Later(fault));
                 }
-                Ok(News::Heard(Heard { billed, event_created: newest, fetched_at: Some(asked_at) }))
+                Ok(FetchedSubscription::Found(SubscriptionSnapshot {
+                    billed,
+                    event_created: newest,
+                    fetched_at: Some(asked_at),
+                }))
             }
-            Err(fault) if fault.status == Some(404) => self.heard_of_missing(environment, &stripe, id).await,
-            Err(fault) => Ok(News::Later(fault)),
+            Err(fault) if fault.status == Some(404) => {
+                self.on_missing_subscription(environment, &stripe, id).await
+            }
+            Err(fault) => Ok(FetchedSubscription::Later(fault)),
         }
     }
 
-    pub(super) async fn heard_from_payloads(
+    pub(super) async fn read_from_payloads(
         &self,
         environment: Environment,
         id: &str,
-    ) -> Result<News, EngineError> {
+    ) -> Result<FetchedSubscription, EngineError> {
         let mut connection = self.database().pool().acquire().await?;
         let kinds = (SUBSCRIPTION_EVENTS, SUBSCRIPTION_DELETED);
         let limit = WEBHOOK_TIES_MAX;
@@ -92,36 +100,36 @@ impl Engine {
             payloads.iter().filter_map(|payload| serde_json::from_str(payload.get()).ok()).collect();
         let Some((last, billed)) = order::last(&events).and_then(|e| Some((e, webhook::subscription_of(e)?)))
         else {
-            return Ok(News::Nothing);
+            return Ok(FetchedSubscription::Unknown);
         };
         let seconds = last["created"].as_i64().and_then(|seconds| seconds.checked_mul(1_000_000));
         let event_created = seconds.and_then(Timestamp::from_micros).unwrap_or(Timestamp::MIN);
-        Ok(News::Heard(Heard { billed, event_created, fetched_at: None }))
+        Ok(FetchedSubscription::Found(SubscriptionSnapshot { billed, event_created, fetched_at: None }))
     }
 
     /// The biller does not know it. With its customer deleted it is over, though a payload may still say
     /// otherwise; else the key is another account's, and the payloads, which are signed, are all there is.
-    async fn heard_of_missing(
+    async fn on_missing_subscription(
         &self,
         environment: Environment,
         stripe: &Stripe,
         id: &str,
-    ) -> Result<News, EngineError> {
-        let mut news = self.heard_from_payloads(environment, id).await?;
-        let News::Heard(heard) = &mut news else { return Ok(news) };
-        if heard.billed.is_over() || !is_plain(&heard.billed.customer) {
-            return Ok(news);
+    ) -> Result<FetchedSubscription, EngineError> {
+        let mut subscription = self.read_from_payloads(environment, id).await?;
+        let FetchedSubscription::Found(fetched) = &mut subscription else { return Ok(subscription) };
+        if fetched.billed.is_over() || !is_plain(&fetched.billed.customer) {
+            return Ok(subscription);
         }
-        match stripe.client().get(&format!("/v1/customers/{}", heard.billed.customer), &[]).await {
+        match stripe.client().get(&format!("/v1/customers/{}", fetched.billed.customer), &[]).await {
             Ok(customer) => {
                 if webhook::customer(&customer).is_some_and(|customer| customer.deleted) {
-                    heard.billed.status = Status::Canceled;
-                    heard.billed.ended_at = Some(heard.event_created);
+                    fetched.billed.status = SubscriptionStatus::Canceled;
+                    fetched.billed.ended_at = Some(fetched.event_created);
                 }
-                Ok(news)
+                Ok(subscription)
             }
-            Err(fault) if fault.status == Some(404) => Ok(news),
-            Err(fault) => Ok(News::Later(fault)),
+            Err(fault) if fault.status == Some(404) => Ok(subscription),
+            Err(fault) => Ok(FetchedSubscription::Later(fault)),
         }
     }
 

@@ -5,9 +5,9 @@ use serde_json::Value;
 use sqlx::PgConnection;
 
 use super::news::is_plain;
-use super::round::Outcome;
+use super::round::WebhookOutcome;
 use super::{Engine, EngineError};
-use crate::domain::credits::grant::{Request, Source};
+use crate::domain::credits::grant::{GrantSource, Request};
 use crate::domain::credits::offers::CreditPack;
 use crate::domain::credits::recurrence::Rollover;
 use crate::domain::environment::Environment;
@@ -28,20 +28,21 @@ impl Engine {
         &self,
         environment: Environment,
         purchase: Option<Purchase>,
-    ) -> Result<Option<Outcome>, EngineError> {
+    ) -> Result<Option<WebhookOutcome>, EngineError> {
         let Some(mut purchase) = purchase else { return Ok(None) };
         let mut connection = self.database().pool().acquire().await?;
         let (catalog, _) = store::catalog::current(&mut connection, environment).await?;
         if catalog.credit_packs.is_empty() {
             return Ok(None);
         }
-        let no_key =
-            || Outcome::Waits("an invoice has more lines than were told, and no key to ask for them with");
-        match self.inner.webhooks.desk(environment).stripe.as_ref().filter(|_| purchase.has_more) {
+        let no_key = || {
+            WebhookOutcome::Waits("an invoice has more lines than were told, and no key to ask for them with")
+        };
+        match self.inner.webhooks.worker(environment).stripe.as_ref().filter(|_| purchase.has_more) {
             Some(stripe) => match lines(stripe.client(), &purchase).await {
                 Ok(Some(lines)) => purchase.items = webhook::items_of(&lines),
                 Ok(None) => {}
-                Err(fault) => return Ok(Some(Outcome::Later(fault))),
+                Err(fault) => return Ok(Some(WebhookOutcome::Later(fault))),
             },
             // which of them is a pack, and how many of it, is not known by halves
             None if purchase.has_more && purchase.checkout.is_none() => return Ok(Some(no_key())),
@@ -58,20 +59,26 @@ impl Engine {
             return Ok(None);
         }
         let Some(subject) = buyer(&mut connection, environment, &purchase).await? else {
-            return Ok(Some(Outcome::Waits("no subject is mapped to the customer who bought credits")));
+            return Ok(Some(WebhookOutcome::Waits(
+                "no subject is mapped to the customer who bought credits",
+            )));
         };
         drop(connection);
         for (price, pack, count) in bought {
             let reference = format!("stripe:{}:{price}", purchase.reference);
             let Some(request) = request(pack, count, reference) else {
-                return Ok(Some(Outcome::Failed(format!("{count} of the pack `{}` are too many", pack.key))));
+                return Ok(Some(WebhookOutcome::Failed(format!(
+                    "{count} of the pack `{}` are too many",
+                    pack.key
+                ))));
             };
             match self.grant_credits(environment, subject.clone(), request).await {
                 // it was granted when the pack, or the mapping, was another
                 Ok(_) | Err(EngineError::Conflict { .. }) => {}
-                Err(EngineError::Invalid(flaws)) => {
-                    let why = flaws.first().map(|flaw| flaw.detail.clone()).unwrap_or_default();
-                    return Ok(Some(Outcome::Failed(format!(
+                Err(EngineError::Invalid(violations)) => {
+                    let why =
+                        violations.first().map(|violation| violation.detail.clone()).unwrap_or_default();
+                    return Ok(Some(WebhookOutcome::Failed(format!(
                         "the pack `{}` cannot be granted: {why}",
                         pack.key
                     ))));
@@ -79,7 +86,7 @@ impl Engine {
                 Err(why) => return Err(why),
             }
         }
-        Ok(Some(Outcome::Applied))
+        Ok(Some(WebhookOutcome::Applied))
     }
 }
 
@@ -139,7 +146,7 @@ fn request(pack: &CreditPack, count: i64, external_ref: String) -> Option<Reques
         effective_at: None,
         expires_at: None,
         expires_after: pack.expires_after,
-        source: Source::Purchase,
+        source: GrantSource::Purchase,
         external_ref: Some(external_ref),
         recurrence: None,
         rollover: Rollover::default(),

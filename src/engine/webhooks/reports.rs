@@ -2,31 +2,31 @@
 //! which are fetched; only samples are given.
 
 use super::news::is_plain;
-use super::round::Outcome;
+use super::round::WebhookOutcome;
 use super::{Engine, EngineError};
 use crate::domain::environment::Environment;
 use crate::providers::stripe::webhook;
 
 impl Engine {
-    pub(super) async fn heard_of_meter_errors(
+    pub(super) async fn on_meter_errors(
         &self,
         environment: Environment,
         event_id: &str,
-    ) -> Result<Outcome, EngineError> {
-        let Some(stripe) = self.inner.webhooks.desk(environment).stripe.clone() else {
-            return Ok(Outcome::Ignored("its contents cannot be fetched without an API key"));
+    ) -> Result<WebhookOutcome, EngineError> {
+        let Some(stripe) = self.inner.webhooks.worker(environment).stripe.clone() else {
+            return Ok(WebhookOutcome::Ignored("its contents cannot be fetched without an API key"));
         };
         if !is_plain(event_id) {
-            return Ok(Outcome::malformed());
+            return Ok(WebhookOutcome::malformed());
         }
         let event = match stripe.client().get(&format!("/v2/core/events/{event_id}"), &[]).await {
             Ok(event) => event,
             Err(fault) if fault.status == Some(404) => {
-                return Ok(Outcome::Failed("the biller does not know the event".to_owned()));
+                return Ok(WebhookOutcome::Failed("the biller does not know the event".to_owned()));
             }
-            Err(fault) => return Ok(Outcome::Later(fault)),
+            Err(fault) => return Ok(WebhookOutcome::Later(fault)),
         };
         self.mark_exports_failed(environment, &webhook::uncounted(&event)).await?;
-        Ok(Outcome::Applied)
+        Ok(WebhookOutcome::Applied)
     }
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use serde_json::Value;
 use tokio::task::JoinSet;
 
-use super::news::News;
+use super::news::FetchedSubscription;
 use super::{Engine, EngineError};
 use crate::domain::environment::Environment;
 use crate::domain::limits::{
@@ -16,13 +16,13 @@ use crate::domain::limits::{
 use crate::domain::timestamp::Timestamp;
 use crate::providers::stripe::Fault;
 use crate::providers::stripe::webhook::{self, Topic};
-use crate::store::stripe_customers::InvoiceRow;
-use crate::store::webhook_events::Taken;
+use crate::store::stripe_customers::StripeInvoiceRow;
+use crate::store::webhook_events::ClaimedEvent;
 use crate::store::{self, StoreError, stripe_customers, stripe_subscriptions, webhook_events};
 
 /// What came of an event.
 #[derive(Debug)]
-pub(super) enum Outcome {
+pub(super) enum WebhookOutcome {
     Applied,
     Ignored(&'static str),
     Failed(String),
@@ -32,7 +32,7 @@ pub(super) enum Outcome {
     Waits(&'static str),
 }
 
-impl Outcome {
+impl WebhookOutcome {
     pub(super) fn malformed() -> Self {
         Self::Failed("the object in it is not as it should be".to_owned())
     }
@@ -44,7 +44,7 @@ impl Engine {
     pub async fn apply_webhooks(&self, environment: Environment) -> Result<usize, EngineError> {
         let taken = self.take_webhooks(environment).await?;
         let mut done = taken.len();
-        let mut subscriptions: BTreeMap<String, Vec<Taken>> = BTreeMap::new();
+        let mut subscriptions: BTreeMap<String, Vec<ClaimedEvent>> = BTreeMap::new();
         for event in taken {
             if Topic::of(&event.kind) == Topic::Subscription
                 && let Some(id) = event.object_id.clone()
@@ -55,7 +55,7 @@ impl Engine {
             let outcome = self.apply_one(environment, &event).await;
             self.conclude(&[event], outcome).await?;
         }
-        let subscriptions: Vec<(String, Vec<Taken>)> = subscriptions.into_iter().collect();
+        let subscriptions: Vec<(String, Vec<ClaimedEvent>)> = subscriptions.into_iter().collect();
         for some in subscriptions.chunks(WEBHOOK_FETCHES_MAX) {
             self.apply_to_subscriptions(environment, some).await?;
         }
@@ -63,12 +63,12 @@ impl Engine {
         Ok(done)
     }
 
-    async fn take_webhooks(&self, environment: Environment) -> Result<Vec<Taken>, EngineError> {
+    async fn take_webhooks(&self, environment: Environment) -> Result<Vec<ClaimedEvent>, EngineError> {
         let mut connection = self.database().pool().acquire().await?;
         let now = self.inner.clock.outside(store::usage::now(&mut connection).await?);
         let until = now.saturating_add(WEBHOOK_LEASE);
         let limit = WEBHOOK_ROUND_EVENTS_MAX;
-        let mut taken = webhook_events::take(&mut connection, environment, now, until, limit).await?;
+        let mut taken = webhook_events::claim(&mut connection, environment, now, until, limit).await?;
         taken.sort_by_key(|event| event.seq);
         Ok(taken)
     }
@@ -77,7 +77,7 @@ impl Engine {
     async fn apply_to_subscriptions(
         &self,
         environment: Environment,
-        batches: &[(String, Vec<Taken>)],
+        batches: &[(String, Vec<ClaimedEvent>)],
     ) -> Result<(), EngineError> {
         let mut asking = JoinSet::new();
         for (index, (id, events)) in batches.iter().enumerate() {
@@ -85,26 +85,28 @@ impl Engine {
             let newest = events.iter().map(|event| event.created).max().unwrap_or(Timestamp::MIN);
             let deleted = events.iter().any(|event| event.kind == webhook::SUBSCRIPTION_DELETED);
             asking.spawn(async move {
-                let news = if deleted {
+                let subscription = if deleted {
                     // that is the last that can be said
-                    engine.heard_from_payloads(environment, &id).await
+                    engine.read_from_payloads(environment, &id).await
                 } else {
-                    engine.news(environment, &id, newest).await
+                    engine.fetch_subscription(environment, &id, newest).await
                 };
-                (index, news)
+                (index, subscription)
             });
         }
         while let Some(asked) = asking.join_next().await {
-            let (index, news) = asked.map_err(|why| EngineError::Internal(why.to_string()))?;
+            let (index, subscription) = asked.map_err(|why| EngineError::Internal(why.to_string()))?;
             let (_, events) = &batches[index];
             let seqs: Vec<i64> = events.iter().map(|event| event.seq).collect();
-            let outcome = match news {
-                Ok(News::Heard(heard)) => match self.follow(environment, &heard, &seqs).await {
-                    Ok(()) => continue,
-                    Err(why) => Err(why),
-                },
-                Ok(News::Nothing) => Ok(Outcome::malformed()),
-                Ok(News::Later(fault)) => Ok(Outcome::Later(fault)),
+            let outcome = match subscription {
+                Ok(FetchedSubscription::Found(fetched)) => {
+                    match self.follow(environment, &fetched, &seqs).await {
+                        Ok(()) => continue,
+                        Err(why) => Err(why),
+                    }
+                }
+                Ok(FetchedSubscription::Unknown) => Ok(WebhookOutcome::malformed()),
+                Ok(FetchedSubscription::Later(fault)) => Ok(WebhookOutcome::Later(fault)),
                 Err(why) => Err(why),
             };
             self.conclude(events, outcome).await?;
@@ -112,18 +114,22 @@ impl Engine {
         Ok(())
     }
 
-    async fn apply_one(&self, environment: Environment, event: &Taken) -> Result<Outcome, EngineError> {
-        let Some(payload) = self.payload(event.seq).await? else { return Ok(Outcome::malformed()) };
+    async fn apply_one(
+        &self,
+        environment: Environment,
+        event: &ClaimedEvent,
+    ) -> Result<WebhookOutcome, EngineError> {
+        let Some(payload) = self.payload(event.seq).await? else { return Ok(WebhookOutcome::malformed()) };
         let object = &payload["data"]["object"];
         match Topic::of(&event.kind) {
             Topic::Checkout => {
-                let heard = self.heard_of_checkout(environment, object).await?;
+                let fetched = self.on_checkout(environment, object).await?;
                 let granted = self.grant_packs(environment, webhook::bought_by_checkout(object)).await?;
-                Ok(granted.unwrap_or(heard))
+                Ok(granted.unwrap_or(fetched))
             }
             Topic::Customer => {
                 let deleted = event.kind == webhook::CUSTOMER_DELETED;
-                self.heard_of_customer(environment, object, event.created, deleted).await
+                self.on_customer(environment, object, event.created, deleted).await
             }
             Topic::Invoice => {
                 let noted = self.note_invoice(environment, object, event.created).await?;
@@ -131,9 +137,9 @@ impl Engine {
                 let granted = self.grant_packs(environment, paid.flatten()).await?;
                 Ok(granted.unwrap_or(noted))
             }
-            Topic::MeterErrors => self.heard_of_meter_errors(environment, &event.id).await,
-            Topic::Subscription => Ok(Outcome::malformed()),
-            Topic::Other => Ok(Outcome::Ignored("nothing follows from it")),
+            Topic::MeterErrors => self.on_meter_errors(environment, &event.id).await,
+            Topic::Subscription => Ok(WebhookOutcome::malformed()),
+            Topic::Other => Ok(WebhookOutcome::Ignored("nothing follows from it")),
         }
     }
 
@@ -148,9 +154,9 @@ impl Engine {
         environment: Environment,
         object: &Value,
         created: Timestamp,
-    ) -> Result<Outcome, EngineError> {
-        let Some(invoice) = webhook::invoice(object) else { return Ok(Outcome::malformed()) };
-        let row = InvoiceRow {
+    ) -> Result<WebhookOutcome, EngineError> {
+        let Some(invoice) = webhook::invoice(object) else { return Ok(WebhookOutcome::malformed()) };
+        let row = StripeInvoiceRow {
             id: &invoice.id,
             customer: &invoice.customer,
             subscription: invoice.subscription.as_deref(),
@@ -167,7 +173,7 @@ impl Engine {
         };
         let mut connection = self.database().pool().acquire().await?;
         stripe_customers::write_invoice(&mut connection, environment, row, created).await?;
-        Ok(Outcome::Applied)
+        Ok(WebhookOutcome::Applied)
     }
 
     /// Looks again at subscriptions whose mapping may have changed.
@@ -191,22 +197,24 @@ impl Engine {
     /// Notes what came of events.
     async fn conclude(
         &self,
-        events: &[Taken],
-        outcome: Result<Outcome, EngineError>,
+        events: &[ClaimedEvent],
+        outcome: Result<WebhookOutcome, EngineError>,
     ) -> Result<(), EngineError> {
         let seqs: Vec<i64> = events.iter().map(|event| event.seq).collect();
         let attempts = events.iter().map(|event| event.attempts).max().unwrap_or_default();
         let (reason, after) = match outcome {
-            Ok(Outcome::Applied) => return Ok(self.note_webhooks(&seqs, "applied", None).await?),
-            Ok(Outcome::Ignored(why)) => return Ok(self.note_webhooks(&seqs, "ignored", Some(why)).await?),
-            Ok(Outcome::Failed(why)) => {
+            Ok(WebhookOutcome::Applied) => return Ok(self.note_webhooks(&seqs, "applied", None).await?),
+            Ok(WebhookOutcome::Ignored(why)) => {
+                return Ok(self.note_webhooks(&seqs, "ignored", Some(why)).await?);
+            }
+            Ok(WebhookOutcome::Failed(why)) => {
                 tracing::error!(events = ?events, why, "a webhook event cannot be applied");
                 return Ok(self.note_webhooks(&seqs, "failed", Some(&why)).await?);
             }
-            Ok(Outcome::Later(fault)) => {
+            Ok(WebhookOutcome::Later(fault)) => {
                 (format!("{}: {}", fault.failure.code, fault.failure.message), fault.after)
             }
-            Ok(Outcome::Waits(why)) => (why.to_owned(), None),
+            Ok(WebhookOutcome::Waits(why)) => (why.to_owned(), None),
             // the database is away: they come due again when their lease is over
             Err(why @ EngineError::Unavailable { .. }) => return Err(why),
             Err(why) => (why.to_string(), None),

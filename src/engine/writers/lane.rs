@@ -8,13 +8,13 @@ use tokio::task::JoinHandle;
 
 use super::queue::{Job, Queue};
 use super::writer::Writer;
-use super::{Trade, Weight};
+use super::{BatchProcessor, Weight};
 use crate::domain::limits::{QUEUE_BYTES_MAX, QUEUE_ITEMS_MAX};
 use crate::engine::EngineError;
 use crate::store::Database;
 
 #[derive(Debug)]
-pub(in crate::engine) struct Lane<T: Trade> {
+pub(in crate::engine) struct Lane<T: BatchProcessor> {
     /// None once it is closed. Bounded by the two semaphores below, in what matters: items and bytes.
     queue: Mutex<Option<mpsc::UnboundedSender<Job<T>>>>,
     items: Arc<Semaphore>,
@@ -23,20 +23,20 @@ pub(in crate::engine) struct Lane<T: Trade> {
 
 const BYTES_PER_PERMIT: usize = 1024;
 
-impl<T: Trade> Lane<T> {
+impl<T: BatchProcessor> Lane<T> {
     /// A lane with a writer for each of the trades.
     pub(in crate::engine) fn start(
         name: String,
         batch_items_max: usize,
         database: &Database,
         trades: Vec<T>,
-        shift: &mut Shift,
+        writer_tasks: &mut WriterTasks,
     ) -> Self {
         let (queue, jobs) = mpsc::unbounded_channel();
         let shared = Arc::new(Queue::new(jobs, name, batch_items_max));
         for trade in trades {
             let writer = Writer::new(database.clone(), trade, Arc::clone(&shared));
-            shift.0.push(tokio::spawn(writer.run()));
+            writer_tasks.0.push(tokio::spawn(writer.run()));
         }
         Self {
             queue: Mutex::new(Some(queue)),
@@ -86,12 +86,12 @@ impl<T: Trade> Lane<T> {
 
 /// The writers that are at work.
 #[derive(Debug, Default)]
-pub(in crate::engine) struct Shift(Vec<JoinHandle<()>>);
+pub(in crate::engine) struct WriterTasks(Vec<JoinHandle<()>>);
 
 /// How long writers may take to settle what they took, at a stop.
 const SETTLE_MAX: Duration = Duration::from_secs(10);
 
-impl Shift {
+impl WriterTasks {
     /// Waits until the writers of closed lanes have settled what they took; not for ever: where the
     /// database stays away, what became of a commit cannot be found out, and nobody is told it was.
     pub(in crate::engine) async fn end(self) {

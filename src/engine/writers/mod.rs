@@ -2,7 +2,7 @@
 //! has gathered since its last commit, settles it as one transaction, then answers all. No timer is
 //! involved: an idle writer starts at once.
 //!
-//! What is settled, and how, is a [`Trade`]; queues, bounds, retries and answers are the same for all.
+//! What is settled, and how, is a [`BatchProcessor`]; queues, bounds, retries and answers are the same for all.
 
 mod lane;
 mod months;
@@ -11,7 +11,7 @@ mod writer;
 
 use sqlx::PgConnection;
 
-pub(super) use lane::{Lane, Shift};
+pub(super) use lane::{Lane, WriterTasks};
 pub(super) use months::Months;
 
 use crate::store::StoreError;
@@ -35,7 +35,7 @@ pub(super) enum Attempt<R> {
 }
 
 /// A kind of work that writers settle.
-pub(super) trait Trade: Send + 'static {
+pub(super) trait BatchProcessor: Send + 'static {
     type Work: Send + Sync + 'static;
     type Reply: Send + 'static;
 

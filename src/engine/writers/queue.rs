@@ -4,12 +4,12 @@ use std::time::Instant;
 
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 
-use super::Trade;
+use super::BatchProcessor;
 use crate::engine::EngineError;
 
 /// The work of one call, and where its answer goes.
 #[derive(Debug)]
-pub(super) struct Job<T: Trade> {
+pub(super) struct Job<T: BatchProcessor> {
     pub(super) work: T::Work,
     pub(super) deadline: Instant,
     answer: oneshot::Sender<Result<T::Reply, EngineError>>,
@@ -17,7 +17,7 @@ pub(super) struct Job<T: Trade> {
     _room: [OwnedSemaphorePermit; 2],
 }
 
-impl<T: Trade> Job<T> {
+impl<T: BatchProcessor> Job<T> {
     pub(super) fn new(
         work: T::Work,
         deadline: Instant,
@@ -35,13 +35,13 @@ impl<T: Trade> Job<T> {
 
 /// A queue that several writers take from, one batch at a time.
 #[derive(Debug)]
-pub(super) struct Queue<T: Trade> {
+pub(super) struct Queue<T: BatchProcessor> {
     jobs: tokio::sync::Mutex<mpsc::UnboundedReceiver<Job<T>>>,
     name: String,
     batch_items_max: usize,
 }
 
-impl<T: Trade> Queue<T> {
+impl<T: BatchProcessor> Queue<T> {
     pub(super) fn new(jobs: mpsc::UnboundedReceiver<Job<T>>, name: String, batch_items_max: usize) -> Self {
         Self { jobs: tokio::sync::Mutex::new(jobs), name, batch_items_max }
     }

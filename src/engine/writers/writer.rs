@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use sqlx::PgConnection;
 
 use super::queue::{Job, Queue};
-use super::{Attempt, Trade};
+use super::{Attempt, BatchProcessor};
 use crate::engine::EngineError;
 use crate::store::{Database, StoreError};
 
@@ -18,7 +18,7 @@ const PREPARATIONS_MAX: u32 = 100;
 const PAUSE_MIN: Duration = Duration::from_millis(20);
 const PAUSE_MAX: Duration = Duration::from_millis(500);
 
-pub(super) struct Writer<T: Trade> {
+pub(super) struct Writer<T: BatchProcessor> {
     database: Database,
     trade: T,
     queue: Arc<Queue<T>>,
@@ -35,7 +35,7 @@ impl Pause {
     }
 }
 
-impl<T: Trade> Writer<T> {
+impl<T: BatchProcessor> Writer<T> {
     pub(super) fn new(database: Database, trade: T, queue: Arc<Queue<T>>) -> Self {
         Self { database, trade, queue, connection: None }
     }
@@ -138,7 +138,7 @@ impl<T: Trade> Writer<T> {
 }
 
 /// A caller's deadline is looked at here, before the work enters a transaction, and never after.
-fn drop_overdue<T: Trade>(jobs: &mut Vec<Job<T>>) {
+fn drop_overdue<T: BatchProcessor>(jobs: &mut Vec<Job<T>>) {
     let now = Instant::now();
     for job in jobs.extract_if(.., |job| job.deadline < now) {
         job.answer(Err(EngineError::unavailable("no writer in time")));

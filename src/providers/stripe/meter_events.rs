@@ -2,7 +2,7 @@
 
 use super::client::{Client, Fault};
 use crate::domain::timestamp::Timestamp;
-use crate::providers::{Delivery, Later, Parcel};
+use crate::providers::{DeliveryResult, OutgoingMeterEvent, Retryable};
 
 /// There is no code for it: this is how the message begins.
 const ALREADY_THERE: &str = "An event already exists with identifier";
@@ -13,8 +13,8 @@ pub(super) fn seconds(at: Timestamp) -> i64 {
 
 /// Each attempt has an idempotency key of its own: Stripe answers a stored 500 again and again under
 /// the same one. The identifier is what makes it count once.
-fn idempotency_key(what: &str, parcel: &Parcel) -> String {
-    format!("{what}-{}-{}", parcel.identifier, parcel.attempt)
+fn idempotency_key(what: &str, outgoing_event: &OutgoingMeterEvent) -> String {
+    format!("{what}-{}-{}", outgoing_event.identifier, outgoing_event.attempt)
 }
 
 /// The identifier of the event that was handed over under a key.
@@ -23,39 +23,41 @@ pub(super) fn identifier_of(key: &str) -> Option<String> {
     Some(identifier.to_owned())
 }
 
-pub(super) async fn deliver(client: &Client, parcel: &Parcel) -> Delivery {
-    let (customer, value) =
-        (format!("payload[{}]", parcel.customer_key), format!("payload[{}]", parcel.value_key));
+pub(super) async fn deliver(client: &Client, outgoing_event: &OutgoingMeterEvent) -> DeliveryResult {
+    let (customer, value) = (
+        format!("payload[{}]", outgoing_event.customer_key),
+        format!("payload[{}]", outgoing_event.value_key),
+    );
     let fields = [
-        ("event_name", parcel.event_name.clone()),
-        (customer.as_str(), parcel.customer.clone()),
-        (value.as_str(), parcel.value.to_string()),
-        ("identifier", parcel.identifier.clone()),
-        ("timestamp", seconds(parcel.timestamp).to_string()),
+        ("event_name", outgoing_event.event_name.clone()),
+        (customer.as_str(), outgoing_event.customer.clone()),
+        (value.as_str(), outgoing_event.value.to_string()),
+        ("identifier", outgoing_event.identifier.clone()),
+        ("timestamp", seconds(outgoing_event.timestamp).to_string()),
     ];
-    match client.post("/v1/billing/meter_events", &fields, &idempotency_key("event", parcel)).await {
-        Ok(_) => Delivery::Delivered,
+    match client.post("/v1/billing/meter_events", &fields, &idempotency_key("event", outgoing_event)).await {
+        Ok(_) => DeliveryResult::Delivered,
         Err(fault) if fault.status == Some(400) && fault.failure.message.starts_with(ALREADY_THERE) => {
-            Delivery::Duplicate
+            DeliveryResult::Duplicate
         }
         Err(fault) if fault.status == Some(400) && fault.failure.code == "timestamp_in_future" => {
-            Delivery::Later(Later { failure: fault.failure, may_be_taken: false, after: None })
+            DeliveryResult::Retryable(Retryable { failure: fault.failure, may_be_taken: false, after: None })
         }
         Err(fault) => failed(fault),
     }
 }
 
-pub(super) async fn cancel(client: &Client, parcel: &Parcel) -> Delivery {
+pub(super) async fn cancel(client: &Client, outgoing_event: &OutgoingMeterEvent) -> DeliveryResult {
     let fields = [
-        ("event_name", parcel.event_name.clone()),
+        ("event_name", outgoing_event.event_name.clone()),
         ("type", "cancel".to_owned()),
-        ("cancel[identifier]", parcel.identifier.clone()),
+        ("cancel[identifier]", outgoing_event.identifier.clone()),
     ];
-    let key = idempotency_key("cancel", parcel);
+    let key = idempotency_key("cancel", outgoing_event);
     match client.post("/v1/billing/meter_event_adjustments", &fields, &key).await {
-        Ok(_) => Delivery::Delivered,
+        Ok(_) => DeliveryResult::Delivered,
         Err(fault) if fault.status == Some(400) && says_canceled(&fault.failure.message) => {
-            Delivery::Duplicate
+            DeliveryResult::Duplicate
         }
         Err(fault) => failed(fault),
     }
@@ -67,13 +69,13 @@ fn says_canceled(message: &str) -> bool {
     message.contains("already") && message.contains("cancel")
 }
 
-fn failed(fault: Fault) -> Delivery {
+fn failed(fault: Fault) -> DeliveryResult {
     if fault.is_refusal() {
-        return Delivery::Stopped(fault.failure);
+        return DeliveryResult::Unauthorized(fault.failure);
     }
     if fault.is_transient() {
         let Fault { failure, after, may_be_done, .. } = fault;
-        return Delivery::Later(Later { failure, may_be_taken: may_be_done, after });
+        return DeliveryResult::Retryable(Retryable { failure, may_be_taken: may_be_done, after });
     }
-    Delivery::Dead(fault.failure)
+    DeliveryResult::Dead(fault.failure)
 }

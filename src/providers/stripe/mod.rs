@@ -16,7 +16,7 @@ use secrecy::{ExposeSecret, SecretString};
 
 pub use client::{Client, Fault};
 
-use super::{Bill, Delivery, Failure, Grain, Parcel, Provider, Summary};
+use super::{Bill, DeliveryResult, Failure, OutgoingMeterEvent, Provider, Summary, SummaryWindow};
 use crate::domain::environment::Environment;
 use crate::domain::window::Span;
 
@@ -30,7 +30,7 @@ const CALLS_PER_SECOND_TEST: u32 = 24;
 
 /// What one environment knows of its account.
 #[derive(Debug, Clone, Default)]
-pub struct Account {
+pub struct StripeAccount {
     pub api_key: Option<SecretString>,
     /// Any of them may have signed a webhook.
     pub webhook_secrets: Vec<SecretString>,
@@ -41,13 +41,13 @@ pub struct StripeSettings {
     pub api_base: String,
     /// In place of Stripe's own limits.
     pub calls_per_second: Option<u32>,
-    pub accounts: [(Environment, Account); 2],
+    pub accounts: [(Environment, StripeAccount); 2],
 }
 
 impl StripeSettings {
     pub const API_BASE: &str = "https://api.stripe.com";
 
-    pub fn account(&self, environment: Environment) -> Option<&Account> {
+    pub fn account(&self, environment: Environment) -> Option<&StripeAccount> {
         self.accounts.iter().find(|(of, _)| *of == environment).map(|(_, account)| account)
     }
 }
@@ -57,7 +57,10 @@ impl Default for StripeSettings {
         Self {
             api_base: Self::API_BASE.to_owned(),
             calls_per_second: None,
-            accounts: [(Environment::Test, Account::default()), (Environment::Live, Account::default())],
+            accounts: [
+                (Environment::Test, StripeAccount::default()),
+                (Environment::Live, StripeAccount::default()),
+            ],
         }
     }
 }
@@ -128,12 +131,12 @@ impl Provider for Stripe {
         Duration::from_hours(23)
     }
 
-    async fn deliver(&self, parcel: &Parcel) -> Delivery {
-        meter_events::deliver(&self.client, parcel).await
+    async fn deliver(&self, outgoing_event: &OutgoingMeterEvent) -> DeliveryResult {
+        meter_events::deliver(&self.client, outgoing_event).await
     }
 
-    async fn cancel(&self, parcel: &Parcel) -> Delivery {
-        meter_events::cancel(&self.client, parcel).await
+    async fn cancel(&self, outgoing_event: &OutgoingMeterEvent) -> DeliveryResult {
+        meter_events::cancel(&self.client, outgoing_event).await
     }
 
     async fn summaries(
@@ -141,7 +144,7 @@ impl Provider for Stripe {
         event_name: &str,
         customer: &str,
         span: Span,
-        grain: Grain,
+        grain: SummaryWindow,
     ) -> Result<Option<Vec<Summary>>, Failure> {
         summaries::read(&self.client, &self.meters, event_name, customer, span, grain).await
     }

@@ -9,7 +9,7 @@ use super::client::{Client, Fault};
 use super::meter_events::seconds;
 use crate::domain::timestamp::Timestamp;
 use crate::domain::window::Span;
-use crate::providers::{Failure, Grain, Summary};
+use crate::providers::{Failure, Summary, SummaryWindow};
 
 /// The most that a page may have.
 const PAGE_MAX: usize = 100;
@@ -41,7 +41,7 @@ pub(super) async fn read(
     event_name: &str,
     customer: &str,
     span: Span,
-    grain: Grain,
+    grain: SummaryWindow,
 ) -> Result<Option<Vec<Summary>>, Failure> {
     let Some(meter) = ids.find(client, event_name).await.map_err(why)? else { return Ok(None) };
     let path = format!("/v1/billing/meters/{meter}/event_summaries");
@@ -55,9 +55,9 @@ pub(super) async fn read(
             ("limit", PAGE_MAX.to_string()),
         ];
         match grain {
-            Grain::Whole => {}
-            Grain::Hour => query.push(("value_grouping_window", "hour".to_owned())),
-            Grain::Day => query.push(("value_grouping_window", "day".to_owned())),
+            SummaryWindow::Whole => {}
+            SummaryWindow::Hour => query.push(("value_grouping_window", "hour".to_owned())),
+            SummaryWindow::Day => query.push(("value_grouping_window", "day".to_owned())),
         }
         query.extend(after.take().map(|id| ("starting_after", id)));
         let page = client.get(&path, &query).await.map_err(why)?;

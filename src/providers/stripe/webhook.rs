@@ -3,10 +3,10 @@
 
 use serde_json::Value;
 
-use crate::domain::billed::Billed;
+use crate::domain::billed::ProviderSubscription;
 use crate::domain::limits::WEBHOOK_NAME_CHARS_MAX;
 use crate::domain::names::SubjectId;
-use crate::domain::subscription::Status;
+use crate::domain::subscription::SubscriptionStatus;
 use crate::domain::timestamp::Timestamp;
 use crate::domain::window::Span;
 use crate::providers::Failure;
@@ -48,7 +48,7 @@ pub const CUSTOMER_DELETED: &str = "customer.deleted";
 
 /// An event as it comes.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Notice {
+pub struct WebhookNotice {
     pub id: String,
     pub kind: String,
     /// None where it does not say.
@@ -60,7 +60,7 @@ pub struct Notice {
     pub customer: Option<String>,
 }
 
-impl Notice {
+impl WebhookNotice {
     /// None where it is no event.
     pub fn read(event: &Value) -> Option<Self> {
         let kind = name(&event["type"]).unwrap_or_default();
@@ -106,9 +106,9 @@ fn subject(value: &Value) -> Option<SubjectId> {
 }
 
 /// A subscription. None where it is not one, or says a status that nobody knows.
-pub fn subscription(object: &Value) -> Option<Billed> {
+pub fn subscription(object: &Value) -> Option<ProviderSubscription> {
     let status = object["status"].as_str()?;
-    let (_, status) = Status::WORDS.iter().find(|(word, _)| *word == status)?;
+    let (_, status) = SubscriptionStatus::WORDS.iter().find(|(word, _)| *word == status)?;
     let items = object["items"]["data"].as_array().map_or(&[][..], Vec::as_slice);
     // the items have them since 2025-03-31.basil, the subscription had one before
     let mut periods: Vec<Span> = items.iter().filter_map(period).collect();
@@ -119,7 +119,7 @@ pub fn subscription(object: &Value) -> Option<Billed> {
     let price = |item: &Value| id_of(&item["price"]).or_else(|| id_of(&item["plan"]));
     let created_at = seconds(&object["created"])?;
     let anchor = seconds(&object["billing_cycle_anchor"]);
-    Some(Billed {
+    Some(ProviderSubscription {
         id: name(&object["id"])?,
         customer: id_of(&object["customer"])?,
         subject: subject(&object["metadata"]["subject"]),
@@ -140,10 +140,10 @@ fn period(object: &Value) -> Option<Span> {
 }
 
 /// The subscription of an event. One that was deleted is over, whatever else it says.
-pub fn subscription_of(event: &Value) -> Option<Billed> {
+pub fn subscription_of(event: &Value) -> Option<ProviderSubscription> {
     let mut billed = subscription(&event["data"]["object"])?;
     if event["type"] == SUBSCRIPTION_DELETED && !billed.is_over() {
-        billed.status = Status::Canceled;
+        billed.status = SubscriptionStatus::Canceled;
         billed.ended_at = billed.ended_at.or_else(|| seconds(&event["created"]));
     }
     Some(billed)
@@ -363,7 +363,7 @@ mod tests {
         let object = json!({"id": "sub", "customer": "cus", "status": "active", "created": 5});
         let event = |kind: &str| json!({"id": "e", "type": kind, "created": 9, "data": {"object": object}});
         let deleted = subscription_of(&event("customer.subscription.deleted")).unwrap();
-        assert_eq!((deleted.status, deleted.ended_at), (Status::Canceled, Some(at(9))));
+        assert_eq!((deleted.status, deleted.ended_at), (SubscriptionStatus::Canceled, Some(at(9))));
         assert!(!subscription_of(&event("customer.subscription.updated")).unwrap().is_over());
         assert_eq!(
             subscription(&json!({"id": "sub", "customer": "c", "status": "dormant", "created": 5})),
@@ -375,17 +375,17 @@ mod tests {
     fn notices_are_read_in_every_shape() {
         let event = json!({"id": "evt_1", "object": "event", "api_version": "2022-11-15", "created": 7, "livemode": false,
             "type": "invoice.paid", "data": {"object": {"id": "in_1", "customer": {"id": "cus_1"}}}});
-        let read = Notice::read(&event).unwrap();
+        let read = WebhookNotice::read(&event).unwrap();
         assert_eq!((read.object_id.as_deref(), read.customer.as_deref()), (Some("in_1"), Some("cus_1")));
         assert_eq!((read.created, read.livemode), (Some(at(7)), Some(false)));
         let thin = json!({"id": "evt_2", "object": "v2.core.event", "created": "1970-01-01T00:00:07.000Z", "livemode": true,
             "type": "v1.billing.meter.error_report_triggered", "related_object": {"id": "mtr_1", "type": "billing.meter"}});
-        let read = Notice::read(&thin).unwrap();
+        let read = WebhookNotice::read(&thin).unwrap();
         assert_eq!((read.object_id.as_deref(), read.created), (Some("mtr_1"), Some(at(7))));
-        let small = Notice::read(&json!({"id": "evt_3", "object": "event"})).unwrap();
+        let small = WebhookNotice::read(&json!({"id": "evt_3", "object": "event"})).unwrap();
         assert_eq!((small.kind.as_str(), small.livemode), ("", None));
         for none in [json!({}), json!([]), json!({"id": ""}), json!({"id": "a\0"}), json!({"id": 5})] {
-            assert_eq!(Notice::read(&none), None, "{none}");
+            assert_eq!(WebhookNotice::read(&none), None, "{none}");
         }
     }
 

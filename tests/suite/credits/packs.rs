@@ -4,7 +4,7 @@ use axum::body::Body;
 use axum::http::{Request, StatusCode};
 use metergate::domain::environment::Environment;
 use metergate::engine::EngineSettings;
-use metergate::providers::stripe::{Account, StripeSettings};
+use metergate::providers::stripe::{StripeAccount, StripeSettings};
 use secrecy::SecretString;
 use serde_json::{Value, json};
 
@@ -16,7 +16,7 @@ use crate::support::{TestService, cluster};
 const SECRET: &str = "whsec_packs";
 
 async fn start() -> TestService {
-    let account = |live: bool| Account {
+    let account = |live: bool| StripeAccount {
         api_key: None,
         webhook_secrets: if live { Vec::new() } else { vec![SecretString::from(SECRET)] },
     };
@@ -36,13 +36,13 @@ async fn start() -> TestService {
 
 /// With the Stripe that it asks.
 async fn start_beside(stripe: &StripeFake) -> TestService {
-    let account = Account {
+    let account = StripeAccount {
         api_key: Some(SecretString::from("sk_test_fake")),
         webhook_secrets: vec![SecretString::from(SECRET)],
     };
     let settings = StripeSettings {
         api_base: stripe.url(),
-        accounts: [(Environment::Test, account), (Environment::Live, Account::default())],
+        accounts: [(Environment::Test, account), (Environment::Live, StripeAccount::default())],
         ..StripeSettings::default()
     };
     let settings = EngineSettings { stripe: settings, ..engine_settings() };

@@ -61,8 +61,11 @@ async fn grants_make_good_no_more_than_was_spent() {
             }
             Err((pointer, code)) => {
                 assert_eq!(answer.status, StatusCode::UNPROCESSABLE_ENTITY, "{request}: {}", answer.text);
-                let flaw = &answer.json()["errors"][0];
-                assert_eq!((flaw["pointer"].as_str(), flaw["code"].as_str()), (Some(pointer), Some(code)));
+                let violation = &answer.json()["errors"][0];
+                assert_eq!(
+                    (violation["pointer"].as_str(), violation["code"].as_str()),
+                    (Some(pointer), Some(code))
+                );
             }
         }
     }

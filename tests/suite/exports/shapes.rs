@@ -9,8 +9,8 @@ fn slice() -> Value {
 }
 
 /// What of a schema the slice uses; any other word in it ends the test.
-fn flaws(schema: &Value, value: &Value, at: &str, found: &mut Vec<String>) {
-    let mut flaw = |what: &str| found.push(format!("{at}: {what}: {value}"));
+fn violations(schema: &Value, value: &Value, at: &str, found: &mut Vec<String>) {
+    let mut violation = |what: &str| found.push(format!("{at}: {what}: {value}"));
     for (word, wanted) in schema.as_object().unwrap() {
         match word.as_str() {
             "type" => {
@@ -22,17 +22,17 @@ fn flaws(schema: &Value, value: &Value, at: &str, found: &mut Vec<String>) {
                     other => panic!("an unknown type: {other}"),
                 };
                 if !fits {
-                    flaw("is of another type");
+                    violation("is of another type");
                 }
             }
             "maxLength" => {
                 if value.as_str().is_some_and(|text| text.chars().count() as u64 > wanted.as_u64().unwrap()) {
-                    flaw("is too long");
+                    violation("is too long");
                 }
             }
             "enum" => {
                 if !wanted.as_array().unwrap().contains(value) {
-                    flaw("is none of the choices");
+                    violation("is none of the choices");
                 }
             }
             "pattern" => {
@@ -40,13 +40,13 @@ fn flaws(schema: &Value, value: &Value, at: &str, found: &mut Vec<String>) {
                 assert_eq!(wanted, r"^-?[0-9]+(\.[0-9]+)?$");
                 let text = value.as_str().unwrap_or_default();
                 if text.is_empty() || !text.bytes().all(|byte| byte.is_ascii_digit()) {
-                    flaw("is not a whole number that is not negative");
+                    violation("is not a whole number that is not negative");
                 }
             }
             "required" => {
                 for name in wanted.as_array().unwrap().iter().filter_map(Value::as_str) {
                     if value.get(name).is_none() {
-                        flaw(&format!("has no `{name}`"));
+                        violation(&format!("has no `{name}`"));
                     }
                 }
             }
@@ -56,7 +56,7 @@ fn flaws(schema: &Value, value: &Value, at: &str, found: &mut Vec<String>) {
                         continue;
                     }
                     if wanted == &Value::Bool(false) {
-                        flaw(&format!("has an unknown `{name}`"));
+                        violation(&format!("has an unknown `{name}`"));
                     } else {
                         assert!(part.is_string(), "{at}.{name}");
                     }
@@ -69,7 +69,7 @@ fn flaws(schema: &Value, value: &Value, at: &str, found: &mut Vec<String>) {
     if let Some(properties) = schema["properties"].as_object() {
         for (name, schema) in properties {
             if let Some(part) = value.get(name) {
-                flaws(schema, part, &format!("{at}.{name}"), found);
+                violations(schema, part, &format!("{at}.{name}"), found);
             }
         }
     }
@@ -138,7 +138,7 @@ async fn what_is_sent_fits_stripes_description() {
             operation["requestBody"]["content"]["application/x-www-form-urlencoded"]["schema"].clone()
         };
         let mut found = Vec::new();
-        flaws(&schema, &read(&sent, &schema), known, &mut found);
+        violations(&schema, &read(&sent, &schema), known, &mut found);
         assert_eq!(found, Vec::<String>::new(), "{sent}");
         seen.push(format!("{method} {known}"));
     }

@@ -594,7 +594,10 @@ impl World {
     fn report(&self, who: usize) -> Value {
         let nearest = self.on_path(&self.path(who)).into_iter().next();
         let limits = nearest.iter().flat_map(|(subject, own)| {
-            PLANS[own.plan].limits.iter().filter_map(|limit| self.standing(*subject, own, limit, self.now))
+            PLANS[own.plan]
+                .limits
+                .iter()
+                .filter_map(|limit| self.subject_path(*subject, own, limit, self.now))
         });
         let limits: Vec<Value> = limits.map(|limit| limit.to_report()).collect();
         let anchor = nearest.as_ref().map_or("2026-01-01T00:00:00Z".parse().unwrap(), |(_, own)| own.anchor);

@@ -147,12 +147,12 @@ struct Budget {
 
 impl World {
     /// The caps on a path, by whose prices they look at what is used.
-    fn budgets(&self, path: &[usize], at: Timestamp) -> Vec<Budget> {
-        let mut budgets = Vec::new();
+    fn applicable_caps(&self, path: &[usize], at: Timestamp) -> Vec<Budget> {
+        let mut applicable_caps = Vec::new();
         for (index, subject) in path.iter().enumerate() {
-            budgets.extend(self.budgets_of(path, index, *subject, at));
+            applicable_caps.extend(self.budgets_of(path, index, *subject, at));
         }
-        budgets
+        applicable_caps
     }
 
     fn budgets_of(&self, path: &[usize], index: usize, subject: usize, at: Timestamp) -> Vec<Budget> {
@@ -162,7 +162,7 @@ impl World {
         let of_plan = own.and_then(|(_, own)| super::PLANS[own.plan].cap.as_ref());
         let of_plan = of_plan.and_then(|cap| Some(("budget", cap.amounts[self.edition]?, cap.period)));
         let of_its_own = self.caps[subject].map(|amount| ("own", amount, OWN));
-        let budget = |(key, amount, period): (&'static str, i64, Period)| Budget {
+        let applicable_cap = |(key, amount, period): (&'static str, i64, Period)| Budget {
             subject,
             key,
             amount,
@@ -170,7 +170,7 @@ impl World {
             is_lasting: period == Period::Lifetime,
             prices,
         };
-        of_plan.into_iter().chain(of_its_own).map(budget).collect()
+        of_plan.into_iter().chain(of_its_own).map(applicable_cap).collect()
     }
 
     /// Whose prices rate what somebody on a path uses: where it stands now.
@@ -188,12 +188,14 @@ impl World {
     }
 
     /// What it costs at most, with `more` of what is asked.
-    fn highest(&self, budget: &Budget, more: &[(usize, Option<&str>, i64)], with_held: bool) -> i64 {
+    fn highest(&self, applicable_cap: &Budget, more: &[(usize, Option<&str>, i64)], with_held: bool) -> i64 {
         let within = |path: &[usize], at: Timestamp| {
-            path.contains(&budget.subject) && budget.period.0 <= at && at < budget.period.1
+            path.contains(&applicable_cap.subject)
+                && applicable_cap.period.0 <= at
+                && at < applicable_cap.period.1
         };
         let is_rated_by = |price: &Price, meter: usize, model: Option<&str>| {
-            budget.prices.of(meter, model).is_some_and(|rating| rating.key == price.key)
+            applicable_cap.prices.of(meter, model).is_some_and(|rating| rating.key == price.key)
         };
         let cost = |price: &Price| {
             let used = self.sum(price.meter, |event| {
@@ -215,15 +217,15 @@ impl World {
             let top = used + if with_held { held } else { 0 } + asked;
             (used..=top).map(|quantity| price.rates[self.edition].cost(quantity)).max().unwrap_or_default()
         };
-        budget.prices.0.iter().map(cost).sum()
+        applicable_cap.prices.0.iter().map(cost).sum()
     }
 
     /// Whether a use costs somebody something who has a cap.
     pub(super) fn meets_caps(&self, path: &[usize], asks: &[Ask], model: Option<&str>) -> bool {
-        self.budgets_met(path, asks, model, self.now).next().is_some()
+        self.applicable_caps_met(path, asks, model, self.now).next().is_some()
     }
 
-    fn budgets_met(
+    fn applicable_caps_met(
         &self,
         path: &[usize],
         asks: &[Ask],
@@ -231,8 +233,10 @@ impl World {
         at: Timestamp,
     ) -> impl Iterator<Item = Budget> {
         let meters: Vec<usize> = asks.iter().map(|ask| ask.meter).collect();
-        let met = move |budget: &Budget| meters.iter().any(|meter| budget.prices.of(*meter, model).is_some());
-        self.budgets(path, at).into_iter().filter(met)
+        let met = move |applicable_cap: &Budget| {
+            meters.iter().any(|meter| applicable_cap.prices.of(*meter, model).is_some())
+        };
+        self.applicable_caps(path, at).into_iter().filter(met)
     }
 
     /// What of some grants fits under the caps; or which caps stand in the way.
@@ -244,21 +248,27 @@ impl World {
         granted: &[i64],
         at: Timestamp,
     ) -> Result<Vec<i64>, Vec<Value>> {
-        let budgets: Vec<Budget> = self.budgets_met(path, asks, model, at).collect();
+        let applicable_caps: Vec<Budget> = self.applicable_caps_met(path, asks, model, at).collect();
         let more = |values: &[i64]| -> Vec<(usize, Option<&str>, i64)> {
             asks.iter().zip(values).map(|(ask, value)| (ask.meter, model, *value)).collect()
         };
-        let is_over =
-            |budget: &&Budget, values: &[i64]| self.highest(budget, &more(values), true) > budget.amount;
-        let fits = |values: &[i64]| !budgets.iter().any(|budget| is_over(&budget, values));
+        let is_over = |applicable_cap: &&Budget, values: &[i64]| {
+            self.highest(applicable_cap, &more(values), true) > applicable_cap.amount
+        };
+        let fits =
+            |values: &[i64]| !applicable_caps.iter().any(|applicable_cap| is_over(&applicable_cap, values));
         if fits(granted) {
             return Ok(granted.to_vec());
         }
         let least = |(ask, grant): (&Ask, &i64)| if ask.up_to { *grant.min(&1) } else { *grant };
         let mut values: Vec<i64> = asks.iter().zip(granted).map(least).collect();
-        let denying: Vec<&Budget> = budgets.iter().filter(|budget| is_over(budget, &values)).collect();
+        let denying: Vec<&Budget> =
+            applicable_caps.iter().filter(|applicable_cap| is_over(applicable_cap, &values)).collect();
         if !denying.is_empty() {
-            return Err(denying.iter().map(|budget| self.cap_denier(budget, &more(granted))).collect());
+            return Err(denying
+                .iter()
+                .map(|applicable_cap| self.cap_denier(applicable_cap, &more(granted)))
+                .collect());
         }
         // what is left goes to one after the other, by meter
         let mut places: Vec<usize> = (0..asks.len()).filter(|place| asks[*place].up_to).collect();
@@ -275,28 +285,31 @@ impl World {
         Ok(values)
     }
 
-    fn cap_denier(&self, budget: &Budget, more: &[(usize, Option<&str>, i64)]) -> Value {
-        let (spent, taken) = (self.highest(budget, &[], false), self.highest(budget, &[], true));
-        let resets_at = if budget.is_lasting { Value::Null } else { json!(budget.period.1.to_string()) };
-        json!({"subject": SUBJECTS[budget.subject], "key": budget.key, "cap": budget.amount, "spent": spent,
-            "held": taken - spent, "requested": self.highest(budget, more, true) - taken, "resets_at": resets_at})
+    fn cap_denier(&self, applicable_cap: &Budget, more: &[(usize, Option<&str>, i64)]) -> Value {
+        let (spent, taken) =
+            (self.highest(applicable_cap, &[], false), self.highest(applicable_cap, &[], true));
+        let resets_at =
+            if applicable_cap.is_lasting { Value::Null } else { json!(applicable_cap.period.1.to_string()) };
+        json!({"subject": SUBJECTS[applicable_cap.subject], "key": applicable_cap.key, "cap": applicable_cap.amount, "spent": spent,
+            "held": taken - spent, "requested": self.highest(applicable_cap, more, true) - taken, "resets_at": resets_at})
     }
 
     /// Whether a cap that was there when something was made looks at a period that is over.
     pub(super) fn has_cap_of_the_past(&self, path: &[usize], at: Timestamp) -> bool {
-        self.budgets(path, at).iter().any(|budget| budget.period.1 <= self.now)
+        self.applicable_caps(path, at).iter().any(|applicable_cap| applicable_cap.period.1 <= self.now)
     }
 
     /// The caps of a subject as they are shown.
     pub(super) fn caps_shown(&self, who: usize) -> Value {
         let path = self.path(who);
-        let shown = |budget: &Budget| {
-            let (spent, taken) = (self.highest(budget, &[], false), self.highest(budget, &[], true));
-            let left = match budget.amount.cmp(&taken) {
+        let shown = |applicable_cap: &Budget| {
+            let (spent, taken) =
+                (self.highest(applicable_cap, &[], false), self.highest(applicable_cap, &[], true));
+            let left = match applicable_cap.amount.cmp(&taken) {
                 Ordering::Less => 0,
-                _ => budget.amount - taken,
+                _ => applicable_cap.amount - taken,
             };
-            json!({"key": budget.key, "amount": budget.amount, "spent": spent, "held": taken - spent, "remaining": left})
+            json!({"key": applicable_cap.key, "amount": applicable_cap.amount, "spent": spent, "held": taken - spent, "remaining": left})
         };
         let caps: Vec<Value> = self.budgets_of(&path, 0, who, self.now).iter().map(shown).collect();
         if self.priced_by(&path, 0).is_none() {

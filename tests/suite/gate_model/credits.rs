@@ -150,8 +150,8 @@ impl Paid {
             part.amount -= amount;
             cut.parts.push(Part { quantity, amount, ..*part });
         }
-        for (tally, borne) in &mut self.spared {
-            cut.spared.push((*tally, first(*borne)));
+        for (counter_source, borne) in &mut self.spared {
+            cut.spared.push((*counter_source, first(*borne)));
             *borne -= first(*borne);
         }
         cut
@@ -165,10 +165,10 @@ pub(super) fn add(paid: &mut Vec<Paid>, more: Vec<Paid>) {
             None => paid.push(more),
             Some(paid) => {
                 paid.parts.extend(more.parts);
-                for (tally, borne) in more.spared {
-                    match paid.spared.iter_mut().find(|(known, _)| *known == tally) {
+                for (counter_source, borne) in more.spared {
+                    match paid.spared.iter_mut().find(|(known, _)| *known == counter_source) {
                         Some((_, sum)) => *sum += borne,
-                        None => paid.spared.push((tally, borne)),
+                        None => paid.spared.push((counter_source, borne)),
                     }
                 }
             }
@@ -177,9 +177,9 @@ pub(super) fn add(paid: &mut Vec<Paid>, more: Vec<Paid>) {
 }
 
 /// What some pay together spares a limit.
-pub(super) fn spared<'p>(paid: impl IntoIterator<Item = &'p Paid>, who: usize, tally: Tally) -> i64 {
+pub(super) fn spared<'p>(paid: impl IntoIterator<Item = &'p Paid>, who: usize, counter_source: Tally) -> i64 {
     let of = paid.into_iter().filter(|paid| paid.who == who).flat_map(|paid| &paid.spared);
-    of.filter(|(of, _)| *of == tally).map(|(_, borne)| borne).sum()
+    of.filter(|(of, _)| *of == counter_source).map(|(_, borne)| borne).sum()
 }
 
 impl Standing {
@@ -309,7 +309,8 @@ impl World {
         let paid = payers(limits).into_iter().map(|payer| {
             let parts = self.bears(&payer, of, need(&payer, more), taken);
             let borne = quantity_of(&parts);
-            let spared = payer.iter().map(|limit| (limit.limit.tally(), limit.short(more).min(borne)));
+            let spared =
+                payer.iter().map(|limit| (limit.limit.counter_source(), limit.short(more).min(borne)));
             Paid { who: payer[0].subject, spared: spared.collect(), parts }
         });
         let paid: Vec<Paid> = paid.collect();

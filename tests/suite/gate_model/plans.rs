@@ -191,7 +191,7 @@ impl Limit {
         self.meter == meter && (self.model.is_none() || self.model == model)
     }
 
-    pub(super) fn tally(&self) -> Tally {
+    pub(super) fn counter_source(&self) -> Tally {
         (self.meter, self.model, self.period)
     }
 }

@@ -4,7 +4,7 @@
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, OnceLock};
 
-use metergate::embedded::{Cluster, Purpose};
+use metergate::embedded::{Cluster, ServerPurpose};
 use metergate::store::Database;
 use sqlx::{Connection, PgConnection};
 
@@ -35,14 +35,14 @@ fn cluster() -> &'static Cluster {
 /// A cluster of a test's own, for tests that stop it.
 pub(crate) async fn start_throwaway() -> Cluster {
     let folder = tempfile::Builder::new().prefix("metergate-test-").tempdir().unwrap().keep();
-    Cluster::start(&folder, None, Purpose::Throwaway).await.unwrap()
+    Cluster::start(&folder, None, ServerPurpose::Throwaway).await.unwrap()
 }
 
 /// A migrated server that a test may stop and crash, with its syncs to disk; and where it is.
 pub(crate) async fn server_of_its_own() -> (tempfile::TempDir, Cluster, String) {
     let folder = tempfile::tempdir().unwrap();
     std::fs::set_permissions(folder.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
-    let server = Cluster::start(folder.path(), None, Purpose::Service).await.unwrap();
+    let server = Cluster::start(folder.path(), None, ServerPurpose::Service).await.unwrap();
     let url = server.url("postgres");
     let database = Database::new(&url, None, 1).unwrap();
     database.migrate().await.unwrap();

@@ -14,7 +14,7 @@ use metergate::domain::timestamp::Timestamp;
 use metergate::engine::access::keys::KeyKind;
 use metergate::engine::access::tokens::TokenSettings;
 use metergate::engine::{Clock, Engine, EngineSettings};
-use metergate::http::{Api, Front, HttpSettings, service};
+use metergate::http::{Api, HttpService, HttpSettings, service};
 use metergate::providers::stripe::StripeSettings;
 use metergate::store::Database;
 use secrecy::SecretString;
@@ -40,7 +40,7 @@ pub(crate) struct TestService {
     pub(crate) clock: Clock,
     pub(crate) url: String,
     pub(crate) key: String,
-    front: Front,
+    front: HttpService,
 }
 
 #[derive(Debug)]

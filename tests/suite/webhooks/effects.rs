@@ -37,7 +37,7 @@ async fn every_version_of_the_interface_says_the_same() {
         let customer = rig.customer_of("s").await;
         rig.stripe.subscribe(&customer, &rig.pro, &[]);
         rig.hear().await;
-        assert_eq!(rig.standing("s").await, "pro active -", "{version}");
+        assert_eq!(rig.subject_path("s").await, "pro active -", "{version}");
         let shown = rig.subscription("s").await;
         assert_eq!(
             (&shown["cycle_anchor"], &shown["period"]),
@@ -59,7 +59,7 @@ async fn a_plan_switches_at_once_and_what_was_used_stays_used() {
         assert_eq!(rig.check("s", 3).await, "limit_reached");
         switch_of(&rig.stripe, &subscription, &rig.pro);
         rig.hear().await;
-        assert_eq!(rig.standing("s").await, "pro active -");
+        assert_eq!(rig.subject_path("s").await, "pro active -");
         assert_eq!(
             (rig.check("s", 92).await.as_str(), rig.check("s", 93).await.as_str()),
             ("allowed", "limit_reached")
@@ -83,7 +83,7 @@ async fn payment_that_is_late_has_grace_and_payment_that_fails_has_none() {
             rig.stripe.set_status(&subscription, status);
             rig.hear().await;
             assert_eq!(rig.check("s", 1).await, verdict, "{status}");
-            assert_eq!(rig.standing("s").await, format!("pro {status} -"));
+            assert_eq!(rig.subject_path("s").await, format!("pro {status} -"));
         }
     }
 }
@@ -95,7 +95,7 @@ async fn a_first_payment_that_is_missing_lets_nobody_in_and_takes_nothing_away()
         rig.stripe.set_payments(&customer, crate::support::stripe_fake::Payments::Fail);
         rig.stripe.subscribe(&customer, &rig.pro, &[]);
         rig.hear().await;
-        assert_eq!(rig.standing("s").await, "pro incomplete -");
+        assert_eq!(rig.subject_path("s").await, "pro incomplete -");
         assert_eq!(rig.check("s", 1).await, "subscription_inactive");
         // somebody who may use something goes on
         let other = rig.customer_of("t").await;
@@ -103,12 +103,12 @@ async fn a_first_payment_that_is_missing_lets_nobody_in_and_takes_nothing_away()
         rig.stripe.set_payments(&other, crate::support::stripe_fake::Payments::Fail);
         rig.stripe.subscribe(&other, &rig.pro, &[]);
         rig.hear().await;
-        assert_eq!(rig.standing("t").await, "free active -");
+        assert_eq!(rig.subject_path("t").await, "free active -");
         rig.set_clock("2026-11-21T12:00:00Z");
         rig.hear().await;
-        assert_eq!(rig.standing("s").await, "pro incomplete_expired -");
+        assert_eq!(rig.subject_path("s").await, "pro incomplete_expired -");
         assert_eq!(
-            (rig.standing("t").await.as_str(), rig.check("t", 1).await.as_str()),
+            (rig.subject_path("t").await.as_str(), rig.check("t", 1).await.as_str()),
             ("free active -", "allowed")
         );
     }
@@ -126,21 +126,21 @@ async fn an_end_that_was_announced_comes_at_its_instant_with_no_webhook() {
             let subscription = rig.stripe.subscribe(&customer, price, &[]);
             cancel_at_end(&rig, &subscription, "true");
             rig.hear().await;
-            assert!(rig.standing(subject).await.ends_with("active 2026-12-20T12:00:00Z"));
+            assert!(rig.subject_path(subject).await.ends_with("active 2026-12-20T12:00:00Z"));
             rig.service.clock.set(super::at("2026-12-20T11:59:59Z"));
             assert_eq!(rig.check(subject, 50).await, "allowed");
             rig.service.clock.set(super::at("2026-12-20T12:00:00Z"));
             assert_eq!(rig.check(subject, 1).await, then.1);
             assert_ne!(rig.check(subject, 50).await, "allowed");
-            assert_eq!(rig.standing(subject).await, then.0);
+            assert_eq!(rig.subject_path(subject).await, then.0);
         }
         // the webhook finds it done: what is used on the plan fallen back to stays used
         record(&rig, "t", 1).await;
         rig.set_clock("2026-12-20T13:00:00Z");
         rig.hear().await;
-        assert_eq!(rig.standing("s").await, "pro canceled 2026-12-20T12:00:00Z");
+        assert_eq!(rig.subject_path("s").await, "pro canceled 2026-12-20T12:00:00Z");
         assert_eq!(
-            (rig.standing("t").await.as_str(), rig.check("t", 1).await.as_str()),
+            (rig.subject_path("t").await.as_str(), rig.check("t", 1).await.as_str()),
             ("free active -", "limit_reached")
         );
         rig.service.verify().await;
@@ -156,14 +156,14 @@ async fn an_end_is_taken_back() {
         rig.hear().await;
         cancel_at_end(&rig, &subscription, "false");
         rig.hear().await;
-        assert_eq!(rig.standing("s").await, "pro active -");
+        assert_eq!(rig.subject_path("s").await, "pro active -");
         rig.set_clock("2026-12-20T12:00:01Z");
         assert_eq!(rig.check("s", 1).await, "allowed");
         // an end of its own time, not the period's
         let end = unix("2026-12-25T00:00:00Z").to_string();
         rig.stripe.post(&format!("/v1/subscriptions/{subscription}"), &[("cancel_at", &end)]);
         rig.hear().await;
-        assert_eq!(rig.standing("s").await, "pro active 2026-12-25T00:00:00Z");
+        assert_eq!(rig.subject_path("s").await, "pro active 2026-12-25T00:00:00Z");
     }
 }
 
@@ -182,17 +182,17 @@ async fn a_deletion_ends_it_now_and_for_good() {
             rig.work().await;
             rig.stripe.delete(&format!("/v1/subscriptions/{subscription}"));
             rig.hear().await;
-            assert_eq!(rig.standing(subject).await, expected);
+            assert_eq!(rig.subject_path(subject).await, expected);
             for webhook in told {
                 let again = webhook.body.replace(&webhook.id, &format!("{}_again", webhook.id));
                 rig.deliver(&super::Webhook { body: again, ..webhook }).await;
                 rig.work().await;
-                assert_eq!(rig.standing(subject).await, expected);
+                assert_eq!(rig.subject_path(subject).await, expected);
             }
             // a new one begins anew
             rig.stripe.subscribe(&customer, &rig.starter, &[]);
             rig.hear().await;
-            assert_eq!(rig.standing(subject).await, "starter active -");
+            assert_eq!(rig.subject_path(subject).await, "starter active -");
         }
     }
 }
@@ -203,7 +203,7 @@ async fn a_trial_leads_into_periods_of_the_new_anchor() {
         let customer = rig.customer_of("s").await;
         rig.stripe.subscribe(&customer, &rig.pro, &[("trial_period_days", "14")]);
         rig.hear().await;
-        assert_eq!(rig.standing("s").await, "pro trialing -");
+        assert_eq!(rig.subject_path("s").await, "pro trialing -");
         assert_eq!(rig.subscription("s").await["period"]["end"], "2026-12-04T12:00:00Z");
         record(&rig, "s", 100).await;
         rig.set_clock("2026-12-04T11:59:59Z");
@@ -214,7 +214,7 @@ async fn a_trial_leads_into_periods_of_the_new_anchor() {
         record(&rig, "s", 60).await;
         rig.set_clock("2026-12-04T12:00:30Z");
         rig.hear().await;
-        assert_eq!(rig.standing("s").await, "pro active -");
+        assert_eq!(rig.subject_path("s").await, "pro active -");
         let shown = rig.subscription("s").await;
         assert_eq!(
             (&shown["cycle_anchor"], &shown["period"]["end"]),
@@ -278,18 +278,18 @@ async fn of_several_the_usable_one_that_was_made_last_counts() {
         let new = rig.stripe.subscribe(&customer, &rig.pro, &[]);
         rig.service.clock.set(super::at("2026-11-21T12:00:00Z"));
         rig.hear().await;
-        assert_eq!(rig.standing("s").await, "pro active -");
+        assert_eq!(rig.subject_path("s").await, "pro active -");
         rig.stripe.set_status(&new, "unpaid");
         rig.hear().await;
-        assert_eq!(rig.standing("s").await, "starter active -");
+        assert_eq!(rig.subject_path("s").await, "starter active -");
         rig.stripe.set_status(&new, "active");
         rig.hear().await;
         rig.stripe.delete(&format!("/v1/subscriptions/{old}"));
         rig.hear().await;
-        assert_eq!(rig.standing("s").await, "pro active -", "a deleted one ends no other");
+        assert_eq!(rig.subject_path("s").await, "pro active -", "a deleted one ends no other");
         rig.stripe.delete(&format!("/v1/subscriptions/{new}"));
         rig.hear().await;
-        assert!(rig.standing("s").await.starts_with("pro canceled"));
+        assert!(rig.subject_path("s").await.starts_with("pro canceled"));
     }
 }
 
@@ -316,5 +316,5 @@ async fn the_application_may_still_say_otherwise() {
     put(json!({"plan": "team"})).await;
     rig.stripe.delete(&format!("/v1/subscriptions/{subscription}"));
     rig.hear().await;
-    assert_eq!(rig.standing("s").await, "team active -");
+    assert_eq!(rig.subject_path("s").await, "team active -");
 }

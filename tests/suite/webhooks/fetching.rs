@@ -19,7 +19,7 @@ async fn one_look_serves_a_burst_of_events() {
     }
     let reads = rig.stripe.calls(Endpoint::OtherReads);
     rig.hear().await;
-    assert_eq!(rig.standing("s").await, "pro active -");
+    assert_eq!(rig.subject_path("s").await, "pro active -");
     assert_eq!(rig.stripe.calls(Endpoint::OtherReads) - reads, 1);
 }
 
@@ -52,7 +52,7 @@ async fn a_look_that_fails_is_repeated_later_and_later() {
         set(now);
     }
     rig.work().await;
-    assert_eq!(rig.standing("s").await, "pro active -");
+    assert_eq!(rig.subject_path("s").await, "pro active -");
     assert_eq!(rig.events("pending").await, []);
 }
 
@@ -68,7 +68,7 @@ async fn what_stripe_does_not_know_is_taken_from_what_it_signed() {
     }
     rig.map("t", "cus_elsewhere").await;
     rig.work().await;
-    assert_eq!(rig.standing("t").await, "pro active -");
+    assert_eq!(rig.subject_path("t").await, "pro active -");
     // and with its customer deleted it is over, though a payload says otherwise
     let gone = rig.customer_of("u").await;
     let subscription = rig.stripe.subscribe(&gone, &rig.pro, &[]);
@@ -79,7 +79,7 @@ async fn what_stripe_does_not_know_is_taken_from_what_it_signed() {
         rig.deliver(&super::Webhook { body, ..webhook.clone() }).await;
     }
     rig.work().await;
-    assert!(rig.standing("u").await.starts_with("pro canceled"), "{}", rig.standing("u").await);
+    assert!(rig.subject_path("u").await.starts_with("pro canceled"), "{}", rig.subject_path("u").await);
 }
 
 #[tokio::test]
@@ -157,7 +157,11 @@ async fn two_replicas_share_one_queue() {
             (_, 0) => "starter past_due",
             _ => "starter unpaid",
         };
-        assert!(rig.standing(subject).await.starts_with(expected), "{n}: {}", rig.standing(subject).await);
+        assert!(
+            rig.subject_path(subject).await.starts_with(expected),
+            "{n}: {}",
+            rig.subject_path(subject).await
+        );
         // nothing was done twice: each change of status stands in the history once
         let path = format!("/v1/subjects/{subject}/subscription?history=true");
         let history = rig.service.get(&path).await.json();

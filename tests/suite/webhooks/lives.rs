@@ -116,7 +116,7 @@ async fn work(service: &TestService) {
 }
 
 /// How everybody stands: plan, status, anchor, period, end.
-async fn standings(connection: &mut PgConnection) -> HashMap<String, String> {
+async fn subject_paths(connection: &mut PgConnection) -> HashMap<String, String> {
     let rows = sqlx::query(
         "select s.subject, concat_ws(' ', sub.plan, sub.status, sub.cycle_anchor, sub.period_start, sub.period_end,
                                      coalesce(sub.ends_at::text, 'open'), sub.fallback_plan, sub.overrides) as standing
@@ -163,18 +163,18 @@ async fn shuffled_afterwards(then: &str, fetching: bool) {
             deleted[who] |= order[step].id == deletion;
         }
         work(&service).await;
-        let standings = standings(&mut connection).await;
+        let subject_paths = subject_paths(&mut connection).await;
         for who in (1..=SHUFFLES).filter(|who| deleted[*who] || fetching) {
-            let standing = &standings[&format!("s{who}")];
+            let standing = &subject_paths[&format!("s{who}")];
             assert!(!may_use(standing) || standing.starts_with("free "), "{who} after {step}: {standing}");
         }
     }
-    let standings = standings(&mut connection).await;
-    assert_eq!(standings.len(), SHUFFLES + 1);
-    for (who, standing) in &standings {
-        assert_eq!(*standing, standings["s0"], "{who}");
+    let subject_paths = subject_paths(&mut connection).await;
+    assert_eq!(subject_paths.len(), SHUFFLES + 1);
+    for (who, standing) in &subject_paths {
+        assert_eq!(*standing, subject_paths["s0"], "{who}");
     }
-    assert!(standings["s0"].starts_with(if then == "pro" { "pro canceled" } else { "free active" }));
+    assert!(subject_paths["s0"].starts_with(if then == "pro" { "pro canceled" } else { "free active" }));
 }
 
 /// All but the deletion is heard before the end: nobody loses anything until it comes, and all do then.
@@ -201,16 +201,16 @@ async fn shuffled_meanwhile(then: &str, fetching: bool) {
             tell(&service, &life.of(&before[order[step]], who)).await;
         }
         work(&service).await;
-        let standings = standings(&mut connection).await;
+        let subject_paths = subject_paths(&mut connection).await;
         for who in 0..SHUFFLES {
-            let standing = &standings[&format!("s{who}")];
+            let standing = &subject_paths[&format!("s{who}")];
             assert!(may_use(standing) && !standing.starts_with("free "), "{who} after {step}: {standing}");
         }
     }
     let all_alike = async |connection: &mut PgConnection| {
-        let standings = standings(connection).await;
-        assert!(standings.values().all(|standing| *standing == standings["s0"]), "{standings:?}");
-        standings["s0"].clone()
+        let subject_paths = subject_paths(connection).await;
+        assert!(subject_paths.values().all(|standing| *standing == subject_paths["s0"]), "{subject_paths:?}");
+        subject_paths["s0"].clone()
     };
     assert!(all_alike(&mut connection).await.starts_with(&format!("{then} active")));
     // nobody says anything at the end

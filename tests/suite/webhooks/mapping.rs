@@ -34,7 +34,7 @@ async fn a_checkout_says_who_the_customer_is() {
         assert_eq!(rig.service.get("/v1/subjects/user_42").await.status, StatusCode::NOT_FOUND);
         rig.deliver(&checkout[0]).await;
         rig.work().await;
-        assert_eq!(rig.standing("user_42").await, "pro active -");
+        assert_eq!(rig.subject_path("user_42").await, "pro active -");
         assert_eq!(rig.events("unmapped").await, []);
         let subject = rig.service.get("/v1/subjects/user_42").await.json();
         assert!(subject["stripe_customer_id"].as_str().unwrap().starts_with("cus_"), "{subject}");
@@ -55,7 +55,7 @@ async fn metadata_names_the_subject_of_a_subscription_or_of_its_customer() {
         rig.stripe.subscribe(&three, &rig.starter, &[("metadata[subject]", "d")]);
         rig.hear().await;
         for (subject, plan, customer) in [("a", "pro", &one), ("b", "team", &two), ("c", "starter", &three)] {
-            assert_eq!(rig.standing(subject).await, format!("{plan} active -"));
+            assert_eq!(rig.subject_path(subject).await, format!("{plan} active -"));
             let shown = rig.service.get(&format!("/v1/subjects/{subject}")).await.json();
             assert_eq!(shown["stripe_customer_id"], **customer);
         }
@@ -70,7 +70,7 @@ async fn a_customer_that_was_made_before_anybody_listened_is_asked_for() {
     rig.stripe.take_webhooks();
     rig.stripe.subscribe(&customer, &rig.pro, &[]);
     rig.hear().await;
-    assert_eq!(rig.standing("a").await, "pro active -");
+    assert_eq!(rig.subject_path("a").await, "pro active -");
 }
 
 #[tokio::test]
@@ -87,7 +87,7 @@ async fn what_cannot_be_mapped_waits_and_is_applied_when_it_can() {
         assert!(waiting.iter().all(|(_, why)| why == "no_subject"));
         rig.map("s", &customer).await;
         rig.work().await;
-        assert_eq!(rig.standing("s").await, "pro past_due -");
+        assert_eq!(rig.subject_path("s").await, "pro past_due -");
         assert_eq!(rig.events("unmapped").await, []);
 
         // a price that no plan has: what stands goes on, until the catalog knows it
@@ -102,7 +102,7 @@ async fn what_cannot_be_mapped_waits_and_is_applied_when_it_can() {
         assert_eq!(rig.check("t", 1).await, "no_subscription");
         rig.apply_catalog(&[&rig.starter, &rig.pro, &rig.team]).await;
         rig.work().await;
-        assert_eq!(rig.standing("t").await, "team active -");
+        assert_eq!(rig.subject_path("t").await, "team active -");
         assert_eq!(rig.events("unmapped").await, []);
     }
 }
@@ -118,11 +118,11 @@ async fn an_unknown_price_leaves_the_plan_and_still_ends() {
     switch_of(&rig.stripe, &subscription, &rig.team);
     rig.stripe.set_status(&subscription, "past_due");
     rig.hear().await;
-    assert_eq!(rig.standing("s").await, "pro past_due -");
+    assert_eq!(rig.subject_path("s").await, "pro past_due -");
     assert_eq!(rig.events("unmapped").await.len(), 2);
     rig.stripe.delete(&path);
     rig.hear().await;
-    assert!(rig.standing("s").await.starts_with("pro canceled"));
+    assert!(rig.subject_path("s").await.starts_with("pro canceled"));
     assert_eq!(rig.events("unmapped").await, []);
 }
 
@@ -134,11 +134,11 @@ async fn a_customer_that_moves_takes_its_subscription_along() {
     rig.hear().await;
     rig.service.put("/v1/subjects/a", &json!({"stripe_customer_id": null})).await;
     rig.work().await;
-    assert_eq!(rig.standing("a").await, "pro active -", "nobody else has it yet");
+    assert_eq!(rig.subject_path("a").await, "pro active -", "nobody else has it yet");
     rig.map("b", &customer).await;
     rig.work().await;
-    assert_eq!(rig.standing("b").await, "pro active -");
-    assert!(rig.standing("a").await.starts_with("pro canceled"));
+    assert_eq!(rig.subject_path("b").await, "pro active -");
+    assert!(rig.subject_path("a").await.starts_with("pro canceled"));
 }
 
 #[tokio::test]
@@ -156,13 +156,13 @@ async fn a_customer_that_is_gone_makes_room_for_another() {
             rig.deliver(webhook).await;
             rig.work().await;
         }
-        assert!(rig.standing("s").await.starts_with("pro canceled"), "{}", rig.standing("s").await);
+        assert!(rig.subject_path("s").await.starts_with("pro canceled"), "{}", rig.subject_path("s").await);
         let shown = rig.service.get("/v1/subjects/s").await.json();
         assert_eq!(shown["stripe_customer_id"], json!(null));
         let next = rig.stripe.customer(&[]);
         rig.stripe.subscribe(&next, &rig.team, &[("metadata[subject]", "s")]);
         rig.hear().await;
-        assert_eq!(rig.standing("s").await, "team active -");
+        assert_eq!(rig.subject_path("s").await, "team active -");
         assert_eq!(rig.service.get("/v1/subjects/s").await.json()["stripe_customer_id"], *next);
     }
 }

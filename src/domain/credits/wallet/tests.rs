@@ -26,14 +26,14 @@ fn catalog(plan_credits: &Value) -> Catalog {
 }
 
 /// A wallet of one subject, and the time.
-struct Rig {
+struct WalletRig {
     wallet: Wallet,
     catalog: Catalog,
     now: Timestamp,
     grants: u128,
 }
 
-impl Rig {
+impl WalletRig {
     fn at(now: &str) -> Self {
         Self {
             wallet: Wallet::new(7, None, Vec::new()),
@@ -51,11 +51,11 @@ impl Rig {
         id
     }
 
-    fn parts(&self, meter: &str, quantity: &str, properties: Value) -> Parts {
+    fn parts(&self, meter: &str, quantity: &str, properties: Value) -> GrantShares {
         let (meter, plan) = (MeterKey::parse(meter).unwrap(), &self.catalog.plans[0]);
         let properties = Properties::stored(Some(properties));
         let quantity = Quantity::from_decimal(quantity).unwrap();
-        let of = Use {
+        let of = CostedUse {
             catalog: &self.catalog,
             prices: &plan.prices,
             meter: &meter,
@@ -63,7 +63,7 @@ impl Rig {
             counted: &[],
             at: self.now,
         };
-        self.wallet.parts(quantity, &of, &Taken::new(), self.now)
+        self.wallet.parts(quantity, &of, &TentativeAmounts::new(), self.now)
     }
 
     /// Spends as much as there is; how much that was.
@@ -79,7 +79,7 @@ impl Rig {
     }
 
     fn left(&self, grant: Uuid) -> String {
-        self.wallet.purse(grant).unwrap().available.to_string()
+        self.wallet.grant_balance(grant).unwrap().available.to_string()
     }
 
     fn balance(&self) -> String {
@@ -113,7 +113,7 @@ fn grants_burn_by_priority_then_expiry_then_age() {
         (json!({}), json!({}), ["0", "80"]),
     ];
     for (one, two, expected) in cases {
-        let mut rig = Rig::at("2026-02-01");
+        let mut rig = WalletRig::at("2026-02-01");
         let mut grant = |more: &Value| {
             let mut request = json!({"meter": "m", "amount": 100});
             request.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
@@ -127,7 +127,7 @@ fn grants_burn_by_priority_then_expiry_then_age() {
         assert_eq!(rig.burn("100"), "80");
         assert_eq!(rig.burn("1"), "0");
     }
-    let mut rig = Rig::at("2026-02-01");
+    let mut rig = WalletRig::at("2026-02-01");
     rig.give(json!({"meter": "m", "amount": 100}));
     rig.burn("50");
     assert_eq!(rig.balance(), "50");
@@ -135,7 +135,7 @@ fn grants_burn_by_priority_then_expiry_then_age() {
 
 #[test]
 fn units_have_their_own_costs() {
-    let mut rig = Rig::at("2026-02-01");
+    let mut rig = WalletRig::at("2026-02-01");
     rig.give(json!({"credit_unit": "u", "amount": 100}));
     rig.give(json!({"currency": "usd", "amount": 10, "priority": 1}));
     let parts = |meter: &str, quantity: &str, properties: Value| -> Vec<String> {
@@ -151,8 +151,8 @@ fn units_have_their_own_costs() {
 }
 
 /// With a credit unit in which a unit of `m` costs so much.
-fn costing(cost: &str) -> Rig {
-    let mut rig = Rig::at("2026-02-01");
+fn costing(cost: &str) -> WalletRig {
+    let mut rig = WalletRig::at("2026-02-01");
     let unit = json!({"key": "u", "costs": [{"meter": "m", "cost": cost}]});
     rig.catalog.credit_units = vec![crate::domain::credits::unit::CreditUnit::read(unit).unwrap()];
     rig
@@ -216,7 +216,7 @@ fn a_period_carries_what_its_rollover_allows() {
         (grant(true, json!({"max": 50})), "100", "100"),
     ];
     for (request, used, expected) in cases {
-        let mut rig = Rig::at("2026-01-31");
+        let mut rig = WalletRig::at("2026-01-31");
         rig.give(request.clone());
         rig.burn(used);
         rig.turn("2026-02-27T23:59:59Z");
@@ -225,10 +225,11 @@ fn a_period_carries_what_its_rollover_allows() {
         assert_eq!(rig.balance(), expected, "{request}");
     }
     // what nobody looked at for months stands as if somebody had
-    let mut rig = Rig::at("2026-01-31");
+    let mut rig = WalletRig::at("2026-01-31");
     rig.give(json!({"meter": "m", "amount": 100, "period": "month", "rollover": {"max": 250},
                     "expires_at": "2026-12-01T00:00:00Z"}));
-    let mut seen = Rig { wallet: rig.wallet.clone(), catalog: catalog(&json!([])), ..Rig::at("2026-01-31") };
+    let mut seen =
+        WalletRig { wallet: rig.wallet.clone(), catalog: catalog(&json!([])), ..WalletRig::at("2026-01-31") };
     for month in ["2026-02-28", "2026-03-31", "2026-04-30", "2026-05-30"] {
         seen.turn(month);
     }
@@ -241,7 +242,7 @@ fn a_period_carries_what_its_rollover_allows() {
 
 #[test]
 fn what_nobody_looked_at_for_years_goes_on() {
-    let mut rig = Rig::at("2020-01-31");
+    let mut rig = WalletRig::at("2020-01-31");
     for _ in 0..2 {
         rig.give(json!({"meter": "m", "amount": 100, "period": "day", "rollover": {"max": 50}}));
     }
@@ -261,7 +262,7 @@ fn a_plan_gives_once_a_period() {
     let unit = Unit::Meter(MeterKey::parse("m").unwrap());
     let credits = &catalog.plans[0].credit_grants[0];
     let mut balance = |subscription: &Subscription, now: &str| {
-        wallet.advance(Vec::new(), &[Schedule { credits, subscription }], at(now));
+        wallet.advance(Vec::new(), &[GrantSchedule { credits, subscription }], at(now));
         wallet.balance(&unit).to_string()
     };
     let cases = [
@@ -285,7 +286,7 @@ fn a_plan_gives_once_a_period() {
 
 #[test]
 fn what_is_held_outlives_its_grant_and_nothing_else_does() {
-    let mut rig = Rig::at("2026-02-01");
+    let mut rig = WalletRig::at("2026-02-01");
     rig.give(json!({"meter": "m", "amount": 10, "expires_at": "2026-02-02T00:00:00Z"}));
     let meter = MeterKey::parse("m").unwrap();
     let parts = rig.parts("m", "4", json!({}));
@@ -303,7 +304,7 @@ fn what_is_held_outlives_its_grant_and_nothing_else_does() {
 
 #[test]
 fn a_refund_points_at_its_spend_and_a_void_takes_the_rest() {
-    let mut rig = Rig::at("2026-02-01");
+    let mut rig = WalletRig::at("2026-02-01");
     let id = rig.give(json!({"meter": "m", "amount": 10}));
     rig.burn("4");
     let of_spend = || Cause { refunds: Some(77), ..Cause::default() };
@@ -318,17 +319,17 @@ fn a_refund_points_at_its_spend_and_a_void_takes_the_rest() {
 
 #[test]
 fn a_grant_takes_effect_when_it_says() {
-    let mut rig = Rig::at("2026-02-01");
+    let mut rig = WalletRig::at("2026-02-01");
     let id = rig.give(json!({"meter": "m", "amount": 10, "effective_at": "2026-02-05T00:00:00Z"}));
     assert_eq!((rig.balance().as_str(), rig.burn("1").as_str()), ("0", "0"));
     assert_eq!(rig.wallet.next_due(), Some(at("2026-02-05")));
     rig.turn("2026-02-05");
     assert_eq!(rig.balance(), "10");
-    assert_eq!(rig.wallet.purse(id).unwrap().state, State::Open);
+    assert_eq!(rig.wallet.grant_balance(id).unwrap().state, GrantState::Open);
 }
 
 #[derive(Debug, Clone)]
-enum Step {
+enum WalletStep {
     Give { amount: i64, priority: i64, life: Option<i64>, period: Option<(bool, i64)> },
     Hold(i64),
     Settle { hold: usize, part: i64 },
@@ -337,18 +338,18 @@ enum Step {
     Wait(i64),
 }
 
-fn steps() -> impl Strategy<Value = Vec<Step>> {
+fn steps() -> impl Strategy<Value = Vec<WalletStep>> {
     let give =
         (1_i64..50, 0_i64..3, prop::option::of(1_i64..90), prop::option::of((any::<bool>(), 0_i64..40)))
-            .prop_map(|(amount, priority, life, period)| Step::Give { amount, priority, life, period });
+            .prop_map(|(amount, priority, life, period)| WalletStep::Give { amount, priority, life, period });
     prop::collection::vec(
         prop_oneof![
             give,
-            (1_i64..60).prop_map(Step::Hold),
-            (0_usize..9, 0_i64..60).prop_map(|(hold, part)| Step::Settle { hold, part }),
-            (1_i64..60).prop_map(Step::Spend),
-            (0_usize..9).prop_map(Step::Void),
-            (0_i64..40).prop_map(Step::Wait),
+            (1_i64..60).prop_map(WalletStep::Hold),
+            (0_usize..9, 0_i64..60).prop_map(|(hold, part)| WalletStep::Settle { hold, part }),
+            (1_i64..60).prop_map(WalletStep::Spend),
+            (0_usize..9).prop_map(WalletStep::Void),
+            (0_i64..40).prop_map(WalletStep::Wait),
         ],
         1..60,
     )
@@ -372,7 +373,7 @@ proptest! {
             many.give(json!({"credit_unit": "u", "amount": Total::from_nanos((*part).into()).to_string()}));
         }
         let parts = [one, many].map(|rig| rig.parts("m", &text(asked), json!({})));
-        let amount = |parts: &Parts| parts.iter().fold(Total::default(), |sum, part| sum + part.amount);
+        let amount = |parts: &GrantShares| parts.iter().fold(Total::default(), |sum, part| sum + part.amount);
         prop_assert_eq!(quantity_of(&parts[0]), quantity_of(&parts[1]));
         prop_assert_eq!(amount(&parts[0]), amount(&parts[1]));
         prop_assert!(parts.iter().all(|parts| amount(parts) <= balance));
@@ -390,13 +391,13 @@ proptest! {
     /// and grants hold exactly what open reservations hold.
     #[test]
     fn balances_are_sums_and_never_negative(steps in steps()) {
-        let mut rig = Rig::at("2026-01-31");
+        let mut rig = WalletRig::at("2026-01-31");
         let meter = MeterKey::parse("m").unwrap();
         let (mut given, mut holds) = (Vec::new(), Vec::new());
         for (n, step) in steps.into_iter().enumerate() {
             let reservation = Uuid::from_u128(n as u128);
             match step {
-                Step::Give { amount, priority, life, period } => {
+                WalletStep::Give { amount, priority, life, period } => {
                     let mut request = json!({"meter": "m", "amount": amount, "priority": priority});
                     if let Some(days) = life {
                         request["expires_after"] = json!(format!("{days}d"));
@@ -408,12 +409,12 @@ proptest! {
                     }
                     given.push(rig.give(request));
                 }
-                Step::Hold(quantity) => {
+                WalletStep::Hold(quantity) => {
                     let parts = rig.parts("m", &quantity.to_string(), json!({}));
                     rig.wallet.hold(&parts, &meter, reservation, rig.now);
                     holds.push((reservation, parts));
                 }
-                Step::Settle { hold, part } => {
+                WalletStep::Settle { hold, part } => {
                     if !holds.is_empty() {
                         let (reservation, parts) = holds.swap_remove(hold % holds.len());
                         let quantity = Total::from(part).quantity().unwrap();
@@ -423,30 +424,30 @@ proptest! {
                         rig.wallet.release(&back, &meter, reservation, rig.now);
                     }
                 }
-                Step::Spend(quantity) => { rig.burn(&quantity.to_string()); }
-                Step::Void(n) => if !given.is_empty() { rig.wallet.void(given[n % given.len()], None, rig.now); },
-                Step::Wait(days) => {
+                WalletStep::Spend(quantity) => { rig.burn(&quantity.to_string()); }
+                WalletStep::Void(n) => if !given.is_empty() { rig.wallet.void(given[n % given.len()], None, rig.now); },
+                WalletStep::Wait(days) => {
                     let to = rig.now.micros() + days * 86_400_000_000;
                     rig.now = Timestamp::from_micros(to).unwrap();
                     rig.wallet.advance(Vec::new(), &[], rig.now);
                 }
             }
             let none = Total::default();
-            for purse in rig.wallet.purses() {
-                let sum = |account: Account| {
-                    let of = rig.wallet.movements().iter().filter(|m| m.grant == Some(purse.grant.id));
+            for grant_balance in rig.wallet.grant_balances() {
+                let sum = |account: LedgerAccount| {
+                    let of = rig.wallet.movements().iter().filter(|m| m.grant == Some(grant_balance.grant.id));
                     of.fold(none, |sum, m| sum + m.kind.effect_on(account, m.amount))
                 };
-                prop_assert!(purse.available >= none && purse.held >= none);
-                prop_assert_eq!((sum(Account::Available), sum(Account::Held)), (purse.available, purse.held));
-                let held = holds.iter().flat_map(|(_, parts)| parts).filter(|part| part.grant == purse.grant.id);
-                prop_assert_eq!(held.fold(none, |sum, part| sum + part.amount), purse.held);
-                prop_assert!(purse.state != State::Ended || purse.available == none);
-                prop_assert!(purse.state != State::Open || purse.grant.is_good(rig.now));
+                prop_assert!(grant_balance.available >= none && grant_balance.held >= none);
+                prop_assert_eq!((sum(LedgerAccount::Available), sum(LedgerAccount::Held)), (grant_balance.available, grant_balance.held));
+                let held = holds.iter().flat_map(|(_, parts)| parts).filter(|part| part.grant == grant_balance.grant.id);
+                prop_assert_eq!(held.fold(none, |sum, part| sum + part.amount), grant_balance.held);
+                prop_assert!(grant_balance.state != GrantState::Ended || grant_balance.available == none);
+                prop_assert!(grant_balance.state != GrantState::Open || grant_balance.grant.is_good(rig.now));
             }
-            let carried = rig.wallet.movements().iter().fold(none, |sum, m| sum + m.kind.effect_on(Account::Carried, m.amount));
+            let carried = rig.wallet.movements().iter().fold(none, |sum, m| sum + m.kind.effect_on(LedgerAccount::Carried, m.amount));
             prop_assert_eq!(carried, none);
-            let available = rig.wallet.purses().iter().fold(none, |sum, purse| sum + purse.available);
+            let available = rig.wallet.grant_balances().iter().fold(none, |sum, grant_balance| sum + grant_balance.available);
             prop_assert_eq!(rig.wallet.balance(&Unit::Meter(meter.clone())), available);
             prop_assert!(rig.wallet.movements().iter().all(|m| m.balance >= none && m.amount > none));
         }

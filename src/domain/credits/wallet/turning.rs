@@ -1,9 +1,9 @@
 //! What time does to a wallet: reservations lapse, grants take effect, expire, and go on from period to
 //! period. It is carried out by whoever looks, as if it had been done at its time.
 
-use super::{Lapsed, Purse, State, Wallet};
-use crate::domain::credits::accounts::{Cause, Kind};
-use crate::domain::credits::grant::{Grant, Source, plan_series, series_id};
+use super::{ExpiredCreditLine, GrantBalance, GrantState, Wallet};
+use crate::domain::credits::accounts::{Cause, MovementKind};
+use crate::domain::credits::grant::{Grant, GrantSource, plan_series, series_id};
 use crate::domain::credits::offers::PlanCredits;
 use crate::domain::limits::CREDIT_TURNS_MAX;
 use crate::domain::quantity::{Quantity, Total};
@@ -13,7 +13,7 @@ use crate::domain::window::Span;
 
 /// Credits that a subscription gives each period.
 #[derive(Debug, Clone, Copy)]
-pub struct Schedule<'a> {
+pub struct GrantSchedule<'a> {
     pub credits: &'a PlanCredits,
     pub subscription: &'a Subscription,
 }
@@ -29,27 +29,32 @@ struct Successor {
 impl Wallet {
     /// Carries out what is due by now, in the order of time. `schedules`: what the plan gives, where the
     /// subscription may use it.
-    pub fn advance(&mut self, lapsed: Vec<Lapsed>, schedules: &[Schedule<'_>], now: Timestamp) {
-        let mut lapsed = lapsed;
-        lapsed.sort_by_key(|line| (line.expires_at, line.reservation, line.grant));
+    pub fn advance(
+        &mut self,
+        expired: Vec<ExpiredCreditLine>,
+        schedules: &[GrantSchedule<'_>],
+        now: Timestamp,
+    ) {
+        let mut expired = expired;
+        expired.sort_by_key(|line| (line.expires_at, line.reservation, line.grant));
         let mut turns = 0;
-        for line in lapsed {
+        for line in expired {
             self.advance_to(line.expires_at.min(now), schedules, &mut turns);
-            self.lapse(line);
+            self.expire(line);
         }
         self.advance_to(now, schedules, &mut turns);
         for schedule in schedules {
-            self.keep_up(*schedule, now);
+            self.issue_due_grants(*schedule, now);
         }
     }
 
-    fn advance_to(&mut self, to: Timestamp, schedules: &[Schedule<'_>], turns: &mut usize) {
+    fn advance_to(&mut self, to: Timestamp, schedules: &[GrantSchedule<'_>], turns: &mut usize) {
         while let Some((due, index)) = self.first_due(to) {
             // of what nobody looked at for very many periods, not each is carried through
             let at = if *turns > CREDIT_TURNS_MAX { to } else { due };
-            match self.purses[index].state {
-                State::Upcoming => self.take_effect(index, at),
-                State::Open | State::Ended => {
+            match self.grant_balances[index].state {
+                GrantState::Upcoming => self.take_effect(index, at),
+                GrantState::Open | GrantState::Ended => {
                     *turns += 1;
                     let successor = self.successor(index, schedules, at);
                     self.end(index, successor, at);
@@ -59,20 +64,20 @@ impl Wallet {
     }
 
     fn first_due(&self, to: Timestamp) -> Option<(Timestamp, usize)> {
-        let due = |(index, purse): (usize, &Purse)| {
-            let at = match purse.state {
-                State::Upcoming => Some(purse.grant.effective_at),
-                State::Open => purse.grant.expires_at,
-                State::Ended => None,
+        let due = |(index, grant_balance): (usize, &GrantBalance)| {
+            let at = match grant_balance.state {
+                GrantState::Upcoming => Some(grant_balance.grant.effective_at),
+                GrantState::Open => grant_balance.grant.expires_at,
+                GrantState::Ended => None,
             };
             at.filter(|at| *at <= to).map(|at| (at, index))
         };
-        self.purses.iter().enumerate().filter_map(due).min()
+        self.grant_balances.iter().enumerate().filter_map(due).min()
     }
 
     /// What follows a grant whose period ends: that of the period around an instant, its end or a later one.
-    fn successor(&self, index: usize, schedules: &[Schedule<'_>], at: Timestamp) -> Option<Successor> {
-        let Purse { grant, is_head, .. } = &self.purses[index];
+    fn successor(&self, index: usize, schedules: &[GrantSchedule<'_>], at: Timestamp) -> Option<Successor> {
+        let GrantBalance { grant, is_head, .. } = &self.grant_balances[index];
         let (series, end) = (grant.series.as_ref().filter(|_| *is_head)?, grant.expires_at?.max(at));
         if let Some(recurrence) = &grant.recurrence {
             if recurrence.until.is_some_and(|until| until <= end) {
@@ -93,25 +98,25 @@ impl Wallet {
 
     /// Ends a grant; what follows it takes over what is carried.
     fn end(&mut self, index: usize, successor: Option<Successor>, at: Timestamp) {
-        let unused = self.purses[index].available;
-        let grant = self.purses[index].grant.clone();
+        let unused = self.grant_balances[index].available;
+        let grant = self.grant_balances[index].grant.clone();
         let id = grant.id;
         let carried = successor.as_ref().map(|_| grant.rollover.carried(unused)).unwrap_or_default();
         let out = carried.min(unused);
-        self.shift(index, Kind::CarryOut, out, at, Cause::default());
-        self.purses[index].state = State::Ended;
+        self.shift(index, MovementKind::CarryOut, out, at, Cause::default());
+        self.grant_balances[index].state = GrantState::Ended;
         self.changed.insert(id);
         self.close(index, at);
         let fresh = successor.as_ref().map(|next| Total::from(next.fresh) + (carried - out));
         let goes_on = fresh.is_some_and(|fresh| fresh + out > Total::default());
         let (Some(next), Some(fresh), true) = (successor, fresh, goes_on) else {
             // what a plan gives may go on later; what a caller gave is over
-            self.purses[index].is_head &= grant.recurrence.is_none();
+            self.grant_balances[index].is_head &= grant.recurrence.is_none();
             return;
         };
         if let Some(made) = self.make_successor(&grant, &next, at) {
-            self.shift(made, Kind::Grant, fresh, at, Cause::default());
-            self.shift(made, Kind::CarryIn, out, at, Cause::default());
+            self.shift(made, MovementKind::Grant, fresh, at, Cause::default());
+            self.shift(made, MovementKind::CarryIn, out, at, Cause::default());
         }
     }
 
@@ -120,7 +125,7 @@ impl Wallet {
         let series = before.series.as_ref()?;
         let id = series_id(self.subject_id, series, next.period.from);
         if let Some(old) = self.index(before.id) {
-            self.purses[old].is_head = false;
+            self.grant_balances[old].is_head = false;
         }
         let grant = Grant {
             id,
@@ -137,42 +142,44 @@ impl Wallet {
         };
         self.made.insert(id);
         self.changed.insert(id);
-        self.purses.push(Purse { state: State::Open, ..Purse::new(grant) });
+        self.grant_balances.push(GrantBalance { state: GrantState::Open, ..GrantBalance::new(grant) });
         self.sort();
         self.index(id)
     }
 
     /// Gives what the plan gives in this period, once.
-    fn keep_up(&mut self, schedule: Schedule<'_>, now: Timestamp) {
+    fn issue_due_grants(&mut self, schedule: GrantSchedule<'_>, now: Timestamp) {
         let series = plan_series(&schedule.credits.key);
         let next = schedule.successor(now);
-        let is_head = |purse: &Purse| purse.is_head && purse.grant.series.as_deref() == Some(series.as_str());
-        match self.purses.iter().position(is_head) {
+        let is_head = |grant_balance: &GrantBalance| {
+            grant_balance.is_head && grant_balance.grant.series.as_deref() == Some(series.as_str())
+        };
+        match self.grant_balances.iter().position(is_head) {
             None => {
                 let grant = schedule.first(self.subject_id, &series, &next, now);
                 self.made.insert(grant.id);
                 self.changed.insert(grant.id);
-                self.purses.push(Purse::new(grant));
+                self.grant_balances.push(GrantBalance::new(grant));
                 self.sort();
-                if let Some(index) = self.purses.iter().position(is_head) {
+                if let Some(index) = self.grant_balances.iter().position(is_head) {
                     self.take_effect(index, now);
                 }
             }
             Some(head) => {
                 let (began, is_open) = {
-                    let purse = &self.purses[head];
-                    (purse.grant.effective_at, purse.state == State::Open)
+                    let grant_balance = &self.grant_balances[head];
+                    (grant_balance.grant.effective_at, grant_balance.state == GrantState::Open)
                 };
                 // its periods have moved, or it was not there for a while
                 if began < next.period.from && is_open {
                     self.end(head, Some(next), now);
                 } else if began < next.period.from {
                     let before = schedule.first(self.subject_id, &series, &next, now);
-                    let old = self.purses[head].grant.id;
+                    let old = self.grant_balances[head].grant.id;
                     let before = Grant { id: old, ..before };
                     let fresh = next.fresh.into();
                     if let Some(made) = self.make_successor(&before, &next, now) {
-                        self.shift(made, Kind::Grant, fresh, now, Cause::default());
+                        self.shift(made, MovementKind::Grant, fresh, now, Cause::default());
                     }
                 }
             }
@@ -180,7 +187,7 @@ impl Wallet {
     }
 }
 
-impl Schedule<'_> {
+impl GrantSchedule<'_> {
     fn successor(&self, at: Timestamp) -> Successor {
         let Self { credits, subscription } = self;
         let period = credits.period_around(at, &subscription.cycle);
@@ -196,7 +203,7 @@ impl Schedule<'_> {
             priority: credits.priority,
             effective_at: next.period.from,
             expires_at: (next.period.to < Timestamp::MAX).then_some(next.period.to),
-            source: Source::Plan,
+            source: GrantSource::Plan,
             external_ref: None,
             series: Some(series.to_owned()),
             recurrence: None,
