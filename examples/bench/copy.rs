@@ -68,10 +68,10 @@ async fn copy(connection: &mut PgConnection, chunk: &Chunk) -> anyhow::Result<()
 pub(crate) async fn rate(url: &str, rows: usize) -> anyhow::Result<f64> {
     let mut connection = PgConnection::connect(url).await?;
     let ids = ids(&mut connection, "user_%").await?;
-    let batches = batch_ids(&mut connection, rows.div_ceil(CHUNK_ROWS)).await?;
-    let count = batches.len() * CHUNK_ROWS;
+    let invalid_batches_are_rejected = batch_ids(&mut connection, rows.div_ceil(CHUNK_ROWS)).await?;
+    let count = invalid_batches_are_rejected.len() * CHUNK_ROWS;
     let mut streams: Vec<Vec<Chunk>> = (0..STREAMS).map(|_| Vec::new()).collect();
-    for (index, batch_id) in batches.into_iter().enumerate() {
+    for (index, batch_id) in invalid_batches_are_rejected.into_iter().enumerate() {
         streams[index % STREAMS].push(events::chunk(&ids, batch_id, CHUNK_ROWS, When::Now));
     }
     let mut connections = Vec::new();
@@ -117,17 +117,18 @@ pub(crate) async fn fill(
 ) -> anyhow::Result<()> {
     let mut connection = PgConnection::connect(url).await?;
     let ids = Arc::new(ids(&mut connection, like).await?);
-    let batches = Arc::new(batch_ids(&mut connection, rows.div_ceil(CHUNK_ROWS)).await?);
+    let invalid_batches_are_rejected = Arc::new(batch_ids(&mut connection, rows.div_ceil(CHUNK_ROWS)).await?);
     let next = Arc::new(AtomicUsize::new(0));
     let mut tasks = Vec::new();
     for _ in 0..=STREAMS {
-        let (ids, batches, next) = (Arc::clone(&ids), Arc::clone(&batches), Arc::clone(&next));
+        let (ids, invalid_batches_are_rejected, next) =
+            (Arc::clone(&ids), Arc::clone(&invalid_batches_are_rejected), Arc::clone(&next));
         let mut connection = PgConnection::connect(url).await?;
         tasks.push(tokio::spawn(async move {
             loop {
                 let index = next.fetch_add(1, Ordering::Relaxed);
-                let Some(batch_id) = batches.get(index) else { return anyhow::Ok(()) };
-                let when = events::piece(from, to, index, batches.len());
+                let Some(batch_id) = invalid_batches_are_rejected.get(index) else { return anyhow::Ok(()) };
+                let when = events::piece(from, to, index, invalid_batches_are_rejected.len());
                 let chunk = events::chunk(&ids, *batch_id, CHUNK_ROWS, when);
                 copy(&mut connection, &chunk).await?;
             }

@@ -117,8 +117,9 @@ impl<'a> Stage<'a> {
     /// An event of each of some hundreds of subjects, in batches.
     pub(crate) async fn know(&self, subjects: impl Iterator<Item = String>) -> anyhow::Result<()> {
         let subjects: Vec<String> = subjects.collect();
-        let batches = subjects.chunks(BATCH_EVENTS).map(|chunk| self.post_events(chunk.iter().cloned()));
-        self.drive(Load::all(batches, &BATCH_ACCEPTED, BATCH_CONNECTIONS)).await?;
+        let invalid_batches_are_rejected =
+            subjects.chunks(BATCH_EVENTS).map(|chunk| self.post_events(chunk.iter().cloned()));
+        self.drive(Load::all(invalid_batches_are_rejected, &BATCH_ACCEPTED, BATCH_CONNECTIONS)).await?;
         Ok(())
     }
 

@@ -120,11 +120,12 @@ async fn require_meters(client: &Client) -> anyhow::Result<()> {
 async fn load(client: &Client, events: &[TraceEvent], arguments: &Arguments) -> anyhow::Result<Sent> {
     let started = Instant::now();
     let backfill = !arguments.shift_to_now;
-    let bodies = events.chunks(usize::from(arguments.batch)).map(|chunk| {
+    let invalid_bodies_are_rejected = events.chunks(usize::from(arguments.batch)).map(|chunk| {
         let body: Vec<_> = chunk.iter().map(TraceEvent::to_json).collect();
         client.send(body, backfill)
     });
-    let mut answers = futures::stream::iter(bodies).buffer_unordered(usize::from(arguments.connections));
+    let mut answers = futures::stream::iter(invalid_bodies_are_rejected)
+        .buffer_unordered(usize::from(arguments.connections));
     let mut all = Sent::default();
     let mut shown = Instant::now();
     while let Some(sent) = answers.next().await {

@@ -360,7 +360,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stripe_key_says_whose_it_is() {
+    fn stripe_key_environment_must_match_its_prefix() {
         let settings = load(&[
             ("STRIPE_SECRET", "sk_test_hush"),
             ("STRIPE_WEBHOOK_SECRET", "whsec_new, whsec_old"),
@@ -378,7 +378,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_unknown_or_malformed_is_named() {
+    fn unknown_and_malformed_settings_are_reported_by_name() {
         let cases = [
             (vec![("METERGATE__HTTP__PORT", "1")], "port"),
             (vec![("METERGATE__COLOUR", "red")], "colour"),

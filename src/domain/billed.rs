@@ -185,7 +185,7 @@ mod tests {
     }
 
     #[test]
-    fn each_state_has_its_effect() {
+    fn each_provider_status_maps_to_its_effect() {
         let base = billed("sub", SubscriptionStatus::Active, "2026-01-31");
         let ending = ProviderSubscription { ends_at: Some(at("2026-03-31")), ..base.clone() };
         let deleted = ProviderSubscription {
@@ -226,7 +226,7 @@ mod tests {
     }
 
     #[test]
-    fn the_anchor_is_the_billers_whatever_was_heard_first() {
+    fn billing_anchor_comes_from_the_provider_in_any_event_order() {
         let february = billed("sub", SubscriptionStatus::Active, "2026-01-31");
         let march = ProviderSubscription {
             period: Some(Span { from: at("2026-03-31"), to: at("2026-04-30") }),
@@ -239,7 +239,7 @@ mod tests {
     }
 
     #[test]
-    fn overrides_stay_with_their_plan() {
+    fn overrides_are_dropped_when_the_plan_changes() {
         let base = billed("sub", SubscriptionStatus::Active, "2026-01-31");
         let mut first = after(&base, "pro", None, "2026-03-01");
         first.overrides.insert(crate::domain::names::ItemKey::parse("l").unwrap(), None);
@@ -254,7 +254,7 @@ mod tests {
     }
 
     #[test]
-    fn one_of_several_counts() {
+    fn one_of_several_subscriptions_governs() {
         let lead =
             |all: &[ProviderSubscription]| leading(all, |b| b).map(|b| b.id.clone()).unwrap_or_default();
         let old = billed("old", SubscriptionStatus::Active, "2026-01-01");
@@ -277,7 +277,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_biller_did_not_give_it_does_not_take() {
+    fn provider_events_do_not_end_plans_the_provider_did_not_start() {
         let key = |plan: &str| PlanKey::parse(plan).unwrap();
         let (free, pro) = (key("free"), key("pro"));
         let on = |plan: &str, status: SubscriptionStatus| Subscription {
@@ -313,7 +313,7 @@ mod tests {
     }
 
     #[test]
-    fn prices_lead_to_plans() {
+    fn provider_prices_map_to_plans() {
         use crate::domain::environment::Environment::{Live, Test};
         let catalog = catalog();
         let plan = |environment, prices: &[&str]| {

@@ -466,7 +466,7 @@ mod tests {
     }
 
     #[test]
-    fn a_meter_may_gain_but_not_lose() {
+    fn meters_may_gain_but_not_lose_properties() {
         let meter = json!({"key": "m", "event_name": "e", "aggregation": "sum", "dimensions": ["a"]});
         let altered = |field: &str, value: Value| {
             let mut other = meter.clone();
@@ -502,7 +502,7 @@ mod tests {
     }
 
     #[test]
-    fn yaml_keeps_digits_and_says_what_it_means() {
+    fn yaml_numbers_keep_all_their_digits() {
         let yaml = "
 default_plan: free
 meters:
@@ -526,7 +526,7 @@ plans:
     }
 
     #[test]
-    fn references_must_lead_somewhere() {
+    fn references_to_missing_items_are_rejected() {
         let read = |document| Catalog::read(document).unwrap_err()[0].clone();
         let unread = json!({"plans": [{"key": "p", "prices": [{"note": "5 per 1000"}], "spend_caps": [{}]}]});
         assert!(Catalog::read_applied(unread).unwrap().plans[0].prices.is_empty());

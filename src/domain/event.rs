@@ -214,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn flaws_are_named() {
+    fn errors_are_reported_with_their_pointers() {
         let base = json!({"event_name": "e", "subject": "s"});
         let with = |name: &str, value: Value| {
             let mut changed = base.clone();
@@ -243,7 +243,7 @@ mod tests {
     }
 
     #[test]
-    fn content_is_what_is_said_not_how_it_is_spelled_or_when() {
+    fn content_hash_ignores_spelling_and_time() {
         let first = event(
             json!({"event_name": "e", "subject": "s", "value": 1.50, "properties": {"a": 1, "b": "x"}}),
         );
@@ -265,7 +265,7 @@ mod tests {
     }
 
     #[test]
-    fn keys_keep_v7_ids_and_hash_the_rest() {
+    fn event_keys_keep_v7_uuids_and_hash_other_ids() {
         let none = EventSource::default();
         let source = |text: &str| EventSource::parse(text).unwrap();
         let id = |text: &str| EventId::parse(text).unwrap();
@@ -301,7 +301,7 @@ mod tests {
     }
 
     #[test]
-    fn times_are_taken_within_a_window() {
+    fn event_times_must_lie_within_the_window() {
         let at = |text: &str| Timestamp::parse(text).unwrap();
         let now = at("2026-11-20T10:00:00Z");
         let day = Some(std::time::Duration::from_hours(24));

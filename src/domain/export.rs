@@ -254,7 +254,7 @@ mod tests {
     }
 
     #[test]
-    fn a_renewal_parts_the_hour() {
+    fn renewals_split_the_export_bucket_of_their_hour() {
         let cycle = Cycle {
             anchor: at("2026-10-21T10:23:45Z"),
             billing: Some(Span { from: at("2026-10-21T10:23:45Z"), to: at("2026-11-21T10:23:45Z") }),
@@ -271,7 +271,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_new_becomes_exports_and_a_remainder() {
+    fn unexported_usage_becomes_whole_units_and_a_remainder() {
         let bucket = Bucket::of(at("2026-11-21T10:30:00Z"), None);
         let now = at("2026-11-21T12:00:00Z");
         let cases = [
@@ -291,7 +291,7 @@ mod tests {
     }
 
     #[test]
-    fn late_usage_goes_into_the_present_period() {
+    fn late_usage_is_exported_in_the_current_period() {
         let cycle = Cycle {
             anchor: at("2026-10-21T10:00:00Z"),
             billing: Some(Span { from: at("2026-10-21T10:00:00Z"), to: at("2026-11-21T10:00:00Z") }),
@@ -312,7 +312,7 @@ mod tests {
     }
 
     #[test]
-    fn an_export_goes_by_the_latest_usage_in_it() {
+    fn export_timestamp_is_that_of_its_latest_usage() {
         let bucket = Bucket::of(at("2026-11-21T10:30:00Z"), None);
         let new = UnexportedUsage { units: units("1"), last_at: at("2026-11-21T10:20:30.9Z") };
         let timestamp =

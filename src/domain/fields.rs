@@ -275,7 +275,7 @@ mod tests {
     use serde_json::json;
 
     #[test]
-    fn every_flaw_is_named_with_its_pointer() {
+    fn every_violation_is_reported_with_its_pointer() {
         let mut fields = ObjectParser::new(json!({"a": 5, "b/c": {"d": 1}, "list": ["x", 2]})).unwrap();
         fields.required("a", text);
         fields.required("gone", text);

@@ -160,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn a_weekly_season_and_its_trend_are_carried_on_exactly() {
+    fn forecasts_continue_a_weekly_season_and_its_trend_exactly() {
         type Shape = fn(i64) -> i64;
         let shapes: [(&str, Shape); 4] = [
             ("even", |_| 40),
@@ -178,7 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn without_four_weeks_an_even_rate_is_carried_on_exactly() {
+    fn forecasts_continue_an_even_rate_without_four_weeks_of_history() {
         // the days of the four weeks on which nothing was used yet
         for unused in [1, 6, 7, 28] {
             let mut series = Series { so_far: whole(40 * 9 + 30), ..Series::default() };
@@ -191,7 +191,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_made_up_at_the_edges_of_a_period() {
+    fn forecasts_add_nothing_at_the_edges_of_a_period() {
         let series = Series { so_far: whole(7), ..Series::default() };
         let (now, until) = (at(0, 0), at(30, 0));
         for (since, now, until) in [(now, until, until), (until, until, until), (now, until, now)] {

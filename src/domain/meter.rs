@@ -334,7 +334,7 @@ mod tests {
     use serde_json::json;
 
     #[test]
-    fn measures_follow_the_value_property() {
+    fn measured_value_comes_from_the_value_property() {
         let meter = |aggregation: &str, property: Option<&str>| {
             Meter::read(
                 json!({"key": "m", "event_name": "e", "aggregation": aggregation, "value_property": property,
@@ -371,7 +371,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_billed_is_refused() {
+    fn meters_that_cannot_be_billed_are_rejected() {
         let read = |aggregation: &str, formula: &str| {
             Meter::read(json!({"key": "m", "event_name": "e", "aggregation": aggregation,
                 "stripe": {"event_name": "e", "formula": formula}}))

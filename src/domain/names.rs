@@ -152,7 +152,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn bounds_are_in_characters() {
+    fn name_lengths_are_counted_in_characters() {
         assert!(SubjectId::parse("ü".repeat(255)).is_ok());
         assert_eq!(SubjectId::parse("ü".repeat(256)).unwrap_err().code, "too_long");
         assert_eq!(SubjectId::parse("").unwrap_err().code, "empty");

@@ -190,7 +190,7 @@ mod tests {
     }
 
     #[test]
-    fn months_count_from_the_anchor_and_clamp() {
+    fn monthly_periods_count_from_the_anchor_and_clamp_to_month_ends() {
         let cases = [
             ("2026-01-31", "2026-02-27", "2026-01-31..2026-02-28"),
             ("2026-01-31", "2026-02-28", "2026-02-28..2026-03-31"),
@@ -232,7 +232,7 @@ mod tests {
     }
 
     #[test]
-    fn billing_periods_go_on_as_the_biller_began() {
+    fn billing_periods_continue_the_providers_first_period() {
         let cases = [
             // the biller's own word
             ("2026-01-31", "2026-01-31..2026-02-28", "2026-02-01", "2026-01-31..2026-02-28"),
@@ -300,7 +300,7 @@ mod tests {
 
         /// Periods are one grid: every instant lies in its own, and the next begins where it ends.
         #[test]
-        fn periods_are_one_grid(
+        fn consecutive_periods_meet_without_gap_or_overlap(
             (anchor, start, length) in (instants(), instants(), lengths()),
             is_anchored in any::<bool>(),
             // anywhere, or about the end of what the biller set

@@ -309,7 +309,7 @@ mod tests {
     }
 
     #[test]
-    fn spellings() {
+    fn parses_accepted_spellings_and_rejects_others() {
         use NotAQuantity::{NotDecimal, TooManyDigits};
         let cases: &[(&str, Result<&str, NotAQuantity>)] = &[
             ("0", Ok("0")),
@@ -363,7 +363,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_written_reads_back(nanos in -(LIMIT - 1)..LIMIT) {
+        fn formatted_values_parse_to_the_same_value(nanos in -(LIMIT - 1)..LIMIT) {
             let quantity = Quantity(nanos);
             prop_assert_eq!(Quantity::from_decimal(&quantity.to_string()), Ok(quantity));
             let json = serde_json::to_string(&quantity).unwrap();

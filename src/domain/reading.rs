@@ -168,7 +168,7 @@ mod tests {
     }
 
     #[test]
-    fn edges_come_from_events() {
+    fn partial_hours_are_read_from_events() {
         let range = span("2026-01-01T10:15:00Z", "2026-01-01T13:30:00Z");
         let reading = Reading::plan(range, &[range.from, range.to], Rollups::default());
         assert_eq!(reading.hours, [span("2026-01-01T11:00:00Z", "2026-01-01T13:00:00Z")]);
@@ -187,7 +187,7 @@ mod tests {
     }
 
     #[test]
-    fn the_larger_part_of_an_hour_is_what_the_smaller_leaves() {
+    fn larger_part_of_an_hour_is_read_as_hour_minus_complement() {
         let cut = |from, to| {
             let part = span(from, to);
             PartialHour { hour: Span { from: part.from.hour_floor(), to: part.to.hour_ceil() }, part }
@@ -238,7 +238,7 @@ mod tests {
     }
 
     #[test]
-    fn days_that_are_summed_up_stand_for_their_hours() {
+    fn daily_rollups_replace_their_hours() {
         let range = span("2026-01-01T10:00:00Z", "2026-01-05T02:00:00Z");
         let bounds = [range.from, at("2026-01-03T00:00:00Z"), range.to];
         let gap = span("2026-01-03T05:00:00Z", "2026-01-03T06:00:00Z");
@@ -280,7 +280,7 @@ mod tests {
         /// Every instant of the range is read exactly once, rollups only in whole hours and days of one
         /// window.
         #[test]
-        fn the_range_is_covered_once(
+        fn read_plans_cover_the_range_exactly_once(
             from in 0_i64..5_000, length in 1_i64..8_000,
             partial_hours in prop::collection::vec(0_i64..10_000, 0..8),
             gaps in prop::collection::vec((0_i64..170, 1_i64..40), 0..4),

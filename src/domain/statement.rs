@@ -254,7 +254,7 @@ mod tests {
     }
 
     #[test]
-    fn a_period_is_read_by_its_days_and_four_weeks_back() {
+    fn period_costs_read_days_of_the_period_and_four_weeks_before() {
         // in the middle of a period that begins in the middle of a day
         let middle = calendar("2026-11-15T09:30:00Z", "2026-12-15T09:30:00Z", "2026-11-20T12:00:00Z");
         assert_eq!(middle.bounds[..2], [at("2026-10-16T00:00:00Z"), at("2026-10-23T00:00:00Z")]);

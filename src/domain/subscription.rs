@@ -458,7 +458,7 @@ mod tests {
     }
 
     #[test]
-    fn an_end_leads_to_the_fallback_plan_or_to_canceled() {
+    fn ended_subscriptions_fall_back_or_become_canceled() {
         let (catalog, pro) = (catalog(), put(None, json!({"plan": "pro"}), "2026-01-10"));
         let ending = pro.ending(End::PeriodEnd, None, at("2026-01-20"));
         assert_eq!(ending.ends_at, Some(at("2026-02-10")));
@@ -478,7 +478,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_unknown_is_named() {
+    fn unknown_references_are_reported_by_name() {
         let refused = |statement: Value| {
             let violations =
                 SubscriptionParams::read(statement).and_then(|s| s.validate(&catalog())).unwrap_err();

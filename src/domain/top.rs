@@ -49,7 +49,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn pages_follow_each_other_up_to_the_last_rank() {
+    fn ranking_pages_continue_up_to_the_last_rank() {
         let first = RankPageRequest::read(None, 50).unwrap();
         assert_eq!(first, RankPageRequest { after: 0, limit: 50 });
         assert_eq!((first.next(false), first.next(true).as_deref()), (None, Some("50")));

@@ -246,7 +246,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn states_follow_the_thresholds_exactly() {
+    fn usage_states_change_exactly_at_the_thresholds() {
         let cases = [
             ("74.999", Some("100"), "75", UsageState::Ok),
             ("75", Some("100"), "75", UsageState::Warning),

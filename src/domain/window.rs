@@ -238,7 +238,7 @@ mod tests {
     }
 
     #[test]
-    fn days_follow_clock_changes() {
+    fn days_have_23_or_25_hours_at_clock_changes() {
         assert_eq!(
             bounds(Window::Day, "Europe/Berlin", "2026-03-28T12:00:00Z", "2026-03-30T12:00:00Z"),
             ["2026-03-27T23:00:00Z", "2026-03-28T23:00:00Z", "2026-03-29T22:00:00Z", "2026-03-30T22:00:00Z"]
@@ -286,7 +286,7 @@ mod tests {
     }
 
     #[test]
-    fn an_hour_starts_where_the_clock_is_turned() {
+    fn hours_start_anew_at_clock_changes() {
         // Newfoundland turned its clocks at one minute past midnight
         let hours = bounds(Window::Hour, "America/St_Johns", "1992-04-05T03:31:00Z", "1992-04-05T04:31:00Z");
         assert_eq!(hours, ["1992-04-05T03:31:00Z", "1992-04-05T04:30:00Z", "1992-04-05T05:30:00Z"]);
@@ -306,7 +306,7 @@ mod tests {
     proptest! {
         /// Bounds ascend, cover the span, and are those of any sub-span that starts in them.
         #[test]
-        fn bounds_are_one_grid(
+        fn consecutive_windows_meet_without_gap_or_overlap(
             start in 0_i64..2_000_000_000,
             hours in 1_i64..200,
             zone in prop::sample::select(vec!["UTC", "Europe/Berlin", "America/New_York", "Asia/Kolkata",

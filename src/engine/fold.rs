@@ -54,7 +54,8 @@ impl Engine {
         metrics::counter!("metergate_events_folded_total").increment(taken.event_count.unsigned_abs());
         metrics::histogram!("metergate_fold_seconds").record(started.elapsed().as_secs_f64());
         let is_full = taken.event_count >= FOLD_EVENTS_MAX / 2
-            || i64::try_from(taken.batch_ids.len()).is_ok_and(|batches| batches >= FOLD_BATCHES_MAX);
+            || i64::try_from(taken.batch_ids.len())
+                .is_ok_and(|invalid_batches_are_rejected| invalid_batches_are_rejected >= FOLD_BATCHES_MAX);
         Ok(Folded { events: taken.event_count, is_full })
     }
 

@@ -78,7 +78,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_form_that_is_asked_for() {
+    fn responds_in_the_preferred_media_type() {
         let cases: &[(&[&str], &str)] = &[
             (&[], "application/json"),
             (&[""], "application/json"),

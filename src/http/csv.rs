@@ -109,7 +109,7 @@ mod tests {
     use super::named;
 
     #[test]
-    fn no_name_is_a_formula() {
+    fn csv_names_are_never_spreadsheet_formulas() {
         let cases = [
             ("=1+1", "'=1+1"),
             ("+cmd|' /C calc'!A0", "'+cmd|' /C calc'!A0"),

@@ -213,7 +213,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn numbers_and_times_are_read_at_a_glance() {
+    fn invoice_page_groups_digits_and_shortens_times() {
         let cases = [
             ("0", "0"),
             ("12", "12"),

@@ -71,7 +71,7 @@ mod tests {
     use serde_json::json;
 
     #[test]
-    fn brackets_nest() {
+    fn bracketed_form_keys_nest() {
         let cases = [
             ("a=1&b=x+y%26", Some(json!({"a": "1", "b": "x y&"}))),
             ("p[a]=1&p%5Bb%5D=2&p[c][d]=3", Some(json!({"p": {"a": "1", "b": "2", "c": {"d": "3"}}}))),

@@ -79,7 +79,7 @@ async fn exact_decimals_and_missing_properties() {
 }
 
 #[tokio::test]
-async fn nothing_is_zero_or_null() {
+async fn empty_usage_is_zero_or_null_by_aggregation() {
     let aggregations = ["sum", "count", "unique_count", "min", "max", "avg", "last"];
     let meters = aggregations.map(|aggregation| {
         json!({"key": aggregation, "event_name": "e", "aggregation": aggregation, "value_property": "n"})

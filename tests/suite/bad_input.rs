@@ -22,7 +22,7 @@ async fn nothing_is_left(service: &TestService) {
 }
 
 #[tokio::test]
-async fn single_events() {
+async fn invalid_single_events_are_rejected() {
     let service = service().await;
     let event = |field: &str, value: Value| {
         let mut event = json!({"event_name": "e", "subject": "s"});
@@ -103,7 +103,7 @@ async fn single_events() {
 type Case = (&'static str, Option<&'static str>, Vec<u8>, u16, &'static str);
 
 #[tokio::test]
-async fn bodies() {
+async fn invalid_bodies_are_rejected() {
     use std::io::Write;
     let service = service().await;
     let gzip = |bytes: &[u8]| {
@@ -151,7 +151,7 @@ async fn bodies() {
 }
 
 #[tokio::test]
-async fn batches() {
+async fn invalid_batches_are_rejected() {
     let service = service().await;
     let event = json!({"event_name": "e", "subject": "s"});
     let answer = service.post("/v1/events", &json!(vec![event.clone(); 1001])).await;
@@ -193,7 +193,7 @@ async fn batches() {
 }
 
 #[tokio::test]
-async fn queries() {
+async fn invalid_queries_are_rejected() {
     let service = service().await;
     let range = "from=2026-11-01T00:00:00Z&to=2026-12-01T00:00:00Z";
     let cases = [
@@ -272,7 +272,7 @@ fn ask(field: &str, value: Value) -> Value {
 }
 
 #[tokio::test]
-async fn what_is_asked_for() {
+async fn invalid_reservation_requests_are_rejected() {
     let service = service_with_plan().await;
     let holds = |holds: Value| json!({"id": "r", "subject": "s", "holds": holds});
     let many: Vec<Value> = (0..33).map(|n| json!({"meter": format!("m{n}"), "value": 1})).collect();
@@ -327,7 +327,7 @@ async fn what_is_asked_for() {
 }
 
 #[tokio::test]
-async fn settling() {
+async fn invalid_settlement_requests_are_rejected() {
     let service = service_with_plan().await;
     assert_eq!(service.post("/v1/reservations", &ask("value", json!(5))).await.status, 201);
     assert_eq!(service.post("/v1/reservations", &ask("subject", json!("other"))).await.code(), "id_reused");

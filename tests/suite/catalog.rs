@@ -23,7 +23,7 @@ fn actions(answer: &Value) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn applying_says_what_changed_and_a_dry_run_changes_nothing() {
+async fn apply_reports_changes_and_dry_run_writes_nothing() {
     let service = TestService::start().await;
     let catalog = json!({"default_plan": "free", "meters": [meter("a"), meter("b")],
         "plans": [{"key": "free", "limits": [{"key": "l", "meter": "a", "quota": 5, "period": "month"}]}]});
@@ -75,7 +75,7 @@ async fn what_would_orphan_or_change_recorded_usage_is_refused_by_name() {
 }
 
 #[tokio::test]
-async fn flaws_are_named_with_their_place() {
+async fn catalog_errors_are_reported_with_their_pointers() {
     let service = TestService::start().await;
     let cases = [
         (

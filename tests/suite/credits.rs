@@ -126,7 +126,7 @@ async fn moved(service: &TestService, subject: &str) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn a_grant_is_given_once() {
+async fn grants_are_idempotent() {
     let service = start().await;
     let request =
         json!({"credit_unit": "credits", "amount": 40, "external_ref": "order-1", "source": "purchase"});
@@ -148,7 +148,7 @@ async fn a_grant_is_given_once() {
 }
 
 #[tokio::test]
-async fn what_cannot_be_granted_is_refused_by_name() {
+async fn invalid_grants_are_rejected_by_name() {
     let service = start().await;
     let cases = [
         (json!({"meter": "tokens", "amount": 0}), "/amount", "invalid_value"),
@@ -306,7 +306,7 @@ async fn the_page_about_credits_works_word_for_word_on_the_sample_catalog() {
 }
 
 #[tokio::test]
-async fn what_is_catalogued_is_shown_as_it_was_applied() {
+async fn catalog_credits_are_shown_as_applied() {
     let service = start().await;
     let shown = service.get("/v1/catalog").await.json();
     let again = service.put("/v1/catalog", &shown).await.json();
@@ -367,7 +367,7 @@ async fn grants_expire_and_take_effect_when_they_say() {
 
 /// One that began long ago has had its periods, as soon as somebody looks.
 #[tokio::test]
-async fn what_recurs_since_long_ago_is_what_it_would_be() {
+async fn backdated_recurring_grants_catch_up_with_their_periods() {
     let service = start().await;
     let given = json!({"credit_unit": "credits", "amount": 10, "period": "day", "rollover": {"max": 5},
                        "effective_at": "2026-11-18T12:00:00Z"});
@@ -383,7 +383,7 @@ async fn what_recurs_since_long_ago_is_what_it_would_be() {
 }
 
 #[tokio::test]
-async fn a_void_takes_what_is_left_once() {
+async fn voids_take_the_remainder_once() {
     let service = start().await;
     let id = granted(&service, "a", &json!({"credit_unit": "credits", "amount": 10})).await["id"].clone();
     let path = format!("/v1/subjects/a/credits/grants/{}/void", id.as_str().unwrap());
@@ -403,7 +403,7 @@ async fn a_void_takes_what_is_left_once() {
 }
 
 #[tokio::test]
-async fn a_plan_gives_each_period_and_carries_what_it_allows() {
+async fn plan_credits_are_granted_each_period_with_rollover() {
     let service = start().await;
     service.clock.set(at("2027-01-31T00:00:00Z"));
     let plan = json!({"plan": "pro", "cycle_start": "2027-01-31T00:00:00Z"});
@@ -436,7 +436,7 @@ async fn a_plan_gives_each_period_and_carries_what_it_allows() {
 }
 
 #[tokio::test]
-async fn a_subscription_that_has_ended_gives_nothing_more() {
+async fn ended_subscriptions_grant_no_more_credits() {
     let service = start().await;
     let plan =
         json!({"plan": "pro", "cycle_start": "2026-11-20T00:00:00Z", "ends_at": "2026-12-20T00:00:00Z"});

@@ -318,7 +318,7 @@ async fn an_adjustment_takes_an_event_back() {
 }
 
 #[tokio::test]
-async fn what_is_refused_is_refused_in_stripes_words_and_leaves_nothing() {
+async fn rejected_meter_events_use_stripe_errors_and_write_nothing() {
     let service = service().await;
     let name = ("event_name", "ai_tokens");
     let customer = ("payload[stripe_customer_id]", "cus_1");

@@ -197,7 +197,7 @@ async fn usage_of_billed_customers_arrives_once() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_renewal_parts_the_usage_around_it() {
+async fn renewals_split_exported_usage() {
     let pair = Pair::with(
         Options::default(),
         &json!({

@@ -250,14 +250,14 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 24, max_shrink_iters: 200, ..ProptestConfig::default() })]
 
     #[test]
-    fn every_answer_is_what_the_events_say(steps in prop::collection::vec(step(), 20..60)) {
+    fn usage_answers_equal_sums_over_events_at_every_fold_state(steps in prop::collection::vec(step(), 20..60)) {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
         runtime.block_on(play(&steps))?;
     }
 }
 
 #[tokio::test]
-async fn verify_finds_what_is_wrong() {
+async fn verify_reports_wrong_rollups() {
     let service = TestService::with_meters(json!([
         {"key": "sum", "event_name": "e", "aggregation": "sum"},
         {"key": "who", "event_name": "e", "aggregation": "unique_count", "value_property": "value"},
@@ -303,7 +303,7 @@ async fn verify_finds_what_is_wrong() {
 }
 
 #[tokio::test]
-async fn two_folders_at_once_fold_everything_once() {
+async fn concurrent_folds_fold_each_event_once() {
     let service =
         TestService::with_meters(json!([{"key": "m", "event_name": "e", "aggregation": "sum"}])).await;
     for n in 0..30 {

@@ -269,7 +269,7 @@ async fn one_id_from_many_callers_is_one_reservation() {
 }
 
 #[tokio::test]
-async fn whoever_settles_first_has_settled_it() {
+async fn first_settlement_of_a_reservation_wins() {
     let pair = Pair::start(catalog(&[plan("free", 1_000, 0)])).await;
     let (mut used, mut kept) = (0, 0);
     for round in 0..12 {

@@ -27,7 +27,7 @@ fn sources(folder: &Path, found: &mut Vec<(String, String)>) {
 }
 
 #[test]
-fn imports_point_down() {
+fn layers_import_only_layers_below() {
     for (room, allowed) in ROOMS {
         let mut files = Vec::new();
         sources(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src").join(room), &mut files);
@@ -43,7 +43,7 @@ fn imports_point_down() {
 }
 
 #[test]
-fn every_room_keeps_to_its_trade() {
+fn layers_use_only_what_they_may() {
     let rules = [
         ("domain", &["sqlx::", "axum::", "tokio::", "async fn", "now()"][..]),
         ("engine", &["axum::", "sqlx::query"]),

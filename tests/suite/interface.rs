@@ -91,7 +91,7 @@ async fn every_answer_carries_a_request_id() {
 }
 
 #[tokio::test]
-async fn rows_come_as_csv_too() {
+async fn usage_rows_are_available_as_csv() {
     let service = TestService::with_meters(json!([
         {"key": "m", "event_name": "e", "aggregation": "sum", "dimensions": ["model"], "unit": "t"}]))
     .await;
@@ -116,7 +116,7 @@ async fn rows_come_as_csv_too() {
 }
 
 #[tokio::test]
-async fn numbers_are_written_in_full() {
+async fn json_numbers_are_written_without_exponent() {
     let service =
         TestService::with_meters(json!([{"key": "m", "event_name": "e", "aggregation": "sum"}])).await;
     let big = "9999999999999999999.999999999";

@@ -201,7 +201,7 @@ async fn a_void_through_another_process_reaches_a_counter_that_was_made_since() 
 }
 
 #[tokio::test]
-async fn a_create_is_not_denied_by_its_own_twin() {
+async fn concurrent_duplicate_reservations_do_not_deny_each_other() {
     let (one, other) = pair().await;
     track(&one, "1", "u", 0).await;
     let mut halt = Halt::at(&one.url, "before insert on reservations for each row").await;
@@ -503,7 +503,7 @@ async fn a_charge_whose_event_id_was_taken_stops_nobody() {
 }
 
 #[tokio::test]
-async fn what_is_recorded_is_answered_though_its_limits_cannot_be_told() {
+async fn recording_is_acknowledged_when_limits_cannot_be_read() {
     let service = single().await;
     track(&service, "1", "u", 1).await;
     // without these, nobody knows what is charged by now

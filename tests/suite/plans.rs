@@ -256,7 +256,7 @@ async fn every_subject_on_the_path_has_limits_of_its_own_plan() {
 }
 
 #[tokio::test]
-async fn who_may_not_use_is_told_why() {
+async fn denials_of_unusable_subscriptions_name_the_reason() {
     let plans = json!([
         {"key": "p", "limits": [{"key": "l", "meter": "m", "filter": {"model": "a"}, "quota": 1, "period": "month"}]},
         {"key": "open", "unmatched": "allow", "limits": []}]);
@@ -330,7 +330,7 @@ async fn a_new_period_starts_without_counting() {
 }
 
 #[tokio::test]
-async fn levels_are_checked_not_held() {
+async fn gauges_are_checked_not_held() {
     let service = TestService::start().await;
     service
         .apply(json!({
@@ -380,7 +380,7 @@ async fn levels_are_checked_not_held() {
 }
 
 #[tokio::test]
-async fn what_would_orphan_subscribers_is_refused_by_name() {
+async fn removing_plans_with_subscribers_is_rejected_by_name() {
     let service = with_plans(json!([{"key": "p", "limits": []}, {"key": "q", "limits": []}])).await;
     subscribe(&service, "s", json!({"plan": "p"})).await;
     let without = |key: &str| json!({"meters": meters(), "plans": [{"key": key, "limits": []}]});

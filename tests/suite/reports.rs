@@ -147,7 +147,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 12, max_shrink_iters: 100, ..ProptestConfig::default() })]
 
     #[test]
-    fn a_report_is_what_the_events_say_whatever_is_folded(steps in prop::collection::vec(step(), 15..40)) {
+    fn reports_equal_event_sums_at_every_fold_state(steps in prop::collection::vec(step(), 15..40)) {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
         runtime.block_on(play(&steps))?;
     }

@@ -266,7 +266,7 @@ async fn each_fee_is_rounded_up_where_a_cap_counts_it_and_nowhere_else() {
 }
 
 #[tokio::test]
-async fn levels_are_looked_at() {
+async fn spend_caps_check_gauges() {
     let storage =
         json!({"key": "s", "meter": "storage", "model": "per_unit", "currency": "usd", "unit_amount": 10});
     let service =
@@ -583,7 +583,7 @@ async fn a_cap_by_the_prices_of_others_knows_what_was_used_before_it() {
 }
 
 #[tokio::test]
-async fn an_extension_takes_the_same_test() {
+async fn extensions_are_tested_against_the_same_limits() {
     let service = service(json!([per_unit("t", json!(1), json!({}))]), json!([cap(json!(10))])).await;
     reserve(&service, ask("u", json!(4), json!({"id": "a"}))).await;
     let extend = |value: i64| json!({"ttl_seconds": 60, "holds": [{"meter": "tokens", "value": value}]});

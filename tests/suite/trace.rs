@@ -72,7 +72,7 @@ async fn check(service: &TestService, trace: &Trace) {
 }
 
 #[tokio::test]
-async fn shuffled_repeated_and_in_batches_of_any_size() {
+async fn trace_counts_once_in_any_order_batching_and_repetition() {
     let service = TestService::start().await;
     service.apply(catalog()).await;
     let mut trace = sample();
@@ -126,19 +126,20 @@ async fn over_two_processes_of_which_one_is_killed_in_mid_load() {
         answer.status().is_success()
     };
     // both load the same; the first dies while its calls are under way
-    let batches: Vec<&[Value]> = trace.events.chunks(trace.events.len().div_ceil(40)).collect();
+    let invalid_batches_are_rejected: Vec<&[Value]> =
+        trace.events.chunks(trace.events.len().div_ceil(40)).collect();
     let (base, other) = (first.base.clone(), second.base.clone());
     let dying = async {
-        let all = join_all(batches.iter().map(|batch| send(&base, batch)));
+        let all = join_all(invalid_batches_are_rejected.iter().map(|batch| send(&base, batch)));
         let killed = async {
-            send(&base, batches[0]).await;
+            send(&base, invalid_batches_are_rejected[0]).await;
             first.kill().await;
         };
         tokio::join!(all, killed).0
     };
     let living = async {
         let mut answered = Vec::new();
-        for batch in batches.iter().rev().take(20) {
+        for batch in invalid_batches_are_rejected.iter().rev().take(20) {
             answered.push(send(&other, batch).await);
         }
         answered
@@ -146,7 +147,7 @@ async fn over_two_processes_of_which_one_is_killed_in_mid_load() {
     let (_, answered) = tokio::join!(dying, living);
     assert!(answered.iter().all(|answered| *answered));
     service.verify().await;
-    for batch in &batches {
+    for batch in &invalid_batches_are_rejected {
         assert!(send(&other, batch).await);
     }
     check(&service, &trace).await;

@@ -243,7 +243,7 @@ async fn without_a_secret_nothing_is_taken() {
 }
 
 #[tokio::test]
-async fn whatever_comes_is_kept() {
+async fn every_signed_webhook_is_stored() {
     let rig = Rig::start(false).await;
     let filled = |bytes: usize| {
         let body = |fill: usize| {
@@ -275,7 +275,7 @@ async fn whatever_comes_is_kept() {
 }
 
 #[tokio::test]
-async fn what_came_is_listed_in_pages() {
+async fn webhook_events_are_listed_in_pages() {
     let rig = Rig::start(false).await;
     for n in 0..5 {
         post(&rig.service, &event(&format!("evt_{n}"), "price.created", false), SECRET).await;
@@ -306,7 +306,7 @@ async fn what_came_is_listed_in_pages() {
 }
 
 #[tokio::test]
-async fn what_is_done_is_forgotten_after_a_while() {
+async fn settled_webhook_events_are_deleted_after_retention() {
     let rig = Rig::start(false).await;
     let customer = rig.stripe.customer(&[]);
     rig.stripe.subscribe(&customer, &rig.pro, &[]);

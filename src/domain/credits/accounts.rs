@@ -147,7 +147,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn whatever_moves_leaves_all_accounts_together_at_nothing() {
+    fn every_movement_sums_to_zero_over_all_accounts() {
         use LedgerAccount::{Available, Carried, Expired, Held, Issued, Spent, Tracked, Uncovered, Voided};
         let accounts = [Issued, Available, Held, Spent, Expired, Voided, Carried, Tracked, Uncovered];
         for (word, kind) in MovementKind::WORDS {

@@ -207,7 +207,7 @@ mod tests {
     use serde_json::json;
 
     #[test]
-    fn what_is_applied_costs_what_can_be_paid_and_a_price_buys_one_pack() {
+    fn applied_costs_are_payable_and_each_price_buys_one_pack() {
         let catalog = |more: serde_json::Value| {
             let mut catalog = json!({"meters": [
                 {"key": "users", "event_name": "e", "aggregation": "unique_count", "value_property": "user"},

@@ -101,7 +101,7 @@ mod tests {
     }
 
     #[test]
-    fn the_quota_bears_the_first_units_and_credits_the_last() {
+    fn quota_covers_first_units_and_credits_the_rest() {
         let part = |n: u128, quantity: i64| GrantShare {
             grant: Uuid::from_u128(n),
             quantity: units(quantity).into(),

@@ -285,7 +285,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_granted_is_refused_by_name() {
+    fn invalid_grants_are_rejected_by_name() {
         let good = json!({"meter": "m", "amount": 5});
         let cases = [
             ("amount", json!(0), "/amount", "invalid_value"),
@@ -318,7 +318,7 @@ mod tests {
     }
 
     #[test]
-    fn a_grant_ends_where_it_says_or_with_its_period() {
+    fn grants_end_at_their_expiry_or_with_their_period() {
         let now = at("2026-01-31T10:00:00Z");
         let end = |more: Value| {
             let mut request = json!({"meter": "m", "amount": 5});
@@ -353,7 +353,7 @@ mod tests {
     }
 
     #[test]
-    fn another_amount_is_another_content() {
+    fn content_hash_includes_the_amount() {
         let content = |amount: i64, reason: &str| {
             let request = json!({"meter": "m", "amount": amount, "reason": reason});
             Request::read(request).unwrap().content("s")

@@ -149,7 +149,7 @@ mod tests {
     }
 
     #[test]
-    fn money_burns_where_each_unit_has_a_price() {
+    fn money_credits_cover_only_units_with_a_plain_price() {
         let per_unit = |more: &Value| {
             merged(
                 json!({"key": "u", "meter": "m", "model": "per_unit", "currency": "usd", "unit_amount": 1}),
@@ -210,7 +210,7 @@ mod tests {
     }
 
     #[test]
-    fn each_unit_costs_what_its_tier_says() {
+    fn each_unit_costs_the_price_of_its_tier() {
         let shown = |free: i64, before: &str, further: i64| {
             let plan = plan(&json!([limit(&json!({}))]), &json!([graduated(&json!({"free_units": free}))]));
             let list = PriceList::of(&plan.prices, plan.prices[0].currency);

@@ -85,7 +85,7 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn what_is_finer_than_a_balance_is_charged_whole() {
+    fn costs_finer_than_the_balance_precision_round_up() {
         let rate = UnitRate::Of(Amount::from_decimal("0.000000000001").unwrap());
         assert_eq!(rate.amount_of(&one()).to_string(), "0.000000001");
         let third = UnitRate::Of(Amount::from_decimal("1").unwrap().divided_by(&Amount::from_minor_units(3)));
@@ -95,7 +95,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_an_amount_pays_for_costs_that_amount(
+        fn quantity_for_an_amount_costs_at_most_that_amount(
             nanos in 1_i64..10_000_000_000_000, cost in 1_i64..1_000_000_000_000, parts in 1_i64..50,
         ) {
             let rate = Amount::of(Total::from_nanos(cost.into())).divided_by(&Amount::from_minor_units(parts));

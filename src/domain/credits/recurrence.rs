@@ -105,7 +105,7 @@ mod tests {
     use serde_json::json;
 
     #[test]
-    fn what_is_unused_is_carried_between_the_bounds() {
+    fn rollover_carries_unused_credits_within_its_bounds() {
         let cases = [
             (json!({"max": 50}), 90, 50),
             (json!({"max": 50}), 30, 30),

@@ -137,7 +137,7 @@ fn assert_decides(scene: &CapFixture, used: &[(&str, &str)], rows: &[(&str, &str
 }
 
 #[test]
-fn the_order_of_holds_decides_nothing() {
+fn decisions_do_not_depend_on_the_order_of_holds() {
     let scene = CapFixture::of(&[per_unit("units", 1), per_unit("calls", 1)], &[10, 20]);
     assert_decides(
         &scene,
@@ -165,7 +165,7 @@ fn the_order_of_holds_decides_nothing() {
 }
 
 #[test]
-fn what_is_free_does_not_hide_what_less_would_cost() {
+fn free_larger_holds_do_not_hide_costs_of_smaller_ones() {
     let free = json!({"model": "percentage", "rate": 10, "event_minimum": 50, "event_maximum": 60, "free_units": 10_000});
     let bounded = |caps: &[i64]| CapFixture::of(&[price("units", free.clone())], caps);
     assert_decides(&bounded(&[10]), &[], &[("units=1000", "denied by of_10 50"), ("units=0", "0")]);
@@ -187,7 +187,7 @@ fn what_is_free_does_not_hide_what_less_would_cost() {
 proptest! {
     /// Whatever part of what is held at once is used, each as one event, costs no more than the cap.
     #[test]
-    fn what_is_granted_stays_below_the_cap(
+    fn granted_holds_never_pass_the_spend_cap(
         rate in 0_u32..400, fixed in 0_u32..40, least in 0_u32..60, width in 0_u32..60, free in 0_u32..300,
         cap in 0_i64..150, used in prop::collection::vec(-50_i64..400, 0..4),
         holds in prop::collection::vec((0_i64..400, 0_i64..=100), 1..4),

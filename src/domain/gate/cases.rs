@@ -647,7 +647,7 @@ fn play_one_way(table: &str, together: bool, swept: bool) -> (World, Vec<String>
 }
 
 #[test]
-fn a_hold_is_taken_and_settled() {
+fn holds_are_reserved_and_committed() {
     play(
         "
         0   plan seat tokens 100/lifetime, requests 3/lifetime
@@ -679,7 +679,7 @@ fn a_hold_is_taken_and_settled() {
 }
 
 #[test]
-fn a_denial_says_who_and_why() {
+fn denials_name_the_limit_and_the_reason() {
     play(
         "
         0   plan seat tokens 100/lifetime, mini=tokens[mini] 30/lifetime, requests 1/lifetime
@@ -716,7 +716,7 @@ fn a_denial_says_who_and_why() {
 }
 
 #[test]
-fn up_to_grants_what_is_left() {
+fn up_to_holds_grant_the_remaining_quota() {
     play(
         "
         0   plan seat tokens 100/lifetime, mini=tokens[mini] 30/lifetime, requests 2.5/lifetime
@@ -746,7 +746,7 @@ fn up_to_grants_what_is_left() {
 }
 
 #[test]
-fn the_same_again_is_answered_as_before() {
+fn repeated_calls_replay_the_first_answer() {
     play(
         "
         0   plan seat tokens 100/lifetime, requests 9/lifetime
@@ -789,7 +789,7 @@ fn the_same_again_is_answered_as_before() {
 }
 
 #[test]
-fn an_answer_that_was_lost_is_given_as_if_it_were_the_first() {
+fn lost_answers_are_given_again_as_first_answers() {
     play(
         "
         0   plan seat tokens 100/lifetime
@@ -805,7 +805,7 @@ fn an_answer_that_was_lost_is_given_as_if_it_were_the_first() {
 }
 
 #[test]
-fn totals_are_committed_in_any_steps() {
+fn cumulative_commits_reach_the_same_total_in_any_steps() {
     play(
         "
         0   plan seat tokens 100/lifetime, requests 9/lifetime
@@ -847,7 +847,7 @@ fn totals_are_committed_in_any_steps() {
 }
 
 #[test]
-fn time_settles_what_nobody_does() {
+fn holds_expire_when_nobody_settles_them() {
     play(
         "
         0   plan seat tokens 100/lifetime, requests 9/lifetime
@@ -886,7 +886,7 @@ fn time_settles_what_nobody_does() {
 }
 
 #[test]
-fn what_is_charged_at_its_expiry() {
+fn holds_with_on_expiry_charge_are_committed_at_expiry() {
     play(
         "
         0   plan seat tokens 100/lifetime, requests 9/lifetime
@@ -919,7 +919,7 @@ fn what_is_charged_at_its_expiry() {
 }
 
 #[test]
-fn an_extension_takes_the_same_test() {
+fn extensions_are_tested_against_the_same_limits() {
     play(
         "
         0   plan seat tokens 100/lifetime, requests 9/lifetime
@@ -969,7 +969,7 @@ fn an_extension_takes_the_same_test() {
 }
 
 #[test]
-fn what_is_too_old_is_not_settled() {
+fn reservations_past_the_event_age_are_not_settled() {
     play(
         "
         0   plan seat tokens 100/lifetime, requests 9/lifetime
@@ -994,7 +994,7 @@ fn what_is_too_old_is_not_settled() {
 }
 
 #[test]
-fn what_was_held_is_kept_alive_for_as_long_as_it_can_be_settled() {
+fn released_quota_can_be_extended_while_it_can_be_settled() {
     use std::fmt::Write as _;
     let mut table =
         "0 plan seat tokens 100/lifetime\n0 reserve r1 tokens=10 ttl=86400 -> held 10\n".to_owned();
@@ -1013,7 +1013,7 @@ fn what_was_held_is_kept_alive_for_as_long_as_it_can_be_settled() {
 }
 
 #[test]
-fn properties_choose_the_slice_and_stay() {
+fn properties_select_the_limit_slice_for_the_whole_reservation() {
     let world = play(
         "
         0   plan seat tokens 100/lifetime, mini=tokens[mini] 30/lifetime
@@ -1038,7 +1038,7 @@ fn properties_choose_the_slice_and_stay() {
 }
 
 #[test]
-fn soft_limits_and_none_are_counted() {
+fn soft_limits_count_without_denying() {
     play(
         "
         0   plan seat tokens 100/lifetime soft, mini=tokens[mini] 30/lifetime, requests -/lifetime
@@ -1060,7 +1060,7 @@ fn soft_limits_and_none_are_counted() {
 }
 
 #[test]
-fn nothing_takes_the_test_too() {
+fn zero_value_holds_are_tested_too() {
     play(
         "
         0   plan seat tokens 100/lifetime, requests 0/lifetime
@@ -1085,7 +1085,7 @@ fn nothing_takes_the_test_too() {
 }
 
 #[test]
-fn a_hold_counts_in_the_periods_it_was_made_in() {
+fn holds_count_in_the_periods_of_their_creation() {
     play(
         "
         # midnight is after 12 hours, the month's end after 36
@@ -1118,7 +1118,7 @@ fn a_hold_counts_in_the_periods_it_was_made_in() {
 }
 
 #[test]
-fn a_new_limit_knows_what_was_before() {
+fn new_limits_count_earlier_usage() {
     play(
         "
         0   plan seat tokens 100/lifetime
@@ -1145,7 +1145,7 @@ fn a_new_limit_knows_what_was_before() {
 }
 
 #[test]
-fn a_change_of_plan_keeps_or_resets() {
+fn plan_changes_keep_or_reset_counters() {
     play(
         "
         0   plan seat tokens 100/lifetime
@@ -1175,7 +1175,7 @@ fn a_change_of_plan_keeps_or_resets() {
 }
 
 #[test]
-fn a_renewal_turns_the_billing_period() {
+fn renewals_start_a_new_billing_period() {
     play(
         "
         0   plan seat tokens 100/billing
@@ -1197,7 +1197,7 @@ fn a_renewal_turns_the_billing_period() {
 }
 
 #[test]
-fn obstacles_come_before_quotas_and_in_order() {
+fn prechecks_deny_before_quotas_and_in_order() {
     play(
         "
         # nobody on the path has a plan, and there is no default
@@ -1244,7 +1244,7 @@ fn obstacles_come_before_quotas_and_in_order() {
 }
 
 #[test]
-fn the_default_plan_is_the_roots() {
+fn default_plan_is_assigned_to_the_root_subject() {
     play(
         "
         0   plan default tokens 100/lifetime
@@ -1267,7 +1267,7 @@ fn the_default_plan_is_the_roots() {
 }
 
 #[test]
-fn levels_are_checked_for_what_they_would_become() {
+fn gauge_checks_use_the_value_after_the_change() {
     play(
         "
         0   plan seat storage 100/lifetime, tokens 9/lifetime
@@ -1285,7 +1285,7 @@ fn levels_are_checked_for_what_they_would_become() {
 }
 
 #[test]
-fn a_cycle_that_moves_keeps_what_was_used() {
+fn moved_billing_cycles_keep_recorded_usage() {
     // the biller says when it began a little later than it began
     play(
         "
@@ -1309,7 +1309,7 @@ fn a_cycle_that_moves_keeps_what_was_used() {
 }
 
 #[test]
-fn two_limits_may_compare_one_counter() {
+fn two_limits_may_share_one_counter() {
     play(
         "
         0   plan seat warn=tokens 80/lifetime soft, tokens 100/lifetime
@@ -1321,7 +1321,7 @@ fn two_limits_may_compare_one_counter() {
 }
 
 #[test]
-fn a_release_whose_answer_was_lost_was_made_once() {
+fn releases_with_lost_answers_apply_once() {
     play(
         "
         0   plan seat tokens 100/lifetime
@@ -1344,7 +1344,7 @@ fn with_limits<T>(limits: &str, run: impl FnOnce(&[ApplicableLimit<'_>]) -> T) -
 type Case<'a> = (&'a str, &'a [(&'a str, &'a str)], &'a str, [Option<&'a str>; 3]);
 
 #[test]
-fn what_is_granted() {
+fn granted_values_follow_requested_value_and_mode() {
     let hard = |quota: &str| format!("tokens {quota}/lifetime");
     let most = "9999999999999999999.999999999";
     let cases: &[Case<'_>] = &[
@@ -1404,7 +1404,7 @@ fn what_is_granted() {
 }
 
 #[test]
-fn credits_bear_of_a_use_what_the_quota_does_not_and_nothing_of_others() {
+fn credits_cover_only_the_overage_of_their_own_use() {
     // the quota; used, held and covered; asked; what of it credits are to bear
     let cases = [
         ("10", ["4", "2", "0"], "4", "0"),

@@ -341,7 +341,7 @@ mod tests {
     use serde_json::json;
 
     #[test]
-    fn one_hold_may_stand_at_the_top_level() {
+    fn single_holds_may_be_given_at_the_top_level() {
         let short =
             Reserve::read(json!({"subject": "s", "meter": "m", "value": 5, "grant": "up_to"})).unwrap();
         let long = Reserve::read(
@@ -351,7 +351,7 @@ mod tests {
     }
 
     #[test]
-    fn content_is_what_is_asked_for() {
+    fn content_hash_covers_the_request_only() {
         let base = json!({"id": "a", "subject": "s", "holds": [{"meter": "m", "value": 1}, {"meter": "n"}]});
         let content = |value: Value| Reserve::read(value).unwrap().content();
         let swapped = json!({"id": "b", "subject": "s", "ttl_seconds": 60,
@@ -371,7 +371,7 @@ mod tests {
     }
 
     #[test]
-    fn flaws_are_named() {
+    fn errors_are_reported_with_their_pointers() {
         let first = |value: Value| {
             let violations = Reserve::read(value).unwrap_err();
             (violations[0].pointer.clone(), violations[0].code)

@@ -335,7 +335,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_kept_reads_back_as_it_was() {
+    fn stored_invoice_lines_read_back_unchanged() {
         let terms = RatingTerms {
             plan: PlanKey::parse("pro").unwrap(),
             plan_name: Some("Pro".to_owned()),
@@ -364,7 +364,7 @@ mod tests {
     }
 
     #[test]
-    fn a_minimum_gives_way_to_what_is_used_late() {
+    fn late_usage_reduces_the_minimum_charge() {
         let of = |sum: i64| {
             let bound = minimum(500).lines(&sum.into()).next().unwrap();
             InvoiceLine::of(&PlanKey::parse("pro").unwrap(), span(), &bound)
@@ -386,7 +386,7 @@ mod tests {
     }
 
     #[test]
-    fn a_correction_is_the_difference_to_all_that_was_billed() {
+    fn corrections_bill_the_difference_to_all_earlier_lines() {
         let first = line(25);
         assert_eq!(line(25).correction(&first.billed(), "MG-000001"), None);
         let more = line(40).correction(&first.billed(), "MG-000001").unwrap();

@@ -68,7 +68,7 @@ mod tests {
     type Case<'a> = (&'a [(i64, i32, Option<i32>)], (i32, i32), Option<i64>);
 
     #[test]
-    fn the_last_customer_of_a_period_owes_its_fees() {
+    fn last_customer_mapped_in_a_period_owes_its_fees() {
         let cases: &[Case<'_>] = &[
             (&[(1, 1, None)], (10, 20), Some(1)),
             (&[(1, 1, None)], (1, 2), Some(1)),

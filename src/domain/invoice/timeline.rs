@@ -248,14 +248,14 @@ mod tests {
     type Case<'a> = (&'a [&'a str], Option<&'a str>, &'a str, &'a [&'a str]);
 
     #[test]
-    fn a_first_period_that_is_over_when_it_is_heard_of_is_billed() {
+    fn first_periods_that_ended_before_they_were_announced_are_billed() {
         let plan_changes = ["2026-03-10 pro active 2026-01-05 2026-01-05..2026-02-05"];
         let expected = ["01-05..02-05 pro@01-05", "02-05..03-05 pro@02-05", "03-05..04-05 pro@03-05"];
         assert_eq!(told(&plan_changes, None, "2026-03-10"), expected);
     }
 
     #[test]
-    fn periods_follow_each_other_whatever_changes() {
+    fn billing_periods_are_contiguous_across_changes() {
         let cases: &[Case<'_>] = &[
             // months clamp, and never drift
             (
@@ -367,7 +367,7 @@ mod tests {
     }
 
     #[test]
-    fn prices_of_its_own_part_a_period_and_of_commitments_the_last_counts() {
+    fn own_prices_split_a_period_and_the_last_commitment_applies() {
         let plan_changes = [
             "2026-01-05 pro:1:10 active 2026-01-05",
             "2026-01-10 pro:1:20 active 2026-01-05",

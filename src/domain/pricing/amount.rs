@@ -334,7 +334,7 @@ mod tests {
     }
 
     #[test]
-    fn spellings() {
+    fn parses_accepted_spellings_and_rejects_others() {
         use NotAQuantity::{NotDecimal, TooManyDigits};
         let cases: &[(&str, Result<&str, NotAQuantity>)] = &[
             ("0", Ok("0")),
@@ -373,7 +373,7 @@ mod tests {
     }
 
     #[test]
-    fn what_has_no_end_is_shown_to_24_digits() {
+    fn unending_fractions_are_shown_to_24_digits() {
         let third = amount("1").divided_by(&amount("3"));
         assert_eq!(third.to_string(), "0.333333333333333333333333");
         assert_eq!(amount("2").divided_by(&amount("3")).to_string(), "0.666666666666666666666667");
@@ -394,7 +394,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_written_reads_back(units in any::<i64>(), fraction in 0_i64..1_000_000_000_000) {
+        fn formatted_values_parse_to_the_same_value(units in any::<i64>(), fraction in 0_i64..1_000_000_000_000) {
             let amount = amount(&format!("{units}.{fraction:012}"));
             prop_assert_eq!(&Amount::from_decimal(&amount.to_string()).unwrap(), &amount);
             prop_assert_eq!(&Amount::from_json(&serde_json::to_value(&amount).unwrap()).unwrap(), &amount);

@@ -146,7 +146,7 @@ fn bounds_of_a_line_are_shown() {
 }
 
 #[test]
-fn shares_of_values() {
+fn percentage_prices_charge_a_share_of_the_value() {
     let of = |fields: Value, values: &[i64]| {
         let price = price(fields);
         let values = values.iter().map(|value| value.to_string().parse::<Quantity>().unwrap());
@@ -299,7 +299,7 @@ proptest! {
 
     /// No quantity of a range costs more than the highest cost of the range.
     #[test]
-    fn nothing_costs_more_than_the_highest(
+    fn highest_cost_is_an_upper_bound(
         tiers in tiers(), volume: bool, from in 0_u32..2_000_000, width in 0_u32..1_000_000, share in 0_u32..1000,
     ) {
         let price = tiered(if volume { "volume" } else { "graduated" }, &tiers, true);

@@ -143,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn what_keeps_the_sum_within_its_bounds() {
+    fn commitment_lines_keep_the_total_within_its_bounds() {
         let cases = [
             (Some(500), None, 0, "minimum 500"),
             (Some(500), None, 499, "minimum 1"),
@@ -170,7 +170,7 @@ mod tests {
     }
 
     #[test]
-    fn bounds_are_told_in_the_currency_of_the_lines() {
+    fn commitments_convert_to_the_currency_of_the_lines() {
         let rate = ExchangeRate {
             from: Currency::parse("usd").unwrap(),
             to: Currency::parse("jpy").unwrap(),
@@ -235,7 +235,7 @@ mod tests {
     proptest! {
         /// A bill is the sum of its rounded lines, and lies within the bounds.
         #[test]
-        fn the_sum_of_the_lines_lies_within_the_bounds(
+        fn line_totals_lie_within_commitment_bounds(
             quantities in prop::collection::vec(-50_i64..2_000, 0..8),
             least in prop::option::of(0_i64..3_000), width in prop::option::of(0_i64..3_000),
         ) {

@@ -121,7 +121,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_rate_holds_from_its_time_in_its_direction() {
+    fn exchange_rates_apply_from_their_time_in_one_direction() {
         let currency = |code: &str| Currency::parse(code).unwrap();
         let at = |text: &str| Timestamp::parse(text).unwrap();
         let rate = |to, rate, as_of| ExchangeRate {

@@ -267,7 +267,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn small_or_large_they_are_the_same_numbers(a in fraction(), b in fraction()) {
+        fn small_and_large_representations_are_equal(a in fraction(), b in fraction()) {
             let (small_a, small_b) = (Fraction::of(a.clone()), Fraction::of(b.clone()));
             prop_assert_eq!(small_a.cmp(&small_b), a.cmp(&b));
             prop_assert_eq!(&small_a + &small_b, Fraction::of(&a + &b));
@@ -298,7 +298,7 @@ mod tests {
     }
 
     #[test]
-    fn what_does_not_fit_is_large_and_what_fits_again_is_small() {
+    fn fractions_change_representation_when_they_stop_or_start_to_fit() {
         let huge = &Fraction::from(i128::MAX) * &Fraction::from(i128::MAX);
         assert!(matches!(huge, Fraction::Large(_)));
         let back = &huge / &Fraction::from(i128::MAX);

@@ -138,7 +138,7 @@ mod tests {
     }
 
     #[test]
-    fn two_prices_by_the_same_dimensions_share_nothing() {
+    fn prices_with_the_same_dimensions_must_not_overlap() {
         let always = ["", ""];
         let (before, after) = (["", "2026-11-01"], ["2026-11-01", ""]);
         let cases = [

@@ -93,7 +93,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn parts_join_as_their_meters_aggregate() {
+    fn rated_usage_merges_by_each_meters_aggregation() {
         let total = |units: i64| Total::from(units);
         let sum = |count, units| Aggregate { count, sum: Some(total(units)), picked: None };
         let pick = |count, units: Option<i64>| Aggregate { count, sum: None, picked: units.map(total) };

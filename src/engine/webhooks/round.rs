@@ -77,10 +77,10 @@ impl Engine {
     async fn apply_to_subscriptions(
         &self,
         environment: Environment,
-        batches: &[(String, Vec<ClaimedEvent>)],
+        invalid_batches_are_rejected: &[(String, Vec<ClaimedEvent>)],
     ) -> Result<(), EngineError> {
         let mut asking = JoinSet::new();
-        for (index, (id, events)) in batches.iter().enumerate() {
+        for (index, (id, events)) in invalid_batches_are_rejected.iter().enumerate() {
             let (engine, id) = (self.clone(), id.clone());
             let newest = events.iter().map(|event| event.created).max().unwrap_or(Timestamp::MIN);
             let deleted = events.iter().any(|event| event.kind == webhook::SUBSCRIPTION_DELETED);
@@ -96,7 +96,7 @@ impl Engine {
         }
         while let Some(asked) = asking.join_next().await {
             let (index, subscription) = asked.map_err(|why| EngineError::Internal(why.to_string()))?;
-            let (_, events) = &batches[index];
+            let (_, events) = &invalid_batches_are_rejected[index];
             let seqs: Vec<i64> = events.iter().map(|event| event.seq).collect();
             let outcome = match subscription {
                 Ok(FetchedSubscription::Found(fetched)) => {

@@ -111,7 +111,7 @@ mod tests {
     }
 
     #[test]
-    fn ties_are_broken_by_what_was_before_in_any_order() {
+    fn event_ties_are_ordered_by_previous_attributes() {
         let was = |status: &str| json!({"status": status});
         let cases = [
             // the usual checkout: all in one second
@@ -181,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_before_is_told_in_part() {
+    fn previous_attributes_may_be_partial() {
         let whole =
             json!({"data": [{"price": {"id": "p", "active": true}, "quantity": 1}], "has_more": false});
         let cases = [

@@ -97,7 +97,7 @@ mod tests {
     }
 
     #[test]
-    fn anything_else_does_not() {
+    fn altered_signatures_are_rejected() {
         let signed = |header: &str| Signature::parse(header).is_some_and(|s| s.is_by(&secret(), BODY));
         let bad = [
             String::new(),
@@ -124,7 +124,7 @@ mod tests {
     }
 
     #[test]
-    fn it_holds_for_five_minutes_either_way() {
+    fn signatures_are_valid_within_five_minutes_either_way() {
         let signature = Signature::parse(&format!("t=1700000000,v1={V1}")).unwrap();
         let cases = [
             (0, Age::Fresh),

@@ -359,7 +359,7 @@ mod tests {
     }
 
     #[test]
-    fn a_deleted_one_is_over() {
+    fn deleted_subscriptions_are_over() {
         let object = json!({"id": "sub", "customer": "cus", "status": "active", "created": 5});
         let event = |kind: &str| json!({"id": "e", "type": kind, "created": 9, "data": {"object": object}});
         let deleted = subscription_of(&event("customer.subscription.deleted")).unwrap();

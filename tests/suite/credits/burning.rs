@@ -32,7 +32,7 @@ async fn credits(amount: i64) -> TestService {
 }
 
 #[tokio::test]
-async fn the_quota_burns_first() {
+async fn quota_is_used_before_credits() {
     let service = credits(40).await;
     let held = reserve(&service, "r1", 15).await;
     assert_eq!((held.status, limit(&held.json())), (StatusCode::CREATED, [0, 15, 5, 0]), "{}", held.text);
@@ -155,7 +155,7 @@ async fn an_expiry_that_charges_spends_what_was_held() {
 }
 
 #[tokio::test]
-async fn what_is_tracked_burns_what_there_is_and_the_rest_stays_uncovered() {
+async fn tracked_usage_burns_available_credits_and_records_the_rest_as_uncovered() {
     let service = credits(8).await;
     let track = async |id: &str, value: i64| {
         service.record(&json!({"id": id, "event_name": "tokens", "subject": "a", "value": value})).await;
@@ -228,7 +228,7 @@ async fn calls_at_three(grants: &[i64]) -> TestService {
 }
 
 #[tokio::test]
-async fn what_no_grant_divides_is_covered_by_all_of_them_to_nothing() {
+async fn indivisible_costs_are_covered_across_all_grants() {
     let call = json!({"event_name": "calls", "subject": "a"});
     let service = calls_at_three(&[1, 1, 1]).await;
     let checked =
@@ -330,7 +330,7 @@ async fn a_hold_that_grows_holds_more_and_one_that_shrinks_less() {
 }
 
 #[tokio::test]
-async fn a_hold_that_shrinks_to_nothing_pays_for_nothing() {
+async fn holds_reduced_to_zero_spend_no_credits() {
     let service = start().await;
     service.record(&json!({"event_name": "tokens", "subject": "a", "value": 14})).await;
     granted(&service, "a", &json!({"credit_unit": "credits", "amount": 20})).await;
@@ -347,7 +347,7 @@ async fn a_hold_that_shrinks_to_nothing_pays_for_nothing() {
 }
 
 #[tokio::test]
-async fn only_those_deny_whose_credits_do_not_reach() {
+async fn only_limits_without_enough_credits_deny() {
     let service = start().await;
     service.put("/v1/subjects/seat", &json!({"parent": "org"})).await;
     for (subject, amount) in [("seat", 2), ("org", 100)] {

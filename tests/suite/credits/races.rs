@@ -139,7 +139,7 @@ async fn of_two_hundred_at_a_cost_that_divides_no_grant_as_many_as_the_sum_pays_
 }
 
 #[tokio::test]
-async fn what_happens_at_once_passes_no_balance_and_loses_nothing() {
+async fn concurrent_calls_never_overspend_a_balance() {
     let service = start().await;
     let processes = [Process::start(&service.url).await, Process::start(&service.url).await];
     let callers = [processes[0].caller(&service.key), processes[1].caller(&service.key)];

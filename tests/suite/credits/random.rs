@@ -188,7 +188,7 @@ impl Twin {
 }
 
 #[tokio::test]
-async fn nobody_can_tell_who_carried_out_what_time_did() {
+async fn results_do_not_depend_on_who_applies_due_changes() {
     let mut runner = TestRunner::new(Config { failure_persistence: None, ..Config::default() });
     for _ in 0..12 {
         let steps = prop::collection::vec(step(), 24).new_tree(&mut runner).unwrap().current();

@@ -29,7 +29,7 @@ async fn void(service: &TestService, event: &str) {
 }
 
 #[tokio::test]
-async fn grants_make_good_no_more_than_was_spent() {
+async fn refund_grants_never_exceed_the_spend() {
     let service = start().await;
     granted(&service, "a", &json!({"credit_unit": "credits", "amount": 100})).await;
     let spend = spent(&service, "e1").await;
@@ -83,7 +83,7 @@ async fn grants_make_good_no_more_than_was_spent() {
 }
 
 #[tokio::test]
-async fn what_a_void_gives_back_and_what_refunds_do_come_to_the_spend() {
+async fn voids_and_refunds_together_never_exceed_the_spend() {
     let service = start().await;
     granted(&service, "a", &json!({"credit_unit": "credits", "amount": 100})).await;
     // refunded in part: the void gives back the rest

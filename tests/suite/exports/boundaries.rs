@@ -54,7 +54,7 @@ async fn what_is_voided_after_its_period_is_carried_though_it_could_be_canceled(
 
 /// What was carried into the present period lies in it, and is taken back there.
 #[tokio::test(flavor = "multi_thread")]
-async fn what_was_carried_is_taken_back_where_it_went() {
+async fn carried_usage_is_voided_in_the_period_it_was_carried_to() {
     let pair = with_period().await;
     pair.subscribe("2026-10-20T10:23:45Z", RENEWAL).await;
     pair.set_clock("2026-11-20T15:00:00Z");

@@ -133,8 +133,8 @@ impl Field {
     }
 
     async fn load(&self, number: usize, events: &[Event]) {
-        let batches: Vec<&[Event]> = events.chunks(BATCH).collect();
-        for (n, batch) in batches.iter().enumerate() {
+        let invalid_batches_are_rejected: Vec<&[Event]> = events.chunks(BATCH).collect();
+        for (n, batch) in invalid_batches_are_rejected.iter().enumerate() {
             while self.acknowledged.load(Ordering::SeqCst) >= self.allowed.load(Ordering::SeqCst) {
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
@@ -144,10 +144,10 @@ impl Field {
             assert_eq!(known, batch.len() as u64, "{answer}");
             self.acknowledged.fetch_add(batch.len(), Ordering::SeqCst);
             if let Some(earlier) = n.checked_sub(VOIDED_AFTER) {
-                self.void(number, batches[earlier]).await;
+                self.void(number, invalid_batches_are_rejected[earlier]).await;
             }
         }
-        for batch in batches.iter().rev().take(VOIDED_AFTER) {
+        for batch in invalid_batches_are_rejected.iter().rev().take(VOIDED_AFTER) {
             self.void(number, batch).await;
         }
     }

@@ -98,7 +98,7 @@ async fn what_died_in_doubt_is_looked_for_before_it_is_sent_again() {
 
 /// A change of the catalog says nothing about it; somebody who asks for it by its id does.
 #[tokio::test(flavor = "multi_thread")]
-async fn an_unclear_fate_is_not_tried_again_by_a_change_of_the_catalog() {
+async fn catalog_changes_do_not_retry_exports_with_unknown_delivery() {
     let pair = with_one_event().await;
     pair.stripe.fail_next(Endpoint::MeterEvents, Fault::ResetAfter, 1);
     pair.stripe.fail_next(Endpoint::MeterEvents, Fault::ResetBefore, 1_000);
@@ -166,7 +166,7 @@ async fn a_cancelation_that_nobody_remembers_is_found_out() {
 
 /// Each question may take its time to fail: an account that cannot be asked is not asked thousands of times.
 #[tokio::test(flavor = "multi_thread")]
-async fn fates_are_not_asked_for_one_by_one_where_nobody_answers() {
+async fn delivery_lookups_stop_when_the_provider_does_not_answer() {
     let pair = Pair::with(Options::default(), &json!({"meters": [meters(&json!(1))[0]]})).await;
     for n in 0..40 {
         pair.map(&format!("s{n}"), &format!("cus_{n}")).await;

@@ -32,7 +32,7 @@ impl Pair {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_last_level_of_each_period_is_what_stripe_has() {
+async fn last_gauge_value_of_each_period_is_exported() {
     let pair = with_levels().await;
     pair.track("a", "acme", json!(5), "2026-11-20T10:10:00Z").await;
     pair.track("b", "acme", json!(9), "2026-11-20T11:20:00Z").await;
@@ -56,7 +56,7 @@ async fn the_last_level_of_each_period_is_what_stripe_has() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_taken_back_brings_the_level_before_it_back() {
+async fn voided_gauge_values_restore_the_value_before() {
     let pair = with_levels().await;
     pair.track("a", "acme", json!(5), "2026-11-20T11:40:00Z").await;
     pair.track("b", "acme", json!(9), "2026-11-20T11:50:00Z").await;
@@ -76,7 +76,7 @@ async fn what_is_taken_back_brings_the_level_before_it_back() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn levels_are_not_compared_as_sums() {
+async fn gauges_are_not_reconciled_as_sums() {
     let pair = with_levels().await;
     pair.track("a", "acme", json!(5), "2026-11-20T11:40:00Z").await;
     pair.track("b", "acme", json!(9), "2026-11-20T12:00:00Z").await;

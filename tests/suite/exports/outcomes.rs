@@ -16,7 +16,7 @@ async fn with_one_event() -> Pair {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_passes_is_tried_again_and_counts_once() {
+async fn transient_failures_are_retried_and_count_once() {
     let faults = [
         Fault::ResetBefore,
         Fault::ResetAfter,
@@ -38,7 +38,7 @@ async fn what_passes_is_tried_again_and_counts_once() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_goes_on_failing_stays_pending_with_its_error() {
+async fn persistent_failures_stay_pending_with_their_error() {
     let pair = with_one_event().await;
     pair.stripe.fail_next(Endpoint::MeterEvents, Fault::ErrorBefore, 1_000);
     assert_eq!(pair.run().await, ran(1, 0, 0, 1));
@@ -108,7 +108,7 @@ async fn a_time_that_is_too_old_is_dead_and_one_in_the_future_waits() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_fate_that_nobody_remembers_is_found_out() {
+async fn unknown_delivery_is_resolved_from_provider_summaries() {
     // taken, without an answer; and not taken, without an answer
     for (fault, taken) in [(Fault::ResetAfter, true), (Fault::ResetBefore, false)] {
         let pair = with_one_event().await;
@@ -130,7 +130,7 @@ async fn a_fate_that_nobody_remembers_is_found_out() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_fate_that_fits_neither_sum_is_for_somebody_to_look_at() {
+async fn delivery_that_fits_no_summary_is_left_to_the_operator() {
     let pair = with_one_event().await;
     pair.stripe.fail_next(Endpoint::MeterEvents, Fault::ResetBefore, 1_000);
     pair.run().await;
@@ -184,7 +184,7 @@ async fn what_stripe_refuses_afterwards_is_dead_and_goes_again_under_another_nam
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn slow_answers_hold_up_nobody_else() {
+async fn slow_provider_answers_do_not_delay_other_exports() {
     let pair = Pair::with(
         Options { latency: Duration::from_millis(50), ..Options::default() },
         &json!({"meters": [meters(&json!(1))[0]]}),

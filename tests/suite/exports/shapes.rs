@@ -108,7 +108,7 @@ fn parameters(operation: &Value) -> Value {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_sent_fits_stripes_description() {
+async fn sent_calls_match_the_stripe_openapi_description() {
     let pair = Pair::start().await;
     pair.map("acme", "cus_acme").await;
     pair.track("a", "acme", json!("999999999999999"), "2026-11-20T11:10:00Z").await;

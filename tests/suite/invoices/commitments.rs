@@ -16,7 +16,7 @@ fn bounded() -> Value {
 }
 
 #[tokio::test]
-async fn what_is_short_is_a_line_that_what_comes_late_is_taken_off() {
+async fn minimum_charges_are_reduced_by_late_usage() {
     let books = Books::open().await;
     books.service.apply(bounded()).await;
     let draft = books.upcoming("acme").await;
@@ -80,7 +80,7 @@ async fn a_subscriptions_own_terms_are_billed() {
 }
 
 #[tokio::test]
-async fn it_is_written_in_every_form() {
+async fn commitments_appear_in_every_invoice_format() {
     let books = Books::open().await;
     books.service.apply(bounded()).await;
     let csv = books.as_type(UPCOMING, "text/csv").await.text;
@@ -93,7 +93,7 @@ async fn it_is_written_in_every_form() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_biller_knows_none() {
+async fn provider_comparison_leaves_commitments_out() {
     let same = Same { ours: json!({"model": "flat", "amount": 900}), theirs: vec![("unit_amount", "900")] };
     let pair = Pair::with("usd", &[same], Options::default(), true).await;
     let mut catalog = get(&pair.books.service, "/v1/catalog").await;

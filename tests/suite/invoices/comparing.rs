@@ -113,7 +113,7 @@ async fn every_model_agrees_in_every_kind_of_currency_upcoming_and_final() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_differs_is_shown_where_it_differs() {
+async fn comparison_shows_each_difference_on_its_line() {
     let pair =
         Pair::with("usd", &models(), Options { tiers: TierLines::Apart, ..Options::default() }, false).await;
     pair.set_clock("2026-11-20T12:00:00Z").await;
@@ -140,7 +140,7 @@ async fn what_differs_is_shown_where_it_differs() {
 
 /// An hour of production, moved to now, with some thousand requests, rated by both.
 #[tokio::test(flavor = "multi_thread")]
-async fn the_trace_is_billed_by_both_to_the_cent() {
+async fn trace_invoices_match_stripe_to_the_cent() {
     let tiers = || {
         json!([{"up_to": 1_000_000, "unit_amount": "0.0003"}, {"up_to": 10_000_000, "unit_amount": "0.00025"},
                           {"up_to": null, "unit_amount": "0.0001875"}])
@@ -236,7 +236,7 @@ fn trace() -> (Vec<replay::TraceEvent>, u64, u64) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn without_an_answer_there_is_a_problem_that_says_why() {
+async fn comparison_without_provider_answer_is_a_problem_with_a_reason() {
     let books = super::Books::open().await;
     let answer = books.service.get("/v1/subjects/acme/invoices/upcoming?compare=provider").await;
     assert_eq!((answer.status, answer.code().as_str()), (StatusCode::CONFLICT, "no_provider"));

@@ -94,7 +94,7 @@ async fn events_at_the_very_end_of_a_period_are_the_next_ones() {
 }
 
 #[tokio::test]
-async fn who_pays_nothing_has_no_invoice() {
+async fn subjects_without_charges_have_no_invoice() {
     let books = Books::open().await;
     books.enrol("cheap", "free").await;
     books.put("/v1/subjects/nobody", &json!({})).await;

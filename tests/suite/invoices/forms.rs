@@ -39,7 +39,7 @@ async fn lines_come_as_csv() {
 }
 
 #[tokio::test]
-async fn the_form_is_the_one_that_is_preferred() {
+async fn invoices_respond_in_the_preferred_media_type() {
     let books = Books::open().await;
     books.put("/v1/subjects/=1+1", &json!({"stripe_customer_id": "cus_formula"})).await;
     books.subscribe("=1+1", &json!({"plan": "pro"})).await;
@@ -55,7 +55,7 @@ async fn the_form_is_the_one_that_is_preferred() {
 }
 
 #[tokio::test]
-async fn a_page_has_amounts_of_its_currency_and_no_way_in() {
+async fn invoice_page_shows_currency_amounts_and_escapes_markup() {
     let cases = [("usd", "1,234.56&nbsp;USD"), ("jpy", "123,456&nbsp;JPY"), ("kwd", "123.456&nbsp;KWD")];
     for (currency, expected) in cases {
         let books = Books::open_with(&json!([{"key": "use", "meter": "m", "filter": {"model": ["<b>\"a\"&"]}, "model": "graduated", "currency": currency,
@@ -154,7 +154,7 @@ async fn secret_keys_alone_see_invoices() {
 }
 
 #[tokio::test]
-async fn what_is_wrong_is_named() {
+async fn invalid_invoice_queries_are_reported_by_name() {
     let books = Books::open().await;
     let id = books.upcoming("acme").await["id"].as_str().unwrap().to_owned();
     let cases = [
@@ -215,7 +215,7 @@ async fn lists_page_to_their_end_by_any_filter() {
 }
 
 #[tokio::test]
-async fn a_price_may_name_stripes() {
+async fn prices_may_name_stripe_prices() {
     let books = Books::open().await;
     let plan = |id: serde_json::Value| {
         json!({"plans": [{"key": "p", "prices": [

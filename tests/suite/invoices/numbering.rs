@@ -33,7 +33,7 @@ async fn a_period_is_numbered_after_its_grace() {
 }
 
 #[tokio::test]
-async fn what_is_numbered_stays_whatever_happens() {
+async fn numbered_invoices_never_change() {
     let books = Books::open().await;
     books.set_clock("2026-12-20T12:00:00Z");
     books.track("a", "acme", 30, "2026-12-01T00:00:00Z").await;
@@ -68,7 +68,7 @@ async fn sqlx_refuses(service: &TestService, sql: &'static str) -> String {
 }
 
 #[tokio::test]
-async fn periods_that_were_slept_through_are_numbered_in_order() {
+async fn missed_periods_are_numbered_in_order() {
     let books = Books::open().await;
     books.set_clock("2026-12-01T00:00:00Z");
     books.track("a", "acme", 1, "2026-11-30T00:00:00Z").await;
@@ -116,7 +116,7 @@ async fn replicas_make_one_invoice_each_and_leave_no_number_out() {
 
 /// A process that is killed at any moment leaves whole invoices, and drafts; the next goes on.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_kill_leaves_nothing_half() {
+async fn killed_billing_runs_leave_no_partial_invoice() {
     let books = Books::open().await;
     // over for long by any clock: the process goes by Postgres's
     books.set_clock("2024-01-01T00:00:00Z");

@@ -51,7 +51,7 @@ fn forecast(report: &Value, meter: &str) -> String {
 }
 
 #[tokio::test]
-async fn days_are_cut_where_the_period_begins_and_add_up_to_it() {
+async fn forecast_days_start_with_the_period_and_sum_to_it() {
     let service = service(json!([
         {"key": "base", "model": "flat", "currency": "usd", "amount": 1000},
         {"key": "sum", "meter": "sum", "model": "graduated", "currency": "usd",
@@ -143,7 +143,7 @@ async fn a_weekly_season_is_carried_on_where_four_weeks_are_known() {
 }
 
 #[tokio::test]
-async fn who_has_used_nothing_has_days_of_nothing() {
+async fn subjects_without_usage_have_days_of_zero() {
     let service = service(json!([])).await;
     let seen = report(&service).await;
     assert_eq!(seen["cost"], Value::Null);

@@ -18,7 +18,7 @@ fn price(key: &str, meter: &str, filter: Value) -> Value {
 }
 
 #[tokio::test]
-async fn what_cannot_be_rated_is_refused_by_name() {
+async fn unratable_prices_are_rejected_by_name() {
     let service = TestService::start().await;
     let (a, b) = (json!({"model": "a"}), json!({"model": ["b", "c"]}));
     let percentage =

@@ -88,7 +88,7 @@ async fn each_use_is_rated_by_the_most_exact_price_in_force_when_it_happened() {
 }
 
 #[tokio::test]
-async fn what_is_taken_back_late_or_unpriced_shows() {
+async fn costs_show_voided_late_and_unpriced_usage() {
     let service = with_prices(json!([
         price("a", json!({"filter": {"model": "a"}, "model": "percentage", "rate": "12.5", "fixed_amount": 10})),
         price("b", json!({"filter": {"model": "b"}, "model": "percentage", "rate": "2.9", "fixed_amount": 30, "event_minimum": 50,
@@ -121,7 +121,7 @@ async fn what_is_taken_back_late_or_unpriced_shows() {
 }
 
 #[tokio::test]
-async fn levels_are_rated_as_they_stand() {
+async fn gauges_are_rated_by_their_last_value() {
     let service = with_prices(json!([
         price("peak_a", json!({"meter": "max", "filter": {"model": "a"}, "unit_amount": 1})),
         price("peak_b", json!({"meter": "max", "filter": {"model": "b"}, "unit_amount": 10})),

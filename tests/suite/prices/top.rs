@@ -141,7 +141,7 @@ async fn by_cost_with_all_that_is_below_and_prices_of_their_own() {
 }
 
 #[tokio::test]
-async fn whose_cost_cannot_be_told_takes_no_rank_from_others() {
+async fn subjects_without_known_cost_take_no_rank() {
     let service = service().await;
     let prices = json!([
         {"key": "p", "meter": "sum", "model": "per_unit", "currency": "eur", "unit_amount": 1},

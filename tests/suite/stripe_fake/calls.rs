@@ -129,7 +129,7 @@ async fn the_account_has_a_rate() {
 }
 
 #[tokio::test]
-async fn every_fault_does_what_it_says() {
+async fn each_fault_has_its_documented_effect() {
     let caller = Caller::start().await;
     let cases = [
         (Fault::ResetBefore, None, false),

@@ -270,7 +270,7 @@ async fn periods_turn_over_in_days_of_silence_and_the_webhook_corrects() {
 }
 
 #[tokio::test]
-async fn of_several_the_usable_one_that_was_made_last_counts() {
+async fn latest_usable_subscription_governs() {
     for rig in rigs().await {
         let customer = rig.customer_of("s").await;
         let old = rig.stripe.subscribe(&customer, &rig.starter, &[]);
@@ -294,7 +294,7 @@ async fn of_several_the_usable_one_that_was_made_last_counts() {
 }
 
 #[tokio::test]
-async fn the_application_may_still_say_otherwise() {
+async fn application_changes_override_the_provider() {
     let rig = Rig::start(false).await;
     let customer = rig.customer_of("s").await;
     let subscription = rig.stripe.subscribe(&customer, &rig.pro, &[]);

@@ -9,7 +9,7 @@ use crate::support::stripe_fake::{Endpoint, Fault};
 use crate::support::{TestService, at};
 
 #[tokio::test]
-async fn one_look_serves_a_burst_of_events() {
+async fn one_fetch_serves_a_burst_of_events() {
     let rig = Rig::start(true).await;
     let customer = rig.customer_of("s").await;
     let subscription = rig.stripe.subscribe(&customer, &rig.pro, &[]);
@@ -24,7 +24,7 @@ async fn one_look_serves_a_burst_of_events() {
 }
 
 #[tokio::test]
-async fn a_look_that_fails_is_repeated_later_and_later() {
+async fn failed_fetches_are_retried_with_backoff() {
     let rig = Rig::start(true).await;
     let customer = rig.customer_of("s").await;
     rig.stripe.subscribe(&customer, &rig.pro, &[]);
@@ -57,7 +57,7 @@ async fn a_look_that_fails_is_repeated_later_and_later() {
 }
 
 #[tokio::test]
-async fn what_stripe_does_not_know_is_taken_from_what_it_signed() {
+async fn subscriptions_unknown_to_stripe_are_read_from_signed_payloads() {
     let rig = Rig::start(true).await;
     let customer = rig.customer_of("s").await;
     let subscription = rig.stripe.subscribe(&customer, &rig.pro, &[]);

@@ -6,7 +6,7 @@ use serde_json::json;
 use super::{Rig, switch_of};
 
 #[tokio::test]
-async fn a_checkout_says_who_the_customer_is() {
+async fn checkouts_map_customers_to_subjects() {
     for fetching in [false, true] {
         let rig = Rig::start(fetching).await;
         let session = rig.stripe.post(
@@ -74,7 +74,7 @@ async fn a_customer_that_was_made_before_anybody_listened_is_asked_for() {
 }
 
 #[tokio::test]
-async fn what_cannot_be_mapped_waits_and_is_applied_when_it_can() {
+async fn unmapped_subscriptions_are_applied_once_mapped() {
     for fetching in [false, true] {
         let rig = Rig::start(fetching).await;
         let customer = rig.stripe.customer(&[]);

@@ -203,7 +203,7 @@ fn a_use_costs_the_same_over_one_grant_and_over_several() {
 }
 
 #[test]
-fn a_period_carries_what_its_rollover_allows() {
+fn recurring_grants_carry_over_what_their_rollover_allows() {
     // `CASES.md`: grant 100 with rollover max 50, use 10, period turns
     let grant = |renews: bool, rollover: Value| json!({"meter": "m", "amount": 100, "period": "month", "renews": renews, "rollover": rollover});
     let cases = [
@@ -241,7 +241,7 @@ fn a_period_carries_what_its_rollover_allows() {
 }
 
 #[test]
-fn what_nobody_looked_at_for_years_goes_on() {
+fn wallets_untouched_for_years_advance_through_all_periods() {
     let mut rig = WalletRig::at("2020-01-31");
     for _ in 0..2 {
         rig.give(json!({"meter": "m", "amount": 100, "period": "day", "rollover": {"max": 50}}));
@@ -255,7 +255,7 @@ fn what_nobody_looked_at_for_years_goes_on() {
 }
 
 #[test]
-fn a_plan_gives_once_a_period() {
+fn plan_grants_are_issued_once_per_period() {
     let catalog = catalog(&json!([{"key": "c", "meter": "m", "amount": 100, "rollover": {"max": 50}}]));
     let mut subscription = Subscription::begin(PlanKey::parse("p").unwrap(), at("2026-01-31"));
     let mut wallet = Wallet::new(7, None, Vec::new());
@@ -285,7 +285,7 @@ fn a_plan_gives_once_a_period() {
 }
 
 #[test]
-fn what_is_held_outlives_its_grant_and_nothing_else_does() {
+fn held_credits_outlive_their_grant() {
     let mut rig = WalletRig::at("2026-02-01");
     rig.give(json!({"meter": "m", "amount": 10, "expires_at": "2026-02-02T00:00:00Z"}));
     let meter = MeterKey::parse("m").unwrap();
@@ -303,7 +303,7 @@ fn what_is_held_outlives_its_grant_and_nothing_else_does() {
 }
 
 #[test]
-fn a_refund_points_at_its_spend_and_a_void_takes_the_rest() {
+fn refunds_refer_to_their_spend_and_voids_take_the_remainder() {
     let mut rig = WalletRig::at("2026-02-01");
     let id = rig.give(json!({"meter": "m", "amount": 10}));
     rig.burn("4");
@@ -359,7 +359,7 @@ proptest! {
     /// A balance covers as much, and a use takes as much of it, whether it was given at once or in several
     /// grants; what is settled and what is given back of a hold is what was held, and as exact.
     #[test]
-    fn however_a_balance_is_split_it_covers_the_same(
+    fn coverage_does_not_depend_on_how_a_balance_is_split(
         cost in 1_i64..9_000_000_000, nanos in prop::collection::vec(1_i64..4_000_000_000_000, 1..6),
         asked in 1_i64..9_000_000_000_000, at in 0_i64..9_000_000_000_000, whole in any::<bool>(),
     ) {
@@ -390,7 +390,7 @@ proptest! {
     /// Whatever happens: no account of a grant falls below nothing, what each has is the sum of what moved,
     /// and grants hold exactly what open reservations hold.
     #[test]
-    fn balances_are_sums_and_never_negative(steps in steps()) {
+    fn balances_equal_ledger_sums_and_are_never_negative(steps in steps()) {
         let mut rig = WalletRig::at("2026-01-31");
         let meter = MeterKey::parse("m").unwrap();
         let (mut given, mut holds) = (Vec::new(), Vec::new());
