@@ -8,12 +8,11 @@
 //! - [`engine`]: the use cases, and the writers that share transactions
 //! - [`providers`]: billers that usage is handed to, behind one trait
 //! - [`store`]: all SQL, and only SQL
-//! - [`domain`]: pure rules: quantities, events, meters, windows. No I/O, no async, no clock
+//! - [`metergate_domain`]: pure rules: quantities, events, meters, windows. No I/O, no async, no clock
 //!
 //! [`embedded`] is the private PostgreSQL that runs when no `DATABASE_URL` is set.
 
 pub mod app;
-pub mod domain;
 pub mod embedded;
 pub mod engine;
 pub mod http;

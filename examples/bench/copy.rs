@@ -9,8 +9,8 @@ use anyhow::ensure;
 use jiff::Timestamp;
 use sqlx::{Connection as _, PgConnection, Row};
 
-use super::events::{self, Chunk, Ids, When};
-use super::report::float;
+use crate::events::{self, Chunk, Ids, When};
+use crate::report::float;
 
 /// Rows in one transaction of a stream.
 pub(crate) const CHUNK_ROWS: usize = 4_000;

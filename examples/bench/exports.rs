@@ -9,15 +9,15 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, ensure};
 use metergate::embedded::Cluster;
 
-use super::Arguments;
-use super::events::{self, SUBJECTS};
-use super::http::{self, Connection, Expected, Load};
-use super::report::{Table, float, median_ratio, rate, thousands, whole};
-use super::service::{Service, command};
-use super::stage::{
+use crate::Arguments;
+use crate::events::{self, SUBJECTS};
+use crate::http::{self, Connection, Expected, Load};
+use crate::report::{Table, float, median_ratio, rate, thousands, whole};
+use crate::service::{Service, command};
+use crate::stage::{
     self, BATCH_ACCEPTED, BATCH_CONNECTIONS, BATCH_EVENTS, CONNECTIONS, SINGLE_ACCEPTED, admin,
 };
-use super::stripe_fake::{Clock, Endpoint, Options, StripeFake};
+use crate::stripe_fake::{Clock, Endpoint, Options, StripeFake};
 
 const KEY: &str = "sk_live_fake";
 const METER: &str = events::EVENT_NAME;

@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-use super::http::{Expected, Load};
-use super::report::{Series, Table, median, rate, thousands};
-use super::rounds::Size;
-use super::stage::{BATCH_CONNECTIONS, CONNECTIONS, SINGLE_ACCEPTED, Stage};
-use super::{holds, large, pgbench};
+use crate::http::{Expected, Load};
+use crate::report::{Series, Table, median, rate, thousands};
+use crate::rounds::Size;
+use crate::stage::{BATCH_CONNECTIONS, CONNECTIONS, SINGLE_ACCEPTED, Stage};
+use crate::{holds, large, pgbench};
 
 /// Of whatever is compared, in each round.
 const TURNS: u32 = 3;

@@ -3,8 +3,8 @@
 use rand::RngExt;
 use uuid::Uuid;
 
-use super::events::{EVENT_NAME, MODELS, VALUE_MAX};
-use super::http;
+use crate::events::{EVENT_NAME, MODELS, VALUE_MAX};
+use crate::http;
 
 /// Subjects that hold, each with a limit of its own.
 pub(crate) const CALLERS: usize = 100_000;

@@ -182,7 +182,7 @@ impl Load {
         connections: usize,
         pace: Pace,
     ) -> Self {
-        let turns = super::report::whole(rate * duration.as_secs_f64());
+        let turns = crate::report::whole(rate * duration.as_secs_f64());
         let requests = std::iter::repeat_with(make_turn).take(turns).flatten().collect();
         Self { requests, turn, connections, pace }
     }
@@ -205,7 +205,7 @@ pub(crate) struct Measured {
 
 impl Measured {
     pub(crate) fn per_second(&self) -> f64 {
-        super::report::float(self.turns) / self.elapsed.as_secs_f64()
+        crate::report::float(self.turns) / self.elapsed.as_secs_f64()
     }
 
     /// What the share of the turns took, or less.
@@ -247,7 +247,7 @@ impl Drive {
     }
 
     fn due_at(&self, turn: usize, rate: f64) -> Instant {
-        self.started + Duration::from_secs_f64(super::report::float(turn) / rate)
+        self.started + Duration::from_secs_f64(crate::report::float(turn) / rate)
     }
 
     /// Lets turns begin when they are due, on a thread that sleeps more exactly than tokio's timers.

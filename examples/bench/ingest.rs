@@ -6,12 +6,12 @@ use anyhow::ensure;
 use jiff::Timestamp;
 use sqlx::{Connection as _, PgConnection};
 
-use super::events::{self, EVENT_NAME};
-use super::http::Load;
-use super::report::{Series, Table, float, median_ratio, milliseconds, rate, thousands};
-use super::rounds::Size;
-use super::stage::{BATCH_ACCEPTED, BATCH_CONNECTIONS, BATCH_EVENTS, CONNECTIONS, SINGLE_ACCEPTED, Stage};
-use super::{copy, http, large, pgbench};
+use crate::events::{self, EVENT_NAME};
+use crate::http::Load;
+use crate::report::{Series, Table, float, median_ratio, milliseconds, rate, thousands};
+use crate::rounds::Size;
+use crate::stage::{BATCH_ACCEPTED, BATCH_CONNECTIONS, BATCH_EVENTS, CONNECTIONS, SINGLE_ACCEPTED, Stage};
+use crate::{copy, http, large, pgbench};
 
 const MONTH_SUBJECT: &str = "month_long";
 const MONTH_CALLS: usize = 200;

@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 use metergate::store::partitions;
 use sqlx::{Connection as _, PgConnection};
 
-use super::stage::Stage;
-use super::{copy, events};
+use crate::stage::Stage;
+use crate::{copy, events};
 
 /// How rows of the table say it.
 pub(crate) const WHAT: &str = "with 10 million events and a million counters more";
@@ -42,7 +42,7 @@ pub(crate) async fn fill(stage: &mut Stage<'_>) -> anyhow::Result<()> {
     let from = to - SPAN;
     let mut connection = PgConnection::connect(&url).await?;
     for at in [from, to] {
-        let at = metergate::domain::timestamp::Timestamp::parse(&at.to_string())?;
+        let at = metergate_domain::base::timestamp::Timestamp::parse(&at.to_string())?;
         if let Some(month) = partitions::month_of(at) {
             partitions::ensure(&mut connection, month).await?;
         }

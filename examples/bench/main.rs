@@ -31,6 +31,7 @@ mod reports;
 mod rounds;
 mod service;
 mod stage;
+
 #[expect(dead_code, unused_imports, reason = "the tests use the rest")]
 #[path = "../../tests/suite/support/stripe_fake/mod.rs"]
 mod stripe_fake;

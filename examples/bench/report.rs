@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::http::Measured;
+use crate::http::Measured;
 
 #[expect(clippy::cast_precision_loss, reason = "counts of a benchmark are far below 2^52")]
 pub(crate) fn float(count: usize) -> f64 {

@@ -9,13 +9,13 @@ use metergate::embedded::Cluster;
 use metergate::store::partitions;
 use sqlx::{Connection as _, PgConnection};
 
-use super::Arguments;
-use super::copy;
-use super::events::{self, EVENT_NAME};
-use super::http::{self, Connection, Expected, Load};
-use super::report::{Table, milliseconds, thousands, whole};
-use super::service::{Service, command};
-use super::stage::{self, SINGLE_ACCEPTED, admin};
+use crate::Arguments;
+use crate::copy;
+use crate::events::{self, EVENT_NAME};
+use crate::http::{self, Connection, Expected, Load};
+use crate::report::{Table, milliseconds, thousands, whole};
+use crate::service::{Service, command};
+use crate::stage::{self, SINGLE_ACCEPTED, admin};
 
 const DATABASE: &str = "reported";
 const SUBJECT: &str = "reported";
@@ -78,12 +78,12 @@ async fn fill(url: &str, count: usize, now: jiff::Timestamp) -> anyhow::Result<(
     let from = now - USE;
     let mut connection = PgConnection::connect(url).await?;
     for at in [from, now] {
-        let at = metergate::domain::timestamp::Timestamp::parse(&at.to_string())?;
+        let at = metergate_domain::base::timestamp::Timestamp::parse(&at.to_string())?;
         if let Some(month) = partitions::month_of(at) {
             partitions::ensure(&mut connection, month).await?;
         }
     }
-    let rows = whole(super::report::float(count) * USE.as_secs_f64() / PERIOD.as_secs_f64());
+    let rows = whole(crate::report::float(count) * USE.as_secs_f64() / PERIOD.as_secs_f64());
     copy::fill(url, SUBJECT, rows, (from, now)).await?;
     stage::wait_until_folded(url).await?;
     wait_until_summed(&mut connection).await?;
@@ -145,7 +145,7 @@ async fn measure(
     let [p50, p99] = [50, 99].map(|percent| milliseconds(http::percentile(&took, percent)));
     let what = format!(
         "usage report of a subject with {} events in its period, 7 meters, 4 prices: p50 / p99",
-        thousands(super::report::float(count))
+        thousands(crate::report::float(count))
     );
     table.add_alone(&what, format!("{p50} / {p99}"), "< 10 ms");
     Ok(())

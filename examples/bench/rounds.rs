@@ -7,13 +7,13 @@ use std::time::Duration;
 
 use metergate::embedded::Cluster;
 
-use super::gate::{self, Gate};
-use super::ingest::{self, Ingest};
-use super::large;
-use super::report::{Table, milliseconds};
-use super::service::{Service, command};
-use super::stage::Stage;
-use super::{Arguments, Part, events, holds};
+use crate::gate::{self, Gate};
+use crate::ingest::{self, Ingest};
+use crate::large;
+use crate::report::{Table, milliseconds};
+use crate::service::{Service, command};
+use crate::stage::Stage;
+use crate::{Arguments, Part, events, holds};
 
 const IDLE: Duration = Duration::from_secs(5);
 const STARTS: usize = 5;

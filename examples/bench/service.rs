@@ -10,7 +10,7 @@ use metergate::app::cli::{Cli, Command};
 use metergate::app::settings::Settings;
 use tokio::process::{Child, Command as Process};
 
-use super::http::{Connection, get};
+use crate::http::{Connection, get};
 
 /// The first argument of a process that is to be the service.
 pub(crate) const AS_METERGATE: &str = "as-metergate";

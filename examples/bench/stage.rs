@@ -7,12 +7,12 @@ use anyhow::{Context, ensure};
 use metergate::embedded::Cluster;
 use sqlx::{Connection as _, PgConnection};
 
-use super::events;
-use super::http::{self, Connection, Expected, Load, Measured};
-use super::machine;
-use super::pgbench::{Pgbench, RESERVE_SCHEMA, Script};
-use super::report::{Series, float};
-use super::service::{Service, command};
+use crate::events;
+use crate::http::{self, Connection, Expected, Load, Measured};
+use crate::machine;
+use crate::pgbench::{Pgbench, RESERVE_SCHEMA, Script};
+use crate::report::{Series, float};
+use crate::service::{Service, command};
 
 const DATABASE: &str = "metered";
 const BASELINE: &str = "baseline";

@@ -27,8 +27,8 @@ use clap::Parser;
 use futures::StreamExt;
 use jiff::{SignedDuration, Timestamp};
 
-use client::{Client, Sent, UsageRow};
-use trace::TraceEvent;
+use crate::client::{Client, Sent, UsageRow};
+use crate::trace::TraceEvent;
 
 const METERS: [&str; 3] = ["llm_context_tokens", "llm_generated_tokens", "llm_requests"];
 const TITLES: [&str; 3] = ["context tokens", "generated tokens", "requests"];

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use clap::{Parser, Subcommand, ValueEnum};
 
-use crate::domain::environment::Environment;
 use crate::engine::access::keys::KeyKind;
+use metergate_domain::base::environment::Environment;
 
 /// Metering and limits beside Stripe: one binary and PostgreSQL.
 #[derive(Debug, Parser)]

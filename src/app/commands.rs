@@ -16,12 +16,12 @@ use super::database::DatabaseHandle;
 use super::serve::migrate;
 use super::settings::Settings;
 use super::{logging, serve};
-use crate::domain::catalog::Catalog;
-use crate::domain::environment::Environment;
-use crate::domain::fields::Violation;
-use crate::domain::names::SubjectId;
 use crate::engine::access::keys::KeyKind;
 use crate::engine::{Clock, Engine, EngineError};
+use metergate_domain::base::environment::Environment;
+use metergate_domain::base::fields::Violation;
+use metergate_domain::base::names::SubjectId;
+use metergate_domain::catalog::Catalog;
 
 /// Applied at the first start on the embedded database; else the one compiled in.
 const CATALOG_FILE: &str = "config/catalog.yaml";

@@ -12,13 +12,13 @@ use config::{Config, Environment as Variables, File, FileFormat};
 use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Deserializer, de};
 
-use crate::domain::environment::Environment;
 use crate::engine::EngineSettings;
 use crate::engine::access::tokens::TokenSettings;
 use crate::engine::clock::Offset;
 use crate::http::HttpSettings;
 use crate::jobs::JobSchedule;
 use crate::providers::stripe::{StripeAccount, StripeSettings, environment_of};
+use metergate_domain::base::environment::Environment;
 
 /// The same file where the service is started, if there is one: an edit counts.
 const FILE: &str = "config/default.yaml";

@@ -6,14 +6,14 @@ use serde::Serialize;
 use uuid::Uuid;
 
 use super::{Engine, EngineError, detached, exports};
-use crate::domain::catalog::{Catalog, CatalogChange};
-use crate::domain::credits;
-use crate::domain::credits::unit::Unit;
-use crate::domain::environment::Environment;
-use crate::domain::gate::budget;
-use crate::domain::plan::Limit;
-use crate::domain::timestamp::Timestamp;
 use crate::store::{self, StoreError, configuration};
+use metergate_domain::base::environment::Environment;
+use metergate_domain::base::timestamp::Timestamp;
+use metergate_domain::catalog::plan::Limit;
+use metergate_domain::catalog::{Catalog, CatalogChange};
+use metergate_domain::credits;
+use metergate_domain::credits::unit::Unit;
+use metergate_domain::gate::applicable_cap;
 
 /// What applying a catalog did, or, as a dry run, would do.
 #[derive(Debug, Clone, Serialize)]
@@ -48,7 +48,7 @@ impl Engine {
             let (present, version) = store::catalog::current(&mut transaction, environment).await?;
             let recorded = recorded_meters(&mut transaction, environment, &present, &next).await?;
             let in_use = plans_in_use(&mut transaction, environment, &present, &next).await?;
-            let rates = store::exchange_rates::all(&mut transaction, environment).await?;
+            let rates = store::pricing::exchange_rates::all(&mut transaction, environment).await?;
             let now = clock.now(environment, store::usage::now(&mut transaction).await?);
             next.validate_caps(&rates, now)?;
             credits::catalog::validate_applied(&next)?;
@@ -69,7 +69,8 @@ impl Engine {
             exports::revive_readdressed(&mut transaction, environment, &present, (now, late_grace)).await?;
             store::catalog::insert_version(&mut transaction, environment, version + 1, &next).await?;
             // it may know prices now that it did not know
-            store::stripe_subscriptions::unsettle_without_plan(&mut transaction, environment).await?;
+            store::subjects::stripe_subscriptions::unsettle_without_plan(&mut transaction, environment)
+                .await?;
             transaction.commit().await?;
             wake.notify_one();
             Ok(Applied { dry_run, version: version + 1, changes })
@@ -97,7 +98,7 @@ async fn recorded_meters(
         let leaves = present.meter(key).is_some() && next.meter(key).is_none();
         if leaves
             && (store::catalog::has_events(connection, environment, stored.event_name_id).await?
-                || store::reservations::has_meter(connection, environment, key).await?)
+                || store::gate::reservations::has_meter(connection, environment, key).await?)
         {
             recorded.insert(key.to_string());
         }
@@ -117,7 +118,10 @@ async fn plans_in_use(
     if gone.is_empty() {
         return Ok(HashSet::new());
     }
-    Ok(store::subscriptions::plans_in_use(connection, environment, &gone).await?.into_iter().collect())
+    Ok(store::subjects::subscriptions::plans_in_use(connection, environment, &gone)
+        .await?
+        .into_iter()
+        .collect())
 }
 
 /// Units that would be left out and of which there are open grants.
@@ -133,7 +137,7 @@ async fn granted_units(
     let gone: Vec<Unit> = gone.chain(meters.map(|meter| Unit::Meter(meter.key.clone()))).collect();
     let mut granted = Vec::new();
     for unit in gone {
-        if store::credit_grants::are_live(connection, environment, &unit).await? {
+        if store::credits::grants::are_live(connection, environment, &unit).await? {
             granted.push(unit);
         }
     }
@@ -156,12 +160,12 @@ async fn change_limits(
     for plan in &next.plans {
         let limits = plan.limits.iter().map(Limit::definition);
         let definitions: Vec<Uuid> =
-            limits.chain(budget::definitions(&plan.prices, &plan.spend_caps)).collect();
+            limits.chain(applicable_cap::definitions(&plan.prices, &plan.spend_caps)).collect();
         let key = plan.key.as_str();
         let dropped =
             store::catalog::set_plan_limits(connection, environment, key, &definitions, now).await?;
         if !dropped.is_empty() {
-            store::counters::delete_of_plan(connection, environment, key, &dropped).await?;
+            store::gate::counters::delete_of_plan(connection, environment, key, &dropped).await?;
         }
     }
     Ok(())

@@ -6,9 +6,10 @@ use std::time::Duration;
 
 use sqlx::PgConnection;
 
-use crate::domain::environment::Environment;
-use crate::domain::timestamp::Timestamp;
-use crate::store::{self, StoreError, at_once};
+use crate::store::gate::fast_path;
+use crate::store::{self, StoreError};
+use metergate_domain::base::environment::Environment;
+use metergate_domain::base::timestamp::Timestamp;
 
 #[derive(Debug, Clone)]
 pub struct Clock(TimeSource);
@@ -49,7 +50,7 @@ impl Clock {
     }
 
     /// What makes the time of what Postgres says, for a statement that asks it.
-    pub(super) fn setting(&self, environment: Environment) -> at_once::StatementClock {
+    pub(crate) fn setting(&self, environment: Environment) -> fast_path::StatementClock {
         let micros = |by: Duration| i64::try_from(by.as_micros()).unwrap_or(i64::MAX);
         let (fixed, shift_micros) = match &self.0 {
             TimeSource::Manual(now) => (Some(*now.lock().unwrap_or_else(PoisonError::into_inner)), 0),
@@ -59,18 +60,18 @@ impl Clock {
             },
             TimeSource::Postgres { .. } => (None, 0),
         };
-        at_once::StatementClock { fixed, shift_micros }
+        fast_path::StatementClock { fixed, shift_micros }
     }
 
     /// The time of a change before which everything was recorded that is recorded (a clock that went back
     /// knows less than that), and which no other change has.
-    pub(super) async fn of_change(
+    pub(crate) async fn of_change(
         &self,
         connection: &mut PgConnection,
         environment: Environment,
     ) -> Result<Timestamp, StoreError> {
         let now = self.now(environment, store::usage::now(connection).await?);
-        let latest = store::events::latest(connection, environment).await?;
+        let latest = store::usage::events::latest(connection, environment).await?;
         let at = latest.map_or(now, |latest| latest.max(now));
         store::configuration::time_of_change(connection, environment, at).await
     }

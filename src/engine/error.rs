@@ -3,8 +3,8 @@
 
 use std::borrow::Cow;
 
-use crate::domain::fields::Violation;
 use crate::store::StoreError;
+use metergate_domain::base::fields::Violation;
 
 #[derive(Debug, thiserror::Error)]
 pub enum EngineError {
@@ -29,11 +29,11 @@ pub enum EngineError {
 }
 
 impl EngineError {
-    pub(super) fn invalid(violation: Violation) -> Self {
+    pub(crate) fn invalid(violation: Violation) -> Self {
         Self::Invalid(vec![violation])
     }
 
-    pub(super) fn overloaded() -> Self {
+    pub(crate) fn overloaded() -> Self {
         Self::Unavailable {
             code: "overloaded",
             detail: Cow::Borrowed("more work is waiting than can be taken; come back shortly"),
@@ -42,7 +42,7 @@ impl EngineError {
     }
 
     /// The billing provider did not answer, or not well.
-    pub(super) fn provider_unavailable(why: String) -> Self {
+    pub(crate) fn provider_unavailable(why: String) -> Self {
         Self::Unavailable {
             code: "provider_unavailable",
             detail: Cow::Owned(format!("the billing provider: {why}")),
@@ -50,7 +50,7 @@ impl EngineError {
         }
     }
 
-    pub(super) fn exports_running() -> Self {
+    pub(crate) fn exports_running() -> Self {
         Self::Unavailable {
             code: "exports_running",
             detail: Cow::Borrowed("another run of exports is at work; come back shortly"),
@@ -58,7 +58,7 @@ impl EngineError {
         }
     }
 
-    pub(super) fn unavailable(why: impl Into<String>) -> Self {
+    pub(crate) fn unavailable(why: impl Into<String>) -> Self {
         Self::Unavailable {
             code: "unavailable",
             detail: Cow::Borrowed("the database cannot answer at the moment; come back shortly"),

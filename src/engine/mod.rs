@@ -2,33 +2,19 @@
 //! nothing of HTTP.
 
 pub mod access;
-mod arrivals;
 mod catalog;
 pub mod clock;
-mod configuration;
-mod costs;
-mod counting;
 mod credits;
 pub mod cursor;
-mod drop_in;
+mod environment_cache;
 pub mod error;
-mod events;
 mod exports;
-mod fold;
 mod gate;
-pub mod ingest;
-mod invoices;
-mod portions;
-mod prices;
-mod reading;
-mod report;
-mod sight;
-mod spend_caps;
-mod subjects;
-mod subscriptions;
-mod top;
-mod usage;
-mod verify;
+mod invoicing;
+pub(crate) mod pricing;
+mod snapshot;
+pub(crate) mod subjects;
+pub mod usage;
 mod webhooks;
 mod writers;
 
@@ -37,39 +23,39 @@ use std::time::Duration;
 
 pub use catalog::{Applied, CatalogView};
 pub use clock::Clock;
-pub use costs::CostView;
 pub use credits::{CreditsView, GrantPage, GrantView, LedgerPage, NoticePage, NoticeView};
-pub use drop_in::RecordedMeterEvent;
 pub use error::EngineError;
-pub use events::{EventPage, EventView, Voided};
 pub use exports::{
     Drift, Due, ExportPage, ExportView, Ran, Reconciled, ReconciledRow,
     ReconciliationQuery as ReconciliationQuestion,
 };
-pub use fold::Folded;
 pub use gate::{ReservationPage, ReservationView};
-pub use ingest::{EventOutcome, RecordResult};
-pub use invoices::{BillingRun, ComparedInvoice, ComparedLine, ComparedTotal, InvoicePage, InvoiceView};
-pub use prices::RatePage;
-pub use report::{MeterUsage, Report, Viewer};
-pub use subjects::{SubjectChange, SubjectPage, SubjectView};
-pub use subscriptions::SubscriptionView;
-pub use top::TopPage;
-pub use verify::Verdict;
+pub use invoicing::{BillingRun, ComparedInvoice, ComparedLine, ComparedTotal, InvoicePage, InvoiceView};
+pub use pricing::costs::CostView;
+pub use pricing::prices::RatePage;
+pub use subjects::subject::{SubjectChange, SubjectPage, SubjectView};
+pub use subjects::subscriptions::SubscriptionView;
+pub use usage::events::{EventPage, EventView, Voided};
+pub use usage::fold::Folded;
+pub use usage::ingest::{EventOutcome, RecordResult};
+pub use usage::ranking::TopPage;
+pub use usage::report::{MeterUsage, Report, Viewer};
+pub use usage::stripe_compat::RecordedMeterEvent;
+pub use usage::verify::Verdict;
 pub use webhooks::{WebhookEventPage, WebhookEventView};
 
 use access::Gatekeeper;
 use access::tokens::TokenSettings;
-use configuration::EnvironmentCaches;
+use environment_cache::EnvironmentCaches;
 use gate::Gate;
-use ingest::{IngestQueues, UnfoldedBacklogs, WriterContext};
+use usage::ingest::{IngestQueues, UnfoldedBacklogs, WriterContext};
 use webhooks::Webhooks;
 use writers::{Months, WriterTasks};
 
-use crate::domain::environment::Environment;
 use crate::providers::Provider;
 use crate::providers::stripe::{Stripe, StripeSettings};
 use crate::store::Database;
+use metergate_domain::base::environment::Environment;
 
 /// What can be set about the engine.
 #[derive(Debug, Clone)]

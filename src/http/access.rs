@@ -9,11 +9,11 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use secrecy::SecretString;
 
-use super::observe;
 use super::problem::Problem;
-use crate::domain::names::SubjectId;
+use super::request_log;
 use crate::engine::Engine;
 use crate::engine::access::{Principal, Role};
+use metergate_domain::base::names::SubjectId;
 
 /// Who may call a route; the application's secret key may call every one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -47,7 +47,7 @@ pub(super) struct RequestGuard {
 }
 
 pub(super) async fn admit(State(guard): State<RequestGuard>, mut request: Request, next: Next) -> Response {
-    observe::name_route(&request, guard.path);
+    request_log::name_route(&request, guard.path);
     if matches!(guard.access, Access::Open | Access::Signed) {
         return next.run(request).await;
     }

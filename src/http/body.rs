@@ -7,7 +7,7 @@ use http_body_util::BodyExt;
 use serde_json::Value;
 
 use super::problem::Problem;
-use crate::domain::limits::{BODY_BYTES_MAX, BODY_DRAIN_BYTES_MAX};
+use metergate_domain::base::limits::{BODY_BYTES_MAX, BODY_DRAIN_BYTES_MAX};
 
 /// The media type without its parameters, in lower case; `application/json` where none is given.
 pub(super) fn media_type(headers: &HeaderMap) -> String {

@@ -9,11 +9,12 @@ use serde::Serialize;
 use serde_json::json;
 
 use super::problem::Problem;
-use super::query::{self, Parameters};
+use super::query;
+use super::query::Parameters;
 use super::{Api, body};
-use crate::domain::catalog::Catalog;
 use crate::engine::access::Principal;
 use crate::engine::cursor;
+use metergate_domain::catalog::Catalog;
 
 pub(super) async fn apply(
     State(api): State<Api>,

@@ -9,12 +9,13 @@ use uuid::Uuid;
 
 use super::events::{idempotency_key, with_replay_header};
 use super::problem::Problem;
-use super::query::{self, Parameters};
+use super::query;
+use super::query::Parameters;
 use super::{Api, body, subjects};
-use crate::domain::credits::grant::{Request, VoidRequest};
-use crate::domain::fields::Violation;
-use crate::domain::names::{EventId, SubjectId};
 use crate::engine::access::Principal;
+use metergate_domain::base::fields::Violation;
+use metergate_domain::base::names::{EventId, SubjectId};
+use metergate_domain::credits::grant::{Request, VoidRequest};
 
 pub(super) async fn grant(
     State(api): State<Api>,

@@ -5,9 +5,9 @@ use axum::http::header;
 use axum::response::{IntoResponse, Response};
 
 use super::problem::Problem;
-use crate::domain::quantity::Total;
-use crate::domain::usage::{UsageQuery, UsageRow};
 use crate::engine::{EngineError, InvoiceView, Report};
+use metergate_domain::base::quantity::Total;
+use metergate_domain::usage::query::{UsageQuery, UsageRow};
 
 /// One line per row; a dimension's column is named after it.
 pub(super) fn usage(query: &UsageQuery, rows: &[UsageRow]) -> Result<Response, Problem> {

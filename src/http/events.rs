@@ -10,17 +10,18 @@ use serde_json::{Value, json};
 
 use super::body;
 use super::problem::Problem;
-use super::query::{self, Parameters};
+use super::query;
+use super::query::Parameters;
 use super::{Api, subjects};
-use crate::domain::event::Event;
-use crate::domain::fields::{Parsed, Violation};
-use crate::domain::gate::decision::LimitState;
-use crate::domain::gate::request::Release;
-use crate::domain::limits::{BATCH_EVENTS_MAX, NDJSON_EVENTS_MAX};
-use crate::domain::names::{EventId, EventName, EventSource, SubjectId};
 use crate::engine::EventOutcome;
 use crate::engine::access::Principal;
-use crate::store::event_list::EventFilter;
+use crate::store::usage::event_list::EventFilter;
+use metergate_domain::base::fields::{Parsed, Violation};
+use metergate_domain::base::limits::{BATCH_EVENTS_MAX, NDJSON_EVENTS_MAX};
+use metergate_domain::base::names::{EventId, EventName, EventSource, SubjectId};
+use metergate_domain::gate::decision::LimitState;
+use metergate_domain::gate::request::Release;
+use metergate_domain::usage::event::Event;
 
 #[derive(Serialize)]
 struct RecordResponse {

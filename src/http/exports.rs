@@ -8,13 +8,14 @@ use uuid::Uuid;
 
 use super::Api;
 use super::problem::Problem;
-use super::query::{self, Parameters};
-use crate::domain::export::ExportStatus;
-use crate::domain::fields::Violation;
-use crate::domain::window::Span;
+use super::query;
+use super::query::Parameters;
 use crate::engine::ReconciliationQuestion;
 use crate::engine::access::Principal;
 use crate::store::exports::ExportFilter;
+use metergate_domain::base::fields::Violation;
+use metergate_domain::base::window::Span;
+use metergate_domain::exports::ExportStatus;
 
 pub(super) async fn list(
     State(api): State<Api>,

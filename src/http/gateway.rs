@@ -13,15 +13,16 @@ use serde_json::{Map, Value, json};
 
 use super::Api;
 use super::problem::Problem;
-use super::query::{self, Parameters};
-use crate::domain::fields::Violation;
-use crate::domain::gate::book::{CallOutcome, GateAnswer};
-use crate::domain::gate::decision::{Denial, LimitState, Reason};
-use crate::domain::gate::request::Reserve;
-use crate::domain::limits::METER_DIMENSIONS_MAX;
-use crate::domain::quantity::Total;
-use crate::domain::timestamp::{MICROS_PER_SECOND, Timestamp};
+use super::query;
+use super::query::Parameters;
 use crate::engine::access::Principal;
+use metergate_domain::base::fields::Violation;
+use metergate_domain::base::limits::METER_DIMENSIONS_MAX;
+use metergate_domain::base::quantity::Total;
+use metergate_domain::base::timestamp::{MICROS_PER_SECOND, Timestamp};
+use metergate_domain::gate::decision::{Denial, LimitState, Reason};
+use metergate_domain::gate::request::Reserve;
+use metergate_domain::gate::state::{CallOutcome, GateAnswer};
 
 const REASON: HeaderName = HeaderName::from_static("x-metergate-reason");
 const RESERVATION: HeaderName = HeaderName::from_static("x-metergate-reservation-id");

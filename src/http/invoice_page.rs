@@ -6,10 +6,10 @@ use std::fmt::Write as _;
 use axum::http::header;
 use axum::response::{Html, IntoResponse, Response};
 
-use crate::domain::invoice::line::{InvoiceLine, InvoiceLineKind, LineTier};
-use crate::domain::pricing::amount::{Amount, MinorUnits};
-use crate::domain::pricing::currency::Currency;
 use crate::engine::InvoiceView;
+use metergate_domain::invoicing::line::{InvoiceLine, InvoiceLineKind, LineTier};
+use metergate_domain::pricing::amount::{Amount, MinorUnits};
+use metergate_domain::pricing::currency::Currency;
 
 const STYLE: &str = include_str!("invoice_page.css");
 /// Nothing is run or fetched, whatever a text says.

@@ -7,13 +7,14 @@ use axum::response::{IntoResponse, Response};
 use uuid::Uuid;
 
 use super::problem::Problem;
-use super::query::{self, Parameters};
+use super::query;
+use super::query::Parameters;
 use super::{Api, accept, csv, invoice_page, subjects};
-use crate::domain::fields::{Parsed, Violation};
-use crate::domain::names::StripeCustomerId;
 use crate::engine::InvoiceView;
 use crate::engine::access::Principal;
-use crate::store::invoices::InvoiceFilter;
+use crate::store::invoicing::InvoiceFilter;
+use metergate_domain::base::fields::{Parsed, Violation};
+use metergate_domain::base::names::StripeCustomerId;
 
 const STATUSES: [&str; 6] = ["draft", "final", "open", "paid", "void", "uncollectible"];
 

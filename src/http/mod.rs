@@ -7,20 +7,20 @@ mod body;
 mod catalog;
 mod credits;
 mod csv;
-mod drop_in;
 mod events;
 mod exports;
-mod front;
 mod gateway;
 mod invoice_page;
 mod invoices;
-mod observe;
 mod operations;
 mod prices;
 mod problem;
 mod query;
+mod request_log;
 mod reservations;
+mod service;
 mod spend_caps;
+mod stripe_compat;
 mod stripe_errors;
 mod stripe_forms;
 mod subjects;
@@ -39,7 +39,7 @@ use metrics_exporter_prometheus::PrometheusHandle;
 use tower_http::cors::CorsLayer;
 
 pub use access::Access;
-pub use front::HttpService;
+pub use service::HttpService;
 
 use crate::engine::Engine;
 
@@ -110,8 +110,8 @@ pub fn routes() -> Vec<Route> {
         Route::new("/v1/events", Secret, at!(get events::list)),
         Route::new("/v1/events/{id}", Secret, at!(get events::trace)),
         Route::new("/v1/events/{id}/void", Secret, at!(post events::void)),
-        Route::new("/v1/billing/meter_events", StripeSdk, at!(post drop_in::record)),
-        Route::new("/v1/billing/meter_event_adjustments", StripeSdk, at!(post drop_in::cancel)),
+        Route::new("/v1/billing/meter_events", StripeSdk, at!(post stripe_compat::record)),
+        Route::new("/v1/billing/meter_event_adjustments", StripeSdk, at!(post stripe_compat::cancel)),
         Route::new("/v1/usage", EndUser, at!(get usage::usage)),
         Route::new("/v1/usage/top", Secret, at!(get usage::top)),
         Route::new("/v1/subjects", Secret, at!(get subjects::list)),

@@ -8,11 +8,12 @@ use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 
 use super::problem::Problem;
-use super::query::{self, Parameters};
+use super::query;
+use super::query::Parameters;
 use super::{Api, body};
-use crate::domain::pricing::exchange::ExchangeRate;
-use crate::domain::pricing::quote::QuoteRequest;
 use crate::engine::access::Principal;
+use metergate_domain::pricing::exchange::ExchangeRate;
+use metergate_domain::pricing::quote::QuoteRequest;
 
 #[derive(Serialize)]
 struct RatesSet {

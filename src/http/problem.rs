@@ -11,9 +11,9 @@ use axum::http::{Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 
-use crate::domain::fields::Violation;
-use crate::domain::gate::reservation::Refusal;
 use crate::engine::EngineError;
+use metergate_domain::base::fields::Violation;
+use metergate_domain::gate::reservation::Refusal;
 
 pub(super) const MEDIA_TYPE: &str = "application/problem+json";
 /// What a caller is told to wait, in seconds.

@@ -5,9 +5,9 @@ use std::collections::BTreeMap;
 use axum::http::Uri;
 
 use super::problem::Problem;
-use crate::domain::fields::{Parsed, Violation};
-use crate::domain::limits::{PAGE_ROWS_DEFAULT, PAGE_ROWS_MAX};
-use crate::domain::timestamp::Timestamp;
+use metergate_domain::base::fields::{Parsed, Violation};
+use metergate_domain::base::limits::{PAGE_ROWS_DEFAULT, PAGE_ROWS_MAX};
+use metergate_domain::base::timestamp::Timestamp;
 
 /// The parameters of a request that have not been read yet.
 #[derive(Debug)]
@@ -116,7 +116,7 @@ pub(super) fn timestamp(value: String) -> Parsed<Timestamp> {
 
 /// One of a few words.
 pub(super) fn word<T: Copy>(value: String, words: &[(&'static str, T)]) -> Parsed<T> {
-    crate::domain::fields::one_of(serde_json::Value::String(value), words)
+    metergate_domain::base::fields::one_of(serde_json::Value::String(value), words)
 }
 
 /// Any text without NUL.

@@ -10,17 +10,18 @@ use serde_json::{Map, Value};
 
 use super::events::{idempotency_key, with_replay_header};
 use super::problem::Problem;
-use super::query::{self, Parameters};
+use super::query;
+use super::query::Parameters;
 use super::{Api, body, subjects};
-use crate::domain::fields::Violation;
-use crate::domain::gate::book::{CallOutcome, GateAnswer};
-use crate::domain::gate::decision::{Denier, LimitState, Reason};
-use crate::domain::gate::request::{Commit, Extend, Release, Reserve};
-use crate::domain::gate::reservation::{Hold, ReservationStatus};
-use crate::domain::names::{EventId, MeterKey, SubjectId};
-use crate::domain::quantity::Quantity;
-use crate::domain::timestamp::Timestamp;
 use crate::engine::access::Principal;
+use metergate_domain::base::fields::Violation;
+use metergate_domain::base::names::{EventId, MeterKey, SubjectId};
+use metergate_domain::base::quantity::Quantity;
+use metergate_domain::base::timestamp::Timestamp;
+use metergate_domain::gate::decision::{Denier, LimitState, Reason};
+use metergate_domain::gate::request::{Commit, Extend, Release, Reserve};
+use metergate_domain::gate::reservation::{Hold, ReservationStatus};
+use metergate_domain::gate::state::{CallOutcome, GateAnswer};
 
 #[derive(Serialize)]
 struct HeldHold<'a> {

@@ -11,8 +11,8 @@ use super::problem::Problem;
 use super::query::Parameters;
 use super::usage::viewer;
 use super::{Api, body, subjects};
-use crate::domain::pricing::cap::SpendCap;
 use crate::engine::access::Principal;
+use metergate_domain::pricing::cap::SpendCap;
 
 pub(super) async fn put(
     State(api): State<Api>,

@@ -8,12 +8,13 @@ use axum::response::{IntoResponse, Response};
 
 use super::access::forbidden;
 use super::problem::Problem;
-use super::query::{self, Parameters};
+use super::query;
+use super::query::Parameters;
 use super::{Api, body};
-use crate::domain::fields::{Parsed, Violation};
-use crate::domain::names::SubjectId;
 use crate::engine::SubjectChange;
 use crate::engine::access::{Principal, Role};
+use metergate_domain::base::fields::{Parsed, Violation};
+use metergate_domain::base::names::SubjectId;
 
 pub(super) fn parse(text: String) -> Parsed<SubjectId> {
     Ok(SubjectId::parse(text)?)

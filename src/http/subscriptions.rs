@@ -7,12 +7,13 @@ use axum::http::{HeaderMap, Uri};
 use axum::response::{IntoResponse, Response};
 
 use super::problem::Problem;
-use super::query::{self, Parameters};
+use super::query;
+use super::query::Parameters;
 use super::{Api, body, subjects};
-use crate::domain::fields::Parsed;
-use crate::domain::names::PlanKey;
-use crate::domain::subscription::{End, SubscriptionParams};
 use crate::engine::access::Principal;
+use metergate_domain::base::fields::Parsed;
+use metergate_domain::base::names::PlanKey;
+use metergate_domain::subjects::subscription::{End, SubscriptionParams};
 
 pub(super) async fn put(
     State(api): State<Api>,

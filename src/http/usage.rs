@@ -8,18 +8,19 @@ use serde::Serialize;
 
 use super::access::forbidden;
 use super::problem::Problem;
-use super::query::{self, Parameters};
+use super::query;
+use super::query::Parameters;
 use super::{Api, accept, csv, subjects};
-use crate::domain::fields::Violation;
-use crate::domain::limits::{FILTER_VALUES_MAX, METER_DIMENSIONS_MAX, USAGE_SUBJECTS_MAX};
-use crate::domain::names::{MeterKey, SubjectId};
-use crate::domain::pricing::currency::Currency;
-use crate::domain::timestamp::Timestamp;
-use crate::domain::top::{RankBy, RankPageRequest};
-use crate::domain::usage::{GroupBySubject, UsageQuery, UsageRow};
-use crate::domain::window::{Span, Window, Zone};
 use crate::engine::Viewer;
 use crate::engine::access::{Principal, Role};
+use metergate_domain::base::fields::Violation;
+use metergate_domain::base::limits::{FILTER_VALUES_MAX, METER_DIMENSIONS_MAX, USAGE_SUBJECTS_MAX};
+use metergate_domain::base::names::{MeterKey, SubjectId};
+use metergate_domain::base::timestamp::Timestamp;
+use metergate_domain::base::window::{Span, Window, Zone};
+use metergate_domain::pricing::currency::Currency;
+use metergate_domain::usage::query::{GroupBySubject, UsageQuery, UsageRow};
+use metergate_domain::usage::ranking::{RankBy, RankPageRequest};
 
 #[derive(Serialize)]
 struct Usage<'a> {

@@ -7,10 +7,11 @@ use axum::http::{HeaderMap, StatusCode, Uri};
 use axum::response::{IntoResponse, Response};
 
 use super::problem::Problem;
-use super::query::{self, Parameters};
+use super::query;
+use super::query::Parameters;
 use super::{Api, body};
-use crate::domain::limits::WEBHOOK_BODY_BYTES_MAX;
 use crate::engine::access::Principal;
+use metergate_domain::base::limits::WEBHOOK_BODY_BYTES_MAX;
 
 const SIGNATURE: &str = "stripe-signature";
 

@@ -12,8 +12,8 @@ use tokio::time::{Instant, sleep_until};
 
 pub use schedule::JobSchedule;
 
-use crate::domain::environment::Environment;
 use crate::engine::{Engine, EngineError};
+use metergate_domain::base::environment::Environment;
 
 /// How often what has expired is written.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(1);

@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 
-use crate::domain::timestamp::Timestamp;
-use crate::domain::window::Span;
+use metergate_domain::base::timestamp::Timestamp;
+use metergate_domain::base::window::Span;
 
 /// A quantity on its way to a provider. What it says never changes once it was handed over.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -3,8 +3,8 @@
 use sqlx::{PgPool, Row};
 
 use super::StoreError;
-use crate::domain::environment::Environment;
-use crate::domain::timestamp::Timestamp;
+use metergate_domain::base::environment::Environment;
+use metergate_domain::base::timestamp::Timestamp;
 
 #[derive(Debug, Clone)]
 pub struct ApiKeyRow {

@@ -8,11 +8,11 @@ use sqlx::{PgConnection, Row};
 use uuid::Uuid;
 
 use super::StoreError;
-use crate::domain::catalog::Catalog;
-use crate::domain::environment::Environment;
-use crate::domain::gate::standing::EffectiveFrom;
-use crate::domain::meter::{Meter, StoredMeter};
-use crate::domain::timestamp::Timestamp;
+use metergate_domain::base::environment::Environment;
+use metergate_domain::base::timestamp::Timestamp;
+use metergate_domain::catalog::Catalog;
+use metergate_domain::catalog::meter::{Meter, StoredMeter};
+use metergate_domain::gate::catalog_index::EffectiveFrom;
 
 /// The catalog in force and its version; the empty one, version 0, before any was applied.
 pub async fn current(
@@ -153,7 +153,7 @@ fn read_meter(row: &sqlx::postgres::PgRow) -> Result<StoredMeter, StoreError> {
 }
 
 /// What we stored, we can read.
-fn stored<T>(read: crate::domain::fields::Parsed<T>) -> Result<T, StoreError> {
+fn stored<T>(read: metergate_domain::base::fields::Parsed<T>) -> Result<T, StoreError> {
     read.map_err(|violations| {
         StoreError::Refused(sqlx::Error::Decode(format!("stored catalog: {violations:?}").into()))
     })

@@ -5,8 +5,8 @@
 use sqlx::{PgConnection, Row};
 
 use super::StoreError;
-use crate::domain::environment::Environment;
-use crate::domain::timestamp::Timestamp;
+use metergate_domain::base::environment::Environment;
+use metergate_domain::base::timestamp::Timestamp;
 
 /// First half of the advisory lock's key; the second is the environment.
 pub(super) const LOCK: i32 = 0x4d47_0001;

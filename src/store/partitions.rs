@@ -4,8 +4,8 @@
 use sqlx::{Connection, PgConnection};
 
 use super::StoreError;
-use crate::domain::timestamp::Timestamp;
-use crate::domain::window::{Span, utc_month};
+use metergate_domain::base::timestamp::Timestamp;
+use metergate_domain::base::window::{Span, utc_month};
 
 const LOCK: i64 = 0x4d47_0002;
 /// What lies before shares the one partition that the first migration made.

@@ -6,8 +6,8 @@ use sqlx::types::Json;
 use sqlx::{PgConnection, Row};
 
 use super::StoreError;
-use crate::domain::environment::Environment;
-use crate::domain::timestamp::Timestamp;
+use metergate_domain::base::environment::Environment;
+use metergate_domain::base::timestamp::Timestamp;
 
 /// An event as it came.
 #[derive(Debug, Clone, Copy)]

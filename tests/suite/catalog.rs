@@ -1,7 +1,7 @@
 //! Applying catalogs: all or nothing, idempotent, and saying what changed.
 
 use axum::http::{Method, StatusCode};
-use metergate::domain::catalog::Catalog;
+use metergate_domain::catalog::Catalog;
 use serde_json::{Value, json};
 
 use crate::support::TestService;

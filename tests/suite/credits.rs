@@ -9,9 +9,9 @@ mod random;
 mod refunds;
 
 use axum::http::StatusCode;
-use metergate::domain::catalog::Catalog;
-use metergate::domain::environment::Environment;
-use metergate::domain::quantity::Total;
+use metergate_domain::base::environment::Environment;
+use metergate_domain::base::quantity::Total;
+use metergate_domain::catalog::Catalog;
 use serde_json::{Value, json};
 
 use crate::support::service::Answer;

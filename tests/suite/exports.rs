@@ -11,9 +11,9 @@ mod outcomes;
 mod shapes;
 
 use axum::http::StatusCode;
-use metergate::domain::environment::Environment;
 use metergate::engine::Ran;
 use metergate::providers::stripe::{StripeAccount, StripeSettings};
+use metergate_domain::base::environment::Environment;
 use secrecy::SecretString;
 use serde_json::{Value, json};
 

@@ -7,9 +7,9 @@ mod mapping;
 
 use axum::body::Body;
 use axum::http::{Method, Request, StatusCode};
-use metergate::domain::environment::Environment;
 use metergate::engine::EngineSettings;
 use metergate::providers::stripe::{StripeAccount, StripeSettings};
+use metergate_domain::base::environment::Environment;
 use secrecy::SecretString;
 use serde_json::{Value, json};
 

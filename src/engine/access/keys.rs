@@ -8,10 +8,10 @@ use serde::Serialize;
 use subtle::ConstantTimeEq;
 
 use super::{Principal, Role};
-use crate::domain::environment::Environment;
-use crate::domain::timestamp::Timestamp;
 use crate::engine::{Engine, EngineError};
 use crate::store::{Database, StoreError, api_keys};
+use metergate_domain::base::environment::Environment;
+use metergate_domain::base::timestamp::Timestamp;
 
 pub(super) const PREFIX: &str = "mg_";
 const ID_CHARS: usize = 12;

@@ -9,10 +9,10 @@ use moka::future::Cache;
 use secrecy::SecretString;
 
 use super::{EngineError, EngineSettings};
-use crate::domain::environment::Environment;
-use crate::domain::limits::CREDENTIAL_CHARS_MAX;
-use crate::domain::names::SubjectId;
 use crate::store::Database;
+use metergate_domain::base::environment::Environment;
+use metergate_domain::base::limits::CREDENTIAL_CHARS_MAX;
+use metergate_domain::base::names::SubjectId;
 
 use tokens::TokenVerifier;
 
@@ -50,7 +50,7 @@ const BAD_CREDENTIAL: EngineError = EngineError::Unauthorized {
 };
 
 impl Gatekeeper {
-    pub(super) fn new(database: Database, settings: &EngineSettings) -> Result<Self, EngineError> {
+    pub(crate) fn new(database: Database, settings: &EngineSettings) -> Result<Self, EngineError> {
         let verifiers = settings
             .tokens
             .iter()

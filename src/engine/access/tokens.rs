@@ -15,9 +15,9 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::Mutex;
 
 use super::{Principal, Role};
-use crate::domain::environment::Environment;
-use crate::domain::names::SubjectId;
 use crate::engine::{Engine, EngineError};
+use metergate_domain::base::environment::Environment;
+use metergate_domain::base::names::SubjectId;
 
 /// A shorter secret could be guessed from one token.
 pub const HS256_SECRET_BYTES_MIN: usize = 32;

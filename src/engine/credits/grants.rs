@@ -5,25 +5,26 @@ use sqlx::PgConnection;
 use uuid::Uuid;
 
 use super::wallets::{HolderSubscriptions, LockedWallets, WalletLoader, add_holder};
-use crate::domain::credits::catalog::validate_unit;
-use crate::domain::credits::grant::{GrantSource, Request, VoidRequest};
-use crate::domain::credits::money;
-use crate::domain::credits::recurrence::Rollover;
-use crate::domain::credits::unit::Unit;
-use crate::domain::credits::wallet::{GrantBalance, GrantState};
-use crate::domain::environment::Environment;
-use crate::domain::fields::{Parsed, Violation};
-use crate::domain::gate::standing::{CatalogIndex, PathSubject};
-use crate::domain::limits::CREDIT_GRANTS_OPEN_MAX;
-use crate::domain::names::SubjectId;
-use crate::domain::period::Period;
-use crate::domain::quantity::{Quantity, Total};
-use crate::domain::timestamp::Timestamp;
-use crate::engine::configuration::EnvironmentCache;
+use crate::engine::environment_cache::EnvironmentCache;
 use crate::engine::{Engine, EngineError, detached};
-use crate::store::credit_wallets::Changes;
-use crate::store::subjects::Which;
-use crate::store::{self, credit_grants, credit_ledger, credit_wallets};
+use crate::store;
+use crate::store::credits::wallets::Changes;
+use crate::store::credits::{grants, ledger, wallets};
+use crate::store::subjects::subject::Which;
+use metergate_domain::base::environment::Environment;
+use metergate_domain::base::fields::{Parsed, Violation};
+use metergate_domain::base::limits::CREDIT_GRANTS_OPEN_MAX;
+use metergate_domain::base::names::SubjectId;
+use metergate_domain::base::period::Period;
+use metergate_domain::base::quantity::{Quantity, Total};
+use metergate_domain::base::timestamp::Timestamp;
+use metergate_domain::credits::catalog::validate_unit;
+use metergate_domain::credits::grant::{GrantSource, Request, VoidRequest};
+use metergate_domain::credits::money;
+use metergate_domain::credits::recurrence::Rollover;
+use metergate_domain::credits::unit::Unit;
+use metergate_domain::credits::wallet::{GrantBalance, GrantState};
+use metergate_domain::gate::catalog_index::{CatalogIndex, PathSubject};
 
 /// A grant as it is shown, with what is left of it.
 #[derive(Debug, Clone, Serialize)]
@@ -114,15 +115,15 @@ impl WalletTransaction {
         let cache = engine.inner.caches.at(connection, environment, opening.versions).await?;
         let names = [subject.to_string()];
         if make {
-            store::subjects::insert_missing(connection, environment, &names).await?;
+            store::subjects::subject::insert_missing(connection, environment, &names).await?;
         }
-        let paths = store::subjects::paths(connection, environment, Which::Of(&names)).await?;
+        let paths = store::subjects::subject::paths(connection, environment, Which::Of(&names)).await?;
         let member = paths.into_iter().next().and_then(|path| path.members.into_iter().next());
         let Some(member) = member else { return Ok(None) };
         let mut holders = HolderSubscriptions::new();
         add_holder(&mut holders, &member);
         if make {
-            credit_wallets::insert_missing(connection, environment, &[member.subject_id]).await?;
+            wallets::insert_missing(connection, environment, &[member.subject_id]).await?;
         }
         Ok(Some(Self { cache, environment, began, member, holders }))
     }
@@ -178,7 +179,7 @@ impl Engine {
     ) -> Result<Option<GrantView>, EngineError> {
         let Some(reference) = &request.external_ref else { return Ok(None) };
         let mut transaction = self.database().pool().begin().await?;
-        let known = credit_grants::of_reference(&mut transaction, environment, reference).await?;
+        let known = grants::of_reference(&mut transaction, environment, reference).await?;
         let Some((subject_id, id, content)) = known else { return Ok(None) };
         if content != Some(request.content(subject.as_str())) {
             return Err(EngineError::Conflict {
@@ -186,7 +187,7 @@ impl Engine {
                 detail: format!("`{reference}` was granted with another content, or to another subject"),
             });
         }
-        let grant_balance = credit_grants::live(&mut transaction, &[subject_id], &[id]).await?;
+        let grant_balance = grants::live(&mut transaction, &[subject_id], &[id]).await?;
         let grant_balance = grant_balance.into_iter().find(|(_, grant_balance)| grant_balance.grant.id == id);
         transaction.commit().await?;
         Ok(grant_balance.map(|(_, grant_balance)| GrantView::of(subject, &grant_balance)))
@@ -232,7 +233,7 @@ impl Engine {
         }
         let grant = request.granted(Uuid::now_v7(), now)?;
         let content = Some(request.content(subject.as_str()));
-        if !credit_grants::insert(&mut transaction, environment, subject_id, &grant, content).await? {
+        if !grants::insert(&mut transaction, environment, subject_id, &grant, content).await? {
             return Ok(None);
         }
         let id = grant.id;
@@ -269,7 +270,7 @@ impl Engine {
             wallet.grant_balance(id).ok_or_else(not_found)?;
             let made = wallet.void(id, request.reason, now);
             if made {
-                credit_grants::set_voided(&mut transaction, &[(id, now)]).await?;
+                grants::set_voided(&mut transaction, &[(id, now)]).await?;
             }
             locked_wallets
                 .write(&mut transaction, wallet_loader, &wallet_transaction.holders, Changes::default())
@@ -290,7 +291,7 @@ async fn validate_refund(
     spend: i64,
     request: &Request,
 ) -> Result<(), EngineError> {
-    let Some((unit, amount)) = credit_ledger::spend(connection, subject_id, spend).await? else {
+    let Some((unit, amount)) = ledger::spend(connection, subject_id, spend).await? else {
         let detail = "is no spend in the ledger of this subject";
         return Err(EngineError::invalid(Violation::new("unknown_spend", detail).under("refund_of")));
     };
@@ -298,7 +299,7 @@ async fn validate_refund(
         let detail = format!("was a spend of the {unit}, and is made good in it alone");
         return Err(EngineError::invalid(Violation::new("refund_unit_mismatch", detail).under("refund_of")));
     }
-    let refunded = credit_grants::refunded(connection, &[subject_id], &[spend]).await?;
+    let refunded = grants::refunded(connection, &[subject_id], &[spend]).await?;
     let left = (amount - refunded.get(&spend).copied().unwrap_or_default()).or_zero();
     if Total::from(request.amount) > left {
         let detail = format!("is more than is left of the spend to make good, which is {left}");

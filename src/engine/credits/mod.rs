@@ -2,9 +2,9 @@
 
 mod grants;
 mod notices;
-pub(super) mod recording;
+pub(crate) mod recording;
 mod views;
-pub(super) mod wallets;
+pub(crate) mod wallets;
 
 pub use grants::GrantView;
 pub use notices::{NoticePage, NoticeView};

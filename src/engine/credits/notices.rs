@@ -4,14 +4,14 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
-use crate::domain::credits::offers::CreditAlert;
-use crate::domain::credits::unit::Unit;
-use crate::domain::environment::Environment;
-use crate::domain::quantity::{Quantity, Total};
-use crate::domain::timestamp::Timestamp;
 use crate::engine::{Engine, EngineError, cursor};
 use crate::store;
-use crate::store::notices::{CreditNotice, NoticeRow};
+use crate::store::credits::notices::{CreditNotice, NoticeRow};
+use metergate_domain::base::environment::Environment;
+use metergate_domain::base::quantity::{Quantity, Total};
+use metergate_domain::base::timestamp::Timestamp;
+use metergate_domain::credits::offers::CreditAlert;
+use metergate_domain::credits::unit::Unit;
 
 /// What is to be noted where balances went from one state to another.
 pub(super) fn due(
@@ -86,7 +86,8 @@ impl Engine {
     ) -> Result<NoticePage, EngineError> {
         let before = cursor::read_number(cursor)?;
         let mut connection = self.database().pool().acquire().await?;
-        let mut rows = store::notices::list(&mut connection, environment, which, before, limit + 1).await?;
+        let mut rows =
+            store::credits::notices::list(&mut connection, environment, which, before, limit + 1).await?;
         let more = rows.len() > limit as usize;
         rows.truncate(limit as usize);
         let next_cursor = rows.last().filter(|_| more).map(|row| row.id.to_string());

@@ -8,39 +8,40 @@ use sqlx::PgConnection;
 use uuid::Uuid;
 
 use super::wallets::{HolderSubscriptions, LockedWallets, WalletLoader, add_holder};
-use crate::domain::credits::accounts::Cause;
-use crate::domain::credits::rate::share;
-use crate::domain::event::Properties;
-use crate::domain::gate::book::{Counter, GateState};
-use crate::domain::gate::covering::PaidShare;
-use crate::domain::gate::request::OnExpiry;
-use crate::domain::gate::reservation::Moment;
-use crate::domain::gate::standing::{CounterKey, Path};
-use crate::domain::meter::StoredMeter;
-use crate::domain::names::MeterKey;
-use crate::domain::pricing::amount::Amount;
-use crate::domain::quantity::{Quantity, Total};
-use crate::domain::timestamp::Timestamp;
-use crate::engine::counting::Additions;
-use crate::store::counters::CounterRow;
-use crate::store::credit_wallets::Changes;
-use crate::store::{self, StoreError, credit_grants, credit_ledger};
+use crate::engine::gate::counters::Additions;
+use crate::store::credits::wallets::Changes;
+use crate::store::credits::{grants, ledger};
+use crate::store::gate::counters::CounterRow;
+use crate::store::{self, StoreError};
+use metergate_domain::base::names::MeterKey;
+use metergate_domain::base::quantity::{Quantity, Total};
+use metergate_domain::base::timestamp::Timestamp;
+use metergate_domain::catalog::meter::StoredMeter;
+use metergate_domain::credits::accounts::Cause;
+use metergate_domain::credits::rate::share;
+use metergate_domain::gate::catalog_index::{CounterKey, Path};
+use metergate_domain::gate::credit_coverage::PaidShare;
+use metergate_domain::gate::request::OnExpiry;
+use metergate_domain::gate::reservation::Moment;
+use metergate_domain::gate::state::{Counter, GateState};
+use metergate_domain::pricing::amount::Amount;
+use metergate_domain::usage::event::Properties;
 
 /// An event as one meter takes it.
 #[derive(Debug, Clone, Copy)]
-pub(in crate::engine) struct Tracked<'a> {
-    pub(in crate::engine) path: &'a Path,
-    pub(in crate::engine) stored: &'a StoredMeter,
-    pub(in crate::engine) properties: &'a Properties,
-    pub(in crate::engine) quantity: Quantity,
-    pub(in crate::engine) at: Timestamp,
-    pub(in crate::engine) event: Uuid,
+pub(crate) struct Tracked<'a> {
+    pub(crate) path: &'a Path,
+    pub(crate) stored: &'a StoredMeter,
+    pub(crate) properties: &'a Properties,
+    pub(crate) quantity: Quantity,
+    pub(crate) at: Timestamp,
+    pub(crate) event: Uuid,
 }
 
 impl WalletLoader<'_> {
     /// Covers what was recorded above quotas, event by event. `rows`: the counters as the events have left
     /// them; what is covered is added.
-    pub(in crate::engine) async fn cover_recorded<'t>(
+    pub(crate) async fn cover_recorded<'t>(
         self,
         connection: &mut PgConnection,
         rows: &mut [CounterRow],
@@ -97,7 +98,7 @@ impl WalletLoader<'_> {
         let paid = std::mem::take(&mut book.credits.paid);
         drop(book);
         if !given.is_empty() {
-            store::counters::add_covered(connection, &given).await?;
+            store::gate::counters::add_covered(connection, &given).await?;
         }
         locked_wallets.write(connection, self, &holders, Changes { paid, ..Changes::default() }).await
     }
@@ -125,14 +126,14 @@ impl WalletLoader<'_> {
 
     /// Gives back what was burnt for an event that is taken back: `quantities` of it by meter. What credits
     /// bore of it is the last of it, as it is of a hold. What refunds have made good is not given back again.
-    pub(in crate::engine) async fn take_back(
+    pub(crate) async fn take_back(
         self,
         connection: &mut PgConnection,
         path: &Path,
         event: Uuid,
         quantities: &BTreeMap<MeterKey, Quantity>,
     ) -> Result<(), StoreError> {
-        let spends = credit_ledger::spent_for(connection, self.environment, event).await?;
+        let spends = ledger::spent_for(connection, self.environment, event).await?;
         if spends.is_empty() {
             return Ok(());
         }
@@ -147,7 +148,7 @@ impl WalletLoader<'_> {
         let ids: Vec<i64> = spends.iter().map(|spend| spend.id).collect();
         let whose: Vec<i64> = holders.keys().copied().collect();
         // under the locks: whoever refunds a spend holds them, too
-        let refunded = credit_grants::refunded(connection, &whose, &ids).await?;
+        let refunded = grants::refunded(connection, &whose, &ids).await?;
         // by whom and of which meter: how much is yet to be given back
         let mut left: BTreeMap<(i64, Option<String>), Quantity> = BTreeMap::new();
         for spend in spends.iter().rev() {
@@ -180,7 +181,7 @@ impl WalletLoader<'_> {
             }
         }
         let most = quantities.values().copied().max().unwrap_or_default();
-        let paid = credit_ledger::covers_of(connection, self.environment, event).await?;
+        let paid = ledger::covers_of(connection, self.environment, event).await?;
         let taken_back = |paid: PaidShare| {
             // whatever plan its holder is on now
             let of_meter = self.terms.limit_of(paid.definition);
@@ -191,7 +192,7 @@ impl WalletLoader<'_> {
         let paid: Vec<PaidShare> = paid.into_iter().map(taken_back).collect();
         let given: Vec<_> =
             paid.iter().map(|paid| (paid.subject_id, paid.definition, paid.at, paid.quantity)).collect();
-        store::counters::add_covered(connection, &given).await?;
+        store::gate::counters::add_covered(connection, &given).await?;
         locked_wallets.write(connection, self, &holders, Changes { paid, ..Changes::default() }).await
     }
 }
@@ -210,7 +211,7 @@ async fn leave_out_expired(
         return Ok(());
     }
     let ids: Vec<i64> = lapsing.keys().copied().collect();
-    for expired in store::hold_lines::expired(connection, &ids, now).await? {
+    for expired in store::gate::hold_lines::expired(connection, &ids, now).await? {
         let key = lapsing.get(&expired.counter_id).filter(|_| expired.line.on_expiry == OnExpiry::Release);
         if let Some(counter) = key.and_then(|key| book.counters.get_mut(key)) {
             counter.level.held = counter.level.held - expired.line.quantity.into();

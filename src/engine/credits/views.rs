@@ -8,18 +8,18 @@ use uuid::Uuid;
 
 use super::grants::GrantView;
 use super::wallets::{HolderSubscriptions, WalletLoader, add_holder};
-use crate::domain::credits::accounts::{LedgerAccount, MovementKind};
-use crate::domain::credits::unit::Unit;
-use crate::domain::credits::wallet::{GrantState, Wallet};
-use crate::domain::environment::Environment;
-use crate::domain::gate::standing::PathSubject;
-use crate::domain::names::SubjectId;
-use crate::domain::quantity::{Quantity, Total};
-use crate::domain::timestamp::Timestamp;
-use crate::engine::sight::ReadSnapshot;
+use crate::engine::snapshot::ReadSnapshot;
 use crate::engine::{Engine, EngineError, cursor};
-use crate::store::credit_ledger::LedgerRow;
-use crate::store::{credit_grants, credit_ledger};
+use crate::store::credits::ledger::LedgerRow;
+use crate::store::credits::{grants, ledger};
+use metergate_domain::base::environment::Environment;
+use metergate_domain::base::names::SubjectId;
+use metergate_domain::base::quantity::{Quantity, Total};
+use metergate_domain::base::timestamp::Timestamp;
+use metergate_domain::credits::accounts::{LedgerAccount, MovementKind};
+use metergate_domain::credits::unit::Unit;
+use metergate_domain::credits::wallet::{GrantState, Wallet};
+use metergate_domain::gate::catalog_index::PathSubject;
 
 #[derive(Debug, Clone, Serialize)]
 pub struct CreditsView {
@@ -223,7 +223,7 @@ impl Engine {
     ) -> Result<GrantPage, EngineError> {
         let before = cursor.map(cursor::read).transpose()?;
         let (mut snapshot, id, _) = self.settled_wallet(environment, subject).await?;
-        let mut rows = credit_grants::list(&mut snapshot.snapshot, id, before, limit + 1).await?;
+        let mut rows = grants::list(&mut snapshot.snapshot, id, before, limit + 1).await?;
         let more = rows.len() > limit as usize;
         rows.truncate(limit as usize);
         let next_cursor =
@@ -241,8 +241,7 @@ impl Engine {
     ) -> Result<LedgerPage, EngineError> {
         let before = cursor::read_number(cursor)?;
         let (mut snapshot, id, _) = self.settled_wallet(environment, subject).await?;
-        let mut rows =
-            credit_ledger::list(&mut snapshot.snapshot, environment, id, before, limit + 1).await?;
+        let mut rows = ledger::list(&mut snapshot.snapshot, environment, id, before, limit + 1).await?;
         let more = rows.len() > limit as usize;
         rows.truncate(limit as usize);
         let next_cursor = rows.last().filter(|_| more).map(|row| row.id.to_string());

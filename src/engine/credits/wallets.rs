@@ -7,48 +7,48 @@ use sqlx::{Connection, PgConnection};
 use uuid::Uuid;
 
 use super::notices;
-use crate::domain::credits::unit::Unit;
-use crate::domain::credits::wallet::{ExpiredCreditLine, GrantSchedule, Wallet};
-use crate::domain::environment::Environment;
-use crate::domain::gate::covering::CreditLineKey;
-use crate::domain::gate::request::OnExpiry;
-use crate::domain::gate::standing::{CatalogIndex, PathSubject};
-use crate::domain::limits::CREDIT_SWEEP_WALLETS_MAX;
-use crate::domain::plan::Plan;
-use crate::domain::quantity::Total;
-use crate::domain::subscription::Subscription;
-use crate::domain::timestamp::Timestamp;
-use crate::engine::subscriptions::carry_out_ends;
+use crate::engine::subjects::subscriptions::carry_out_ends;
 use crate::engine::{Clock, Engine, EngineError, detached};
-use crate::store::credit_wallets::{self, Changes, ExpiredCreditLineRow};
-use crate::store::subjects::Which;
+use crate::store::credits::wallets::{self, Changes, ExpiredCreditLineRow};
+use crate::store::subjects::subject::Which;
 use crate::store::{self, StoreError};
+use metergate_domain::base::environment::Environment;
+use metergate_domain::base::limits::CREDIT_SWEEP_WALLETS_MAX;
+use metergate_domain::base::quantity::Total;
+use metergate_domain::base::timestamp::Timestamp;
+use metergate_domain::catalog::plan::Plan;
+use metergate_domain::credits::unit::Unit;
+use metergate_domain::credits::wallet::{ExpiredCreditLine, GrantSchedule, Wallet};
+use metergate_domain::gate::catalog_index::{CatalogIndex, PathSubject};
+use metergate_domain::gate::credit_coverage::CreditLineKey;
+use metergate_domain::gate::request::OnExpiry;
+use metergate_domain::subjects::subscription::Subscription;
 
 /// Those whose credits are looked at, with what they are on.
-pub(in crate::engine) type HolderSubscriptions = BTreeMap<i64, Option<Subscription>>;
+pub(crate) type HolderSubscriptions = BTreeMap<i64, Option<Subscription>>;
 
-pub(in crate::engine) fn add_holder(holders: &mut HolderSubscriptions, member: &PathSubject) {
+pub(crate) fn add_holder(holders: &mut HolderSubscriptions, member: &PathSubject) {
     holders.entry(member.subject_id).or_insert_with(|| member.subscription.clone());
 }
 
 /// Who looks, and what for.
 #[derive(Debug, Clone, Copy)]
-pub(in crate::engine) struct WalletLoader<'a> {
-    pub(in crate::engine) environment: Environment,
-    pub(in crate::engine) terms: &'a CatalogIndex,
-    pub(in crate::engine) clock: &'a Clock,
+pub(crate) struct WalletLoader<'a> {
+    pub(crate) environment: Environment,
+    pub(crate) terms: &'a CatalogIndex,
+    pub(crate) clock: &'a Clock,
     /// Not before.
-    pub(in crate::engine) began: Timestamp,
+    pub(crate) began: Timestamp,
 }
 
 /// Wallets under their locks.
 #[derive(Debug)]
-pub(in crate::engine) struct LockedWallets {
-    pub(in crate::engine) wallets: BTreeMap<i64, Wallet>,
+pub(crate) struct LockedWallets {
+    pub(crate) wallets: BTreeMap<i64, Wallet>,
     /// By Postgres, after the last lock.
-    pub(in crate::engine) now: Timestamp,
+    pub(crate) now: Timestamp,
     /// Reservations that hold credits and were to be charged at their expiry, which has come.
-    pub(in crate::engine) charged: Vec<Uuid>,
+    pub(crate) charged: Vec<Uuid>,
     /// The most that was there, before and after what time did.
     before: BTreeMap<i64, BTreeMap<Unit, Total>>,
     gone: Vec<CreditLineKey>,
@@ -94,37 +94,34 @@ impl<'a> WalletLoader<'a> {
 
     /// Locks the wallets of some holders, makes those into which a plan gives, and carries out what is due.
     /// `named`: grants that are wanted though nothing of them may change any more.
-    pub(in crate::engine) async fn open(
+    pub(crate) async fn open(
         self,
         connection: &mut PgConnection,
         holders: &HolderSubscriptions,
         named: &[Uuid],
     ) -> Result<LockedWallets, StoreError> {
         let ids: Vec<i64> = holders.keys().copied().collect();
-        let (mut found, mut locked_at) = credit_wallets::lock(connection, &ids).await?;
+        let (mut found, mut locked_at) = wallets::lock(connection, &ids).await?;
         let gives = |id: &&i64| !self.schedules_of(holders, **id, self.began).is_empty();
         let missing: Vec<i64> =
             ids.iter().filter(|id| !found.contains_key(id)).filter(gives).copied().collect();
         if !missing.is_empty() {
-            credit_wallets::insert_missing(connection, self.environment, &missing).await?;
-            let (more, at) = credit_wallets::lock(connection, &missing).await?;
+            wallets::insert_missing(connection, self.environment, &missing).await?;
+            let (more, at) = wallets::lock(connection, &missing).await?;
             found.extend(more);
             locked_at = at.or(locked_at);
         }
         let now = locked_at.map_or(self.began, |at| self.clock.now(self.environment, at).max(self.began));
-        let mut wallets = credit_wallets::open(connection, &found, named).await?;
+        let mut wallets = wallets::open(connection, &found, named).await?;
         let without: BTreeSet<i64> = ids.into_iter().filter(|id| !found.contains_key(id)).collect();
         wallets.extend(without.iter().map(|id| (*id, Wallet::new(*id, None, Vec::new()))));
         let mut before = balances(&wallets);
         let lapsing: Vec<i64> =
             found.iter().filter(|(_, next)| next.is_some_and(|at| at <= now)).map(|(id, _)| *id).collect();
-        let lines = if lapsing.is_empty() {
-            Vec::new()
-        } else {
-            credit_wallets::expired(connection, &lapsing, now).await?
-        };
+        let lines =
+            if lapsing.is_empty() { Vec::new() } else { wallets::expired(connection, &lapsing, now).await? };
         if !lapsing.is_empty() {
-            for (id, next) in credit_wallets::next_lines(connection, &lapsing, now).await? {
+            for (id, next) in wallets::next_lines(connection, &lapsing, now).await? {
                 if let Some(wallet) = wallets.get_mut(&id) {
                     wallet.next_line = next;
                 }
@@ -165,13 +162,13 @@ impl<'a> WalletLoader<'a> {
     }
 
     /// The same from a snapshot: as it would stand if somebody carried out what is due.
-    pub(in crate::engine) async fn look(
+    pub(crate) async fn look(
         self,
         snapshot: &mut PgConnection,
         holders: &HolderSubscriptions,
     ) -> Result<BTreeMap<i64, Wallet>, StoreError> {
         let ids: Vec<i64> = holders.keys().copied().collect();
-        let mut found = credit_wallets::find(snapshot, &ids).await?;
+        let mut found = wallets::find(snapshot, &ids).await?;
         let lapsing: Vec<i64> = found
             .iter()
             .filter(|(_, next)| next.is_some_and(|at| at <= self.began))
@@ -182,11 +179,11 @@ impl<'a> WalletLoader<'a> {
                 found.entry(id).or_default();
             }
         }
-        let mut wallets = credit_wallets::open(snapshot, &found, &[]).await?;
+        let mut wallets = wallets::open(snapshot, &found, &[]).await?;
         let lines = if lapsing.is_empty() {
             Vec::new()
         } else {
-            credit_wallets::expired(snapshot, &lapsing, self.began).await?
+            wallets::expired(snapshot, &lapsing, self.began).await?
         };
         self.advance(&mut wallets, holders, &lines, self.began);
         Ok(wallets)
@@ -215,9 +212,9 @@ async fn make(
     environment: Environment,
     new: &[i64],
 ) -> Result<(), StoreError> {
-    credit_wallets::insert_missing(connection, environment, new).await?;
-    let (found, _) = credit_wallets::lock(connection, new).await?;
-    let filled = credit_wallets::open(connection, &found, &[]).await?;
+    wallets::insert_missing(connection, environment, new).await?;
+    let (found, _) = wallets::lock(connection, new).await?;
+    let filled = wallets::open(connection, &found, &[]).await?;
     if filled.values().any(|wallet| !wallet.grant_balances().is_empty()) {
         return Err(StoreError::Conflict(sqlx::Error::Protocol("a wallet was filled meanwhile".to_owned())));
     }
@@ -226,7 +223,7 @@ async fn make(
 
 impl LockedWallets {
     /// Writes what has come of the wallets, beside what of the caller's goes with it.
-    pub(in crate::engine) async fn write(
+    pub(crate) async fn write(
         &self,
         connection: &mut PgConnection,
         wallet_loader: WalletLoader<'_>,
@@ -240,7 +237,7 @@ impl LockedWallets {
             make(connection, wallet_loader.environment, &new).await?;
         }
         changes.gone.extend(&self.gone);
-        credit_wallets::write(connection, wallet_loader.environment, &Changes { wallets, ..changes }).await?;
+        wallets::write(connection, wallet_loader.environment, &Changes { wallets, ..changes }).await?;
         let mut found = Vec::new();
         for (id, wallet) in self.wallets.iter().filter(|(_, wallet)| wallet.is_changed()) {
             let plan = plan_of(wallet_loader.terms, holders.get(id).and_then(Option::as_ref));
@@ -248,10 +245,10 @@ impl LockedWallets {
             let before = self.before.get(id);
             found.extend(notices::due(alerts, *id, before, wallet.balances(), self.now));
         }
-        store::notices::insert(connection, wallet_loader.environment, &found).await
+        store::credits::notices::insert(connection, wallet_loader.environment, &found).await
     }
 
-    pub(in crate::engine) fn is_changed(&self) -> bool {
+    pub(crate) fn is_changed(&self) -> bool {
         !self.gone.is_empty() || self.wallets.values().any(Wallet::is_changed)
     }
 }
@@ -259,7 +256,7 @@ impl LockedWallets {
 impl Engine {
     /// Carries out what is due in the wallets of some subjects. Those without a subscription of their own are
     /// given nothing by a plan.
-    pub(in crate::engine) async fn settle_wallets(
+    pub(crate) async fn settle_wallets(
         &self,
         environment: Environment,
         subject_ids: Vec<i64>,
@@ -277,7 +274,8 @@ impl Engine {
                 let terms = &cache.terms;
                 // a subject's first path has its own number
                 let paths =
-                    store::subjects::paths(&mut transaction, environment, Which::Ids(&subject_ids)).await?;
+                    store::subjects::subject::paths(&mut transaction, environment, Which::Ids(&subject_ids))
+                        .await?;
                 if paths.iter().any(|path| path.has_due_end(began, terms)) {
                     transaction.rollback().await?;
                     carry_out_ends(&mut connection, environment, clock).await?;
@@ -305,7 +303,7 @@ impl Engine {
     pub async fn settle_due_wallets(&self, environment: Environment) -> Result<bool, EngineError> {
         let mut connection = self.database().pool().acquire().await?;
         let now = self.inner.clock.now(environment, store::usage::now(&mut connection).await?);
-        let due = credit_wallets::due(&mut connection, environment, now, CREDIT_SWEEP_WALLETS_MAX).await?;
+        let due = wallets::due(&mut connection, environment, now, CREDIT_SWEEP_WALLETS_MAX).await?;
         drop(connection);
         if due.is_empty() {
             return Ok(false);

@@ -3,13 +3,13 @@
 //! provider says it has. One process at a time hands over for an environment; if two ever do, what is
 //! written and the provider's own memory of identifiers keep it right.
 
-mod fate;
-mod gathering;
-mod levels;
-mod pacing;
+mod accumulate;
+mod create;
+mod delivery_lookup;
+mod gauges;
+mod rate_limit;
 mod reconciliation;
 mod sending;
-mod sums;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,18 +18,18 @@ use serde::Serialize;
 use sqlx::{Connection, PgConnection};
 use uuid::Uuid;
 
+pub(crate) use accumulate::note_folded;
 pub use reconciliation::{Drift, Reconciled, ReconciledRow, ReconciliationQuery};
-pub(in crate::engine) use sums::note_folded;
 
 use super::{Engine, EngineError, cursor, detached};
-use crate::domain::catalog::Catalog;
-use crate::domain::environment::Environment;
-use crate::domain::export::{EXPORT_AGE_MAX, ExportStatus};
-use crate::domain::meter::{StoredMeter, StripeMeter};
-use crate::domain::timestamp::Timestamp;
 use crate::providers::{Failure, Provider};
 use crate::store::exports::{Address, ExportCursor, ExportFilter, ExportRow, Revival};
 use crate::store::{self, StoreError};
+use metergate_domain::base::environment::Environment;
+use metergate_domain::base::timestamp::Timestamp;
+use metergate_domain::catalog::Catalog;
+use metergate_domain::catalog::meter::{StoredMeter, StripeMeter};
+use metergate_domain::exports::{EXPORT_AGE_MAX, ExportStatus};
 
 /// An export as it is shown.
 #[derive(Debug, Clone, Serialize)]
@@ -228,11 +228,11 @@ impl Engine {
     async fn fold_all(&self, environment: Environment) -> Result<(), EngineError> {
         while self.sweep(environment).await? {}
         let mut connection = self.database().pool().acquire().await?;
-        let Some(last) = store::fold::last_unfolded(&mut connection, environment).await? else {
+        let Some(last) = store::usage::fold::last_unfolded(&mut connection, environment).await? else {
             return Ok(());
         };
         let deadline = tokio::time::Instant::now() + LOCK_WAIT_MAX;
-        while store::fold::has_unfolded(&mut connection, environment, last).await? {
+        while store::usage::fold::has_unfolded(&mut connection, environment, last).await? {
             let folded = self.fold_some(environment).await?;
             if folded.events == 0 {
                 // another is at it
@@ -311,7 +311,7 @@ fn revival(now: Timestamp, late_grace: Duration) -> Revival {
 
 /// After the catalog has changed: tries the dead exports of meters again whose address at the provider
 /// is another one now, since that may have been the cause.
-pub(super) async fn revive_readdressed(
+pub(crate) async fn revive_readdressed(
     connection: &mut PgConnection,
     environment: Environment,
     before: &Catalog,
@@ -329,7 +329,7 @@ pub(super) async fn revive_readdressed(
 }
 
 /// The exports that an event went into.
-pub(super) async fn of_event(
+pub(crate) async fn of_event(
     connection: &mut PgConnection,
     customer_id: i64,
     meter_id: i32,

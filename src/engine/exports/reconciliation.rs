@@ -6,17 +6,17 @@ use serde::{Serialize, Serializer};
 use sqlx::{Connection, PgConnection};
 
 use super::{exported, failure_text};
-use crate::domain::environment::Environment;
-use crate::domain::export::Units;
-use crate::domain::fields::Violation;
-use crate::domain::limits::RECONCILED_WINDOWS_MAX;
-use crate::domain::meter::StripeFormula;
-use crate::domain::timestamp::{MICROS_PER_HOUR, Timestamp};
-use crate::domain::window::Span;
 use crate::engine::{Engine, EngineError};
 use crate::providers::{Provider, Summary, SummaryWindow};
 use crate::store;
-use crate::store::reconciliation::{Sums, UnitsAt};
+use crate::store::exports::reconciliation::{Sums, UnitsAt};
+use metergate_domain::base::environment::Environment;
+use metergate_domain::base::fields::Violation;
+use metergate_domain::base::limits::RECONCILED_WINDOWS_MAX;
+use metergate_domain::base::timestamp::{MICROS_PER_HOUR, Timestamp};
+use metergate_domain::base::window::Span;
+use metergate_domain::catalog::meter::StripeFormula;
+use metergate_domain::exports::Units;
 
 /// What is to be compared: hours or days, in UTC.
 #[derive(Debug, Clone)]
@@ -120,7 +120,7 @@ impl Engine {
         let windows = windows(question.span, hours)?;
         let mut snapshot = self.settled_snapshot(environment).await?;
         let customer =
-            store::reconciliation::customer(&mut snapshot, environment, &question.customer).await?;
+            store::exports::reconciliation::customer(&mut snapshot, environment, &question.customer).await?;
         let customer = customer.ok_or_else(|| EngineError::NotFound {
             code: "customer_not_found",
             detail: format!("no subject was ever mapped to the customer `{}`", question.customer),
@@ -136,7 +136,7 @@ impl Engine {
             let detail = "is exported by its last or greatest value: there are no sums to compare";
             return Err(EngineError::invalid(Violation::new("not_summed", detail).under("meter")));
         }
-        let events = store::reconciliation::events(
+        let events = store::exports::reconciliation::events(
             &mut snapshot,
             environment,
             stored,
@@ -146,8 +146,11 @@ impl Engine {
         )
         .await?;
         let recorded =
-            store::reconciliation::recorded(&mut snapshot, customer, stored.id, question.span).await?;
-        let sent = store::reconciliation::exported(&mut snapshot, customer, stored.id, question.span).await?;
+            store::exports::reconciliation::recorded(&mut snapshot, customer, stored.id, question.span)
+                .await?;
+        let sent =
+            store::exports::reconciliation::exported(&mut snapshot, customer, stored.id, question.span)
+                .await?;
         snapshot.commit().await?;
 
         let there = match self.provider(environment) {
@@ -168,7 +171,7 @@ impl Engine {
     pub async fn check_exports(&self, environment: Environment) -> Result<Vec<Drift>, EngineError> {
         let Some(provider) = self.provider(environment) else { return Ok(Vec::new()) };
         let mut connection = self.database().connect_writer().await?;
-        let drifts = if store::reconciliation::try_lock(&mut connection, environment).await? {
+        let drifts = if store::exports::reconciliation::try_lock(&mut connection, environment).await? {
             self.check_some(&mut connection, environment, provider.as_ref()).await
         } else {
             Ok(Vec::new())
@@ -187,9 +190,10 @@ impl Engine {
         let day = day_before(now);
         // what other replicas have read counts too, and what this one has before it was started again
         let an_hour_ago = Timestamp::from_micros(now.micros() - MICROS_PER_HOUR).unwrap_or(now);
-        let compared = store::reconciliation::checked_since(connection, environment, an_hour_ago).await?;
+        let compared =
+            store::exports::reconciliation::checked_since(connection, environment, an_hour_ago).await?;
         let limit = (COMPARED_PER_HOUR_MAX - compared).max(0);
-        let due = store::reconciliation::unchecked(connection, environment, day, limit).await?;
+        let due = store::exports::reconciliation::unchecked(connection, environment, day, limit).await?;
         let mut drifts = Vec::new();
         for pair in due {
             let there = provider.summaries(&pair.event_name, &pair.customer, day, SummaryWindow::Day).await;
@@ -210,7 +214,15 @@ impl Engine {
                     difference,
                 });
             }
-            store::reconciliation::note_checked(connection, environment, &pair, day.from, there, now).await?;
+            store::exports::reconciliation::note_checked(
+                connection,
+                environment,
+                &pair,
+                day.from,
+                there,
+                now,
+            )
+            .await?;
         }
         Ok(drifts)
     }

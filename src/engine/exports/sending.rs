@@ -9,16 +9,17 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use uuid::Uuid;
 
+use super::delivery_lookup;
+use super::delivery_lookup::DeliveryStatus;
 use super::failure_text;
-use super::fate::{self, DeliveryStatus};
-use super::pacing::RateLimit;
-use crate::domain::environment::Environment;
-use crate::domain::export::{ExportStatus, backoff};
-use crate::domain::timestamp::Timestamp;
+use super::rate_limit::RateLimit;
 use crate::engine::{Engine, EngineError};
 use crate::providers::{DeliveryResult, OutgoingMeterEvent, Provider, Retryable};
 use crate::store;
 use crate::store::exports::{Dead, Deferred, ExportRow, Outcomes};
+use metergate_domain::base::environment::Environment;
+use metergate_domain::base::timestamp::Timestamp;
+use metergate_domain::exports::{ExportStatus, backoff};
 
 /// Exports that are taken up together.
 const TOGETHER_MAX: i64 = 2_000;
@@ -93,7 +94,7 @@ impl Engine {
         let mut failed = 0;
         for mut row in forgotten {
             let delivery_status = if failed < QUESTIONS_FAILED_MAX {
-                fate::find_out(connection, provider.as_ref(), &row).await?
+                delivery_lookup::find_out(connection, provider.as_ref(), &row).await?
             } else {
                 DeliveryStatus::Later("the provider does not say what it has".to_owned())
             };
@@ -178,7 +179,7 @@ impl Engine {
         self.note(connection, environment, outcomes).await?;
         let mut outcomes = Outcomes::default();
         for (row, why) in doubtful {
-            match fate::of_cancelation(connection, provider.as_ref(), &row).await? {
+            match delivery_lookup::of_cancelation(connection, provider.as_ref(), &row).await? {
                 DeliveryStatus::Taken => outcomes.canceled.push(row.id),
                 DeliveryStatus::NotTaken | DeliveryStatus::Unclear(_) => outcomes.kept.push((row.id, why)),
                 DeliveryStatus::Later(why) => {

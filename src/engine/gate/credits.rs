@@ -7,18 +7,18 @@ use sqlx::PgConnection;
 use uuid::Uuid;
 
 use super::Call;
-use super::batch::requests;
-use crate::domain::event::Properties;
-use crate::domain::gate::book::GateState;
-use crate::domain::gate::covering::Credits;
-use crate::domain::gate::reservation::Reservation;
-use crate::domain::gate::standing::{CatalogIndex, Path};
-use crate::domain::names::MeterKey;
-use crate::domain::timestamp::Timestamp;
-use crate::engine::arrivals::SubjectPaths;
+use super::locked::requests;
 use crate::engine::credits::wallets::{HolderSubscriptions, LockedWallets, WalletLoader, add_holder};
+use crate::engine::subjects::resolution::SubjectPaths;
 use crate::store::StoreError;
-use crate::store::credit_wallets::Changes;
+use crate::store::credits::wallets::Changes;
+use metergate_domain::base::names::MeterKey;
+use metergate_domain::base::timestamp::Timestamp;
+use metergate_domain::gate::catalog_index::{CatalogIndex, Path};
+use metergate_domain::gate::credit_coverage::Credits;
+use metergate_domain::gate::reservation::Reservation;
+use metergate_domain::gate::state::GateState;
+use metergate_domain::usage::event::Properties;
 
 /// Wallets while a batch uses them; none where it needs none.
 pub(super) struct BatchWallets<'a> {

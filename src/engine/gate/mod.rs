@@ -1,9 +1,10 @@
 //! Reserving, settling and looking at reservations. Calls share transactions on lanes of their own.
 
-mod at_once;
-mod batch;
+mod cap_headroom;
+pub(crate) mod counters;
 mod credits;
-mod rooms;
+mod fast_path;
+mod locked;
 mod routing;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -14,27 +15,27 @@ use serde_json::{Map, Value};
 use sqlx::{PgConnection, Postgres, Transaction};
 use uuid::Uuid;
 
-pub(super) use routing::Gate;
+pub(crate) use routing::Gate;
 
-use super::counting::Reader;
-use super::ingest::{WriterContext, new_id};
+use super::usage::ingest::{WriterContext, new_id};
 use super::writers::{Attempt, BatchProcessor, Weight};
 use super::{Engine, EngineError, cursor};
-use crate::domain::environment::Environment;
-use crate::domain::event::event_key;
-use crate::domain::gate::book::{CallOutcome, GateAnswer};
-use crate::domain::gate::request::{Commit, Extend, OnExpiry, Release, Reserve};
-use crate::domain::gate::reservation::{Moment, Refusal, Reservation, ReservationStatus};
-use crate::domain::limits::SWEEP_RESERVATIONS_MAX;
-use crate::domain::names::{EventId, EventSource, MeterKey};
-use crate::domain::quantity::Quantity;
-use crate::domain::timestamp::Timestamp;
-use crate::store::reservations::ReservationCursor;
+use crate::store::gate::reservations::ReservationCursor;
 use crate::store::{self, StoreError};
+use counters::Reader;
+use metergate_domain::base::environment::Environment;
+use metergate_domain::base::limits::SWEEP_RESERVATIONS_MAX;
+use metergate_domain::base::names::{EventId, EventSource, MeterKey};
+use metergate_domain::base::quantity::Quantity;
+use metergate_domain::base::timestamp::Timestamp;
+use metergate_domain::gate::request::{Commit, Extend, OnExpiry, Release, Reserve};
+use metergate_domain::gate::reservation::{Moment, Refusal, Reservation, ReservationStatus};
+use metergate_domain::gate::state::{CallOutcome, GateAnswer};
+use metergate_domain::usage::event::event_key;
 
 /// One call.
 #[derive(Debug)]
-pub(super) enum Call {
+pub(crate) enum Call {
     Reserve {
         key: Uuid,
         id: String,
@@ -70,7 +71,7 @@ impl Call {
 }
 
 #[derive(Debug)]
-pub(super) enum Reply {
+pub(crate) enum Reply {
     Answer(Box<GateAnswer>),
     /// How many expiries were carried out.
     Swept(usize),
@@ -78,7 +79,7 @@ pub(super) enum Reply {
 
 /// Settles calls on reservations.
 #[derive(Debug)]
-pub(super) struct GateProcessor {
+pub(crate) struct GateProcessor {
     environment: Environment,
     writer_context: WriterContext,
     reader: Reader,
@@ -90,11 +91,11 @@ pub(super) struct GateProcessor {
     conflicting_event_ids: BTreeSet<Uuid>,
     /// What is to be answered if the batch turns out to be committed.
     unconfirmed_replies: BTreeMap<i64, Vec<Reply>>,
-    fast_path: at_once::FastPath,
+    fast_path: fast_path::FastPath,
 }
 
 impl GateProcessor {
-    pub(super) fn new(environment: Environment, writer_context: &WriterContext) -> Self {
+    pub(crate) fn new(environment: Environment, writer_context: &WriterContext) -> Self {
         let reader = Reader::new(writer_context.database.clone());
         Self {
             environment,
@@ -104,7 +105,7 @@ impl GateProcessor {
             check_existing: false,
             conflicting_event_ids: BTreeSet::new(),
             unconfirmed_replies: BTreeMap::new(),
-            fast_path: at_once::FastPath::default(),
+            fast_path: fast_path::FastPath::default(),
         }
     }
 }
@@ -133,7 +134,7 @@ impl BatchProcessor for GateProcessor {
     ) -> Result<Attempt<Reply>, StoreError> {
         let mut was_held = false;
         for batch_id in uncertain {
-            if store::gate_batches::was_committed(connection, *batch_id).await? {
+            if store::gate::batches::was_committed(connection, *batch_id).await? {
                 if let Some(replies) = self.unconfirmed_replies.remove(batch_id) {
                     return Ok(Attempt::Committed(replies));
                 }
@@ -143,16 +144,16 @@ impl BatchProcessor for GateProcessor {
         if was_held {
             // at once, without an answer: what it made is found as it stands
             self.check_existing = true;
-            return Ok(as_first_answers(batch::attempt(self, connection, work).await?));
+            return Ok(as_first_answers(locked::attempt(self, connection, work).await?));
         }
         let is_usual = uncertain.is_empty()
             && self.expired_to_commit.is_empty()
             && !self.check_existing
             && self.conflicting_event_ids.is_empty();
-        if is_usual && let Some(done) = at_once::attempt(self, connection, work).await? {
+        if is_usual && let Some(done) = fast_path::attempt(self, connection, work).await? {
             return Ok(done);
         }
-        batch::attempt(self, connection, work).await
+        locked::attempt(self, connection, work).await
     }
 }
 
@@ -242,7 +243,7 @@ fn key_of(id: &EventId) -> Uuid {
     event_key(&EventSource::default(), id)
 }
 
-pub(super) fn not_found() -> EngineError {
+pub(crate) fn not_found() -> EngineError {
     EngineError::NotFound { code: Refusal::NotFound.code(), detail: Refusal::NotFound.detail().to_owned() }
 }
 
@@ -308,18 +309,18 @@ impl Engine {
     /// Forgets batches that nobody can ask about any more.
     pub async fn forget_old_batches(&self) -> Result<(), EngineError> {
         let mut connection = self.database().pool().acquire().await?;
-        Ok(store::gate_batches::delete_old(&mut connection, BATCHES_KEPT).await?)
+        Ok(store::gate::batches::delete_old(&mut connection, BATCHES_KEPT).await?)
     }
 
     /// A snapshot in which what was charged at an expiry is recorded.
-    pub(super) async fn settled_snapshot(
+    pub(crate) async fn settled_snapshot(
         &self,
         environment: Environment,
     ) -> Result<Transaction<'static, Postgres>, EngineError> {
         loop {
             let mut snapshot = store::usage::snapshot(self.database().pool()).await?;
             let now = self.inner.clock.now(environment, store::usage::now(&mut snapshot).await?);
-            if !store::reservations::has_due_charges(&mut snapshot, environment, now).await? {
+            if !store::gate::reservations::has_due_charges(&mut snapshot, environment, now).await? {
                 return Ok(snapshot);
             }
             drop(snapshot);
@@ -335,9 +336,9 @@ impl Engine {
     ) -> Result<ReservationView, EngineError> {
         let mut connection = self.database().pool().acquire().await?;
         let now = self.inner.clock.now(environment, store::usage::now(&mut connection).await?);
-        let found = store::reservations::find(&mut connection, environment, key_of(id)).await?;
+        let found = store::gate::reservations::find(&mut connection, environment, key_of(id)).await?;
         let found = found.ok_or_else(not_found)?;
-        let mut names = store::subjects::path_names(&mut connection, &[found.path_id]).await?;
+        let mut names = store::subjects::subject::path_names(&mut connection, &[found.path_id]).await?;
         Ok(ReservationView::of(&found, names.remove(&found.path_id).unwrap_or_default(), now))
     }
 
@@ -358,10 +359,10 @@ impl Engine {
             None => None,
             Some(subject) => {
                 let names = [subject.to_owned()];
-                Some(store::subjects::path_ids(&mut snapshot, environment, &names, false).await?)
+                Some(store::subjects::subject::path_ids(&mut snapshot, environment, &names, false).await?)
             }
         };
-        let mut rows = store::reservations::list(
+        let mut rows = store::gate::reservations::list(
             &mut snapshot,
             environment,
             paths.as_deref(),
@@ -374,7 +375,7 @@ impl Engine {
         let more = rows.len() > limit as usize;
         rows.truncate(limit as usize);
         let ids: Vec<i64> = rows.iter().map(|row| row.path_id).collect();
-        let names = store::subjects::path_names(&mut snapshot, &ids).await?;
+        let names = store::subjects::subject::path_names(&mut snapshot, &ids).await?;
         snapshot.commit().await?;
         let next_cursor = rows.last().filter(|_| more).map(|row| cursor::write(row.created_at, row.key));
         let view = |row: &Reservation| {

@@ -9,17 +9,17 @@ use quick_cache::sync::Cache;
 use uuid::Uuid;
 
 use super::{Call, GateProcessor};
-use crate::domain::environment::Environment;
-use crate::domain::limits::{GATE_WRITERS, TRANSACTION_CALLS_MAX};
-use crate::engine::configuration::EnvironmentCaches;
-use crate::engine::ingest::WriterContext;
+use crate::engine::environment_cache::EnvironmentCaches;
+use crate::engine::usage::ingest::WriterContext;
 use crate::engine::writers::{Lane, WriterTasks};
+use metergate_domain::base::environment::Environment;
+use metergate_domain::base::limits::{GATE_WRITERS, TRANSACTION_CALLS_MAX};
 
 /// Reservations whose writer is remembered for the calls that settle them.
 const REMEMBERED_MAX: usize = 50_000;
 
 #[derive(Debug)]
-pub(in crate::engine) struct Gate {
+pub(crate) struct Gate {
     environment: Environment,
     lanes: Vec<Lane<GateProcessor>>,
     caches: Arc<EnvironmentCaches>,
@@ -28,7 +28,7 @@ pub(in crate::engine) struct Gate {
 }
 
 impl Gate {
-    pub(in crate::engine) fn start(
+    pub(crate) fn start(
         environment: Environment,
         writer_context: &WriterContext,
         writer_tasks: &mut WriterTasks,
@@ -74,7 +74,7 @@ impl Gate {
         }
     }
 
-    pub(in crate::engine) fn close(&self) {
+    pub(crate) fn close(&self) {
         for lane in &self.lanes {
             lane.close();
         }

@@ -4,14 +4,15 @@
 use serde_json::Value;
 use sqlx::PgConnection;
 
-use super::round::WebhookOutcome;
+use super::worker::WebhookOutcome;
 use super::{Engine, EngineError};
-use crate::domain::environment::Environment;
-use crate::domain::names::SubjectId;
-use crate::domain::timestamp::Timestamp;
-use crate::engine::subjects::{existing, set_customer};
+use crate::engine::subjects::subject::{existing, set_customer};
 use crate::providers::stripe::webhook;
-use crate::store::{self, StoreError, configuration, stripe_customers, stripe_subscriptions};
+use crate::store::subjects::{stripe_customers, stripe_subscriptions};
+use crate::store::{self, StoreError, configuration};
+use metergate_domain::base::environment::Environment;
+use metergate_domain::base::names::SubjectId;
+use metergate_domain::base::timestamp::Timestamp;
 
 impl Engine {
     pub(super) async fn on_checkout(
@@ -61,7 +62,7 @@ impl Engine {
         customer: &str,
     ) -> Result<(), EngineError> {
         let mut transaction = self.database().pool().begin().await?;
-        if store::subjects::of_mapping(&mut transaction, environment, customer).await?.is_some() {
+        if store::subjects::subject::of_mapping(&mut transaction, environment, customer).await?.is_some() {
             return Ok(());
         }
         configuration::lock_for_change(&mut transaction, environment).await?;
@@ -75,12 +76,12 @@ impl Engine {
     /// A customer that was deleted cannot be billed any more; whose it was is kept.
     async fn unmap(&self, environment: Environment, customer: &str) -> Result<(), EngineError> {
         let mut transaction = self.database().pool().begin().await?;
-        if store::subjects::of_mapping(&mut transaction, environment, customer).await?.is_none() {
+        if store::subjects::subject::of_mapping(&mut transaction, environment, customer).await?.is_none() {
             return Ok(());
         }
         configuration::lock_for_change(&mut transaction, environment).await?;
         if let Some((subject_id, subject)) =
-            store::subjects::of_mapping(&mut transaction, environment, customer).await?
+            store::subjects::subject::of_mapping(&mut transaction, environment, customer).await?
         {
             stripe_customers::set_reference(&mut transaction, environment, customer, &subject).await?;
             let now = self.inner.clock.now(environment, store::usage::now(&mut transaction).await?);
@@ -99,12 +100,12 @@ pub(super) async fn map_within(
     customer: &str,
     now: Timestamp,
 ) -> Result<(), EngineError> {
-    if store::subjects::of_mapping(connection, environment, customer).await?.is_some()
+    if store::subjects::subject::of_mapping(connection, environment, customer).await?.is_some()
         || is_deleted(connection, environment, customer).await?
     {
         return Ok(());
     }
-    store::subjects::insert_missing(connection, environment, &[subject.to_string()]).await?;
+    store::subjects::subject::insert_missing(connection, environment, &[subject.to_string()]).await?;
     let row = existing(connection, environment, subject).await?;
     if let Some(present) = &row.stripe_customer_id
         && !is_deleted(connection, environment, present).await?

@@ -2,12 +2,12 @@
 //! afterwards. Several may work: each event is taken by one at a time, and what is written follows from
 //! what the biller said last, whoever heard it in whichever order.
 
-mod follow;
+mod apply_subscription;
+mod fetch;
 mod mapping;
-mod news;
+mod meter_errors;
 mod packs;
-mod reports;
-mod round;
+mod worker;
 
 use std::sync::Arc;
 
@@ -17,18 +17,18 @@ use serde_json::value::RawValue;
 use tokio::sync::Notify;
 
 use super::{Engine, EngineError, cursor};
-use crate::domain::environment::Environment;
-use crate::domain::limits::{WEBHOOK_DELETES_MAX, WEBHOOK_KEPT, WEBHOOK_UNDONE_KEPT};
-use crate::domain::timestamp::Timestamp;
 use crate::providers::stripe::signature::{Age, Signature};
 use crate::providers::stripe::webhook::{Topic, WebhookNotice};
 use crate::providers::stripe::{Stripe, StripeSettings};
 use crate::store::webhook_events::{Arrival, WebhookRow};
 use crate::store::{self, webhook_events};
+use metergate_domain::base::environment::Environment;
+use metergate_domain::base::limits::{WEBHOOK_DELETES_MAX, WEBHOOK_KEPT, WEBHOOK_UNDONE_KEPT};
+use metergate_domain::base::timestamp::Timestamp;
 
 /// What the worker of each environment has.
 #[derive(Debug)]
-pub(super) struct Webhooks {
+pub(crate) struct Webhooks {
     workers: [(Environment, WebhookWorker); 2],
 }
 
@@ -41,7 +41,7 @@ struct WebhookWorker {
 }
 
 impl Webhooks {
-    pub(super) fn new(settings: &StripeSettings) -> Result<Self, EngineError> {
+    pub(crate) fn new(settings: &StripeSettings) -> Result<Self, EngineError> {
         let worker = |environment| -> Result<(Environment, WebhookWorker), EngineError> {
             let stripe =
                 Stripe::of(settings, environment).map_err(|why| EngineError::Internal(why.to_string()))?;

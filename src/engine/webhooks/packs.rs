@@ -4,18 +4,18 @@
 use serde_json::Value;
 use sqlx::PgConnection;
 
-use super::news::is_plain;
-use super::round::WebhookOutcome;
+use super::fetch::is_plain;
+use super::worker::WebhookOutcome;
 use super::{Engine, EngineError};
-use crate::domain::credits::grant::{GrantSource, Request};
-use crate::domain::credits::offers::CreditPack;
-use crate::domain::credits::recurrence::Rollover;
-use crate::domain::environment::Environment;
-use crate::domain::names::SubjectId;
-use crate::domain::quantity::{Quantity, Total};
 use crate::providers::stripe::webhook::{self, Purchase};
 use crate::providers::stripe::{Client, Fault};
 use crate::store;
+use metergate_domain::base::environment::Environment;
+use metergate_domain::base::names::SubjectId;
+use metergate_domain::base::quantity::{Quantity, Total};
+use metergate_domain::credits::grant::{GrantSource, Request};
+use metergate_domain::credits::offers::CreditPack;
+use metergate_domain::credits::recurrence::Rollover;
 
 /// The most that a page of lines may have.
 const PAGE_MAX: usize = 100;
@@ -130,7 +130,7 @@ async fn buyer(
         return Ok(Some(subject.clone()));
     }
     let Some(customer) = &purchase.customer else { return Ok(None) };
-    let found = store::subjects::of_mapping(connection, environment, customer).await?;
+    let found = store::subjects::subject::of_mapping(connection, environment, customer).await?;
     let named = found.map(|(_, name)| SubjectId::parse(name)).transpose();
     named.map_err(|why| EngineError::Internal(why.to_string()))
 }

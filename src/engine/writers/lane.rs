@@ -9,12 +9,12 @@ use tokio::task::JoinHandle;
 use super::queue::{Job, Queue};
 use super::writer::Writer;
 use super::{BatchProcessor, Weight};
-use crate::domain::limits::{QUEUE_BYTES_MAX, QUEUE_ITEMS_MAX};
 use crate::engine::EngineError;
 use crate::store::Database;
+use metergate_domain::base::limits::{QUEUE_BYTES_MAX, QUEUE_ITEMS_MAX};
 
 #[derive(Debug)]
-pub(in crate::engine) struct Lane<T: BatchProcessor> {
+pub(crate) struct Lane<T: BatchProcessor> {
     /// None once it is closed. Bounded by the two semaphores below, in what matters: items and bytes.
     queue: Mutex<Option<mpsc::UnboundedSender<Job<T>>>>,
     items: Arc<Semaphore>,
@@ -25,7 +25,7 @@ const BYTES_PER_PERMIT: usize = 1024;
 
 impl<T: BatchProcessor> Lane<T> {
     /// A lane with a writer for each of the trades.
-    pub(in crate::engine) fn start(
+    pub(crate) fn start(
         name: String,
         batch_items_max: usize,
         database: &Database,
@@ -46,11 +46,7 @@ impl<T: BatchProcessor> Lane<T> {
     }
 
     /// Hands over work and waits for what comes of it.
-    pub(in crate::engine) async fn submit(
-        &self,
-        work: T::Work,
-        wait_max: Duration,
-    ) -> Result<T::Reply, EngineError> {
+    pub(crate) async fn submit(&self, work: T::Work, wait_max: Duration) -> Result<T::Reply, EngineError> {
         let answered = self.enqueue(work, Instant::now() + wait_max)?;
         answered.await.unwrap_or_else(|_| Err(EngineError::Internal("a writer dropped a job".to_owned())))
     }
@@ -79,14 +75,14 @@ impl<T: BatchProcessor> Lane<T> {
     }
 
     /// Takes no more work.
-    pub(in crate::engine) fn close(&self) {
+    pub(crate) fn close(&self) {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner).take();
     }
 }
 
 /// The writers that are at work.
 #[derive(Debug, Default)]
-pub(in crate::engine) struct WriterTasks(Vec<JoinHandle<()>>);
+pub(crate) struct WriterTasks(Vec<JoinHandle<()>>);
 
 /// How long writers may take to settle what they took, at a stop.
 const SETTLE_MAX: Duration = Duration::from_secs(10);
@@ -94,7 +90,7 @@ const SETTLE_MAX: Duration = Duration::from_secs(10);
 impl WriterTasks {
     /// Waits until the writers of closed lanes have settled what they took; not for ever: where the
     /// database stays away, what became of a commit cannot be found out, and nobody is told it was.
-    pub(in crate::engine) async fn end(self) {
+    pub(crate) async fn end(self) {
         let deadline = tokio::time::Instant::now() + SETTLE_MAX;
         for mut writer in self.0 {
             if tokio::time::timeout_at(deadline, &mut writer).await.is_err() {

@@ -11,21 +11,21 @@ mod writer;
 
 use sqlx::PgConnection;
 
-pub(super) use lane::{Lane, WriterTasks};
-pub(super) use months::Months;
+pub(crate) use lane::{Lane, WriterTasks};
+pub(crate) use months::Months;
 
 use crate::store::StoreError;
 
 /// What waiting work takes of its queue.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Weight {
-    pub(super) items: usize,
-    pub(super) bytes: usize,
+pub(crate) struct Weight {
+    pub(crate) items: usize,
+    pub(crate) bytes: usize,
 }
 
 /// How an attempt ended, where the database did not refuse it.
 #[derive(Debug)]
-pub(super) enum Attempt<R> {
+pub(crate) enum Attempt<R> {
     /// A reply for each piece of work, in the order of arrival.
     Committed(Vec<R>),
     /// The commit was sent and not answered.
@@ -35,7 +35,7 @@ pub(super) enum Attempt<R> {
 }
 
 /// A kind of work that writers settle.
-pub(super) trait BatchProcessor: Send + 'static {
+pub(crate) trait BatchProcessor: Send + 'static {
     type Work: Send + Sync + 'static;
     type Reply: Send + 'static;
 

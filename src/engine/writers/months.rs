@@ -5,16 +5,16 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use sqlx::PgConnection;
 
-use crate::domain::timestamp::Timestamp;
-use crate::domain::window::Span;
 use crate::store::{StoreError, partitions};
+use metergate_domain::base::timestamp::Timestamp;
+use metergate_domain::base::window::Span;
 
 #[derive(Debug, Clone, Default)]
-pub(in crate::engine) struct Months(Arc<Mutex<HashSet<Timestamp>>>);
+pub(crate) struct Months(Arc<Mutex<HashSet<Timestamp>>>);
 
 impl Months {
     /// The months of some times that are not known.
-    pub(in crate::engine) fn missing(&self, times: impl Iterator<Item = Timestamp>) -> Vec<Span> {
+    pub(crate) fn missing(&self, times: impl Iterator<Item = Timestamp>) -> Vec<Span> {
         let known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let mut missing: Vec<Span> = Vec::new();
         // times come in runs of the same month: ask for each run once
@@ -35,7 +35,7 @@ impl Months {
     }
 
     /// Makes the partitions of months, outside of any transaction.
-    pub(in crate::engine) async fn make(
+    pub(crate) async fn make(
         &self,
         connection: &mut PgConnection,
         months: &[Span],

@@ -1,8 +1,8 @@
 //! `POST /v1/billing/meter_events` and `…/meter_event_adjustments`: handing over, and taking back.
 
 use super::client::{Client, Fault};
-use crate::domain::timestamp::Timestamp;
 use crate::providers::{DeliveryResult, OutgoingMeterEvent, Retryable};
+use metergate_domain::base::timestamp::Timestamp;
 
 /// There is no code for it: this is how the message begins.
 const ALREADY_THERE: &str = "An event already exists with identifier";

@@ -17,8 +17,8 @@ use secrecy::{ExposeSecret, SecretString};
 pub use client::{Client, Fault};
 
 use super::{Bill, DeliveryResult, Failure, OutgoingMeterEvent, Provider, Summary, SummaryWindow};
-use crate::domain::environment::Environment;
-use crate::domain::window::Span;
+use metergate_domain::base::environment::Environment;
+use metergate_domain::base::window::Span;
 
 /// The version that requests are pinned to.
 pub const API_VERSION: &str = "2026-07-29.dahlia";

@@ -4,7 +4,7 @@
 use serde_json::Value;
 
 use super::webhook::{SUBSCRIPTION_DELETED, subscription_of};
-use crate::domain::timestamp::Timestamp;
+use metergate_domain::base::timestamp::Timestamp;
 
 /// Events of one second for which all orders are tried.
 const CHAINED_MAX: usize = 12;

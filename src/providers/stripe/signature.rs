@@ -5,8 +5,8 @@ use hmac::{Hmac, KeyInit, Mac};
 use secrecy::{ExposeSecret, SecretString};
 use sha2::Sha256;
 
-use crate::domain::limits::WEBHOOK_AGE_MAX;
-use crate::domain::timestamp::Timestamp;
+use metergate_domain::base::limits::WEBHOOK_AGE_MAX;
+use metergate_domain::base::timestamp::Timestamp;
 
 /// Signatures of one header that are looked at: one for each secret that is being rolled.
 const SIGNATURES_MAX: usize = 16;

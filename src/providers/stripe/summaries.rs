@@ -7,9 +7,9 @@ use serde_json::Value;
 
 use super::client::{Client, Fault};
 use super::meter_events::seconds;
-use crate::domain::timestamp::Timestamp;
-use crate::domain::window::Span;
 use crate::providers::{Failure, Summary, SummaryWindow};
+use metergate_domain::base::timestamp::Timestamp;
+use metergate_domain::base::window::Span;
 
 /// The most that a page may have.
 const PAGE_MAX: usize = 100;

@@ -3,13 +3,13 @@
 
 use serde_json::Value;
 
-use crate::domain::billed::ProviderSubscription;
-use crate::domain::limits::WEBHOOK_NAME_CHARS_MAX;
-use crate::domain::names::SubjectId;
-use crate::domain::subscription::SubscriptionStatus;
-use crate::domain::timestamp::Timestamp;
-use crate::domain::window::Span;
 use crate::providers::Failure;
+use metergate_domain::base::limits::WEBHOOK_NAME_CHARS_MAX;
+use metergate_domain::base::names::SubjectId;
+use metergate_domain::base::timestamp::Timestamp;
+use metergate_domain::base::window::Span;
+use metergate_domain::subjects::provider_subscription::ProviderSubscription;
+use metergate_domain::subjects::subscription::SubscriptionStatus;
 
 /// What an event is about, as far as anything follows from it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

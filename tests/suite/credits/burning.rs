@@ -1,7 +1,7 @@
 //! Limits that credits extend: the quota first, then grants, and never below nothing.
 
 use axum::http::{Method, StatusCode};
-use metergate::domain::quantity::Total;
+use metergate_domain::base::quantity::Total;
 use serde_json::{Value, json};
 
 use super::{balance, granted, ledger, moved, start};

@@ -3,7 +3,7 @@
 //! when it was due or only when somebody looked.
 
 use axum::http::StatusCode;
-use metergate::domain::environment::Environment;
+use metergate_domain::base::environment::Environment;
 use proptest::prelude::*;
 use proptest::strategy::ValueTree;
 use proptest::test_runner::{Config, TestRunner};
@@ -154,7 +154,7 @@ impl Twin {
             }
             Step::Wait(seconds) => {
                 self.micros += seconds * 1_000_000;
-                let now = metergate::domain::timestamp::Timestamp::from_micros(self.micros).unwrap();
+                let now = metergate_domain::base::timestamp::Timestamp::from_micros(self.micros).unwrap();
                 service.clock.set(now);
                 Value::Null
             }

@@ -1,7 +1,7 @@
 //! Stripe is away for thirty hours, longer than it remembers what it has taken: in the end nothing is
 //! billed twice, and nothing is missing.
 
-use metergate::domain::environment::Environment;
+use metergate_domain::base::environment::Environment;
 use serde_json::{Value, json};
 
 use super::{METER, Pair, meters};

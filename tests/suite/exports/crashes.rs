@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use axum::http::{Method, StatusCode};
 use futures::future::join_all;
-use metergate::domain::timestamp::{MICROS_PER_HOUR, MICROS_PER_SECOND, Timestamp};
+use metergate_domain::base::timestamp::{MICROS_PER_HOUR, MICROS_PER_SECOND, Timestamp};
 use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
 use rand::{RngExt, SeedableRng};

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use metergate::domain::environment::Environment;
 use metergate::providers::Failure;
+use metergate_domain::base::environment::Environment;
 use serde_json::{Value, json};
 
 use super::{METER, Pair, meters, ran};

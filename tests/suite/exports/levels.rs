@@ -82,7 +82,8 @@ async fn gauges_are_not_reconciled_as_sums() {
     pair.track("b", "acme", json!(9), "2026-11-20T12:00:00Z").await;
     pair.run().await;
     pair.set_clock("2026-11-21T03:00:00Z");
-    let drifts = pair.service.engine.check_exports(metergate::domain::environment::Environment::Test).await;
+    let drifts =
+        pair.service.engine.check_exports(metergate_domain::base::environment::Environment::Test).await;
     assert!(drifts.unwrap().is_empty());
     let query = "customer=cus_acme&meter=seats&from=2026-11-20T11:00:00Z&to=2026-11-20T12:00:00Z";
     let answer = pair.service.get(&format!("/v1/reconciliation?{query}")).await;

@@ -48,8 +48,12 @@ async fn persistent_failures_stay_pending_with_their_error() {
     assert!(!export["last_error"].is_null());
     // the interval waits for its time; whoever asks for a run does not
     pair.stripe.set_faults(crate::support::stripe_fake::Plan::seeded(1));
-    let waited =
-        pair.service.engine.export_ended(metergate::domain::environment::Environment::Test).await.unwrap();
+    let waited = pair
+        .service
+        .engine
+        .export_ended(metergate_domain::base::environment::Environment::Test)
+        .await
+        .unwrap();
     assert_eq!(waited.delivered, 0);
     assert_eq!(pair.run().await, ran(0, 1, 0, 0));
     let again = pair.exports().await[0].clone();
@@ -168,7 +172,7 @@ async fn what_stripe_refuses_afterwards_is_dead_and_goes_again_under_another_nam
         .service
         .engine
         .mark_exports_failed(
-            metergate::domain::environment::Environment::Test,
+            metergate_domain::base::environment::Environment::Test,
             &[(identifier.clone(), failure)],
         )
         .await

@@ -1,6 +1,6 @@
 //! Where there is an API key, what holds is asked for: seldom, patiently, by any number of replicas.
 
-use metergate::domain::environment::Environment;
+use metergate_domain::base::environment::Environment;
 use serde_json::json;
 
 use super::{Rig, settings};
@@ -40,7 +40,7 @@ async fn failed_fetches_are_retried_with_backoff() {
         assert!(!pending[0].1.is_empty(), "it says why");
         assert_eq!(rig.check("s", 1).await, "no_subscription");
         let set = |seconds: i64| {
-            let at = metergate::domain::timestamp::Timestamp::from_micros(seconds * 1_000_000).unwrap();
+            let at = metergate_domain::base::timestamp::Timestamp::from_micros(seconds * 1_000_000).unwrap();
             rig.service.clock.set(at);
         };
         // not a moment earlier

@@ -5,7 +5,8 @@ use super::clock::{DAY, HOUR};
 use super::customers::Payments;
 use super::invoices;
 use super::state::State;
-use super::subscriptions::{self, Item, Subscription, change, snapshot};
+use super::subscriptions;
+use super::subscriptions::{Item, Subscription, change, snapshot};
 
 const INCOMPLETE_MAX: i64 = 23 * HOUR;
 const TRIAL_NOTICE: i64 = 3 * DAY;

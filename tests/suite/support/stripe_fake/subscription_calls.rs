@@ -3,12 +3,14 @@
 use serde_json::{Value, json};
 
 use super::clock::DAY;
-use super::customers::{self, merge_metadata};
+use super::customers;
+use super::customers::merge_metadata;
 use super::errors::ApiError;
 use super::forms::Form;
 use super::invoices;
 use super::state::State;
-use super::subscriptions::{self, Subscription, change, read_item, show, snapshot};
+use super::subscriptions;
+use super::subscriptions::{Subscription, change, read_item, show, snapshot};
 use super::version::Version;
 
 /// Fields that change nothing here.

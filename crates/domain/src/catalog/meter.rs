@@ -1,0 +1,383 @@
+//! What is counted: which events a meter sees, what it takes from each, and how it adds up.
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+use serde_json::Value;
+
+use crate::base::fields::{self, ObjectParser, Parsed, Violation};
+use crate::base::limits::{FILTER_VALUES_MAX, METER_DIMENSIONS_MAX, NAME_CHARS_MAX};
+use crate::base::names::{EventName, MeterKey, PropertyName};
+use crate::base::quantity::{Quantity, Total};
+use crate::usage::event::Properties;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Aggregation {
+    Sum,
+    Count,
+    Min,
+    Max,
+    Avg,
+    Last,
+    UniqueCount,
+}
+
+impl Aggregation {
+    const WORDS: [(&'static str, Self); 7] = [
+        ("sum", Self::Sum),
+        ("count", Self::Count),
+        ("min", Self::Min),
+        ("max", Self::Max),
+        ("avg", Self::Avg),
+        ("last", Self::Last),
+        ("unique_count", Self::UniqueCount),
+    ];
+
+    /// Whether it takes a number from each event.
+    pub fn needs_number(self) -> bool {
+        !matches!(self, Self::Count | Self::UniqueCount)
+    }
+
+    /// Whether taking an event back cannot be done by subtracting it.
+    pub fn is_order_statistic(self) -> bool {
+        matches!(self, Self::Min | Self::Max | Self::Last)
+    }
+
+    /// Whether it adds up, so that quantities can be held ahead; else it is a level.
+    pub fn is_reservable(self) -> bool {
+        matches!(self, Self::Sum | Self::Count)
+    }
+
+    /// What it is over no events.
+    pub fn of_nothing(self) -> Option<Total> {
+        matches!(self, Self::Sum | Self::Count | Self::UniqueCount).then(Total::default)
+    }
+}
+
+/// Which events count: for every property named, one of the values given. Empty: all.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
+#[serde(transparent)]
+pub struct Filter(BTreeMap<String, Vec<String>>);
+
+impl Filter {
+    /// Reads `{"model": ["gpt-4o", …]}`; a single value may stand without its array.
+    pub fn read(value: Value) -> Parsed<Self> {
+        let mut filter = BTreeMap::new();
+        for (name, allowed) in fields::object(value)? {
+            let under = |violations: Vec<Violation>| {
+                violations.into_iter().map(|f| f.under(&name)).collect::<Vec<_>>()
+            };
+            let allowed = if allowed.is_array() { allowed } else { Value::Array(vec![allowed]) };
+            let mut values = fields::items(allowed, FILTER_VALUES_MAX, scalar).map_err(under)?;
+            if values.is_empty() {
+                return Err(under(vec![Violation::new("empty", "must allow at least one value")]));
+            }
+            values.sort();
+            values.dedup();
+            PropertyName::parse(name.as_str()).map_err(|bad| under(bad.into()))?;
+            filter.insert(name, values);
+        }
+        Ok(Self(filter))
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &[String])> {
+        self.0.iter().map(|(name, values)| (name.as_str(), values.as_slice()))
+    }
+
+    /// Whether both name the same dimensions.
+    pub fn is_alike(&self, other: &Self) -> bool {
+        self.0.keys().eq(other.0.keys())
+    }
+
+    /// Whether nothing can be admitted by both.
+    pub fn excludes(&self, other: &Self) -> bool {
+        self.0.iter().any(|(name, values)| {
+            other.0.get(name).is_some_and(|others| values.iter().all(|value| !others.contains(value)))
+        })
+    }
+
+    pub fn admits(&self, properties: &Properties) -> bool {
+        self.iter().all(|(name, allowed)| {
+            properties.get(name).and_then(dimension_value).is_some_and(|value| allowed.contains(&value))
+        })
+    }
+}
+
+fn scalar(value: Value) -> Parsed<String> {
+    dimension_value(&value).map_or_else(
+        || Violation::only("invalid_type", "must be a string, a number or a boolean"),
+        |text| {
+            if text.chars().count() > NAME_CHARS_MAX {
+                return Violation::only("too_long", format!("must have at most {NAME_CHARS_MAX} characters"));
+            }
+            Ok(text)
+        },
+    )
+}
+
+/// A property as a dimension shows it: text as it is, numbers and booleans as text, anything else
+/// as if it were missing. The database function `dimension_value` says the same.
+pub fn dimension_value(value: &Value) -> Option<String> {
+    match value {
+        Value::String(text) => Some(text.clone()),
+        Value::Bool(truth) => Some(truth.to_string()),
+        Value::Number(number) => Quantity::from_json_number(number.as_str()).ok().map(|q| q.to_string()),
+        Value::Null | Value::Array(_) | Value::Object(_) => None,
+    }
+}
+
+/// How usage of the meter reaches Stripe.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct StripeMeter {
+    pub event_name: String,
+    pub customer_key: String,
+    pub value_key: String,
+    pub formula: StripeFormula,
+    pub scale: Quantity,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum StripeFormula {
+    Sum,
+    Last,
+}
+
+impl StripeMeter {
+    fn read(value: Value) -> Parsed<Self> {
+        let name = |value| -> Parsed<String> {
+            let text = fields::text(value)?;
+            match text.chars().count() {
+                1..=100 => Ok(text),
+                _ => Violation::only("too_long", "must have 1 to 100 characters"),
+            }
+        };
+        let mut fields = ObjectParser::new(value)?;
+        let event_name = fields.required("event_name", name);
+        let customer_key = fields.optional("customer_key", name);
+        let value_key = fields.optional("value_key", name);
+        let formula = fields.optional("formula", |v| {
+            fields::one_of(v, &[("sum", StripeFormula::Sum), ("last", StripeFormula::Last)])
+        });
+        let scale = fields.optional("scale", |v| {
+            let scale = fields::quantity(v)?;
+            if scale <= Quantity::default() {
+                return Violation::only("invalid_value", "must be greater than 0");
+            }
+            Ok(scale)
+        });
+        fields.finish()?;
+        let Some(event_name) = event_name else { return Err(Vec::new()) };
+        Ok(Self {
+            event_name,
+            customer_key: customer_key.unwrap_or_else(|| "stripe_customer_id".to_owned()),
+            value_key: value_key.unwrap_or_else(|| "value".to_owned()),
+            formula: formula.unwrap_or(StripeFormula::Sum),
+            scale: scale.unwrap_or(Quantity::ONE),
+        })
+    }
+}
+
+/// A meter as the catalog states it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Meter {
+    pub key: MeterKey,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub display_name: Option<String>,
+    pub event_name: EventName,
+    pub aggregation: Aggregation,
+    /// `value` is the event's own value; any other name is a property.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub value_property: Option<PropertyName>,
+    pub dimensions: Vec<PropertyName>,
+    #[serde(skip_serializing_if = "Filter::is_empty")]
+    pub filter: Filter,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub unit: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stripe: Option<StripeMeter>,
+}
+
+/// The name that means the event's own value.
+pub const VALUE: &str = "value";
+
+impl Meter {
+    pub fn read(value: Value) -> Parsed<Self> {
+        let mut fields = ObjectParser::new(value)?;
+        let key = fields.required("key", |v| Ok(MeterKey::parse(fields::text(v)?)?));
+        let display_name = fields.optional("display_name", short_text);
+        let event_name = fields.required("event_name", |v| Ok(EventName::parse(fields::text(v)?)?));
+        let aggregation = fields.required("aggregation", |v| fields::one_of(v, &Aggregation::WORDS));
+        let value_property =
+            fields.optional("value_property", |v| Ok(PropertyName::parse(fields::text(v)?)?));
+        let dimensions =
+            fields.list("dimensions", METER_DIMENSIONS_MAX, |v| Ok(PropertyName::parse(fields::text(v)?)?));
+        let filter = fields.optional("filter", Filter::read);
+        let unit = fields.optional("unit", short_text);
+        let stripe = fields.optional("stripe", StripeMeter::read);
+        if has_repeats(&dimensions) {
+            fields.add_error(Violation::new("duplicate_key", "names a dimension twice").under("dimensions"));
+        }
+        if dimensions.iter().any(|d| d.as_str() == "subject") {
+            let detail = "`subject` is a word of the usage report, not a property";
+            fields.add_error(Violation::new("invalid_key", detail).under("dimensions"));
+        }
+        if let (Some(stripe), Some(aggregation)) = (&stripe, aggregation) {
+            let fits = match stripe.formula {
+                StripeFormula::Sum => matches!(aggregation, Aggregation::Sum | Aggregation::Count),
+                StripeFormula::Last => matches!(aggregation, Aggregation::Last | Aggregation::Max),
+            };
+            if !fits {
+                let detail = "must be `sum` for sum and count meters, `last` for last and max; others cannot be billed";
+                fields.add_error(Violation::new("invalid_formula", detail).under("formula").under("stripe"));
+            }
+        }
+        fields.finish()?;
+        let (Some(key), Some(event_name), Some(aggregation)) = (key, event_name, aggregation) else {
+            return Err(Vec::new());
+        };
+        let value_property = match aggregation {
+            Aggregation::Count => value_property,
+            _ => value_property.or_else(|| PropertyName::parse(VALUE).ok()),
+        };
+        Ok(Self {
+            key,
+            display_name,
+            event_name,
+            aggregation,
+            value_property,
+            dimensions,
+            filter: filter.unwrap_or_default(),
+            unit,
+            stripe,
+        })
+    }
+
+    /// The property its number or member is read from; none for the event's own value.
+    pub fn property(&self) -> Option<&str> {
+        self.value_property.as_ref().map(PropertyName::as_str).filter(|name| *name != VALUE)
+    }
+
+    /// Whether an event that reaches the meter has something where a number belongs that is none.
+    pub fn refuses(&self, properties: &Properties) -> Option<Violation> {
+        if !self.aggregation.needs_number() || !self.filter.admits(properties) {
+            return None;
+        }
+        let name = self.property()?;
+        match properties.get(name) {
+            None | Some(Value::Null) => None,
+            Some(value) => Quantity::from_json(value).err().map(|why| {
+                let detail = format!("{why}; the meter `{}` counts it", self.key);
+                Violation::new("invalid_value", detail).under(name).under("properties")
+            }),
+        }
+    }
+
+    /// What it takes from an event of its name; none when the event does not count for it.
+    /// For count meters 1; for `unique_count` nothing but membership, shown as 1.
+    pub fn measure(&self, value: Quantity, properties: &Properties) -> Option<Quantity> {
+        if !self.filter.admits(properties) {
+            return None;
+        }
+        match (self.aggregation, self.property()) {
+            (Aggregation::Count, _) | (Aggregation::UniqueCount, None) => Some(Quantity::ONE),
+            (Aggregation::UniqueCount, Some(name)) => {
+                properties.get(name).and_then(dimension_value).map(|_| Quantity::ONE)
+            }
+            (_, None) => Some(value),
+            (_, Some(name)) => properties.get(name).and_then(|found| Quantity::from_json(found).ok()),
+        }
+    }
+
+    /// What distinguishes it beyond display: changing any of this would change recorded usage.
+    pub fn same_counting(&self, other: &Self) -> bool {
+        self.event_name == other.event_name
+            && self.aggregation == other.aggregation
+            && self.value_property == other.value_property
+            && self.filter == other.filter
+    }
+}
+
+/// A meter with the numbers it has in the tables.
+#[derive(Debug, Clone)]
+pub struct StoredMeter {
+    pub id: i32,
+    pub event_name_id: i32,
+    pub meter: Meter,
+}
+
+fn short_text(value: Value) -> Parsed<String> {
+    let text = fields::text(value)?;
+    if text.chars().count() > NAME_CHARS_MAX || text.contains('\0') {
+        return Violation::only(
+            "too_long",
+            format!("must have at most {NAME_CHARS_MAX} characters, none of them NUL"),
+        );
+    }
+    Ok(text)
+}
+
+pub(crate) fn has_repeats<T: Ord + Clone>(items: &[T]) -> bool {
+    let mut sorted = items.to_vec();
+    sorted.sort();
+    sorted.windows(2).any(|pair| pair[0] == pair[1])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn measured_value_comes_from_the_value_property() {
+        let meter = |aggregation: &str, property: Option<&str>| {
+            Meter::read(
+                json!({"key": "m", "event_name": "e", "aggregation": aggregation, "value_property": property,
+                "filter": {"tier": ["1", "pro"]}}),
+            )
+            .unwrap()
+        };
+        let taken = |meter: &Meter, properties: Value| {
+            meter
+                .measure(Quantity::from_decimal("7").unwrap(), &Properties::read(properties).unwrap())
+                .map(|q| q.to_string())
+        };
+        let cases = [
+            (meter("sum", None), json!({"tier": "pro"}), Some("7")),
+            (meter("sum", None), json!({"tier": 1.0}), Some("7")),
+            (meter("sum", None), json!({"tier": "free"}), None),
+            (meter("sum", None), json!({}), None),
+            (meter("sum", Some("n")), json!({"tier": 1, "n": "2.50"}), Some("2.5")),
+            (meter("sum", Some("n")), json!({"tier": 1}), None),
+            (meter("sum", Some("n")), json!({"tier": 1, "n": "many"}), None),
+            (meter("count", Some("n")), json!({"tier": 1}), Some("1")),
+            (meter("unique_count", Some("n")), json!({"tier": 1, "n": "x"}), Some("1")),
+            (meter("unique_count", Some("n")), json!({"tier": 1, "n": {}}), None),
+        ];
+        for (meter, properties, expected) in cases {
+            assert_eq!(taken(&meter, properties.clone()).as_deref(), expected, "{meter:?} {properties}");
+        }
+        let refused =
+            |meter: &Meter, properties| meter.refuses(&Properties::read(properties).unwrap()).is_some();
+        assert!(refused(&meter("sum", Some("n")), json!({"tier": 1, "n": "many"})));
+        assert!(!refused(&meter("sum", Some("n")), json!({"tier": "free", "n": "many"})));
+        assert!(!refused(&meter("sum", Some("n")), json!({"tier": 1})));
+        assert!(!refused(&meter("count", Some("n")), json!({"tier": 1, "n": "many"})));
+    }
+
+    #[test]
+    fn meters_that_cannot_be_billed_are_rejected() {
+        let read = |aggregation: &str, formula: &str| {
+            Meter::read(json!({"key": "m", "event_name": "e", "aggregation": aggregation,
+                "stripe": {"event_name": "e", "formula": formula}}))
+            .is_ok()
+        };
+        assert!(read("sum", "sum") && read("count", "sum") && read("max", "last") && read("last", "last"));
+        assert!(!read("avg", "sum") && !read("sum", "last") && !read("max", "sum"));
+    }
+}

@@ -1,0 +1,246 @@
+//! Plans as the catalog states them: limits, prices and features under a key.
+
+use serde::Serialize;
+use serde_json::{Map, Value};
+use uuid::Uuid;
+
+use super::meter::Filter;
+use crate::base::digest::Digest;
+use crate::base::environment::Environment;
+use crate::base::fields::{self, ObjectParser, Parsed, Violation};
+use crate::base::limits::{CATALOG_ITEMS_MAX, NAME_CHARS_MAX};
+use crate::base::names::{ItemKey, MeterKey, PlanKey};
+use crate::base::period::{Anchor, Cycle, Period};
+use crate::base::quantity::Quantity;
+use crate::base::timestamp::Timestamp;
+use crate::base::window::{Span, Zone};
+use crate::credits::offers::{CreditAlert, PlanCredits};
+use crate::pricing::cap::SpendCap;
+use crate::pricing::commitment::{self, Commitment};
+use crate::pricing::price::Price;
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Plan {
+    pub key: PlanKey,
+    pub name: String,
+    pub unmatched: Unmatched,
+    pub fallback_plan: Option<PlanKey>,
+    pub on_plan_change: OnPlanChange,
+    /// Any JSON, for whoever draws plans.
+    pub features: Value,
+    pub limits: Vec<Limit>,
+    pub prices: Vec<Price>,
+    /// What a bill comes to at least and at most, by its currency.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub commitments: Vec<Commitment>,
+    pub spend_caps: Vec<SpendCap>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub credit_grants: Vec<PlanCredits>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub credit_alerts: Vec<CreditAlert>,
+    /// A list, or one list per environment; kept word for word.
+    pub stripe_price_ids: Value,
+}
+
+/// What happens to usage that no limit matches.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Unmatched {
+    Deny,
+    Allow,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OnPlanChange {
+    Keep,
+    Reset,
+}
+
+impl OnPlanChange {
+    const WORDS: [(&'static str, Self); 2] = [("keep", Self::Keep), ("reset", Self::Reset)];
+}
+
+/// A quota on a meter, or on a slice of it, per period.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Limit {
+    pub key: ItemKey,
+    pub meter: MeterKey,
+    #[serde(skip_serializing_if = "Filter::is_empty")]
+    pub filter: Filter,
+    /// None: unlimited.
+    pub quota: Option<Quantity>,
+    pub period: Period,
+    pub anchor: Anchor,
+    pub timezone: Zone,
+    pub enforcement: Enforcement,
+    pub overage: Overage,
+    /// None: as its plan says.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub on_plan_change: Option<OnPlanChange>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Enforcement {
+    Hard,
+    Soft,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Overage {
+    None,
+    Credits,
+}
+
+impl Limit {
+    fn read(value: Value) -> Parsed<Self> {
+        let mut fields = ObjectParser::new(value)?;
+        let key = fields.required("key", |v| Ok(ItemKey::parse(fields::text(v)?)?));
+        let meter = fields.required("meter", |v| Ok(MeterKey::parse(fields::text(v)?)?));
+        let filter = fields.optional("filter", Filter::read);
+        let quota = fields.nullable("quota", fields::quota);
+        let period = fields.required("period", |v| fields::one_of(v, &Period::WORDS));
+        let anchor = fields.optional("anchor", |v| fields::one_of(v, &Anchor::WORDS));
+        let timezone = fields.optional("timezone", |v| Zone::parse(&fields::text(v)?));
+        let enforcement = fields.optional("enforcement", |v| {
+            fields::one_of(v, &[("hard", Enforcement::Hard), ("soft", Enforcement::Soft)])
+        });
+        let overage = fields.optional("overage", |v| {
+            fields::one_of(v, &[("none", Overage::None), ("credits", Overage::Credits)])
+        });
+        let on_plan_change = fields.optional("on_plan_change", |v| fields::one_of(v, &OnPlanChange::WORDS));
+        fields.finish()?;
+        let (Some(key), Some(meter), Some(period)) = (key, meter, period) else { return Err(Vec::new()) };
+        Ok(Self {
+            key,
+            meter,
+            filter: filter.unwrap_or_default(),
+            quota: quota.flatten(),
+            period,
+            anchor: anchor.unwrap_or(Anchor::Calendar),
+            timezone: timezone.unwrap_or_default(),
+            enforcement: enforcement.unwrap_or(Enforcement::Hard),
+            overage: overage.unwrap_or(Overage::None),
+            on_plan_change,
+        })
+    }
+
+    /// What its counters are counters of, whatever the quota: two limits of the same definition, in
+    /// whichever plans, compare with the same counter of a subject.
+    pub fn definition(&self) -> Uuid {
+        let definition = (&self.meter, &self.filter, self.period, self.anchor, &self.timezone);
+        // names and words always serialise
+        let text = serde_json::to_vec(&definition).unwrap_or_default();
+        Digest::default().bytes(&text).finish()
+    }
+
+    /// The period around an instant.
+    pub fn period_at(&self, cycle: &Cycle, at: Timestamp) -> Span {
+        self.period.around(at, self.anchor, &self.timezone, cycle)
+    }
+}
+
+impl Plan {
+    pub fn limit(&self, key: &ItemKey) -> Option<&Limit> {
+        self.limits.iter().find(|limit| limit.key == *key)
+    }
+
+    /// Whether one of Stripe's prices is this plan's.
+    pub fn has_stripe_price(&self, environment: Environment, id: &str) -> bool {
+        names_price(&self.stripe_price_ids, environment, id)
+    }
+
+    pub fn read(value: Value) -> Parsed<Self> {
+        let mut fields = ObjectParser::new(value)?;
+        let key = fields.required("key", |v| Ok(PlanKey::parse(fields::text(v)?)?));
+        let name = fields.optional("name", |v| {
+            let name = fields::text(v)?;
+            if name.chars().count() > NAME_CHARS_MAX {
+                return Violation::only("too_long", format!("must have at most {NAME_CHARS_MAX} characters"));
+            }
+            Ok(name)
+        });
+        let unmatched = fields.optional("unmatched", |v| {
+            fields::one_of(v, &[("deny", Unmatched::Deny), ("allow", Unmatched::Allow)])
+        });
+        let fallback_plan = fields.optional("fallback_plan", |v| Ok(PlanKey::parse(fields::text(v)?)?));
+        let on_plan_change = fields.optional("on_plan_change", |v| fields::one_of(v, &OnPlanChange::WORDS));
+        let features = fields.optional("features", Ok);
+        let limits = fields.list("limits", CATALOG_ITEMS_MAX, Limit::read);
+        let prices = fields.list("prices", CATALOG_ITEMS_MAX, Price::read);
+        let commitments = fields.list("commitments", CATALOG_ITEMS_MAX, Commitment::read);
+        let spend_caps = fields.list("spend_caps", CATALOG_ITEMS_MAX, SpendCap::read);
+        let credit_grants = fields.list("credit_grants", CATALOG_ITEMS_MAX, PlanCredits::read);
+        let credit_alerts = fields.list("credit_alerts", CATALOG_ITEMS_MAX, CreditAlert::read);
+        let stripe_price_ids = fields.optional("stripe_price_ids", price_ids);
+        // what is flawed was not read, and would be missed
+        if !fields.has_errors() {
+            for violation in commitment::validate_commitments(&commitments, prices.iter()) {
+                fields.add_error(violation.under("commitments"));
+            }
+        }
+        let keys: Vec<&ItemKey> = limits.iter().map(|limit| &limit.key).collect();
+        if super::meter::has_repeats(&keys) {
+            fields.add_error(Violation::new("duplicate_key", "uses a limit's key twice").under("limits"));
+        }
+        let keys: Vec<&ItemKey> = spend_caps.iter().map(|cap| &cap.key).collect();
+        if super::meter::has_repeats(&keys) {
+            fields.add_error(
+                Violation::new("duplicate_key", "uses a spend cap's key twice").under("spend_caps"),
+            );
+        }
+        let keys: Vec<&ItemKey> = credit_grants.iter().map(|credits| &credits.key).collect();
+        if super::meter::has_repeats(&keys) {
+            let violation = Violation::new("duplicate_key", "uses a key of credits twice");
+            fields.add_error(violation.under("credit_grants"));
+        }
+        fields.finish()?;
+        let Some(key) = key else { return Err(Vec::new()) };
+        Ok(Self {
+            name: name.unwrap_or_else(|| key.to_string()),
+            key,
+            unmatched: unmatched.unwrap_or(Unmatched::Deny),
+            fallback_plan,
+            on_plan_change: on_plan_change.unwrap_or(OnPlanChange::Keep),
+            features: features.unwrap_or_else(|| Value::Object(Map::new())),
+            limits,
+            prices,
+            commitments,
+            spend_caps,
+            credit_grants,
+            credit_alerts,
+            stripe_price_ids: stripe_price_ids.unwrap_or_else(|| Value::Array(Vec::new())),
+        })
+    }
+}
+
+/// Whether a price is in such lists.
+pub(crate) fn names_price(lists: &Value, environment: Environment, id: &str) -> bool {
+    prices_of(lists, environment).any(|known| known == id)
+}
+
+/// The prices of an environment, of lists as [`price_ids`] reads them.
+pub(crate) fn prices_of(lists: &Value, environment: Environment) -> impl Iterator<Item = &str> {
+    let ids = match lists {
+        Value::Object(lists) => lists.get(environment.as_str()),
+        list => Some(list),
+    };
+    ids.and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str)
+}
+
+/// `["price_…"]`, or `{"test": […], "live": […]}`.
+pub(crate) fn price_ids(value: Value) -> Parsed<Value> {
+    let list = |value: Value| fields::items(value, CATALOG_ITEMS_MAX, fields::text);
+    if value.is_array() {
+        return list(value).map(Value::from);
+    }
+    let mut fields = ObjectParser::new(value)?;
+    let read = ["live", "test"]
+        .map(|environment| (environment, fields.list(environment, CATALOG_ITEMS_MAX, fields::text)));
+    fields.finish()?;
+    Ok(Value::Object(
+        read.into_iter().map(|(environment, ids)| (environment.to_owned(), ids.into())).collect(),
+    ))
+}

@@ -1,0 +1,270 @@
+//! What money pays for: the price of each unit of a use, one after the other. Where it depends on how much
+//! was used before, the counter of a limit has to say how much that is.
+
+use super::rate::UnitRate;
+use crate::base::fields::Violation;
+use crate::base::period::Period;
+use crate::base::quantity::Total;
+use crate::catalog::plan::{Limit, Overage};
+use crate::pricing::amount::Amount;
+use crate::pricing::currency::Currency;
+use crate::pricing::list::PriceList;
+use crate::pricing::price::{Model, Price, Tier};
+
+/// How much a limit has counted before the first unit that credits are to bear.
+#[derive(Debug, Clone, Copy)]
+pub struct CountedLimit<'a> {
+    pub limit: &'a Limit,
+    pub before: Total,
+}
+
+/// What each of the next units costs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RateStep {
+    pub rate: UnitRate,
+    /// How many of them there are; none: all that come.
+    pub units: Option<Amount>,
+}
+
+/// The price of a unit, where that does not depend on how much was used before.
+fn unit_price(price: &Price) -> Option<Amount> {
+    match &price.model {
+        Model::PerUnit { unit_amount, per_units } if price.free_units.is_zero() && !is_bounded(price) => {
+            Some(unit_amount.divided_by(&(*per_units).into()))
+        }
+        _ => None,
+    }
+}
+
+fn is_bounded(price: &Price) -> bool {
+    price.minimum_amount.is_some() || price.maximum_amount.is_some()
+}
+
+/// The tiers of a price at which each unit has a price of its own, told by its place alone.
+fn tiers(price: &Price) -> Option<&[Tier]> {
+    match &price.model {
+        Model::Graduated { tiers }
+            if !is_bounded(price) && tiers.iter().all(|tier| tier.flat_amount.is_zero()) =>
+        {
+            Some(tiers)
+        }
+        _ => None,
+    }
+}
+
+/// Whether a limit counts exactly what a price rates: the same use, from the start of a billing period on.
+fn counts_along(limit: &Limit, price: &Price, list: &PriceList<'_>) -> bool {
+    let is_always = price.effective_from.is_none() && price.effective_to.is_none();
+    let mut before = list.of_meter(&limit.meter).take_while(|other| other.key != price.key);
+    limit.period == Period::Billing
+        && limit.overage == Overage::Credits
+        && price.meter.as_ref() == Some(&limit.meter)
+        && price.filter == limit.filter
+        && is_always
+        && before.all(|other| other.filter.excludes(&price.filter))
+}
+
+impl RateStep {
+    /// What the next units cost at a price, after some `further` ones that grants bear already. None where
+    /// they cost nothing, or nobody can tell.
+    pub fn at(
+        price: &Price,
+        list: &PriceList<'_>,
+        counted: &[CountedLimit<'_>],
+        further: &Amount,
+    ) -> Option<Self> {
+        let (amount, units) = if let Some(amount) = unit_price(price) {
+            (amount, None)
+        } else {
+            let tiers = tiers(price)?;
+            let counted = counted.iter().find(|counted| counts_along(counted.limit, price, list))?;
+            let place = Amount::of(counted.before.or_zero()) + further.clone() - price.free_units.into();
+            if place.is_negative() {
+                return None;
+            }
+            let tier = tiers.iter().find(|tier| tier.up_to.is_none_or(|up_to| place < up_to.into()))?;
+            (tier.unit_amount.clone(), tier.up_to.map(|up_to| Amount::from(up_to) - place))
+        };
+        (amount > Amount::default()).then_some(Self { rate: UnitRate::Of(amount), units })
+    }
+}
+
+/// The first price of a currency at which money cannot burn, of those that rate what credits are to cover.
+pub fn uncoverable<'p>(limits: &[Limit], prices: &'p [Price], currency: Currency) -> Option<&'p Price> {
+    let list = PriceList::of(prices, currency);
+    list.prices().find(|price| {
+        let meets = |limit: &&Limit| {
+            limit.overage == Overage::Credits
+                && price.meter.as_ref() == Some(&limit.meter)
+                && !price.filter.excludes(&limit.filter)
+        };
+        let mut met = limits.iter().filter(meets).peekable();
+        met.peek().is_some()
+            && unit_price(price).is_none()
+            && (tiers(price).is_none() || !met.any(|limit| counts_along(limit, price, &list)))
+    })
+}
+
+/// Says so, and what to do instead.
+pub fn validate_money_limits(limits: &[Limit], prices: &[Price], currency: Currency) -> Option<Violation> {
+    let price = uncoverable(limits, prices, currency)?;
+    let meter = price.meter.as_ref()?;
+    let detail = format!(
+        "money cannot burn at the price `{}`: it burns at `per_unit` without free units, and at `graduated` without flat \
+         amounts along a limit of the same filter with `period: billing`, neither with a minimum or a maximum; \
+         grant units of `{meter}` or of a credit unit",
+        price.key
+    );
+    Some(Violation::new("uncoverable_price", detail).under("currency"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use serde_json::{Value, json};
+
+    use crate::catalog::plan::Plan;
+    use crate::pricing::rating::RatedQuantity;
+
+    fn plan(limits: &Value, prices: &Value) -> Plan {
+        Plan::read(json!({"key": "p", "limits": limits, "prices": prices})).unwrap()
+    }
+
+    fn limit(more: &Value) -> Value {
+        merged(json!({"key": "l", "meter": "m", "quota": 5, "period": "billing", "overage": "credits"}), more)
+    }
+
+    fn merged(mut fields: Value, more: &Value) -> Value {
+        fields.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        fields
+    }
+
+    fn graduated(more: &Value) -> Value {
+        let tiers = json!([{"up_to": 10, "unit_amount": 5}, {"up_to": 20, "unit_amount": 0}, {"up_to": null, "unit_amount": 2}]);
+        merged(
+            json!({"key": "t", "meter": "m", "model": "graduated", "currency": "usd", "tiers": tiers}),
+            more,
+        )
+    }
+
+    #[test]
+    fn money_credits_cover_only_units_with_a_plain_price() {
+        let per_unit = |more: &Value| {
+            merged(
+                json!({"key": "u", "meter": "m", "model": "per_unit", "currency": "usd", "unit_amount": 1}),
+                more,
+            )
+        };
+        let tier = |flat: i64| json!({"tiers": [{"up_to": null, "unit_amount": 1, "flat_amount": flat}]});
+        let (along, a) = (limit(&json!({})), json!({"filter": {"model": ["a"]}}));
+        let cases = [
+            (json!([along]), json!([per_unit(&json!({}))]), None),
+            (json!([along]), json!([per_unit(&json!({"free_units": 1}))]), Some("u")),
+            (json!([along]), json!([per_unit(&json!({"maximum_amount": 1}))]), Some("u")),
+            (json!([along]), json!([graduated(&json!({}))]), None),
+            (json!([along]), json!([graduated(&json!({"free_units": 3}))]), None),
+            (json!([along]), json!([graduated(&json!({"minimum_amount": 3}))]), Some("t")),
+            (json!([along]), json!([graduated(&tier(0))]), None),
+            (json!([along]), json!([graduated(&tier(1))]), Some("t")),
+            (json!([along]), json!([graduated(&json!({"model": "volume"}))]), Some("t")),
+            (
+                json!([along]),
+                json!([graduated(&json!({"effective_from": "2026-01-01T00:00:00Z"}))]),
+                Some("t"),
+            ),
+            // nobody counts what the tiers go by
+            (json!([limit(&json!({"period": "month"}))]), json!([graduated(&json!({}))]), Some("t")),
+            (json!([limit(&a)]), json!([graduated(&json!({}))]), Some("t")),
+            (json!([along]), json!([graduated(&a)]), Some("t")),
+            (
+                json!([limit(&json!({"period": "month"})), limit(&json!({"key": "k"}))]),
+                json!([graduated(&json!({}))]),
+                None,
+            ),
+            (json!([limit(&a)]), json!([graduated(&a)]), None),
+            // what names more takes some of it away
+            (json!([along]), json!([graduated(&json!({})), per_unit(&a)]), Some("t")),
+            (json!([limit(&a)]), json!([graduated(&a), per_unit(&json!({}))]), None),
+            (
+                json!([limit(&a)]),
+                json!([graduated(&a), per_unit(&json!({"filter": {"model": ["b"]}}))]),
+                None,
+            ),
+            // not covered, not of the currency, not of the meter, not of the slice
+            (json!([limit(&json!({"overage": "none"}))]), json!([graduated(&tier(1))]), None),
+            (json!([along]), json!([graduated(&json!({"currency": "eur", "model": "volume"}))]), None),
+            (json!([along]), json!([graduated(&json!({"meter": "n", "model": "volume"}))]), None),
+            (
+                json!([limit(&a)]),
+                json!([graduated(&json!({"model": "volume", "filter": {"model": ["b"]}}))]),
+                None,
+            ),
+        ];
+        let usd = Currency::parse("usd").unwrap();
+        for (limits, prices, expected) in cases {
+            let plan = plan(&limits, &prices);
+            let found = uncoverable(&plan.limits, &plan.prices, usd).map(|price| price.key.as_str());
+            assert_eq!(found, expected, "{limits} {prices}");
+        }
+    }
+
+    #[test]
+    fn each_unit_costs_the_price_of_its_tier() {
+        let shown = |free: i64, before: &str, further: i64| {
+            let plan = plan(&json!([limit(&json!({}))]), &json!([graduated(&json!({"free_units": free}))]));
+            let list = PriceList::of(&plan.prices, plan.prices[0].currency);
+            let counted =
+                [CountedLimit { limit: &plan.limits[0], before: Total::from_decimal(before).unwrap() }];
+            let step = RateStep::at(&plan.prices[0], &list, &counted, &Amount::of(further.into()))?;
+            let UnitRate::Of(amount) = step.rate else { return None };
+            Some(format!("{} at {amount}", step.units.map_or("all".to_owned(), |units| units.to_string())))
+        };
+        let cases = [
+            (0, "0", 0, Some("10 at 5")),
+            (0, "-3", 0, Some("10 at 5")),
+            (0, "4.5", 3, Some("2.5 at 5")),
+            // the second tier is free
+            (0, "4", 6, None),
+            (0, "19.9", 0, None),
+            (0, "4", 16, Some("all at 2")),
+            (3, "2", 0, None),
+            (3, "2", 1, Some("10 at 5")),
+            (3, "23", 0, Some("all at 2")),
+        ];
+        for (free, before, further, expected) in cases {
+            assert_eq!(shown(free, before, further).as_deref(), expected, "{free} {before} {further}");
+        }
+    }
+
+    proptest! {
+        /// One after the other, units cost together what the price says of all of them.
+        #[test]
+        fn steps_sum_to_the_cost(
+            tiers in prop::collection::vec((1_i64..50, 1_i64..5_000), 1..6), before in 0_i64..200, units in 1_i64..200,
+        ) {
+            let last = tiers.len() - 1;
+            let mut bound = 0;
+            let rows = tiers.iter().enumerate().map(|(index, (width, millis))| {
+                bound += width;
+                let unit_amount = format!("{}.{:03}", millis / 1_000, millis % 1_000);
+                json!({"up_to": if index == last { Value::Null } else { json!(bound) }, "unit_amount": unit_amount})
+            });
+            let prices = json!([graduated(&json!({"tiers": rows.collect::<Vec<_>>()}))]);
+            let plan = plan(&json!([limit(&json!({}))]), &prices);
+            let price = &plan.prices[0];
+            let list = PriceList::of(&plan.prices, price.currency);
+            let counted = [CountedLimit { limit: &plan.limits[0], before: before.into() }];
+            let (mut sum, mut further, all) = (Total::default(), Amount::default(), Amount::of(units.into()));
+            while further < all {
+                let step = RateStep::at(price, &list, &counted, &further).unwrap();
+                let left = all.clone() - further.clone();
+                let taken = step.units.map_or(left.clone(), |units| units.min(left));
+                sum = sum + step.rate.amount_of(&taken);
+                further = further + taken;
+            }
+            let cost = |quantity: i64| price.cost(&RatedQuantity { quantity: quantity.into(), ..RatedQuantity::default() });
+            prop_assert_eq!(Amount::of(sum), cost(before + units) - cost(before));
+        }
+    }
+}

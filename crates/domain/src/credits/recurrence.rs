@@ -1,0 +1,124 @@
+//! Grants that go on from period to period. When a period turns, what is unused of it is carried as far as
+//! the rollover allows, as in `OpenMeter` (<https://openmeter.io/docs/billing/entitlements/grant>): at least
+//! `min`, at most `max`; the rest expires, and where the grant renews its amount is given again.
+
+use serde::Serialize;
+use serde_json::Value;
+
+use crate::base::fields::{self, ObjectParser, Parsed, Violation};
+use crate::base::period::{Anchor, Cycle, Period};
+use crate::base::quantity::{Quantity, Total};
+use crate::base::timestamp::Timestamp;
+use crate::base::window::{Span, Zone};
+
+/// What of a period's unused credits is there in the next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+pub struct Rollover {
+    pub min: Quantity,
+    pub max: Quantity,
+}
+
+impl Rollover {
+    pub fn read(value: Value) -> Parsed<Self> {
+        let mut fields = ObjectParser::new(value)?;
+        let min = fields.optional("min", fields::quota).unwrap_or_default();
+        let max = fields.required("max", fields::quota);
+        if max.is_some_and(|max| max < min) {
+            fields.add_error(Violation::new("invalid_range", "must not be below `min`").under("max"));
+        }
+        fields.finish()?;
+        let Some(max) = max else { return Err(Vec::new()) };
+        Ok(Self { min, max })
+    }
+
+    pub fn carried(&self, unused: Total) -> Total {
+        unused.max(self.min.into()).min(self.max.into())
+    }
+
+    pub fn is_none(&self) -> bool {
+        self.max.is_zero()
+    }
+}
+
+/// How a grant that a caller made goes on. Periods are counted from when it took effect, and clamp to the
+/// ends of months.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Recurrence {
+    pub period: Period,
+    /// Whether its amount is given again; else it only carries what is left.
+    pub renews: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub anchor: Option<Timestamp>,
+    /// Where it ends for good.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub until: Option<Timestamp>,
+}
+
+/// Periods long enough for credits to be given anew.
+const PERIODS: [(&str, Period); 4] =
+    [("day", Period::Day), ("week", Period::Week), ("month", Period::Month), ("year", Period::Year)];
+
+impl Recurrence {
+    /// Reads `period`, `renews` and `rollover`.
+    pub fn take(fields: &mut ObjectParser) -> (Option<Self>, Rollover) {
+        let has_period = fields.has("period");
+        for dependent in ["renews", "rollover"] {
+            if fields.has(dependent) && !has_period {
+                let detail =
+                    format!("`{dependent}` says what happens when a `period` turns, which is missing");
+                fields.add_error(Violation::new("missing_field", detail).under(dependent));
+            }
+        }
+        let period = fields.optional("period", |v| fields::one_of(v, &PERIODS));
+        let renews = fields.optional("renews", fields::boolean).unwrap_or(true);
+        let rollover = fields.optional("rollover", Rollover::read).unwrap_or_default();
+        (period.map(|period| Self { period, renews, anchor: None, until: None }), rollover)
+    }
+
+    /// As it was written.
+    pub fn read_kept(value: Value) -> Parsed<Self> {
+        let mut fields = ObjectParser::new(value)?;
+        let period = fields.required("period", |v| fields::one_of(v, &PERIODS));
+        let renews = fields.required("renews", fields::boolean);
+        let anchor = fields.optional("anchor", fields::timestamp);
+        let until = fields.optional("until", fields::timestamp);
+        fields.finish()?;
+        let (Some(period), Some(renews)) = (period, renews) else { return Err(Vec::new()) };
+        Ok(Self { period, renews, anchor, until })
+    }
+
+    #[must_use]
+    pub fn beginning(self, at: Timestamp, until: Option<Timestamp>) -> Self {
+        Self { anchor: Some(at), until, ..self }
+    }
+
+    /// The period around an instant. `cycle`: of the subscription that it follows, if it follows one.
+    pub fn period_around(&self, at: Timestamp, cycle: Option<&Cycle>) -> Span {
+        let own = Cycle { anchor: self.anchor.unwrap_or(at), billing: None };
+        self.period.around(at, Anchor::Subscription, &Zone::default(), cycle.unwrap_or(&own))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn rollover_carries_unused_credits_within_its_bounds() {
+        let cases = [
+            (json!({"max": 50}), 90, 50),
+            (json!({"max": 50}), 30, 30),
+            (json!({"max": 50}), 0, 0),
+            (json!({"min": 20, "max": 50}), 0, 20),
+            (json!({"min": 20, "max": 50}), 30, 30),
+            (json!({"max": 0}), 30, 0),
+        ];
+        for (rollover, unused, expected) in cases {
+            let carried = Rollover::read(rollover.clone()).unwrap().carried(Total::from(unused));
+            assert_eq!(carried, Total::from(expected), "{rollover} {unused}");
+        }
+        assert_eq!(Rollover::read(json!({"min": 5, "max": 2})).unwrap_err()[0].code, "invalid_range");
+        assert_eq!(Rollover::default().carried(Total::from(9)), Total::default());
+    }
+}

@@ -1,0 +1,396 @@
+//! The grants of one subject, as they stand under their lock, and everything that may happen to them. What
+//! is due by time is carried out first, in the order of time; every change is a movement, and no balance
+//! falls below nothing.
+
+mod grant_lifecycle;
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use uuid::Uuid;
+
+use super::accounts::{Cause, LedgerAccount, Movement, MovementKind};
+use super::grant::Grant;
+use super::money::RateStep;
+use super::rate::{CostedUse, share};
+use super::unit::Unit;
+use crate::base::names::MeterKey;
+use crate::base::quantity::{Quantity, Total};
+use crate::base::timestamp::Timestamp;
+use crate::pricing::amount::Amount;
+
+pub use grant_lifecycle::GrantSchedule;
+
+/// What a grant has come to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum GrantState {
+    /// It has not taken effect.
+    Upcoming,
+    Open,
+    /// Expired or voided: nothing of it can be taken any more; what is held is held.
+    Ended,
+}
+
+/// A grant with what is left of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GrantBalance {
+    pub grant: Grant,
+    pub available: Total,
+    pub held: Total,
+    pub state: GrantState,
+    /// Whether it is the latest of its series.
+    pub is_head: bool,
+}
+
+impl GrantBalance {
+    pub fn new(grant: Grant) -> Self {
+        let is_head = grant.series.is_some();
+        Self {
+            grant,
+            available: Total::default(),
+            held: Total::default(),
+            state: GrantState::Upcoming,
+            is_head,
+        }
+    }
+}
+
+/// What grants bear of a use.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GrantShare {
+    pub grant: Uuid,
+    /// In units of the meter, and exact: a grant may bear a third of one.
+    pub quantity: Amount,
+    /// In units of the grant.
+    pub amount: Total,
+}
+
+/// Parts of a use, in the order in which grants burn.
+pub type GrantShares = Vec<GrantShare>;
+
+/// What grants bear altogether, cut to the digits of a quantity: once, for all of them.
+pub fn quantity_of(parts: &[GrantShare]) -> Quantity {
+    let sum: Amount = parts.iter().map(|part| part.quantity.clone()).sum();
+    sum.quantity_below().quantity().unwrap_or(Quantity::MAX)
+}
+
+/// Cuts parts in two: what comes first up to a quantity, and the rest.
+pub fn split(parts: &[GrantShare], at: Quantity) -> (GrantShares, GrantShares) {
+    let (mut first, mut rest, mut left) = (GrantShares::new(), GrantShares::new(), Amount::from(at));
+    for part in parts {
+        if left.is_zero() {
+            rest.push(part.clone());
+        } else if part.quantity <= left {
+            left = left - part.quantity.clone();
+            first.push(part.clone());
+        } else {
+            let taken = std::mem::take(&mut left);
+            let amount = share(part.amount, &taken, &part.quantity);
+            let quantity = part.quantity.clone() - taken.clone();
+            rest.push(GrantShare { quantity, amount: part.amount - amount, ..*part });
+            first.push(GrantShare { quantity: taken, amount, ..*part });
+        }
+    }
+    (first, rest)
+}
+
+/// What is taken of grants while it is not yet sure that it will be.
+pub type TentativeAmounts = BTreeMap<Uuid, Total>;
+
+/// What a reservation held that has expired.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ExpiredCreditLine {
+    pub grant: Uuid,
+    pub reservation: Uuid,
+    pub expires_at: Timestamp,
+    pub amount: Total,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Wallet {
+    pub subject_id: i64,
+    /// No line of what is held lapses before then.
+    pub next_line: Option<Timestamp>,
+    grant_balances: Vec<GrantBalance>,
+    /// Of each unit, what is available.
+    balances: BTreeMap<Unit, Total>,
+    movements: Vec<Movement>,
+    /// Grants that time made here, and that are yet to be kept.
+    made: BTreeSet<Uuid>,
+    changed: BTreeSet<Uuid>,
+}
+
+impl Wallet {
+    pub fn new(subject_id: i64, next_line: Option<Timestamp>, grant_balances: Vec<GrantBalance>) -> Self {
+        let mut balances: BTreeMap<Unit, Total> = BTreeMap::new();
+        for grant_balance in &grant_balances {
+            let sum = balances.entry(grant_balance.grant.unit.clone()).or_default();
+            *sum = *sum + grant_balance.available;
+        }
+        let mut wallet = Self {
+            subject_id,
+            next_line,
+            grant_balances,
+            balances,
+            movements: Vec::new(),
+            made: BTreeSet::new(),
+            changed: BTreeSet::new(),
+        };
+        wallet.sort();
+        wallet
+    }
+
+    fn sort(&mut self) {
+        self.grant_balances.sort_by_key(|grant_balance| grant_balance.grant.rank());
+    }
+
+    /// In the order in which they burn.
+    pub fn grant_balances(&self) -> &[GrantBalance] {
+        &self.grant_balances
+    }
+
+    pub fn grant_balance(&self, grant: Uuid) -> Option<&GrantBalance> {
+        self.grant_balances.iter().find(|grant_balance| grant_balance.grant.id == grant)
+    }
+
+    /// What moved since it was opened, in order.
+    pub fn movements(&self) -> &[Movement] {
+        &self.movements
+    }
+
+    pub fn made(&self) -> impl Iterator<Item = &GrantBalance> {
+        self.grant_balances.iter().filter(|grant_balance| self.made.contains(&grant_balance.grant.id))
+    }
+
+    pub fn changed(&self) -> impl Iterator<Item = &GrantBalance> {
+        self.grant_balances.iter().filter(|grant_balance| self.changed.contains(&grant_balance.grant.id))
+    }
+
+    pub fn is_changed(&self) -> bool {
+        !self.changed.is_empty() || !self.movements.is_empty()
+    }
+
+    pub fn balance(&self, unit: &Unit) -> Total {
+        self.balances.get(unit).copied().unwrap_or_default()
+    }
+
+    pub fn balances(&self) -> &BTreeMap<Unit, Total> {
+        &self.balances
+    }
+
+    /// When time is the next to change it.
+    pub fn next_due(&self) -> Option<Timestamp> {
+        let turns = self.grant_balances.iter().filter_map(|grant_balance| match grant_balance.state {
+            GrantState::Upcoming => Some(grant_balance.grant.effective_at),
+            GrantState::Open => grant_balance.grant.expires_at,
+            GrantState::Ended => None,
+        });
+        turns.chain(self.next_line).min()
+    }
+
+    fn index(&self, grant: Uuid) -> Option<usize> {
+        self.grant_balances.iter().position(|grant_balance| grant_balance.grant.id == grant)
+    }
+
+    fn shift(&mut self, index: usize, kind: MovementKind, amount: Total, at: Timestamp, cause: Cause) {
+        if amount == Total::default() {
+            return;
+        }
+        let grant_balance = &mut self.grant_balances[index];
+        grant_balance.available = grant_balance.available + kind.effect_on(LedgerAccount::Available, amount);
+        grant_balance.held = grant_balance.held + kind.effect_on(LedgerAccount::Held, amount);
+        debug_assert!(
+            grant_balance.available >= Total::default() && grant_balance.held >= Total::default(),
+            "{grant_balance:?}"
+        );
+        let balance = self.balances.entry(grant_balance.grant.unit.clone()).or_default();
+        *balance = *balance + kind.effect_on(LedgerAccount::Available, amount);
+        self.changed.insert(grant_balance.grant.id);
+        self.movements.push(Movement {
+            kind,
+            grant: Some(grant_balance.grant.id),
+            unit: grant_balance.grant.unit.clone(),
+            amount,
+            at,
+            balance: *balance,
+            cause,
+        });
+    }
+
+    /// What comes back to a grant that has ended goes where the rest of it went.
+    fn close(&mut self, index: usize, at: Timestamp) {
+        let grant_balance = &self.grant_balances[index];
+        if grant_balance.state != GrantState::Ended {
+            return;
+        }
+        let kind =
+            if grant_balance.grant.voided_at.is_some() { MovementKind::Void } else { MovementKind::Expire };
+        self.shift(index, kind, grant_balance.available, at, Cause::default());
+    }
+
+    /// Adds a grant that is kept, and gives it where it takes effect by now.
+    pub fn give(&mut self, grant: Grant, now: Timestamp) {
+        self.changed.insert(grant.id);
+        let (id, takes_effect) = (grant.id, grant.effective_at <= now);
+        self.grant_balances.push(GrantBalance::new(grant));
+        self.sort();
+        if let Some(index) = self.index(id).filter(|_| takes_effect) {
+            self.take_effect(index, now);
+        }
+    }
+
+    fn take_effect(&mut self, index: usize, at: Timestamp) {
+        self.grant_balances[index].state = GrantState::Open;
+        self.changed.insert(self.grant_balances[index].grant.id);
+        let amount = self.grant_balances[index].grant.amount.into();
+        self.shift(index, MovementKind::Grant, amount, at, Cause::default());
+    }
+
+    /// Takes back what is available of a grant; what is held stays held, and goes the same way when it
+    /// comes back. False where that was done before.
+    pub fn void(&mut self, grant: Uuid, reason: Option<String>, now: Timestamp) -> bool {
+        let Some(index) = self.index(grant) else { return false };
+        let grant_balance = &mut self.grant_balances[index];
+        if grant_balance.grant.voided_at.is_some() {
+            return false;
+        }
+        grant_balance.grant.voided_at = Some(now);
+        grant_balance.state = GrantState::Ended;
+        let available = grant_balance.available;
+        self.changed.insert(grant);
+        self.shift(index, MovementKind::Void, available, now, Cause { reason, ..Cause::default() });
+        true
+    }
+
+    /// The parts in which grants can bear a quantity: less of it where they have not enough. Each but the last
+    /// gives all it has, whatever fraction of a unit that pays for; the last pays for what is left, so that
+    /// a use costs the same over one grant and over several.
+    pub fn parts(
+        &self,
+        quantity: Quantity,
+        of: &CostedUse<'_>,
+        taken: &TentativeAmounts,
+        now: Timestamp,
+    ) -> GrantShares {
+        let (mut parts, mut left) = (GrantShares::new(), Amount::from(quantity));
+        for grant_balance in self.grant_balances.iter().filter(|grant_balance| {
+            grant_balance.state == GrantState::Open && grant_balance.grant.is_good(now)
+        }) {
+            if left.is_zero() {
+                break;
+            }
+            let mut available =
+                grant_balance.available - taken.get(&grant_balance.grant.id).copied().unwrap_or_default();
+            // a part for each price, so that whatever is cut off one has that price
+            while !left.is_zero() && available > Total::default() {
+                let further = Amount::from(quantity) - left.clone();
+                let Some(RateStep { rate, units }) = of.step(&grant_balance.grant.unit, &further) else {
+                    break;
+                };
+                let wanted = units.map_or_else(|| left.clone(), |units| units.min(left.clone()));
+                let amount = rate.amount_of(&wanted);
+                let (quantity, amount) = if amount <= available {
+                    (wanted, amount)
+                } else {
+                    (rate.quantity_for(available), available)
+                };
+                (left, available) = (left - quantity.clone(), available - amount);
+                parts.push(GrantShare { grant: grant_balance.grant.id, quantity, amount });
+            }
+        }
+        // what is too little to be told of pays for nothing, and stays
+        if quantity_of(&parts).is_zero() { GrantShares::new() } else { parts }
+    }
+
+    /// What there is of a unit, what is held and what is yet to take effect included.
+    pub fn all_of(&self, unit: &Unit) -> Total {
+        let of = |grant_balance: &GrantBalance| match grant_balance.state {
+            GrantState::Upcoming => grant_balance.grant.amount.into(),
+            GrantState::Open | GrantState::Ended => grant_balance.available + grant_balance.held,
+        };
+        let grant_balances =
+            self.grant_balances.iter().filter(|grant_balance| grant_balance.grant.unit == *unit);
+        grant_balances.fold(Total::default(), |sum, grant_balance| sum + of(grant_balance))
+    }
+
+    /// Keeps parts for a reservation.
+    pub fn hold(&mut self, parts: &[GrantShare], meter: &MeterKey, reservation: Uuid, now: Timestamp) {
+        self.shift_parts(parts, MovementKind::Hold, meter, (Some(reservation), None), now);
+    }
+
+    /// Gives back what was kept.
+    pub fn release(&mut self, parts: &[GrantShare], meter: &MeterKey, reservation: Uuid, now: Timestamp) {
+        self.shift_parts(parts, MovementKind::Release, meter, (Some(reservation), None), now);
+    }
+
+    /// Spends what was kept for a reservation, for an event.
+    pub fn settle(&mut self, parts: &[GrantShare], meter: &MeterKey, of: (Uuid, Uuid), now: Timestamp) {
+        let (reservation, event) = of;
+        self.shift_parts(parts, MovementKind::Settle, meter, (Some(reservation), Some(event)), now);
+    }
+
+    /// Spends for an event what nobody kept for it.
+    pub fn spend(
+        &mut self,
+        parts: &[GrantShare],
+        meter: &MeterKey,
+        (reservation, event): (Option<Uuid>, Uuid),
+        now: Timestamp,
+    ) {
+        self.shift_parts(parts, MovementKind::Spend, meter, (reservation, Some(event)), now);
+    }
+
+    fn shift_parts(
+        &mut self,
+        parts: &[GrantShare],
+        kind: MovementKind,
+        meter: &MeterKey,
+        (reservation, event): (Option<Uuid>, Option<Uuid>),
+        now: Timestamp,
+    ) {
+        let (mut exact, mut told) = (Amount::default(), Total::default());
+        for part in parts {
+            // the movements of a use tell of as many units as it has
+            exact = exact + part.quantity.clone();
+            let reached = exact.quantity_below();
+            let quantity = (reached - told).quantity().unwrap_or(Quantity::MAX);
+            told = reached;
+            let Some(index) = self.index(part.grant) else { continue };
+            let used = Some((meter.clone(), quantity));
+            self.shift(index, kind, part.amount, now, Cause { event, reservation, used, ..Cause::default() });
+            if kind == MovementKind::Release {
+                self.close(index, now);
+            }
+        }
+    }
+
+    /// Gives back to a grant of what was spent for an event. `cause` names the movement that spent it.
+    pub fn refund(&mut self, grant: Uuid, amount: Total, cause: Cause, now: Timestamp) {
+        let Some(index) = self.index(grant) else { return };
+        self.shift(index, MovementKind::Refund, amount, now, cause);
+        self.close(index, now);
+    }
+
+    /// Notes usage above a quota that no grant covered.
+    pub fn note_uncovered(&mut self, meter: &MeterKey, quantity: Quantity, cause: Cause, now: Timestamp) {
+        let unit = Unit::Meter(meter.clone());
+        self.movements.push(Movement {
+            kind: MovementKind::Uncovered,
+            grant: None,
+            balance: self.balance(&unit),
+            unit,
+            amount: quantity.into(),
+            at: now,
+            cause: Cause { used: Some((meter.clone(), quantity)), ..cause },
+        });
+    }
+
+    /// Gives back what an expired reservation held.
+    fn expire(&mut self, expired: ExpiredCreditLine) {
+        let Some(index) = self.index(expired.grant) else { return };
+        let cause = Cause { reservation: Some(expired.reservation), ..Cause::default() };
+        self.shift(index, MovementKind::Release, expired.amount, expired.expires_at, cause);
+        self.close(index, expired.expires_at);
+    }
+}

@@ -1,0 +1,429 @@
+//! A reservation and what it goes through: held, then committed, released or expired. Every transition
+//! is a function of the present state, a call and a time; nothing here knows counters.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use serde::Serialize;
+use uuid::Uuid;
+
+use super::catalog_index::CatalogIndex;
+use super::request::{Commit, Extend, HoldRequest, MeterAmount, OnExpiry, Release, validate_amounts};
+use crate::base::fields::Violation;
+use crate::base::names::MeterKey;
+use crate::base::quantity::Quantity;
+use crate::base::timestamp::Timestamp;
+use crate::catalog::meter::{Meter, dimension_value};
+use crate::credits::coverage::CreditCoverage;
+use crate::usage::event::Properties;
+
+/// What is kept of how it ended; what time has done to it since is seen by [`Reservation::status`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ReservationStatus {
+    Held,
+    Committed,
+    Released,
+    Expired,
+}
+
+impl ReservationStatus {
+    pub const WORDS: [(&'static str, Self); 4] = [
+        ("held", Self::Held),
+        ("committed", Self::Committed),
+        ("released", Self::Released),
+        ("expired", Self::Expired),
+    ];
+}
+
+/// A quantity of one meter, held ahead of the work.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Hold {
+    pub meter: MeterKey,
+    pub value: Quantity,
+    /// What commits recorded so far.
+    pub committed: Quantity,
+    pub properties: Properties,
+    /// How many events recorded it, and ids that were not free.
+    pub records: u32,
+    /// What credits bear of what is left.
+    pub covers: Vec<CreditCoverage>,
+}
+
+impl Hold {
+    /// What is left to be held.
+    fn left(&self) -> Quantity {
+        self.value.above(self.committed)
+    }
+}
+
+/// What is held of what was asked for and granted.
+pub fn holds(asks: &[HoldRequest], grants: &[Quantity]) -> Vec<Hold> {
+    let hold = |(ask, value): (&HoldRequest, &Quantity)| Hold {
+        meter: ask.meter.clone(),
+        value: *value,
+        committed: Quantity::default(),
+        properties: ask.properties.clone(),
+        records: 0,
+        covers: Vec::new(),
+    };
+    asks.iter().zip(grants).map(hold).collect()
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Reservation {
+    pub key: Uuid,
+    pub id: String,
+    pub path_id: i64,
+    /// A fingerprint of what was asked for.
+    pub content: Uuid,
+    pub created_at: Timestamp,
+    pub expires_at: Timestamp,
+    pub on_expiry: OnExpiry,
+    pub status: ReservationStatus,
+    pub holds: Vec<Hold>,
+    pub over_hold: bool,
+    pub late: bool,
+    pub reason: Option<String>,
+    pub settled_at: Option<Timestamp>,
+    /// The last call that recorded something or settled it.
+    pub last_call: Option<LastCall>,
+}
+
+/// What a call left behind, so that the same again is answered alike.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LastCall {
+    /// A fingerprint of a commit; nil for what was no commit.
+    pub content: Uuid,
+    pub events: Vec<Uuid>,
+}
+
+/// An event that a commit is to record.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Record {
+    pub key: Uuid,
+    pub meter: MeterKey,
+    pub quantity: Quantity,
+    pub properties: Properties,
+}
+
+/// When something is done.
+#[derive(Debug, Clone, Copy)]
+pub struct Moment<'a> {
+    pub now: Timestamp,
+    /// How long after its creation a reservation can be settled.
+    pub age_max: Duration,
+    /// Ids of events that are not free.
+    pub taken: &'a BTreeSet<Uuid>,
+}
+
+impl Moment<'_> {
+    fn is_too_late_for(&self, reservation: &Reservation) -> bool {
+        self.now > reservation.created_at.saturating_add(self.age_max)
+    }
+}
+
+/// Why a call cannot be followed, where that is neither a denial nor a matter of the catalog.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Refusal {
+    IdReused,
+    NotFound,
+    AlreadyCommitted,
+    AlreadyReleased,
+    BelowCommitted,
+    Expired,
+    TooOld,
+}
+
+impl Refusal {
+    pub fn code(self) -> &'static str {
+        match self {
+            Self::IdReused => "id_reused",
+            Self::NotFound => "reservation_not_found",
+            Self::AlreadyCommitted => "already_committed",
+            Self::AlreadyReleased => "already_released",
+            Self::BelowCommitted => "below_committed",
+            Self::Expired => "reservation_expired",
+            Self::TooOld => "reservation_too_old",
+        }
+    }
+
+    pub fn detail(self) -> &'static str {
+        match self {
+            Self::IdReused => "a reservation with this id asked for something else; use a new id",
+            Self::NotFound => "there is no reservation with this id",
+            Self::AlreadyCommitted => "the reservation is committed, with other values or as a whole",
+            Self::AlreadyReleased => "the reservation is released; make a new one",
+            Self::BelowCommitted => {
+                "steps have recorded more than this total; commit at least that, and void the events that are wrong"
+            }
+            Self::Expired => "the reservation is expired; make a new one",
+            Self::TooOld => "the reservation is too old to be settled; record what was used as events",
+        }
+    }
+}
+
+/// Why a transition cannot be made.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Objection {
+    Refused(Refusal),
+    Invalid(Vec<Violation>),
+}
+
+impl From<Refusal> for Objection {
+    fn from(refusal: Refusal) -> Self {
+        Self::Refused(refusal)
+    }
+}
+
+impl From<Vec<Violation>> for Objection {
+    fn from(violations: Vec<Violation>) -> Self {
+        Self::Invalid(violations)
+    }
+}
+
+/// What a commit comes to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum CommitResult {
+    /// It changes the reservation, and records these.
+    New { next: Box<Reservation>, records: Vec<Record> },
+    /// It was made before: these were its events.
+    Repeated { events: Vec<Uuid> },
+}
+
+impl Reservation {
+    /// What it is now, whether anybody has carried out its expiry or not.
+    pub fn status(&self, now: Timestamp) -> ReservationStatus {
+        match (self.status, self.on_expiry) {
+            (ReservationStatus::Held, OnExpiry::Release) if self.expires_at <= now => {
+                ReservationStatus::Expired
+            }
+            (ReservationStatus::Held, OnExpiry::Commit) if self.expires_at <= now => {
+                ReservationStatus::Committed
+            }
+            (status, _) => status,
+        }
+    }
+
+    /// What a hold keeps others from. One that is charged at its expiry keeps it until it is.
+    pub fn open(&self, hold: &Hold, now: Timestamp) -> Quantity {
+        if self.is_holding(now) { hold.left() } else { Quantity::default() }
+    }
+
+    pub fn holds_credits(&self) -> bool {
+        self.holds.iter().any(|hold| !hold.covers.is_empty())
+    }
+
+    pub fn is_holding(&self, now: Timestamp) -> bool {
+        self.status == ReservationStatus::Held
+            && (self.on_expiry == OnExpiry::Commit || now < self.expires_at)
+    }
+
+    /// The reservation once its expiry is carried out, with what that charges; none while it lasts or
+    /// after it has ended otherwise.
+    pub fn expired(&self, moment: Moment<'_>) -> Option<(Self, Vec<Record>)> {
+        if self.status != ReservationStatus::Held || moment.now < self.expires_at {
+            return None;
+        }
+        let mut next = self.clone();
+        next.settled_at = Some(self.expires_at);
+        match self.on_expiry {
+            OnExpiry::Release => {
+                next.status = ReservationStatus::Expired;
+                Some((next, Vec::new()))
+            }
+            OnExpiry::Commit => {
+                next.status = ReservationStatus::Committed;
+                let totals: Vec<Quantity> =
+                    self.holds.iter().map(|hold| hold.value.max(hold.committed)).collect();
+                let records = next.record(&totals, moment.taken);
+                let events = records.iter().map(|record| record.key).collect();
+                next.last_call = Some(LastCall { content: Uuid::nil(), events });
+                Some((next, records))
+            }
+        }
+    }
+
+    /// A commit of what stands: the caller has carried out a due expiry.
+    pub fn commit(
+        &self,
+        call: &Commit,
+        terms: &CatalogIndex,
+        moment: Moment<'_>,
+    ) -> Result<CommitResult, Objection> {
+        self.validate_amounts(&call.values, "values", terms)?;
+        let merged = self.merge(call, terms)?;
+        let content = call.content();
+        let status = self.status(moment.now);
+        if let Some(last) = &self.last_call
+            && last.content == content
+            && (status == ReservationStatus::Committed) == call.is_final
+        {
+            return Ok(CommitResult::Repeated { events: last.events.clone() });
+        }
+        let named = |hold: &Hold| call.values.iter().find(|amount| amount.meter == hold.meter);
+        let total = |hold: &Hold| match named(hold) {
+            Some(amount) if call.is_final => amount.value,
+            Some(amount) => amount.value.max(hold.committed),
+            None if call.is_final => hold.value.max(hold.committed),
+            None => hold.committed,
+        };
+        let totals: Vec<Quantity> = self.holds.iter().map(total).collect();
+        let same_totals = || self.holds.iter().zip(&totals).all(|(hold, total)| hold.committed == *total);
+        match status {
+            ReservationStatus::Released => return Err(Refusal::AlreadyReleased.into()),
+            ReservationStatus::Committed if same_totals() => {
+                let events =
+                    self.last_call.as_ref().filter(|_| call.is_final).map(|last| last.events.clone());
+                return Ok(CommitResult::Repeated { events: events.unwrap_or_default() });
+            }
+            ReservationStatus::Committed => return Err(Refusal::AlreadyCommitted.into()),
+            ReservationStatus::Held | ReservationStatus::Expired => {}
+        }
+        if moment.is_too_late_for(self) {
+            return Err(Refusal::TooOld.into());
+        }
+        if self.holds.iter().zip(&totals).any(|(hold, total)| *total < hold.committed) {
+            return Err(Refusal::BelowCommitted.into());
+        }
+        let mut next = Self { holds: merged, ..self.clone() };
+        let records = next.record(&totals, moment.taken);
+        next.late |= status == ReservationStatus::Expired;
+        next.over_hold = next.holds.iter().any(|hold| hold.committed > hold.value);
+        if call.is_final {
+            next.status = ReservationStatus::Committed;
+            next.settled_at = Some(moment.now);
+        } else if records.is_empty() {
+            // a step that says nothing new leaves no trace
+            return Ok(CommitResult::New { next: Box::new(self.clone()), records });
+        }
+        let events = records.iter().map(|record| record.key).collect();
+        next.last_call = Some(LastCall { content, events });
+        Ok(CommitResult::New { next: Box::new(next), records })
+    }
+
+    /// Raises what was committed to the totals; what that records.
+    fn record(&mut self, totals: &[Quantity], taken: &BTreeSet<Uuid>) -> Vec<Record> {
+        let mut records = Vec::new();
+        for (hold, total) in self.holds.iter_mut().zip(totals) {
+            let quantity = total.above(hold.committed);
+            if quantity.is_zero() {
+                continue;
+            }
+            hold.committed = *total;
+            let key = loop {
+                hold.records += 1;
+                let key = record_key(self.key, self.created_at, hold);
+                if !taken.contains(&key) {
+                    break key;
+                }
+            };
+            records.push(Record {
+                key,
+                meter: hold.meter.clone(),
+                quantity,
+                properties: hold.properties.clone(),
+            });
+        }
+        records
+    }
+
+    /// The holds with a commit's properties laid over theirs; a dimension stays what it was held for.
+    fn merge(&self, call: &Commit, terms: &CatalogIndex) -> Result<Vec<Hold>, Objection> {
+        if call.properties.as_map().is_empty() {
+            return Ok(self.holds.clone());
+        }
+        let merge = |hold: &Hold| {
+            if let Some(found) = terms.meter(&hold.meter) {
+                validate_changed_dimension(&found.meter, hold, &call.properties)?;
+            }
+            let properties = hold.properties.merged(&call.properties).map_err(under_properties)?;
+            Ok(Hold { properties, ..hold.clone() })
+        };
+        self.holds.iter().map(merge).collect()
+    }
+
+    fn validate_amounts(
+        &self,
+        amounts: &[MeterAmount],
+        under: &str,
+        terms: &CatalogIndex,
+    ) -> Result<(), Objection> {
+        let aggregation = |meter: &MeterKey| {
+            self.holds.iter().find(|hold| hold.meter == *meter)?;
+            Some(terms.meter(meter)?.meter.aggregation)
+        };
+        Ok(validate_amounts(amounts, under, aggregation)?)
+    }
+
+    /// Lets go of what is held; none where that was done before. The caller has carried out a due
+    /// expiry, and of what is expired there is nothing to let go.
+    pub fn release(&self, call: &Release, moment: Moment<'_>) -> Result<Option<Self>, Refusal> {
+        match self.status(moment.now) {
+            ReservationStatus::Committed => Err(Refusal::AlreadyCommitted),
+            ReservationStatus::Released | ReservationStatus::Expired => Ok(None),
+            ReservationStatus::Held if moment.is_too_late_for(self) => Err(Refusal::TooOld),
+            ReservationStatus::Held => Ok(Some(Self {
+                status: ReservationStatus::Released,
+                reason: call.reason.clone(),
+                settled_at: Some(moment.now),
+                last_call: Some(LastCall { content: Uuid::nil(), events: Vec::new() }),
+                ..self.clone()
+            })),
+        }
+    }
+
+    /// The reservation with another expiry and other totals; whether they fit the counters say.
+    pub fn extend(&self, call: &Extend, terms: &CatalogIndex, moment: Moment<'_>) -> Result<Self, Objection> {
+        self.validate_amounts(&call.holds, "holds", terms)?;
+        match self.status(moment.now) {
+            ReservationStatus::Committed => return Err(Refusal::AlreadyCommitted.into()),
+            ReservationStatus::Released => return Err(Refusal::AlreadyReleased.into()),
+            ReservationStatus::Expired => return Err(Refusal::Expired.into()),
+            ReservationStatus::Held if moment.is_too_late_for(self) => return Err(Refusal::TooOld.into()),
+            ReservationStatus::Held => {}
+        }
+        let mut next = self.clone();
+        if let Some(seconds) = call.ttl_seconds {
+            next.expires_at = moment.now.saturating_add(Duration::from_secs(seconds.into()));
+        }
+        for hold in &mut next.holds {
+            let Some(amount) = call.holds.iter().find(|amount| amount.meter == hold.meter) else { continue };
+            if amount.value < hold.committed {
+                return Err(Refusal::BelowCommitted.into());
+            }
+            hold.value = amount.value;
+        }
+        next.over_hold = next.holds.iter().any(|hold| hold.committed > hold.value);
+        Ok(next)
+    }
+}
+
+fn validate_changed_dimension(meter: &Meter, hold: &Hold, over: &Properties) -> Result<(), Objection> {
+    let changed = meter.dimensions.iter().find(|dimension| {
+        let (old, new) = (hold.properties.get(dimension.as_str()), over.get(dimension.as_str()));
+        new.is_some_and(|new| dimension_value(new) != old.and_then(dimension_value))
+    });
+    let Some(dimension) = changed else { return Ok(()) };
+    let detail =
+        format!("is another than `{}` was held for; record that use as an event of its own", meter.key);
+    let violation = Violation::new("dimension_changed", detail).under(dimension.as_str()).under("properties");
+    Err(Objection::Invalid(vec![violation]))
+}
+
+fn under_properties(violations: Vec<Violation>) -> Objection {
+    Objection::Invalid(violations.into_iter().map(|violation| violation.under("properties")).collect())
+}
+
+/// The key, which is the id, of an event that records a hold: a UUIDv7 (RFC 9562, section 5.7) of the
+/// reservation's time, whose random part is made of the reservation, the meter and a number. The same
+/// record has the same id, and neighbours in time are neighbours in the index.
+fn record_key(reservation: Uuid, created_at: Timestamp, hold: &Hold) -> Uuid {
+    let mut digest = crate::base::digest::Digest::default();
+    digest.bytes(reservation.as_bytes()).text(hold.meter.as_str()).number(hold.records.into());
+    let digest = digest.finish();
+    let millis = u64::try_from(created_at.micros().div_euclid(1_000)).unwrap_or_default();
+    let mut random = [0; 10];
+    random.copy_from_slice(&digest.as_bytes()[..10]);
+    uuid::Builder::from_unix_timestamp_millis(millis, &random).into_uuid()
+}

@@ -1,0 +1,398 @@
+//! Lines of invoices, as they are kept: what was numbered says for ever what it said then.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Number, Value};
+
+use crate::base::fields;
+use crate::base::fields::{ObjectParser, Parsed};
+use crate::base::names::PlanKey;
+use crate::base::quantity::Total;
+use crate::base::window::Span;
+use crate::pricing::amount::MinorUnits;
+use crate::pricing::commitment::{Bound, Commitment};
+use crate::pricing::price::Price;
+use crate::pricing::rating::{LineModel, RatedLine};
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum InvoiceLineKind {
+    Usage,
+    /// For a plan as a whole, once an invoice.
+    Fee,
+    /// What all lines together are short of the least that they come to.
+    Minimum,
+    /// What they have above the most.
+    Maximum,
+    /// What an earlier invoice would have said differently, had it known what is known now.
+    Correction,
+}
+
+impl InvoiceLineKind {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Usage => "usage",
+            Self::Fee => "fee",
+            Self::Minimum => "minimum",
+            Self::Maximum => "maximum",
+            Self::Correction => "correction",
+        }
+    }
+}
+
+/// A time, as it is shown.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct LinePeriod {
+    pub start: String,
+    pub end: String,
+}
+
+impl From<Span> for LinePeriod {
+    fn from(span: Span) -> Self {
+        Self { start: span.from.to_string(), end: span.to.to_string() }
+    }
+}
+
+/// A line; numbers in full, amounts in minor units.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct InvoiceLine {
+    pub kind: InvoiceLineKind,
+    pub plan: String,
+    /// As it was called then, where it had a name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub plan_name: Option<String>,
+    /// None: a bound of all lines.
+    pub price: Option<String>,
+    pub meter: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub meter_name: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub filter: Option<BTreeMap<String, Vec<String>>>,
+    pub model: String,
+    /// Of a correction: of what it corrects.
+    pub period: LinePeriod,
+    /// The number of the invoice that is corrected.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub corrects: Option<String>,
+    pub quantity: Number,
+    pub amount: Number,
+    pub rounded_amount: Number,
+    pub tiers: Vec<LineTier>,
+    /// What of the price, beside its tiers, says how the amount comes about.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub rates: BTreeMap<String, Value>,
+    /// What a minimum or a maximum of the price adds or takes off.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub adjustment: Option<Number>,
+    /// Of a bound: what all lines come to at least, or at most.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bound: Option<Number>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LineTier {
+    pub up_to: Option<Number>,
+    pub quantity: Number,
+    pub unit_amount: Number,
+    pub flat_amount: Number,
+    pub amount: Number,
+}
+
+/// The fields of a price, beside its tiers, that its amount goes by.
+const RATES: [&str; 10] = [
+    "unit_amount",
+    "per_units",
+    "round",
+    "rate",
+    "fixed_amount",
+    "event_minimum",
+    "event_maximum",
+    "free_units",
+    "minimum_amount",
+    "maximum_amount",
+];
+
+/// What tells the lines of an invoice apart.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct InvoiceLineKey {
+    plan: String,
+    price: Option<String>,
+    model: String,
+    period: LinePeriod,
+}
+
+/// What of a line a correction changes.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct BilledAmount {
+    pub quantity: Total,
+    pub amount: MinorUnits,
+}
+
+fn number(text: String) -> Number {
+    // decimals in full are always numbers
+    text.parse().unwrap_or_else(|_| Number::from(0))
+}
+
+impl InvoiceLine {
+    pub fn of(plan: &PlanKey, span: Span, line: &RatedLine) -> Self {
+        let tiers = line.tiers.iter().map(|tier| LineTier {
+            up_to: tier.up_to.map(|up_to| number(up_to.to_string())),
+            quantity: number(tier.quantity.to_string()),
+            unit_amount: number(tier.unit_amount.to_string()),
+            flat_amount: number(tier.flat_amount.to_string()),
+            amount: number(tier.amount.to_string()),
+        });
+        let filter: BTreeMap<String, Vec<String>> =
+            line.filter.iter().map(|(name, values)| (name.to_owned(), values.to_vec())).collect();
+        // words always serialise
+        let model = serde_json::to_value(line.model).unwrap_or_default();
+        Self {
+            kind: match (line.model, &line.meter) {
+                (LineModel::Bound(Bound::Minimum), _) => InvoiceLineKind::Minimum,
+                (LineModel::Bound(Bound::Maximum), _) => InvoiceLineKind::Maximum,
+                (_, Some(_)) => InvoiceLineKind::Usage,
+                (_, None) => InvoiceLineKind::Fee,
+            },
+            plan: plan.to_string(),
+            plan_name: None,
+            price: line.price.as_ref().map(ToString::to_string),
+            meter: line.meter.as_ref().map(ToString::to_string),
+            meter_name: None,
+            filter: (!filter.is_empty()).then_some(filter),
+            model: model.as_str().unwrap_or_default().to_owned(),
+            period: span.into(),
+            corrects: None,
+            quantity: number(line.quantity.to_string()),
+            amount: number(line.amount.to_string()),
+            rounded_amount: number(line.rounded_amount.to_string()),
+            tiers: tiers.collect(),
+            rates: BTreeMap::new(),
+            adjustment: (!line.adjustment.is_zero()).then(|| number(line.adjustment.to_string())),
+            bound: line.bound.as_ref().map(|bound| number(bound.to_string())),
+        }
+    }
+
+    /// With how a price comes to its amount, and what the plan and the meter are called.
+    #[must_use]
+    pub fn explained(self, price: &Price, plan_name: Option<String>, meter_name: Option<String>) -> Self {
+        // prices always serialise
+        let fields = serde_json::to_value(price).unwrap_or_default();
+        let said = |name: &&str| match &fields[*name] {
+            Value::Null => None,
+            // nothing free, and each unit by itself, go without saying
+            value if *name == "free_units" && *value == 0 => None,
+            value if *name == "per_units" && *value == 1 => None,
+            value => Some(((*name).to_owned(), value.clone())),
+        };
+        Self { rates: RATES.iter().filter_map(said).collect(), plan_name, meter_name, ..self }
+    }
+
+    pub fn key(&self) -> InvoiceLineKey {
+        InvoiceLineKey {
+            plan: self.plan.clone(),
+            price: self.price.clone(),
+            model: self.model.clone(),
+            period: self.period.clone(),
+        }
+    }
+
+    /// Whether it is a commitment that all lines keep to by themselves: there is nothing to show.
+    pub fn is_kept_to(&self) -> bool {
+        matches!(self.kind, InvoiceLineKind::Minimum | InvoiceLineKind::Maximum)
+            && self.rounded() == MinorUnits::default()
+    }
+
+    pub fn rounded(&self) -> MinorUnits {
+        MinorUnits::parse(self.rounded_amount.as_str()).unwrap_or_default()
+    }
+
+    pub fn billed(&self) -> BilledAmount {
+        let quantity = Total::from_decimal(self.quantity.as_str()).unwrap_or_default();
+        BilledAmount { quantity, amount: self.rounded() }
+    }
+
+    /// The same, with nothing used.
+    #[must_use]
+    pub fn unused(&self) -> Self {
+        let nothing = || Number::from(0);
+        Self { quantity: nothing(), amount: nothing(), rounded_amount: nothing(), ..self.clone() }
+    }
+
+    /// What is to be charged or given back, where it comes to other than what was billed so far.
+    pub fn correction(&self, so_far: &BilledAmount, corrects: &str) -> Option<Self> {
+        let now = self.billed();
+        let amount = now.amount - so_far.amount.clone();
+        if amount == MinorUnits::default() {
+            return None;
+        }
+        Some(Self {
+            kind: InvoiceLineKind::Correction,
+            corrects: Some(corrects.to_owned()),
+            quantity: number((now.quantity - so_far.quantity).to_string()),
+            amount: number(amount.to_string()),
+            rounded_amount: number(amount.to_string()),
+            tiers: Vec::new(),
+            rates: BTreeMap::new(),
+            adjustment: None,
+            bound: None,
+            ..self.clone()
+        })
+    }
+}
+
+/// The sum of rounded lines.
+pub fn total(lines: &[InvoiceLine]) -> MinorUnits {
+    lines.iter().map(InvoiceLine::rounded).sum()
+}
+
+/// By what a stretch of a period was rated.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RatingTerms {
+    pub plan: PlanKey,
+    /// Where it has one beside its key.
+    pub plan_name: Option<String>,
+    pub span: Span,
+    /// Whether what was used in it is paid for.
+    pub is_billed: bool,
+    /// Those of the plan and of the subscription in the invoice's currency.
+    pub prices: Vec<Price>,
+    /// What the whole invoice comes to at least and at most: as the last plan says, as with fees.
+    pub commitment: Option<Commitment>,
+    /// Whether fees of the plan as a whole fall due with it: once, by the last.
+    pub with_fees: bool,
+    /// Whether another customer owes what it costs without anything being used.
+    pub only_used: bool,
+}
+
+impl RatingTerms {
+    pub fn to_json(&self) -> Value {
+        serde_json::json!({
+            "plan": self.plan,
+            "plan_name": self.plan_name,
+            "period": self.span,
+            "billed": self.is_billed,
+            "with_fees": self.with_fees,
+            "only_used": self.only_used,
+            "prices": self.prices,
+            "commitment": self.commitment,
+        })
+    }
+
+    pub fn read(value: Value) -> Parsed<Self> {
+        let mut fields = ObjectParser::new(value)?;
+        let plan = fields.required("plan", |v| Ok(PlanKey::parse(fields::text(v)?)?));
+        let plan_name = fields.optional("plan_name", fields::text);
+        let span = fields.required("period", |v| {
+            let mut period = ObjectParser::new(v)?;
+            let (from, to) =
+                (period.required("start", fields::timestamp), period.required("end", fields::timestamp));
+            period.finish()?;
+            let (Some(from), Some(to)) = (from, to) else { return Err(Vec::new()) };
+            Ok(Span { from, to })
+        });
+        let is_billed = fields.required("billed", fields::boolean);
+        let with_fees = fields.required("with_fees", fields::boolean);
+        let only_used = fields.optional("only_used", fields::boolean).unwrap_or_default();
+        let prices = fields.required("prices", |v| fields::items(v, usize::MAX, Price::read));
+        let commitment = fields.optional("commitment", Commitment::read);
+        fields.finish()?;
+        let (Some(plan), Some(span), Some(is_billed), Some(with_fees), Some(prices)) =
+            (plan, span, is_billed, with_fees, prices)
+        else {
+            return Err(Vec::new());
+        };
+        Ok(Self { plan, plan_name, span, is_billed, prices, commitment, with_fees, only_used })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::timestamp::Timestamp;
+    use crate::pricing::rating::RatedQuantity;
+    use serde_json::json;
+
+    fn span() -> Span {
+        let at = |text| Timestamp::parse(text).unwrap();
+        Span { from: at("2026-01-31T00:00:00Z"), to: at("2026-02-28T00:00:00Z") }
+    }
+
+    fn price() -> Price {
+        Price::read(json!({"key": "tokens", "meter": "ai", "filter": {"model": ["a"]}, "model": "graduated", "currency": "usd",
+            "effective_from": "2026-01-01T00:00:00Z", "stripe_price_id": "price_1", "minimum_amount": "0.000000000001",
+            "tiers": [{"up_to": 10, "unit_amount": "0.123456789012"}, {"up_to": null, "unit_amount": 1, "flat_amount": 7}]}))
+        .unwrap()
+    }
+
+    fn minimum(amount: i64) -> Commitment {
+        Commitment::read(json!({"currency": "usd", "minimum_amount": amount})).unwrap()
+    }
+
+    fn line(quantity: i64) -> InvoiceLine {
+        let used = RatedQuantity { quantity: quantity.into(), ..RatedQuantity::default() };
+        InvoiceLine::of(&PlanKey::parse("pro").unwrap(), span(), &price().rate(&used))
+    }
+
+    #[test]
+    fn stored_invoice_lines_read_back_unchanged() {
+        let terms = RatingTerms {
+            plan: PlanKey::parse("pro").unwrap(),
+            plan_name: Some("Pro".to_owned()),
+            span: span(),
+            is_billed: true,
+            prices: vec![price()],
+            commitment: Some(minimum(500)),
+            with_fees: true,
+            only_used: true,
+        };
+        assert_eq!(RatingTerms::read(terms.to_json()).unwrap(), terms);
+        // as it was kept before there were any
+        let mut older = terms.to_json();
+        for later in ["commitment", "only_used", "plan_name"] {
+            older.as_object_mut().unwrap().remove(later);
+        }
+        assert_eq!(
+            RatingTerms::read(older).unwrap(),
+            RatingTerms { commitment: None, only_used: false, plan_name: None, ..terms }
+        );
+        let line = line(25).explained(&price(), None, Some("AI".to_owned()));
+        assert_eq!(line.rates.keys().collect::<Vec<_>>(), ["minimum_amount"]);
+        let text = serde_json::to_string(&line).unwrap();
+        assert_eq!(serde_json::from_str::<InvoiceLine>(&text).unwrap(), line);
+        assert_eq!((line.rounded_amount.as_str(), line.amount.as_str()), ("23", "23.23456789012"));
+    }
+
+    #[test]
+    fn late_usage_reduces_the_minimum_charge() {
+        let of = |sum: i64| {
+            let bound = minimum(500).lines(&sum.into()).next().unwrap();
+            InvoiceLine::of(&PlanKey::parse("pro").unwrap(), span(), &bound)
+        };
+        let first = of(200);
+        assert_eq!(
+            (first.kind, first.price.clone(), first.is_kept_to()),
+            (InvoiceLineKind::Minimum, None, false)
+        );
+        assert!(of(500).is_kept_to());
+        assert_eq!(first.key(), of(900).key());
+        // 100 more, and 100 less that are to make up; beyond the minimum it is given back whole
+        for (sum, expected) in [(200, None), (300, Some("-100")), (900, Some("-300"))] {
+            let correction = of(sum).correction(&first.billed(), "MG-000001");
+            assert_eq!(correction.as_ref().map(|line| line.rounded_amount.as_str()), expected, "{sum}");
+        }
+        let text = serde_json::to_string(&first).unwrap();
+        assert_eq!(serde_json::from_str::<InvoiceLine>(&text).unwrap(), first);
+    }
+
+    #[test]
+    fn corrections_bill_the_difference_to_all_earlier_lines() {
+        let first = line(25);
+        assert_eq!(line(25).correction(&first.billed(), "MG-000001"), None);
+        let more = line(40).correction(&first.billed(), "MG-000001").unwrap();
+        assert_eq!((more.quantity.as_str(), more.rounded_amount.as_str()), ("15", "15"));
+        let less = line(0).correction(&first.billed(), "MG-000001").unwrap();
+        assert_eq!(less.rounded_amount.as_str(), "-23");
+        assert_eq!(total(&[first, more, less]).to_string(), "15");
+    }
+}

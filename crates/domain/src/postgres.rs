@@ -1,0 +1,157 @@
+//! How the domain's types travel to and from PostgreSQL, in its binary formats.
+
+use sqlx::encode::IsNull;
+use sqlx::error::BoxDynError;
+use sqlx::postgres::{PgArgumentBuffer, PgHasArrayType, PgTypeInfo, PgValueFormat, PgValueRef};
+use sqlx::{Decode, Encode, Postgres, Type};
+
+use crate::base::quantity::{Quantity, Total};
+use crate::base::timestamp::{MICROS_PER_SECOND, Timestamp};
+
+/// 2000-01-01T00:00:00Z, from which PostgreSQL counts its microseconds.
+const POSTGRES_EPOCH_MICROS: i64 = 946_684_800 * MICROS_PER_SECOND;
+
+impl Type<Postgres> for Timestamp {
+    fn type_info() -> PgTypeInfo {
+        PgTypeInfo::with_name("timestamptz")
+    }
+}
+
+impl PgHasArrayType for Timestamp {
+    fn array_type_info() -> PgTypeInfo {
+        PgTypeInfo::with_name("_timestamptz")
+    }
+}
+
+impl Encode<'_, Postgres> for Timestamp {
+    fn encode_by_ref(&self, buffer: &mut PgArgumentBuffer) -> Result<IsNull, BoxDynError> {
+        Encode::<Postgres>::encode(self.micros() - POSTGRES_EPOCH_MICROS, buffer)
+    }
+}
+
+impl<'r> Decode<'r, Postgres> for Timestamp {
+    fn decode(value: PgValueRef<'r>) -> Result<Self, BoxDynError> {
+        if value.format() != PgValueFormat::Binary {
+            return Err("timestamps are read in binary form".into());
+        }
+        let micros = <i64 as Decode<Postgres>>::decode(value)?;
+        let micros = micros.checked_add(POSTGRES_EPOCH_MICROS).ok_or("an infinite timestamp")?;
+        Self::from_micros(micros).ok_or_else(|| "a timestamp out of range".into())
+    }
+}
+
+impl Type<Postgres> for Quantity {
+    fn type_info() -> PgTypeInfo {
+        PgTypeInfo::with_name("numeric")
+    }
+}
+
+impl PgHasArrayType for Quantity {
+    fn array_type_info() -> PgTypeInfo {
+        PgTypeInfo::with_name("_numeric")
+    }
+}
+
+impl Encode<'_, Postgres> for Quantity {
+    fn encode_by_ref(&self, buffer: &mut PgArgumentBuffer) -> Result<IsNull, BoxDynError> {
+        encode_nanos(self.nanos(), buffer)
+    }
+}
+
+impl Type<Postgres> for Total {
+    fn type_info() -> PgTypeInfo {
+        PgTypeInfo::with_name("numeric")
+    }
+}
+
+impl PgHasArrayType for Total {
+    fn array_type_info() -> PgTypeInfo {
+        PgTypeInfo::with_name("_numeric")
+    }
+}
+
+impl Encode<'_, Postgres> for Total {
+    fn encode_by_ref(&self, buffer: &mut PgArgumentBuffer) -> Result<IsNull, BoxDynError> {
+        encode_nanos(self.nanos(), buffer)
+    }
+}
+
+impl<'r> Decode<'r, Postgres> for Total {
+    fn decode(value: PgValueRef<'r>) -> Result<Self, BoxDynError> {
+        if value.format() != PgValueFormat::Binary {
+            return Err("quantities are read in binary form".into());
+        }
+        decode_nanos(value.as_bytes()?).map(Self::from_nanos)
+    }
+}
+
+impl<'r> Decode<'r, Postgres> for Quantity {
+    fn decode(value: PgValueRef<'r>) -> Result<Self, BoxDynError> {
+        let total = <Total as Decode<Postgres>>::decode(value)?;
+        total.quantity().ok_or_else(|| "a quantity out of range".into())
+    }
+}
+
+/// Base-10000 digits of the greatest integer part that 128 bits of nano-units have, and of a fraction.
+const INTEGER_GROUPS: usize = 8;
+const FRACTION_GROUPS: usize = 3;
+const NANOS: u128 = 1_000_000_000;
+
+/// `numeric` is a count of base-10000 digits, the weight of the first, a sign, the number of decimal
+/// digits after the point, and the digits (PostgreSQL's `numeric_send`).
+fn encode_nanos(nanos: i128, buffer: &mut PgArgumentBuffer) -> Result<IsNull, BoxDynError> {
+    let magnitude = nanos.unsigned_abs();
+    // nine decimal places are twelve, in whole groups
+    let (mut units, mut fraction) = (magnitude / NANOS, (magnitude % NANOS) * 1_000);
+    let mut digits = [0_u16; INTEGER_GROUPS + FRACTION_GROUPS];
+    for digit in digits[..INTEGER_GROUPS].iter_mut().rev() {
+        *digit = u16::try_from(units % 10_000)?;
+        units /= 10_000;
+    }
+    for digit in digits[INTEGER_GROUPS..].iter_mut().rev() {
+        *digit = u16::try_from(fraction % 10_000)?;
+        fraction /= 10_000;
+    }
+    let mut scale: u16 = 9;
+    let mut rest = magnitude % NANOS;
+    while scale > 0 && rest.is_multiple_of(10) {
+        rest /= 10;
+        scale -= 1;
+    }
+    let first = digits.iter().position(|digit| *digit != 0).unwrap_or(digits.len());
+    let end = digits.iter().rposition(|digit| *digit != 0).map_or(first, |last| last + 1);
+    let weight =
+        if first == digits.len() { 0 } else { i16::try_from(INTEGER_GROUPS - 1)? - i16::try_from(first)? };
+    buffer.extend_from_slice(&u16::try_from(end - first)?.to_be_bytes());
+    buffer.extend_from_slice(&weight.to_be_bytes());
+    buffer.extend_from_slice(&(if nanos < 0 { 0x4000_u16 } else { 0 }).to_be_bytes());
+    buffer.extend_from_slice(&scale.to_be_bytes());
+    for digit in &digits[first..end] {
+        buffer.extend_from_slice(&digit.to_be_bytes());
+    }
+    Ok(IsNull::No)
+}
+
+fn decode_nanos(bytes: &[u8]) -> Result<i128, BoxDynError> {
+    let mut words = bytes.chunks_exact(2).map(|pair| u16::from_be_bytes([pair[0], pair[1]]));
+    let mut word = || words.next().ok_or("a numeric that ends early");
+    let (count, weight, sign, _scale) = (word()?, word()?.cast_signed(), word()?, word()?);
+    let negative = match sign {
+        0 => false,
+        0x4000 => true,
+        _ => return Err("a numeric that is no number".into()),
+    };
+    // in thousandths of nano-units, which whole groups come to
+    let mut magnitude: i128 = 0;
+    for place in 0..i32::from(count) {
+        let power = i32::from(weight) - place + i32::try_from(FRACTION_GROUPS)?;
+        let digit = i128::from(word()?);
+        let Ok(power) = u32::try_from(power) else {
+            return Err("a numeric with more than nine decimal places".into());
+        };
+        let part = 10_000_i128.checked_pow(power).and_then(|unit| unit.checked_mul(digit));
+        magnitude = part.and_then(|part| magnitude.checked_add(part)).ok_or("a numeric out of range")?;
+    }
+    let nanos = magnitude / 1_000;
+    Ok(if negative { -nanos } else { nanos })
+}

@@ -1,0 +1,18 @@
+//! Prices: what usage costs, exactly, line by line. Everything is counted in minor units of a currency
+//! as fractions; a line rounds once, last.
+
+pub mod amount;
+pub mod cap;
+#[cfg(test)]
+mod cases;
+pub mod commitment;
+pub mod currency;
+pub mod exchange;
+pub mod forecast;
+mod fraction;
+pub mod list;
+pub mod parts;
+pub mod period_costs;
+pub mod price;
+pub mod quote;
+pub mod rating;

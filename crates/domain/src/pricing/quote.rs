@@ -1,0 +1,259 @@
+//! Quotes: given quantities rated by given prices, or by those of a plan.
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+use serde_json::Value;
+
+use super::amount::MinorUnits;
+use super::commitment;
+use super::commitment::Commitment;
+use super::currency::Currency;
+use super::exchange::{ExchangeRate, Rates};
+use super::list;
+use super::list::PriceList;
+use super::price::Price;
+use super::rating::{RatedLine, RatedQuantity};
+use crate::base::fields::{self, ObjectParser, Parsed, Violation};
+use crate::base::limits::{CATALOG_ITEMS_MAX, QUOTE_VALUES_MAX};
+use crate::base::names::{MeterKey, PlanKey};
+use crate::base::quantity::{Quantity, Total};
+use crate::base::timestamp::Timestamp;
+use crate::catalog::Catalog;
+use crate::usage::event::Properties;
+
+/// What is to be rated, and by what.
+#[derive(Debug, Clone)]
+pub struct QuoteRequest {
+    pub basis: Basis,
+    /// None: that of the first price.
+    pub currency: Option<Currency>,
+    pub usage: Vec<QuotedUse>,
+    /// By the prices in force then; none: now.
+    pub at: Option<Timestamp>,
+}
+
+#[derive(Debug, Clone)]
+pub enum Basis {
+    Plan(PlanKey),
+    Prices { prices: Vec<Price>, commitments: Vec<Commitment> },
+}
+
+#[derive(Debug, Clone)]
+pub struct QuotedUse {
+    pub meter: MeterKey,
+    /// Of its events; a quantity alone is one.
+    pub values: Vec<Quantity>,
+    pub properties: Properties,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Quote {
+    pub currency: Currency,
+    pub lines: Vec<RatedLine>,
+    /// The sum of the rounded lines.
+    pub total: MinorUnits,
+    /// Between the currency of the prices and the one asked for, where they differ.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub exchange_rate: Option<ExchangeRate>,
+    /// What no price rates.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub unpriced: Vec<Unpriced>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Unpriced {
+    pub meter: MeterKey,
+    pub quantity: Total,
+}
+
+impl QuoteRequest {
+    pub fn read(value: Value) -> Parsed<Self> {
+        let mut fields = ObjectParser::new(value)?;
+        let plan = fields.optional("plan", |v| Ok(PlanKey::parse(fields::text(v)?)?));
+        let prices = fields.optional("prices", |v| {
+            let prices = fields::items(v, CATALOG_ITEMS_MAX, Price::read)?;
+            list::validate_price_list(&prices, &[])?;
+            Ok(prices)
+        });
+        let commitments = fields.list("commitments", CATALOG_ITEMS_MAX, Commitment::read);
+        let currency = fields.optional("currency", Currency::read);
+        let usage = fields.list("usage", CATALOG_ITEMS_MAX, QuotedUse::read);
+        let at = fields.optional("at", fields::timestamp);
+        if plan.is_some() && !commitments.is_empty() {
+            let detail = "a plan has its own; give them with `prices`";
+            fields.add_error(Violation::new("conflicting_fields", detail).under("commitments"));
+        }
+        let basis = match (plan, prices) {
+            (Some(plan), None) => Some(Basis::Plan(plan)),
+            (None, Some(prices)) => {
+                for violation in commitment::validate_commitments(&commitments, prices.iter()) {
+                    fields.add_error(violation.under("commitments"));
+                }
+                Some(Basis::Prices { prices, commitments })
+            }
+            (Some(_), Some(_)) => {
+                fields.add_error(Violation::new("conflicting_fields", "give either `plan` or `prices`"));
+                None
+            }
+            (None, None) => {
+                if !fields.has_errors() {
+                    fields.add_error(
+                        Violation::new("missing_field", "`plan` or `prices` is required").under("plan"),
+                    );
+                }
+                None
+            }
+        };
+        fields.finish()?;
+        let Some(basis) = basis else { return Err(Vec::new()) };
+        Ok(Self { basis, currency, usage, at })
+    }
+
+    /// Rates it under a catalog.
+    pub fn rate(&self, catalog: &Catalog, rates: &Rates, now: Timestamp) -> Parsed<Quote> {
+        let (prices, commitments) = self.prices(catalog)?;
+        self.validate_unknown_meters(catalog, prices)?;
+        let Some(list) = PriceList::nearest_to(prices, self.currency) else {
+            return self.free();
+        };
+        let at = self.at.unwrap_or(now);
+        let (mut used, mut unpriced) = (BTreeMap::new(), Vec::new());
+        for entry in &self.usage {
+            match list.rating(&entry.meter, &entry.properties, at) {
+                Some(price) => {
+                    let sum: &mut RatedQuantity = used.entry(&price.key).or_default();
+                    *sum = sum.clone() + RatedQuantity::of_values(price, entry.values.iter().copied());
+                }
+                None => unpriced.push(entry.unpriced()),
+            }
+        }
+        let exchange_rate = list.exchanged_to(self.currency, rates, at)?;
+        let line = |price: &Price| {
+            let line = price.rate(used.get(&price.key).unwrap_or(&RatedQuantity::default()));
+            exchange_rate.as_ref().map_or(line.clone(), |rate| line.converted(rate))
+        };
+        let in_force = prices.iter().filter(|price| price.currency == list.currency && price.is_in_force(at));
+        let mut lines: Vec<RatedLine> = in_force.map(line).collect();
+        if let Some(commitment) = commitments.iter().find(|commitment| commitment.currency == list.currency) {
+            let shown = exchange_rate.as_ref().map(|rate| commitment.converted(rate));
+            shown.as_ref().unwrap_or(commitment).complete(&mut lines);
+        }
+        Ok(Quote {
+            currency: exchange_rate.as_ref().map_or(list.currency, |rate| rate.to),
+            total: lines.iter().map(|line| line.rounded_amount.clone()).sum(),
+            lines,
+            exchange_rate,
+            unpriced,
+        })
+    }
+
+    fn prices<'a>(&'a self, catalog: &'a Catalog) -> Parsed<(&'a [Price], &'a [Commitment])> {
+        match &self.basis {
+            Basis::Prices { prices, commitments } => Ok((prices, commitments)),
+            Basis::Plan(key) => {
+                let plan = catalog.plan(key).ok_or_else(|| {
+                    let detail = format!("there is no plan `{key}`");
+                    vec![Violation::new("unknown_plan", detail).under("plan")]
+                })?;
+                Ok((&plan.prices, &plan.commitments))
+            }
+        }
+    }
+
+    fn validate_unknown_meters(&self, catalog: &Catalog, prices: &[Price]) -> Parsed<()> {
+        let is_known = |meter: &MeterKey| {
+            catalog.meter(meter).is_some() || prices.iter().any(|price| price.meter.as_ref() == Some(meter))
+        };
+        let violation = |(index, entry): (usize, &QuotedUse)| {
+            let detail = format!("there is no meter `{}`", entry.meter);
+            Violation::new("unknown_meter", detail).under("meter").under(&index.to_string()).under("usage")
+        };
+        let unknown = self.usage.iter().enumerate().filter(|(_, entry)| !is_known(&entry.meter));
+        let violations: Vec<Violation> = unknown.map(violation).collect();
+        if violations.is_empty() { Ok(()) } else { Err(violations) }
+    }
+
+    /// Where there are no prices, nothing costs anything: in which currency has to be said.
+    fn free(&self) -> Parsed<Quote> {
+        let Some(currency) = self.currency else {
+            let detail = "there are no prices, so the `currency` has to be given";
+            return Err(vec![Violation::new("missing_field", detail).under("currency")]);
+        };
+        let unpriced = self.usage.iter().map(QuotedUse::unpriced).collect();
+        Ok(Quote { currency, lines: Vec::new(), total: MinorUnits::default(), exchange_rate: None, unpriced })
+    }
+}
+
+impl PriceList<'_> {
+    /// The rate to the currency asked for; none where that is its own.
+    pub fn exchanged_to(
+        &self,
+        currency: Option<Currency>,
+        rates: &Rates,
+        at: Timestamp,
+    ) -> Parsed<Option<ExchangeRate>> {
+        match currency.filter(|currency| *currency != self.currency) {
+            None => Ok(None),
+            Some(wanted) => Ok(Some(known_rate(rates, self.currency, wanted, at)?.clone())),
+        }
+    }
+}
+
+/// The rate between two currencies; without one, nothing is converted.
+pub fn known_rate(rates: &Rates, from: Currency, to: Currency, at: Timestamp) -> Parsed<&ExchangeRate> {
+    rates.at(from, to, at).ok_or_else(|| {
+        let detail = format!("there is no exchange rate from {from} to {to}; set one with `PUT /v1/rates`");
+        vec![Violation::new("no_rate", detail).under("currency")]
+    })
+}
+
+impl QuotedUse {
+    fn read(value: Value) -> Parsed<Self> {
+        let mut fields = ObjectParser::new(value)?;
+        let meter = fields.required("meter", |v| Ok(MeterKey::parse(fields::text(v)?)?));
+        let quantity = fields.optional("quantity", fields::quantity);
+        let values = fields.optional("values", |v| fields::items(v, QUOTE_VALUES_MAX, fields::quantity));
+        let properties = fields.optional("properties", Properties::read).unwrap_or_default();
+        let values = match (quantity, values) {
+            (Some(quantity), None) => vec![quantity],
+            (None, Some(values)) => values,
+            (Some(_), Some(_)) => {
+                fields.add_error(Violation::new("conflicting_fields", "give either `quantity` or `values`"));
+                Vec::new()
+            }
+            (None, None) => {
+                if !fields.has_errors() {
+                    let detail = "`quantity` or `values` is required";
+                    fields.add_error(Violation::new("missing_field", detail).under("quantity"));
+                }
+                Vec::new()
+            }
+        };
+        fields.finish()?;
+        let Some(meter) = meter else { return Err(Vec::new()) };
+        Ok(Self { meter, values, properties })
+    }
+
+    fn unpriced(&self) -> Unpriced {
+        let quantity = self.values.iter().fold(Total::default(), |sum, value| sum + (*value).into());
+        Unpriced { meter: self.meter.clone(), quantity }
+    }
+}
+
+impl RatedLine {
+    /// In another currency, which rounds in its own units.
+    #[must_use]
+    pub fn converted(&self, rate: &ExchangeRate) -> Self {
+        let mut line = self.clone();
+        line.amount = rate.converted(&line.amount);
+        line.adjustment = rate.converted(&line.adjustment);
+        line.rounded_amount = line.amount.rounded();
+        for tier in &mut line.tiers {
+            tier.unit_amount = rate.converted(&tier.unit_amount);
+            tier.flat_amount = rate.converted(&tier.flat_amount);
+            tier.amount = rate.converted(&tier.amount);
+        }
+        line
+    }
+}

@@ -1,0 +1,503 @@
+//! Subscriptions: which plan a subject is on, whether it may use it, and how its periods turn. Every
+//! change is a function of what stood before and a time.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::sync::OnceLock;
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use uuid::Uuid;
+
+use crate::base::fields::{self, ObjectParser, Parsed, Violation};
+use crate::base::limits::{CATALOG_ITEMS_MAX, CLOSING, EVENT_AHEAD_MAX};
+use crate::base::names::{ItemKey, PlanKey};
+use crate::base::period::Cycle;
+use crate::base::quantity::Quantity;
+use crate::base::timestamp::Timestamp;
+use crate::base::window::Span;
+use crate::catalog::Catalog;
+use crate::catalog::plan::{OnPlanChange, Plan};
+use crate::gate::applicable_cap::PriceBook;
+use crate::pricing;
+use crate::pricing::cap::SpendCap;
+use crate::pricing::commitment::{self, Commitment};
+use crate::pricing::currency::Currency;
+use crate::pricing::exchange::Rates;
+use crate::pricing::price::Price;
+use crate::pricing::quote::known_rate;
+
+/// As the biller says it (<https://docs.stripe.com/api/subscriptions/object#subscription_object-status>).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SubscriptionStatus {
+    Trialing,
+    Active,
+    PastDue,
+    Unpaid,
+    Paused,
+    Canceled,
+    Incomplete,
+    IncompleteExpired,
+}
+
+impl SubscriptionStatus {
+    pub const WORDS: [(&'static str, Self); 8] = [
+        ("trialing", Self::Trialing),
+        ("active", Self::Active),
+        ("past_due", Self::PastDue),
+        ("unpaid", Self::Unpaid),
+        ("paused", Self::Paused),
+        ("canceled", Self::Canceled),
+        ("incomplete", Self::Incomplete),
+        ("incomplete_expired", Self::IncompleteExpired),
+    ];
+
+    pub fn as_str(self) -> &'static str {
+        Self::WORDS.iter().find(|(_, status)| *status == self).map_or("", |(word, _)| word)
+    }
+
+    pub fn may_use(self) -> bool {
+        matches!(self, Self::Trialing | Self::Active | Self::PastDue)
+    }
+}
+
+/// What follows from a subscription and the catalog, and distinguishes no two subscriptions.
+#[derive(Debug, Clone, Default)]
+pub struct OwnPriceBooks(OnceLock<Vec<PriceBook>>);
+
+impl OwnPriceBooks {
+    pub fn get_or_init(&self, make: impl FnOnce() -> Vec<PriceBook>) -> &[PriceBook] {
+        self.0.get_or_init(make)
+    }
+}
+
+impl PartialEq for OwnPriceBooks {
+    fn eq(&self, _: &Self) -> bool {
+        true
+    }
+}
+
+impl Eq for OwnPriceBooks {}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Subscription {
+    pub plan: PlanKey,
+    pub status: SubscriptionStatus,
+    pub cycle: Cycle,
+    pub ends_at: Option<Timestamp>,
+    /// Where it goes when it ends; none: where its plan says.
+    pub fallback_plan: Option<PlanKey>,
+    /// Quotas of its own, by the keys of limits; none is unlimited.
+    pub overrides: BTreeMap<ItemKey, Option<Quantity>>,
+    /// Prices of its own: each in place of its plan's of the same key, or beside those.
+    pub prices: Vec<Price>,
+    /// Commitments of its own: each in place of its plan's in the same currency, or beside those.
+    pub commitments: Vec<Commitment>,
+    /// The same with those of its plan, as they are counted; made once they are asked for.
+    pub price_books: OwnPriceBooks,
+    /// Since when its plan, its periods and its prices are what they are.
+    pub terms_since: Timestamp,
+    /// The version of the configuration under which it began, if nothing was recorded for the subject
+    /// before, and its terms have stayed the same.
+    pub pristine_version: Option<i64>,
+    /// By definition of a limit: what was used before is not counted.
+    pub resets: BTreeMap<Uuid, Timestamp>,
+}
+
+/// A subscription as a caller states it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SubscriptionParams {
+    pub plan: PlanKey,
+    pub status: SubscriptionStatus,
+    /// Where the biller counts its periods from; then nothing of the cycle before stays. Callers do
+    /// not say it.
+    pub anchor: Option<Timestamp>,
+    pub cycle_start: Option<Timestamp>,
+    pub period_end: Option<Timestamp>,
+    pub ends_at: Option<Timestamp>,
+    pub overrides: BTreeMap<ItemKey, Option<Quantity>>,
+    pub prices: Vec<Price>,
+    pub commitments: Vec<Commitment>,
+}
+
+impl SubscriptionParams {
+    pub fn read(value: Value) -> Parsed<Self> {
+        let mut fields = ObjectParser::new(value)?;
+        let plan = fields.required("plan", |v| Ok(PlanKey::parse(fields::text(v)?)?));
+        let status = fields.optional("status", |v| fields::one_of(v, &SubscriptionStatus::WORDS));
+        let cycle_start = fields.optional("cycle_start", fields::timestamp);
+        let period_end = fields.optional("period_end", fields::timestamp);
+        let ends_at = fields.optional("ends_at", fields::timestamp);
+        let overrides = fields.optional("overrides", read_overrides);
+        let prices = fields.list("prices", CATALOG_ITEMS_MAX, Price::read);
+        let commitments = fields.list("commitments", CATALOG_ITEMS_MAX, Commitment::read);
+        if let (Some(start), Some(end)) = (cycle_start, period_end)
+            && end <= start
+        {
+            let detail = "must lie after `cycle_start`";
+            fields.add_error(Violation::new("invalid_range", detail).under("period_end"));
+        }
+        fields.finish()?;
+        let Some(plan) = plan else { return Err(Vec::new()) };
+        Ok(Self {
+            plan,
+            status: status.unwrap_or(SubscriptionStatus::Active),
+            anchor: None,
+            cycle_start,
+            period_end,
+            ends_at,
+            overrides: overrides.unwrap_or_default(),
+            prices,
+            commitments,
+        })
+    }
+
+    /// What speaks against it under a catalog.
+    pub fn validate(&self, catalog: &Catalog) -> Parsed<()> {
+        let Some(plan) = catalog.plan(&self.plan) else {
+            let detail = format!("there is no plan `{}`", self.plan);
+            return Err(vec![Violation::new("unknown_plan", detail).under("plan")]);
+        };
+        let unknown = |key: &&ItemKey| plan.limit(key).is_none();
+        let mut violations: Vec<Violation> = self
+            .overrides
+            .keys()
+            .filter(unknown)
+            .map(|key| {
+                let detail = format!("the plan `{}` has no limit `{key}`", plan.key);
+                Violation::new("unknown_limit", detail).under(key.as_str()).under("overrides")
+            })
+            .collect();
+        let beside = prices_beside(plan, &self.prices);
+        let mut found = pricing::list::validate_price_list(&self.prices, &beside).err().unwrap_or_default();
+        found.extend(catalog.validate_prices(&self.prices, &beside));
+        violations.extend(found.into_iter().map(|violation| violation.under("prices")));
+        let found =
+            commitment::validate_commitments(&self.commitments, beside.into_iter().chain(&self.prices));
+        violations.extend(found.into_iter().map(|violation| violation.under("commitments")));
+        if violations.is_empty() { Ok(()) } else { Err(violations) }
+    }
+
+    /// What speaks against its own prices beside spend caps: in a currency of caps nothing would have a
+    /// price, and no rate leads to it.
+    pub fn validate_incomparable<'c>(
+        &self,
+        catalog: &Catalog,
+        caps: impl Iterator<Item = &'c SpendCap>,
+        rates: &Rates,
+        now: Timestamp,
+    ) -> Parsed<()> {
+        let prices = prices_of(catalog.plan(&self.plan), &self.prices);
+        let Some(first) = prices.first().map(|price| price.currency) else { return Ok(()) };
+        let own = self.prices.iter().position(|price| price.currency == first).unwrap_or_default();
+        for cap in caps.filter(|cap| prices.iter().all(|price| price.currency != cap.currency)) {
+            if let Err(violations) = known_rate(rates, first, cap.currency, now) {
+                let at = |violation: Violation| violation.under(&own.to_string()).under("prices");
+                return Err(violations.into_iter().map(at).collect());
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The prices of a plan that others do not stand in place of.
+fn prices_beside<'a>(plan: &'a Plan, own: &[Price]) -> Vec<&'a Price> {
+    plan.prices.iter().filter(|price| own.iter().all(|other| other.key != price.key)).collect()
+}
+
+/// The prices of a plan, each replaced by one of a subscription's own of the same key, and then the others
+/// of its own.
+pub fn prices_of<'a>(plan: Option<&'a Plan>, own: &'a [Price]) -> Cow<'a, [Price]> {
+    let listed = plan.map_or(&[][..], |plan| &plan.prices);
+    if own.is_empty() {
+        return Cow::Borrowed(listed);
+    }
+    let replaced = |price: &Price| own.iter().find(|own| own.key == price.key).unwrap_or(price).clone();
+    let mut prices: Vec<Price> = listed.iter().map(replaced).collect();
+    let is_new = |own: &&Price| listed.iter().all(|price| price.key != own.key);
+    prices.extend(own.iter().filter(is_new).cloned());
+    Cow::Owned(prices)
+}
+
+/// What bounds a bill in a currency: what a subscription has of its own, else its plan's.
+pub fn commitment_of<'a>(
+    plan: Option<&'a Plan>,
+    own: &'a [Commitment],
+    currency: Currency,
+) -> Option<&'a Commitment> {
+    let of_plan = plan.map_or(&[][..], |plan| &plan.commitments);
+    own.iter().chain(of_plan).find(|commitment| commitment.currency == currency)
+}
+
+/// A list of prices that was stored.
+pub fn read_prices(value: Value) -> Parsed<Vec<Price>> {
+    fields::items(value, CATALOG_ITEMS_MAX, Price::read)
+}
+
+/// A list of commitments that was stored.
+pub fn read_commitments(value: Value) -> Parsed<Vec<Commitment>> {
+    fields::items(value, CATALOG_ITEMS_MAX, Commitment::read)
+}
+
+/// `{"limit": quota}`; null is unlimited.
+pub fn read_overrides(value: Value) -> Parsed<BTreeMap<ItemKey, Option<Quantity>>> {
+    let map = fields::object(value)?;
+    if map.len() > CATALOG_ITEMS_MAX {
+        return Violation::only("too_many", format!("must have at most {CATALOG_ITEMS_MAX} entries"));
+    }
+    let mut overrides = BTreeMap::new();
+    let mut violations = Vec::new();
+    for (name, value) in map {
+        let read = ItemKey::parse(name.as_str()).map_err(Vec::from).and_then(|key| {
+            let quota = if value.is_null() { None } else { Some(fields::quota(value)?) };
+            Ok((key, quota))
+        });
+        match read {
+            Ok((key, quota)) => {
+                overrides.insert(key, quota);
+            }
+            Err(found) => violations.extend(found.into_iter().map(|violation| violation.under(&name))),
+        }
+    }
+    if violations.is_empty() { Ok(overrides) } else { Err(violations) }
+}
+
+/// When a subscription is to end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum End {
+    Now,
+    PeriodEnd,
+    At(Timestamp),
+}
+
+impl Subscription {
+    /// The first of a subject.
+    pub fn begin(plan: PlanKey, now: Timestamp) -> Self {
+        Self {
+            plan,
+            status: SubscriptionStatus::Active,
+            cycle: Cycle { anchor: now, billing: None },
+            ends_at: None,
+            fallback_plan: None,
+            overrides: BTreeMap::new(),
+            prices: Vec::new(),
+            commitments: Vec::new(),
+            price_books: OwnPriceBooks::default(),
+            terms_since: now,
+            pristine_version: None,
+            resets: BTreeMap::new(),
+        }
+    }
+
+    /// As a caller states it, after what stood before. Everything is replaced but the anchor, which
+    /// stays where `cycle_start` is one of its boundaries; without one, no period moves.
+    pub fn with_params(
+        before: Option<&Self>,
+        statement: SubscriptionParams,
+        catalog: &Catalog,
+        now: Timestamp,
+    ) -> Parsed<Self> {
+        let mut next = match before {
+            Some(before) => before.clone(),
+            None => Self::begin(statement.plan.clone(), now),
+        };
+        if let Some(anchor) = statement.anchor {
+            next.cycle = Cycle { anchor, billing: None };
+        } else if let Some(start) = statement.cycle_start {
+            if before.is_none() || !next.cycle.is_boundary(start) {
+                next.cycle.anchor = start;
+            }
+            // which period was renewed stays known, so that the same renewal again is no change
+            let natural = Cycle { billing: None, ..next.cycle };
+            next.cycle.billing = (start != next.cycle.anchor).then(|| natural.billing_period(start));
+        }
+        if let Some(end) = statement.period_end {
+            let start = statement.cycle_start.unwrap_or_else(|| next.cycle.billing_period(now).from);
+            if end <= start {
+                let detail = format!("must lie after {start}, where the period starts");
+                return Err(vec![Violation::new("invalid_range", detail).under("period_end")]);
+            }
+            next.cycle.billing = Some(Span { from: start, to: end });
+        }
+        if before.is_some_and(|before| next.has_moved_from(&before.cycle, now)) {
+            next.terms_since = now;
+            next.pristine_version = None;
+        }
+        next.move_to(statement.plan, catalog, now);
+        next.status = statement.status;
+        next.ends_at = statement.ends_at;
+        next.fallback_plan = None;
+        next.overrides = statement.overrides;
+        next.commitments = statement.commitments;
+        next.put_prices(statement.prices, now);
+        Ok(next)
+    }
+
+    /// What its use costs.
+    pub fn prices<'a>(&'a self, catalog: &'a Catalog) -> Cow<'a, [Price]> {
+        prices_of(catalog.plan(&self.plan), &self.prices)
+    }
+
+    /// What bounds its bill in a currency.
+    pub fn commitment<'a>(&'a self, catalog: &'a Catalog, currency: Currency) -> Option<&'a Commitment> {
+        commitment_of(catalog.plan(&self.plan), &self.commitments, currency)
+    }
+
+    /// Notes when it ends, and where it goes then.
+    #[must_use]
+    pub fn ending(&self, end: End, fallback_plan: Option<PlanKey>, now: Timestamp) -> Self {
+        let ends_at = match end {
+            End::Now => now,
+            End::PeriodEnd => self.cycle.billing_period(now).to,
+            End::At(time) => time.max(now),
+        };
+        Self { ends_at: Some(ends_at), fallback_plan, ..self.clone() }
+    }
+
+    /// As it stands once its end has come; none while it has not.
+    pub fn ended(&self, catalog: &Catalog, now: Timestamp) -> Option<Self> {
+        let ends_at = self.ends_at.filter(|at| *at <= now && self.status != SubscriptionStatus::Canceled)?;
+        let fallback = self
+            .fallback_plan
+            .as_ref()
+            .or_else(|| catalog.plan(&self.plan)?.fallback_plan.as_ref())
+            .and_then(|key| catalog.plan(key));
+        let mut next = self.clone();
+        let Some(plan) = fallback else {
+            next.status = SubscriptionStatus::Canceled;
+            return Some(next);
+        };
+        next.move_to(plan.key.clone(), catalog, ends_at);
+        next.status = SubscriptionStatus::Active;
+        next.cycle.billing = None;
+        next.terms_since = ends_at;
+        next.pristine_version = None;
+        next.ends_at = None;
+        next.fallback_plan = None;
+        next.overrides = BTreeMap::new();
+        next.commitments = Vec::new();
+        next.put_prices(Vec::new(), ends_at);
+        Some(next)
+    }
+
+    /// Whether periods in which something may be recorded by now have become others. Those that a
+    /// renewal announces came anyway.
+    fn has_moved_from(&self, cycle: &Cycle, now: Timestamp) -> bool {
+        let around = [now.saturating_sub(CLOSING), now, now.saturating_add(EVENT_AHEAD_MAX)];
+        let differs = |at: &Timestamp| self.cycle.billing_period(*at) != cycle.billing_period(*at);
+        self.cycle.anchor != cycle.anchor || around.iter().any(differs)
+    }
+
+    /// Others rate what is used from now on, and count it anew for spend caps.
+    fn put_prices(&mut self, prices: Vec<Price>, at: Timestamp) {
+        if self.prices != prices {
+            self.prices = prices;
+            self.price_books = OwnPriceBooks::default();
+            self.terms_since = at;
+            self.pristine_version = None;
+        }
+    }
+
+    fn move_to(&mut self, plan: PlanKey, catalog: &Catalog, at: Timestamp) {
+        if self.plan == plan {
+            return;
+        }
+        self.plan = plan;
+        self.terms_since = at;
+        self.pristine_version = None;
+        let Some(plan) = catalog.plan(&self.plan) else { return };
+        for limit in &plan.limits {
+            if limit.on_plan_change.unwrap_or(plan.on_plan_change) == OnPlanChange::Reset {
+                self.resets.insert(limit.definition(), at);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn at(day: &str) -> Timestamp {
+        Timestamp::parse(&format!("{day}T00:00:00Z")).unwrap()
+    }
+
+    fn catalog() -> Catalog {
+        let limit = json!([{"key": "l", "meter": "m", "quota": 5, "period": "month"}]);
+        Catalog::read(json!({
+            "meters": [{"key": "m", "event_name": "e", "aggregation": "sum"}],
+            "plans": [
+                {"key": "free", "limits": limit, "on_plan_change": "reset"},
+                {"key": "pro", "limits": limit, "fallback_plan": "free"},
+            ],
+        }))
+        .unwrap()
+    }
+
+    fn put(before: Option<&Subscription>, statement: Value, now: &str) -> Subscription {
+        Subscription::with_params(before, SubscriptionParams::read(statement).unwrap(), &catalog(), at(now))
+            .unwrap()
+    }
+
+    #[test]
+    fn renewals_keep_the_anchor() {
+        let first = put(None, json!({"plan": "pro", "cycle_start": "2026-01-31T00:00:00Z"}), "2026-02-05");
+        assert_eq!(first.cycle.anchor, at("2026-01-31"));
+        let renewed =
+            put(Some(&first), json!({"plan": "pro", "cycle_start": "2026-02-28T00:00:00Z"}), "2026-02-28");
+        assert_eq!(renewed.cycle.anchor, at("2026-01-31"));
+        assert_eq!(renewed.cycle.billing_period(at("2026-03-01")).to, at("2026-03-31"));
+        let untouched = put(Some(&renewed), json!({"plan": "pro"}), "2026-03-07");
+        assert_eq!(untouched.cycle, renewed.cycle);
+        let moved =
+            put(Some(&renewed), json!({"plan": "pro", "cycle_start": "2026-03-15T00:00:00Z"}), "2026-03-15");
+        assert_eq!(moved.cycle.anchor, at("2026-03-15"));
+        assert_eq!(put(None, json!({"plan": "pro"}), "2026-02-05").cycle.anchor, at("2026-02-05"));
+    }
+
+    #[test]
+    fn ended_subscriptions_fall_back_or_become_canceled() {
+        let (catalog, pro) = (catalog(), put(None, json!({"plan": "pro"}), "2026-01-10"));
+        let ending = pro.ending(End::PeriodEnd, None, at("2026-01-20"));
+        assert_eq!(ending.ends_at, Some(at("2026-02-10")));
+        assert_eq!(ending.ended(&catalog, at("2026-02-09")), None);
+        let fallen = ending.ended(&catalog, at("2026-03-01")).unwrap();
+        assert_eq!(
+            (fallen.plan.as_str(), fallen.terms_since, fallen.ends_at),
+            ("free", at("2026-02-10"), None)
+        );
+        assert_eq!(fallen.resets.values().copied().collect::<Vec<_>>(), [at("2026-02-10")]);
+        let over = fallen.ending(End::Now, None, at("2026-03-01")).ended(&catalog, at("2026-03-01")).unwrap();
+        assert_eq!((over.plan.as_str(), over.status), ("free", SubscriptionStatus::Canceled));
+        assert_eq!(over.ended(&catalog, at("2026-04-01")), None);
+        let named = PlanKey::parse("pro").unwrap();
+        let past = over.ending(End::At(at("2026-01-01")), Some(named), at("2026-03-02"));
+        assert_eq!(past.ends_at, Some(at("2026-03-02")));
+    }
+
+    #[test]
+    fn unknown_references_are_reported_by_name() {
+        let refused = |statement: Value| {
+            let violations =
+                SubscriptionParams::read(statement).and_then(|s| s.validate(&catalog())).unwrap_err();
+            (violations[0].pointer.clone(), violations[0].code)
+        };
+        let cases = [
+            (json!({"plan": "none"}), "/plan", "unknown_plan"),
+            (json!({"plan": "pro", "overrides": {"x": 1}}), "/overrides/x", "unknown_limit"),
+            (json!({"plan": "pro", "overrides": {"l": -1}}), "/overrides/l", "invalid_value"),
+            (json!({"plan": "pro", "status": "dead"}), "/status", "invalid_choice"),
+            (json!({}), "/plan", "missing_field"),
+            (
+                json!({"plan": "pro", "cycle_start": "2026-01-02T00:00:00Z", "period_end": "2026-01-01T00:00:00Z"}),
+                "/period_end",
+                "invalid_range",
+            ),
+        ];
+        for (statement, pointer, code) in cases {
+            assert_eq!(refused(statement.clone()), (pointer.to_owned(), code), "{statement}");
+        }
+    }
+}

@@ -1,0 +1,124 @@
+//! What is known of an environment's catalog, tree and subscriptions under one version of its
+//! configuration. True for as long as the configuration lock is held shared and the version is the
+//! same.
+
+use std::collections::HashMap;
+use std::sync::{Arc, PoisonError, RwLock};
+
+use quick_cache::sync::Cache;
+use sqlx::PgConnection;
+
+use crate::store::configuration::Versions;
+use crate::store::{self, StoreError};
+use metergate_domain::base::environment::Environment;
+use metergate_domain::gate::catalog_index::{CatalogIndex, CounterKey, Path};
+
+/// Subjects whose path is kept in memory, and paths by their number.
+const PATHS_MAX: usize = 200_000;
+/// Event names whose number is kept in memory.
+const EVENT_NAMES_MAX: usize = 10_000;
+/// Counters that are known to be there.
+const COUNTERS_MAX: usize = 200_000;
+
+#[derive(Debug)]
+pub(crate) struct EnvironmentCache {
+    pub(crate) versions: Versions,
+    pub(crate) terms: Arc<CatalogIndex>,
+    /// Where subjects stand now.
+    pub(crate) subject_paths: Cache<String, Arc<Path>>,
+    pub(crate) paths: Cache<i64, Arc<Path>>,
+    pub(crate) event_names: Cache<String, i32>,
+    pub(crate) counters: Cache<CounterKey, ()>,
+}
+
+impl EnvironmentCache {
+    fn new(versions: Versions, terms: Arc<CatalogIndex>) -> Self {
+        Self {
+            versions,
+            terms,
+            subject_paths: Cache::new(PATHS_MAX),
+            paths: Cache::new(PATHS_MAX),
+            event_names: Cache::new(EVENT_NAMES_MAX),
+            counters: Cache::new(COUNTERS_MAX),
+        }
+    }
+}
+
+/// What was found and made in a transaction, to be remembered once it is committed.
+#[derive(Debug, Default)]
+pub(crate) struct CacheUpdates {
+    pub(crate) paths: Vec<Arc<Path>>,
+    /// Subjects that stand there now, of the paths above.
+    pub(crate) subject_paths: Vec<Arc<Path>>,
+    pub(crate) event_names: Vec<(String, i32)>,
+    pub(crate) counters: Vec<CounterKey>,
+}
+
+impl CacheUpdates {
+    pub(crate) fn remember(self, cache: &EnvironmentCache) {
+        for path in self.paths {
+            cache.paths.insert(path.id, path);
+        }
+        for path in self.subject_paths {
+            cache.subject_paths.insert(path.subject().to_owned(), path);
+        }
+        for (name, id) in self.event_names {
+            cache.event_names.insert(name, id);
+        }
+        for key in self.counters {
+            cache.counters.insert(key, ());
+        }
+    }
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct EnvironmentCaches {
+    current: RwLock<HashMap<Environment, Arc<EnvironmentCache>>>,
+}
+
+impl EnvironmentCaches {
+    /// What was read last, whether it is still true or not.
+    pub(crate) fn known(&self, environment: Environment) -> Option<Arc<EnvironmentCache>> {
+        self.current.read().unwrap_or_else(PoisonError::into_inner).get(&environment).cloned()
+    }
+
+    /// The configuration of a version, read anew where another one is known.
+    pub(crate) async fn at(
+        &self,
+        connection: &mut PgConnection,
+        environment: Environment,
+        versions: Versions,
+    ) -> Result<Arc<EnvironmentCache>, StoreError> {
+        let known = self.known(environment);
+        if let Some(known) = &known
+            && known.versions == versions
+        {
+            return Ok(Arc::clone(known));
+        }
+        let terms = match known.filter(|known| known.versions.catalog == versions.catalog) {
+            Some(known) => Arc::clone(&known.terms),
+            None => Arc::new(catalog_index(connection, environment).await?),
+        };
+        let read = Arc::new(EnvironmentCache::new(versions, terms));
+        let mut current = self.current.write().unwrap_or_else(PoisonError::into_inner);
+        let newest = current.entry(environment).or_insert_with(|| Arc::clone(&read));
+        if newest.versions.config < versions.config {
+            *newest = Arc::clone(&read);
+        }
+        Ok(if newest.versions == versions { Arc::clone(newest) } else { read })
+    }
+}
+
+/// The catalog in force, as it decides.
+pub(crate) async fn catalog_index(
+    connection: &mut PgConnection,
+    environment: Environment,
+) -> Result<CatalogIndex, StoreError> {
+    let (catalog, _) = store::catalog::current(connection, environment).await?;
+    let meters = store::catalog::meters(connection, environment).await?;
+    let since = store::catalog::plan_limits(connection, environment).await?;
+    let rates = store::pricing::exchange_rates::all(connection, environment).await?;
+    let mut terms = CatalogIndex::new(catalog, meters, &since, rates);
+    terms.caps_renamed_at = store::configuration::caps_renamed_at(connection, environment).await?;
+    Ok(terms)
+}

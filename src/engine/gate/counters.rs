@@ -1,0 +1,467 @@
+//! Counters that calls need: made where they are missing, with what was recorded before they were.
+//!
+//! A counter is kept by whoever records while its limit is assigned: an open period's is made by the
+//! first who needs it. Whoever makes it inserts the row first, and only then looks, in a snapshot of
+//! its own, at what was recorded: others who are about to record wait for the row, and add their part
+//! to it; what they recorded before is seen.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use sqlx::{Connection, PgConnection};
+use uuid::Uuid;
+
+use crate::engine::environment_cache::{CacheUpdates, EnvironmentCache};
+use crate::engine::pricing::priced_usage;
+use crate::engine::usage::reader;
+use crate::engine::{Engine, EngineError};
+use crate::store::gate::counters::{CounterColumns, CounterRow, WantedCounter};
+use crate::store::gate::hold_lines::LineColumns;
+use crate::store::{self, Database, StoreError};
+use metergate_domain::base::environment::Environment;
+use metergate_domain::base::names::SubjectId;
+use metergate_domain::base::quantity::{Quantity, Total};
+use metergate_domain::base::timestamp::Timestamp;
+use metergate_domain::base::window::{Span, Zone};
+use metergate_domain::catalog::meter::StoredMeter;
+use metergate_domain::credits::coverage::covered;
+use metergate_domain::gate::applicable_cap::CounterSource;
+use metergate_domain::gate::catalog_index::{ApplicableLimit, CatalogIndex, CounterKey, CounterPeriod, Path};
+use metergate_domain::gate::decision::CounterState;
+use metergate_domain::gate::reservation::Reservation;
+use metergate_domain::gate::state::{Counter, HoldLine, HoldLineKey};
+use metergate_domain::usage::event::Properties;
+use metergate_domain::usage::query::{GroupBySubject, UsageQuery};
+
+/// A counter that is needed, and what for.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct CounterRequest<'a> {
+    pub(crate) counter_source: CounterSource<'a>,
+    pub(crate) counter: CounterPeriod,
+}
+
+impl CounterRequest<'_> {
+    pub(crate) fn wanted(&self) -> WantedCounter {
+        WantedCounter {
+            counter: self.counter,
+            meter_id: self.counter_source.meter_id(),
+            of_price: matches!(self.counter_source, CounterSource::PricedUsage(_)),
+        }
+    }
+}
+
+/// In the order in which they are locked.
+pub(crate) type CounterRequests<'a> = BTreeMap<CounterKey, CounterRequest<'a>>;
+
+/// Adds a counter, around an instant.
+pub(crate) fn request_counter<'a>(
+    counter_requests: &mut CounterRequests<'a>,
+    counter_source: CounterSource<'a>,
+    at: Timestamp,
+) -> Option<CounterKey> {
+    let counter = counter_source.uses_counter().then(|| counter_source.counter_at(at))??;
+    counter_requests.entry(counter.key).or_insert(CounterRequest { counter_source, counter });
+    Some(counter.key)
+}
+
+/// A connection for looking at what is committed while another is in the midst of a transaction.
+#[derive(Debug)]
+pub(crate) struct Reader {
+    database: Database,
+    connection: Option<PgConnection>,
+}
+
+impl Reader {
+    pub(crate) fn new(database: Database) -> Self {
+        Self { database, connection: None }
+    }
+
+    async fn connected(&mut self) -> Result<PgConnection, StoreError> {
+        match self.connection.take() {
+            Some(connection) => Ok(connection),
+            None => self.database.connect_writer().await,
+        }
+    }
+}
+
+/// Makes those of the needed counters that are missing and whose period is not over for good.
+pub(crate) async fn make_missing(
+    connection: &mut PgConnection,
+    reader: &mut Reader,
+    environment: Environment,
+    cache: &EnvironmentCache,
+    counter_requests: &CounterRequests<'_>,
+    now: Timestamp,
+    fresh: &mut CacheUpdates,
+) -> Result<(), StoreError> {
+    let unknown = |need: &&CounterRequest<'_>| {
+        !need.counter.is_forgotten(now) && !cache.counters.contains_key(&need.counter.key)
+    };
+    let wanted: Vec<WantedCounter> =
+        counter_requests.values().filter(unknown).map(CounterRequest::wanted).collect();
+    if wanted.is_empty() {
+        return Ok(());
+    }
+    let mut made = store::gate::counters::insert_missing(connection, environment, &wanted).await?;
+    // of a period that has just closed, somebody who began before that may have been about to make one
+    let closed: Vec<CounterKey> = made
+        .extract_if(.., |key| counter_requests.get(key).is_some_and(|need| need.counter.is_closed(now)))
+        .collect();
+    store::gate::counters::delete(connection, closed.into_iter()).await?;
+    let open = wanted.iter().filter(|wanted| !wanted.counter.is_closed(now));
+    fresh.counters.extend(open.map(|wanted| wanted.counter.key));
+    let mut uncounted: Vec<&CounterRequest<'_>> =
+        made.iter().filter_map(|key| counter_requests.get(key)).collect();
+    // while a period closes, somebody may have recorded for it without making its counter
+    uncounted.retain(|need| !need.counter.starts_at_zero || need.counter.period.to <= now);
+    if uncounted.is_empty() {
+        return Ok(());
+    }
+    // however long it takes: each statement of the reader is bounded
+    sqlx::raw_sql("set local idle_in_transaction_session_timeout = 0").execute(&mut *connection).await?;
+    let mut snapshot = reader.connected().await?;
+    let mut transaction = snapshot
+        .begin_with("begin isolation level repeatable read, read only")
+        .await
+        .map_err(StoreError::from)?;
+    let counted = count_all(&mut transaction, environment, &cache.terms, &uncounted).await?;
+    transaction.commit().await?;
+    reader.connection = Some(snapshot);
+    write(connection, environment, &counted).await
+}
+
+/// What a counter comes to: what is used, and the lines of what is held.
+#[derive(Debug, Default)]
+pub(crate) struct Count {
+    used: Total,
+    /// What credits have paid for, for good.
+    paid: Total,
+    lines: Vec<(HoldLineKey, HoldLine)>,
+}
+
+impl Count {
+    pub(crate) fn counter(&self, now: Timestamp) -> Counter {
+        let lines = || self.lines.iter().filter(|(key, _)| now < key.expires_at);
+        let held = lines().fold(Total::default(), |sum, (_, line)| sum + line.quantity.into());
+        let next_expiry = lines().map(|(key, _)| key.expires_at).min();
+        let covered = lines().fold(self.paid, |sum, (_, line)| sum + line.covered);
+        Counter { level: CounterState { used: self.used, held, covered }, next_expiry, becomes: None }
+    }
+}
+
+async fn write(
+    connection: &mut PgConnection,
+    environment: Environment,
+    counted: &[(&CounterRequest<'_>, Count)],
+) -> Result<(), StoreError> {
+    let rows =
+        store::gate::counters::find(connection, counted.iter().map(|(need, _)| need.counter.key)).await?;
+    let (mut columns, mut lines) = (CounterColumns::default(), LineColumns::default());
+    for (need, count) in counted {
+        let held = count.lines.iter().fold(Total::default(), |sum, (_, line)| sum + line.quantity.into());
+        let next_expiry = count.lines.iter().map(|(key, _)| key.expires_at).min();
+        let covered = count.lines.iter().fold(count.paid, |sum, (_, line)| sum + line.covered);
+        columns.push(need.counter.key, CounterState { used: count.used, held, covered }, next_expiry);
+        let Some(row) = rows.iter().find(|row| row.key == need.counter.key) else { continue };
+        for (key, line) in &count.lines {
+            lines.push(row.id, *key, *line);
+        }
+    }
+    store::gate::counters::set(connection, &columns).await?;
+    if !lines.is_empty() {
+        store::gate::hold_lines::write(connection, environment, &lines).await?;
+    }
+    Ok(())
+}
+
+/// Counters that are counted with one question.
+const COUNTED_TOGETHER_MAX: usize = 1_000;
+
+/// Counts from what was recorded, in a snapshot: those that differ in nothing but the subject together.
+async fn count_all<'n, 'a>(
+    snapshot: &mut PgConnection,
+    environment: Environment,
+    terms: &CatalogIndex,
+    counter_requests: &[&'n CounterRequest<'a>],
+) -> Result<Vec<(&'n CounterRequest<'a>, Count)>, StoreError> {
+    let mut alike: BTreeMap<(Uuid, Timestamp, Timestamp), Vec<&'n CounterRequest<'a>>> = BTreeMap::new();
+    for need in counter_requests {
+        let Span { from, to } = need.counter.counted_span();
+        alike.entry((need.counter.key.definition, from, to)).or_default().push(need);
+    }
+    let mut counted = Vec::with_capacity(counter_requests.len());
+    for together in alike.values().flat_map(|counter_requests| counter_requests.chunks(COUNTED_TOGETHER_MAX))
+    {
+        match count_together(snapshot, environment, terms, together).await? {
+            Some(counts) => counted.extend(together.iter().copied().zip(counts)),
+            None => {
+                for need in together {
+                    counted.push((*need, count(snapshot, environment, terms, need).await?));
+                }
+            }
+        }
+    }
+    Ok(counted)
+}
+
+/// None where they are better counted one by one.
+async fn count_together(
+    snapshot: &mut PgConnection,
+    environment: Environment,
+    terms: &CatalogIndex,
+    counter_requests: &[&CounterRequest<'_>],
+) -> Result<Option<Vec<Count>>, StoreError> {
+    let [first, _, ..] = counter_requests else { return Ok(None) };
+    let CounterSource::Limit(found) = first.counter_source else { return Ok(None) };
+    let Some(stored) = terms.meter(&found.terms.limit.meter) else { return Ok(None) };
+    let ids: Vec<i64> = counter_requests.iter().map(|need| need.counter.key.subject_id).collect();
+    let through = store::subjects::subject::paths_through(snapshot, &ids).await?;
+    let paths: Vec<i64> = through.keys().copied().collect();
+    let query = UsageQuery {
+        whose: GroupBySubject::EachPath,
+        subjects: Vec::new(),
+        ..usage_query_for(&found, &first.counter, stored)
+    };
+    let rows = match reader::answer_on(snapshot, environment, stored, &query, Some(&paths)).await {
+        Ok(rows) => rows,
+        // a whole tree on more paths than an answer has rows
+        Err(EngineError::Invalid(_)) => return Ok(None),
+        Err(why) => return Err(unexpected(why)),
+    };
+    let mut used: BTreeMap<i64, Total> = BTreeMap::new();
+    for row in rows {
+        let path = row.subject.and_then(|path| path.parse::<i64>().ok());
+        for subject in path.and_then(|path| through.get(&path)).into_iter().flatten() {
+            let sum = used.entry(*subject).or_default();
+            *sum = *sum + row.value.unwrap_or_default();
+        }
+    }
+    let counted = first.counter.counted_span();
+    let open = store::gate::reservations::open_on_paths(snapshot, &paths, counted.from, counted.to).await?;
+    let mut held: BTreeMap<i64, Vec<&Reservation>> = BTreeMap::new();
+    for reservation in &open {
+        for subject in through.get(&reservation.path_id).into_iter().flatten() {
+            held.entry(*subject).or_default().push(reservation);
+        }
+    }
+    let count = |need: &&CounterRequest<'_>| {
+        let subject = need.counter.key.subject_id;
+        let open = held.get(&subject).into_iter().flatten().copied();
+        let used = used.get(&subject).copied().unwrap_or_default();
+        Count { used, paid: Total::default(), lines: lines(need, open) }
+    };
+    let mut counts: Vec<Count> = counter_requests.iter().map(count).collect();
+    for (count, paid) in counts.iter_mut().zip(paid(snapshot, counter_requests).await?) {
+        count.paid = paid;
+    }
+    Ok(Some(counts))
+}
+
+/// What credits have paid for, for good, of what counters count.
+async fn paid(
+    snapshot: &mut PgConnection,
+    counter_requests: &[&CounterRequest<'_>],
+) -> Result<Vec<Total>, StoreError> {
+    let wanted = |need: &&CounterRequest<'_>| {
+        let Span { from, to } = need.counter.counted_span();
+        (need.counter.key.subject_id, need.counter.key.definition, from, to)
+    };
+    store::credits::ledger::covered(snapshot, &counter_requests.iter().map(wanted).collect::<Vec<_>>()).await
+}
+
+/// Counts from what was recorded, in a snapshot.
+pub(crate) async fn count(
+    snapshot: &mut PgConnection,
+    environment: Environment,
+    terms: &CatalogIndex,
+    need: &CounterRequest<'_>,
+) -> Result<Count, StoreError> {
+    let Some(stored) = terms.meter(need.counter_source.meter()) else { return Ok(Count::default()) };
+    let used = match need.counter_source {
+        CounterSource::Limit(found) => {
+            let query = usage_query_for(&found, &need.counter, stored);
+            let rows = reader::answer(snapshot, environment, stored, &query).await.map_err(unexpected)?;
+            rows.first().and_then(|row| row.value).unwrap_or_default()
+        }
+        CounterSource::PricedUsage(priced_usage) => {
+            priced_usage::used(snapshot, environment, stored, &priced_usage, need.counter.period).await?
+        }
+    };
+    let counted = need.counter.counted_span();
+    let names = std::slice::from_ref(&need.counter_source.member().subject);
+    let paths = store::subjects::subject::path_ids(snapshot, environment, names, true).await?;
+    let open = store::gate::reservations::open_on_paths(snapshot, &paths, counted.from, counted.to).await?;
+    let paid = paid(snapshot, &[need]).await?.first().copied().unwrap_or_default();
+    Ok(Count { used, paid, lines: lines(need, open.iter()) })
+}
+
+/// What open reservations hold on a counter. Those that have lapsed too: whoever locks the counter next
+/// settles them.
+fn lines<'r>(
+    need: &CounterRequest<'_>,
+    open: impl Iterator<Item = &'r Reservation>,
+) -> Vec<(HoldLineKey, HoldLine)> {
+    let counter_source = need.counter_source;
+    let mut lines = Vec::new();
+    for reservation in open {
+        let before_expiry = reservation.created_at;
+        for hold in reservation.holds.iter().filter(|hold| hold.meter == *counter_source.meter()) {
+            let open = reservation.open(hold, before_expiry);
+            if counter_source.admits(&hold.properties, reservation.created_at)
+                && let Some(quantity) =
+                    counter_source.measure_held(open).quantity().filter(|_| !open.is_zero())
+            {
+                let (expires_at, on_expiry) = (reservation.expires_at, reservation.on_expiry);
+                let key = HoldLineKey { counter: need.counter.key, expires_at, reservation: reservation.key };
+                let covered = covered(&hold.covers, key.counter.subject_id, key.counter.definition);
+                lines.push((key, HoldLine { quantity, covered, on_expiry }));
+            }
+        }
+    }
+    lines
+}
+
+/// The question whose answer is what the counter of a limit counts.
+pub(crate) fn usage_query_for(
+    found: &ApplicableLimit<'_>,
+    counter: &CounterPeriod,
+    stored: &StoredMeter,
+) -> UsageQuery {
+    let limit = &found.terms.limit;
+    UsageQuery {
+        meter: stored.meter.key.clone(),
+        span: counter.counted_span(),
+        window: None,
+        zone: Zone::default(),
+        subjects: SubjectId::parse(found.member.subject.as_str()).into_iter().collect(),
+        descendants: true,
+        whose: GroupBySubject::All,
+        group_by: Vec::new(),
+        filter: limit.filter.iter().map(|(name, values)| (name.to_owned(), values.to_vec())).collect(),
+        slices: Vec::new(),
+        tells_new: false,
+        fill: false,
+    }
+}
+
+/// A question of our own that cannot be answered is a defect, or the database's failure.
+pub(crate) fn unexpected(why: EngineError) -> StoreError {
+    match why {
+        EngineError::Unavailable { why, .. } => StoreError::Unavailable(sqlx::Error::Protocol(why)),
+        other => StoreError::Refused(sqlx::Error::Decode(other.to_string().into())),
+    }
+}
+
+/// Whether an event comes or goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Sign {
+    Recorded,
+    TakenBack,
+}
+
+/// What recorded quantities add to counters.
+#[derive(Debug, Default)]
+pub(crate) struct Additions<'a> {
+    pub(crate) counter_requests: CounterRequests<'a>,
+    amounts: BTreeMap<CounterKey, Total>,
+}
+
+impl<'a> Additions<'a> {
+    /// An event of a quantity of one meter, or its void, for everybody on a path.
+    pub(crate) fn add(
+        &mut self,
+        terms: &'a CatalogIndex,
+        path: &'a Path,
+        stored: &'a StoredMeter,
+        properties: &Properties,
+        (sign, quantity): (Sign, Quantity),
+        at: Timestamp,
+    ) {
+        if !stored.meter.aggregation.is_reservable() {
+            return;
+        }
+        // limits of one definition, a soft one below a hard one, share a counter
+        let mut counted = BTreeSet::new();
+        for counter_source in terms.counter_sources(path, &stored.meter.key, properties, at) {
+            let Some(key) = request_counter(&mut self.counter_requests, counter_source, at)
+                .filter(|key| counted.insert(*key))
+            else {
+                continue;
+            };
+            let (sum, amount) = (self.amounts.entry(key).or_default(), counter_source.measure(quantity));
+            *sum = match sign {
+                Sign::Recorded => *sum + amount,
+                Sign::TakenBack => *sum - amount,
+            };
+        }
+    }
+
+    /// What is added to a counter.
+    pub(crate) fn amount(&self, key: CounterKey) -> Total {
+        self.amounts.get(&key).copied().unwrap_or_default()
+    }
+
+    /// Writes them, the counters in order; as they stand then.
+    pub(crate) async fn write(
+        &self,
+        connection: &mut PgConnection,
+        reader: &mut Reader,
+        environment: Environment,
+        cache: &EnvironmentCache,
+        now: Timestamp,
+        fresh: &mut CacheUpdates,
+    ) -> Result<Vec<CounterRow>, StoreError> {
+        if self.counter_requests.is_empty() {
+            return Ok(Vec::new());
+        }
+        make_missing(connection, reader, environment, cache, &self.counter_requests, now, fresh).await?;
+        let closed: BTreeSet<CounterKey> = self
+            .counter_requests
+            .values()
+            .filter(|need| need.counter.is_closed(now))
+            .map(|need| need.counter.key)
+            .collect();
+        // of periods that are over for good, those that are there
+        let there: BTreeSet<CounterKey> = if closed.is_empty() {
+            closed.clone()
+        } else {
+            let rows = store::gate::counters::find(connection, closed.iter().copied()).await?;
+            rows.into_iter().map(|row| row.key).collect()
+        };
+        let given: Vec<(WantedCounter, Total)> = self
+            .counter_requests
+            .values()
+            .filter(|need| !closed.contains(&need.counter.key) || there.contains(&need.counter.key))
+            .map(|need| (need.wanted(), self.amounts.get(&need.counter.key).copied().unwrap_or_default()))
+            .collect();
+        if given.is_empty() {
+            return Ok(Vec::new());
+        }
+        store::gate::counters::add_used(connection, environment, &given).await
+    }
+}
+
+/// How long counters are kept after the last reservation of their period can be extended.
+const KEPT_MAX: Duration = Duration::from_hours(24);
+/// Counters dropped in one transaction.
+const DROPPED_MAX: i64 = 5_000;
+
+impl Engine {
+    /// Drops some counters of periods that ended long ago and on which nothing is held; whether there
+    /// may be more.
+    pub async fn drop_old_counters(&self, environment: Environment) -> Result<bool, EngineError> {
+        let mut connection = self.database().pool().acquire().await?;
+        let now = self.inner.clock.now(environment, store::usage::now(&mut connection).await?);
+        let before = now.saturating_sub(self.inner.settings.event_age_max + KEPT_MAX);
+        if !store::gate::counters::has_old(&mut connection, environment, before).await? {
+            return Ok(false);
+        }
+        // whoever records may be about to add to them
+        let mut transaction = connection.begin().await?;
+        store::configuration::lock_alone(&mut transaction, environment).await?;
+        let dropped =
+            store::gate::counters::delete_old(&mut transaction, environment, before, DROPPED_MAX).await?;
+        transaction.commit().await?;
+        Ok(dropped >= DROPPED_MAX.unsigned_abs())
+    }
+}

@@ -1,0 +1,117 @@
+//! Numbering: what is due is given the next number of its environment, one after the other, by one
+//! replica at a time. Each in a transaction of its own, so that whatever ends in the middle leaves
+//! nothing half.
+
+use std::collections::BTreeSet;
+
+use serde::Serialize;
+use sqlx::PgConnection;
+use uuid::Uuid;
+
+use super::drafting::InvoiceDraft;
+use super::plan_history::PlanHistory;
+use super::{Engine, EngineError};
+use crate::engine::detached;
+use crate::store::invoicing::{DraftOpening, Payer};
+use crate::store::{self, StoreError};
+use metergate_domain::base::environment::Environment;
+use metergate_domain::base::limits::INVOICES_PER_LOOK_MAX;
+use metergate_domain::invoicing::line::total;
+use metergate_domain::pricing::currency::Currency;
+
+/// What a round did.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct BillingRun {
+    pub opened: u64,
+    pub finalized: u64,
+}
+
+impl Engine {
+    /// Opens the drafts of periods that have begun, and numbers those whose grace is over; nothing where
+    /// another replica is at it.
+    pub async fn bill(&self, environment: Environment) -> Result<BillingRun, EngineError> {
+        let engine = self.clone();
+        detached(async move {
+            let mut lock = engine.database().connect_writer().await?;
+            if !store::invoicing::try_lock(&mut lock, environment).await? {
+                sqlx::Connection::close(lock).await.map_err(StoreError::from)?;
+                return Ok(BillingRun::default());
+            }
+            let billed = engine.bill_locked(environment).await;
+            // else it goes with the connection
+            if store::invoicing::unlock(&mut lock, environment).await.is_ok() {
+                sqlx::Connection::close(lock).await.ok();
+            }
+            billed
+        })
+        .await
+    }
+
+    async fn bill_locked(&self, environment: Environment) -> Result<BillingRun, EngineError> {
+        // what has ended is billed as ended
+        self.end_due_subscriptions(environment).await?;
+        let mut billed = BillingRun::default();
+        let mut connection = self.database().pool().acquire().await?;
+        let now = self.inner.clock.now(environment, store::usage::now(&mut connection).await?);
+        let mut plans = PlanHistory::read(&mut connection, environment).await?;
+        let payers = store::invoicing::payers(&mut connection, environment, &plans.priced(), now).await?;
+        for payer in payers {
+            billed.opened += self.open_drafts(&mut connection, environment, &mut plans, payer, now).await?;
+        }
+        let ended_by = now.saturating_sub(self.inner.settings.late_grace);
+        loop {
+            let limit = INVOICES_PER_LOOK_MAX;
+            let due = store::invoicing::due(&mut connection, environment, ended_by, limit).await?;
+            let mut settled = 0;
+            for id in &due {
+                settled += usize::from(self.finalize(environment, *id, &mut billed).await?);
+            }
+            if due.is_empty() || settled == 0 {
+                return Ok(billed);
+            }
+        }
+    }
+
+    /// Numbers one draft, or drops it where there is nothing to bill. Whether it is no draft any more.
+    async fn finalize(
+        &self,
+        environment: Environment,
+        id: Uuid,
+        billed: &mut BillingRun,
+    ) -> Result<bool, EngineError> {
+        while self.sweep(environment).await? {}
+        let begin = "begin isolation level repeatable read";
+        let mut transaction = self.database().pool().begin_with(begin).await?;
+        let connection: &mut PgConnection = &mut transaction;
+        let Some(row) = store::invoicing::find(connection, environment, id).await? else { return Ok(true) };
+        if row.numbered.is_some() {
+            return Ok(true);
+        }
+        let now = self.inner.clock.now(environment, store::usage::now(connection).await?);
+        let draft = self.draft(connection, environment, &row).await?;
+        let is_empty = draft.is_empty();
+        let InvoiceDraft { period, terms, lines, currencies } = draft;
+        if period.to.saturating_add(self.inner.settings.late_grace) > now {
+            // it has become longer: the next look notes it
+            return Ok(false);
+        }
+        if is_empty {
+            store::invoicing::drop_draft(connection, id).await?;
+        } else {
+            let sum = total(&lines);
+            let said = (period.to, &terms[..], &lines[..]);
+            let number = store::invoicing::finalize(connection, environment, id, said, &sum, now).await?;
+            billed.finalized += u64::from(number.is_some());
+            // the period is settled with the first of its invoices: what is billed in another currency has its
+            // draft by then
+            let payer = Payer { customer_id: row.customer_id, subject_id: row.subject_id };
+            let others: BTreeSet<Currency> =
+                currencies.into_iter().filter(|currency| *currency != row.currency).collect();
+            let openings: Vec<DraftOpening> = DraftOpening::each(&others, period).collect();
+            billed.opened +=
+                store::invoicing::open_drafts(connection, environment, payer, &openings, now).await?;
+        }
+        transaction.commit().await?;
+        Ok(true)
+    }
+}

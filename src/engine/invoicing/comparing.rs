@@ -1,0 +1,280 @@
+//! Ours against the biller's, line by line. A price of ours is the biller's that it names, else whatever
+//! bills the meter that its usage is exported to.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use serde::Serialize;
+use uuid::Uuid;
+
+use super::{Engine, EngineError, InvoiceView, not_found};
+use crate::providers::{Bill, BillLine, Failure, Provider};
+use crate::store;
+use crate::store::invoicing::InvoiceRow;
+use metergate_domain::base::environment::Environment;
+use metergate_domain::base::names::SubjectId;
+use metergate_domain::catalog::meter::StoredMeter;
+use metergate_domain::invoicing::line::{InvoiceLine, RatingTerms};
+use metergate_domain::pricing::amount::MinorUnits;
+use metergate_domain::pricing::currency::Currency;
+
+#[derive(Debug, Clone, Serialize)]
+pub struct ComparedInvoice {
+    pub id: Uuid,
+    pub number: Option<String>,
+    pub status: String,
+    pub subject: String,
+    pub customer: String,
+    pub currency: Currency,
+    pub period: metergate_domain::base::window::Span,
+    pub provider: ComparedProvider,
+    pub lines: Vec<ComparedLine>,
+    pub total: ComparedTotal,
+}
+
+#[derive(Debug, Clone, Serialize)]
+pub struct ComparedProvider {
+    pub name: &'static str,
+    /// None: a preview of what is to come.
+    pub invoice: Option<String>,
+    pub status: String,
+    pub currency: String,
+}
+
+/// Prices that are one at the biller, in minor units.
+#[derive(Debug, Clone, Serialize)]
+pub struct ComparedLine {
+    /// Ours; none where only the biller has it.
+    pub prices: Vec<String>,
+    pub meter: Option<String>,
+    /// Ours of no price: what a commitment adds or takes off.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub commitment: Option<String>,
+    /// The biller's.
+    pub provider_price: Option<String>,
+    #[serde(flatten)]
+    pub amounts: ComparedTotal,
+}
+
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct ComparedTotal {
+    pub ours: MinorUnits,
+    pub theirs: MinorUnits,
+    /// What ours has more.
+    pub difference: MinorUnits,
+}
+
+impl ComparedTotal {
+    fn new(ours: MinorUnits, theirs: MinorUnits) -> Self {
+        Self { difference: ours.clone() - theirs.clone(), ours, theirs }
+    }
+}
+
+fn conflict(code: &'static str, detail: impl Into<String>) -> EngineError {
+    EngineError::Conflict { code, detail: detail.into() }
+}
+
+fn unanswered(failure: Failure) -> EngineError {
+    EngineError::provider_unavailable(format!("{}: {}", failure.code, failure.message))
+}
+
+impl Engine {
+    pub async fn compare_upcoming_invoice(
+        &self,
+        environment: Environment,
+        subject: &SubjectId,
+    ) -> Result<ComparedInvoice, EngineError> {
+        let id = self.upcoming_id(environment, subject).await?;
+        self.compare_invoice(environment, id).await
+    }
+
+    /// Sets an invoice against what the biller says of the same customer and period; where that is under
+    /// way, against the biller's preview.
+    pub async fn compare_invoice(
+        &self,
+        environment: Environment,
+        id: Uuid,
+    ) -> Result<ComparedInvoice, EngineError> {
+        let Some(provider) = self.inner.services(environment).provider.clone() else {
+            return Err(conflict(
+                "no_provider",
+                "no account of a billing provider is set up for this environment",
+            ));
+        };
+        let mut snapshot = self.settled_snapshot(environment).await?;
+        let row =
+            store::invoicing::find(&mut snapshot, environment, id).await?.ok_or_else(|| not_found(id))?;
+        let meters = store::catalog::meters(&mut snapshot, environment).await?;
+        let now = self.inner.clock.now(environment, store::usage::now(&mut snapshot).await?);
+        let followed =
+            store::subjects::stripe_subscriptions::of_subject(&mut snapshot, row.subject_id).await?;
+        let followed = followed.into_iter().find(|followed| followed.governs);
+        let is_under_way = row.numbered.is_none() && row.period.contains(now);
+        let (shown, terms) = self.shown(&mut snapshot, environment, row.clone()).await?;
+        // the biller may take its time
+        snapshot.commit().await?;
+        let source = match (&row.provider, followed) {
+            (Some(invoice), _) => ComparedSource::Invoice(invoice.id.clone()),
+            (None, Some(followed)) if is_under_way => ComparedSource::Preview(followed.billed.id),
+            (None, None) if is_under_way => {
+                let detail = "no subscription of the billing provider is known for the subject";
+                return Err(conflict("no_provider_subscription", detail));
+            }
+            (None, _) => {
+                let detail = "the billing provider has told of no invoice for this customer and period";
+                return Err(conflict("provider_invoice_not_found", detail));
+            }
+        };
+        let bill = fetch(&provider, &row, &source).await?;
+        Ok(compared(environment, &provider, shown, &terms, &meters, bill))
+    }
+}
+
+/// What ours is set against.
+enum ComparedSource {
+    Invoice(String),
+    Preview(String),
+}
+
+async fn fetch(
+    provider: &Arc<dyn Provider>,
+    row: &InvoiceRow,
+    source: &ComparedSource,
+) -> Result<Bill, EngineError> {
+    let asked = match source {
+        ComparedSource::Invoice(id) => provider.invoice(id).await,
+        ComparedSource::Preview(subscription) => {
+            provider.preview(&row.stripe_customer_id, subscription).await
+        }
+    };
+    asked.map_err(unanswered)?.ok_or_else(|| {
+        conflict(
+            "provider_invoice_not_found",
+            "the billing provider does not know the invoice, or has none to come",
+        )
+    })
+}
+
+/// What makes lines one: a price of the biller, what is exported to a meter of the biller, or neither.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+enum LinePlace {
+    Price(String),
+    Meter(String),
+    Own(String, String),
+    /// Of a plan, by its name: the biller knows none.
+    Commitment(String, String),
+    Unknown,
+}
+
+#[derive(Debug, Default)]
+struct Pair {
+    prices: BTreeSet<String>,
+    meter: Option<String>,
+    commitment: Option<String>,
+    provider_price: Option<String>,
+    ours: Vec<MinorUnits>,
+    theirs: Vec<MinorUnits>,
+}
+
+/// Where our prices and meters are at the biller.
+struct LinePlaces {
+    /// By plan and price.
+    prices: BTreeMap<(String, String), String>,
+    /// By meter.
+    meters: BTreeMap<String, String>,
+}
+
+impl LinePlaces {
+    fn of(environment: Environment, terms: &[RatingTerms], meters: &[StoredMeter]) -> Self {
+        let prices = terms.iter().flat_map(|terms| {
+            terms.prices.iter().filter_map(move |price| {
+                let id = price.stripe_price_id.as_ref()?.in_environment(environment)?;
+                Some(((terms.plan.to_string(), price.key.to_string()), id.to_owned()))
+            })
+        });
+        let meters = meters.iter().filter_map(|stored| {
+            Some((stored.meter.key.to_string(), stored.meter.stripe.as_ref()?.event_name.clone()))
+        });
+        Self { prices: prices.collect(), meters: meters.collect() }
+    }
+
+    fn of_ours(&self, line: &InvoiceLine) -> LinePlace {
+        let Some(price) = line.price.clone() else {
+            return LinePlace::Commitment(line.plan.clone(), line.model.clone());
+        };
+        let key = (line.plan.clone(), price);
+        if let Some(id) = self.prices.get(&key) {
+            return LinePlace::Price(id.clone());
+        }
+        match line.meter.as_ref().and_then(|meter| self.meters.get(meter)) {
+            Some(event_name) => LinePlace::Meter(event_name.clone()),
+            None => LinePlace::Own(key.0, key.1),
+        }
+    }
+
+    fn of_theirs(&self, line: &BillLine) -> LinePlace {
+        match (&line.price, &line.event_name) {
+            (Some(id), _) if self.prices.values().any(|known| known == id) => LinePlace::Price(id.clone()),
+            (_, Some(event_name)) => LinePlace::Meter(event_name.clone()),
+            (Some(id), None) => LinePlace::Price(id.clone()),
+            (None, None) => LinePlace::Unknown,
+        }
+    }
+}
+
+fn compared(
+    environment: Environment,
+    provider: &Arc<dyn Provider>,
+    shown: InvoiceView,
+    terms: &[RatingTerms],
+    meters: &[StoredMeter],
+    bill: Bill,
+) -> ComparedInvoice {
+    let places = LinePlaces::of(environment, terms, meters);
+    let mut pairs: BTreeMap<LinePlace, Pair> = BTreeMap::new();
+    for line in shown.lines.iter().flatten() {
+        let place = places.of_ours(line);
+        let pair = pairs.entry(place).or_default();
+        pair.prices.extend(line.price.clone());
+        if line.price.is_none() {
+            pair.commitment = Some(line.model.clone());
+        }
+        pair.meter = pair.meter.take().or_else(|| line.meter.clone());
+        pair.ours.push(line.rounded());
+    }
+    for line in &bill.lines {
+        let pair = pairs.entry(places.of_theirs(line)).or_default();
+        pair.provider_price = pair.provider_price.take().or_else(|| line.price.clone());
+        pair.theirs.push(line.amount.into());
+    }
+    let sum = |amounts: Vec<MinorUnits>| amounts.into_iter().sum::<MinorUnits>();
+    let lines: Vec<ComparedLine> = pairs
+        .into_values()
+        .map(|pair| ComparedLine {
+            prices: pair.prices.into_iter().collect(),
+            meter: pair.meter,
+            commitment: pair.commitment,
+            provider_price: pair.provider_price,
+            amounts: ComparedTotal::new(sum(pair.ours), sum(pair.theirs)),
+        })
+        .collect();
+    let ours = lines.iter().map(|line| line.amounts.ours.clone()).sum();
+    let theirs = lines.iter().map(|line| line.amounts.theirs.clone()).sum();
+    ComparedInvoice {
+        id: shown.id,
+        number: shown.number,
+        status: shown.status,
+        subject: shown.subject,
+        customer: shown.customer,
+        currency: shown.currency,
+        period: shown.period,
+        provider: ComparedProvider {
+            name: provider.name(),
+            invoice: bill.invoice,
+            status: bill.status,
+            currency: bill.currency,
+        },
+        lines,
+        total: ComparedTotal::new(ours, theirs),
+    }
+}

@@ -1,0 +1,208 @@
+//! Drafts: which a customer should have, and what each says.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use sqlx::{Connection, PgConnection};
+
+use super::billing_history::BillingHistory;
+use super::plan_history::PlanHistory;
+use super::rating::{InvoiceRater, corrections};
+use super::{Engine, EngineError};
+use crate::store;
+use crate::store::invoicing::{DraftOpening, InvoiceRow, Payer};
+use crate::store::usage::customer_usage::CustomerScope;
+use metergate_domain::base::environment::Environment;
+use metergate_domain::base::timestamp::Timestamp;
+use metergate_domain::base::window::Span;
+use metergate_domain::invoicing::line::{InvoiceLine, RatingTerms};
+use metergate_domain::invoicing::timeline::{BillingPeriod, PlanInterval};
+use metergate_domain::pricing::currency::Currency;
+
+/// How long a transaction that takes something back may run after it looked at the clock.
+const VOIDS_MARGIN: Duration = Duration::from_hours(1);
+
+/// What a draft would say if it were numbered now.
+#[derive(Debug)]
+pub(super) struct InvoiceDraft {
+    pub(super) period: Span,
+    pub(super) terms: Vec<RatingTerms>,
+    pub(super) lines: Vec<InvoiceLine>,
+    /// In which the period is billed.
+    pub(super) currencies: BTreeSet<Currency>,
+}
+
+impl InvoiceDraft {
+    /// Whether there is nothing to bill.
+    pub(super) fn is_empty(&self) -> bool {
+        self.lines.is_empty() && self.terms.iter().all(|terms| terms.prices.is_empty() || terms.only_used)
+    }
+}
+
+impl Engine {
+    /// Opens what drafts the customers of a subject should have.
+    pub(super) async fn open_drafts_of(
+        &self,
+        environment: Environment,
+        subject: &str,
+    ) -> Result<(), EngineError> {
+        let mut connection = self.database().pool().acquire().await?;
+        let now = self.inner.clock.now(environment, store::usage::now(&mut connection).await?);
+        let Some(row) = store::subjects::subject::find(&mut connection, environment, subject).await? else {
+            return Ok(());
+        };
+        let mappings = store::subjects::customer_mappings::of_subject(&mut connection, row.id).await?;
+        let mut plans = PlanHistory::read(&mut connection, environment).await?;
+        for customer_id in mappings.customers() {
+            let payer = Payer { customer_id, subject_id: row.id };
+            self.open_drafts(&mut connection, environment, &mut plans, payer, now).await?;
+        }
+        Ok(())
+    }
+
+    /// Has the drafts of a customer be what its subscription says. How many are new.
+    pub(super) async fn open_drafts(
+        &self,
+        connection: &mut PgConnection,
+        environment: Environment,
+        plans: &mut PlanHistory,
+        payer: Payer,
+        now: Timestamp,
+    ) -> Result<u64, EngineError> {
+        let mut transaction = connection.begin().await?;
+        let mut openings = Vec::new();
+        let age_max = self.inner.settings.event_age_max;
+        let recent = self.corrected_since(Timestamp::MIN.max(now.saturating_sub(age_max)));
+        let numbered = store::invoicing::of_payer(&mut transaction, payer, recent).await?;
+        let book = BillingHistory::read(&mut transaction, plans, payer).await?;
+        for BillingPeriod { span, intervals } in book.periods(&mut transaction, now).await? {
+            let mut currencies = if book.owes_fixed_fees(span) {
+                plans.currencies(&mut transaction, &intervals).await?
+            } else if book.may_have_usage(span, age_max) {
+                self.used_in(&mut transaction, plans, payer, span, &intervals).await?
+            } else {
+                BTreeSet::new()
+            };
+            // what comes late for an earlier one has to go somewhere
+            let since = self.corrected_since(span.from);
+            currencies.extend(
+                numbered
+                    .iter()
+                    .filter(|row| row.numbered.is_some() && row.period.to > since)
+                    .map(|row| row.currency),
+            );
+            openings.extend(DraftOpening::each(&currencies, span));
+        }
+        let opened =
+            store::invoicing::set_drafts(&mut transaction, environment, payer, &openings, now).await?;
+        transaction.commit().await?;
+        Ok(opened)
+    }
+
+    /// The currencies in which a customer used something in a period.
+    async fn used_in(
+        &self,
+        connection: &mut PgConnection,
+        plans: &mut PlanHistory,
+        payer: Payer,
+        span: Span,
+        intervals: &[PlanInterval],
+    ) -> Result<BTreeSet<Currency>, EngineError> {
+        let mut used = BTreeSet::new();
+        let paths =
+            store::usage::customer_usage::paths(connection, payer.customer_id, payer.subject_id).await?;
+        let (environment, customer_id) = (plans.environment, payer.customer_id);
+        let whose = CustomerScope { environment, customer_id, paths: &paths, span };
+        if !store::usage::customer_usage::is_any(connection, whose).await? {
+            return Ok(used);
+        }
+        let meters = store::catalog::meters(connection, environment).await?;
+        let rater = InvoiceRater { environment, customer_id, meters: &meters, paths: &paths };
+        for currency in plans.currencies(connection, intervals).await? {
+            let terms = plans.terms(connection, intervals, currency, false).await?;
+            if !rater.lines(connection, &terms, currency).await?.is_empty() {
+                used.insert(currency);
+            }
+        }
+        Ok(used)
+    }
+
+    /// Up to where a period that begins at a time corrects those before it: what is recorded in it may be
+    /// so old.
+    fn corrected_since(&self, from: Timestamp) -> Timestamp {
+        from.saturating_sub(self.inner.settings.event_age_max)
+    }
+
+    /// When what was taken back happened that no invoice of a customer knows of yet.
+    async fn taken_back(
+        &self,
+        snapshot: &mut PgConnection,
+        environment: Environment,
+        payer: Payer,
+    ) -> Result<Vec<Timestamp>, EngineError> {
+        let Some((_, numbered_at)) = store::invoicing::billed_until(snapshot, payer).await? else {
+            return Ok(Vec::new());
+        };
+        // looking at some twice does no harm: a correction is a difference
+        let since = numbered_at.saturating_sub(VOIDS_MARGIN);
+        Ok(store::usage::customer_usage::taken_back_since(snapshot, environment, payer.customer_id, since)
+            .await?)
+    }
+
+    /// What a draft comes to now.
+    pub(super) async fn draft(
+        &self,
+        snapshot: &mut PgConnection,
+        environment: Environment,
+        row: &InvoiceRow,
+    ) -> Result<InvoiceDraft, EngineError> {
+        let now = self.inner.clock.now(environment, store::usage::now(snapshot).await?);
+        let mut plans = PlanHistory::read(snapshot, environment).await?;
+        let payer = Payer { customer_id: row.customer_id, subject_id: row.subject_id };
+        let book = BillingHistory::read(snapshot, &mut plans, payer).await?;
+        let times = self.taken_back(snapshot, environment, payer).await?;
+        let since = self.corrected_since(row.period.from);
+        let oldest = times.iter().copied().min().unwrap_or(since);
+        // all that it may correct, and all that have corrected those
+        let mut others = store::invoicing::of_payer(snapshot, payer, since.min(oldest)).await?;
+        others.retain(|other| other.id != row.id);
+        let found = book.periods(snapshot, now).await?;
+        let found = found.into_iter().find(|period| period.span.from == row.period.from);
+        let BillingPeriod { span: period, intervals } =
+            found.unwrap_or_else(|| begun(&book, row.period, &others));
+        let currencies = plans.currencies(snapshot, &intervals).await?;
+        let terms = plans.terms(snapshot, &intervals, row.currency, book.owes_fixed_fees(period)).await?;
+        let meters = store::catalog::meters(snapshot, environment).await?;
+        let paths = store::usage::customer_usage::paths(snapshot, row.customer_id, row.subject_id).await?;
+        let rater =
+            InvoiceRater { environment, customer_id: row.customer_id, meters: &meters, paths: &paths };
+        let mut lines = rater.lines(snapshot, &terms, row.currency).await?;
+        lines.retain(|line| !line.is_kept_to());
+        others.retain(|other| other.currency == row.currency);
+        // an older draft has what is to be corrected
+        if !others.iter().any(|other| other.numbered.is_none() && other.period.from < period.from) {
+            let may_differ = |other: &InvoiceRow| {
+                other.period.to > since || times.iter().any(|at| other.period.contains(*at))
+            };
+            lines.extend(corrections(snapshot, &rater, &others, may_differ, row.currency).await?);
+        }
+        Ok(InvoiceDraft { period, terms, lines, currencies })
+    }
+}
+
+/// A period of which the invoice in another currency is numbered: as long as that one's, and without what it
+/// has billed.
+fn begun(book: &BillingHistory, drafted: Span, others: &[InvoiceRow]) -> BillingPeriod {
+    let numbered: Vec<&InvoiceRow> =
+        others.iter().filter(|it| it.numbered.is_some() && it.period.from == drafted.from).collect();
+    let Some(first) = numbered.first() else { return BillingPeriod { span: drafted, intervals: Vec::new() } };
+    let mut period = book.timeline.within(first.period);
+    let billed = |span: Span| {
+        let terms = numbered.iter().filter_map(|row| row.numbered.as_ref()).flat_map(|it| &it.terms);
+        terms.into_iter().any(|terms| !terms.prices.is_empty() && !terms.span.intersect(span).is_empty())
+    };
+    for interval in &mut period.intervals {
+        interval.is_billed &= !billed(interval.span);
+    }
+    period
+}

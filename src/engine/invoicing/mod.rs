@@ -1,0 +1,179 @@
+//! Invoices: what each customer's usage of a billing period comes to. A draft says whose it is and of
+//! when, and is computed whenever it is read; after its period and a grace it is numbered and stays as it
+//! is. What is recorded later is a line of the next one.
+
+mod billing;
+mod billing_history;
+mod comparing;
+mod drafting;
+mod plan_history;
+mod rating;
+mod upcoming;
+
+use serde::Serialize;
+use sqlx::PgConnection;
+use uuid::Uuid;
+
+pub use billing::BillingRun;
+pub use comparing::{ComparedInvoice, ComparedLine, ComparedTotal};
+
+use super::{Engine, EngineError, cursor};
+use crate::store;
+use crate::store::invoicing::{InvoiceFilter, InvoiceRow, Numbered, Payer};
+use drafting::InvoiceDraft;
+use metergate_domain::base::environment::Environment;
+use metergate_domain::base::timestamp::Timestamp;
+use metergate_domain::base::window::Span;
+use metergate_domain::invoicing::line::{InvoiceLine, RatingTerms, total};
+use metergate_domain::pricing::amount::MinorUnits;
+use metergate_domain::pricing::currency::Currency;
+
+#[derive(Debug, Clone, Serialize)]
+pub struct InvoiceView {
+    pub id: Uuid,
+    /// None: a draft.
+    pub number: Option<String>,
+    pub status: String,
+    pub subject: String,
+    pub customer: String,
+    pub currency: Currency,
+    pub period: Span,
+    /// From when on a draft may be numbered.
+    pub finalizes_at: Option<Timestamp>,
+    pub finalized_at: Option<Timestamp>,
+    pub created_at: Timestamp,
+    /// Of one invoice; lists leave them out.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub lines: Option<Vec<InvoiceLine>>,
+    /// The sum of the rounded lines; lists leave it out of drafts, which are computed when they are read.
+    pub total: Option<MinorUnits>,
+    pub provider: Option<ProviderView>,
+}
+
+/// What the biller says of its own for the same customer and period.
+#[derive(Debug, Clone, Serialize)]
+pub struct ProviderView {
+    pub name: &'static str,
+    pub invoice: String,
+    pub status: String,
+    pub total: Option<i64>,
+}
+
+#[derive(Debug, Clone, Serialize)]
+pub struct InvoicePage {
+    pub data: Vec<InvoiceView>,
+    pub next_cursor: Option<String>,
+}
+
+/// The number as it is shown.
+fn invoice_number(number: i64) -> String {
+    format!("MG-{number:06}")
+}
+
+/// One word for how an invoice stands: what the biller says, once it is numbered. The list's filter says
+/// the same.
+fn status(row: &InvoiceRow) -> String {
+    match (&row.numbered, &row.provider) {
+        (None, _) => "draft".to_owned(),
+        (Some(_), Some(provider))
+            if ["open", "paid", "void", "uncollectible"].contains(&provider.status.as_str()) =>
+        {
+            provider.status.clone()
+        }
+        (Some(_), _) => "final".to_owned(),
+    }
+}
+
+fn not_found(id: Uuid) -> EngineError {
+    EngineError::NotFound { code: "invoice_not_found", detail: format!("there is no invoice `{id}`") }
+}
+
+impl Engine {
+    /// A page of invoices, the latest made first. Those of a subject are opened first, where they are due.
+    pub async fn list_invoices(
+        &self,
+        environment: Environment,
+        filter: &InvoiceFilter,
+        cursor: Option<&str>,
+        limit: u32,
+    ) -> Result<InvoicePage, EngineError> {
+        let before = match cursor {
+            None => (Timestamp::MAX, Uuid::max()),
+            Some(cursor) => cursor::read(cursor)?,
+        };
+        if let Some(subject) = filter.subject.as_ref().filter(|_| cursor.is_none()) {
+            self.open_drafts_of(environment, subject).await?;
+        }
+        let mut connection = self.database().pool().acquire().await?;
+        let mut rows =
+            store::invoicing::list(&mut connection, environment, filter, before, limit + 1).await?;
+        let more = rows.len() > limit as usize;
+        rows.truncate(limit as usize);
+        let last = rows.last().map(|row| (row.created_at, row.id));
+        let next_cursor = last.filter(|_| more).map(|(at, id)| cursor::write(at, id));
+        Ok(InvoicePage { data: rows.into_iter().map(|row| self.listed(row)).collect(), next_cursor })
+    }
+
+    pub async fn get_invoice(&self, environment: Environment, id: Uuid) -> Result<InvoiceView, EngineError> {
+        let mut snapshot = self.settled_snapshot(environment).await?;
+        let row = store::invoicing::find(&mut snapshot, environment, id).await?;
+        let row = row.ok_or_else(|| not_found(id))?;
+        let (shown, _) = self.shown(&mut snapshot, environment, row).await?;
+        Ok(shown)
+    }
+
+    /// An invoice with its lines, and by what those were rated.
+    async fn shown(
+        &self,
+        snapshot: &mut PgConnection,
+        environment: Environment,
+        row: InvoiceRow,
+    ) -> Result<(InvoiceView, Vec<RatingTerms>), EngineError> {
+        let said = if let Some(Numbered { terms, lines, .. }) = &row.numbered {
+            (row.period, terms.clone(), lines.clone())
+        } else {
+            let InvoiceDraft { period, terms, lines, .. } = self.draft(snapshot, environment, &row).await?;
+            (period, terms, lines)
+        };
+        let (period, terms, lines) = said;
+        let total = total(&lines);
+        let row = InvoiceRow { period, ..row };
+        Ok((InvoiceView { lines: Some(lines), total: Some(total), ..self.listed(row) }, terms))
+    }
+
+    fn listed(&self, row: InvoiceRow) -> InvoiceView {
+        let is_draft = row.numbered.is_none();
+        let grace = self.inner.settings.late_grace;
+        InvoiceView {
+            id: row.id,
+            status: status(&row),
+            number: row.numbered.as_ref().map(|numbered| invoice_number(numbered.number)),
+            subject: row.subject,
+            customer: row.stripe_customer_id,
+            currency: row.currency,
+            period: row.period,
+            finalizes_at: is_draft.then(|| row.period.to.saturating_add(grace)),
+            finalized_at: row.numbered.as_ref().map(|numbered| numbered.finalized_at),
+            created_at: row.created_at,
+            lines: None,
+            total: row.numbered.map(|numbered| numbered.total),
+            provider: row.provider.map(|provider| ProviderView {
+                name: "stripe",
+                invoice: provider.id,
+                status: provider.status,
+                total: provider.total,
+            }),
+        }
+    }
+}
+
+async fn payer_of(
+    connection: &mut PgConnection,
+    environment: Environment,
+    subject: &str,
+) -> Result<Option<Payer>, EngineError> {
+    let Some(row) = store::subjects::subject::find(connection, environment, subject).await? else {
+        return Ok(None);
+    };
+    Ok(store::invoicing::payer(connection, row.id).await?)
+}

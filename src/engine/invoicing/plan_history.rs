@@ -1,0 +1,157 @@
+//! The plans that periods are rated by: their prices and commitments, as the catalog and the subscription have
+//! them.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use sqlx::PgConnection;
+
+use super::EngineError;
+use crate::store;
+use metergate_domain::base::environment::Environment;
+use metergate_domain::base::names::PlanKey;
+use metergate_domain::catalog::Catalog;
+use metergate_domain::catalog::plan::Plan;
+use metergate_domain::invoicing::line::RatingTerms;
+use metergate_domain::invoicing::timeline::{PlanChange, PlanInterval};
+use metergate_domain::pricing::commitment::Commitment;
+use metergate_domain::pricing::currency::Currency;
+use metergate_domain::pricing::price::Price;
+use metergate_domain::subjects::subscription::{commitment_of, prices_of};
+
+/// The plans of an environment, those too that are in the catalog no more.
+#[derive(Debug)]
+pub(super) struct PlanHistory {
+    pub(super) environment: Environment,
+    catalog: Catalog,
+    gone: BTreeMap<PlanKey, Option<Plan>>,
+}
+
+/// What a stretch of a period is rated by, in the currency of its first price.
+#[derive(Debug)]
+struct PlanPrices {
+    currency: Currency,
+    prices: Vec<Price>,
+    commitment: Option<Commitment>,
+}
+
+impl PlanHistory {
+    pub(super) async fn read(
+        connection: &mut PgConnection,
+        environment: Environment,
+    ) -> Result<Self, EngineError> {
+        let (catalog, _) = store::catalog::current(connection, environment).await?;
+        Ok(Self { environment, catalog, gone: BTreeMap::new() })
+    }
+
+    /// The keys of those that have prices.
+    pub(super) fn priced(&self) -> Vec<String> {
+        self.catalog
+            .plans
+            .iter()
+            .filter(|plan| !plan.prices.is_empty())
+            .map(|plan| plan.key.to_string())
+            .collect()
+    }
+
+    /// A plan as it is, or as it was last.
+    async fn plan(
+        &mut self,
+        connection: &mut PgConnection,
+        key: &PlanKey,
+    ) -> Result<Option<&Plan>, EngineError> {
+        if self.catalog.plan(key).is_none() && !self.gone.contains_key(key) {
+            let last = store::catalog::last_with_plan(connection, self.environment, key.as_str()).await?;
+            self.gone.insert(key.clone(), last.and_then(|catalog| catalog.plan(key).cloned()));
+        }
+        Ok(self.catalog.plan(key).or_else(|| self.gone.get(key)?.as_ref()))
+    }
+
+    /// Whether any of the turns of a subscription has prices.
+    pub(super) async fn rate_any(
+        &mut self,
+        connection: &mut PgConnection,
+        plan_changes: &[PlanChange],
+    ) -> Result<bool, EngineError> {
+        for plan_change in plan_changes {
+            if self.currency_of(connection, plan_change).await?.is_some() {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// That of the first price of a turn; none where nothing has a price.
+    pub(super) async fn currency_of(
+        &mut self,
+        connection: &mut PgConnection,
+        plan_change: &PlanChange,
+    ) -> Result<Option<Currency>, EngineError> {
+        let plan = self.plan(connection, &plan_change.plan).await?;
+        Ok(prices_of(plan, &plan_change.own.prices).first().map(|price| price.currency))
+    }
+
+    /// None where nothing has a price.
+    async fn plan_prices(
+        &mut self,
+        connection: &mut PgConnection,
+        interval: &PlanInterval,
+    ) -> Result<Option<PlanPrices>, EngineError> {
+        let plan = self.plan(connection, &interval.plan).await?;
+        let prices = prices_of(plan, &interval.own.prices);
+        let Some(currency) = prices.first().map(|price| price.currency) else { return Ok(None) };
+        Ok(Some(PlanPrices {
+            currency,
+            prices: prices.iter().filter(|price| price.currency == currency).cloned().collect(),
+            commitment: commitment_of(plan, &interval.own.commitments, currency).cloned(),
+        }))
+    }
+
+    /// By what the stretches of a period are rated in a currency, for a customer that owes what they cost
+    /// without anything being used, or for one that does not.
+    pub(super) async fn terms(
+        &mut self,
+        connection: &mut PgConnection,
+        intervals: &[PlanInterval],
+        currency: Currency,
+        owes: bool,
+    ) -> Result<Vec<RatingTerms>, EngineError> {
+        let mut terms = Vec::new();
+        for interval in intervals {
+            let tariff = self.plan_prices(connection, interval).await?;
+            let named = self.plan(connection, &interval.plan).await?.map(|plan| plan.name.clone());
+            let plan_name = named.filter(|name| *name != interval.plan.as_str());
+            let billed = tariff.filter(|tariff| interval.is_billed && tariff.currency == currency);
+            let (prices, commitment) =
+                billed.map(|tariff| (tariff.prices, tariff.commitment)).unwrap_or_default();
+            let PlanInterval { plan, span, is_billed, .. } = interval.clone();
+            terms.push(RatingTerms {
+                plan,
+                plan_name,
+                span,
+                is_billed,
+                prices,
+                commitment,
+                with_fees: false,
+                only_used: !owes,
+            });
+        }
+        if let Some(last) = terms.iter_mut().rfind(|terms| !terms.prices.is_empty() && owes) {
+            last.with_fees = true;
+        }
+        terms.iter_mut().filter(|terms| !terms.with_fees).for_each(|terms| terms.commitment = None);
+        Ok(terms)
+    }
+
+    /// The currencies in which something may be billed in some stretches.
+    pub(super) async fn currencies(
+        &mut self,
+        connection: &mut PgConnection,
+        intervals: &[PlanInterval],
+    ) -> Result<BTreeSet<Currency>, EngineError> {
+        let mut currencies = BTreeSet::new();
+        for interval in intervals.iter().filter(|interval| interval.is_billed) {
+            currencies.extend(self.plan_prices(connection, interval).await?.map(|tariff| tariff.currency));
+        }
+        Ok(currencies)
+    }
+}

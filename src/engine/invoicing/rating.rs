@@ -1,0 +1,145 @@
+//! What was recorded for a customer, rated: the lines of a period, and of those before it what they would say
+//! differently now.
+
+use std::collections::BTreeMap;
+
+use sqlx::PgConnection;
+
+use super::{EngineError, invoice_number};
+use crate::store;
+use crate::store::invoicing::InvoiceRow;
+use crate::store::usage::customer_usage::{CustomerScope, CustomerUsage};
+use metergate_domain::base::environment::Environment;
+use metergate_domain::base::window::Span;
+use metergate_domain::catalog::meter::StoredMeter;
+use metergate_domain::invoicing::line::{
+    BilledAmount, InvoiceLine, InvoiceLineKey, InvoiceLineKind, RatingTerms, total,
+};
+use metergate_domain::pricing::currency::Currency;
+use metergate_domain::pricing::list::PriceList;
+use metergate_domain::pricing::price::Price;
+use metergate_domain::pricing::rating::RatedQuantity;
+
+/// Rates what was recorded for a customer.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct InvoiceRater<'a> {
+    pub(super) environment: Environment,
+    pub(super) customer_id: i64,
+    pub(super) meters: &'a [StoredMeter],
+    pub(super) paths: &'a [i64],
+}
+
+impl InvoiceRater<'_> {
+    /// A line for each price that has something to say, in the order of the plans, and for what bounds them
+    /// together.
+    pub(super) async fn lines(
+        &self,
+        snapshot: &mut PgConnection,
+        terms: &[RatingTerms],
+        currency: Currency,
+    ) -> Result<Vec<InvoiceLine>, EngineError> {
+        let mut lines = Vec::new();
+        for terms in terms {
+            let RatingTerms { plan, span, .. } = terms;
+            let list = PriceList::of(&terms.prices, currency);
+            let used = self.used(snapshot, &list, *span).await?;
+            let counts = |price: &&Price| {
+                (terms.with_fees || price.meter.is_some())
+                    && (!terms.only_used || used.contains_key(price.key.as_str()))
+                    && price.effective_from.is_none_or(|from| from < span.to)
+                    && price.effective_to.is_none_or(|to| span.from < to)
+            };
+            for price in terms.prices.iter().filter(counts) {
+                let used = used.get(price.key.as_str()).cloned().unwrap_or_default();
+                let line = InvoiceLine::of(plan, *span, &price.rate(&used));
+                lines.push(line.explained(price, terms.plan_name.clone(), self.meter_name(price)));
+            }
+        }
+        if let (Some(first), Some(last)) = (terms.first(), terms.last()) {
+            let whole = Span { from: first.span.from, to: last.span.to };
+            let sum = total(&lines);
+            for RatingTerms { plan, plan_name, commitment, .. } in terms {
+                let bounds = commitment.iter().flat_map(|commitment| commitment.lines(&sum));
+                let named = |line: InvoiceLine| InvoiceLine { plan_name: plan_name.clone(), ..line };
+                lines.extend(bounds.map(|line| named(InvoiceLine::of(plan, whole, &line))));
+            }
+        }
+        Ok(lines)
+    }
+
+    fn meter_name(&self, price: &Price) -> Option<String> {
+        let meter = self.meters.iter().find(|stored| price.meter.as_ref() == Some(&stored.meter.key))?;
+        meter.meter.display_name.clone()
+    }
+
+    /// What was used of what each price rates, by its key. What adds up is rated by the first price that
+    /// admits it; a level is looked at for each price by itself.
+    async fn used(
+        &self,
+        snapshot: &mut PgConnection,
+        list: &PriceList<'_>,
+        span: Span,
+    ) -> Result<BTreeMap<String, RatedQuantity>, EngineError> {
+        let whose = CustomerScope {
+            environment: self.environment,
+            customer_id: self.customer_id,
+            paths: self.paths,
+            span,
+        };
+        let mut used = BTreeMap::new();
+        let keys = list.meters();
+        for stored in self.meters.iter().filter(|stored| keys.contains(&stored.meter.key)) {
+            let prices: Vec<&Price> = list.of_meter(&stored.meter.key).collect();
+            let adds_up = stored.meter.aggregation.is_reservable();
+            let questions: Vec<&[&Price]> =
+                if adds_up { vec![&prices[..]] } else { prices.chunks(1).collect() };
+            for prices in questions {
+                let found = store::usage::customer_usage::find(snapshot, whose, stored, prices).await?;
+                for (place, usage) in found {
+                    let CustomerUsage { count, value, event_fees } = usage;
+                    let Some(price) = prices.get(place).filter(|_| count != 0) else { continue };
+                    let mut of_price = RatedQuantity::of_sum(price, value, count);
+                    of_price.event_fees = event_fees.unwrap_or(of_price.event_fees);
+                    used.insert(price.key.to_string(), of_price);
+                }
+            }
+        }
+        Ok(used)
+    }
+}
+
+/// What invoices that were numbered would say differently now, of those that may.
+pub(super) async fn corrections(
+    snapshot: &mut PgConnection,
+    rater: &InvoiceRater<'_>,
+    invoices: &[InvoiceRow],
+    may_differ: impl Fn(&InvoiceRow) -> bool,
+    currency: Currency,
+) -> Result<Vec<InvoiceLine>, EngineError> {
+    let numbered: Vec<_> = invoices.iter().filter_map(|row| row.numbered.as_ref()).collect();
+    let mut corrections = Vec::new();
+    for invoice in invoices.iter().filter(|row| may_differ(row)).filter_map(|row| row.numbered.as_ref()) {
+        let label = invoice_number(invoice.number);
+        let mut billed: BTreeMap<InvoiceLineKey, BilledAmount> = BTreeMap::new();
+        let own = invoice.lines.iter().filter(|line| line.kind != InvoiceLineKind::Correction);
+        let later = numbered.iter().flat_map(|other| &other.lines);
+        let later = later.filter(|line| line.corrects.as_ref() == Some(&label));
+        for line in own.chain(later) {
+            let (so_far, more) = (billed.entry(line.key()).or_default(), line.billed());
+            so_far.quantity = so_far.quantity + more.quantity;
+            so_far.amount = so_far.amount.clone() + more.amount;
+        }
+        let mut lines = rater.lines(snapshot, &invoice.terms, currency).await?;
+        // of what was billed for its use alone, all may have been taken back
+        let gone = |line: &&InvoiceLine| {
+            line.kind == InvoiceLineKind::Usage && lines.iter().all(|other| other.key() != line.key())
+        };
+        let gone: Vec<InvoiceLine> = invoice.lines.iter().filter(gone).map(InvoiceLine::unused).collect();
+        lines.extend(gone);
+        for line in lines {
+            let so_far = billed.get(&line.key()).cloned().unwrap_or_default();
+            corrections.extend(line.correction(&so_far, &label));
+        }
+    }
+    Ok(corrections)
+}

@@ -1,0 +1,274 @@
+//! What usage costs: read in one snapshot, apart for each price, and rated by the prices that were in
+//! force when it happened. Sums and counts are told apart by the prices' slices, in one question per
+//! meter; levels are read for each price by itself. All questions are asked together.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde::Serialize;
+use sqlx::PgConnection;
+
+use crate::engine::EngineError;
+use crate::engine::usage::reader::ReadCoverage;
+use crate::store;
+use crate::store::pricing::event_fees::Fee;
+use crate::store::usage::{AggregatesByGroup, HolderColumns, MeterQuery};
+use metergate_domain::base::environment::Environment;
+use metergate_domain::base::names::MeterKey;
+use metergate_domain::base::quantity::Total;
+use metergate_domain::base::timestamp::Timestamp;
+use metergate_domain::base::window::{Span, Zone};
+use metergate_domain::catalog::meter::{Aggregation, StoredMeter};
+use metergate_domain::pricing::amount::MinorUnits;
+use metergate_domain::pricing::currency::Currency;
+use metergate_domain::pricing::exchange::ExchangeRate;
+use metergate_domain::pricing::list::PriceList;
+use metergate_domain::pricing::parts::{MeterTotal, RatedUsage};
+use metergate_domain::pricing::period_costs::{PeriodCosts, StatementPricing};
+use metergate_domain::pricing::price::Price;
+use metergate_domain::pricing::quote::Unpriced;
+use metergate_domain::pricing::rating::RatedLine;
+use metergate_domain::usage::query::{GroupBySubject, UsageQuery, UsageSlice};
+
+/// What usage comes to, price by price, in the currency that was asked for.
+#[derive(Debug, Clone, Serialize)]
+pub struct CostView {
+    pub currency: Currency,
+    pub lines: Vec<RatedLine>,
+    /// The sum of the rounded lines.
+    pub total: MinorUnits,
+    /// Between the currency of the prices and the one asked for, where they differ.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub exchange_rate: Option<ExchangeRate>,
+    /// What no price rates.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub unpriced: Vec<Unpriced>,
+}
+
+impl CostView {
+    pub(crate) fn of(
+        statement: &PeriodCosts<'_>,
+        total: &RatedUsage<'_>,
+        pricing: StatementPricing<'_>,
+    ) -> Self {
+        let lines = statement.lines(total, pricing);
+        Self {
+            currency: pricing.currency(),
+            total: lines.iter().map(|line| line.rounded_amount.clone()).sum(),
+            lines,
+            exchange_rate: pricing.rate.cloned(),
+            unpriced: unpriced(total, pricing.list),
+        }
+    }
+}
+
+/// What no price rates, by meter: of meters that have prices a part, of others all.
+fn unpriced(part: &RatedUsage<'_>, list: &PriceList<'_>) -> Vec<Unpriced> {
+    let (with_prices, mut found) = (list.meters(), part.unpriced.clone());
+    for (meter, taken) in &part.meters {
+        if let Some(value) = taken.value().filter(|_| !with_prices.contains(meter)) {
+            found.insert(*meter, value);
+        }
+    }
+    let unpriced = |(meter, quantity): (&MeterKey, Total)| Unpriced { meter: meter.clone(), quantity };
+    found.into_iter().map(unpriced).collect()
+}
+
+/// What was found, by holder and by the number of the part between bounds.
+pub(crate) type UsageParts<'a> = BTreeMap<(Option<String>, usize), RatedUsage<'a>>;
+
+/// A look at usage on some paths, between one bound and the next.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Look<'l, 'a> {
+    pub(crate) environment: Environment,
+    pub(crate) paths: &'l [i64],
+    /// For whom the paths are kept apart; none: all are one.
+    pub(crate) holders: Option<&'l HolderColumns>,
+    pub(crate) bounds: &'l [Timestamp],
+    /// From which bound on levels are looked at; before it only what adds up.
+    pub(crate) levels_from: usize,
+    pub(crate) list: Option<&'l PriceList<'a>>,
+    pub(crate) rollup_coverage: &'l ReadCoverage,
+}
+
+/// A question of a meter, and what its answer is for.
+#[derive(Debug)]
+struct CostQuery<'m, 'a> {
+    stored: &'m StoredMeter,
+    query: UsageQuery,
+    /// The bound from which on it is asked.
+    from: usize,
+    purpose: QueryPurpose<'a>,
+}
+
+#[derive(Debug)]
+enum QueryPurpose<'a> {
+    /// What adds up, in the slices of these prices.
+    Sums(Vec<&'a Price>),
+    /// A level, and what these prices rate, which is all of it.
+    Level(Vec<&'a Price>),
+    /// What a price rates of a level.
+    OfPrice(&'a Price),
+}
+
+impl<'a, 'm: 'a> CostQuery<'m, 'a> {
+    /// Adds an answer to the parts that it tells of.
+    fn note(&self, found: AggregatesByGroup, parts: &mut UsageParts<'a>) {
+        let key = &self.stored.meter.key;
+        for ((index, group), found) in found {
+            let part = parts.entry((group.subject, index + self.from)).or_default();
+            let taken = MeterTotal::of(self.stored.meter.aggregation, found);
+            match &self.purpose {
+                QueryPurpose::Sums(prices) => {
+                    let known = part.meters.entry(key);
+                    known.and_modify(|known| known.join(&taken)).or_insert_with(|| taken.clone());
+                    match group.slice.and_then(|place| prices.get(place)) {
+                        Some(price) => {
+                            part.priced.insert(&price.key, taken);
+                        }
+                        None if prices.is_empty() => {}
+                        None => {
+                            part.unpriced.insert(key, found.sum.unwrap_or_default());
+                        }
+                    }
+                }
+                QueryPurpose::Level(prices) => {
+                    part.priced.extend(prices.iter().map(|price| (&price.key, taken.clone())));
+                    part.meters.insert(key, taken);
+                }
+                QueryPurpose::OfPrice(price) => {
+                    part.priced.insert(&price.key, taken);
+                }
+            }
+        }
+    }
+}
+
+impl<'a> Look<'_, 'a> {
+    /// What was found of meters, and of what their prices rate.
+    pub(crate) async fn parts<'m: 'a>(
+        &self,
+        snapshot: &mut PgConnection,
+        meters: &[&'m StoredMeter],
+    ) -> Result<UsageParts<'a>, EngineError> {
+        let with_prices: BTreeSet<&MeterKey> = self.list.map(PriceList::meters).unwrap_or_default();
+        let mut asks: Vec<CostQuery<'m, 'a>> = Vec::new();
+        for stored in meters.iter().copied() {
+            let prices: Vec<&'a Price> = match self.list {
+                Some(list) if with_prices.contains(&stored.meter.key) => {
+                    list.of_meter(&stored.meter.key).collect()
+                }
+                _ => Vec::new(),
+            };
+            if stored.meter.aggregation.is_reservable() {
+                asks.push(self.sums(stored, prices));
+            } else {
+                asks.extend(self.levels(stored, prices));
+            }
+        }
+        let meter_queries: Vec<MeterQuery<'_>> = asks.iter().map(|ask| self.meter_query(ask)).collect();
+        let answers = self.rollup_coverage.found_of_each(snapshot, self.environment, &meter_queries).await?;
+        let mut parts = UsageParts::default();
+        for (ask, found) in asks.iter().zip(answers) {
+            ask.note(found, &mut parts);
+        }
+        for (ask, meter_query) in asks.iter().zip(&meter_queries) {
+            if let QueryPurpose::Sums(prices) = &ask.purpose {
+                self.fees(snapshot, meter_query, prices, &mut parts).await?;
+            }
+        }
+        Ok(parts)
+    }
+
+    fn sums<'m>(&self, stored: &'m StoredMeter, prices: Vec<&'a Price>) -> CostQuery<'m, 'a> {
+        let slices = prices.iter().map(|price| price.slice()).collect();
+        let query = query(stored, self.span(0), BTreeMap::new(), slices);
+        CostQuery { stored, query, from: 0, purpose: QueryPurpose::Sums(prices) }
+    }
+
+    /// A level is asked for as a whole, and for each price that rates a part of it.
+    fn levels<'m>(&self, stored: &'m StoredMeter, prices: Vec<&'a Price>) -> Vec<CostQuery<'m, 'a>> {
+        let span = self.span(self.levels_from);
+        let is_whole = |price: &&Price| {
+            let slice = price.slice();
+            slice.filter.is_empty() && slice.within(span) == span
+        };
+        let (whole, of_parts): (Vec<_>, Vec<_>) = prices.into_iter().partition(is_whole);
+        let mut asks = vec![(BTreeMap::new(), span, QueryPurpose::Level(whole))];
+        asks.extend(of_parts.into_iter().map(|price| {
+            let slice = price.slice();
+            let within = slice.within(span);
+            (slice.filter, within, QueryPurpose::OfPrice(price))
+        }));
+        let tells_new = stored.meter.aggregation == Aggregation::UniqueCount
+            && self.bounds.len().saturating_sub(self.levels_from) > 2;
+        asks.into_iter()
+            .filter(|(_, span, _)| !span.is_empty())
+            .map(|(filter, span, purpose)| {
+                let query = UsageQuery { tells_new, ..query(stored, span, filter, Vec::new()) };
+                CostQuery { stored, query, from: self.levels_from, purpose }
+            })
+            .collect()
+    }
+
+    fn meter_query<'q>(&'q self, ask: &'q CostQuery<'_, '_>) -> MeterQuery<'q> {
+        MeterQuery {
+            stored: ask.stored,
+            query: &ask.query,
+            paths: Some(self.paths),
+            holders: self.holders,
+            bounds: self.bounds.get(ask.from..).unwrap_or_default(),
+            is_usual: self.holders.is_none(),
+        }
+    }
+
+    /// Adds what prices take of each event by itself.
+    async fn fees(
+        &self,
+        snapshot: &mut PgConnection,
+        meter_query: &MeterQuery<'_>,
+        prices: &[&'a Price],
+        parts: &mut UsageParts<'a>,
+    ) -> Result<(), EngineError> {
+        for (place, price) in prices.iter().enumerate() {
+            let Some(fee) = Some(&price.model).filter(|model| model.bounds_events()).and_then(Fee::of) else {
+                continue;
+            };
+            let fees =
+                store::pricing::event_fees::sums(snapshot, self.environment, meter_query, place, fee).await?;
+            for (whose, event_fees) in fees {
+                let part = parts.get_mut(&whose);
+                if let Some(taken) = part.and_then(|part| part.priced.get_mut(&price.key)) {
+                    taken.event_fees = Some(event_fees);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn span(&self, from: usize) -> Span {
+        let edge = |edge: Option<&Timestamp>| edge.copied().unwrap_or(Timestamp::MIN);
+        Span { from: edge(self.bounds.get(from)), to: edge(self.bounds.last()) }
+    }
+}
+
+fn query(
+    stored: &StoredMeter,
+    span: Span,
+    filter: BTreeMap<String, Vec<String>>,
+    slices: Vec<UsageSlice>,
+) -> UsageQuery {
+    UsageQuery {
+        meter: stored.meter.key.clone(),
+        span,
+        window: None,
+        zone: Zone::default(),
+        subjects: Vec::new(),
+        descendants: false,
+        whose: GroupBySubject::All,
+        group_by: Vec::new(),
+        filter,
+        slices,
+        tells_new: false,
+        fill: false,
+    }
+}

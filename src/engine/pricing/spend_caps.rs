@@ -1,0 +1,189 @@
+//! Spend caps of subjects: set, and shown with what is spent.
+
+use std::sync::Arc;
+
+use serde::Serialize;
+
+use crate::engine::snapshot::ReadSnapshot;
+use crate::engine::usage::report::Viewer;
+use crate::engine::{Engine, EngineError, detached, environment_cache};
+use crate::store::subjects::subject::Which;
+use crate::store::{self, StoreError, configuration as lock};
+use metergate_domain::base::environment::Environment;
+use metergate_domain::base::fields::Violation;
+use metergate_domain::base::names::SubjectId;
+use metergate_domain::base::period::Cycle;
+use metergate_domain::base::timestamp::Timestamp;
+use metergate_domain::base::window::Span;
+use metergate_domain::gate::applicable_cap::{CapTerms, CounterSource};
+use metergate_domain::gate::catalog_index::{CatalogIndex, EffectiveFrom, Path};
+use metergate_domain::gate::decision::resets_at;
+use metergate_domain::pricing::amount::Amount;
+use metergate_domain::pricing::cap::SpendCap;
+use metergate_domain::pricing::exchange::ExchangeRate;
+
+/// The caps of a subject: its plan's, and its own.
+#[derive(Debug, Clone, Serialize)]
+pub struct CapsView {
+    pub subject: String,
+    pub spend_caps: Vec<CapView>,
+}
+
+#[derive(Debug, Clone, Serialize)]
+pub struct CapView {
+    #[serde(flatten)]
+    pub cap: SpendCap,
+    /// Whose it is.
+    pub source: CapSource,
+    /// What is used costs, exactly; none where nothing has a price, and for an end user below whom others
+    /// stand, or stood: it is theirs, too.
+    pub spent: Option<Amount>,
+    /// What is held may cost more.
+    pub held: Option<Amount>,
+    pub remaining: Option<Amount>,
+    /// From the currency of the prices, where that is another one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub exchange_rate: Option<ExchangeRate>,
+    pub period_start: Timestamp,
+    /// None: never.
+    pub resets_at: Option<Timestamp>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum CapSource {
+    Plan,
+    Subject,
+}
+
+impl Engine {
+    /// Puts others in the place of a subject's own caps. Those that stay what they were, but for their
+    /// amount, go on counting where they are.
+    pub async fn put_spend_caps(
+        &self,
+        environment: Environment,
+        subject: SubjectId,
+        viewer: Viewer,
+        caps: Vec<SpendCap>,
+    ) -> Result<CapsView, EngineError> {
+        let (database, clock) = (self.database().clone(), self.inner.clock.clone());
+        let name = subject.clone();
+        detached(async move {
+            let mut transaction = database.pool().begin().await?;
+            lock::lock_for_change(&mut transaction, environment).await?;
+            let names = [name.to_string()];
+            store::subjects::subject::insert_missing(&mut transaction, environment, &names).await?;
+            let paths =
+                store::subjects::subject::paths(&mut transaction, environment, Which::Of(&names)).await?;
+            let vanished = || EngineError::Internal("a subject vanished".to_owned());
+            let path = paths.into_iter().next().ok_or_else(vanished)?;
+            let member = path.members.first().ok_or_else(vanished)?;
+            let terms = environment_cache::catalog_index(&mut transaction, environment).await?;
+            let now = clock.of_change(&mut transaction, environment).await?;
+            validate_spend_caps(&terms, &path, &caps, now)?;
+            let since = |cap: &SpendCap| {
+                let same = |terms: &&CapTerms| {
+                    terms.cap.key == cap.key && terms.cap.definition() == cap.definition()
+                };
+                let at = member.caps.iter().find(same).map_or(now, |terms| terms.since.at);
+                EffectiveFrom { at, ..EffectiveFrom::UNKNOWN }
+            };
+            let caps: Vec<CapTerms> =
+                caps.iter().map(|cap| CapTerms { cap: cap.clone(), since: since(cap) }).collect();
+            store::pricing::spend_caps::replace(&mut transaction, environment, member.subject_id, &caps)
+                .await?;
+            Ok(transaction.commit().await?)
+        })
+        .await?;
+        self.spend_caps(environment, &subject, viewer).await
+    }
+
+    /// The caps of a subject, with what is spent of them, as far as the viewer may see it.
+    pub async fn spend_caps(
+        &self,
+        environment: Environment,
+        subject: &SubjectId,
+        viewer: Viewer,
+    ) -> Result<CapsView, EngineError> {
+        let mut snapshot = self.read_snapshot(environment).await?;
+        let terms = Arc::clone(&snapshot.terms);
+        let path = snapshot.subject_path(subject).await?;
+        let now = snapshot.now;
+        let shows_spent = viewer == Viewer::Application || stands_alone(&mut snapshot, subject).await?;
+        let mut views = Vec::new();
+        for (source, cap) in caps(&terms, &path) {
+            let applicable_cap = terms.applicable_cap_of(&path, cap, now);
+            let calendar = Cycle { anchor: now, billing: None };
+            let cycle = path.nearest().map_or(&calendar, |(_, subscription)| &subscription.cycle);
+            let period = applicable_cap.map_or_else(
+                || cap.cap.period_at(cycle, now),
+                |applicable_cap| applicable_cap.period_at(now),
+            );
+            let spent = match applicable_cap.as_ref().filter(|_| shows_spent) {
+                None => None,
+                Some(applicable_cap) => {
+                    let counters = snapshot
+                        .counters(applicable_cap.priced_usages().map(CounterSource::PricedUsage))
+                        .await?;
+                    applicable_cap
+                        .spent(now, |key| counters.get(key).map(|counter| counter.level).unwrap_or_default())
+                }
+            };
+            let rate = applicable_cap.and_then(|applicable_cap| applicable_cap.rate().cloned());
+            views.push(CapView { exchange_rate: rate, ..view(cap, source, spent, period) });
+        }
+        snapshot.snapshot.commit().await?;
+        Ok(CapsView { subject: subject.to_string(), spend_caps: views })
+    }
+}
+
+/// Whether nobody stands below a subject, or ever stood.
+async fn stands_alone(snapshot: &mut ReadSnapshot, subject: &SubjectId) -> Result<bool, StoreError> {
+    let (environment, names) = (snapshot.environment, [subject.to_string()]);
+    let own = store::subjects::subject::path_ids(&mut snapshot.snapshot, environment, &names, false).await?;
+    let all = store::subjects::subject::path_ids(&mut snapshot.snapshot, environment, &names, true).await?;
+    Ok(all.len() == own.len())
+}
+
+/// The caps of the subject at the start of a path.
+fn caps<'a>(terms: &'a CatalogIndex, path: &'a Path) -> Vec<(CapSource, &'a CapTerms)> {
+    let Some(member) = path.members.first() else { return Vec::new() };
+    let own = |cap: &CapTerms| member.caps.contains(cap);
+    let source = |cap: &CapTerms| if own(cap) { CapSource::Subject } else { CapSource::Plan };
+    terms.caps_on(member).map(|cap| (source(cap), cap)).collect()
+}
+
+fn view(terms: &CapTerms, source: CapSource, spent: Option<(Amount, Amount)>, period: Span) -> CapView {
+    let (spent, held) = spent.unzip();
+    let taken = spent.clone().zip(held.clone()).map(|(spent, held)| spent + held);
+    CapView {
+        remaining: taken.map(|taken| (terms.cap.amount.clone() - taken).max(Amount::default())),
+        cap: terms.cap.clone(),
+        source,
+        spent,
+        held,
+        exchange_rate: None,
+        period_start: period.from,
+        resets_at: resets_at(period),
+    }
+}
+
+/// A cap in a currency in which nothing has a price, and which no rate leads to, could not be kept.
+fn validate_spend_caps(
+    terms: &CatalogIndex,
+    path: &Path,
+    caps: &[SpendCap],
+    now: Timestamp,
+) -> Result<(), EngineError> {
+    let violation = |(index, cap): (usize, &SpendCap)| {
+        let from = terms.prices_lie_in(path, cap.currency, now)?;
+        let detail = format!(
+            "there is no exchange rate from {from} to {}; set one with `PUT /v1/rates`",
+            cap.currency
+        );
+        let violation = Violation::new("no_rate", detail).under("currency");
+        Some(violation.under(&index.to_string()).under("spend_caps"))
+    };
+    let violations: Vec<Violation> = caps.iter().enumerate().filter_map(violation).collect();
+    if violations.is_empty() { Ok(()) } else { Err(violations.into()) }
+}

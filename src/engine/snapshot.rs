@@ -1,0 +1,299 @@
+//! Looking without touching: what may run, and how limits stand, from one snapshot.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use uuid::Uuid;
+
+use super::credits::wallets::{HolderSubscriptions, WalletLoader, add_holder};
+use super::gate::counters::{
+    CounterRequest, CounterRequests, count, request_counter, unexpected, usage_query_for,
+};
+use super::pricing::priced_usage;
+use super::usage::reader;
+use super::{Engine, EngineError};
+use crate::store::subjects::subject::Which;
+use crate::store::{self, StoreError};
+use metergate_domain::base::environment::Environment;
+use metergate_domain::base::names::{EventName, MeterKey, SubjectId};
+use metergate_domain::base::quantity::{Quantity, Total};
+use metergate_domain::base::timestamp::Timestamp;
+use metergate_domain::catalog::meter::Aggregation;
+use metergate_domain::gate::applicable_cap::{ApplicableCap, CounterSource};
+use metergate_domain::gate::catalog_index::{ApplicableLimit, CatalogIndex, CounterKey, Path, PathSubject};
+use metergate_domain::gate::decision::LimitState;
+use metergate_domain::gate::request::Reserve;
+use metergate_domain::gate::reservation::{Moment, holds};
+use metergate_domain::gate::state::{CallOutcome, Counter, GateAnswer, GateState};
+use metergate_domain::usage::event::{Event, Properties};
+
+/// What an event is of which the limits are to be shown.
+#[derive(Debug)]
+pub(crate) struct TrackedUse {
+    subject: SubjectId,
+    event_name: EventName,
+    value: Quantity,
+    properties: Properties,
+}
+
+impl TrackedUse {
+    pub(crate) fn of(event: &Event) -> Self {
+        Self {
+            subject: event.subject.clone(),
+            event_name: event.event_name.clone(),
+            value: event.value,
+            properties: event.properties.clone(),
+        }
+    }
+}
+
+/// One snapshot, and what is in force in it.
+pub(crate) struct ReadSnapshot {
+    pub(crate) snapshot: sqlx::Transaction<'static, sqlx::Postgres>,
+    pub(crate) environment: Environment,
+    pub(crate) terms: Arc<CatalogIndex>,
+    pub(crate) now: Timestamp,
+}
+
+impl ReadSnapshot {
+    /// Where a subject stands, with what is due carried out.
+    pub(crate) async fn subject_path(&mut self, subject: &SubjectId) -> Result<Path, StoreError> {
+        let names = [subject.to_string()];
+        let found =
+            store::subjects::subject::paths(&mut self.snapshot, self.environment, Which::Of(&names)).await?;
+        let path = found.into_iter().next().unwrap_or_else(|| Path::of_stranger(subject));
+        Ok(path.settled(self.now, &self.terms))
+    }
+
+    /// Whether a subject's own subscription is written, or has none; else it is only to be taken for granted.
+    pub(crate) async fn is_as_written(&mut self, member: &PathSubject) -> Result<bool, StoreError> {
+        Ok(member.subscription.is_none()
+            || store::subjects::subscriptions::find(&mut self.snapshot, member.subject_id).await?.is_some())
+    }
+
+    /// What is used and held of limits and of what prices rate, now, by counter. Levels are read as
+    /// counters are.
+    pub(crate) async fn counters<'m>(
+        &mut self,
+        counter_sources: impl Iterator<Item = CounterSource<'m>>,
+    ) -> Result<BTreeMap<CounterKey, Counter>, StoreError> {
+        let (mut counter_requests, mut levels) = (CounterRequests::new(), Vec::new());
+        for counter_source in counter_sources {
+            if request_counter(&mut counter_requests, counter_source, self.now).is_none()
+                && let Some(counter) = counter_source.counter_at(self.now)
+            {
+                levels.push(CounterRequest { counter_source, counter });
+            }
+        }
+        let mut counters = self.counted(&counter_requests).await?;
+        for level in levels {
+            let read = count(&mut self.snapshot, self.environment, &self.terms, &level).await?;
+            counters.insert(level.counter.key, read.counter(self.now));
+        }
+        Ok(counters)
+    }
+
+    async fn counted(
+        &mut self,
+        counter_requests: &CounterRequests<'_>,
+    ) -> Result<BTreeMap<CounterKey, Counter>, StoreError> {
+        let mut counters = BTreeMap::new();
+        if counter_requests.is_empty() {
+            return Ok(counters);
+        }
+        let rows = store::gate::counters::find(&mut self.snapshot, counter_requests.keys().copied()).await?;
+        let mut lapsing = BTreeMap::new();
+        for row in rows {
+            if !counter_requests.get(&row.key).is_some_and(|need| row.counts(&need.counter)) {
+                continue;
+            }
+            if row.next_expiry.is_some_and(|at| at <= self.now) {
+                lapsing.insert(row.id, row.key);
+            }
+            let counter = Counter { level: row.level, next_expiry: row.next_expiry, becomes: None };
+            counters.insert(row.key, counter);
+        }
+        if !lapsing.is_empty() {
+            let ids: Vec<i64> = lapsing.keys().copied().collect();
+            for expired in store::gate::hold_lines::expired(&mut self.snapshot, &ids, self.now).await? {
+                let key = lapsing.get(&expired.counter_id);
+                if let Some(counter) = key.and_then(|key| counters.get_mut(key)) {
+                    counter.level.held = counter.level.held - expired.line.quantity.into();
+                    counter.level.covered = counter.level.covered - expired.line.covered;
+                }
+            }
+        }
+        for (key, need) in counter_requests {
+            if !counters.contains_key(key) {
+                let counter = if need.counter.starts_at_zero {
+                    Counter::default()
+                } else {
+                    count(&mut self.snapshot, self.environment, &self.terms, need).await?.counter(self.now)
+                };
+                counters.insert(*key, counter);
+            }
+        }
+        Ok(counters)
+    }
+
+    /// What the level of a checked meter would become, for limits and for what prices rate.
+    async fn with_gauge_value(
+        &mut self,
+        path: &Path,
+        request: &Reserve,
+        counters: &mut BTreeMap<CounterKey, Counter>,
+    ) -> Result<(), StoreError> {
+        let terms = Arc::clone(&self.terms);
+        for ask in &request.asks {
+            let Some(stored) = terms.meter(&ask.meter) else { continue };
+            for counter_source in terms.counter_sources(path, &ask.meter, &ask.properties, self.now) {
+                let Some(counter) =
+                    counter_source.counter_at(self.now).filter(|_| !counter_source.uses_counter())
+                else {
+                    continue;
+                };
+                let Some(known) = counters.get_mut(&counter.key) else { continue };
+                let (used, asked) = (known.level.used, Total::from(ask.value.amount()));
+                let becomes = match (stored.meter.aggregation, counter_source) {
+                    (Aggregation::UniqueCount, _) => {
+                        let query = match counter_source {
+                            CounterSource::Limit(found) => Some(usage_query_for(&found, &counter, stored)),
+                            CounterSource::PricedUsage(priced_usage) => {
+                                priced_usage::level(&priced_usage, stored, counter.period)
+                            }
+                        };
+                        let Some(query) = query else { continue };
+                        let (environment, member) = (self.environment, &ask.value.member);
+                        let snapshot = &mut self.snapshot;
+                        let is_known =
+                            reader::has_member(snapshot, environment, stored, &query, member).await;
+                        used + Total::from(i64::from(!is_known.map_err(unexpected)?))
+                    }
+                    (Aggregation::Max, CounterSource::PricedUsage(_)) => used.max(asked),
+                    _ => asked,
+                };
+                known.becomes = Some(becomes);
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Engine {
+    /// A snapshot in which everything that time has done is there.
+    pub(crate) async fn read_snapshot(&self, environment: Environment) -> Result<ReadSnapshot, EngineError> {
+        let mut snapshot = self.settled_snapshot(environment).await?;
+        let (versions, now) = store::configuration::versions(&mut snapshot, environment).await?;
+        let cache = self.inner.caches.at(&mut snapshot, environment, versions).await?;
+        let now = self.inner.clock.now(environment, now);
+        if store::gate::reservations::has_due_charges(&mut snapshot, environment, now).await? {
+            // it expired just now
+            drop(snapshot);
+            return Box::pin(self.read_snapshot(environment)).await;
+        }
+        Ok(ReadSnapshot { snapshot, environment, terms: Arc::clone(&cache.terms), now })
+    }
+
+    /// A moment in which nothing is done.
+    fn moment<'t>(&self, now: Timestamp, none: &'t BTreeSet<Uuid>) -> Moment<'t> {
+        Moment { now, age_max: self.inner.settings.event_age_max, taken: none }
+    }
+
+    /// May this run? Holds and creates nothing. `to_hold`: whether what is asked for would have to be
+    /// held.
+    pub async fn check(
+        &self,
+        environment: Environment,
+        request: &Reserve,
+        to_hold: bool,
+    ) -> Result<GateAnswer, EngineError> {
+        let mut snapshot = self.read_snapshot(environment).await?;
+        let terms = Arc::clone(&snapshot.terms);
+        request.validate(&terms, to_hold)?;
+        let path = snapshot.subject_path(&request.subject).await?;
+        let meets = |found: &ApplicableLimit<'_>| {
+            let limit = &found.terms.limit;
+            request.asks.iter().any(|ask| ask.meter == limit.meter && limit.filter.admits(&ask.properties))
+        };
+        let limits = terms.of_path(&path).filter(meets).map(CounterSource::Limit);
+        let applicable_caps =
+            terms.applicable_caps(&path, snapshot.now).into_iter().filter(|applicable_cap| {
+                request
+                    .asks
+                    .iter()
+                    .any(|ask| applicable_cap.is_met_by(&ask.meter, &ask.properties, snapshot.now))
+            });
+        let applicable_caps: Vec<ApplicableCap<'_>> = applicable_caps.collect();
+        let priced_usages = applicable_caps
+            .into_iter()
+            .flat_map(ApplicableCap::priced_usages)
+            .map(CounterSource::PricedUsage);
+        let mut counters = snapshot.counters(limits.chain(priced_usages)).await?;
+        snapshot.with_gauge_value(&path, request, &mut counters).await?;
+        let now = snapshot.now;
+        let mut holders = HolderSubscriptions::new();
+        for found in terms.of_path(&path).filter(meets).filter(|found| found.terms.is_covered()) {
+            add_holder(&mut holders, found.member);
+        }
+        let mut wallets = BTreeMap::new();
+        if !holders.is_empty() {
+            let wallet_loader =
+                WalletLoader { environment, terms: &terms, clock: &self.inner.clock, began: now };
+            wallets = wallet_loader.look(&mut snapshot.snapshot, &holders).await?;
+        }
+        snapshot.snapshot.commit().await?;
+        let none = BTreeSet::new();
+        let mut book = GateState::open(&terms, self.moment(now, &none));
+        book.counters = counters;
+        book.credits.wallets = wallets;
+        let limits = book.limits(&path, request.asks.iter().map(|ask| (&ask.meter, &ask.properties)));
+        let outcome = match book.test(&request.asks, &path) {
+            Err(denial) => CallOutcome::Denied(denial),
+            Ok(grants) => CallOutcome::Allowed { holds: holds(&request.asks, &grants) },
+        };
+        Ok(GateAnswer { outcome, limits, at: now })
+    }
+
+    /// The limits that events met, each once, as they stand.
+    pub(crate) async fn limits_met(
+        &self,
+        environment: Environment,
+        uses: Vec<TrackedUse>,
+    ) -> Result<Vec<LimitState>, EngineError> {
+        let mut snapshot = self.read_snapshot(environment).await?;
+        let terms = Arc::clone(&snapshot.terms);
+        let mut by_subject: BTreeMap<&SubjectId, Vec<&TrackedUse>> = BTreeMap::new();
+        for event in &uses {
+            by_subject.entry(&event.subject).or_default().push(event);
+        }
+        let (mut shown, mut limits) = (BTreeSet::new(), Vec::new());
+        for (subject, events) in by_subject {
+            let path = snapshot.subject_path(subject).await?;
+            let mut met: Vec<(&MeterKey, &Properties)> = Vec::new();
+            for event in events {
+                for stored in terms.meters_of(event.event_name.as_str()) {
+                    if stored.meter.measure(event.value, &event.properties).is_some() {
+                        met.push((&stored.meter.key, &event.properties));
+                    }
+                }
+            }
+            let meets = |found: &ApplicableLimit<'_>| {
+                let limit = &found.terms.limit;
+                met.iter()
+                    .any(|(meter, properties)| **meter == limit.meter && limit.filter.admits(properties))
+            };
+            let counters =
+                snapshot.counters(terms.of_path(&path).filter(meets).map(CounterSource::Limit)).await?;
+            let none = BTreeSet::new();
+            let mut book = GateState::open(&terms, self.moment(snapshot.now, &none));
+            book.counters = counters;
+            for state in book.limits(&path, met.iter().copied()) {
+                if shown.insert((state.subject.clone(), state.key.clone())) {
+                    limits.push(state);
+                }
+            }
+        }
+        snapshot.snapshot.commit().await?;
+        Ok(limits)
+    }
+}

@@ -1,0 +1,5 @@
+//! Subjects, their place in the tree, and their subscriptions.
+
+pub(crate) mod resolution;
+pub(crate) mod subject;
+pub(crate) mod subscriptions;

@@ -1,0 +1,216 @@
+//! Subjects: making and changing them, and looking at them.
+
+use serde::Serialize;
+use serde_json::{Map, Value};
+
+use crate::engine::clock::Clock;
+use crate::engine::{Engine, EngineError, detached};
+use crate::store::subjects::subject::SubjectRow;
+use crate::store::{self, StoreError, configuration};
+use metergate_domain::base::environment::Environment;
+use metergate_domain::base::fields::{self, ObjectParser, Parsed, Violation};
+use metergate_domain::base::limits::METADATA_BYTES_MAX;
+use metergate_domain::base::names::{StripeCustomerId, SubjectId};
+use metergate_domain::base::timestamp::Timestamp;
+use metergate_domain::subjects::tree::validate_parent;
+
+/// What a call wants to change: outer `None` leaves a field as it is, inner `None` clears it.
+#[derive(Debug, Clone, Default)]
+pub struct SubjectChange {
+    pub parent: Option<Option<SubjectId>>,
+    pub stripe_customer_id: Option<Option<StripeCustomerId>>,
+    pub metadata: Option<Map<String, Value>>,
+}
+
+impl SubjectChange {
+    pub fn read(value: Value) -> Parsed<Self> {
+        let mut fields = ObjectParser::new(value)?;
+        let parent = fields.nullable("parent", |v| Ok(SubjectId::parse(fields::text(v)?)?));
+        let stripe_customer_id =
+            fields.nullable("stripe_customer_id", |v| Ok(StripeCustomerId::parse(fields::text(v)?)?));
+        let metadata = fields.nullable("metadata", |v| {
+            let map = fields::object(v)?;
+            fields::no_nul(&map)?;
+            fields::no_monstrous_numbers(&map)?;
+            if serde_json::to_string(&map).is_ok_and(|json| json.len() > METADATA_BYTES_MAX) {
+                return Violation::only(
+                    "too_long",
+                    format!("must have at most {METADATA_BYTES_MAX} bytes as JSON"),
+                );
+            }
+            Ok(map)
+        });
+        fields.finish()?;
+        Ok(Self { parent, stripe_customer_id, metadata: metadata.map(Option::unwrap_or_default) })
+    }
+}
+
+#[derive(Debug, Clone, Serialize)]
+pub struct SubjectView {
+    pub subject: String,
+    pub parent: Option<String>,
+    /// The subject and its ancestors, nearest first.
+    pub path: Vec<String>,
+    pub stripe_customer_id: Option<String>,
+    pub metadata: Map<String, Value>,
+    pub created_at: Timestamp,
+    pub updated_at: Timestamp,
+}
+
+#[derive(Debug, Clone, Serialize)]
+pub struct SubjectPage {
+    pub data: Vec<SubjectView>,
+    pub next_cursor: Option<String>,
+}
+
+impl From<SubjectRow> for SubjectView {
+    fn from(row: SubjectRow) -> Self {
+        Self {
+            subject: row.subject,
+            parent: row.parent,
+            path: row.path,
+            stripe_customer_id: row.stripe_customer_id,
+            metadata: row.metadata,
+            created_at: row.created_at,
+            updated_at: row.updated_at,
+        }
+    }
+}
+
+impl Engine {
+    /// Makes a subject, or changes it.
+    pub async fn put_subject(
+        &self,
+        environment: Environment,
+        subject: SubjectId,
+        change: SubjectChange,
+    ) -> Result<SubjectView, EngineError> {
+        let (database, clock) = (self.database().clone(), self.inner.clock.clone());
+        let wake = self.webhook_wake(environment);
+        detached(async move {
+            let mut transaction = database.pool().begin().await?;
+            configuration::lock_for_change(&mut transaction, environment).await?;
+            let mut names = vec![subject.to_string()];
+            names.extend(change.parent.iter().flatten().map(ToString::to_string));
+            names.sort_unstable();
+            names.dedup();
+            store::subjects::subject::insert_missing(&mut transaction, environment, &names).await?;
+            let row = existing(&mut transaction, environment, &subject).await?;
+            if let Some(parent) = &change.parent {
+                move_under(&mut transaction, environment, &row, parent.as_ref(), &clock).await?;
+            }
+            if let Some(customer) = &change.stripe_customer_id {
+                let customer = customer.as_ref().map(StripeCustomerId::as_str);
+                let now = clock.now(environment, store::usage::now(&mut transaction).await?);
+                set_customer(&mut transaction, environment, row.id, customer, now)
+                    .await
+                    .map_err(taken_customer)?;
+            }
+            if let Some(metadata) = &change.metadata {
+                store::subjects::subject::set_metadata(&mut transaction, row.id, metadata).await?;
+            }
+            let row = existing(&mut transaction, environment, &subject).await?;
+            transaction.commit().await?;
+            wake.notify_one();
+            Ok(row.into())
+        })
+        .await
+    }
+
+    pub async fn get_subject(
+        &self,
+        environment: Environment,
+        subject: &SubjectId,
+    ) -> Result<SubjectView, EngineError> {
+        let mut connection = self.database().pool().acquire().await?;
+        let row = store::subjects::subject::find(&mut connection, environment, subject.as_str()).await?;
+        row.map(SubjectView::from).ok_or_else(|| EngineError::NotFound {
+            code: "subject_not_found",
+            detail: format!("there is no subject `{subject}`; it is made by its first event or by PUT"),
+        })
+    }
+
+    /// A page of subjects, in the order they were made.
+    pub async fn list_subjects(
+        &self,
+        environment: Environment,
+        parent: Option<&str>,
+        cursor: Option<&str>,
+        limit: u32,
+    ) -> Result<SubjectPage, EngineError> {
+        let after = match cursor {
+            None => 0,
+            Some(cursor) => cursor.parse::<i64>().map_err(|_| {
+                EngineError::invalid(
+                    Violation::new("invalid_cursor", "is none that a list answered").under("cursor"),
+                )
+            })?,
+        };
+        let mut connection = self.database().pool().acquire().await?;
+        let mut rows =
+            store::subjects::subject::list(&mut connection, environment, parent, after, limit + 1).await?;
+        let more = rows.len() > limit as usize;
+        rows.truncate(limit as usize);
+        let next_cursor = rows.last().filter(|_| more).map(|row| row.id.to_string());
+        Ok(SubjectPage { data: rows.into_iter().map(SubjectView::from).collect(), next_cursor })
+    }
+}
+
+/// Maps a subject to a customer, or to none. What the biller told about that customer is looked at again.
+pub(crate) async fn set_customer(
+    connection: &mut sqlx::PgConnection,
+    environment: Environment,
+    subject_id: i64,
+    customer: Option<&str>,
+    now: Timestamp,
+) -> Result<(), StoreError> {
+    store::subjects::subject::set_customer(connection, environment, subject_id, customer, now).await?;
+    if let Some(customer) = customer {
+        store::subjects::stripe_subscriptions::unsettle_customer(connection, environment, customer).await?;
+    }
+    Ok(())
+}
+
+pub(crate) async fn existing(
+    connection: &mut sqlx::PgConnection,
+    environment: Environment,
+    subject: &SubjectId,
+) -> Result<SubjectRow, EngineError> {
+    let row = store::subjects::subject::find(connection, environment, subject.as_str()).await?;
+    row.ok_or_else(|| EngineError::Internal("a subject vanished".to_owned()))
+}
+
+pub(crate) async fn move_under(
+    connection: &mut sqlx::PgConnection,
+    environment: Environment,
+    row: &SubjectRow,
+    parent: Option<&SubjectId>,
+    clock: &Clock,
+) -> Result<(), EngineError> {
+    if row.parent.as_deref() == parent.map(SubjectId::as_str) {
+        return Ok(());
+    }
+    let parent = match parent {
+        None => None,
+        Some(parent) => Some(existing(connection, environment, parent).await?),
+    };
+    if let Some(parent) = &parent {
+        let (height, is_below) = store::subjects::subject::subtree(connection, row.id, parent.id).await?;
+        if let Some(violation) = validate_parent(parent.path.len(), height, is_below) {
+            return Err(EngineError::invalid(violation));
+        }
+    }
+    let moved_at = clock.of_change(connection, environment).await?;
+    let parent_id = parent.map(|parent| parent.id);
+    Ok(store::subjects::subject::set_parent(connection, environment, row.id, parent_id, moved_at).await?)
+}
+
+fn taken_customer(error: StoreError) -> EngineError {
+    match error {
+        StoreError::Constraint { constraint } if constraint == "subjects_customer" => EngineError::Conflict {
+            code: "customer_taken",
+            detail: "another subject is mapped to this customer; clear that mapping first".to_owned(),
+        },
+        other => other.into(),
+    }
+}

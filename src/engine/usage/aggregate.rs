@@ -1,0 +1,45 @@
+//! Answering questions about usage, each from one snapshot.
+
+use super::reader::answer;
+use crate::engine::{Engine, EngineError};
+use crate::store;
+use metergate_domain::base::environment::Environment;
+use metergate_domain::base::fields::Violation;
+use metergate_domain::catalog::meter::StoredMeter;
+use metergate_domain::usage::query::{UsageQuery, UsageRow};
+
+impl Engine {
+    pub async fn usage(
+        &self,
+        environment: Environment,
+        query: &UsageQuery,
+    ) -> Result<Vec<UsageRow>, EngineError> {
+        let mut snapshot = self.settled_snapshot(environment).await?;
+        let stored = store::catalog::meter(&mut snapshot, environment, query.meter.as_str()).await?;
+        let Some(stored) = stored else {
+            let detail = format!("there is no meter `{}`", query.meter);
+            return Err(EngineError::invalid(Violation::new("unknown_meter", detail).under("meter")));
+        };
+        check_dimensions(&stored, query)?;
+        let rows = answer(&mut snapshot, environment, &stored, query).await?;
+        snapshot.commit().await?;
+        Ok(rows)
+    }
+}
+
+fn check_dimensions(stored: &StoredMeter, query: &UsageQuery) -> Result<(), EngineError> {
+    let known = |name: &str| stored.meter.dimensions.iter().any(|dimension| dimension.as_str() == name);
+    let violation = |name: &str, parameter: &str| {
+        let detail = format!("the meter `{}` has no dimension `{name}`", stored.meter.key);
+        Violation::new("unknown_dimension", detail).under(parameter)
+    };
+    let violations: Vec<Violation> = query
+        .group_by
+        .iter()
+        .map(|name| (name, "group_by"))
+        .chain(query.filter.keys().map(|name| (name, "filter")))
+        .filter(|(name, _)| !known(name))
+        .map(|(name, parameter)| violation(name, parameter))
+        .collect();
+    if violations.is_empty() { Ok(()) } else { Err(violations.into()) }
+}

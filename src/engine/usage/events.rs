@@ -1,0 +1,334 @@
+//! Looking at recorded events, and taking one back.
+
+use std::collections::BTreeMap;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use serde::Serialize;
+use serde_json::{Map, Value};
+use uuid::Uuid;
+
+use crate::engine::credits::wallets::WalletLoader;
+use crate::engine::environment_cache::CacheUpdates;
+use crate::engine::gate::counters::{Additions, Reader, Sign};
+use crate::engine::{Engine, EngineError, ExportView, cursor, detached};
+use crate::store;
+use crate::store::configuration::open_recording;
+use crate::store::subjects::subject::Which;
+use crate::store::usage::event_list::{EventCursor, EventFilter, EventRow};
+use metergate_domain::base::environment::Environment;
+use metergate_domain::base::names::{EventId, EventSource, MeterKey};
+use metergate_domain::base::quantity::Quantity;
+use metergate_domain::base::timestamp::Timestamp;
+use metergate_domain::catalog::meter::{StoredMeter, dimension_value};
+use metergate_domain::gate::catalog_index::CatalogIndex;
+use metergate_domain::usage::event::{Properties, event_key};
+
+/// A recorded event.
+#[derive(Debug, Clone, Serialize)]
+pub struct EventView {
+    pub id: String,
+    pub source: String,
+    pub event_name: String,
+    pub subject: String,
+    pub value: Quantity,
+    pub properties: Map<String, Value>,
+    pub timestamp: Timestamp,
+    /// The subject and its ancestors as they stood when it was recorded, nearest first.
+    pub path: Vec<String>,
+    pub voided: Option<Void>,
+}
+
+#[derive(Debug, Clone, Serialize)]
+pub struct Void {
+    pub reason: Option<String>,
+    pub voided_at: Timestamp,
+}
+
+#[derive(Debug, Clone, Serialize)]
+pub struct EventPage {
+    pub data: Vec<EventView>,
+    pub next_cursor: Option<String>,
+}
+
+/// An event and where it counts.
+#[derive(Debug, Clone, Serialize)]
+pub struct EventTrace {
+    #[serde(flatten)]
+    pub event: EventView,
+    pub batch_id: i64,
+    pub meters: Vec<MeterTrace>,
+    /// What went, or goes, to the billing provider with it: the exports of its customer's hour.
+    pub exports: Vec<ExportView>,
+}
+
+/// What a meter took from an event, and the rollup it went to.
+#[derive(Debug, Clone, Serialize)]
+pub struct MeterTrace {
+    pub meter: MeterKey,
+    pub value: Quantity,
+    pub group: Map<String, Value>,
+    pub hour: Timestamp,
+    /// Whether it is in the hour's rollup; until then reads add it from the event itself.
+    pub folded: bool,
+}
+
+/// A void, made now or before.
+#[derive(Debug, Clone)]
+pub struct Voided {
+    pub id: String,
+    pub source: String,
+    pub void: Void,
+    pub replayed: bool,
+}
+
+impl EventView {
+    fn of(row: &EventRow) -> Result<Self, EngineError> {
+        let value =
+            Quantity::from_decimal(&row.value).map_err(|why| EngineError::Internal(why.to_string()))?;
+        Ok(Self {
+            id: row.id.clone().unwrap_or_else(|| row.key.to_string()),
+            source: row.source.clone().unwrap_or_default(),
+            event_name: row.event_name.clone(),
+            subject: row.subject.clone(),
+            value,
+            properties: Properties::stored(row.properties.clone()).into_map(),
+            timestamp: row.occurred_at,
+            path: row.path.clone(),
+            voided: row.voided_at.map(|voided_at| Void { reason: row.void_reason.clone(), voided_at }),
+        })
+    }
+}
+
+fn not_found() -> EngineError {
+    EngineError::NotFound {
+        code: "event_not_found",
+        detail: "there is no event with this id and source".to_owned(),
+    }
+}
+
+impl Engine {
+    /// A page of events, the latest first.
+    pub async fn list_events(
+        &self,
+        environment: Environment,
+        filter: &EventFilter,
+        cursor: Option<&str>,
+        limit: u32,
+    ) -> Result<EventPage, EngineError> {
+        let after = cursor.map(read_cursor).transpose()?;
+        let mut snapshot = self.settled_snapshot(environment).await?;
+        let paths = match &filter.subject {
+            None => None,
+            Some(subject) => {
+                let subjects = std::slice::from_ref(subject);
+                Some(
+                    store::subjects::subject::path_ids(
+                        &mut snapshot,
+                        environment,
+                        subjects,
+                        filter.descendants,
+                    )
+                    .await?,
+                )
+            }
+        };
+        let mut rows = store::usage::event_list::list(
+            &mut snapshot,
+            environment,
+            filter,
+            paths.as_deref(),
+            after,
+            limit + 1,
+        )
+        .await?;
+        snapshot.commit().await?;
+        let more = rows.len() > limit as usize;
+        rows.truncate(limit as usize);
+        let next_cursor = rows.last().filter(|_| more).map(write_cursor);
+        let data = rows.iter().map(EventView::of).collect::<Result<_, _>>()?;
+        Ok(EventPage { data, next_cursor })
+    }
+
+    /// One event, and the meters it counts for.
+    pub async fn trace_event(
+        &self,
+        environment: Environment,
+        id: &EventId,
+        source: &EventSource,
+    ) -> Result<EventTrace, EngineError> {
+        let key = event_key(source, id);
+        let mut snapshot = self.settled_snapshot(environment).await?;
+        let known = store::usage::events::find_keys(&mut snapshot, environment, &[key]).await?;
+        let Some(known) = known.first() else { return Err(not_found()) };
+        let row = store::usage::event_list::find(&mut snapshot, environment, key, known.occurred_at).await?;
+        let row = row.ok_or_else(|| EngineError::Internal(format!("the key {key} has no event")))?;
+        let terms = crate::engine::environment_cache::catalog_index(&mut snapshot, environment).await?;
+        let measured = measured(&terms, &row)?;
+        let mut exports = Vec::new();
+        if let Some(customer) = row.customer_id {
+            for (stored, _) in &measured {
+                let found =
+                    crate::engine::exports::of_event(&mut snapshot, customer, stored.id, row.occurred_at)
+                        .await?;
+                exports.extend(found);
+            }
+        }
+        snapshot.commit().await?;
+
+        let event = EventView::of(&row)?;
+        let properties = Properties::stored(row.properties.clone());
+        let meters = measured
+            .into_iter()
+            .map(|(stored, value)| {
+                let group = stored
+                    .meter
+                    .dimensions
+                    .iter()
+                    .map(|name| {
+                        let value = properties.get(name.as_str()).and_then(dimension_value);
+                        (name.to_string(), value.map_or(Value::Null, Value::String))
+                    })
+                    .collect();
+                let (meter, hour) = (stored.meter.key.clone(), row.occurred_at.hour_floor());
+                MeterTrace { meter, value, group, hour, folded: row.folded }
+            })
+            .collect();
+        Ok(EventTrace { event, batch_id: row.batch_id, meters, exports })
+    }
+
+    /// Takes an event back: from the next read on it counts nowhere. Again is the same again.
+    pub async fn void_event(
+        &self,
+        environment: Environment,
+        id: EventId,
+        source: EventSource,
+        reason: Option<String>,
+    ) -> Result<Voided, EngineError> {
+        let engine = self.clone();
+        detached(async move {
+            let key = event_key(&source, &id);
+            // a void of unknown fate is simply tried again: it happens once
+            let (void, replayed) = engine.void_key(environment, key, reason.as_deref()).await?;
+            Ok(Voided { id: id.into_string(), source: source.as_str().to_owned(), void, replayed })
+        })
+        .await
+    }
+
+    async fn void_key(
+        &self,
+        environment: Environment,
+        key: Uuid,
+        reason: Option<&str>,
+    ) -> Result<(Void, bool), EngineError> {
+        if let Some(voided) = self.try_void(environment, key, reason, false).await? {
+            return Ok(voided);
+        }
+        let alone = self.try_void(environment, key, reason, true).await?;
+        alone.ok_or_else(|| EngineError::Internal("a void alone was not made".to_owned()))
+    }
+
+    /// Takes an event back beside others who record, or alone. None where that has to be done alone:
+    /// nobody on the event's path has a plan yet, and somebody may just get the default plan.
+    async fn try_void(
+        &self,
+        environment: Environment,
+        key: Uuid,
+        reason: Option<&str>,
+        alone: bool,
+    ) -> Result<Option<(Void, bool)>, EngineError> {
+        let mut transaction = self.database().pool().begin().await?;
+        if alone {
+            store::configuration::lock_alone(&mut transaction, environment).await?;
+        }
+        let opening = open_recording(&mut transaction, environment).await?;
+        let now = self.inner.clock.now(environment, opening.now);
+        let cache = self.inner.caches.at(&mut transaction, environment, opening.versions).await?;
+        let mut fresh = CacheUpdates::default();
+        let known = store::usage::events::find_keys(&mut transaction, environment, &[key]).await?;
+        let Some(known) = known.first().copied() else { return Err(not_found()) };
+        let (at, batch_id) = (known.occurred_at, opening.batch_id);
+        let made =
+            store::usage::voids::insert(&mut transaction, environment, key, batch_id, reason, now).await?;
+        if made {
+            store::usage::voids::insert_counter_event(&mut transaction, environment, key, at, batch_id)
+                .await?;
+            let row = store::usage::event_list::find(&mut transaction, environment, key, at).await?;
+            let row = row.ok_or_else(|| EngineError::Internal(format!("the key {key} has no event")))?;
+            let dirty: Vec<i32> = store::catalog::meters(&mut transaction, environment)
+                .await?
+                .into_iter()
+                .filter(|stored| {
+                    stored.meter.aggregation.is_order_statistic()
+                        && stored.meter.event_name.as_str() == row.event_name
+                })
+                .map(|stored| stored.id)
+                .collect();
+            store::usage::voids::insert_gaps(&mut transaction, environment, &dirty, at.hour_floor()).await?;
+
+            // as it stands now: that nobody on it has a plan is nothing to remember
+            let ids = [row.path_id];
+            let paths =
+                store::subjects::subject::paths(&mut transaction, environment, Which::Ids(&ids)).await?;
+            let Some(path) = paths.first() else { return Err(not_found()) };
+            let terms = &cache.terms;
+            if !alone && !path.has_subscription() && terms.catalog.default_plan.is_some() {
+                return Ok(None);
+            }
+            let properties = Properties::stored(row.properties.clone());
+            let mut additions = Additions::default();
+            let mut quantities = BTreeMap::new();
+            for (stored, quantity) in measured(terms, &row)? {
+                quantities.insert(stored.meter.key.clone(), quantity);
+                additions.add(terms, path, stored, &properties, (Sign::TakenBack, quantity), at);
+            }
+            let mut reader = Reader::new(self.database().clone());
+            additions.write(&mut transaction, &mut reader, environment, &cache, now, &mut fresh).await?;
+            let wallet_loader = WalletLoader { environment, terms, clock: &self.inner.clock, began: now };
+            wallet_loader.take_back(&mut transaction, path, key, &quantities).await?;
+        }
+        let row = store::usage::voids::find(&mut transaction, environment, key).await?;
+        transaction.commit().await?;
+        fresh.remember(&cache);
+        let row = row.ok_or_else(|| EngineError::Internal("a void vanished".to_owned()))?;
+        Ok(Some((Void { reason: row.reason, voided_at: row.voided_at }, !made)))
+    }
+}
+
+/// What meters take from an event: one that a commit recorded counts for its own meter alone.
+fn measured<'a>(
+    terms: &'a CatalogIndex,
+    row: &EventRow,
+) -> Result<Vec<(&'a StoredMeter, Quantity)>, EngineError> {
+    let value = Quantity::from_decimal(&row.value).map_err(|why| EngineError::Internal(why.to_string()))?;
+    if let Some(id) = row.meter_id {
+        return Ok(terms.meter_by_id(id).map(|stored| (stored, value)).into_iter().collect());
+    }
+    let properties = Properties::stored(row.properties.clone());
+    let taken = |stored: &'a StoredMeter| Some((stored, stored.meter.measure(value, &properties)?));
+    Ok(terms.meters_of(&row.event_name).filter_map(taken).collect())
+}
+
+/// The cursor after an event: its place in the order of the list.
+fn write_cursor(row: &EventRow) -> String {
+    let mut bytes = Vec::with_capacity(20);
+    bytes.extend(row.occurred_at.micros().to_be_bytes());
+    bytes.extend(row.batch_id.to_be_bytes());
+    bytes.extend(row.ordinal.to_be_bytes());
+    URL_SAFE_NO_PAD.encode(bytes)
+}
+
+fn read_cursor(cursor: &str) -> Result<EventCursor, EngineError> {
+    let read = || {
+        let bytes: [u8; 20] = URL_SAFE_NO_PAD.decode(cursor).ok()?.try_into().ok()?;
+        let (micros, rest) = bytes.split_first_chunk::<8>()?;
+        let (batch, rest) = rest.split_first_chunk::<8>()?;
+        let ordinal = rest.first_chunk::<4>()?;
+        Some(EventCursor {
+            occurred_at: Timestamp::from_micros(i64::from_be_bytes(*micros))?,
+            batch_id: i64::from_be_bytes(*batch),
+            ordinal: i32::from_be_bytes(*ordinal),
+        })
+    };
+    read().ok_or_else(cursor::unknown)
+}

@@ -1,0 +1,160 @@
+//! Folding the tail into rollups, and building rollups where there are gaps; a transaction at a
+//! time, so that a job or a test can go on until nothing is left.
+
+use std::time::{Duration, Instant};
+
+use crate::engine::{Engine, EngineError, exports};
+use crate::store;
+use crate::store::usage::fold;
+use metergate_domain::base::environment::Environment;
+use metergate_domain::base::limits::{DIMENSION_SETS_PER_METER_MAX, FOLD_BATCHES_MAX, FOLD_EVENTS_MAX};
+use metergate_domain::catalog::meter::StoredMeter;
+
+/// Events of the hours of a gap that are built in one transaction, but for a last hour that passes it.
+const BUILD_EVENTS_MAX: i64 = 200_000;
+
+/// How long after its end a day is summed up: most of what is late is there by then.
+const DAY_REST: Duration = Duration::from_hours(1);
+
+/// What one transaction folded.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Folded {
+    pub events: i64,
+    /// About as much as one transaction takes: there may be more.
+    pub is_full: bool,
+}
+
+impl Engine {
+    /// Folds some of the oldest batches. Nothing where there are none, or another replica is at it.
+    pub async fn fold_some(&self, environment: Environment) -> Result<Folded, EngineError> {
+        let started = Instant::now();
+        let mut transaction = self.database().pool().begin().await?;
+        if !fold::try_lock(&mut transaction, environment).await? {
+            return Ok(Folded::default());
+        }
+        let taken = fold::take(&mut transaction, environment, FOLD_BATCHES_MAX, FOLD_EVENTS_MAX).await?;
+        if taken.batch_ids.is_empty() {
+            return Ok(Folded::default());
+        }
+        // read after the batches: a meter that is not seen here has a gap that covers them
+        let meters = store::catalog::meters(&mut transaction, environment).await?;
+        let not_kept = fold::permanent_gaps(&mut transaction, environment).await?;
+        let days = store::usage::daily_rollups::until(&mut transaction, environment).await?;
+        let mut concerned: Vec<&StoredMeter> =
+            meters.iter().filter(|stored| taken.event_name_ids.contains(&stored.event_name_id)).collect();
+        for stored in concerned.iter().filter(|stored| !not_kept.contains(&stored.id)) {
+            let days_until = days.get(&stored.id).copied();
+            fold::fold_meter(&mut transaction, environment, stored, &taken, days_until).await?;
+        }
+        // sums for exports are locked by whoever makes exports too: all take them in this order
+        concerned.sort_unstable_by_key(|stored| stored.id);
+        for stored in concerned {
+            exports::note_folded(&mut transaction, environment, stored, &taken).await?;
+        }
+        transaction.commit().await?;
+        metrics::counter!("metergate_events_folded_total").increment(taken.event_count.unsigned_abs());
+        metrics::histogram!("metergate_fold_seconds").record(started.elapsed().as_secs_f64());
+        let is_full = taken.event_count >= FOLD_EVENTS_MAX / 2
+            || i64::try_from(taken.batch_ids.len())
+                .is_ok_and(|invalid_batches_are_rejected| invalid_batches_are_rejected >= FOLD_BATCHES_MAX);
+        Ok(Folded { events: taken.event_count, is_full })
+    }
+
+    /// Builds some hours of the oldest gap; false where there is none, or another replica is at it.
+    pub async fn build_some(&self, environment: Environment) -> Result<bool, EngineError> {
+        let mut transaction = self.database().pool().begin().await?;
+        let Some(gap) = fold::next_gap(&mut transaction, environment).await? else { return Ok(false) };
+        if !fold::try_lock(&mut transaction, environment).await? {
+            return Ok(false);
+        }
+        // again, now that nobody else can be at it
+        let Some(gap) = fold::next_gap(&mut transaction, environment).await?.filter(|now| now.id == gap.id)
+        else {
+            return Ok(true);
+        };
+        let meters = store::catalog::meters(&mut transaction, environment).await?;
+        if let Some(stored) = meters.into_iter().find(|stored| stored.id == gap.meter_id) {
+            let days = store::usage::daily_rollups::until(&mut transaction, environment).await?;
+            let days_until = days.get(&stored.id).copied();
+            fold::build(&mut transaction, environment, &stored, &gap, days_until, BUILD_EVENTS_MAX).await?;
+        }
+        transaction.commit().await?;
+        Ok(true)
+    }
+
+    /// Sums up the next day of a meter that is behind; false where none is, or another replica is at it.
+    pub async fn sum_some_days(&self, environment: Environment) -> Result<bool, EngineError> {
+        let mut transaction = self.database().pool().begin().await?;
+        let now = store::usage::now(&mut transaction).await?;
+        let over = self.inner.clock.now(environment, now).saturating_sub(DAY_REST).day_floor();
+        if store::usage::daily_rollups::next_incomplete(&mut transaction, environment, over).await?.is_none()
+            || !fold::try_lock(&mut transaction, environment).await?
+        {
+            return Ok(false);
+        }
+        // again, now that nobody else can be at it
+        let Some(incomplete) =
+            store::usage::daily_rollups::next_incomplete(&mut transaction, environment, over).await?
+        else {
+            return Ok(true);
+        };
+        let meters = store::catalog::meters(&mut transaction, environment).await?;
+        if let Some(stored) = meters.into_iter().find(|stored| stored.id == incomplete.meter_id) {
+            store::usage::daily_rollups::rebuild_next_days(
+                &mut transaction,
+                environment,
+                &stored,
+                incomplete,
+                over,
+            )
+            .await?;
+        }
+        transaction.commit().await?;
+        Ok(true)
+    }
+
+    /// Drops the rollups of meters that have too many combinations of dimension values to keep
+    /// apart: they are read from events from now on.
+    pub async fn bound_dimensions(&self, environment: Environment) -> Result<(), EngineError> {
+        let mut transaction = self.database().pool().begin().await?;
+        if !fold::try_lock(&mut transaction, environment).await? {
+            return Ok(());
+        }
+        for stored in store::catalog::meters(&mut transaction, environment).await? {
+            if fold::drop_if_too_many_sets(&mut transaction, environment, &stored).await? {
+                tracing::warn!(
+                    meter = %stored.meter.key, %environment, limit = DIMENSION_SETS_PER_METER_MAX,
+                    "too many combinations of dimension values: the meter is read from its events now, which is slow"
+                );
+            }
+        }
+        Ok(transaction.commit().await?)
+    }
+
+    /// Counts the tail, for everybody who waits for it.
+    pub async fn count_tail(&self, environment: Environment) -> Result<i64, EngineError> {
+        let mut connection = self.database().pool().acquire().await?;
+        let events = fold::unfolded_events(&mut connection, environment).await?;
+        self.tail(environment).set(events);
+        metrics::gauge!("metergate_unfolded_events", "environment" => environment.as_str())
+            .set(f64::from(u32::try_from(events).unwrap_or(u32::MAX)));
+        Ok(events)
+    }
+
+    /// Makes the partitions of this month and the next.
+    pub async fn make_partitions(&self) -> Result<(), EngineError> {
+        let mut connection = self.database().connect_writer().await?;
+        let now = store::usage::now(&mut connection).await?;
+        for environment in Environment::ALL {
+            let now = self.inner.clock.now(environment, now);
+            for month in
+                [Some(now), store::partitions::month_of(now).map(|month| month.to)].into_iter().flatten()
+            {
+                if let Some(month) = store::partitions::month_of(month) {
+                    store::partitions::ensure(&mut connection, month).await?;
+                }
+            }
+        }
+        Ok(sqlx::Connection::close(connection).await?)
+    }
+}

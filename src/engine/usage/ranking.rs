@@ -1,0 +1,338 @@
+//! Who uses most, who costs most, who is nearest to a limit: each from one snapshot.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use serde::Serialize;
+
+use super::reader::ReadCoverage;
+use crate::engine::pricing::costs::Look;
+use crate::engine::snapshot::ReadSnapshot;
+use crate::engine::{Engine, EngineError};
+use crate::store;
+use crate::store::gate::counters::QuotaOf;
+use crate::store::subjects::subscriptions::Holder;
+use crate::store::usage::{HolderColumns, MeterQuery};
+use metergate_domain::base::environment::Environment;
+use metergate_domain::base::fields::Violation;
+use metergate_domain::base::limits::{TOP_UNRANKED_MAX, USAGE_ROWS_MAX};
+use metergate_domain::base::names::{ItemKey, MeterKey, PlanKey};
+use metergate_domain::base::quantity::{Quantity, Total};
+use metergate_domain::base::timestamp::Timestamp;
+use metergate_domain::base::window::{Span, Zone};
+use metergate_domain::catalog::meter::StoredMeter;
+use metergate_domain::gate::catalog_index::CatalogIndex;
+use metergate_domain::gate::decision::resets_at;
+use metergate_domain::pricing::amount::MinorUnits;
+use metergate_domain::pricing::currency::Currency;
+use metergate_domain::pricing::exchange::ExchangeRate;
+use metergate_domain::pricing::list::PriceList;
+use metergate_domain::pricing::parts::RatedUsage;
+use metergate_domain::pricing::period_costs::StatementPricing;
+use metergate_domain::usage::query::{Aggregate, GroupBySubject, UsageQuery, UsageState, percent};
+use metergate_domain::usage::ranking::{RankBy, RankPageRequest};
+
+/// A page of a ranking, the most first.
+#[derive(Debug, Serialize)]
+pub struct TopPage {
+    pub by: &'static str,
+    pub data: Vec<Ranked>,
+    pub next_cursor: Option<String>,
+    /// Of costs, whoever's cannot be told in the currency asked for.
+    #[serde(skip_serializing_if = "Unranked::is_empty")]
+    pub unranked: Unranked,
+}
+
+/// Those whose cost cannot be told, as no exchange rate leads from the currency of their prices.
+#[derive(Debug, Default, Serialize)]
+pub struct Unranked {
+    pub count: usize,
+    /// By name, the first of them.
+    pub subjects: Vec<UnrankedSubject>,
+}
+
+#[derive(Debug, Serialize)]
+pub struct UnrankedSubject {
+    pub subject: String,
+    pub plan: PlanKey,
+    pub currency: Currency,
+}
+
+impl Unranked {
+    fn is_empty(&self) -> bool {
+        self.count == 0
+    }
+
+    fn of(mut untold: Vec<(&Holder, Currency)>) -> Self {
+        untold.sort_unstable_by(|(a, _), (b, _)| a.subject.cmp(&b.subject));
+        let named = |(holder, currency): &(&Holder, Currency)| UnrankedSubject {
+            subject: holder.subject.clone(),
+            plan: holder.subscription.plan.clone(),
+            currency: *currency,
+        };
+        Self { count: untold.len(), subjects: untold.iter().take(TOP_UNRANKED_MAX).map(named).collect() }
+    }
+}
+
+#[derive(Debug, Serialize)]
+pub struct Ranked {
+    /// From 1.
+    pub rank: usize,
+    pub subject: String,
+    #[serde(flatten)]
+    pub what: RankValue,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(untagged)]
+pub enum RankValue {
+    Usage {
+        value: Option<Total>,
+        event_count: i64,
+    },
+    Cost {
+        plan: PlanKey,
+        currency: Currency,
+        total: MinorUnits,
+        /// From the currency of the prices, where that is another one.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        exchange_rate: Option<ExchangeRate>,
+    },
+    Limit {
+        plan: PlanKey,
+        key: ItemKey,
+        meter: MeterKey,
+        quota: Quantity,
+        used: Total,
+        percent: Option<Total>,
+        state: UsageState,
+        resets_at: Option<Timestamp>,
+    },
+}
+
+impl Engine {
+    pub async fn ranking(
+        &self,
+        environment: Environment,
+        by: &RankBy,
+        ranks: RankPageRequest,
+    ) -> Result<TopPage, EngineError> {
+        let mut snapshot = self.read_snapshot(environment).await?;
+        let terms = Arc::clone(&snapshot.terms);
+        let mut unranked = Unranked::default();
+        let (by, mut ranked) = match by {
+            RankBy::Usage { meter, span } => {
+                ("usage", by_usage(&mut snapshot, &terms, meter, *span, ranks).await?)
+            }
+            RankBy::Cost { span, currency } => {
+                let ranked;
+                (ranked, unranked) = by_cost(&mut snapshot, &terms, *span, *currency, ranks).await?;
+                ("cost", ranked)
+            }
+            RankBy::Limit { meter } => {
+                ("limit", by_limit(&mut snapshot, &terms, meter.as_ref(), ranks).await?)
+            }
+        };
+        snapshot.snapshot.commit().await?;
+        let more = ranked.len() > ranks.limit;
+        ranked.truncate(ranks.limit);
+        let rank = |(place, (subject, what))| Ranked { rank: ranks.after + place + 1, subject, what };
+        let data = ranked.into_iter().enumerate().map(rank).collect();
+        Ok(TopPage { by, data, next_cursor: ranks.next(more), unranked })
+    }
+}
+
+fn known<'t>(terms: &'t CatalogIndex, key: &MeterKey) -> Result<&'t StoredMeter, EngineError> {
+    terms.meter(key).ok_or_else(|| {
+        let detail = format!("there is no meter `{key}`");
+        EngineError::invalid(Violation::new("unknown_meter", detail).under("meter"))
+    })
+}
+
+/// One more than the page holds, where there are more.
+async fn by_usage(
+    snapshot: &mut ReadSnapshot,
+    terms: &CatalogIndex,
+    meter: &MeterKey,
+    span: Span,
+    ranks: RankPageRequest,
+) -> Result<Vec<(String, RankValue)>, EngineError> {
+    let stored = known(terms, meter)?;
+    let query = UsageQuery {
+        meter: meter.clone(),
+        span,
+        window: None,
+        zone: Zone::default(),
+        subjects: Vec::new(),
+        descendants: false,
+        whose: GroupBySubject::EachSubject,
+        group_by: Vec::new(),
+        filter: BTreeMap::new(),
+        slices: Vec::new(),
+        tells_new: false,
+        fill: false,
+    };
+    let rollup_coverage =
+        ReadCoverage::read(&mut snapshot.snapshot, snapshot.environment, span, Some(stored)).await?;
+    let bounds = [span.from, span.to];
+    let meter_query =
+        MeterQuery { stored, query: &query, paths: None, holders: None, bounds: &bounds, is_usual: false };
+    let found =
+        rollup_coverage.ranking(&mut snapshot.snapshot, snapshot.environment, &meter_query, ranks).await?;
+    let rank = |(subject, found): (String, Aggregate)| {
+        let value = found.value(stored.meter.aggregation);
+        (subject, RankValue::Usage { value, event_count: found.count })
+    };
+    Ok(found.into_iter().map(rank).collect())
+}
+
+/// Everybody who is on a plan with prices, or has prices of their own, is rated; beyond so many as one
+/// answer may have rows, nothing is. Whose cost cannot be told in the currency takes nobody else's rank.
+async fn by_cost(
+    snapshot: &mut ReadSnapshot,
+    terms: &CatalogIndex,
+    span: Span,
+    currency: Option<Currency>,
+    ranks: RankPageRequest,
+) -> Result<(Vec<(String, RankValue)>, Unranked), EngineError> {
+    let first = terms.catalog.plans.iter().flat_map(|plan| &plan.prices).next();
+    let Some(currency) = currency.or(first.map(|price| price.currency)) else {
+        return Ok((Vec::new(), Unranked::default()));
+    };
+    let with_prices = terms.catalog.plans.iter().filter(|plan| !plan.prices.is_empty());
+    let plans: Vec<String> = with_prices.map(|plan| plan.key.to_string()).collect();
+    let rows = USAGE_ROWS_MAX + 1;
+    let holders =
+        store::subjects::subscriptions::holders(&mut snapshot.snapshot, snapshot.environment, &plans, rows)
+            .await?;
+    if holders.len() > USAGE_ROWS_MAX {
+        let detail = format!("more than {USAGE_ROWS_MAX} subjects have prices; they are too many to rank");
+        return Err(EngineError::invalid(Violation::new("too_many_rows", detail)));
+    }
+    // who has the same prices is rated together
+    let mut price_books: HashMap<(&PlanKey, Option<i64>), Vec<&Holder>> = HashMap::new();
+    for holder in &holders {
+        let own = Some(holder.subject_id).filter(|_| !holder.subscription.prices.is_empty());
+        price_books.entry((&holder.subscription.plan, own)).or_default().push(holder);
+    }
+    let (mut costs, mut untold, mut no_rate) = (Vec::new(), Vec::new(), None);
+    for together in price_books.values() {
+        let Some(one) = together.first() else { continue };
+        let prices = one.subscription.prices(&terms.catalog);
+        let Some(list) = PriceList::nearest_to(&prices, Some(currency)) else { continue };
+        match list.exchanged_to(Some(currency), &terms.rates, snapshot.now) {
+            Ok(rate) => {
+                // a commitment is one of a billing period, which this need not be
+                let pricing = StatementPricing { list: &list, rate: rate.as_ref(), commitment: None };
+                let told = cost(snapshot, terms, pricing, together, span).await?;
+                costs.extend(told.into_iter().map(|(total, holder)| (total, holder, rate.clone())));
+            }
+            Err(violations) => {
+                no_rate.get_or_insert(violations);
+                untold.extend(together.iter().map(|holder| (*holder, list.currency)));
+            }
+        }
+    }
+    if let Some(violations) = no_rate.filter(|_| costs.is_empty()) {
+        return Err(violations.into());
+    }
+    let unranked = Unranked::of(untold);
+    costs.sort_unstable_by(|(total, a, _), (other, b, _)| {
+        other.cmp(total).then_with(|| a.subject.cmp(&b.subject))
+    });
+    let shown = costs.into_iter().skip(ranks.after).take(ranks.limit + 1);
+    let rank = |(total, holder, exchange_rate): (MinorUnits, &Holder, Option<ExchangeRate>)| {
+        let plan = holder.subscription.plan.clone();
+        (holder.subject.clone(), RankValue::Cost { plan, currency, total, exchange_rate })
+    };
+    Ok((shown.map(rank).collect(), unranked))
+}
+
+/// What some who have the same prices owe.
+async fn cost<'h>(
+    snapshot: &mut ReadSnapshot,
+    terms: &CatalogIndex,
+    pricing: StatementPricing<'_>,
+    together: &[&'h Holder],
+    span: Span,
+) -> Result<Vec<(MinorUnits, &'h Holder)>, EngineError> {
+    let list = pricing.list;
+    let ids: Vec<i64> = together.iter().map(|holder| holder.subject_id).collect();
+    let through = store::subjects::subject::paths_through(&mut snapshot.snapshot, &ids).await?;
+    let mut whose = HolderColumns::default();
+    for (path, members) in &through {
+        for subject_id in members {
+            whose.paths.push(*path);
+            whose.subject_ids.push(*subject_id);
+        }
+    }
+    let paths: Vec<i64> = through.keys().copied().collect();
+    let rollup_coverage =
+        ReadCoverage::read(&mut snapshot.snapshot, snapshot.environment, span, None).await?;
+    let look = Look {
+        environment: snapshot.environment,
+        paths: &paths,
+        holders: Some(&whose),
+        bounds: &[span.from, span.to],
+        levels_from: 0,
+        list: Some(list),
+        rollup_coverage: &rollup_coverage,
+    };
+    let meters: Vec<&StoredMeter> = list.meters().into_iter().filter_map(|key| terms.meter(key)).collect();
+    let found = look.parts(&mut snapshot.snapshot, &meters).await?;
+    let nothing = RatedUsage::default();
+    let total = |holder: &&'h Holder| {
+        let part = found.get(&(Some(holder.subject_id.to_string()), 0)).unwrap_or(&nothing);
+        (pricing.total(part.lines(list, span)), *holder)
+    };
+    Ok(together.iter().map(total).collect())
+}
+
+async fn by_limit(
+    snapshot: &mut ReadSnapshot,
+    terms: &CatalogIndex,
+    meter: Option<&MeterKey>,
+    ranks: RankPageRequest,
+) -> Result<Vec<(String, RankValue)>, EngineError> {
+    if let Some(meter) = meter {
+        known(terms, meter)?;
+    }
+    let mut quotas = Vec::new();
+    for plan in &terms.catalog.plans {
+        for limit in terms.limits_of(&plan.key) {
+            if limit.uses_counter() && meter.is_none_or(|meter| limit.limit.meter == *meter) {
+                quotas.push(QuotaOf {
+                    plan: plan.key.clone(),
+                    key: limit.limit.key.clone(),
+                    definition: limit.definition,
+                    quota: limit.limit.quota,
+                });
+            }
+        }
+    }
+    let found = store::gate::counters::nearest_to_quota(
+        &mut snapshot.snapshot,
+        snapshot.environment,
+        &quotas,
+        snapshot.now,
+        ranks,
+    )
+    .await?;
+    let rank = |near: store::gate::counters::LimitNearQuota| {
+        let QuotaOf { plan, key, .. } = quotas.get(near.place)?;
+        let limit = terms.catalog.plan(plan)?.limit(key)?;
+        let quota = Some(near.quota);
+        let what = RankValue::Limit {
+            plan: plan.clone(),
+            key: key.clone(),
+            meter: limit.meter.clone(),
+            quota: near.quota,
+            used: near.used,
+            percent: percent(near.used, quota),
+            state: UsageState::of(near.used, quota),
+            resets_at: resets_at(near.period),
+        };
+        Some((near.subject, what))
+    };
+    Ok(found.into_iter().filter_map(rank).collect())
+}

@@ -1,0 +1,298 @@
+//! The usage report of a subject: its current period, day by day and ahead. Each meter is asked once,
+//! by day and by price; meters, cost, trend and forecast are made of the answers.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use serde::Serialize;
+
+use super::reader::ReadCoverage;
+use crate::engine::pricing::costs::{CostView, Look};
+use crate::engine::snapshot::ReadSnapshot;
+use crate::engine::{Engine, EngineError};
+use crate::store;
+use metergate_domain::base::environment::Environment;
+use metergate_domain::base::names::{ItemKey, MeterKey, PlanKey, SubjectId};
+use metergate_domain::base::quantity::{Quantity, Total};
+use metergate_domain::base::timestamp::Timestamp;
+use metergate_domain::base::window::{Span, utc_month};
+use metergate_domain::catalog::meter::StoredMeter;
+use metergate_domain::catalog::plan::Enforcement;
+use metergate_domain::gate::applicable_cap::CounterSource;
+use metergate_domain::gate::catalog_index::{ApplicableLimit, CatalogIndex, CounterKey};
+use metergate_domain::gate::decision::{CounterState, LimitState};
+use metergate_domain::gate::state::Counter;
+use metergate_domain::pricing::amount::MinorUnits;
+use metergate_domain::pricing::currency::Currency;
+use metergate_domain::pricing::forecast::Method;
+use metergate_domain::pricing::list::PriceList;
+use metergate_domain::pricing::parts::{MeterTotal, RatedUsage};
+use metergate_domain::pricing::period_costs::{Calendar, Day, Forecast, PeriodCosts, StatementPricing};
+use metergate_domain::subjects::subscription::SubscriptionStatus;
+use metergate_domain::usage::query::{UsageState, percent};
+
+/// The current period of a subject: its limits and meters, what they cost, and where they lead.
+#[derive(Debug, Serialize)]
+pub struct Report {
+    pub subject: String,
+    /// None without a subscription.
+    pub plan: Option<PlanView>,
+    pub status: Option<SubscriptionStatus>,
+    pub period: Span,
+    /// Those of its plan; empty without one.
+    pub limits: Vec<LimitUsage>,
+    pub meters: Vec<MeterUsage>,
+    /// None where no plan on its path has prices.
+    pub cost: Option<CostView>,
+    /// Day by day.
+    pub trend: Vec<DayView>,
+    /// At the end of the period.
+    pub forecast: ForecastView,
+}
+
+#[derive(Debug, Serialize)]
+pub struct PlanView {
+    pub key: PlanKey,
+    pub name: String,
+}
+
+/// How far a limit is used.
+#[derive(Debug, Serialize)]
+pub struct LimitUsage {
+    pub key: ItemKey,
+    pub meter: MeterKey,
+    pub unit: Option<String>,
+    /// None: unlimited.
+    pub quota: Option<Quantity>,
+    pub used: Total,
+    pub held: Total,
+    /// Of a limit that credits extend: the part of both that they bear.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub covered: Option<Total>,
+    pub remaining: Option<Total>,
+    pub percent: Option<Total>,
+    pub state: UsageState,
+    pub enforcement: Enforcement,
+    pub period_start: Timestamp,
+    /// None: never.
+    pub resets_at: Option<Timestamp>,
+}
+
+#[derive(Debug, Serialize)]
+pub struct MeterUsage {
+    pub meter: MeterKey,
+    pub unit: Option<String>,
+    pub value: Option<Total>,
+    pub event_count: i64,
+}
+
+/// A UTC day of the period, or what of it lies in the period.
+#[derive(Debug, Serialize)]
+pub struct DayView {
+    pub window_start: Timestamp,
+    pub window_end: Timestamp,
+    /// Those that counted something.
+    pub meters: Vec<MeterValue>,
+    /// By how much the cost of the period rose, in its currency.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cost: Option<MinorUnits>,
+}
+
+#[derive(Debug, Serialize)]
+pub struct MeterValue {
+    pub meter: MeterKey,
+    pub value: Option<Total>,
+}
+
+#[derive(Debug, Serialize)]
+pub struct ForecastView {
+    /// Those that add up.
+    pub meters: Vec<MeterForecast>,
+    /// None where there is no cost.
+    pub cost: Option<CostForecast>,
+}
+
+#[derive(Debug, Serialize)]
+pub struct MeterForecast {
+    pub meter: MeterKey,
+    pub value: Total,
+    pub method: Method,
+}
+
+#[derive(Debug, Serialize)]
+pub struct CostForecast {
+    pub currency: Currency,
+    pub total: MinorUnits,
+    pub method: Method,
+}
+
+/// Who looks at a report.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Viewer {
+    /// Sees all that stands below the subject, and whose limits meet it.
+    Application,
+    /// Sees itself alone.
+    EndUser,
+}
+
+impl Engine {
+    /// The usage report of a subject, as `Viewer` sees it, costs in a currency of their choice. A subject
+    /// that was never heard of has used nothing.
+    pub async fn report(
+        &self,
+        environment: Environment,
+        subject: SubjectId,
+        viewer: Viewer,
+        currency: Option<Currency>,
+    ) -> Result<Report, EngineError> {
+        let mut snapshot = self.read_snapshot(environment).await?;
+        let terms = Arc::clone(&snapshot.terms);
+        let path = snapshot.subject_path(&subject).await?;
+        let nearest = path.nearest();
+        let period = nearest.map_or_else(
+            || utc_month(snapshot.now),
+            |(_, subscription)| subscription.cycle.billing_period(snapshot.now),
+        );
+        // an end user sees what is their own, and never what others above them use
+        let shown = nearest
+            .map(|(member, _)| member)
+            .filter(|member| viewer == Viewer::Application || member.subject == subject.as_str());
+        let limits = match shown {
+            None => Vec::new(),
+            Some(member) => {
+                let counters = snapshot.counters(terms.of_member(member).map(CounterSource::Limit)).await?;
+                let usage = |found: ApplicableLimit<'_>| limit_usage(&terms, &found, &counters, snapshot.now);
+                terms.of_member(member).map(usage).collect()
+            }
+        };
+        let prices = path.prices(&terms.catalog);
+        let list = prices.as_deref().and_then(|prices| PriceList::nearest_to(prices, currency));
+        let exchange_rate = match &list {
+            None => None,
+            Some(list) => list.exchanged_to(currency, &terms.rates, snapshot.now)?,
+        };
+        let calendar = Calendar::of(period, snapshot.now);
+        let names = [subject.to_string()];
+        let below = viewer == Viewer::Application;
+        let paths =
+            store::subjects::subject::path_ids(&mut snapshot.snapshot, environment, &names, below).await?;
+        let parts = parts(&mut snapshot, &terms, &calendar, list.as_ref(), &paths).await?;
+        snapshot.snapshot.commit().await?;
+
+        let statement = PeriodCosts::new(calendar, parts);
+        let total = statement.total();
+        let pricing = list.as_ref().map(|list| StatementPricing {
+            list,
+            rate: exchange_rate.as_ref(),
+            commitment: path.commitment(&terms.catalog, list.currency),
+        });
+        let plan = nearest.and_then(|(_, subscription)| terms.catalog.plan(&subscription.plan));
+        Ok(Report {
+            subject: subject.into_string(),
+            plan: plan.map(|plan| PlanView { key: plan.key.clone(), name: plan.name.clone() }),
+            status: nearest.map(|(_, subscription)| subscription.status),
+            period,
+            limits,
+            meters: terms.meters().map(|stored| meter_usage(stored, &total)).collect(),
+            cost: pricing.map(|pricing| CostView::of(&statement, &total, pricing)),
+            trend: statement.days(pricing).into_iter().map(DayView::from).collect(),
+            forecast: forecast(&terms, &statement, pricing),
+        })
+    }
+}
+
+/// What was found between the bounds of a calendar, of every meter that counted something.
+async fn parts<'a>(
+    snapshot: &mut ReadSnapshot,
+    terms: &'a CatalogIndex,
+    calendar: &Calendar,
+    list: Option<&PriceList<'a>>,
+    paths: &[i64],
+) -> Result<Vec<RatedUsage<'a>>, EngineError> {
+    let (environment, span) = (snapshot.environment, calendar.span());
+    let snapshot = &mut *snapshot.snapshot;
+    store::usage::keep_plans(snapshot).await?;
+    let rollup_coverage = ReadCoverage::read(snapshot, environment, span, None).await?;
+    let ids: Vec<i32> = terms.meters().map(|stored| stored.id).collect();
+    let seen = store::usage::with_rollups(snapshot, environment, &ids, paths, span).await?;
+    let counted = |stored: &&StoredMeter| seen.contains(&stored.id) || !rollup_coverage.is_folded(stored);
+    let meters: Vec<&StoredMeter> = terms.meters().filter(counted).collect();
+    let look = Look {
+        environment,
+        paths,
+        holders: None,
+        bounds: &calendar.bounds,
+        levels_from: calendar.first,
+        list,
+        rollup_coverage: &rollup_coverage,
+    };
+    let mut found = look.parts(snapshot, &meters).await?;
+    Ok((1..calendar.bounds.len()).map(|bound| found.remove(&(None, bound - 1)).unwrap_or_default()).collect())
+}
+
+fn meter_usage(stored: &StoredMeter, total: &RatedUsage<'_>) -> MeterUsage {
+    let taken = total.meters.get(&stored.meter.key);
+    MeterUsage {
+        meter: stored.meter.key.clone(),
+        unit: stored.meter.unit.clone(),
+        value: taken.map_or(stored.meter.aggregation.of_nothing(), MeterTotal::value),
+        event_count: taken.map_or(0, |taken| taken.found.count),
+    }
+}
+
+impl From<Day<'_, '_>> for DayView {
+    fn from(day: Day<'_, '_>) -> Self {
+        let value = |(meter, taken): (&&MeterKey, &MeterTotal)| MeterValue {
+            meter: (*meter).clone(),
+            value: taken.value(),
+        };
+        Self {
+            window_start: day.span.from,
+            window_end: day.span.to,
+            meters: day.part.meters.iter().map(value).collect(),
+            cost: day.cost,
+        }
+    }
+}
+
+fn forecast(
+    terms: &CatalogIndex,
+    statement: &PeriodCosts<'_>,
+    pricing: Option<StatementPricing<'_>>,
+) -> ForecastView {
+    let adding_up = terms.meters().filter(|stored| stored.meter.aggregation.is_reservable());
+    let of_meter = |stored: &StoredMeter| {
+        let Forecast { value, method } = statement.forecast_of(&stored.meter.key);
+        MeterForecast { meter: stored.meter.key.clone(), value, method }
+    };
+    let of_cost = |pricing: StatementPricing<'_>| {
+        let Forecast { value, method } = statement.forecast_of_cost(pricing);
+        CostForecast { currency: pricing.currency(), total: value, method }
+    };
+    ForecastView { meters: adding_up.map(of_meter).collect(), cost: pricing.map(of_cost) }
+}
+fn limit_usage(
+    terms: &CatalogIndex,
+    found: &ApplicableLimit<'_>,
+    counters: &BTreeMap<CounterKey, Counter>,
+    now: Timestamp,
+) -> LimitUsage {
+    let counter = found.counter_at(now).and_then(|counter| counters.get(&counter.key));
+    let state = LimitState::of(found, counter.map_or(CounterState::default(), |counter| counter.level), now);
+    let meter = terms.meter(&state.meter);
+    LimitUsage {
+        unit: meter.and_then(|stored| stored.meter.unit.clone()),
+        percent: percent(state.used, state.quota),
+        state: UsageState::of(state.used, state.quota),
+        enforcement: found.terms.limit.enforcement,
+        period_start: state.period.from,
+        key: state.key,
+        meter: state.meter,
+        quota: state.quota,
+        used: state.used,
+        held: state.held,
+        covered: state.covered,
+        remaining: state.remaining,
+        resets_at: state.resets_at,
+    }
+}

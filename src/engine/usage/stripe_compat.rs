@@ -1,0 +1,289 @@
+//! Usage as Stripe's SDKs report it: recorded for the subject whose customer pays, once for each
+//! identifier.
+
+use std::sync::Arc;
+
+use sqlx::PgConnection;
+use uuid::Uuid;
+
+use super::ingest::{Times, new_id};
+use crate::engine::clock::Clock;
+use crate::engine::subjects::subject::{existing, move_under, set_customer};
+use crate::engine::{Engine, EngineError, EventOutcome, Voided, detached};
+use crate::store::subjects::subject::Which;
+use crate::store::{self, configuration};
+use metergate_domain::base::environment::Environment;
+use metergate_domain::base::fields::Violation;
+use metergate_domain::base::names::{EventId, StripeCustomerId, SubjectId};
+use metergate_domain::base::timestamp::Timestamp;
+use metergate_domain::gate::catalog_index::CatalogIndex;
+use metergate_domain::usage::event::{Event, validate_time};
+use metergate_domain::usage::stripe_compat::{Adjustment, MeterEvent, ParsedMeterEvent, meter, source};
+
+/// A meter event that is recorded, now or before.
+#[derive(Debug, Clone)]
+pub struct RecordedMeterEvent {
+    pub sent: MeterEvent,
+    pub identifier: EventId,
+    pub occurred_at: Timestamp,
+    pub created_at: Timestamp,
+    pub replayed: bool,
+}
+
+/// For whom an event is recorded.
+enum PayloadOwner {
+    Known(SubjectId),
+    /// Someone has to be made, mapped or moved first.
+    FirstContact,
+}
+
+/// What kept with a void says where it came from.
+const CANCEL_REASON: &str = "canceled by a meter event adjustment";
+
+impl Engine {
+    /// Records a meter event. The same identifier again is an error; with the idempotency key of the
+    /// first call it is that call's retry, and answered as it was.
+    pub async fn record_meter_event(
+        &self,
+        environment: Environment,
+        sent: MeterEvent,
+        idempotency_key: Option<EventId>,
+    ) -> Result<RecordedMeterEvent, EngineError> {
+        let key = idempotency_key.as_ref();
+        let identifier = sent.identity(key).unwrap_or_else(new_id);
+        let event = self.locate(environment, &sent, &identifier, sent.statement(key)).await;
+        let event = event.inspect_err(count_refused)?;
+        let recorded = self.record(environment, vec![event], false, false).await?;
+        let replayed = match recorded.outcomes.into_iter().next() {
+            Some(EventOutcome::Accepted) => false,
+            Some(EventOutcome::Duplicate) if key.is_some() => true,
+            Some(EventOutcome::Rejected(violation)) if violation.code != "id_reused" => {
+                return Err(EngineError::invalid(in_their_words(violation)));
+            }
+            _ if sent.identifier.is_none() => return Err(key_reused()),
+            _ => return Err(exists(&identifier)),
+        };
+        let Some(Times { occurred_at, answered_at }) = recorded.times else {
+            return Err(EngineError::Internal("a recorded event has no time".to_owned()));
+        };
+        let created_at = if sent.timestamp.is_some() { answered_at } else { occurred_at };
+        Ok(RecordedMeterEvent { sent, identifier, occurred_at, created_at, replayed })
+    }
+
+    /// Takes a meter event back. Again is the same again.
+    pub async fn cancel_meter_event(
+        &self,
+        environment: Environment,
+        adjustment: Adjustment,
+    ) -> Result<Voided, EngineError> {
+        let Adjustment { event_name, identifier } = adjustment;
+        let mut snapshot = store::usage::snapshot(self.database().pool()).await?;
+        let (terms, _) = self.in_force(&mut snapshot, environment).await?;
+        snapshot.commit().await?;
+        let own_name = meter(&terms, &event_name)?.event_name.as_str();
+        let found = match self.trace_event(environment, &identifier, &source()).await {
+            Ok(trace) => trace.event.event_name == own_name,
+            Err(EngineError::NotFound { .. }) => false,
+            Err(other) => return Err(other),
+        };
+        if !found {
+            let detail =
+                format!("there is no meter event of `{event_name}` with the identifier {identifier}");
+            let violation = Violation::new("resource_missing", detail).under("identifier").under("cancel");
+            return Err(EngineError::invalid(violation));
+        }
+        self.void_event(environment, identifier, source(), Some(CANCEL_REASON.to_owned())).await
+    }
+
+    /// The event that is meant, and whose it is; at first contact they are made and mapped.
+    async fn locate(
+        &self,
+        environment: Environment,
+        sent: &MeterEvent,
+        identifier: &EventId,
+        statement: Uuid,
+    ) -> Result<Event, EngineError> {
+        let mut snapshot = store::usage::snapshot(self.database().pool()).await?;
+        let (terms, now) = self.in_force(&mut snapshot, environment).await?;
+        let ParsedMeterEvent { customer, subject: named, event_name, value, properties } =
+            sent.meaning(&terms)?;
+        let whose = whose(&mut snapshot, environment, &customer, named.as_ref()).await?;
+        snapshot.commit().await?;
+        let subject = match whose {
+            PayloadOwner::Known(subject) => subject,
+            PayloadOwner::FirstContact => {
+                // what will be refused makes nobody
+                let age_max = Some(self.inner.settings.event_age_max);
+                let objection = sent.timestamp.and_then(|at| validate_time(at, now, age_max)).or_else(|| {
+                    let mut meters = terms.meters_of(event_name.as_str());
+                    meters.find_map(|stored| stored.meter.refuses(&properties))
+                });
+                if let Some(violation) = objection {
+                    return Err(EngineError::invalid(in_their_words(violation)));
+                }
+                self.meet(environment, customer, named).await?
+            }
+        };
+        let (id, source, timestamp) = (Some(identifier.clone()), source(), sent.timestamp);
+        let statement = Some(statement);
+        Ok(Event { id, source, event_name, subject, value, properties, timestamp, statement })
+    }
+
+    async fn in_force(
+        &self,
+        snapshot: &mut PgConnection,
+        environment: Environment,
+    ) -> Result<(Arc<CatalogIndex>, Timestamp), EngineError> {
+        let (versions, now) = configuration::versions(snapshot, environment).await?;
+        let cache = self.inner.caches.at(snapshot, environment, versions).await?;
+        Ok((Arc::clone(&cache.terms), self.inner.clock.now(environment, now)))
+    }
+
+    /// Maps a customer that nobody is mapped to, and puts a subject that stands alone below it.
+    async fn meet(
+        &self,
+        environment: Environment,
+        customer: StripeCustomerId,
+        named: Option<SubjectId>,
+    ) -> Result<SubjectId, EngineError> {
+        let (database, clock) = (self.database().clone(), self.inner.clock.clone());
+        detached(async move {
+            let mut transaction = database.pool().begin().await?;
+            configuration::lock_alone(&mut transaction, environment).await?;
+            // others may have met them while this waited
+            if let PayloadOwner::Known(subject) =
+                whose(&mut transaction, environment, &customer, named.as_ref()).await?
+            {
+                return Ok(subject);
+            }
+            configuration::lock_for_change(&mut transaction, environment).await?;
+            let payer = payer(&mut transaction, environment, &customer, &clock).await?;
+            let subject = match named {
+                Some(named) if named != payer => {
+                    adopt(&mut transaction, environment, &named, &payer, &clock).await?;
+                    named
+                }
+                _ => payer,
+            };
+            transaction.commit().await?;
+            Ok(subject)
+        })
+        .await
+    }
+}
+
+/// Whose an event is, as they stand: the subject mapped to the customer, or the one that is named, where
+/// the customer pays for it.
+async fn whose(
+    connection: &mut PgConnection,
+    environment: Environment,
+    customer: &StripeCustomerId,
+    named: Option<&SubjectId>,
+) -> Result<PayloadOwner, EngineError> {
+    let mapped = store::subjects::subject::of_customer(connection, environment, customer.as_str()).await?;
+    let Some(named) = named else {
+        return Ok(match mapped {
+            Some((_, payer)) => PayloadOwner::Known(subject(payer)?),
+            None => PayloadOwner::FirstContact,
+        });
+    };
+    let only = [named.to_string()];
+    let paths = store::subjects::subject::paths(connection, environment, Which::Of(&only)).await?;
+    let billed = paths.first().and_then(|path| path.customer_id);
+    match (billed, mapped) {
+        (Some(billed), Some((customer_id, _))) if billed == customer_id => {
+            Ok(PayloadOwner::Known(named.clone()))
+        }
+        (Some(_), _) => Err(refused(named, "another customer pays for it")),
+        (None, _) if paths.first().is_some_and(|path| path.members.len() > 1) => {
+            Err(refused(named, "it stands below a subject that no customer pays for: map that one"))
+        }
+        (None, _) => Ok(PayloadOwner::FirstContact),
+    }
+}
+
+/// The subject mapped to a customer; else the one of its name, which is mapped now.
+async fn payer(
+    connection: &mut PgConnection,
+    environment: Environment,
+    customer: &StripeCustomerId,
+    clock: &Clock,
+) -> Result<SubjectId, EngineError> {
+    if let Some((_, payer)) =
+        store::subjects::subject::of_customer(connection, environment, customer.as_str()).await?
+    {
+        return subject(payer);
+    }
+    let payer = subject(customer.to_string())?;
+    store::subjects::subject::insert_missing(connection, environment, &[payer.to_string()]).await?;
+    let row = existing(connection, environment, &payer).await?;
+    if row.stripe_customer_id.is_some() {
+        let detail =
+            "no subject is mapped to this customer, and the one of this name is mapped to another: map one";
+        let violation = Violation::new("customer_unmapped", detail);
+        return Err(EngineError::invalid(violation.under("payload")));
+    }
+    let now = clock.now(environment, store::usage::now(connection).await?);
+    set_customer(connection, environment, row.id, Some(customer.as_str()), now).await?;
+    Ok(payer)
+}
+
+/// Puts a subject that stands alone below who pays for it.
+async fn adopt(
+    connection: &mut PgConnection,
+    environment: Environment,
+    named: &SubjectId,
+    payer: &SubjectId,
+    clock: &Clock,
+) -> Result<(), EngineError> {
+    store::subjects::subject::insert_missing(connection, environment, &[named.to_string()]).await?;
+    let row = existing(connection, environment, named).await?;
+    move_under(connection, environment, &row, Some(payer), clock).await.map_err(|error| match error {
+        EngineError::Invalid(_) => refused(named, "it cannot stand below the customer's own subject"),
+        other => other,
+    })
+}
+
+fn subject(name: String) -> Result<SubjectId, EngineError> {
+    SubjectId::parse(name).map_err(|bad| EngineError::Internal(bad.to_string()))
+}
+
+fn refused(named: &SubjectId, why: &str) -> EngineError {
+    let violation =
+        Violation::new("subject_not_of_customer", format!("`{named}` cannot be used here: {why}"));
+    EngineError::invalid(violation.under("subject").under("payload"))
+}
+
+fn exists(identifier: &EventId) -> EngineError {
+    EngineError::Conflict {
+        code: "meter_event_exists",
+        detail: format!("An event already exists with identifier {identifier}."),
+    }
+}
+
+fn key_reused() -> EngineError {
+    EngineError::Conflict {
+        code: "idempotency_key_reused",
+        detail: "Keys for idempotent requests can only be used with the same parameters they were first used with."
+            .to_owned(),
+    }
+}
+
+/// A flaw of the event as one of what was sent.
+fn in_their_words(mut violation: Violation) -> Violation {
+    if violation.code == "timestamp_too_old" {
+        violation.code = "timestamp_too_far_in_past";
+        "lies further back than events are taken".clone_into(&mut violation.detail);
+    }
+    if let Some(property) = violation.pointer.strip_prefix("/properties") {
+        violation.pointer = format!("/payload{property}");
+    }
+    violation
+}
+
+/// What never reaches the writer is rejected all the same.
+fn count_refused(error: &EngineError) {
+    if matches!(error, EngineError::Invalid(_)) {
+        metrics::counter!("metergate_events_total", "outcome" => "rejected").increment(1);
+    }
+}

@@ -1,0 +1,122 @@
+//! Recounting: what the events say against what is kept beside them.
+
+use sqlx::PgConnection;
+use uuid::Uuid;
+
+use crate::engine::gate::counters::{self, CounterRequest};
+use crate::engine::{Engine, EngineError};
+use crate::store::subjects::subject::Which;
+use crate::store::usage::verify::{Definition, Differences};
+use crate::store::{self, StoreError};
+use metergate_domain::base::environment::Environment;
+use metergate_domain::base::timestamp::Timestamp;
+use metergate_domain::gate::applicable_cap::{ApplicableCap, CounterSource, PricedUsage};
+use metergate_domain::gate::catalog_index::CatalogIndex;
+
+/// What a recount found.
+#[derive(Debug, Default)]
+pub struct Verdict {
+    pub events: i64,
+    pub rollups: i64,
+    pub counters: i64,
+    pub differences: i64,
+    /// The first differences, in words.
+    pub shown: Vec<String>,
+}
+
+impl Engine {
+    /// Recounts an environment in one snapshot; recording and folding go on meanwhile.
+    pub async fn verify(&self, environment: Environment) -> Result<Verdict, EngineError> {
+        let mut snapshot = store::usage::snapshot(self.database().pool()).await?;
+        store::usage::verify::allow_long(&mut snapshot).await?;
+        let mut differences = Differences::default();
+        let events = store::usage::verify::keys(&mut snapshot, environment, &mut differences).await?;
+        let mut rollups = 0;
+        for stored in store::catalog::meters(&mut snapshot, environment).await? {
+            rollups +=
+                store::usage::verify::rollups(&mut snapshot, environment, &stored, &mut differences).await?;
+        }
+        let now = self.inner.clock.now(environment, store::usage::now(&mut snapshot).await?);
+        let terms = crate::engine::environment_cache::catalog_index(&mut snapshot, environment).await?;
+        let definitions = definitions(&terms);
+        let mut counters = 0;
+        for definition in &definitions {
+            counters +=
+                store::usage::verify::counters(&mut snapshot, environment, definition, now, &mut differences)
+                    .await?;
+        }
+        let known: Vec<Uuid> = definitions.iter().map(|definition| definition.id).collect();
+        store::usage::verify::stray_counters(&mut snapshot, environment, &known, &mut differences).await?;
+        counters += priced_usages(&mut snapshot, environment, &terms, now, &mut differences).await?;
+        store::credits::verify::credits(&mut snapshot, environment, &mut differences).await?;
+        snapshot.commit().await?;
+        Ok(Verdict { events, rollups, counters, differences: differences.count, shown: differences.shown })
+    }
+}
+
+/// Counters that are recounted together.
+const RECOUNTED_TOGETHER: usize = 1_000;
+
+/// The counters of what prices rate are what was recorded and is held. Those that another price, plan
+/// or place has left behind count nothing any more.
+async fn priced_usages(
+    snapshot: &mut PgConnection,
+    environment: Environment,
+    terms: &CatalogIndex,
+    now: Timestamp,
+    differences: &mut Differences,
+) -> Result<i64, StoreError> {
+    let rows = store::gate::counters::of_prices(snapshot, environment).await?;
+    let mut compared = 0;
+    for rows in rows.chunks(RECOUNTED_TOGETHER) {
+        let mut names: Vec<String> = rows.iter().map(|(subject, _)| subject.clone()).collect();
+        names.dedup();
+        let paths = store::subjects::subject::paths(snapshot, environment, Which::Of(&names)).await?;
+        for (subject, row) in rows {
+            let Some(path) = paths.iter().find(|path| path.subject() == subject) else { continue };
+            let at = row.key.period_start;
+            let applicable_caps = terms.applicable_caps(path, at).into_iter();
+            let own = applicable_caps
+                .filter(|applicable_cap| applicable_cap.member.subject_id == row.key.subject_id);
+            let counts_it = |priced_usage: &PricedUsage<'_>| priced_usage.counter_at(at).key == row.key;
+            let Some(priced_usage) = own.flat_map(ApplicableCap::priced_usages).find(counts_it) else {
+                continue;
+            };
+            let need = CounterRequest {
+                counter_source: CounterSource::PricedUsage(priced_usage),
+                counter: priced_usage.counter_at(at),
+            };
+            let counted = counters::count(snapshot, environment, terms, &need).await?.counter(now).level;
+            let expired = store::gate::hold_lines::expired(snapshot, &[row.id], now).await?;
+            let held =
+                expired.iter().fold(row.level.held, |held, expired| held - expired.line.quantity.into());
+            compared += 1;
+            if (counted.used, counted.held) != (row.level.used, held) {
+                let what = format!(
+                    "{environment}: subject {subject}, period {at}, price {}: {} used and {} held by what was recorded, counter has {} and {held}",
+                    priced_usage.slice.price.key, counted.used, counted.held, row.level.used
+                );
+                differences.note(1, what);
+            }
+        }
+    }
+    Ok(compared)
+}
+
+/// The definitions of all limits that compare counters, each once.
+fn definitions(terms: &CatalogIndex) -> Vec<Definition<'_>> {
+    let mut definitions: Vec<Definition<'_>> = Vec::new();
+    for plan in &terms.catalog.plans {
+        for limit in terms.limits_of(&plan.key).iter().filter(|limit| limit.uses_counter()) {
+            let known = definitions.iter_mut().find(|known| known.id == limit.definition);
+            if let Some(known) = known {
+                known.plans.push(plan.key.to_string());
+                continue;
+            }
+            let Some(stored) = terms.meter(&limit.limit.meter) else { continue };
+            let plans = vec![plan.key.to_string()];
+            definitions.push(Definition { id: limit.definition, stored, filter: &limit.limit.filter, plans });
+        }
+    }
+    definitions
+}

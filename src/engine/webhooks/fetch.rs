@@ -1,0 +1,171 @@
+//! What the biller says of a subscription now: asked, where there is a key to ask with; else what its
+//! events say, the last of them.
+
+use serde_json::Value;
+
+use super::{Engine, EngineError};
+use crate::providers::stripe::webhook::{self, SUBSCRIPTION_DELETED, SUBSCRIPTION_EVENTS};
+use crate::providers::stripe::{Fault, Stripe, order};
+use crate::store::subjects::stripe_customers;
+use crate::store::subjects::stripe_subscriptions::ProviderSubscriptionRow;
+use crate::store::{self, webhook_events};
+use metergate_domain::base::environment::Environment;
+use metergate_domain::base::limits::WEBHOOK_TIES_MAX;
+use metergate_domain::base::names::SubjectId;
+use metergate_domain::base::timestamp::Timestamp;
+use metergate_domain::subjects::provider_subscription::ProviderSubscription;
+use metergate_domain::subjects::subscription::SubscriptionStatus;
+
+pub(super) enum FetchedSubscription {
+    Found(SubscriptionSnapshot),
+    /// No payload says anything.
+    Unknown,
+    Later(Fault),
+}
+
+/// What the biller says, and as of when.
+#[derive(Debug)]
+pub(super) struct SubscriptionSnapshot {
+    pub(super) billed: ProviderSubscription,
+    /// The latest event that it takes account of.
+    pub(super) event_created: Timestamp,
+    /// When we began to ask; none: from payloads.
+    pub(super) fetched_at: Option<Timestamp>,
+}
+
+impl SubscriptionSnapshot {
+    /// Whether it says more than what is known. Whoever asked later knows more: what changed between the
+    /// two has an event that is yet to be applied. An end is final, whenever it is heard of.
+    pub(super) fn is_newer_than(&self, row: Option<&ProviderSubscriptionRow>) -> bool {
+        let Some(row) = row else { return true };
+        if row.billed.is_over() || self.billed.is_over() {
+            return !row.billed.is_over();
+        }
+        match (self.fetched_at, row.fetched_at) {
+            (Some(asked), Some(before)) => asked >= before,
+            (Some(_), None) => true,
+            (None, _) => self.event_created >= row.event_created,
+        }
+    }
+}
+
+impl Engine {
+    /// Of the subscription that events up to `newest` are about.
+    pub(super) async fn fetch_subscription(
+        &self,
+        environment: Environment,
+        id: &str,
+        newest: Timestamp,
+    ) -> Result<FetchedSubscription, EngineError> {
+        let stripe = self.inner.webhooks.worker(environment).stripe.clone();
+        let Some(stripe) = stripe.filter(|_| is_plain(id)) else {
+            return self.read_from_payloads(environment, id).await;
+        };
+        let mut connection = self.database().pool().acquire().await?;
+        let asked_at = self.inner.clock.outside(store::usage::now(&mut connection).await?);
+        drop(connection);
+        match stripe.client().get(&format!("/v1/subscriptions/{id}"), &[]).await {
+            Ok(object) => {
+                let Some(billed) = webhook::subscription(&object) else {
+                    return Ok(FetchedSubscription::Unknown);
+                };
+                if billed.subject.is_none()
+                    && let Some(fault) = self.learn_customer(environment, &stripe, &billed.customer).await?
+                {
+                    return Ok(FetchedSubscription::Later(fault));
+                }
+                Ok(FetchedSubscription::Found(SubscriptionSnapshot {
+                    billed,
+                    event_created: newest,
+                    fetched_at: Some(asked_at),
+                }))
+            }
+            Err(fault) if fault.status == Some(404) => {
+                self.on_missing_subscription(environment, &stripe, id).await
+            }
+            Err(fault) => Ok(FetchedSubscription::Later(fault)),
+        }
+    }
+
+    pub(super) async fn read_from_payloads(
+        &self,
+        environment: Environment,
+        id: &str,
+    ) -> Result<FetchedSubscription, EngineError> {
+        let mut connection = self.database().pool().acquire().await?;
+        let kinds = (SUBSCRIPTION_EVENTS, SUBSCRIPTION_DELETED);
+        let limit = WEBHOOK_TIES_MAX;
+        let payloads =
+            webhook_events::latest_payloads(&mut connection, environment, id, kinds, limit).await?;
+        let events: Vec<Value> =
+            payloads.iter().filter_map(|payload| serde_json::from_str(payload.get()).ok()).collect();
+        let Some((last, billed)) = order::last(&events).and_then(|e| Some((e, webhook::subscription_of(e)?)))
+        else {
+            return Ok(FetchedSubscription::Unknown);
+        };
+        let seconds = last["created"].as_i64().and_then(|seconds| seconds.checked_mul(1_000_000));
+        let event_created = seconds.and_then(Timestamp::from_micros).unwrap_or(Timestamp::MIN);
+        Ok(FetchedSubscription::Found(SubscriptionSnapshot { billed, event_created, fetched_at: None }))
+    }
+
+    /// The biller does not know it. With its customer deleted it is over, though a payload may still say
+    /// otherwise; else the key is another account's, and the payloads, which are signed, are all there is.
+    async fn on_missing_subscription(
+        &self,
+        environment: Environment,
+        stripe: &Stripe,
+        id: &str,
+    ) -> Result<FetchedSubscription, EngineError> {
+        let mut subscription = self.read_from_payloads(environment, id).await?;
+        let FetchedSubscription::Found(fetched) = &mut subscription else { return Ok(subscription) };
+        if fetched.billed.is_over() || !is_plain(&fetched.billed.customer) {
+            return Ok(subscription);
+        }
+        match stripe.client().get(&format!("/v1/customers/{}", fetched.billed.customer), &[]).await {
+            Ok(customer) => {
+                if webhook::customer(&customer).is_some_and(|customer| customer.deleted) {
+                    fetched.billed.status = SubscriptionStatus::Canceled;
+                    fetched.billed.ended_at = Some(fetched.event_created);
+                }
+                Ok(subscription)
+            }
+            Err(fault) if fault.status == Some(404) => Ok(subscription),
+            Err(fault) => Ok(FetchedSubscription::Later(fault)),
+        }
+    }
+
+    /// Asks whom a customer's metadata names, where nothing else says whose it is.
+    async fn learn_customer(
+        &self,
+        environment: Environment,
+        stripe: &Stripe,
+        id: &str,
+    ) -> Result<Option<Fault>, EngineError> {
+        let mut connection = self.database().pool().acquire().await?;
+        let mapped = store::subjects::subject::of_mapping(&mut connection, environment, id).await?.is_some();
+        // once it is known, its events tell what changes
+        let known = stripe_customers::find(&mut connection, environment, id).await?.is_some();
+        if mapped || known || !is_plain(id) {
+            return Ok(None);
+        }
+        drop(connection);
+        match stripe.client().get(&format!("/v1/customers/{id}"), &[]).await {
+            Ok(object) => {
+                let subject = webhook::customer(&object).and_then(|customer| customer.subject);
+                let subject = subject.as_ref().map(SubjectId::as_str);
+                let mut connection = self.database().pool().acquire().await?;
+                // any event about it counts for more
+                let at = Timestamp::MIN;
+                stripe_customers::write(&mut connection, environment, id, subject, at).await?;
+                Ok(None)
+            }
+            Err(fault) if fault.status == Some(404) => Ok(None),
+            Err(fault) => Ok(Some(fault)),
+        }
+    }
+}
+
+/// Whether an id can stand in a path as it is, as all of the biller's can.
+pub(super) fn is_plain(id: &str) -> bool {
+    !id.is_empty() && id.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-')
+}

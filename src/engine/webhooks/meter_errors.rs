@@ -1,0 +1,32 @@
+//! Reports of meter events that the biller took and did not count. They come without their contents,
+//! which are fetched; only samples are given.
+
+use super::fetch::is_plain;
+use super::worker::WebhookOutcome;
+use super::{Engine, EngineError};
+use crate::providers::stripe::webhook;
+use metergate_domain::base::environment::Environment;
+
+impl Engine {
+    pub(super) async fn on_meter_errors(
+        &self,
+        environment: Environment,
+        event_id: &str,
+    ) -> Result<WebhookOutcome, EngineError> {
+        let Some(stripe) = self.inner.webhooks.worker(environment).stripe.clone() else {
+            return Ok(WebhookOutcome::Ignored("its contents cannot be fetched without an API key"));
+        };
+        if !is_plain(event_id) {
+            return Ok(WebhookOutcome::malformed());
+        }
+        let event = match stripe.client().get(&format!("/v2/core/events/{event_id}"), &[]).await {
+            Ok(event) => event,
+            Err(fault) if fault.status == Some(404) => {
+                return Ok(WebhookOutcome::Failed("the biller does not know the event".to_owned()));
+            }
+            Err(fault) => return Ok(WebhookOutcome::Later(fault)),
+        };
+        self.mark_exports_failed(environment, &webhook::uncounted(&event)).await?;
+        Ok(WebhookOutcome::Applied)
+    }
+}

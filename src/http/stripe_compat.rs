@@ -1,0 +1,62 @@
+//! `/v1/billing`: usage as Stripe's own SDKs report it.
+
+use axum::Json;
+use axum::body::Body;
+use axum::extract::{Extension, State};
+use axum::http::{HeaderMap, Uri};
+use axum::response::{IntoResponse, Response};
+use serde_json::json;
+
+use super::events::{count_unreadable, idempotency_key, with_replay_header};
+use super::problem::Problem;
+use super::query::Parameters;
+use super::{Api, stripe_forms};
+use crate::engine::access::Principal;
+use metergate_domain::base::environment::Environment;
+use metergate_domain::usage::stripe_compat::{Adjustment, MeterEvent};
+
+pub(super) async fn record(
+    State(api): State<Api>,
+    Extension(principal): Extension<Principal>,
+    uri: Uri,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, Problem> {
+    Parameters::of(&uri).finish()?;
+    let form = stripe_forms::read(&headers, body).await?;
+    let sent = MeterEvent::read(form).inspect_err(|_| count_unreadable(1))?;
+    let key = idempotency_key(&headers)?;
+    let taken = api.engine.record_meter_event(principal.environment, sent, key).await?;
+    let answer = json!({
+        "object": "billing.meter_event",
+        "created": taken.created_at.unix_seconds(),
+        "event_name": taken.sent.event_name,
+        "identifier": taken.identifier,
+        "livemode": principal.environment == Environment::Live,
+        "payload": taken.sent.payload,
+        "timestamp": taken.occurred_at.unix_seconds(),
+    });
+    Ok(with_replay_header(Json(answer).into_response(), taken.replayed))
+}
+
+pub(super) async fn cancel(
+    State(api): State<Api>,
+    Extension(principal): Extension<Principal>,
+    uri: Uri,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, Problem> {
+    Parameters::of(&uri).finish()?;
+    let adjustment = Adjustment::read(stripe_forms::read(&headers, body).await?)?;
+    let event_name = adjustment.event_name.clone();
+    let voided = api.engine.cancel_meter_event(principal.environment, adjustment).await?;
+    let answer = json!({
+        "object": "billing.meter_event_adjustment",
+        "cancel": {"identifier": voided.id},
+        "event_name": event_name,
+        "livemode": principal.environment == Environment::Live,
+        "status": "complete",
+        "type": "cancel",
+    });
+    Ok(with_replay_header(Json(answer).into_response(), voided.replayed))
+}

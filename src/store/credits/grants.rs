@@ -1,0 +1,231 @@
+//! Grants of credits: facts, claimed once by their outside reference.
+
+use std::collections::HashMap;
+
+use serde_json::Value;
+use sqlx::postgres::PgRow;
+use sqlx::types::Json;
+use sqlx::{PgConnection, Row};
+use uuid::Uuid;
+
+use crate::store::StoreError;
+use metergate_domain::base::environment::Environment;
+use metergate_domain::base::quantity::Total;
+use metergate_domain::base::timestamp::Timestamp;
+use metergate_domain::credits::grant::{Grant, GrantSource};
+use metergate_domain::credits::recurrence::{Recurrence, Rollover};
+use metergate_domain::credits::unit::Unit;
+use metergate_domain::credits::wallet::{GrantBalance, GrantState};
+
+fn unreadable(what: impl std::fmt::Debug) -> StoreError {
+    StoreError::Refused(sqlx::Error::Decode(format!("a stored grant: {what:?}").into()))
+}
+
+pub(crate) fn read_unit(row: &PgRow) -> Result<Unit, StoreError> {
+    let (kind, key): (String, String) = (row.try_get("unit")?, row.try_get("unit_key")?);
+    Unit::from_kept(&kind, &key).ok_or_else(|| unreadable((kind, key)))
+}
+
+pub(crate) fn state_code(state: GrantState) -> i16 {
+    match state {
+        GrantState::Upcoming => 0,
+        GrantState::Open => 1,
+        GrantState::Ended => 2,
+    }
+}
+
+fn state_of(code: i16) -> GrantState {
+    match code {
+        0 => GrantState::Upcoming,
+        1 => GrantState::Open,
+        _ => GrantState::Ended,
+    }
+}
+
+const COLUMNS: &str = "g.id, g.unit, g.unit_key, g.amount, g.priority, g.effective_at, g.expires_at, g.source,
+    g.external_ref, g.series, g.recurrence, g.rollover_min, g.rollover_max, g.refund_of, g.reason, g.created_at,
+    g.voided_at, b.available, b.held, b.state, b.head";
+
+fn read(row: &PgRow) -> Result<GrantBalance, StoreError> {
+    let source: String = row.try_get("source")?;
+    let (_, source) =
+        GrantSource::WORDS.iter().find(|(word, _)| *word == source).ok_or_else(|| unreadable(&source))?;
+    let recurrence: Option<Json<Value>> = row.try_get("recurrence")?;
+    let recurrence =
+        recurrence.map(|Json(kept)| Recurrence::read_kept(kept)).transpose().map_err(unreadable)?;
+    let grant = Grant {
+        id: row.try_get("id")?,
+        unit: read_unit(row)?,
+        amount: row.try_get("amount")?,
+        priority: row.try_get("priority")?,
+        effective_at: row.try_get("effective_at")?,
+        expires_at: row.try_get("expires_at")?,
+        source: *source,
+        external_ref: row.try_get("external_ref")?,
+        series: row.try_get("series")?,
+        recurrence,
+        rollover: Rollover { min: row.try_get("rollover_min")?, max: row.try_get("rollover_max")? },
+        refund_of: row.try_get("refund_of")?,
+        reason: row.try_get("reason")?,
+        created_at: row.try_get("created_at")?,
+        voided_at: row.try_get("voided_at")?,
+    };
+    Ok(GrantBalance {
+        grant,
+        available: row.try_get("available")?,
+        held: row.try_get("held")?,
+        state: state_of(row.try_get("state")?),
+        is_head: row.try_get("head")?,
+    })
+}
+
+/// Writes a grant and claims its outside reference; false where that is taken. Whoever is about to take it
+/// is waited for.
+pub async fn insert(
+    connection: &mut PgConnection,
+    environment: Environment,
+    subject_id: i64,
+    grant: &Grant,
+    content: Option<Uuid>,
+) -> Result<bool, StoreError> {
+    let (unit, unit_key) = grant.unit.kept();
+    let done = sqlx::query(
+        "insert into credit_grants (id, environment, subject_id, unit, unit_key, amount, priority, effective_at,
+                                    expires_at, source, external_ref, content, series, recurrence, rollover_min,
+                                    rollover_max, refund_of, reason, created_at)
+         values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19)
+         on conflict on constraint credit_grants_external_ref do nothing",
+    )
+    .bind(grant.id)
+    .bind(environment.code())
+    .bind(subject_id)
+    .bind(unit)
+    .bind(unit_key)
+    .bind(grant.amount)
+    .bind(grant.priority)
+    .bind(grant.effective_at)
+    .bind(grant.expires_at)
+    .bind(grant.source.as_str())
+    .bind(&grant.external_ref)
+    .bind(content)
+    .bind(&grant.series)
+    .bind(grant.recurrence.as_ref().map(Json))
+    .bind(grant.rollover.min)
+    .bind(grant.rollover.max)
+    .bind(grant.refund_of)
+    .bind(&grant.reason)
+    .bind(grant.created_at)
+    .execute(connection)
+    .await?;
+    Ok(done.rows_affected() == 1)
+}
+
+pub async fn set_voided(
+    connection: &mut PgConnection,
+    grants: &[(Uuid, Timestamp)],
+) -> Result<(), StoreError> {
+    let (ids, times): (Vec<Uuid>, Vec<Timestamp>) = grants.iter().copied().unzip();
+    sqlx::query(
+        "update credit_grants g set voided_at = given.at from unnest($1::uuid[], $2::timestamptz[]) as given (id, at)
+         where g.id = given.id and g.voided_at is null",
+    )
+    .bind(ids)
+    .bind(times)
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+/// The grant with an outside reference, whose it is, and what was asked for.
+pub async fn of_reference(
+    connection: &mut PgConnection,
+    environment: Environment,
+    external_ref: &str,
+) -> Result<Option<(i64, Uuid, Option<Uuid>)>, StoreError> {
+    let row = sqlx::query(
+        "select subject_id, id, content from credit_grants where environment = $1 and external_ref = $2",
+    )
+    .bind(environment.code())
+    .bind(external_ref)
+    .fetch_optional(connection)
+    .await?;
+    row.map(|row| Ok((row.try_get("subject_id")?, row.try_get("id")?, row.try_get("content")?))).transpose()
+}
+
+/// The grants of some subjects that may still change, and those that are named.
+pub async fn live(
+    connection: &mut PgConnection,
+    subject_ids: &[i64],
+    named: &[Uuid],
+) -> Result<Vec<(i64, GrantBalance)>, StoreError> {
+    let sql = format!(
+        "select g.subject_id, {COLUMNS} from credit_balances b join credit_grants g on g.id = b.grant_id
+         where b.subject_id = any($1) and (b.state < 2 or b.held > 0 or b.head)
+         union all
+         select g.subject_id, {COLUMNS} from credit_balances b join credit_grants g on g.id = b.grant_id
+         where b.subject_id = any($1) and b.grant_id = any($2) and not (b.state < 2 or b.held > 0 or b.head)"
+    );
+    let rows =
+        sqlx::query(sqlx::AssertSqlSafe(sql)).bind(subject_ids).bind(named).fetch_all(connection).await?;
+    rows.iter().map(|row| Ok((row.try_get("subject_id")?, read(row)?))).collect()
+}
+
+/// How much of some spends grants have made good, by the spend; what was taken back of a grant has not.
+pub async fn refunded(
+    connection: &mut PgConnection,
+    subject_ids: &[i64],
+    spends: &[i64],
+) -> Result<HashMap<i64, Total>, StoreError> {
+    let rows = sqlx::query(
+        "select g.refund_of, sum(case when g.voided_at is null then g.amount else coalesce((
+                    select sum(case l.kind when 'grant' then l.amount else -l.amount end) from credit_ledger l
+                    where l.grant_id = g.id and l.kind in ('grant', 'void')), 0) end) as amount
+         from credit_grants g where g.subject_id = any($1) and g.refund_of = any($2) group by g.refund_of",
+    )
+    .bind(subject_ids)
+    .bind(spends)
+    .fetch_all(connection)
+    .await?;
+    rows.iter().map(|row| Ok((row.try_get("refund_of")?, row.try_get("amount")?))).collect()
+}
+
+/// A page of a subject's grants, the latest first.
+pub async fn list(
+    connection: &mut PgConnection,
+    subject_id: i64,
+    before: Option<(Timestamp, Uuid)>,
+    limit: u32,
+) -> Result<Vec<GrantBalance>, StoreError> {
+    let sql = format!(
+        "select {COLUMNS} from credit_grants g join credit_balances b on b.subject_id = g.subject_id and b.grant_id = g.id
+         where g.subject_id = $1 and ($2::timestamptz is null or (g.created_at, g.id) < ($2, $3))
+         order by g.created_at desc, g.id desc limit $4"
+    );
+    let rows = sqlx::query(sqlx::AssertSqlSafe(sql))
+        .bind(subject_id)
+        .bind(before.map(|(at, _)| at))
+        .bind(before.map(|(_, id)| id))
+        .bind(i64::from(limit))
+        .fetch_all(connection)
+        .await?;
+    rows.iter().map(read).collect()
+}
+
+/// Whether there are grants in a unit that may still be burnt, or given again.
+pub async fn are_live(
+    connection: &mut PgConnection,
+    environment: Environment,
+    unit: &Unit,
+) -> Result<bool, StoreError> {
+    let (kind, key) = unit.kept();
+    let found = sqlx::query_scalar(
+        "select exists (select from credit_grants g join credit_balances b on b.grant_id = g.id and b.subject_id = g.subject_id
+                        where g.environment = $1 and g.unit = $2 and g.unit_key = $3 and (b.state < 2 or b.held > 0))",
+    )
+    .bind(environment.code())
+    .bind(kind)
+    .bind(key)
+    .fetch_one(connection)
+    .await?;
+    Ok(found)
+}

@@ -1,0 +1,177 @@
+//! The ledger of credits, as it is read.
+
+use sqlx::postgres::PgRow;
+use sqlx::{PgConnection, Row};
+use uuid::Uuid;
+
+use super::grants::read_unit;
+use crate::store::StoreError;
+use metergate_domain::base::environment::Environment;
+use metergate_domain::base::quantity::{Quantity, Total};
+use metergate_domain::base::timestamp::Timestamp;
+use metergate_domain::credits::accounts::MovementKind;
+use metergate_domain::credits::unit::Unit;
+use metergate_domain::gate::credit_coverage::PaidShare;
+
+/// A movement as it was written.
+#[derive(Debug, Clone)]
+pub struct LedgerRow {
+    pub id: i64,
+    pub subject_id: i64,
+    pub grant: Option<Uuid>,
+    pub kind: MovementKind,
+    pub unit: Unit,
+    pub amount: Total,
+    pub at: Timestamp,
+    pub balance: Total,
+    pub event_key: Option<Uuid>,
+    /// The ids that callers gave, where the keys are not the ids.
+    pub event_id: Option<String>,
+    pub reservation: Option<Uuid>,
+    pub reservation_id: Option<String>,
+    pub meter: Option<String>,
+    pub quantity: Option<Quantity>,
+    pub refunds: Option<i64>,
+    pub reason: Option<String>,
+}
+
+const COLUMNS: &str = "l.id, l.subject_id, l.grant_id, l.kind, l.unit, l.unit_key, l.amount, l.at, l.balance,
+    l.event_key, l.reservation, l.meter, l.quantity, l.refunds, l.reason";
+
+fn read(row: &PgRow) -> Result<LedgerRow, StoreError> {
+    let kind: String = row.try_get("kind")?;
+    let unreadable = || StoreError::Refused(sqlx::Error::Decode(format!("a movement: {kind}").into()));
+    Ok(LedgerRow {
+        id: row.try_get("id")?,
+        subject_id: row.try_get("subject_id")?,
+        grant: row.try_get("grant_id")?,
+        kind: MovementKind::from_word(&kind).ok_or_else(unreadable)?,
+        unit: read_unit(row)?,
+        amount: row.try_get("amount")?,
+        at: row.try_get("at")?,
+        balance: row.try_get("balance")?,
+        event_key: row.try_get("event_key")?,
+        event_id: row.try_get("event_id")?,
+        reservation: row.try_get("reservation")?,
+        reservation_id: row.try_get("reservation_id")?,
+        meter: row.try_get("meter")?,
+        quantity: row.try_get("quantity")?,
+        refunds: row.try_get("refunds")?,
+        reason: row.try_get("reason")?,
+    })
+}
+
+/// A page of a subject's movements, the latest first, those before the one with the number `before`.
+pub async fn list(
+    connection: &mut PgConnection,
+    environment: Environment,
+    subject_id: i64,
+    before: i64,
+    limit: u32,
+) -> Result<Vec<LedgerRow>, StoreError> {
+    let sql = format!(
+        "with page as (
+             select {COLUMNS} from credit_ledger l where l.subject_id = $2 and l.id < $3 order by l.id desc limit $4)
+         select {COLUMNS}, r.id as reservation_id,
+                (select e.id from event_keys k join events e on e.environment = $1 and e.key = k.key
+                        and e.occurred_at = k.occurred_at and e.sign = 1
+                 where k.environment = $1 and k.key = l.event_key limit 1) as event_id
+         from page l left join reservations r on r.environment = $1 and r.key = l.reservation
+         order by l.id desc"
+    );
+    let rows = sqlx::query(sqlx::AssertSqlSafe(sql))
+        .bind(environment.code())
+        .bind(subject_id)
+        .bind(before)
+        .bind(i64::from(limit))
+        .fetch_all(connection)
+        .await?;
+    rows.iter().map(read).collect()
+}
+
+/// What was spent for an event, less what was given back of it: each spend by its number, in the order in
+/// which it was spent.
+pub async fn spent_for(
+    connection: &mut PgConnection,
+    environment: Environment,
+    event_key: Uuid,
+) -> Result<Vec<LedgerRow>, StoreError> {
+    let sql = format!(
+        "select {COLUMNS}, null as event_id, null as reservation_id from credit_ledger l
+         where l.environment = $1 and l.event_key = $2 and l.kind in ('settle', 'spend')
+           and not exists (select from credit_ledger r where r.environment = $1 and r.event_key = $2 and r.refunds = l.id)
+         order by l.id"
+    );
+    let rows = sqlx::query(sqlx::AssertSqlSafe(sql))
+        .bind(environment.code())
+        .bind(event_key)
+        .fetch_all(connection)
+        .await?;
+    rows.iter().map(read).collect()
+}
+
+/// A spend of a subject's: its unit, and how much of it was not given back.
+pub async fn spend(
+    connection: &mut PgConnection,
+    subject_id: i64,
+    id: i64,
+) -> Result<Option<(Unit, Total)>, StoreError> {
+    let row = sqlx::query(
+        "select l.unit, l.unit_key, l.amount - coalesce((
+                    select sum(r.amount) from credit_ledger r
+                    where r.environment = l.environment and r.event_key = l.event_key and r.refunds = l.id), 0) as amount
+         from credit_ledger l where l.id = $1 and l.subject_id = $2 and l.kind in ('settle', 'spend')",
+    )
+    .bind(id)
+    .bind(subject_id)
+    .fetch_optional(connection)
+    .await?;
+    row.map(|row| Ok((read_unit(&row)?, row.try_get("amount")?))).transpose()
+}
+
+/// How much of an event's usage credits have paid for, by who and which counter.
+pub async fn covers_of(
+    connection: &mut PgConnection,
+    environment: Environment,
+    event_key: Uuid,
+) -> Result<Vec<PaidShare>, StoreError> {
+    let rows = sqlx::query(
+        "select subject_id, definition, at, sum(quantity) as quantity from credit_covers
+         where environment = $1 and event_key = $2 group by subject_id, definition, at having sum(quantity) > 0",
+    )
+    .bind(environment.code())
+    .bind(event_key)
+    .fetch_all(connection)
+    .await?;
+    let read = |row: &PgRow| {
+        Ok(PaidShare {
+            subject_id: row.try_get("subject_id")?,
+            definition: row.try_get("definition")?,
+            at: row.try_get("at")?,
+            event: event_key,
+            quantity: row.try_get("quantity")?,
+        })
+    };
+    rows.iter().map(read).collect()
+}
+
+/// The sums of what credits have paid for, for counters: by subject and definition, in a span.
+pub async fn covered(
+    connection: &mut PgConnection,
+    wanted: &[(i64, Uuid, Timestamp, Timestamp)],
+) -> Result<Vec<Total>, StoreError> {
+    let found = sqlx::query_scalar(
+        "select coalesce((select sum(c.quantity) from credit_covers c
+                          where c.subject_id = given.subject_id and c.definition = given.definition
+                            and c.at >= given.since and c.at < given.until), 0)
+         from unnest($1::bigint[], $2::uuid[], $3::timestamptz[], $4::timestamptz[]) with ordinality
+             as given (subject_id, definition, since, until, n) order by n",
+    )
+    .bind(wanted.iter().map(|(id, _, _, _)| *id).collect::<Vec<i64>>())
+    .bind(wanted.iter().map(|(_, definition, _, _)| *definition).collect::<Vec<Uuid>>())
+    .bind(wanted.iter().map(|(_, _, since, _)| *since).collect::<Vec<Timestamp>>())
+    .bind(wanted.iter().map(|(_, _, _, until)| *until).collect::<Vec<Timestamp>>())
+    .fetch_all(connection)
+    .await?;
+    Ok(found)
+}

@@ -1,0 +1,567 @@
+//! Exports: written before anything is sent, and kept with what came of them.
+
+pub mod gauges;
+pub mod reconciliation;
+pub mod sums;
+
+use sqlx::postgres::PgRow;
+use sqlx::{PgConnection, QueryBuilder, Row};
+use uuid::Uuid;
+
+use super::StoreError;
+use metergate_domain::base::environment::Environment;
+use metergate_domain::base::timestamp::Timestamp;
+use metergate_domain::exports::ExportStatus;
+
+#[derive(Debug, Clone)]
+pub struct ExportRow {
+    pub id: Uuid,
+    pub provider: String,
+    pub customer_id: i64,
+    pub customer: String,
+    pub meter_id: i32,
+    pub meter: String,
+    pub bucket_from: Timestamp,
+    pub event_name: String,
+    pub customer_key: String,
+    pub value_key: String,
+    pub value: i64,
+    pub occurred_at: Timestamp,
+    pub identifier: String,
+    pub carried_from: Option<Timestamp>,
+    pub status: ExportStatus,
+    pub attempts: i32,
+    pub last_error: Option<String>,
+    pub unknown_since: Option<Timestamp>,
+    /// Whether it is to be taken back; false: the provider would not.
+    pub cancel_wanted: Option<bool>,
+    /// Whether it sets a level, so that it does no harm to send it twice.
+    pub is_level: bool,
+    pub created_at: Timestamp,
+    pub delivered_at: Option<Timestamp>,
+}
+
+const SELECT: &str =
+    "select x.id, x.provider, x.customer_id, c.stripe_customer_id as customer, x.meter_id, m.key as meter,
+        x.bucket_from, x.event_name, x.customer_key, x.value_key, x.value, x.occurred_at, x.identifier,
+        x.carried_from, x.status, x.attempts, x.last_error, x.unknown_since, x.cancel_wanted, x.created_at,
+        m.definition #>> '{stripe,formula}' = 'last' as is_level,
+        x.delivered_at
+     from exports x join customers c on c.id = x.customer_id join meters m on m.id = x.meter_id";
+
+fn read(row: &PgRow) -> Result<ExportRow, StoreError> {
+    let status: String = row.try_get("status")?;
+    let known = ExportStatus::WORDS.iter().find(|(word, _)| *word == status);
+    Ok(ExportRow {
+        id: row.try_get("id")?,
+        provider: row.try_get("provider")?,
+        customer_id: row.try_get("customer_id")?,
+        customer: row.try_get("customer")?,
+        meter_id: row.try_get("meter_id")?,
+        meter: row.try_get("meter")?,
+        bucket_from: row.try_get("bucket_from")?,
+        event_name: row.try_get("event_name")?,
+        customer_key: row.try_get("customer_key")?,
+        value_key: row.try_get("value_key")?,
+        value: row.try_get("value")?,
+        occurred_at: row.try_get("occurred_at")?,
+        identifier: row.try_get("identifier")?,
+        carried_from: row.try_get("carried_from")?,
+        status: known.ok_or_else(|| sums::unreadable(&status))?.1,
+        attempts: row.try_get("attempts")?,
+        last_error: row.try_get("last_error")?,
+        unknown_since: row.try_get("unknown_since")?,
+        cancel_wanted: row.try_get("cancel_wanted")?,
+        is_level: row.try_get::<Option<bool>, _>("is_level")?.unwrap_or_default(),
+        created_at: row.try_get("created_at")?,
+        delivered_at: row.try_get("delivered_at")?,
+    })
+}
+
+/// An export that is to be written.
+#[derive(Debug, Clone)]
+pub struct NewExport {
+    pub id: Uuid,
+    pub customer_id: i64,
+    pub meter_id: i32,
+    pub bucket_from: Timestamp,
+    pub event_name: String,
+    pub customer_key: String,
+    pub value_key: String,
+    pub value: i64,
+    pub occurred_at: Timestamp,
+    pub identifier: String,
+    pub carried_from: Option<Timestamp>,
+}
+
+pub async fn insert(
+    connection: &mut PgConnection,
+    environment: Environment,
+    provider: &str,
+    made: &[NewExport],
+    now: Timestamp,
+) -> Result<(), StoreError> {
+    let texts = |of: fn(&NewExport) -> &String| made.iter().map(of).cloned().collect::<Vec<String>>();
+    sqlx::query(
+        "insert into exports (environment, provider, status, created_at, next_attempt_at, id, customer_id, meter_id,
+                              bucket_from, event_name, customer_key, value_key, value, occurred_at, identifier,
+                              carried_from)
+         select $1, $2, 'pending', $3, $3, *
+         from unnest($4::uuid[], $5::bigint[], $6::int[], $7::timestamptz[], $8::text[], $9::text[], $10::text[],
+                     $11::bigint[], $12::timestamptz[], $13::text[], $14::timestamptz[])",
+    )
+    .bind(environment.code())
+    .bind(provider)
+    .bind(now)
+    .bind(made.iter().map(|x| x.id).collect::<Vec<_>>())
+    .bind(made.iter().map(|x| x.customer_id).collect::<Vec<_>>())
+    .bind(made.iter().map(|x| x.meter_id).collect::<Vec<_>>())
+    .bind(made.iter().map(|x| x.bucket_from).collect::<Vec<_>>())
+    .bind(texts(|x| &x.event_name))
+    .bind(texts(|x| &x.customer_key))
+    .bind(texts(|x| &x.value_key))
+    .bind(made.iter().map(|x| x.value).collect::<Vec<_>>())
+    .bind(made.iter().map(|x| x.occurred_at).collect::<Vec<_>>())
+    .bind(texts(|x| &x.identifier))
+    .bind(made.iter().map(|x| x.carried_from).collect::<Vec<_>>())
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+/// The exports of a bucket, the latest first.
+pub async fn of_bucket(
+    connection: &mut PgConnection,
+    customer_id: i64,
+    meter_id: i32,
+    bucket_from: Timestamp,
+) -> Result<Vec<ExportRow>, StoreError> {
+    let sql = format!(
+        "{SELECT} where x.customer_id = $1 and x.meter_id = $2 and x.bucket_from = $3 order by x.id desc"
+    );
+    let rows = sqlx::query(sqlx::AssertSqlSafe(sql))
+        .bind(customer_id)
+        .bind(meter_id)
+        .bind(bucket_from)
+        .fetch_all(connection)
+        .await?;
+    rows.iter().map(read).collect()
+}
+
+/// The exports of the bucket that an instant lies in, the oldest first.
+pub async fn around(
+    connection: &mut PgConnection,
+    customer_id: i64,
+    meter_id: i32,
+    at: Timestamp,
+) -> Result<Vec<ExportRow>, StoreError> {
+    let sql = format!(
+        "{SELECT} where x.customer_id = $1 and x.meter_id = $2 and x.bucket_from = (
+             select max(bucket_from) from export_sums
+             where customer_id = $1 and meter_id = $2 and bucket_from <= $3 and bucket_to > $3)
+         order by x.id"
+    );
+    let rows = sqlx::query(sqlx::AssertSqlSafe(sql))
+        .bind(customer_id)
+        .bind(meter_id)
+        .bind(at)
+        .fetch_all(connection)
+        .await?;
+    rows.iter().map(read).collect()
+}
+
+/// Notes that exports are to be taken back.
+pub async fn want_cancel(
+    connection: &mut PgConnection,
+    ids: &[Uuid],
+    now: Timestamp,
+) -> Result<(), StoreError> {
+    sqlx::query("update exports set cancel_wanted = true, next_attempt_at = $2 where id = any($1)")
+        .bind(ids)
+        .bind(now)
+        .execute(connection)
+        .await?;
+    Ok(())
+}
+
+/// The first export of each customer and meter of the provider's that is to be sent or taken back,
+/// where it is due. Meters of ours may share one of the provider's.
+/// `except`: those that were tried just now; theirs wait behind them.
+pub async fn due(
+    connection: &mut PgConnection,
+    environment: Environment,
+    due_by: Timestamp,
+    except: &[Uuid],
+    limit: i64,
+) -> Result<Vec<ExportRow>, StoreError> {
+    let sql = format!(
+        "{SELECT} where x.id in (
+             select id from (
+                 select distinct on (customer_id, event_name) id, next_attempt_at from exports
+                 where environment = $1 and (status = 'pending' or (cancel_wanted and status = 'delivered'))
+                 order by customer_id, event_name, id) first
+             where next_attempt_at <= $2 and id <> all($4) limit $3)
+         order by x.id"
+    );
+    let rows = sqlx::query(sqlx::AssertSqlSafe(sql))
+        .bind(environment.code())
+        .bind(due_by)
+        .bind(limit)
+        .bind(except)
+        .fetch_all(connection)
+        .await?;
+    rows.iter().map(read).collect()
+}
+
+/// Notes that these were not taken, after all, by what the provider says it has.
+pub async fn note_not_taken(connection: &mut PgConnection, ids: &[Uuid]) -> Result<(), StoreError> {
+    sqlx::query("update exports set unknown_since = null where id = any($1) and status = 'pending'")
+        .bind(ids)
+        .execute(connection)
+        .await?;
+    Ok(())
+}
+
+/// Notes, before they are sent, that these may be taken from now on without our learning of it.
+pub async fn note_attempts(
+    connection: &mut PgConnection,
+    ids: &[Uuid],
+    now: Timestamp,
+) -> Result<(), StoreError> {
+    sqlx::query(
+        "update exports set attempts = attempts + 1, unknown_since = coalesce(unknown_since, $2) where id = any($1)",
+    )
+    .bind(ids)
+    .bind(now)
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+/// What came of attempts.
+#[derive(Debug, Default)]
+pub struct Outcomes {
+    pub delivered: Vec<Uuid>,
+    pub canceled: Vec<Uuid>,
+    /// The provider would not take it back: why.
+    pub kept: Vec<(Uuid, String)>,
+    pub dead: Vec<Dead>,
+    pub later: Vec<Deferred>,
+}
+
+/// What never will be taken as it is.
+#[derive(Debug, Clone)]
+pub struct Dead {
+    pub id: Uuid,
+    pub why: String,
+    /// Since when an earlier attempt may have been taken.
+    pub unknown_since: Option<Timestamp>,
+}
+
+#[derive(Debug, Clone)]
+pub struct Deferred {
+    pub id: Uuid,
+    pub why: String,
+    pub next_attempt_at: Timestamp,
+    /// Since when its fate is not known, if it is not.
+    pub unknown_since: Option<Timestamp>,
+    /// Whether the attempt counts.
+    pub counts: bool,
+}
+
+impl Outcomes {
+    pub fn is_empty(&self) -> bool {
+        self.delivered.is_empty()
+            && self.canceled.is_empty()
+            && self.kept.is_empty()
+            && self.dead.is_empty()
+            && self.later.is_empty()
+    }
+}
+
+/// Writes what came of attempts. What another replica has written meanwhile stays.
+pub async fn note_outcomes(
+    connection: &mut PgConnection,
+    outcomes: &Outcomes,
+    now: Timestamp,
+) -> Result<(), StoreError> {
+    // what was refused after it had been taken is dead, whatever an answer says that comes later
+    sqlx::query(
+        "update exports set status = 'delivered', delivered_at = $2, last_error = null, unknown_since = null
+         where id = any($1) and (status = 'pending' or status = 'dead' and delivered_at is null)",
+    )
+    .bind(&outcomes.delivered)
+    .bind(now)
+    .execute(&mut *connection)
+    .await?;
+    cancel(connection, &outcomes.canceled).await?;
+    let (ids, whys): (Vec<Uuid>, Vec<String>) = outcomes.kept.iter().cloned().unzip();
+    sqlx::query(
+        "update exports x set cancel_wanted = false, last_error = given.why, unknown_since = null
+         from unnest($1::uuid[], $2::text[]) as given (id, why)
+         where x.id = given.id and x.status = 'delivered'",
+    )
+    .bind(ids)
+    .bind(whys)
+    .execute(&mut *connection)
+    .await?;
+    let dead = &outcomes.dead;
+    sqlx::query(
+        "update exports x set status = 'dead', last_error = given.why, unknown_since = given.unknown_since
+         from unnest($1::uuid[], $2::text[], $3::timestamptz[]) as given (id, why, unknown_since)
+         where x.id = given.id and x.status = 'pending'",
+    )
+    .bind(dead.iter().map(|d| d.id).collect::<Vec<_>>())
+    .bind(dead.iter().map(|d| d.why.clone()).collect::<Vec<_>>())
+    .bind(dead.iter().map(|d| d.unknown_since).collect::<Vec<_>>())
+    .execute(&mut *connection)
+    .await?;
+    let later = &outcomes.later;
+    sqlx::query(
+        "update exports x set last_error = given.why, next_attempt_at = given.next_attempt_at,
+                unknown_since = given.unknown_since, attempts = x.attempts - given.uncounted
+         from unnest($1::uuid[], $2::text[], $3::timestamptz[], $4::timestamptz[], $5::int[])
+             as given (id, why, next_attempt_at, unknown_since, uncounted)
+         where x.id = given.id and (x.status = 'pending' or x.cancel_wanted and x.status = 'delivered')",
+    )
+    .bind(later.iter().map(|d| d.id).collect::<Vec<_>>())
+    .bind(later.iter().map(|d| d.why.clone()).collect::<Vec<_>>())
+    .bind(later.iter().map(|d| d.next_attempt_at).collect::<Vec<_>>())
+    .bind(later.iter().map(|d| d.unknown_since).collect::<Vec<_>>())
+    .bind(later.iter().map(|d| i32::from(!d.counts)).collect::<Vec<_>>())
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+/// Takes exports back: what they said is to be handed on again, from their own bucket.
+pub async fn cancel(connection: &mut PgConnection, ids: &[Uuid]) -> Result<(), StoreError> {
+    if ids.is_empty() {
+        return Ok(());
+    }
+    sqlx::query(
+        "with canceled as (
+             update exports set status = 'canceled', cancel_wanted = null, unknown_since = null
+             where id = any($1) and status in ('pending', 'delivered', 'dead')
+             returning customer_id, meter_id, bucket_from, value),
+         -- in the order of the fold
+         locked as (
+             select from export_sums
+             where (customer_id, meter_id, bucket_from) in (select customer_id, meter_id, bucket_from from canceled)
+             order by meter_id, customer_id, bucket_from for no key update)
+         update export_sums s set exported = s.exported - given.value
+         from (select customer_id, meter_id, bucket_from, sum(value) as value from canceled group by 1, 2, 3) given
+         where (select count(*) from locked) > 0 and s.customer_id = given.customer_id and s.meter_id = given.meter_id
+           and s.bucket_from = given.bucket_from",
+    )
+    .bind(ids)
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+const LOCK: i32 = 0x4d47_0004;
+
+/// Takes the right to hand over exports of an environment, until [`unlock`] or the connection's end;
+/// false where another has it.
+pub async fn try_lock(connection: &mut PgConnection, environment: Environment) -> Result<bool, StoreError> {
+    let locked = sqlx::query_scalar("select pg_try_advisory_lock($1, $2)")
+        .bind(LOCK)
+        .bind(i32::from(environment.code()))
+        .fetch_one(connection)
+        .await?;
+    Ok(locked)
+}
+
+pub async fn unlock(connection: &mut PgConnection, environment: Environment) -> Result<(), StoreError> {
+    sqlx::query("select pg_advisory_unlock($1, $2)")
+        .bind(LOCK)
+        .bind(i32::from(environment.code()))
+        .execute(connection)
+        .await?;
+    Ok(())
+}
+
+/// How many there are, pending and dead.
+pub async fn open(connection: &mut PgConnection, environment: Environment) -> Result<(i64, i64), StoreError> {
+    let counts = sqlx::query_as(
+        "select count(*) filter (where status <> 'dead'), count(*) filter (where status = 'dead') from exports
+         where environment = $1 and (status in ('pending', 'dead') or (cancel_wanted and status = 'delivered'))",
+    )
+    .bind(environment.code())
+    .fetch_one(connection)
+    .await?;
+    Ok(counts)
+}
+
+/// Where a page goes on.
+#[derive(Debug, Clone, Copy)]
+pub struct ExportCursor {
+    pub created_at: Timestamp,
+    pub id: Uuid,
+}
+
+#[derive(Debug, Clone, Default)]
+pub struct ExportFilter {
+    pub status: Option<ExportStatus>,
+    pub customer: Option<String>,
+    pub meter: Option<String>,
+}
+
+/// A page, the latest first.
+pub async fn list(
+    connection: &mut PgConnection,
+    environment: Environment,
+    filter: &ExportFilter,
+    after: Option<ExportCursor>,
+    limit: u32,
+) -> Result<Vec<ExportRow>, StoreError> {
+    let mut sql = QueryBuilder::new(SELECT);
+    sql.push(" where x.environment = ").push_bind(environment.code());
+    if let Some(status) = filter.status {
+        sql.push(" and x.status = ").push_bind(status.as_str());
+    }
+    if let Some(customer) = &filter.customer {
+        sql.push(" and c.stripe_customer_id = ").push_bind(customer.clone());
+    }
+    if let Some(meter) = &filter.meter {
+        sql.push(" and m.key = ").push_bind(meter.clone());
+    }
+    if let Some(after) = after {
+        sql.push(" and (x.created_at, x.id) < (").push_bind(after.created_at);
+        sql.push(", ").push_bind(after.id).push(")");
+    }
+    sql.push(" order by x.created_at desc, x.id desc limit ").push_bind(i64::from(limit));
+    let rows = sql.build().persistent(false).fetch_all(connection).await?;
+    rows.iter().map(read).collect()
+}
+
+/// Locks one.
+pub async fn lock(
+    connection: &mut PgConnection,
+    environment: Environment,
+    id: Uuid,
+) -> Result<Option<ExportRow>, StoreError> {
+    let sql = format!("{SELECT} where x.environment = $1 and x.id = $2 for no key update of x");
+    let row = sqlx::query(sqlx::AssertSqlSafe(sql))
+        .bind(environment.code())
+        .bind(id)
+        .fetch_optional(connection)
+        .await?;
+    row.as_ref().map(read).transpose()
+}
+
+/// How a provider's meter is written to.
+#[derive(Debug, Clone, Copy)]
+pub struct Address<'a> {
+    pub event_name: &'a str,
+    pub customer_key: &'a str,
+    pub value_key: &'a str,
+}
+
+/// How the error of an export begins of which the provider's sums do not tell whether it is there.
+pub const DELIVERY_UNKNOWN: &str = "fate_unknown";
+
+/// When an export is revived, and what is too late by then.
+#[derive(Debug, Clone, Copy)]
+pub struct Revival {
+    pub now: Timestamp,
+    /// The provider takes no time before it.
+    pub oldest: Timestamp,
+    /// Periods that were over by then take no usage any more.
+    pub closed_by: Timestamp,
+}
+
+/// Makes dead exports of a meter pending again; one of them, or all but those of an unclear fate. Those
+/// that are surely not there go under the meter's present address, and into the present period where
+/// theirs takes nothing any more. What a provider had taken and refused later needs another
+/// identifier.
+pub async fn revive(
+    connection: &mut PgConnection,
+    environment: Environment,
+    meter_id: i32,
+    only: Option<Uuid>,
+    address: Address<'_>,
+    at: Revival,
+) -> Result<(), StoreError> {
+    sqlx::query(
+        "with dead as (
+             select x.id, x.unknown_since is not null and x.last_error not like $8 || '%' as in_doubt,
+                    s.bucket_from is not null
+                        and (x.occurred_at < $9 or (x.carried_from is null and s.period_to <= $10)) as is_late
+             from exports x left join export_sums s on s.customer_id = x.customer_id
+                  and s.meter_id = x.meter_id and s.bucket_from = x.bucket_from
+             where x.environment = $1 and x.meter_id = $2 and x.status = 'dead'
+               and (x.id = $3 or $3::uuid is null and x.last_error not like $8 || '%')),
+         known as (
+             update exports x
+             set status = 'pending', next_attempt_at = $4, unknown_since = null,
+                 event_name = $5, customer_key = $6, value_key = $7, delivered_at = null,
+                 identifier = case when x.delivered_at is null then x.identifier
+                                   else 'mg_' || gen_random_uuid() end,
+                 occurred_at = case when d.is_late then date_trunc('second', $4) else x.occurred_at end,
+                 carried_from = case when d.is_late then coalesce(x.carried_from, x.bucket_from)
+                                     else x.carried_from end
+             from dead d where d.id = x.id and not d.in_doubt)
+         update exports x set status = 'pending', next_attempt_at = $4
+         from dead d where d.id = x.id and d.in_doubt",
+    )
+    .bind(environment.code())
+    .bind(meter_id)
+    .bind(only)
+    .bind(at.now)
+    .bind(address.event_name)
+    .bind(address.customer_key)
+    .bind(address.value_key)
+    .bind(DELIVERY_UNKNOWN)
+    .bind(at.oldest)
+    .bind(at.closed_by)
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+/// Marks exports as refused by the provider after all: identifiers and why. Those too of which we did not
+/// know yet that it had taken them. How many there were.
+pub async fn mark_refused(
+    connection: &mut PgConnection,
+    environment: Environment,
+    refused: &[(String, String)],
+    now: Timestamp,
+) -> Result<u64, StoreError> {
+    let (identifiers, whys): (Vec<String>, Vec<String>) = refused.iter().cloned().unzip();
+    let done = sqlx::query(
+        "update exports x set status = 'dead', last_error = given.why, unknown_since = null,
+                delivered_at = coalesce(delivered_at, $4)
+         from unnest($2::text[], $3::text[]) as given (identifier, why)
+         where x.environment = $1 and x.identifier = given.identifier and x.status in ('pending', 'delivered')",
+    )
+    .bind(environment.code())
+    .bind(identifiers)
+    .bind(whys)
+    .bind(now)
+    .execute(connection)
+    .await?;
+    Ok(done.rows_affected())
+}
+
+/// The sum of what was delivered to a customer's meter under timestamps of a span.
+pub async fn delivered_within(
+    connection: &mut PgConnection,
+    customer_id: i64,
+    event_name: &str,
+    from: Timestamp,
+    to: Timestamp,
+) -> Result<i64, StoreError> {
+    let sum = sqlx::query_scalar(
+        "select coalesce(sum(value), 0)::bigint from exports
+         where customer_id = $1 and event_name = $2 and occurred_at >= $3 and occurred_at < $4 and status = 'delivered'",
+    )
+    .bind(customer_id)
+    .bind(event_name)
+    .bind(from)
+    .bind(to)
+    .fetch_one(connection)
+    .await?;
+    Ok(sum)
+}

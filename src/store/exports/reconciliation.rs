@@ -1,0 +1,216 @@
+//! What was recorded, summed up and exported of one customer on one meter, to be compared.
+
+use sqlx::postgres::PgRow;
+use sqlx::{PgConnection, QueryBuilder, Row};
+
+use super::sums::unreadable;
+use crate::store::StoreError;
+use crate::store::usage::measures::{MeasureScope, push_measures};
+use metergate_domain::base::environment::Environment;
+use metergate_domain::base::quantity::Quantity;
+use metergate_domain::base::timestamp::Timestamp;
+use metergate_domain::base::window::Span;
+use metergate_domain::catalog::meter::StoredMeter;
+use metergate_domain::exports::Units;
+
+/// What lies at a time.
+#[derive(Debug, Clone, Copy)]
+pub struct UnitsAt {
+    pub at: Timestamp,
+    pub units: Units,
+}
+
+/// What lies in a window.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Sums {
+    pub events: Units,
+    pub recorded: Units,
+    pub exported: Units,
+    pub delivered: Units,
+}
+
+fn part(row: &PgRow) -> Result<UnitsAt, StoreError> {
+    let units: String = row.try_get("units")?;
+    Ok(UnitsAt { at: row.try_get("at")?, units: Units::parse(&units).ok_or_else(|| unreadable(&units))? })
+}
+
+pub async fn customer(
+    connection: &mut PgConnection,
+    environment: Environment,
+    stripe_customer_id: &str,
+) -> Result<Option<i64>, StoreError> {
+    let id =
+        sqlx::query_scalar("select id from customers where environment = $1 and stripe_customer_id = $2")
+            .bind(environment.code())
+            .bind(stripe_customer_id)
+            .fetch_optional(connection)
+            .await?;
+    Ok(id)
+}
+
+/// What the events say, by hour.
+pub async fn events(
+    connection: &mut PgConnection,
+    environment: Environment,
+    stored: &StoredMeter,
+    scale: Quantity,
+    customer_id: i64,
+    span: Span,
+) -> Result<Vec<UnitsAt>, StoreError> {
+    let mut sql = QueryBuilder::new("with measures as (");
+    push_measures(&mut sql, environment, stored, &[], None, &MeasureScope::Spans(&[span]));
+    sql.push(") select date_bin('1 hour', at, '2000-01-01T00:00:00Z') as at, (sum(case when sign = 1 then number else -number end) * ");
+    sql.push_bind(scale).push(")::text as units from measures where customer_id = ").push_bind(customer_id);
+    sql.push(" group by 1");
+    let rows = sql.build().persistent(false).fetch_all(connection).await?;
+    rows.iter().map(part).collect()
+}
+
+/// What was summed up, by bucket.
+pub async fn recorded(
+    connection: &mut PgConnection,
+    customer_id: i64,
+    meter_id: i32,
+    span: Span,
+) -> Result<Vec<UnitsAt>, StoreError> {
+    let rows = sqlx::query(
+        "select bucket_from as at, recorded::text as units from export_sums
+         where customer_id = $1 and meter_id = $2 and bucket_from >= $3 and bucket_from < $4",
+    )
+    .bind(customer_id)
+    .bind(meter_id)
+    .bind(span.from)
+    .bind(span.to)
+    .fetch_all(connection)
+    .await?;
+    rows.iter().map(part).collect()
+}
+
+/// What exports say, by their timestamps, and whether it was delivered.
+pub async fn exported(
+    connection: &mut PgConnection,
+    customer_id: i64,
+    meter_id: i32,
+    span: Span,
+) -> Result<Vec<(UnitsAt, bool)>, StoreError> {
+    let rows = sqlx::query(
+        "select occurred_at as at, value::text as units, status = 'delivered' as delivered from exports
+         where customer_id = $1 and meter_id = $2 and occurred_at >= $3 and occurred_at < $4
+           and status <> 'canceled'",
+    )
+    .bind(customer_id)
+    .bind(meter_id)
+    .bind(span.from)
+    .bind(span.to)
+    .fetch_all(connection)
+    .await?;
+    rows.iter().map(|row| Ok((part(row)?, row.try_get("delivered")?))).collect()
+}
+
+const LOCK: i32 = 0x4d47_0005;
+
+/// Takes the right to compare, until the connection's end; false where another has it.
+pub async fn try_lock(connection: &mut PgConnection, environment: Environment) -> Result<bool, StoreError> {
+    let locked = sqlx::query_scalar("select pg_try_advisory_lock($1, $2)")
+        .bind(LOCK)
+        .bind(i32::from(environment.code()))
+        .fetch_one(connection)
+        .await?;
+    Ok(locked)
+}
+
+/// How many were compared since a time.
+pub async fn checked_since(
+    connection: &mut PgConnection,
+    environment: Environment,
+    since: Timestamp,
+) -> Result<i64, StoreError> {
+    let count =
+        sqlx::query_scalar("select count(*) from export_checks where environment = $1 and checked_at > $2")
+            .bind(environment.code())
+            .bind(since)
+            .fetch_one(connection)
+            .await?;
+    Ok(count)
+}
+
+/// A customer and meter whose day is to be compared.
+#[derive(Debug, Clone)]
+pub struct Unchecked {
+    pub customer_id: i64,
+    pub customer: String,
+    pub meter_id: i32,
+    pub meter: String,
+    pub event_name: String,
+    pub exported: i64,
+}
+
+/// Some of those to whom something was delivered under timestamps of a day and nothing is on its way, who
+/// were not compared for that day; those whose last comparison is the oldest first.
+pub async fn unchecked(
+    connection: &mut PgConnection,
+    environment: Environment,
+    day: Span,
+    limit: i64,
+) -> Result<Vec<Unchecked>, StoreError> {
+    let rows = sqlx::query(
+        "select x.customer_id, c.stripe_customer_id as customer, x.meter_id, m.key as meter, x.event_name,
+                sum(x.value)::bigint as exported
+         from exports x
+         join customers c on c.id = x.customer_id
+         join meters m on m.id = x.meter_id
+         left join export_checks k on k.customer_id = x.customer_id and k.meter_id = x.meter_id
+         where x.environment = $1 and x.created_at >= $2 and x.occurred_at >= $2 and x.occurred_at < $3
+           and x.status <> 'canceled' and k.day is distinct from $2
+           -- levels are no sums
+           and m.definition #>> '{stripe,formula}' is distinct from 'last'
+         group by 1, 2, 3, 4, 5, k.checked_at
+         having bool_and(x.status = 'delivered')
+         order by k.checked_at nulls first, x.customer_id limit $4",
+    )
+    .bind(environment.code())
+    .bind(day.from)
+    .bind(day.to)
+    .bind(limit)
+    .fetch_all(connection)
+    .await?;
+    rows.iter()
+        .map(|row| {
+            Ok(Unchecked {
+                customer_id: row.try_get("customer_id")?,
+                customer: row.try_get("customer")?,
+                meter_id: row.try_get("meter_id")?,
+                meter: row.try_get("meter")?,
+                event_name: row.try_get("event_name")?,
+                exported: row.try_get("exported")?,
+            })
+        })
+        .collect()
+}
+
+pub async fn note_checked(
+    connection: &mut PgConnection,
+    environment: Environment,
+    pair: &Unchecked,
+    day: Timestamp,
+    provider: Units,
+    now: Timestamp,
+) -> Result<(), StoreError> {
+    sqlx::query(
+        "insert into export_checks (environment, customer_id, meter_id, day, exported, provider, checked_at)
+         values ($1, $2, $3, $4, $5, $6::text::numeric, $7)
+         on conflict on constraint export_checks_pk do update
+             set day = excluded.day, exported = excluded.exported, provider = excluded.provider,
+                 checked_at = excluded.checked_at",
+    )
+    .bind(environment.code())
+    .bind(pair.customer_id)
+    .bind(pair.meter_id)
+    .bind(day)
+    .bind(pair.exported)
+    .bind(provider.to_string())
+    .bind(now)
+    .execute(connection)
+    .await?;
+    Ok(())
+}

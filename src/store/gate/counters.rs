@@ -1,0 +1,476 @@
+//! Counters. Row locks are taken in one order, that of the
+//! primary key: missing counters are made first, then all are locked.
+
+use sqlx::{PgConnection, Row};
+use uuid::Uuid;
+
+use crate::store::StoreError;
+use metergate_domain::base::environment::Environment;
+use metergate_domain::base::names::{ItemKey, PlanKey};
+use metergate_domain::base::quantity::{Quantity, Total};
+use metergate_domain::base::timestamp::Timestamp;
+use metergate_domain::base::window::Span;
+use metergate_domain::gate::catalog_index::{CounterKey, CounterPeriod};
+use metergate_domain::gate::decision::CounterState;
+use metergate_domain::usage::ranking::RankPageRequest;
+
+/// A counter that is wanted.
+#[derive(Debug, Clone, Copy)]
+pub struct WantedCounter {
+    pub counter: CounterPeriod,
+    pub meter_id: i32,
+    /// Of what a price rates; else of a limit.
+    pub of_price: bool,
+}
+
+#[derive(Debug, Clone, Copy)]
+pub struct CounterRow {
+    pub key: CounterKey,
+    pub id: i64,
+    pub level: CounterState,
+    pub next_expiry: Option<Timestamp>,
+    pub period_end: Timestamp,
+    pub since: Timestamp,
+}
+
+impl CounterRow {
+    /// Whether it counts what a limit asks for; a limit may have changed without the row being dropped
+    /// yet.
+    pub fn counts(&self, counter: &CounterPeriod) -> bool {
+        self.period_end == counter.period.to && self.since == counter.since
+    }
+}
+
+/// Keys, column by column.
+#[derive(Debug, Default)]
+pub(crate) struct Keys {
+    pub(crate) subject_ids: Vec<i64>,
+    pub(crate) definitions: Vec<Uuid>,
+    pub(crate) period_starts: Vec<Timestamp>,
+}
+
+impl FromIterator<CounterKey> for Keys {
+    fn from_iter<I: IntoIterator<Item = CounterKey>>(keys: I) -> Self {
+        let mut columns = Self::default();
+        for key in keys {
+            columns.subject_ids.push(key.subject_id);
+            columns.definitions.push(key.definition);
+            columns.period_starts.push(key.period_start);
+        }
+        columns
+    }
+}
+
+fn read_key(row: &sqlx::postgres::PgRow) -> Result<CounterKey, StoreError> {
+    Ok(CounterKey {
+        subject_id: row.try_get("subject_id")?,
+        definition: row.try_get("definition")?,
+        period_start: row.try_get("period_start")?,
+    })
+}
+
+fn read(row: &sqlx::postgres::PgRow) -> Result<CounterRow, StoreError> {
+    Ok(CounterRow {
+        key: read_key(row)?,
+        id: row.try_get("id")?,
+        level: CounterState {
+            used: row.try_get("used")?,
+            held: row.try_get("held")?,
+            covered: row.try_get("covered")?,
+        },
+        next_expiry: row.try_get("next_expiry")?,
+        period_end: row.try_get("period_end")?,
+        since: row.try_get("since")?,
+    })
+}
+
+/// Makes those that are missing, at zero; which these were. `wanted` ascends. Waits for others who are
+/// about to make the same.
+pub async fn insert_missing(
+    connection: &mut PgConnection,
+    environment: Environment,
+    wanted: &[WantedCounter],
+) -> Result<Vec<CounterKey>, StoreError> {
+    let keys: Keys = wanted.iter().map(|wanted| wanted.counter.key).collect();
+    let meter_ids: Vec<i32> = wanted.iter().map(|wanted| wanted.meter_id).collect();
+    let ends: Vec<Timestamp> = wanted.iter().map(|wanted| wanted.counter.period.to).collect();
+    let since: Vec<Timestamp> = wanted.iter().map(|wanted| wanted.counter.since).collect();
+    let of_price: Vec<bool> = wanted.iter().map(|wanted| wanted.of_price).collect();
+    let rows = sqlx::query(
+        "insert into counters (environment, subject_id, definition, period_start, meter_id, period_end, since,
+                               of_price, used, held)
+         select $1, subject_id, definition, period_start, meter_id, period_end, since, of_price, 0, 0
+         from unnest($2::bigint[], $3::uuid[], $4::timestamptz[], $5::int[], $6::timestamptz[], $7::timestamptz[],
+                     $8::boolean[])
+             as given (subject_id, definition, period_start, meter_id, period_end, since, of_price)
+         on conflict on constraint counters_pk do nothing
+         returning subject_id, definition, period_start",
+    )
+    .bind(environment.code())
+    .bind(&keys.subject_ids)
+    .bind(&keys.definitions)
+    .bind(&keys.period_starts)
+    .bind(&meter_ids)
+    .bind(&ends)
+    .bind(&since)
+    .bind(&of_price)
+    .fetch_all(connection)
+    .await?;
+    rows.iter().map(read_key).collect()
+}
+
+/// Locks those that are there, in the order of their keys, and what time it is after that.
+pub async fn lock(
+    connection: &mut PgConnection,
+    keys: impl Iterator<Item = CounterKey>,
+) -> Result<(Vec<CounterRow>, Timestamp), StoreError> {
+    let keys: Keys = keys.collect();
+    if keys.subject_ids.is_empty() {
+        return Ok((Vec::new(), crate::store::usage::now(connection).await?));
+    }
+    // the clock is read for each row after it was locked: the last reading follows every lock
+    let rows = sqlx::query(
+        "with locked as materialized (
+             select c.subject_id, c.definition, c.period_start, c.id, c.used, c.held, c.covered, c.next_expiry,
+                    c.period_end, c.since
+             from unnest($1::bigint[], $2::uuid[], $3::timestamptz[]) as given (subject_id, definition, period_start)
+             join counters c on c.subject_id = given.subject_id and c.definition = given.definition
+                            and c.period_start = given.period_start
+             order by c.subject_id, c.definition, c.period_start
+             for no key update of c)
+         select *, clock_timestamp() as now from locked",
+    )
+    .bind(&keys.subject_ids)
+    .bind(&keys.definitions)
+    .bind(&keys.period_starts)
+    .fetch_all(&mut *connection)
+    .await?;
+    let now = match rows.last() {
+        Some(last) => last.try_get("now")?,
+        None => crate::store::usage::now(connection).await?,
+    };
+    Ok((rows.iter().map(read).collect::<Result<_, _>>()?, now))
+}
+
+/// The same without locking.
+pub async fn find(
+    connection: &mut PgConnection,
+    keys: impl Iterator<Item = CounterKey>,
+) -> Result<Vec<CounterRow>, StoreError> {
+    let keys: Keys = keys.collect();
+    let rows = sqlx::query(
+        "select c.subject_id, c.definition, c.period_start, c.id, c.used, c.held, c.covered, c.next_expiry,
+                    c.period_end, c.since
+         from unnest($1::bigint[], $2::uuid[], $3::timestamptz[]) as given (subject_id, definition, period_start)
+         join counters c on c.subject_id = given.subject_id and c.definition = given.definition
+                        and c.period_start = given.period_start",
+    )
+    .bind(&keys.subject_ids)
+    .bind(&keys.definitions)
+    .bind(&keys.period_starts)
+    .fetch_all(connection)
+    .await?;
+    rows.iter().map(read).collect()
+}
+
+/// Adds to what is used of counters that are there, locking each in turn; as they stand then. `given`
+/// ascends.
+pub async fn add_used(
+    connection: &mut PgConnection,
+    environment: Environment,
+    given: &[(WantedCounter, Total)],
+) -> Result<Vec<CounterRow>, StoreError> {
+    let keys: Keys = given.iter().map(|(wanted, _)| wanted.counter.key).collect();
+    let meter_ids: Vec<i32> = given.iter().map(|(wanted, _)| wanted.meter_id).collect();
+    let ends: Vec<Timestamp> = given.iter().map(|(wanted, _)| wanted.counter.period.to).collect();
+    let since: Vec<Timestamp> = given.iter().map(|(wanted, _)| wanted.counter.since).collect();
+    let of_price: Vec<bool> = given.iter().map(|(wanted, _)| wanted.of_price).collect();
+    let amounts: Vec<Total> = given.iter().map(|(_, amount)| *amount).collect();
+    // an upsert takes its locks in the order given, which a plain update does not
+    let rows = sqlx::query(
+        "insert into counters (environment, subject_id, definition, period_start, meter_id, period_end, since,
+                               of_price, used, held)
+         select $1, subject_id, definition, period_start, meter_id, period_end, since, of_price, amount, 0
+         from unnest($2::bigint[], $3::uuid[], $4::timestamptz[], $5::int[], $6::timestamptz[], $7::timestamptz[],
+                     $8::boolean[], $9::numeric[])
+             as given (subject_id, definition, period_start, meter_id, period_end, since, of_price, amount)
+         on conflict on constraint counters_pk do update set used = counters.used + excluded.used
+         returning subject_id, definition, period_start, id, used, held, covered, next_expiry, period_end, since",
+    )
+    .bind(environment.code())
+    .bind(&keys.subject_ids)
+    .bind(&keys.definitions)
+    .bind(&keys.period_starts)
+    .bind(&meter_ids)
+    .bind(&ends)
+    .bind(&since)
+    .bind(&of_price)
+    .bind(&amounts)
+    .fetch_all(connection)
+    .await?;
+    rows.iter().map(read).collect()
+}
+
+/// Columns of counters that are to be set; their rows are locked.
+#[derive(Debug, Default)]
+pub struct CounterColumns {
+    pub keys: Vec<CounterKey>,
+    pub used: Vec<Total>,
+    pub held: Vec<Total>,
+    pub covered: Vec<Total>,
+    pub next_expiry: Vec<Option<Timestamp>>,
+}
+
+impl CounterColumns {
+    pub fn push(&mut self, key: CounterKey, level: CounterState, next_expiry: Option<Timestamp>) {
+        self.keys.push(key);
+        self.used.push(level.used);
+        self.held.push(level.held);
+        self.covered.push(level.covered);
+        self.next_expiry.push(next_expiry);
+    }
+}
+
+/// Adds to what credits bear of the counters of some definitions, around instants.
+pub async fn add_covered(
+    connection: &mut PgConnection,
+    given: &[(i64, Uuid, Timestamp, Total)],
+) -> Result<(), StoreError> {
+    sqlx::query(
+        "update counters c set covered = c.covered + given.covered
+         from (select subject_id, definition, at, sum(covered) as covered
+               from unnest($1::bigint[], $2::uuid[], $3::timestamptz[], $4::numeric[])
+                   as given (subject_id, definition, at, covered)
+               group by subject_id, definition, at) given
+         where c.subject_id = given.subject_id and c.definition = given.definition
+           and c.since <= given.at and given.at < c.period_end",
+    )
+    .bind(given.iter().map(|(id, _, _, _)| *id).collect::<Vec<i64>>())
+    .bind(given.iter().map(|(_, definition, _, _)| *definition).collect::<Vec<Uuid>>())
+    .bind(given.iter().map(|(_, _, at, _)| *at).collect::<Vec<Timestamp>>())
+    .bind(given.iter().map(|(_, _, _, covered)| *covered).collect::<Vec<Total>>())
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+/// Sets counters that are locked.
+pub async fn set(connection: &mut PgConnection, columns: &CounterColumns) -> Result<(), StoreError> {
+    let keys: Keys = columns.keys.iter().copied().collect();
+    sqlx::query(
+        "update counters c set used = given.used, held = given.held, covered = given.covered,
+                               next_expiry = given.next_expiry
+         from unnest($1::bigint[], $2::uuid[], $3::timestamptz[], $4::numeric[], $5::numeric[], $6::timestamptz[],
+                     $7::numeric[])
+             as given (subject_id, definition, period_start, used, held, next_expiry, covered)
+         where c.subject_id = given.subject_id and c.definition = given.definition
+           and c.period_start = given.period_start",
+    )
+    .bind(&keys.subject_ids)
+    .bind(&keys.definitions)
+    .bind(&keys.period_starts)
+    .bind(&columns.used)
+    .bind(&columns.held)
+    .bind(&columns.next_expiry)
+    .bind(&columns.covered)
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+/// The counters of a subject's limits that are there.
+pub async fn of_subject(
+    connection: &mut PgConnection,
+    subject_id: i64,
+) -> Result<Vec<(CounterKey, Timestamp, Timestamp)>, StoreError> {
+    let rows = sqlx::query(
+        "select subject_id, definition, period_start, period_end, since from counters
+         where subject_id = $1 and not of_price",
+    )
+    .bind(subject_id)
+    .fetch_all(connection)
+    .await?;
+    rows.iter().map(|row| Ok((read_key(row)?, row.try_get("period_end")?, row.try_get("since")?))).collect()
+}
+
+/// All those of what prices rate, and whose they are.
+pub async fn of_prices(
+    connection: &mut PgConnection,
+    environment: Environment,
+) -> Result<Vec<(String, CounterRow)>, StoreError> {
+    let rows = sqlx::query(
+        "select s.subject, c.subject_id, c.definition, c.period_start, c.id, c.used, c.held, c.covered, c.next_expiry,
+                c.period_end, c.since
+         from counters c join subjects s on s.id = c.subject_id
+         where c.environment = $1 and c.of_price order by s.subject",
+    )
+    .bind(environment.code())
+    .fetch_all(connection)
+    .await?;
+    rows.iter().map(|row| Ok((row.try_get("subject")?, read(row)?))).collect()
+}
+
+/// Drops counters, with what is held on them. The caller holds the configuration lock.
+pub async fn delete(
+    connection: &mut PgConnection,
+    keys: impl Iterator<Item = CounterKey>,
+) -> Result<(), StoreError> {
+    let keys: Keys = keys.collect();
+    if keys.subject_ids.is_empty() {
+        return Ok(());
+    }
+    sqlx::query(
+        "with gone as (
+             delete from counters c
+             using unnest($1::bigint[], $2::uuid[], $3::timestamptz[]) as given (subject_id, definition, period_start)
+             where c.subject_id = given.subject_id and c.definition = given.definition
+               and c.period_start = given.period_start
+             returning c.id)
+         delete from hold_lines l using gone where l.counter_id = gone.id",
+    )
+    .bind(&keys.subject_ids)
+    .bind(&keys.definitions)
+    .bind(&keys.period_starts)
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+/// Drops the counters of a definition for all who are on a plan. The caller holds the configuration
+/// lock.
+pub async fn delete_of_plan(
+    connection: &mut PgConnection,
+    environment: Environment,
+    plan: &str,
+    definitions: &[Uuid],
+) -> Result<(), StoreError> {
+    sqlx::query(
+        "with gone as (
+             delete from counters c using subscriptions s
+             where s.environment = $1 and s.plan = $2 and c.subject_id = s.subject_id and c.definition = any($3)
+             returning c.id)
+         delete from hold_lines l using gone where l.counter_id = gone.id",
+    )
+    .bind(environment.code())
+    .bind(plan)
+    .bind(definitions)
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+/// Whether there are counters whose period ended long ago and on which nothing is held, or that prices
+/// left behind.
+pub async fn has_old(
+    connection: &mut PgConnection,
+    environment: Environment,
+    ended_before: Timestamp,
+) -> Result<bool, StoreError> {
+    let found = sqlx::query_scalar(
+        "select exists (select from counters c where c.environment = $1 and c.period_end < $2
+                        and (c.of_price or not exists (select from hold_lines l where l.counter_id = c.id)))",
+    )
+    .bind(environment.code())
+    .bind(ended_before)
+    .fetch_one(connection)
+    .await?;
+    Ok(found)
+}
+
+/// Drops some of them; how many.
+pub async fn delete_old(
+    connection: &mut PgConnection,
+    environment: Environment,
+    ended_before: Timestamp,
+    limit: i64,
+) -> Result<u64, StoreError> {
+    let dropped: i64 = sqlx::query_scalar(
+        "with gone as (
+             delete from counters where ctid = any(array(
+                 select c.ctid from counters c
+                 where c.environment = $1 and c.period_end < $2
+                   and (c.of_price or not exists (select from hold_lines l where l.counter_id = c.id))
+                 limit $3 for update skip locked))
+             returning id),
+         lines as (delete from hold_lines l using gone where l.counter_id = gone.id)
+         select count(*) from gone",
+    )
+    .bind(environment.code())
+    .bind(ended_before)
+    .bind(limit)
+    .fetch_one(connection)
+    .await?;
+    Ok(u64::try_from(dropped).unwrap_or_default())
+}
+
+/// A quota of a plan; none is unlimited.
+#[derive(Debug, Clone)]
+pub struct QuotaOf {
+    pub plan: PlanKey,
+    pub key: ItemKey,
+    pub definition: Uuid,
+    pub quota: Option<Quantity>,
+}
+
+/// A counter beside its quota.
+#[derive(Debug, Clone)]
+pub struct LimitNearQuota {
+    pub subject: String,
+    /// Of the quota, in the list that was given.
+    pub place: usize,
+    /// Overrides included.
+    pub quota: Quantity,
+    pub used: Total,
+    pub period: Span,
+}
+
+/// The counters of the present periods of which most is used, in percent; a quota of nothing is used up.
+/// One more than asked for, where there are more.
+pub async fn nearest_to_quota(
+    connection: &mut PgConnection,
+    environment: Environment,
+    quotas: &[QuotaOf],
+    now: Timestamp,
+    ranks: RankPageRequest,
+) -> Result<Vec<LimitNearQuota>, StoreError> {
+    let names = |name: fn(&QuotaOf) -> String| quotas.iter().map(name).collect::<Vec<String>>();
+    let rows = sqlx::query(
+        "select s.subject, near.place, near.quota, near.used, near.period_start, near.period_end
+         from (select c.subject_id, given.place, c.used, c.period_start, c.period_end, given.key,
+                      case when sub.overrides ? given.key then (sub.overrides ->> given.key)::numeric
+                           else given.quota end as quota
+               from unnest($2::text[], $3::text[], $4::uuid[], $5::numeric[])
+                        with ordinality as given (plan, key, definition, quota, place)
+               join counters c on c.definition = given.definition
+               join subscriptions sub on sub.subject_id = c.subject_id and sub.plan = given.plan
+               where c.environment = $1 and c.period_start <= $6 and $6 < c.period_end
+                   and sub.status <> 'canceled') near
+         join subjects s on s.id = near.subject_id
+         where near.quota is not null
+         order by case when near.quota = 0 then 100 else near.used * 100 / near.quota end desc, s.subject, near.key
+         offset $7 limit $8",
+    )
+    .bind(environment.code())
+    .bind(names(|quota| quota.plan.to_string()))
+    .bind(names(|quota| quota.key.to_string()))
+    .bind(quotas.iter().map(|quota| quota.definition).collect::<Vec<_>>())
+    .bind(quotas.iter().map(|quota| quota.quota).collect::<Vec<_>>())
+    .bind(now)
+    .bind(i64::try_from(ranks.after).unwrap_or(i64::MAX))
+    .bind(i64::try_from(ranks.limit + 1).unwrap_or(i64::MAX))
+    .fetch_all(connection)
+    .await?;
+    rows.iter()
+        .map(|row| {
+            let place: i64 = row.try_get("place")?;
+            Ok(LimitNearQuota {
+                subject: row.try_get("subject")?,
+                // ordinality counts from 1
+                place: usize::try_from(place - 1).unwrap_or(usize::MAX),
+                quota: row.try_get("quota")?,
+                used: row.try_get("used")?,
+                period: Span { from: row.try_get("period_start")?, to: row.try_get("period_end")? },
+            })
+        })
+        .collect()
+}

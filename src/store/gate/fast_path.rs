@@ -1,0 +1,162 @@
+//! Holding what fits, in one message, which is a transaction: see `hold_what_fits` in
+//! `migrations/0014_gate_insertions.sql`.
+
+use sqlx::postgres::types::PgInterval;
+use sqlx::{PgConnection, Row};
+use uuid::Uuid;
+
+use super::counters::Keys;
+use super::hold_lines::on_expiry_code;
+use super::reservations::kept;
+use crate::store::StoreError;
+use crate::store::configuration::{LOCK, Versions};
+use metergate_domain::base::environment::Environment;
+use metergate_domain::base::quantity::{Quantity, Total};
+use metergate_domain::base::timestamp::Timestamp;
+use metergate_domain::gate::catalog_index::CounterKey;
+use metergate_domain::gate::decision::CounterState;
+use metergate_domain::gate::request::OnExpiry;
+use metergate_domain::gate::reservation::Hold;
+
+/// What an id that is taken violates; then everything is taken back.
+const TAKEN: [&str; 2] = ["reservations_pk", "hold_lines_pk"];
+
+/// What time it is, by the server's clock.
+#[derive(Debug, Clone, Copy)]
+pub struct StatementClock {
+    /// Where it is not asked.
+    pub fixed: Option<Timestamp>,
+    /// How far ahead of it the time is.
+    pub shift_micros: i64,
+}
+
+/// What is to be added to a counter.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct CounterAddition {
+    pub added: Total,
+    /// What `used` and `held` may come to; none where nothing bounds them.
+    pub room: Option<Total>,
+    /// The shortest of what is held on it; none where nothing is.
+    pub ttl_seconds: Option<i32>,
+    /// Of what a price rates; else of a limit.
+    pub of_price: bool,
+}
+
+/// What one reservation holds on one counter.
+#[derive(Debug, Clone, Copy)]
+pub struct HeldLine {
+    pub counter: CounterKey,
+    pub reservation: Uuid,
+    pub ttl_seconds: i32,
+    pub on_expiry: OnExpiry,
+    pub quantity: Quantity,
+}
+
+#[derive(Debug, Clone)]
+pub struct NewReservation<'a> {
+    pub key: Uuid,
+    pub id: &'a str,
+    pub path_id: i64,
+    pub content: Uuid,
+    pub ttl_seconds: i32,
+    pub on_expiry: OnExpiry,
+    pub holds: Vec<Hold>,
+}
+
+/// A batch that is taken to fit.
+#[derive(Debug, Clone)]
+pub struct FastBatch<'a> {
+    /// From when and until when it means what it was taken to mean.
+    pub from: Option<Timestamp>,
+    pub until: Option<Timestamp>,
+    /// In the order of their keys.
+    pub counters: Vec<(CounterKey, CounterAddition)>,
+    pub lines: Vec<HeldLine>,
+    pub made: Vec<NewReservation<'a>>,
+}
+
+/// What was found and done.
+#[derive(Debug)]
+pub struct Done {
+    pub at: Timestamp,
+    pub next_batch_id: i64,
+    /// Of each counter, before it.
+    pub levels: Vec<CounterState>,
+}
+
+/// The number of a batch that may be next, and the server's clock.
+pub async fn next_batch(connection: &mut PgConnection) -> Result<(i64, Timestamp), StoreError> {
+    let row = sqlx::query("select nextval('batch_ids') as batch_id, clock_timestamp() as now")
+        .fetch_one(connection)
+        .await?;
+    Ok((row.try_get("batch_id")?, row.try_get("now")?))
+}
+
+/// Holds all of it, or none where something is not as it was taken to be. Committed when it answers.
+pub async fn hold(
+    connection: &mut PgConnection,
+    environment: Environment,
+    versions: Versions,
+    batch_id: i64,
+    clock: StatementClock,
+    batch: &FastBatch<'_>,
+) -> Result<Option<Done>, StoreError> {
+    let FastBatch { counters, lines, made, .. } = batch;
+    let mut made: Vec<&NewReservation<'_>> = made.iter().collect();
+    made.sort_unstable_by_key(|reservation| reservation.key);
+    let keys: Keys = counters.iter().map(|(key, _)| *key).collect();
+    let place = |line: &HeldLine| {
+        let found = counters.binary_search_by_key(&line.counter, |(key, _)| *key);
+        // arrays begin at one
+        found.ok().and_then(|index| i32::try_from(index + 1).ok())
+    };
+    let ids: Vec<Option<&str>> =
+        made.iter().map(|r| Some(r.id).filter(|id| Uuid::try_parse(id).ok() != Some(r.key))).collect();
+    let rows = sqlx::query(
+        "select done_at, next_batch, levels_used, levels_held
+         from hold_what_fits($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20,
+                           $21, $22, $23, $24, $25, $26)",
+    )
+    .bind(environment.code())
+    .bind(LOCK)
+    .bind(versions.config)
+    .bind(batch_id)
+    .bind(clock.fixed)
+    .bind(PgInterval { months: 0, days: 0, microseconds: clock.shift_micros })
+    .bind(batch.from)
+    .bind(batch.until)
+    .bind(&keys.subject_ids)
+    .bind(&keys.definitions)
+    .bind(&keys.period_starts)
+    .bind(counters.iter().map(|(_, addition)| addition.added).collect::<Vec<_>>())
+    .bind(counters.iter().map(|(_, addition)| addition.room).collect::<Vec<_>>())
+    .bind(counters.iter().map(|(_, addition)| addition.ttl_seconds).collect::<Vec<_>>())
+    .bind(lines.iter().map(place).collect::<Vec<_>>())
+    .bind(lines.iter().map(|line| line.reservation).collect::<Vec<_>>())
+    .bind(lines.iter().map(|line| line.ttl_seconds).collect::<Vec<_>>())
+    .bind(lines.iter().map(|line| on_expiry_code(line.on_expiry)).collect::<Vec<_>>())
+    .bind(lines.iter().map(|line| line.quantity).collect::<Vec<_>>())
+    .bind(made.iter().map(|r| r.key).collect::<Vec<_>>())
+    .bind(&ids)
+    .bind(made.iter().map(|r| r.path_id).collect::<Vec<_>>())
+    .bind(made.iter().map(|r| r.content).collect::<Vec<_>>())
+    .bind(made.iter().map(|r| r.ttl_seconds).collect::<Vec<_>>())
+    .bind(made.iter().map(|r| on_expiry_code(r.on_expiry)).collect::<Vec<_>>())
+    .bind(made.iter().map(|r| kept(&r.holds)).collect::<Vec<_>>())
+    // all of the answer: that of the commit comes after the row
+    .fetch_all(connection)
+    .await;
+    let rows = match rows {
+        Err(sqlx::Error::Database(refused)) if refused.constraint().is_some_and(|c| TAKEN.contains(&c)) => {
+            return Ok(None);
+        }
+        rows => rows?,
+    };
+    let row = rows.first().ok_or(sqlx::Error::RowNotFound)?;
+    let Some(at) = row.try_get("done_at")? else { return Ok(None) };
+    let used: Option<Vec<Total>> = row.try_get("levels_used")?;
+    let held: Option<Vec<Total>> = row.try_get("levels_held")?;
+    let pairs = used.unwrap_or_default().into_iter().zip(held.unwrap_or_default());
+    let levels = pairs.map(|(used, held)| CounterState { used, held, ..CounterState::default() }).collect();
+    Ok(Some(Done { at, next_batch_id: row.try_get("next_batch")?, levels }))
+}

@@ -1,0 +1,130 @@
+//! Hold lines: what an open reservation holds on a counter. They are written under the counter's lock.
+
+use sqlx::{PgConnection, Row};
+use uuid::Uuid;
+
+use crate::store::StoreError;
+use metergate_domain::base::environment::Environment;
+use metergate_domain::base::quantity::{Quantity, Total};
+use metergate_domain::base::timestamp::Timestamp;
+use metergate_domain::gate::request::OnExpiry;
+use metergate_domain::gate::state::{HoldLine, HoldLineKey};
+
+/// A line that has lapsed.
+#[derive(Debug, Clone, Copy)]
+pub struct ExpiredLine {
+    pub counter_id: i64,
+    pub expires_at: Timestamp,
+    pub reservation: Uuid,
+    pub line: HoldLine,
+}
+
+fn on_expiry(code: i16) -> OnExpiry {
+    if code == 1 { OnExpiry::Commit } else { OnExpiry::Release }
+}
+
+pub(crate) fn on_expiry_code(on_expiry: OnExpiry) -> i16 {
+    match on_expiry {
+        OnExpiry::Release => 0,
+        OnExpiry::Commit => 1,
+    }
+}
+
+/// The lines of some counters that have lapsed by now.
+pub async fn expired(
+    connection: &mut PgConnection,
+    counter_ids: &[i64],
+    now: Timestamp,
+) -> Result<Vec<ExpiredLine>, StoreError> {
+    let rows = sqlx::query(
+        "select counter_id, expires_at, reservation, on_expiry, quantity, covered from hold_lines
+         where counter_id = any($1) and expires_at <= $2",
+    )
+    .bind(counter_ids)
+    .bind(now)
+    .fetch_all(connection)
+    .await?;
+    rows.iter()
+        .map(|row| {
+            let quantity: Quantity = row.try_get("quantity")?;
+            Ok(ExpiredLine {
+                counter_id: row.try_get("counter_id")?,
+                expires_at: row.try_get("expires_at")?,
+                reservation: row.try_get("reservation")?,
+                line: HoldLine {
+                    quantity,
+                    covered: row.try_get("covered")?,
+                    on_expiry: on_expiry(row.try_get("on_expiry")?),
+                },
+            })
+        })
+        .collect()
+}
+
+/// When the first line lapses after now, by counter.
+pub async fn next_expiries(
+    connection: &mut PgConnection,
+    counter_ids: &[i64],
+    now: Timestamp,
+) -> Result<Vec<(i64, Option<Timestamp>)>, StoreError> {
+    let rows = sqlx::query(
+        "select id, (select min(expires_at) from hold_lines where counter_id = id and expires_at > $2) as next
+         from unnest($1::bigint[]) id",
+    )
+    .bind(counter_ids)
+    .bind(now)
+    .fetch_all(connection)
+    .await?;
+    rows.iter().map(|row| Ok((row.try_get("id")?, row.try_get("next")?))).collect()
+}
+
+/// Lines that are to be written, by counter id.
+#[derive(Debug, Default)]
+pub struct LineColumns {
+    pub(crate) counter_ids: Vec<i64>,
+    pub(crate) expires_at: Vec<Timestamp>,
+    pub(crate) reservations: Vec<Uuid>,
+    pub(crate) on_expiry: Vec<i16>,
+    pub(crate) quantities: Vec<Quantity>,
+    pub(crate) covered: Vec<Total>,
+}
+
+impl LineColumns {
+    pub fn push(&mut self, counter_id: i64, key: HoldLineKey, line: HoldLine) {
+        self.counter_ids.push(counter_id);
+        self.expires_at.push(key.expires_at);
+        self.reservations.push(key.reservation);
+        self.on_expiry.push(on_expiry_code(line.on_expiry));
+        self.quantities.push(line.quantity);
+        self.covered.push(line.covered);
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.counter_ids.is_empty()
+    }
+}
+
+/// Writes lines, over what a reservation held there before.
+pub async fn write(
+    connection: &mut PgConnection,
+    environment: Environment,
+    lines: &LineColumns,
+) -> Result<(), StoreError> {
+    sqlx::query(
+        "insert into hold_lines (environment, counter_id, expires_at, reservation, on_expiry, quantity, covered)
+         select $1, * from unnest($2::bigint[], $3::timestamptz[], $4::uuid[], $5::smallint[], $6::numeric[],
+                                  $7::numeric[])
+         on conflict on constraint hold_lines_pk
+         do update set quantity = excluded.quantity, covered = excluded.covered",
+    )
+    .bind(environment.code())
+    .bind(&lines.counter_ids)
+    .bind(&lines.expires_at)
+    .bind(&lines.reservations)
+    .bind(&lines.on_expiry)
+    .bind(&lines.quantities)
+    .bind(&lines.covered)
+    .execute(connection)
+    .await?;
+    Ok(())
+}

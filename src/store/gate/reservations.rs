@@ -1,0 +1,392 @@
+//! Reservations: claimed once by their key, locked by key, listed by the time they were made.
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+use sqlx::postgres::PgRow;
+use sqlx::types::Json;
+use sqlx::{PgConnection, Postgres, QueryBuilder, Row};
+use uuid::Uuid;
+
+use crate::store::StoreError;
+use crate::store::usage::measures::push_paths;
+use metergate_domain::base::environment::Environment;
+use metergate_domain::base::names::MeterKey;
+use metergate_domain::base::quantity::Quantity;
+use metergate_domain::base::timestamp::Timestamp;
+use metergate_domain::credits::coverage::{CoverageShare, CreditCoverage};
+use metergate_domain::credits::wallet::GrantShare;
+use metergate_domain::gate::request::OnExpiry;
+use metergate_domain::gate::reservation::{Hold, LastCall, Reservation, ReservationStatus};
+use metergate_domain::pricing::amount::Amount;
+use metergate_domain::usage::event::Properties;
+
+/// A hold as it is kept.
+#[derive(Serialize)]
+struct KeptHold<'a> {
+    meter: &'a MeterKey,
+    value: Quantity,
+    committed: Quantity,
+    #[serde(skip_serializing_if = "Map::is_empty")]
+    properties: &'a Map<String, Value>,
+    records: u32,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    covers: Vec<KeptCover>,
+}
+
+/// What credits bear of a hold: whose, of which grants (quantity, amount), and sparing which limits.
+#[derive(Serialize, Deserialize)]
+struct KeptCover {
+    subject: i64,
+    parts: Vec<(Uuid, Value, Value)>,
+    shares: Vec<(Uuid, Value)>,
+}
+
+/// A decimal where it has an end within the digits of a quantity, else a fraction.
+fn exact(quantity: &Amount) -> String {
+    let cut = quantity.quantity_below();
+    if Amount::of(cut) == *quantity { cut.to_string() } else { quantity.fraction() }
+}
+
+impl KeptCover {
+    fn of(cover: &CreditCoverage) -> Self {
+        let text = |number: &dyn std::fmt::Display| Value::String(number.to_string());
+        let part = |part: &GrantShare| (part.grant, Value::String(exact(&part.quantity)), text(&part.amount));
+        let share = |share: &CoverageShare| (share.definition, text(&share.covered));
+        Self {
+            subject: cover.subject_id,
+            parts: cover.parts.iter().map(part).collect(),
+            shares: cover.shares.iter().map(share).collect(),
+        }
+    }
+
+    fn read(self) -> Result<CreditCoverage, StoreError> {
+        let number = |value: &Value| Quantity::from_json(value).map_err(unreadable);
+        let part = |(grant, quantity, amount): (Uuid, Value, Value)| {
+            let fraction = quantity.as_str().filter(|text| text.contains('/')).map(Amount::from_fraction);
+            let quantity = match fraction {
+                Some(fraction) => fraction.ok_or_else(|| unreadable(&quantity))?,
+                None => number(&quantity)?.into(),
+            };
+            Ok(GrantShare { grant, quantity, amount: number(&amount)?.into() })
+        };
+        let share = |(definition, covered): (Uuid, Value)| {
+            Ok(CoverageShare { definition, covered: number(&covered)? })
+        };
+        Ok(CreditCoverage {
+            subject_id: self.subject,
+            parts: self.parts.into_iter().map(part).collect::<Result<_, StoreError>>()?,
+            shares: self.shares.into_iter().map(share).collect::<Result<_, StoreError>>()?,
+        })
+    }
+}
+
+#[derive(Deserialize)]
+struct StoredHold {
+    meter: String,
+    value: Value,
+    committed: Value,
+    #[serde(default)]
+    properties: Option<Value>,
+    records: u32,
+    #[serde(default)]
+    covers: Vec<KeptCover>,
+}
+
+fn unreadable(what: impl std::fmt::Debug) -> StoreError {
+    StoreError::Refused(sqlx::Error::Decode(format!("a stored reservation: {what:?}").into()))
+}
+
+impl StoredHold {
+    fn read(self) -> Result<Hold, StoreError> {
+        Ok(Hold {
+            meter: MeterKey::parse(self.meter).map_err(unreadable)?,
+            value: Quantity::from_json(&self.value).map_err(unreadable)?,
+            committed: Quantity::from_json(&self.committed).map_err(unreadable)?,
+            properties: Properties::stored(self.properties),
+            records: self.records,
+            covers: self.covers.into_iter().map(KeptCover::read).collect::<Result<_, _>>()?,
+        })
+    }
+}
+
+pub(crate) fn kept(holds: &[Hold]) -> String {
+    let holds: Vec<KeptHold<'_>> = holds
+        .iter()
+        .map(|hold| KeptHold {
+            meter: &hold.meter,
+            value: hold.value,
+            committed: hold.committed,
+            properties: hold.properties.as_map(),
+            records: hold.records,
+            covers: hold.covers.iter().map(KeptCover::of).collect(),
+        })
+        .collect();
+    // names and numbers always serialise
+    serde_json::to_string(&holds).unwrap_or_default()
+}
+
+fn status_code(status: ReservationStatus) -> i16 {
+    match status {
+        ReservationStatus::Held => 0,
+        ReservationStatus::Committed => 1,
+        ReservationStatus::Released => 2,
+        ReservationStatus::Expired => 3,
+    }
+}
+
+fn status_of(code: i16) -> ReservationStatus {
+    match code {
+        0 => ReservationStatus::Held,
+        1 => ReservationStatus::Committed,
+        2 => ReservationStatus::Released,
+        _ => ReservationStatus::Expired,
+    }
+}
+
+const COLUMNS: &str =
+    "r.key, r.id, r.path_id, r.content, r.created_at, r.expires_at, r.on_expiry, r.status, r.holds,
+    r.over_hold, r.late, r.reason, r.settled_at, r.call_content, r.call_events";
+
+fn read(row: &PgRow) -> Result<Reservation, StoreError> {
+    let key: Uuid = row.try_get("key")?;
+    let id: Option<String> = row.try_get("id")?;
+    let Json(holds): Json<Vec<StoredHold>> = row.try_get("holds")?;
+    let on_expiry: i16 = row.try_get("on_expiry")?;
+    let content: Option<Uuid> = row.try_get("call_content")?;
+    let last_call = match content {
+        None => None,
+        Some(content) => Some(LastCall {
+            content,
+            events: row.try_get::<Option<Vec<Uuid>>, _>("call_events")?.unwrap_or_default(),
+        }),
+    };
+    Ok(Reservation {
+        key,
+        id: id.unwrap_or_else(|| key.to_string()),
+        path_id: row.try_get("path_id")?,
+        content: row.try_get("content")?,
+        created_at: row.try_get("created_at")?,
+        expires_at: row.try_get("expires_at")?,
+        on_expiry: if on_expiry == 1 { OnExpiry::Commit } else { OnExpiry::Release },
+        status: status_of(row.try_get("status")?),
+        holds: holds.into_iter().map(StoredHold::read).collect::<Result<_, _>>()?,
+        over_hold: row.try_get("over_hold")?,
+        late: row.try_get("late")?,
+        reason: row.try_get("reason")?,
+        settled_at: row.try_get("settled_at")?,
+        last_call,
+    })
+}
+
+/// Locks those that are there, in the order of their keys.
+pub async fn lock(
+    connection: &mut PgConnection,
+    environment: Environment,
+    keys: &[Uuid],
+) -> Result<Vec<Reservation>, StoreError> {
+    let sql = format!(
+        "select {COLUMNS} from reservations r where r.environment = $1 and r.key = any($2)
+         order by r.key for no key update"
+    );
+    let rows = sqlx::query(sqlx::AssertSqlSafe(sql))
+        .bind(environment.code())
+        .bind(keys)
+        .fetch_all(connection)
+        .await?;
+    rows.iter().map(read).collect()
+}
+
+pub async fn find(
+    connection: &mut PgConnection,
+    environment: Environment,
+    key: Uuid,
+) -> Result<Option<Reservation>, StoreError> {
+    let sql = format!("select {COLUMNS} from reservations r where r.environment = $1 and r.key = $2");
+    let row = sqlx::query(sqlx::AssertSqlSafe(sql))
+        .bind(environment.code())
+        .bind(key)
+        .fetch_optional(connection)
+        .await?;
+    row.as_ref().map(read).transpose()
+}
+
+/// Whether one of some keys is taken.
+pub async fn exist(
+    connection: &mut PgConnection,
+    environment: Environment,
+    keys: &[Uuid],
+) -> Result<bool, StoreError> {
+    let found = sqlx::query_scalar(
+        "select exists (select from reservations where environment = $1 and key = any($2))",
+    )
+    .bind(environment.code())
+    .bind(keys)
+    .fetch_one(connection)
+    .await?;
+    Ok(found)
+}
+
+/// Whether anything was ever held on a meter. Exact while nobody reserves.
+pub async fn has_meter(
+    connection: &mut PgConnection,
+    environment: Environment,
+    meter: &MeterKey,
+) -> Result<bool, StoreError> {
+    let found = sqlx::query_scalar(
+        "select exists (select from reservations
+                        where environment = $1 and holds @> jsonb_build_array(jsonb_build_object('meter', $2::text)))",
+    )
+    .bind(environment.code())
+    .bind(meter.as_str())
+    .fetch_one(connection)
+    .await?;
+    Ok(found)
+}
+
+/// Those on some paths that are not settled and were made in a span.
+pub async fn open_on_paths(
+    connection: &mut PgConnection,
+    paths: &[i64],
+    from: Timestamp,
+    to: Timestamp,
+) -> Result<Vec<Reservation>, StoreError> {
+    let sql = format!(
+        "select {COLUMNS} from reservations r
+         where r.path_id = any($1) and r.status = 0 and r.created_at >= $2 and r.created_at < $3"
+    );
+    let rows =
+        sqlx::query(sqlx::AssertSqlSafe(sql)).bind(paths).bind(from).bind(to).fetch_all(connection).await?;
+    rows.iter().map(read).collect()
+}
+
+/// Some that have expired and are not settled.
+pub async fn due(
+    connection: &mut PgConnection,
+    environment: Environment,
+    now: Timestamp,
+    limit: i64,
+) -> Result<Vec<Uuid>, StoreError> {
+    let keys = sqlx::query_scalar(
+        "(select key from reservations where environment = $1 and status = 0 and on_expiry = 1 and expires_at <= $2
+          order by expires_at limit $3)
+         union all
+         (select key from reservations where environment = $1 and status = 0 and on_expiry = 0 and expires_at <= $2
+          order by expires_at limit $3)
+         limit $3",
+    )
+    .bind(environment.code())
+    .bind(now)
+    .bind(limit)
+    .fetch_all(connection)
+    .await?;
+    Ok(keys)
+}
+
+/// Whether some have been charged at their expiry without that being written yet.
+pub async fn has_due_charges(
+    connection: &mut PgConnection,
+    environment: Environment,
+    now: Timestamp,
+) -> Result<bool, StoreError> {
+    let found = sqlx::query_scalar(
+        "select exists (select from reservations
+                        where environment = $1 and status = 0 and on_expiry = 1 and expires_at <= $2)",
+    )
+    .bind(environment.code())
+    .bind(now)
+    .fetch_one(connection)
+    .await?;
+    Ok(found)
+}
+
+/// What of a reservation changes.
+pub(crate) struct EncodedReservation<'a> {
+    reservation: &'a Reservation,
+    holds: String,
+    /// PostgreSQL has no arrays of arrays of different lengths.
+    call_events: Option<String>,
+}
+
+impl<'a> EncodedReservation<'a> {
+    pub(crate) fn of(reservation: &'a Reservation) -> Self {
+        let call_events = reservation.last_call.as_ref().map(|last| {
+            let ids: Vec<String> = last.events.iter().map(Uuid::to_string).collect();
+            ids.join(" ")
+        });
+        Self { reservation, holds: kept(&reservation.holds), call_events }
+    }
+}
+
+pub(crate) struct StateColumns<'a> {
+    pub(crate) expires_at: Vec<Timestamp>,
+    pub(crate) status: Vec<i16>,
+    pub(crate) holds: Vec<&'a str>,
+    pub(crate) over_hold: Vec<bool>,
+    pub(crate) late: Vec<bool>,
+    pub(crate) reason: Vec<Option<&'a str>>,
+    pub(crate) settled_at: Vec<Option<Timestamp>>,
+    pub(crate) call_content: Vec<Option<Uuid>>,
+    pub(crate) call_events: Vec<Option<&'a str>>,
+}
+
+impl<'a> StateColumns<'a> {
+    pub(crate) fn of(states: &'a [EncodedReservation<'a>]) -> Self {
+        let reservations = || states.iter().map(|state| state.reservation);
+        let last = || reservations().map(|r| r.last_call.as_ref());
+        Self {
+            expires_at: reservations().map(|r| r.expires_at).collect(),
+            status: reservations().map(|r| status_code(r.status)).collect(),
+            holds: states.iter().map(|state| state.holds.as_str()).collect(),
+            over_hold: reservations().map(|r| r.over_hold).collect(),
+            late: reservations().map(|r| r.late).collect(),
+            reason: reservations().map(|r| r.reason.as_deref()).collect(),
+            settled_at: reservations().map(|r| r.settled_at).collect(),
+            call_content: last().map(|last| last.map(|last| last.content)).collect(),
+            call_events: states.iter().map(|state| state.call_events.as_deref()).collect(),
+        }
+    }
+}
+
+/// Where a page goes on: after this one, in descending order of time.
+#[derive(Debug, Clone, Copy)]
+pub struct ReservationCursor {
+    pub created_at: Timestamp,
+    pub key: Uuid,
+}
+
+/// A page, the latest first; by what they are now, where a status is asked for.
+pub async fn list(
+    connection: &mut PgConnection,
+    environment: Environment,
+    paths: Option<&[i64]>,
+    status: Option<ReservationStatus>,
+    now: Timestamp,
+    after: Option<ReservationCursor>,
+    limit: u32,
+) -> Result<Vec<Reservation>, StoreError> {
+    let mut sql = QueryBuilder::<Postgres>::new(format!("select {COLUMNS} from reservations r where "));
+    sql.push("r.environment = ").push_bind(environment.code());
+    push_paths(&mut sql, "r.path_id", paths);
+    if let Some(status) = status {
+        // time may have done what nobody has written yet
+        match status {
+            ReservationStatus::Held => sql.push(" and r.status = 0 and r.expires_at > ").push_bind(now),
+            ReservationStatus::Released => sql.push(" and r.status = 2"),
+            ReservationStatus::Committed => sql
+                .push(" and (r.status = 1 or r.status = 0 and r.on_expiry = 1 and r.expires_at <= ")
+                .push_bind(now)
+                .push(")"),
+            ReservationStatus::Expired => sql
+                .push(" and (r.status = 3 or r.status = 0 and r.on_expiry = 0 and r.expires_at <= ")
+                .push_bind(now)
+                .push(")"),
+        };
+    }
+    if let Some(after) = after {
+        sql.push(" and (r.created_at, r.key) < (").push_bind(after.created_at);
+        sql.push(", ").push_bind(after.key).push(")");
+    }
+    sql.push(" order by r.created_at desc, r.key desc limit ").push_bind(i64::from(limit));
+    let rows = sql.build().persistent(false).fetch_all(connection).await?;
+    rows.iter().map(read).collect()
+}

@@ -1,0 +1,412 @@
+//! Invoices: drafts, which say no more than whose they are and of when, and those that were numbered.
+
+use std::collections::BTreeSet;
+
+use serde_json::Value;
+use sqlx::postgres::PgRow;
+use sqlx::types::Json;
+use sqlx::{PgConnection, Row};
+use uuid::Uuid;
+
+use super::StoreError;
+use metergate_domain::base::environment::Environment;
+use metergate_domain::base::timestamp::Timestamp;
+use metergate_domain::base::window::Span;
+use metergate_domain::invoicing::line::{InvoiceLine, RatingTerms};
+use metergate_domain::pricing::amount::MinorUnits;
+use metergate_domain::pricing::currency::Currency;
+
+/// First half of the advisory lock's key; the second is the environment.
+const LOCK: i32 = 0x4d47_0009;
+
+#[derive(Debug, Clone)]
+pub struct InvoiceRow {
+    pub id: Uuid,
+    pub customer_id: i64,
+    pub stripe_customer_id: String,
+    pub subject_id: i64,
+    pub subject: String,
+    pub currency: Currency,
+    pub period: Span,
+    pub created_at: Timestamp,
+    /// None: a draft.
+    pub numbered: Option<Numbered>,
+    /// What the biller says of its own for the same customer and period.
+    pub provider: Option<ProviderInvoice>,
+}
+
+/// What an invoice says for ever.
+#[derive(Debug, Clone)]
+pub struct Numbered {
+    pub number: i64,
+    pub terms: Vec<RatingTerms>,
+    pub lines: Vec<InvoiceLine>,
+    pub total: MinorUnits,
+    pub finalized_at: Timestamp,
+}
+
+#[derive(Debug, Clone)]
+pub struct ProviderInvoice {
+    pub id: String,
+    pub status: String,
+    pub total: Option<i64>,
+    pub subscription: Option<String>,
+}
+
+#[derive(Debug, Clone, Default)]
+pub struct InvoiceFilter {
+    pub subject: Option<String>,
+    pub customer: Option<String>,
+    pub status: Option<String>,
+}
+
+/// A customer that may have something to pay, and the subject that is or was mapped to it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Payer {
+    pub customer_id: i64,
+    pub subject_id: i64,
+}
+
+/// A period that is to have a draft.
+#[derive(Debug, Clone)]
+pub struct DraftOpening {
+    pub id: Uuid,
+    pub currency: Currency,
+    pub period: Span,
+}
+
+impl DraftOpening {
+    /// One for each currency.
+    pub fn each(currencies: &BTreeSet<Currency>, period: Span) -> impl Iterator<Item = Self> {
+        currencies.iter().map(move |currency| Self { id: Uuid::now_v7(), currency: *currency, period })
+    }
+}
+
+fn unreadable(what: impl std::fmt::Debug) -> StoreError {
+    StoreError::Refused(sqlx::Error::Decode(format!("a stored invoice: {what:?}").into()))
+}
+
+/// What is shown of an invoice. The biller's is that of the same customer and end; one that begins
+/// elsewhere is so only where there is no better one.
+const SELECT: &str = "select i.id, i.customer_id, c.stripe_customer_id, i.subject_id, s.subject, i.currency,
+            i.period_from, i.period_to, i.created_at, i.number, i.terms, i.lines, i.total::text as total,
+            i.finalized_at, p.id as provider_id, p.status as provider_status, p.total as provider_total,
+            p.subscription as provider_subscription
+     from invoices i
+     join customers c on c.id = i.customer_id
+     join subjects s on s.id = i.subject_id
+     left join lateral (
+         select p.* from stripe_invoices p
+         where p.environment = i.environment and p.customer = c.stripe_customer_id and p.period_end = i.period_to
+           and p.period_start < p.period_end and p.status <> 'deleted'
+           and coalesce(p.currency, i.currency) = i.currency
+         order by p.period_start = i.period_from desc, p.status <> 'void' desc, p.created_at desc, p.id limit 1)
+         p on true";
+
+/// The one word for how an invoice stands.
+const STATUS: &str = "case when i.status = 'draft' then 'draft'
+     when p.status in ('open', 'paid', 'void', 'uncollectible') then p.status else 'final' end";
+
+fn read(row: &PgRow) -> Result<InvoiceRow, StoreError> {
+    let currency: String = row.try_get("currency")?;
+    let number: Option<i64> = row.try_get("number")?;
+    let numbered = match number {
+        None => None,
+        Some(number) => {
+            let Json(terms): Json<Vec<Value>> = row.try_get("terms")?;
+            let Json(lines): Json<Vec<InvoiceLine>> = row.try_get("lines")?;
+            let total: String = row.try_get("total")?;
+            Some(Numbered {
+                number,
+                terms: terms
+                    .into_iter()
+                    .map(|terms| RatingTerms::read(terms).map_err(unreadable))
+                    .collect::<Result<_, _>>()?,
+                lines,
+                total: MinorUnits::parse(&total).ok_or_else(|| unreadable(&total))?,
+                finalized_at: row.try_get("finalized_at")?,
+            })
+        }
+    };
+    let provider: Option<String> = row.try_get("provider_id")?;
+    let provider = match provider {
+        None => None,
+        Some(id) => Some(ProviderInvoice {
+            id,
+            status: row.try_get("provider_status")?,
+            total: row.try_get("provider_total")?,
+            subscription: row.try_get("provider_subscription")?,
+        }),
+    };
+    Ok(InvoiceRow {
+        id: row.try_get("id")?,
+        customer_id: row.try_get("customer_id")?,
+        stripe_customer_id: row.try_get("stripe_customer_id")?,
+        subject_id: row.try_get("subject_id")?,
+        subject: row.try_get("subject")?,
+        currency: Currency::parse(&currency).map_err(unreadable)?,
+        period: Span { from: row.try_get("period_from")?, to: row.try_get("period_to")? },
+        created_at: row.try_get("created_at")?,
+        numbered,
+        provider,
+    })
+}
+
+pub async fn find(
+    connection: &mut PgConnection,
+    environment: Environment,
+    id: Uuid,
+) -> Result<Option<InvoiceRow>, StoreError> {
+    let sql = format!("{SELECT} where i.environment = $1 and i.id = $2");
+    let row = sqlx::query(sqlx::AssertSqlSafe(sql)).bind(environment.code()).bind(id);
+    row.fetch_optional(connection).await?.as_ref().map(read).transpose()
+}
+
+/// Those of a customer, the oldest period first; of numbered ones those that ended after a time.
+pub async fn of_payer(
+    connection: &mut PgConnection,
+    payer: Payer,
+    ended_after: Timestamp,
+) -> Result<Vec<InvoiceRow>, StoreError> {
+    let sql = format!(
+        "{SELECT} where i.customer_id = $1 and i.subject_id = $3 and (i.status = 'draft' or i.period_to > $2)
+         order by i.period_from, i.currency"
+    );
+    let rows = sqlx::query(sqlx::AssertSqlSafe(sql))
+        .bind(payer.customer_id)
+        .bind(ended_after)
+        .bind(payer.subject_id);
+    rows.fetch_all(connection).await?.iter().map(read).collect()
+}
+
+/// When the last numbered period of a customer ended, and when one was numbered last.
+pub async fn billed_until(
+    connection: &mut PgConnection,
+    payer: Payer,
+) -> Result<Option<(Timestamp, Timestamp)>, StoreError> {
+    let (until, at): (Option<Timestamp>, Option<Timestamp>) = sqlx::query_as(
+        "select max(period_to), max(finalized_at) from invoices
+         where customer_id = $1 and subject_id = $2 and status = 'final'",
+    )
+    .bind(payer.customer_id)
+    .bind(payer.subject_id)
+    .fetch_one(connection)
+    .await?;
+    Ok(until.zip(at))
+}
+
+/// A page, the latest made first, of those before a place.
+pub async fn list(
+    connection: &mut PgConnection,
+    environment: Environment,
+    filter: &InvoiceFilter,
+    before: (Timestamp, Uuid),
+    limit: u32,
+) -> Result<Vec<InvoiceRow>, StoreError> {
+    let sql = format!(
+        "{SELECT} where i.environment = $1 and (i.created_at, i.id) < ($2, $3)
+         and ($4::text is null or s.subject = $4) and ($5::text is null or c.stripe_customer_id = $5)
+         and ($6::text is null or {STATUS} = $6)
+         order by i.created_at desc, i.id desc limit $7"
+    );
+    let rows = sqlx::query(sqlx::AssertSqlSafe(sql))
+        .bind(environment.code())
+        .bind(before.0)
+        .bind(before.1)
+        .bind(filter.subject.as_deref())
+        .bind(filter.customer.as_deref())
+        .bind(filter.status.as_deref())
+        .bind(i64::from(limit));
+    rows.fetch_all(connection).await?.iter().map(read).collect()
+}
+
+/// Customers whose drafts may not be what their subscriptions say now: those whose subjects, or some above,
+/// are or were on one of some plans, and those that have been billed.
+pub async fn payers(
+    connection: &mut PgConnection,
+    environment: Environment,
+    plans: &[String],
+    now: Timestamp,
+) -> Result<Vec<Payer>, StoreError> {
+    let rows = sqlx::query(
+        "select m.customer_id, m.subject_id
+         from (select customer_id, subject_id, max(mapped_until) as mapped_until from customer_mappings
+               group by customer_id, subject_id) m
+         join subjects s on s.id = m.subject_id
+         join paths p on p.id = s.path_id
+         where s.environment = $1
+           and (exists (select from subscription_history h
+                        where h.subject_id = any(p.ancestors) and (h.plan = any($2) or h.prices <> '[]'))
+                or exists (select from invoices i where i.customer_id = m.customer_id and i.subject_id = s.id))
+           and not exists (select from invoices i where i.customer_id = m.customer_id and i.subject_id = s.id
+                           and i.status = 'draft' and i.period_to > $3 and i.looked_at >= (
+                               select greatest(m.mapped_until, max(above.moved_at), max(sub.updated_at))
+                               from subjects above left join subscriptions sub on sub.subject_id = above.id
+                               where above.id = any(p.ancestors)))
+         order by m.customer_id, m.subject_id",
+    )
+    .bind(environment.code())
+    .bind(plans)
+    .bind(now)
+    .fetch_all(connection)
+    .await?;
+    rows.iter()
+        .map(|row| {
+            Ok(Payer { customer_id: row.try_get("customer_id")?, subject_id: row.try_get("subject_id")? })
+        })
+        .collect()
+}
+
+/// The customer that a subject is mapped to.
+pub async fn payer(connection: &mut PgConnection, subject_id: i64) -> Result<Option<Payer>, StoreError> {
+    let found: Option<i64> =
+        sqlx::query_scalar("select customer_id from subjects where id = $1 and customer_id is not null")
+            .bind(subject_id)
+            .fetch_optional(connection)
+            .await?;
+    Ok(found.map(|customer_id| Payer { customer_id, subject_id }))
+}
+
+/// Has the drafts of a customer be those of some periods, and no others; those of a period of which the
+/// invoice in another currency is numbered stay.
+pub async fn set_drafts(
+    connection: &mut PgConnection,
+    environment: Environment,
+    payer: Payer,
+    openings: &[DraftOpening],
+    now: Timestamp,
+) -> Result<u64, StoreError> {
+    let (from, currencies) = places(openings);
+    sqlx::query(
+        "delete from invoices i where i.customer_id = $1 and i.status = 'draft' and i.subject_id = $2
+           and not exists (select from invoices n where n.customer_id = $1 and n.subject_id = $2
+                           and n.period_from = i.period_from and n.status = 'final')
+           and (i.period_from, i.currency) not in (select * from unnest($3::timestamptz[], $4::text[]))",
+    )
+    .bind(payer.customer_id)
+    .bind(payer.subject_id)
+    .bind(&from)
+    .bind(&currencies)
+    .execute(&mut *connection)
+    .await?;
+    open_drafts(connection, environment, payer, openings, now).await
+}
+
+fn places(openings: &[DraftOpening]) -> (Vec<Timestamp>, Vec<String>) {
+    openings.iter().map(|opening| (opening.period.from, opening.currency.code())).unzip()
+}
+
+/// Opens drafts where there are none; draft by draft the id is kept. How many are new.
+pub async fn open_drafts(
+    connection: &mut PgConnection,
+    environment: Environment,
+    payer: Payer,
+    openings: &[DraftOpening],
+    now: Timestamp,
+) -> Result<u64, StoreError> {
+    let (from, currencies) = places(openings);
+    let opened: i64 = sqlx::query_scalar(
+        "with given as (select * from unnest($5::uuid[], $6::text[], $7::timestamptz[], $8::timestamptz[])
+                            as given (id, currency, period_from, period_to)),
+         opened as (
+             insert into invoices as i (id, environment, customer_id, subject_id, currency, period_from, period_to,
+                                        status, created_at, looked_at)
+             select id, $1, $2, $3, currency, period_from, period_to, 'draft', $4, $4
+             from given order by period_from, currency
+             on conflict on constraint invoices_period do update set
+                 period_to = excluded.period_to, looked_at = excluded.looked_at where i.status = 'draft'
+             returning xmax = 0 as is_new)
+         select count(*) from opened where is_new",
+    )
+    .bind(environment.code())
+    .bind(payer.customer_id)
+    .bind(payer.subject_id)
+    .bind(now)
+    .bind(openings.iter().map(|opening| opening.id).collect::<Vec<_>>())
+    .bind(&currencies)
+    .bind(&from)
+    .bind(openings.iter().map(|opening| opening.period.to).collect::<Vec<_>>())
+    .fetch_one(connection)
+    .await?;
+    Ok(opened.unsigned_abs())
+}
+
+/// Drafts whose period ended by a time, the oldest first.
+pub async fn due(
+    connection: &mut PgConnection,
+    environment: Environment,
+    ended_by: Timestamp,
+    limit: i64,
+) -> Result<Vec<Uuid>, StoreError> {
+    let found = sqlx::query_scalar(
+        "select id from invoices where environment = $1 and status = 'draft' and period_to <= $2
+         order by period_to, period_from, customer_id, currency limit $3",
+    )
+    .bind(environment.code())
+    .bind(ended_by)
+    .bind(limit)
+    .fetch_all(connection)
+    .await?;
+    Ok(found)
+}
+
+/// Gives a draft the next number of its environment, and what it says from now on. None: it is no draft
+/// any more.
+pub async fn finalize(
+    connection: &mut PgConnection,
+    environment: Environment,
+    id: Uuid,
+    (period_to, terms, lines): (Timestamp, &[RatingTerms], &[InvoiceLine]),
+    total: &MinorUnits,
+    now: Timestamp,
+) -> Result<Option<i64>, StoreError> {
+    let terms: Vec<Value> = terms.iter().map(RatingTerms::to_json).collect();
+    let number = sqlx::query_scalar(
+        "with draft as (select id from invoices where id = $2 and status = 'draft' for update),
+         given as (update invoice_numbers set last = last + 1 where environment = $1 and exists (select from draft)
+                   returning last)
+         update invoices i set status = 'final', number = given.last, period_to = $3, terms = $4, lines = $5,
+                               total = $6::numeric, finalized_at = $7
+         from draft, given where i.id = draft.id
+         returning i.number",
+    )
+    .bind(environment.code())
+    .bind(id)
+    .bind(period_to)
+    .bind(Json(terms))
+    .bind(Json(lines))
+    .bind(total.to_string())
+    .bind(now)
+    .fetch_optional(connection)
+    .await?;
+    Ok(number)
+}
+
+/// Drops a draft with nothing to bill.
+pub async fn drop_draft(connection: &mut PgConnection, id: Uuid) -> Result<(), StoreError> {
+    sqlx::query("delete from invoices where id = $1 and status = 'draft'")
+        .bind(id)
+        .execute(connection)
+        .await?;
+    Ok(())
+}
+
+/// Takes the right to make invoices of an environment, until [`unlock`] or the connection's end; false
+/// where another has it.
+pub async fn try_lock(connection: &mut PgConnection, environment: Environment) -> Result<bool, StoreError> {
+    let locked = sqlx::query_scalar("select pg_try_advisory_lock($1, $2)")
+        .bind(LOCK)
+        .bind(i32::from(environment.code()))
+        .fetch_one(connection)
+        .await?;
+    Ok(locked)
+}
+
+pub async fn unlock(connection: &mut PgConnection, environment: Environment) -> Result<(), StoreError> {
+    sqlx::query("select pg_advisory_unlock($1, $2)")
+        .bind(LOCK)
+        .bind(i32::from(environment.code()))
+        .execute(connection)
+        .await?;
+    Ok(())
+}

@@ -1,0 +1,5 @@
+//! Tables of exchange rates, spend caps and event fees.
+
+pub mod event_fees;
+pub mod exchange_rates;
+pub mod spend_caps;

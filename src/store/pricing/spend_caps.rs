@@ -1,0 +1,72 @@
+//! The spend caps that subjects have of their own.
+
+use serde::Deserialize;
+use serde_json::Value;
+use sqlx::types::Json;
+use sqlx::{PgConnection, Row};
+
+use crate::store::StoreError;
+use metergate_domain::base::environment::Environment;
+use metergate_domain::base::timestamp::Timestamp;
+use metergate_domain::gate::applicable_cap::CapTerms;
+use metergate_domain::gate::catalog_index::EffectiveFrom;
+use metergate_domain::pricing::cap::SpendCap;
+
+#[derive(Deserialize)]
+struct Stored {
+    cap: Value,
+    since: String,
+}
+
+fn unreadable(what: impl std::fmt::Debug) -> StoreError {
+    StoreError::Refused(sqlx::Error::Decode(format!("a stored spend cap: {what:?}").into()))
+}
+
+/// Reads the caps of one subject as they were gathered into one column.
+pub(crate) fn read(gathered: Option<Json<Vec<Value>>>) -> Result<Vec<CapTerms>, StoreError> {
+    let read = |value: Value| {
+        let stored: Stored = serde_json::from_value(value).map_err(unreadable)?;
+        let at = Timestamp::parse(&stored.since).map_err(unreadable)?;
+        let cap = SpendCap::read(stored.cap).map_err(unreadable)?;
+        // whether anything was recorded before is not known
+        Ok(CapTerms { cap, since: EffectiveFrom { at, ..EffectiveFrom::UNKNOWN } })
+    };
+    gathered.into_iter().flat_map(|Json(caps)| caps).map(read).collect()
+}
+
+/// Those of a subject, by key.
+pub async fn of_subject(connection: &mut PgConnection, subject_id: i64) -> Result<Vec<CapTerms>, StoreError> {
+    let row = sqlx::query(
+        "select jsonb_agg(jsonb_build_object('cap', cap, 'since', since) order by key) as caps
+         from spend_caps where subject_id = $1",
+    )
+    .bind(subject_id)
+    .fetch_one(connection)
+    .await?;
+    read(row.try_get("caps")?)
+}
+
+/// Puts others in their place. The caller holds the configuration lock.
+pub async fn replace(
+    connection: &mut PgConnection,
+    environment: Environment,
+    subject_id: i64,
+    caps: &[CapTerms],
+) -> Result<(), StoreError> {
+    sqlx::query("delete from spend_caps where subject_id = $1")
+        .bind(subject_id)
+        .execute(&mut *connection)
+        .await?;
+    sqlx::query(
+        "insert into spend_caps (subject_id, key, environment, cap, since)
+         select $1, key, $2, cap, since from unnest($3::text[], $4::jsonb[], $5::timestamptz[]) as given (key, cap, since)",
+    )
+    .bind(subject_id)
+    .bind(environment.code())
+    .bind(caps.iter().map(|terms| terms.cap.key.to_string()).collect::<Vec<_>>())
+    .bind(caps.iter().map(|terms| Json(&terms.cap)).collect::<Vec<_>>())
+    .bind(caps.iter().map(|terms| terms.since.at).collect::<Vec<_>>())
+    .execute(connection)
+    .await?;
+    Ok(())
+}

@@ -1,0 +1,158 @@
+//! What the biller told about customers and their invoices.
+
+use sqlx::{PgConnection, Row};
+
+use crate::store::StoreError;
+use metergate_domain::base::environment::Environment;
+use metergate_domain::base::timestamp::Timestamp;
+
+#[derive(Debug, Clone, Default)]
+pub struct CustomerRow {
+    /// The subject that its metadata names.
+    pub subject: Option<String>,
+    /// The subject that a checkout named.
+    pub reference: Option<String>,
+    pub deleted: bool,
+}
+
+pub async fn find(
+    connection: &mut PgConnection,
+    environment: Environment,
+    id: &str,
+) -> Result<Option<CustomerRow>, StoreError> {
+    let row = sqlx::query(
+        "select subject, reference, deleted from stripe_customers where environment = $1 and id = $2",
+    )
+    .bind(environment.code())
+    .bind(id)
+    .fetch_optional(connection)
+    .await?;
+    let Some(row) = row else { return Ok(None) };
+    Ok(Some(CustomerRow {
+        subject: row.try_get("subject")?,
+        reference: row.try_get("reference")?,
+        deleted: row.try_get("deleted")?,
+    }))
+}
+
+/// Writes what its metadata names, unless something later is known.
+pub async fn write(
+    connection: &mut PgConnection,
+    environment: Environment,
+    id: &str,
+    subject: Option<&str>,
+    event_created: Timestamp,
+) -> Result<(), StoreError> {
+    sqlx::query(
+        "insert into stripe_customers as c (environment, id, subject, event_created) values ($1, $2, $3, $4)
+         on conflict on constraint stripe_customers_pk do update set
+             subject = excluded.subject, event_created = excluded.event_created
+             where not c.deleted and c.event_created <= excluded.event_created",
+    )
+    .bind(environment.code())
+    .bind(id)
+    .bind(subject)
+    .bind(event_created)
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+/// Notes whom a checkout named; the first counts.
+pub async fn set_reference(
+    connection: &mut PgConnection,
+    environment: Environment,
+    id: &str,
+    reference: &str,
+) -> Result<(), StoreError> {
+    sqlx::query(
+        "insert into stripe_customers as c (environment, id, reference, event_created)
+         values ($1, $2, $3, '-infinity')
+         on conflict on constraint stripe_customers_pk do update set
+             reference = coalesce(c.reference, excluded.reference)",
+    )
+    .bind(environment.code())
+    .bind(id)
+    .bind(reference)
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+/// Notes that a customer is gone, for good.
+pub async fn set_deleted(
+    connection: &mut PgConnection,
+    environment: Environment,
+    id: &str,
+) -> Result<(), StoreError> {
+    sqlx::query(
+        "insert into stripe_customers (environment, id, deleted, event_created) values ($1, $2, true, '-infinity')
+         on conflict on constraint stripe_customers_pk do update set deleted = true",
+    )
+    .bind(environment.code())
+    .bind(id)
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+#[derive(Debug, Clone, Copy)]
+pub struct StripeInvoiceRow<'a> {
+    pub id: &'a str,
+    pub customer: &'a str,
+    pub subscription: Option<&'a str>,
+    pub status: &'a str,
+    pub billing_reason: Option<&'a str>,
+    pub currency: Option<&'a str>,
+    pub total: Option<i64>,
+    pub amount_due: Option<i64>,
+    pub amount_paid: Option<i64>,
+    pub attempt_count: Option<i32>,
+    pub period_start: Option<Timestamp>,
+    pub period_end: Option<Timestamp>,
+    pub created_at: Timestamp,
+}
+
+/// Writes what is said of an invoice, unless something later is known: of one second, the status that an
+/// invoice comes to later, then the later attempt.
+pub async fn write_invoice(
+    connection: &mut PgConnection,
+    environment: Environment,
+    invoice: StripeInvoiceRow<'_>,
+    event_created: Timestamp,
+) -> Result<(), StoreError> {
+    sqlx::query(
+        "insert into stripe_invoices as i (environment, id, customer, subscription, status, billing_reason, currency, total,
+                                           amount_due, amount_paid, attempt_count, period_start, period_end, created_at,
+                                           event_created)
+         values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)
+         on conflict on constraint stripe_invoices_pk do update set
+             customer = excluded.customer, subscription = excluded.subscription, status = excluded.status,
+             billing_reason = excluded.billing_reason, currency = excluded.currency, total = excluded.total,
+             amount_due = excluded.amount_due, amount_paid = excluded.amount_paid,
+             attempt_count = excluded.attempt_count, period_start = excluded.period_start,
+             period_end = excluded.period_end, event_created = excluded.event_created
+             where (i.event_created, coalesce(array_position(array['draft', 'open'], i.status), 3),
+                    coalesce(i.attempt_count, 0))
+                <= (excluded.event_created, coalesce(array_position(array['draft', 'open'], excluded.status), 3),
+                    coalesce(excluded.attempt_count, 0))",
+    )
+    .bind(environment.code())
+    .bind(invoice.id)
+    .bind(invoice.customer)
+    .bind(invoice.subscription)
+    .bind(invoice.status)
+    .bind(invoice.billing_reason)
+    .bind(invoice.currency)
+    .bind(invoice.total)
+    .bind(invoice.amount_due)
+    .bind(invoice.amount_paid)
+    .bind(invoice.attempt_count)
+    .bind(invoice.period_start)
+    .bind(invoice.period_end)
+    .bind(invoice.created_at)
+    .bind(event_created)
+    .execute(connection)
+    .await?;
+    Ok(())
+}

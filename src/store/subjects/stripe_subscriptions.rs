@@ -1,0 +1,305 @@
+//! Subscriptions of the biller as it said last, whose they are, and what was said to their subjects.
+
+use sqlx::postgres::PgRow;
+use sqlx::{PgConnection, Row};
+use uuid::Uuid;
+
+use crate::store::StoreError;
+use metergate_domain::base::environment::Environment;
+use metergate_domain::base::fields;
+use metergate_domain::base::names::{PlanKey, SubjectId};
+use metergate_domain::base::timestamp::Timestamp;
+use metergate_domain::base::window::Span;
+use metergate_domain::subjects::provider_subscription::ProviderSubscription;
+use metergate_domain::subjects::subscription::SubscriptionStatus;
+
+#[derive(Debug, Clone)]
+pub struct ProviderSubscriptionRow {
+    pub billed: ProviderSubscription,
+    pub event_created: Timestamp,
+    pub fetched_at: Option<Timestamp>,
+    pub whose: SubscriptionOwner,
+    pub settled: bool,
+    pub governs: bool,
+    pub stated: Option<Uuid>,
+    pub stated_plan: Option<PlanKey>,
+}
+
+/// Whose a subscription is, and the plan it is for, as far as that is known.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct SubscriptionOwner {
+    pub subject_id: Option<i64>,
+    pub plan: Option<PlanKey>,
+    pub unmapped: Option<Unmapped>,
+}
+
+/// What is missing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Unmapped {
+    NoSubject,
+    NoPlan,
+}
+
+impl Unmapped {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::NoSubject => "no_subject",
+            Self::NoPlan => "no_plan",
+        }
+    }
+}
+
+const COLUMNS: &str =
+    "id, customer, subject, status, price_ids, anchor, period_start, period_end, ends_at, ended_at, created_at,
+     event_created, fetched_at, subject_id, plan, unmapped, settled, governs, stated, stated_plan";
+
+fn unreadable(what: impl std::fmt::Debug) -> StoreError {
+    StoreError::Refused(sqlx::Error::Decode(format!("a stored subscription of the biller: {what:?}").into()))
+}
+
+fn read(row: &PgRow) -> Result<ProviderSubscriptionRow, StoreError> {
+    let status: String = row.try_get("status")?;
+    let (start, end): (Option<Timestamp>, Option<Timestamp>) =
+        (row.try_get("period_start")?, row.try_get("period_end")?);
+    let subject: Option<String> = row.try_get("subject")?;
+    let plan = |column: &str| {
+        let key: Option<String> = row.try_get(column)?;
+        key.map(PlanKey::parse).transpose().map_err(unreadable)
+    };
+    let unmapped: Option<String> = row.try_get("unmapped")?;
+    Ok(ProviderSubscriptionRow {
+        billed: ProviderSubscription {
+            id: row.try_get("id")?,
+            customer: row.try_get("customer")?,
+            subject: subject.map(SubjectId::parse).transpose().map_err(unreadable)?,
+            status: fields::one_of(status.into(), &SubscriptionStatus::WORDS).map_err(unreadable)?,
+            prices: row.try_get("price_ids")?,
+            anchor: row.try_get("anchor")?,
+            period: start.zip(end).map(|(from, to)| Span { from, to }),
+            ends_at: row.try_get("ends_at")?,
+            ended_at: row.try_get("ended_at")?,
+            created_at: row.try_get("created_at")?,
+        },
+        event_created: row.try_get("event_created")?,
+        fetched_at: row.try_get("fetched_at")?,
+        whose: SubscriptionOwner {
+            subject_id: row.try_get("subject_id")?,
+            plan: plan("plan")?,
+            unmapped: match unmapped.as_deref() {
+                None => None,
+                Some("no_subject") => Some(Unmapped::NoSubject),
+                Some(_) => Some(Unmapped::NoPlan),
+            },
+        },
+        settled: row.try_get("settled")?,
+        governs: row.try_get("governs")?,
+        stated: row.try_get("stated")?,
+        stated_plan: plan("stated_plan")?,
+    })
+}
+
+pub async fn find(
+    connection: &mut PgConnection,
+    environment: Environment,
+    id: &str,
+) -> Result<Option<ProviderSubscriptionRow>, StoreError> {
+    let sql = format!("select {COLUMNS} from stripe_subscriptions where environment = $1 and id = $2");
+    let row = sqlx::query(sqlx::AssertSqlSafe(sql)).bind(environment.code()).bind(id);
+    row.fetch_optional(connection).await?.as_ref().map(read).transpose()
+}
+
+/// Those of a subject whose plan is known.
+pub async fn of_subject(
+    connection: &mut PgConnection,
+    subject_id: i64,
+) -> Result<Vec<ProviderSubscriptionRow>, StoreError> {
+    let sql = format!(
+        "select {COLUMNS} from stripe_subscriptions where subject_id = $1 and plan is not null order by id"
+    );
+    let rows = sqlx::query(sqlx::AssertSqlSafe(sql)).bind(subject_id).fetch_all(connection).await?;
+    rows.iter().map(read).collect()
+}
+
+/// Writes what the biller says now. The caller holds the configuration lock.
+pub async fn write(
+    connection: &mut PgConnection,
+    environment: Environment,
+    billed: &ProviderSubscription,
+    event_created: Timestamp,
+    fetched_at: Option<Timestamp>,
+) -> Result<(), StoreError> {
+    sqlx::query(
+        "insert into stripe_subscriptions as s (environment, id, customer, subject, status, price_ids, anchor, period_start,
+                                                period_end, ends_at, ended_at, created_at, says, event_created, fetched_at,
+                                                settled)
+         values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, false)
+         on conflict on constraint stripe_subscriptions_pk do update set
+             customer = excluded.customer, subject = excluded.subject, status = excluded.status,
+             price_ids = excluded.price_ids, anchor = excluded.anchor, period_start = excluded.period_start,
+             period_end = excluded.period_end, ends_at = excluded.ends_at, ended_at = excluded.ended_at,
+             created_at = excluded.created_at, says = excluded.says,
+             event_created = greatest(s.event_created, excluded.event_created),
+             fetched_at = greatest(s.fetched_at, excluded.fetched_at)",
+    )
+    .bind(environment.code())
+    .bind(&billed.id)
+    .bind(&billed.customer)
+    .bind(billed.subject.as_ref().map(SubjectId::as_str))
+    .bind(billed.status.as_str())
+    .bind(&billed.prices)
+    .bind(billed.anchor)
+    .bind(billed.period.map(|period| period.from))
+    .bind(billed.period.map(|period| period.to))
+    .bind(billed.ends_at)
+    .bind(billed.ended_at)
+    .bind(billed.created_at)
+    .bind(billed.says())
+    .bind(event_created)
+    .bind(fetched_at)
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+/// Notes that the biller says the same as before. False: it said something else in between, or there
+/// is more to look at.
+pub async fn confirm(
+    connection: &mut PgConnection,
+    environment: Environment,
+    billed: &ProviderSubscription,
+    event_created: Timestamp,
+    fetched_at: Option<Timestamp>,
+) -> Result<bool, StoreError> {
+    let done = sqlx::query(
+        "update stripe_subscriptions set event_created = greatest(event_created, $4),
+                                         fetched_at = greatest(fetched_at, $5)
+         where environment = $1 and id = $2 and says = $3 and settled and unmapped is null",
+    )
+    .bind(environment.code())
+    .bind(&billed.id)
+    .bind(billed.says())
+    .bind(event_created)
+    .bind(fetched_at)
+    .execute(connection)
+    .await?;
+    Ok(done.rows_affected() > 0)
+}
+
+/// Notes whose a subscription is.
+pub async fn settle(
+    connection: &mut PgConnection,
+    environment: Environment,
+    id: &str,
+    whose: &SubscriptionOwner,
+) -> Result<(), StoreError> {
+    sqlx::query(
+        "update stripe_subscriptions set subject_id = $3, plan = $4, unmapped = $5, settled = true
+         where environment = $1 and id = $2",
+    )
+    .bind(environment.code())
+    .bind(id)
+    .bind(whose.subject_id)
+    .bind(whose.plan.as_ref().map(PlanKey::as_str))
+    .bind(whose.unmapped.map(Unmapped::as_str))
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+/// Notes which of a subject's subscriptions it follows, and what was said there.
+pub async fn set_governing(
+    connection: &mut PgConnection,
+    subject_id: i64,
+    id: &str,
+    stated: Uuid,
+    plan: &PlanKey,
+) -> Result<(), StoreError> {
+    release(connection, subject_id).await?;
+    sqlx::query(
+        "update stripe_subscriptions set governs = true, stated = $3, stated_plan = $4
+         where subject_id = $1 and id = $2",
+    )
+    .bind(subject_id)
+    .bind(id)
+    .bind(stated)
+    .bind(plan.as_str())
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+/// A subject follows none any more.
+pub async fn release(connection: &mut PgConnection, subject_id: i64) -> Result<(), StoreError> {
+    sqlx::query(
+        "update stripe_subscriptions set governs = false, stated = null, stated_plan = null
+         where subject_id = $1 and governs",
+    )
+    .bind(subject_id)
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+/// Has the subscriptions of a customer looked at again: whose they are may have changed.
+pub async fn unsettle_customer(
+    connection: &mut PgConnection,
+    environment: Environment,
+    customer: &str,
+) -> Result<u64, StoreError> {
+    let done = sqlx::query(
+        "update stripe_subscriptions set settled = false where environment = $1 and customer = $2 and settled",
+    )
+    .bind(environment.code())
+    .bind(customer)
+    .execute(connection)
+    .await?;
+    Ok(done.rows_affected())
+}
+
+/// Has those looked at again whose prices no plan had.
+pub async fn unsettle_without_plan(
+    connection: &mut PgConnection,
+    environment: Environment,
+) -> Result<u64, StoreError> {
+    let done = sqlx::query(
+        "update stripe_subscriptions set settled = false
+         where environment = $1 and unmapped = 'no_plan' and settled",
+    )
+    .bind(environment.code())
+    .execute(connection)
+    .await?;
+    Ok(done.rows_affected())
+}
+
+/// Some of those that are to be looked at again.
+pub async fn unsettled(
+    connection: &mut PgConnection,
+    environment: Environment,
+    limit: i64,
+) -> Result<Vec<String>, StoreError> {
+    let found = sqlx::query_scalar(
+        "select id from stripe_subscriptions where environment = $1 and not settled order by id limit $2",
+    )
+    .bind(environment.code())
+    .bind(limit)
+    .fetch_all(connection)
+    .await?;
+    Ok(found)
+}
+
+/// Whether a customer had subscriptions, and none of them lives.
+pub async fn is_spent(
+    connection: &mut PgConnection,
+    environment: Environment,
+    customer: &str,
+) -> Result<bool, StoreError> {
+    let spent: Option<bool> = sqlx::query_scalar(
+        "select bool_and(status in ('canceled', 'incomplete_expired')) from stripe_subscriptions
+         where environment = $1 and customer = $2",
+    )
+    .bind(environment.code())
+    .bind(customer)
+    .fetch_one(connection)
+    .await?;
+    Ok(spent == Some(true))
+}

@@ -1,0 +1,411 @@
+//! Subjects, their tree, and the customers they are mapped to.
+
+use std::collections::HashMap;
+
+use serde_json::{Map, Value};
+use sqlx::types::Json;
+use sqlx::{PgConnection, Row};
+
+use crate::store::StoreError;
+use metergate_domain::base::environment::Environment;
+use metergate_domain::base::timestamp::Timestamp;
+use metergate_domain::gate::catalog_index::{Path, PathSubject};
+
+#[derive(Debug, Clone)]
+pub struct SubjectRow {
+    pub id: i64,
+    pub subject: String,
+    pub parent: Option<String>,
+    /// Names of the subject and its ancestors, nearest first.
+    pub path: Vec<String>,
+    pub stripe_customer_id: Option<String>,
+    pub metadata: Map<String, Value>,
+    pub created_at: Timestamp,
+    pub updated_at: Timestamp,
+}
+
+/// Which paths are read.
+#[derive(Debug, Clone, Copy)]
+pub enum Which<'a> {
+    /// Those on which these subjects stand now, where they exist.
+    Of(&'a [String]),
+    /// Those with these numbers.
+    Ids(&'a [i64]),
+}
+
+/// Paths with everybody on them, and their subscriptions and nearest customer as they are now.
+pub async fn paths(
+    connection: &mut PgConnection,
+    environment: Environment,
+    which: Which<'_>,
+) -> Result<Vec<Path>, StoreError> {
+    let (names, ids) = match which {
+        Which::Of(names) => (names, &[][..]),
+        Which::Ids(ids) => (&[][..], ids),
+    };
+    let chosen = match which {
+        Which::Of(_) => "p.id in (select path_id from subjects where environment = $1 and subject = any($2))",
+        Which::Ids(_) => "p.environment = $1 and p.id = any($3)",
+    };
+    let sql = format!(
+        "select p.id as path_id, m.id as member_id, m.subject, m.customer_id, m.moved_at,
+                m.path_id as standing_id, p.ancestors[level.n::int:] = own.ancestors as stands_here,
+                (select jsonb_agg(jsonb_build_object('cap', c.cap, 'since', c.since) order by c.key)
+                 from spend_caps c where c.subject_id = m.id) as caps, {}
+         from paths p
+         cross join unnest(p.ancestors) with ordinality as level (id, n)
+         join subjects m on m.id = level.id
+         join paths own on own.id = m.path_id
+         left join subscriptions sub on sub.subject_id = m.id
+         where {chosen} and $3::bigint[] is not null and $2::text[] is not null
+         order by p.id, level.n",
+        super::subscriptions::COLUMNS
+    );
+    let rows = sqlx::query(sqlx::AssertSqlSafe(sql))
+        .bind(environment.code())
+        .bind(names)
+        .bind(ids)
+        .fetch_all(&mut *connection)
+        .await?;
+    let mut paths: Vec<Path> = Vec::new();
+    let mut elsewhere: Vec<(usize, usize, i64)> = Vec::new();
+    for row in &rows {
+        let id: i64 = row.try_get("path_id")?;
+        if paths.last().is_none_or(|path| path.id != id) {
+            paths.push(Path { id, customer_id: None, members: Vec::new() });
+        }
+        let number = paths.len().saturating_sub(1);
+        let Some(path) = paths.last_mut() else { continue };
+        path.customer_id = path.customer_id.or(row.try_get("customer_id")?);
+        if !row.try_get::<bool, _>("stands_here")? {
+            elsewhere.push((number, path.members.len(), row.try_get("standing_id")?));
+        }
+        path.members.push(PathSubject {
+            subject_id: row.try_get("member_id")?,
+            subject: row.try_get("subject")?,
+            subscription: super::subscriptions::read(row)?,
+            caps: crate::store::pricing::spend_caps::read(row.try_get("caps")?)?,
+            moved_at: row.try_get("moved_at")?,
+            current_ancestors: None,
+        });
+    }
+    if !elsewhere.is_empty() {
+        // on a path of what was recorded before somebody moved
+        let ids: Vec<i64> = elsewhere.iter().map(|(_, _, id)| *id).collect();
+        let standing = Box::pin(self::paths(connection, environment, Which::Ids(&ids))).await?;
+        for (number, index, id) in elsewhere {
+            let chain = standing.iter().find(|path| path.id == id).map(|path| path.members.clone());
+            if let Some(member) = paths.get_mut(number).and_then(|path| path.members.get_mut(index)) {
+                member.current_ancestors = chain.map(Vec::into_boxed_slice);
+            }
+        }
+    }
+    for path in &mut paths {
+        // they are kept by the hundred thousand, and most have one member
+        path.members.shrink_to_fit();
+    }
+    Ok(paths)
+}
+
+/// Makes the subjects that do not exist yet, each as a root. `names` ascend, so that two
+/// transactions that make the same ones wait for each other in one order. The ids of those made.
+pub async fn insert_missing(
+    connection: &mut PgConnection,
+    environment: Environment,
+    names: &[String],
+) -> Result<Vec<i64>, StoreError> {
+    let made = sqlx::query_scalar(
+        "with fresh as (
+             insert into subjects (environment, subject, id, path_id)
+             select $1, name, id, id
+             from (select name, nextval('subject_ids') as id from unnest($2::text[]) name) made
+             on conflict on constraint subjects_subject do nothing
+             returning id)
+         insert into paths (id, environment, subject_id, ancestors) select id, $1, id, array[id] from fresh
+         returning id",
+    )
+    .bind(environment.code())
+    .bind(names)
+    .fetch_all(connection)
+    .await?;
+    Ok(made)
+}
+
+const SELECT: &str =
+    "select s.id, s.subject, parent.subject as parent, c.stripe_customer_id, s.metadata, s.created_at,
+        s.updated_at, array(
+            select a.subject from paths p, unnest(p.ancestors) with ordinality as level (id, n)
+            join subjects a on a.id = level.id where p.id = s.path_id order by level.n) as path
+     from subjects s
+     left join subjects parent on parent.id = s.parent_id
+     left join customers c on c.id = s.customer_id
+     where s.environment = $1";
+
+fn read(row: &sqlx::postgres::PgRow) -> Result<SubjectRow, StoreError> {
+    let Json(metadata): Json<Map<String, Value>> = row.try_get("metadata")?;
+    Ok(SubjectRow {
+        id: row.try_get("id")?,
+        subject: row.try_get("subject")?,
+        parent: row.try_get("parent")?,
+        path: row.try_get("path")?,
+        stripe_customer_id: row.try_get("stripe_customer_id")?,
+        metadata,
+        created_at: row.try_get("created_at")?,
+        updated_at: row.try_get("updated_at")?,
+    })
+}
+
+pub async fn find(
+    connection: &mut PgConnection,
+    environment: Environment,
+    name: &str,
+) -> Result<Option<SubjectRow>, StoreError> {
+    let sql = sqlx::AssertSqlSafe(format!("{SELECT} and s.subject = $2"));
+    let row = sqlx::query(sql).bind(environment.code()).bind(name).fetch_optional(connection).await?;
+    row.as_ref().map(read).transpose()
+}
+
+/// A page of subjects in the order they were made, after the one with the id `after`; children of
+/// `parent` alone where one is named.
+pub async fn list(
+    connection: &mut PgConnection,
+    environment: Environment,
+    parent: Option<&str>,
+    after: i64,
+    limit: u32,
+) -> Result<Vec<SubjectRow>, StoreError> {
+    let sql = format!(
+        "{SELECT} and s.id > $2 and ($3::text is null or parent.subject = $3) order by s.id limit $4"
+    );
+    let rows = sqlx::query(sqlx::AssertSqlSafe(sql))
+        .bind(environment.code())
+        .bind(after)
+        .bind(parent)
+        .bind(i64::from(limit))
+        .fetch_all(connection)
+        .await?;
+    rows.iter().map(read).collect()
+}
+
+/// The levels of a subject's own subtree, itself included, and whether `other` lies in it.
+pub async fn subtree(
+    connection: &mut PgConnection,
+    subject_id: i64,
+    other: i64,
+) -> Result<(usize, bool), StoreError> {
+    let row = sqlx::query(
+        "with recursive below (id, level) as (
+             select $1::bigint, 1
+             union all
+             select s.id, b.level + 1 from below b join subjects s on s.parent_id = b.id)
+         select max(level) as height, bool_or(id = $2) as is_below from below",
+    )
+    .bind(subject_id)
+    .bind(other)
+    .fetch_one(connection)
+    .await?;
+    let height: i32 = row.try_get("height")?;
+    Ok((usize::try_from(height).unwrap_or(usize::MAX), row.try_get("is_below")?))
+}
+
+/// Moves a subject, and gives it and all below it their new paths; old paths stay, for what was
+/// recorded under them. The caller holds the configuration lock.
+pub async fn set_parent(
+    connection: &mut PgConnection,
+    environment: Environment,
+    subject_id: i64,
+    parent_id: Option<i64>,
+    now: Timestamp,
+) -> Result<(), StoreError> {
+    sqlx::query("update subjects set parent_id = $2, moved_at = $3, updated_at = now() where id = $1")
+        .bind(subject_id)
+        .bind(parent_id)
+        .bind(now)
+        .execute(&mut *connection)
+        .await?;
+    sqlx::query(
+        "with recursive moved (id, ancestors) as (
+             select s.id, array[s.id] || coalesce(
+                 (select p.ancestors from subjects parent join paths p on p.id = parent.path_id
+                  where parent.id = s.parent_id), '{}')
+             from subjects s where s.id = $2
+             union all
+             select s.id, array[s.id] || m.ancestors from moved m join subjects s on s.parent_id = m.id),
+         made as (
+             insert into paths (id, environment, subject_id, ancestors)
+             select nextval('subject_ids'), $1, id, ancestors from moved
+             on conflict on constraint paths_ancestors do nothing
+             returning id, subject_id),
+         standing as (
+             select id, subject_id from made
+             union all
+             select p.id, p.subject_id from moved m
+             join paths p on p.environment = $1 and p.ancestors = m.ancestors)
+         update subjects s set path_id = standing.id from standing where s.id = standing.subject_id",
+    )
+    .bind(environment.code())
+    .bind(subject_id)
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+/// A subject and those above it, nearest first, as they stand now.
+pub async fn ancestor_ids(connection: &mut PgConnection, subject_id: i64) -> Result<Vec<i64>, StoreError> {
+    let found = sqlx::query_scalar(
+        "select p.ancestors from subjects s join paths p on p.id = s.path_id where s.id = $1",
+    )
+    .bind(subject_id)
+    .fetch_optional(connection)
+    .await?;
+    Ok(found.unwrap_or_default())
+}
+
+/// The subject that a customer is mapped to: its own number, and its name.
+pub async fn of_mapping(
+    connection: &mut PgConnection,
+    environment: Environment,
+    stripe_customer_id: &str,
+) -> Result<Option<(i64, String)>, StoreError> {
+    let row = sqlx::query(
+        "select s.id, s.subject from customers c join subjects s on s.customer_id = c.id
+         where c.environment = $1 and c.stripe_customer_id = $2",
+    )
+    .bind(environment.code())
+    .bind(stripe_customer_id)
+    .fetch_optional(connection)
+    .await?;
+    row.map(|row| Ok((row.try_get("id")?, row.try_get("subject")?))).transpose()
+}
+
+/// The name of a subject.
+pub async fn name(connection: &mut PgConnection, subject_id: i64) -> Result<Option<String>, StoreError> {
+    let found = sqlx::query_scalar("select subject from subjects where id = $1").bind(subject_id);
+    Ok(found.fetch_optional(connection).await?)
+}
+
+/// Maps a subject to a customer, or to none. Two subjects cannot share one: `subjects_customer`.
+pub async fn set_customer(
+    connection: &mut PgConnection,
+    environment: Environment,
+    subject_id: i64,
+    stripe_customer_id: Option<&str>,
+    now: Timestamp,
+) -> Result<(), StoreError> {
+    if let Some(customer) = stripe_customer_id {
+        sqlx::query(
+            "insert into customers (environment, stripe_customer_id) values ($1, $2)
+             on conflict on constraint customers_stripe_customer_id do nothing",
+        )
+        .bind(environment.code())
+        .bind(customer)
+        .execute(&mut *connection)
+        .await?;
+    }
+    sqlx::query(
+        "update subjects set updated_at = now(), customer_id =
+             (select c.id from customers c where c.environment = $2 and c.stripe_customer_id = $3)
+         where id = $1",
+    )
+    .bind(subject_id)
+    .bind(environment.code())
+    .bind(stripe_customer_id)
+    .execute(&mut *connection)
+    .await?;
+    super::customer_mappings::note(connection, subject_id, now).await
+}
+
+/// A customer that a subject is mapped to: its number, and the subject.
+pub async fn of_customer(
+    connection: &mut PgConnection,
+    environment: Environment,
+    stripe_customer_id: &str,
+) -> Result<Option<(i64, String)>, StoreError> {
+    let found = sqlx::query_as(
+        "select c.id, s.subject from customers c join subjects s on s.customer_id = c.id
+         where c.environment = $1 and c.stripe_customer_id = $2",
+    )
+    .bind(environment.code())
+    .bind(stripe_customer_id)
+    .fetch_optional(connection)
+    .await?;
+    Ok(found)
+}
+
+pub async fn set_metadata(
+    connection: &mut PgConnection,
+    subject_id: i64,
+    metadata: &Map<String, Value>,
+) -> Result<(), StoreError> {
+    sqlx::query("update subjects set metadata = $2, updated_at = now() where id = $1")
+        .bind(subject_id)
+        .bind(Json(metadata))
+        .execute(connection)
+        .await?;
+    Ok(())
+}
+
+/// The paths on which some subjects stand or ever stood, by number: which of them.
+pub async fn paths_through(
+    connection: &mut PgConnection,
+    subject_ids: &[i64],
+) -> Result<HashMap<i64, Vec<i64>>, StoreError> {
+    let rows = sqlx::query(
+        "select p.id, array(select a.id from unnest(p.ancestors) a (id) where a.id = any($1)) as members
+         from paths p where p.ancestors && $1",
+    )
+    .bind(subject_ids)
+    .fetch_all(connection)
+    .await?;
+    rows.iter().map(|row| Ok((row.try_get("id")?, row.try_get("members")?))).collect()
+}
+
+/// Whether anything was ever recorded or held for a subject, or for what stood below it.
+pub async fn has_record(connection: &mut PgConnection, subject_id: i64) -> Result<bool, StoreError> {
+    let found = sqlx::query_scalar(
+        "select exists (select from paths p
+                        where p.ancestors && array[$1]
+                          and (exists (select from events e where e.path_id = p.id)
+                               or exists (select from reservations r where r.path_id = p.id)))",
+    )
+    .bind(subject_id)
+    .fetch_one(connection)
+    .await?;
+    Ok(found)
+}
+
+/// The names on paths, nearest first, by number.
+pub async fn path_names(
+    connection: &mut PgConnection,
+    ids: &[i64],
+) -> Result<HashMap<i64, Vec<String>>, StoreError> {
+    let rows = sqlx::query(
+        "select p.id, array(select a.subject from unnest(p.ancestors) with ordinality as level (id, n)
+                            join subjects a on a.id = level.id order by level.n) as names
+         from paths p where p.id = any($1)",
+    )
+    .bind(ids)
+    .fetch_all(connection)
+    .await?;
+    rows.iter().map(|row| Ok((row.try_get("id")?, row.try_get("names")?))).collect()
+}
+
+/// The paths under which usage of the subjects was recorded; with `descendants`, also the paths of
+/// all that stood below them then.
+pub async fn path_ids(
+    connection: &mut PgConnection,
+    environment: Environment,
+    names: &[String],
+    descendants: bool,
+) -> Result<Vec<i64>, StoreError> {
+    let of_themselves = "select p.id from paths p join subjects s on s.id = p.subject_id
+         where s.environment = $1 and s.subject = any($2)";
+    let with_descendants = "select p.id from paths p
+         where p.ancestors && array(select id from subjects where environment = $1 and subject = any($2))";
+    let ids = sqlx::query_scalar(if descendants { with_descendants } else { of_themselves })
+        .bind(environment.code())
+        .bind(names)
+        .fetch_all(connection)
+        .await?;
+    Ok(ids)
+}

@@ -1,0 +1,315 @@
+//! Subscriptions, and the history of their changes.
+
+use std::collections::BTreeMap;
+
+use serde_json::{Map, Value};
+use sqlx::postgres::PgRow;
+use sqlx::types::Json;
+use sqlx::{PgConnection, Row};
+use uuid::Uuid;
+
+use crate::store::StoreError;
+use metergate_domain::base::environment::Environment;
+use metergate_domain::base::fields;
+use metergate_domain::base::names::PlanKey;
+use metergate_domain::base::period::Cycle;
+use metergate_domain::base::timestamp::Timestamp;
+use metergate_domain::base::window::Span;
+use metergate_domain::subjects::subscription::{
+    OwnPriceBooks, Subscription, SubscriptionStatus, read_commitments, read_overrides, read_prices,
+};
+
+/// The columns of a subscription, under the alias `sub`.
+pub(crate) const COLUMNS: &str =
+    "sub.plan, sub.status, sub.cycle_anchor, sub.period_start, sub.period_end, sub.ends_at,
+     sub.fallback_plan, sub.overrides, sub.prices, sub.commitments, sub.terms_since, sub.pristine_version, sub.resets";
+
+#[derive(Debug, Clone)]
+pub struct SubscriptionRow {
+    pub subscription: Subscription,
+    pub created_at: Timestamp,
+    pub updated_at: Timestamp,
+}
+
+/// One change, and what it was changed to.
+#[derive(Debug, Clone)]
+pub struct HistoryRow {
+    pub at: Timestamp,
+    pub change: String,
+    pub plan: String,
+    pub status: String,
+    pub cycle_anchor: Timestamp,
+    pub period_start: Option<Timestamp>,
+    pub period_end: Option<Timestamp>,
+    pub ends_at: Option<Timestamp>,
+    pub fallback_plan: Option<String>,
+    pub overrides: Value,
+    pub prices: Value,
+    pub commitments: Value,
+}
+
+fn unreadable(what: impl std::fmt::Debug) -> StoreError {
+    StoreError::Refused(sqlx::Error::Decode(format!("a stored subscription: {what:?}").into()))
+}
+
+/// Reads the columns; none where a left join found no subscription.
+pub(crate) fn read(row: &PgRow) -> Result<Option<Subscription>, StoreError> {
+    let Some(plan): Option<String> = row.try_get("plan")? else { return Ok(None) };
+    let key = |plan: String| PlanKey::parse(plan).map_err(unreadable);
+    let status: String = row.try_get("status")?;
+    let (start, end): (Option<Timestamp>, Option<Timestamp>) =
+        (row.try_get("period_start")?, row.try_get("period_end")?);
+    let fallback: Option<String> = row.try_get("fallback_plan")?;
+    let (Json(overrides), Json(prices)): (Json<Value>, Json<Value>) =
+        (row.try_get("overrides")?, row.try_get("prices")?);
+    let Json(commitments): Json<Value> = row.try_get("commitments")?;
+    let Json(resets): Json<Map<String, Value>> = row.try_get("resets")?;
+    let reset = |(definition, at): (String, Value)| {
+        let definition = Uuid::try_parse(&definition).map_err(unreadable)?;
+        Ok((definition, fields::timestamp(at).map_err(unreadable)?))
+    };
+    Ok(Some(Subscription {
+        plan: key(plan)?,
+        status: fields::one_of(Value::String(status), &SubscriptionStatus::WORDS).map_err(unreadable)?,
+        cycle: Cycle {
+            anchor: row.try_get("cycle_anchor")?,
+            billing: start.zip(end).map(|(from, to)| Span { from, to }),
+        },
+        ends_at: row.try_get("ends_at")?,
+        fallback_plan: fallback.map(key).transpose()?,
+        overrides: read_overrides(overrides).map_err(unreadable)?,
+        prices: read_prices(prices).map_err(unreadable)?,
+        commitments: read_commitments(commitments).map_err(unreadable)?,
+        price_books: OwnPriceBooks::default(),
+        terms_since: row.try_get("terms_since")?,
+        pristine_version: row.try_get("pristine_version")?,
+        resets: resets.into_iter().map(reset).collect::<Result<BTreeMap<_, _>, StoreError>>()?,
+    }))
+}
+
+pub async fn find(
+    connection: &mut PgConnection,
+    subject_id: i64,
+) -> Result<Option<SubscriptionRow>, StoreError> {
+    let sql = format!(
+        "select {COLUMNS}, sub.created_at, sub.updated_at from subscriptions sub where sub.subject_id = $1"
+    );
+    let row = sqlx::query(sqlx::AssertSqlSafe(sql)).bind(subject_id).fetch_optional(connection).await?;
+    let Some(row) = row else { return Ok(None) };
+    let Some(subscription) = read(&row)? else { return Ok(None) };
+    Ok(Some(SubscriptionRow {
+        subscription,
+        created_at: row.try_get("created_at")?,
+        updated_at: row.try_get("updated_at")?,
+    }))
+}
+
+/// Writes a subscription as it stands after a change, and the change into the history. The caller
+/// holds the configuration lock.
+pub async fn write(
+    connection: &mut PgConnection,
+    environment: Environment,
+    subject_id: i64,
+    subscription: &Subscription,
+    change: &str,
+    at: Timestamp,
+) -> Result<(), StoreError> {
+    let resets: BTreeMap<String, Timestamp> =
+        subscription.resets.iter().map(|(definition, at)| (definition.to_string(), *at)).collect();
+    let billing = subscription.cycle.billing;
+    sqlx::query(
+        "with written as (
+             insert into subscriptions (subject_id, environment, plan, status, cycle_anchor, period_start, period_end,
+                                        ends_at, fallback_plan, overrides, terms_since, pristine_version, resets, created_at,
+                                        updated_at, prices, commitments)
+             values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $15, $15, $16, $17)
+             on conflict on constraint subscriptions_pk do update set
+                 plan = excluded.plan, status = excluded.status, cycle_anchor = excluded.cycle_anchor,
+                 period_start = excluded.period_start, period_end = excluded.period_end, ends_at = excluded.ends_at,
+                 fallback_plan = excluded.fallback_plan, overrides = excluded.overrides,
+                 prices = excluded.prices, commitments = excluded.commitments, terms_since = excluded.terms_since, pristine_version = excluded.pristine_version, resets = excluded.resets,
+                 updated_at = excluded.updated_at)
+         insert into subscription_history (subject_id, change, plan, status, cycle_anchor, period_start, period_end,
+                                           ends_at, fallback_plan, overrides, at, prices, commitments)
+         values ($1, $14, $3, $4, $5, $6, $7, $8, $9, $10, $15, $16, $17)",
+    )
+    .bind(subject_id)
+    .bind(environment.code())
+    .bind(subscription.plan.as_str())
+    .bind(subscription.status.as_str())
+    .bind(subscription.cycle.anchor)
+    .bind(billing.map(|span| span.from))
+    .bind(billing.map(|span| span.to))
+    .bind(subscription.ends_at)
+    .bind(subscription.fallback_plan.as_ref().map(PlanKey::as_str))
+    .bind(Json(&subscription.overrides))
+    .bind(subscription.terms_since)
+    .bind(subscription.pristine_version)
+    .bind(Json(resets))
+    .bind(change)
+    .bind(at)
+    .bind(Json(&subscription.prices))
+    .bind(Json(&subscription.commitments))
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+/// Puts subjects on the default plan, unless somebody was faster. `subject_ids` ascend, so that two
+/// transactions with the same ones wait for each other in one order. `pristine_versions`: that of the
+/// configuration, for those for whom nothing was recorded before.
+pub async fn insert_default(
+    connection: &mut PgConnection,
+    environment: Environment,
+    subject_ids: &[i64],
+    pristine_versions: &[Option<i64>],
+    plan: &PlanKey,
+    now: Timestamp,
+) -> Result<(), StoreError> {
+    sqlx::query(
+        "with made as (
+             insert into subscriptions (subject_id, environment, plan, status, cycle_anchor, terms_since, pristine_version,
+                                        created_at, updated_at)
+             select id, $1, $4, 'active', $5, $5, pristine_version, $5, $5
+             from unnest($2::bigint[], $3::bigint[]) as given (id, pristine_version)
+             on conflict on constraint subscriptions_pk do nothing
+             returning subject_id)
+         insert into subscription_history (subject_id, at, change, plan, status, cycle_anchor, overrides)
+         select subject_id, $5, 'created', $4, 'active', $5, '{}' from made",
+    )
+    .bind(environment.code())
+    .bind(subject_ids)
+    .bind(pristine_versions)
+    .bind(plan.as_str())
+    .bind(now)
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+/// Which of some subjects stand, or ever stood, above others.
+pub async fn with_descendants(
+    connection: &mut PgConnection,
+    subject_ids: &[i64],
+) -> Result<Vec<i64>, StoreError> {
+    let found = sqlx::query_scalar(
+        "select given.subject_id from unnest($1::bigint[]) as given (subject_id)
+         where exists (select from paths p where p.ancestors && array[given.subject_id]
+                                             and p.ancestors <> array[given.subject_id])",
+    )
+    .bind(subject_ids)
+    .fetch_all(connection)
+    .await?;
+    Ok(found)
+}
+
+/// Subscriptions whose end has come: of which subject, as they stand.
+pub async fn due(
+    connection: &mut PgConnection,
+    environment: Environment,
+    now: Timestamp,
+    limit: i64,
+) -> Result<Vec<(i64, Subscription)>, StoreError> {
+    let sql = format!(
+        "select sub.subject_id, {COLUMNS} from subscriptions sub
+         where sub.environment = $1 and sub.ends_at <= $2 and sub.status <> 'canceled'
+         order by sub.ends_at limit $3"
+    );
+    let rows = sqlx::query(sqlx::AssertSqlSafe(sql))
+        .bind(environment.code())
+        .bind(now)
+        .bind(limit)
+        .fetch_all(connection)
+        .await?;
+    rows.iter()
+        .map(|row| Ok((row.try_get("subject_id")?, read(row)?.ok_or_else(|| unreadable("without a plan"))?)))
+        .collect()
+}
+
+/// The changes of a subscription, the oldest first; the latest of them where there are too many.
+pub async fn history(
+    connection: &mut PgConnection,
+    subject_id: i64,
+    limit: i64,
+) -> Result<Vec<HistoryRow>, StoreError> {
+    let mut rows = sqlx::query(
+        "select at, change, plan, status, cycle_anchor, period_start, period_end, ends_at, fallback_plan, overrides,
+                prices, commitments
+         from subscription_history where subject_id = $1 order by id desc limit $2",
+    )
+    .bind(subject_id)
+    .bind(limit)
+    .fetch_all(connection)
+    .await?;
+    rows.reverse();
+    rows.iter()
+        .map(|row| {
+            let (Json(overrides), Json(prices)) = (row.try_get("overrides")?, row.try_get("prices")?);
+            let Json(commitments) = row.try_get("commitments")?;
+            Ok(HistoryRow {
+                at: row.try_get("at")?,
+                change: row.try_get("change")?,
+                plan: row.try_get("plan")?,
+                status: row.try_get("status")?,
+                cycle_anchor: row.try_get("cycle_anchor")?,
+                period_start: row.try_get("period_start")?,
+                period_end: row.try_get("period_end")?,
+                ends_at: row.try_get("ends_at")?,
+                fallback_plan: row.try_get("fallback_plan")?,
+                overrides,
+                prices,
+                commitments,
+            })
+        })
+        .collect()
+}
+
+/// Which of some plans have subscribers, or are where subscribers fall back to.
+pub async fn plans_in_use(
+    connection: &mut PgConnection,
+    environment: Environment,
+    plans: &[String],
+) -> Result<Vec<String>, StoreError> {
+    let found = sqlx::query_scalar(
+        "select plan from unnest($2::text[]) plan
+         where exists (select from subscriptions s where s.environment = $1 and s.plan = plan.plan)
+            or exists (select from subscriptions s where s.environment = $1 and s.fallback_plan = plan.plan)",
+    )
+    .bind(environment.code())
+    .bind(plans)
+    .fetch_all(connection)
+    .await?;
+    Ok(found)
+}
+
+/// Who has a subscription.
+#[derive(Debug, Clone)]
+pub struct Holder {
+    pub subject_id: i64,
+    pub subject: String,
+    pub subscription: Subscription,
+}
+
+/// Those who are on some plans, or have prices of their own.
+pub async fn holders(
+    connection: &mut PgConnection,
+    environment: Environment,
+    plans: &[String],
+    rows_max: usize,
+) -> Result<Vec<Holder>, StoreError> {
+    let sql = format!(
+        "select s.id as subject_id, s.subject, {COLUMNS} from subscriptions sub join subjects s on s.id = sub.subject_id
+         where sub.environment = $1 and (sub.plan = any($2) or sub.prices <> '[]') limit $3"
+    );
+    let rows = sqlx::query(sqlx::AssertSqlSafe(sql))
+        .bind(environment.code())
+        .bind(plans)
+        .bind(i64::try_from(rows_max).unwrap_or(i64::MAX))
+        .fetch_all(connection)
+        .await?;
+    let holder = |row: &PgRow| {
+        let subscription = read(row)?.ok_or_else(|| unreadable("without a plan"))?;
+        Ok(Holder { subject_id: row.try_get("subject_id")?, subject: row.try_get("subject")?, subscription })
+    };
+    rows.iter().map(holder).collect()
+}

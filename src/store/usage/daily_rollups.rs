@@ -1,0 +1,169 @@
+//! Days of rollups: summed up from hours once they are over, and from then on as exact as these. Whoever
+//! writes here has the right to fold.
+
+use std::collections::HashMap;
+
+use sqlx::{PgConnection, QueryBuilder, Row};
+
+use super::measures::{join_columns, rollup_column};
+use super::rollup_resolution::RollupResolution;
+use crate::store::StoreError;
+use metergate_domain::base::environment::Environment;
+use metergate_domain::base::timestamp::Timestamp;
+use metergate_domain::base::window::Span;
+use metergate_domain::catalog::meter::{Aggregation, StoredMeter};
+
+/// Until when the days of meters are summed up; of one that is not named, none is.
+pub async fn until(
+    connection: &mut PgConnection,
+    environment: Environment,
+) -> Result<HashMap<i32, Timestamp>, StoreError> {
+    let rows = sqlx::query("select meter_id, until from summed_days where environment = $1")
+        .bind(environment.code())
+        .fetch_all(connection)
+        .await?;
+    rows.iter().map(|row| Ok((row.try_get("meter_id")?, row.try_get("until")?))).collect()
+}
+
+/// A meter whose days are summed up until some day.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct IncompleteDays {
+    pub meter_id: i32,
+    /// None: not at all.
+    pub until: Option<Timestamp>,
+}
+
+/// A meter that has rollups, and days that are not summed up before a time.
+pub async fn next_incomplete(
+    connection: &mut PgConnection,
+    environment: Environment,
+    over: Timestamp,
+) -> Result<Option<IncompleteDays>, StoreError> {
+    let row = sqlx::query(
+        "select m.id, s.until from meters m left join summed_days s on s.meter_id = m.id
+         where m.environment = $1 and coalesce(s.until < $2, true)
+           and not exists (select from rollup_gaps g where g.environment = $1 and g.meter_id = m.id and g.permanent)
+         order by m.id limit 1",
+    )
+    .bind(environment.code())
+    .bind(over)
+    .fetch_optional(connection)
+    .await?;
+    row.map(|row| Ok(IncompleteDays { meter_id: row.try_get("id")?, until: row.try_get("until")? }))
+        .transpose()
+}
+
+/// Sums up the next day of a meter that has any hours, and all days before it, of those that are over.
+pub async fn rebuild_next_days(
+    connection: &mut PgConnection,
+    environment: Environment,
+    stored: &StoredMeter,
+    incomplete: IncompleteDays,
+    over: Timestamp,
+) -> Result<(), StoreError> {
+    let since = incomplete.until.unwrap_or(Timestamp::MIN);
+    let first: Option<Timestamp> = sqlx::query_scalar(
+        "select hour from rollups where environment = $1 and meter_id = $2 and hour >= $3 and hour < $4
+         order by hour limit 1",
+    )
+    .bind(environment.code())
+    .bind(stored.id)
+    .bind(since)
+    .bind(over)
+    .fetch_optional(&mut *connection)
+    .await?;
+    let until = match first {
+        None => over,
+        Some(first) => {
+            let day = Span { from: first.day_floor(), to: first.day_after() };
+            rebuild_days(connection, environment, stored, day).await?;
+            day.to
+        }
+    };
+    sqlx::query(
+        "insert into summed_days (meter_id, environment, until) values ($1, $2, $3)
+         on conflict on constraint summed_days_pk do update set until = excluded.until",
+    )
+    .bind(stored.id)
+    .bind(environment.code())
+    .bind(until)
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+/// Sums up whole days of a meter from their hours, anew.
+pub(crate) async fn rebuild_days(
+    connection: &mut PgConnection,
+    environment: Environment,
+    stored: &StoredMeter,
+    days: Span,
+) -> Result<(), StoreError> {
+    delete(connection, environment, stored, RollupResolution::Day, days).await?;
+    copy(connection, environment, stored, days, false).await?;
+    if stored.meter.aggregation == Aggregation::UniqueCount {
+        copy(connection, environment, stored, days, true).await?;
+    }
+    Ok(())
+}
+
+/// Removes the rollups of some hours or days.
+pub(crate) async fn delete(
+    connection: &mut PgConnection,
+    environment: Environment,
+    stored: &StoredMeter,
+    resolution: RollupResolution,
+    within: Span,
+) -> Result<(), StoreError> {
+    for table in [resolution.rollups(), resolution.members()] {
+        let start = resolution.word();
+        let delete = format!(
+            "delete from {table} where environment = $1 and meter_id = $2 and {start} >= $3 and {start} < $4"
+        );
+        sqlx::query(sqlx::AssertSqlSafe(delete))
+            .bind(environment.code())
+            .bind(stored.id)
+            .bind(within.from)
+            .bind(within.to)
+            .execute(&mut *connection)
+            .await?;
+    }
+    Ok(())
+}
+
+/// Writes what the hours of some days come to, or the members that they saw.
+async fn copy(
+    connection: &mut PgConnection,
+    environment: Environment,
+    stored: &StoredMeter,
+    days: Span,
+    of_members: bool,
+) -> Result<(), StoreError> {
+    let (table, member, count): (fn(RollupResolution) -> &'static str, _, _) = if of_members {
+        (RollupResolution::members, ", member", "refs")
+    } else {
+        (RollupResolution::rollups, "", "count")
+    };
+    let column = rollup_column(stored.meter.aggregation).filter(|_| !of_members);
+    let (from, to, day) =
+        (table(RollupResolution::Hour), table(RollupResolution::Day), RollupResolution::Day.start_of("hour"));
+    let mut sql = QueryBuilder::new(format!(
+        "insert into {to} (environment, meter_id, path_id, day, dimension_set_id{member}, {count}"
+    ));
+    if let Some(name) = column {
+        sql.push(format!(", {name}"));
+    }
+    sql.push(format!(
+        ") select environment, meter_id, path_id, {day} as day, dimension_set_id{member}, sum({count})"
+    ));
+    if let Some(name) = column {
+        sql.push(format!(", {}", join_columns(name).0));
+    }
+    sql.push(format!(" from {from} where environment = ")).push_bind(environment.code());
+    sql.push(" and meter_id = ").push_bind(stored.id);
+    sql.push(" and hour >= ").push_bind(days.from).push(" and hour < ").push_bind(days.to);
+    sql.push(format!(" group by environment, meter_id, path_id, 4, dimension_set_id{member}"));
+    sql.push(format!(" order by path_id, day, dimension_set_id{member}"));
+    sql.build().persistent(false).execute(connection).await?;
+    Ok(())
+}

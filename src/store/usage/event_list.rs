@@ -1,0 +1,144 @@
+//! Reading recorded events back, one by one.
+
+use serde_json::Value;
+use sqlx::types::Json;
+use sqlx::{PgConnection, Postgres, QueryBuilder, Row};
+use uuid::Uuid;
+
+use super::measures::push_paths;
+use crate::store::StoreError;
+use metergate_domain::base::environment::Environment;
+use metergate_domain::base::timestamp::Timestamp;
+
+#[derive(Debug, Clone)]
+pub struct EventRow {
+    pub key: Uuid,
+    pub path_id: i64,
+    /// None: the key is the id.
+    pub id: Option<String>,
+    pub source: Option<String>,
+    pub event_name: String,
+    pub subject: String,
+    /// The subject and its ancestors as they stood, nearest first.
+    pub path: Vec<String>,
+    pub value: String,
+    /// The meter it is bound to, if to one.
+    pub meter_id: Option<i32>,
+    /// Who pays for it; none: nobody.
+    pub customer_id: Option<i64>,
+    pub properties: Option<Value>,
+    pub occurred_at: Timestamp,
+    pub batch_id: i64,
+    pub ordinal: i32,
+    pub folded: bool,
+    pub void_reason: Option<String>,
+    pub voided_at: Option<Timestamp>,
+}
+
+/// Where a page goes on: after this event, in descending order of time and arrival.
+#[derive(Debug, Clone, Copy)]
+pub struct EventCursor {
+    pub occurred_at: Timestamp,
+    pub batch_id: i64,
+    pub ordinal: i32,
+}
+
+#[derive(Debug, Clone, Default)]
+pub struct EventFilter {
+    pub subject: Option<String>,
+    pub descendants: bool,
+    pub event_name: Option<String>,
+    pub source: Option<String>,
+    pub from: Option<Timestamp>,
+    pub to: Option<Timestamp>,
+    pub voided: Option<bool>,
+}
+
+const COLUMNS: &str =
+    "select e.key, e.path_id, e.id, e.source, n.name as event_name, e.value::text as value, e.properties, e.meter_id,
+        e.customer_id, e.occurred_at, e.batch_id, e.ordinal, v.reason as void_reason, v.voided_at,
+        array(select a.subject from paths p, unnest(p.ancestors) with ordinality as level (id, n)
+              join subjects a on a.id = level.id where p.id = e.path_id order by level.n) as path,
+        not exists (select from unfolded u where u.batch_id = e.batch_id) as folded
+     from events e
+     join event_names n on n.id = e.event_name_id
+     left join voids v on v.environment = e.environment and v.key = e.key
+     where e.sign = 1 and e.environment = ";
+
+fn read(row: &sqlx::postgres::PgRow) -> Result<EventRow, StoreError> {
+    let properties: Option<Json<Value>> = row.try_get("properties")?;
+    let path: Vec<String> = row.try_get("path")?;
+    Ok(EventRow {
+        key: row.try_get("key")?,
+        path_id: row.try_get("path_id")?,
+        id: row.try_get("id")?,
+        source: row.try_get("source")?,
+        event_name: row.try_get("event_name")?,
+        subject: path.first().cloned().unwrap_or_default(),
+        path,
+        value: row.try_get("value")?,
+        meter_id: row.try_get("meter_id")?,
+        customer_id: row.try_get("customer_id")?,
+        properties: properties.map(|Json(value)| value),
+        occurred_at: row.try_get("occurred_at")?,
+        batch_id: row.try_get("batch_id")?,
+        ordinal: row.try_get("ordinal")?,
+        folded: row.try_get("folded")?,
+        void_reason: row.try_get("void_reason")?,
+        voided_at: row.try_get("voided_at")?,
+    })
+}
+
+/// A page of events, the latest first.
+pub async fn list(
+    connection: &mut PgConnection,
+    environment: Environment,
+    filter: &EventFilter,
+    paths: Option<&[i64]>,
+    after: Option<EventCursor>,
+    limit: u32,
+) -> Result<Vec<EventRow>, StoreError> {
+    let mut sql = QueryBuilder::<Postgres>::new(COLUMNS);
+    sql.push_bind(environment.code());
+    push_paths(&mut sql, "e.path_id", paths);
+    if let Some(name) = &filter.event_name {
+        sql.push(" and e.event_name_id = (select id from event_names where environment = ");
+        sql.push_bind(environment.code()).push(" and name = ").push_bind(name.clone()).push(")");
+    }
+    if let Some(source) = &filter.source {
+        sql.push(" and coalesce(e.source, '') = ").push_bind(source.clone());
+    }
+    if let Some(from) = filter.from {
+        sql.push(" and e.occurred_at >= ").push_bind(from);
+    }
+    if let Some(to) = filter.to {
+        sql.push(" and e.occurred_at < ").push_bind(to);
+    }
+    if let Some(voided) = filter.voided {
+        sql.push(if voided { " and v.key is not null" } else { " and v.key is null" });
+    }
+    if let Some(after) = after {
+        // the first condition alone is one that the index and the partitions understand
+        sql.push(" and e.occurred_at <= ").push_bind(after.occurred_at);
+        sql.push(" and (e.occurred_at, e.batch_id, e.ordinal) < (").push_bind(after.occurred_at);
+        sql.push(", ").push_bind(after.batch_id).push(", ").push_bind(after.ordinal).push(")");
+    }
+    sql.push(" order by e.occurred_at desc, e.batch_id desc, e.ordinal desc limit ")
+        .push_bind(i64::from(limit));
+    let rows = sql.build().persistent(false).fetch_all(connection).await?;
+    rows.iter().map(read).collect()
+}
+
+/// The event of a key.
+pub async fn find(
+    connection: &mut PgConnection,
+    environment: Environment,
+    key: Uuid,
+    occurred_at: Timestamp,
+) -> Result<Option<EventRow>, StoreError> {
+    let mut sql = QueryBuilder::<Postgres>::new(COLUMNS);
+    sql.push_bind(environment.code());
+    sql.push(" and e.key = ").push_bind(key).push(" and e.occurred_at = ").push_bind(occurred_at);
+    let row = sql.build().persistent(false).fetch_optional(connection).await?;
+    row.as_ref().map(read).transpose()
+}

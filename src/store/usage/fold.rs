@@ -1,0 +1,361 @@
+//! Folding: moving what unfolded batches say into rollups, and building rollups anew where they are not
+//! what the events say. One transaction folds an environment at a time, over all
+//! replicas; whoever records is not in its way.
+
+use sqlx::{PgConnection, QueryBuilder, Row};
+
+use super::daily_rollups;
+use super::measures::{MeasureScope, join_columns, made_of, push_measures, rollup_column};
+use super::rollup_resolution::RollupResolution;
+use crate::store::StoreError;
+use metergate_domain::base::environment::Environment;
+use metergate_domain::base::limits::DIMENSION_SETS_PER_METER_MAX;
+use metergate_domain::base::names::PropertyName;
+use metergate_domain::base::timestamp::{MICROS_PER_HOUR, Timestamp};
+use metergate_domain::base::window::Span;
+use metergate_domain::catalog::meter::{Aggregation, StoredMeter};
+
+const LOCK: i32 = 0x4d47_0003;
+
+/// Within a transaction: takes the right to fold the environment; false where another has it. Nobody
+/// waits for a fold, so it may take its time: given up, it would only have to begin again.
+pub async fn try_lock(connection: &mut PgConnection, environment: Environment) -> Result<bool, StoreError> {
+    sqlx::raw_sql("set local statement_timeout = 0; set local work_mem = '64MB'")
+        .execute(&mut *connection)
+        .await?;
+    let locked = sqlx::query_scalar("select pg_try_advisory_xact_lock($1, $2)")
+        .bind(LOCK)
+        .bind(i32::from(environment.code()))
+        .fetch_one(connection)
+        .await?;
+    Ok(locked)
+}
+
+/// How many events are recorded but not folded.
+pub async fn unfolded_events(
+    connection: &mut PgConnection,
+    environment: Environment,
+) -> Result<i64, StoreError> {
+    let count = sqlx::query_scalar(
+        "select coalesce(sum(event_count), 0)::bigint from unfolded where environment = $1",
+    )
+    .bind(environment.code())
+    .fetch_one(connection)
+    .await?;
+    Ok(count)
+}
+
+/// The latest batch that is not folded.
+pub async fn last_unfolded(
+    connection: &mut PgConnection,
+    environment: Environment,
+) -> Result<Option<i64>, StoreError> {
+    let last = sqlx::query_scalar("select max(batch_id) from unfolded where environment = $1")
+        .bind(environment.code())
+        .fetch_one(connection)
+        .await?;
+    Ok(last)
+}
+
+/// Whether a batch up to some is not folded.
+pub async fn has_unfolded(
+    connection: &mut PgConnection,
+    environment: Environment,
+    last: i64,
+) -> Result<bool, StoreError> {
+    let found =
+        sqlx::query_scalar("select exists (select from unfolded where environment = $1 and batch_id <= $2)")
+            .bind(environment.code())
+            .bind(last)
+            .fetch_one(connection)
+            .await?;
+    Ok(found)
+}
+
+/// Batches that were unfolded until this transaction took them.
+#[derive(Debug, Default)]
+pub struct ClaimedBatches {
+    pub batch_ids: Vec<i64>,
+    pub event_count: i64,
+    pub event_name_ids: Vec<i32>,
+    /// First and last event, both included.
+    pub(crate) within: Option<Span>,
+}
+
+/// Takes the oldest batches, up to a number of events.
+pub async fn take(
+    connection: &mut PgConnection,
+    environment: Environment,
+    batches_max: i64,
+    events_max: i64,
+) -> Result<ClaimedBatches, StoreError> {
+    let rows = sqlx::query(
+        "delete from unfolded u using (
+             select batch_id from (
+                 select batch_id, sum(event_count) over (order by batch_id) - event_count as before
+                 from (select batch_id, event_count from unfolded where environment = $1
+                       order by batch_id limit $2) oldest) counted
+             where before < $3) chosen
+         where u.batch_id = chosen.batch_id
+         returning u.batch_id, u.first_at, u.last_at, u.event_count, u.event_name_ids",
+    )
+    .bind(environment.code())
+    .bind(batches_max)
+    .bind(events_max)
+    .fetch_all(connection)
+    .await?;
+    let mut taken = ClaimedBatches::default();
+    for row in rows {
+        let (first, last): (Timestamp, Timestamp) = (row.try_get("first_at")?, row.try_get("last_at")?);
+        let count: i32 = row.try_get("event_count")?;
+        let names: Vec<i32> = row.try_get("event_name_ids")?;
+        taken.batch_ids.push(row.try_get("batch_id")?);
+        taken.event_count += i64::from(count);
+        taken.event_name_ids.extend(names);
+        taken.within = Some(taken.within.map_or(Span { from: first, to: last }, |within| Span {
+            from: within.from.min(first),
+            to: within.to.max(last),
+        }));
+    }
+    taken.event_name_ids.sort_unstable();
+    taken.event_name_ids.dedup();
+    Ok(taken)
+}
+
+/// Adds what the taken batches say to the rollups of a meter: to hours, and to the days that are summed
+/// up from them already.
+pub async fn fold_meter(
+    connection: &mut PgConnection,
+    environment: Environment,
+    stored: &StoredMeter,
+    taken: &ClaimedBatches,
+    days_until: Option<Timestamp>,
+) -> Result<(), StoreError> {
+    let Some(within) = taken.within else { return Ok(()) };
+    let batch_ids = &taken.batch_ids;
+    let scope = MeasureScope::Batches { batch_ids, within };
+    add_to_rollups(connection, environment, stored, RollupResolution::Hour, &scope).await?;
+    let summed = Span { from: within.from, to: days_until.unwrap_or(Timestamp::MIN) };
+    if summed.is_empty() {
+        return Ok(());
+    }
+    let scope = MeasureScope::BatchesWithin { batch_ids, within, spans: &[summed] };
+    add_to_rollups(connection, environment, stored, RollupResolution::Day, &scope).await
+}
+
+/// Writes what the events of a scope say into the rollups, added to what is there.
+async fn add_to_rollups(
+    connection: &mut PgConnection,
+    environment: Environment,
+    stored: &StoredMeter,
+    resolution: RollupResolution,
+    scope: &MeasureScope<'_>,
+) -> Result<(), StoreError> {
+    let (table, start) = (resolution.rollups(), resolution.word());
+    let dimensions: Vec<String> =
+        stored.meter.dimensions.iter().cloned().map(PropertyName::into_string).collect();
+    let aggregation = stored.meter.aggregation;
+    let column = rollup_column(aggregation);
+
+    let mut sql = QueryBuilder::new("with measures as (");
+    push_measures(&mut sql, environment, stored, &dimensions, None, scope);
+    let bucket = resolution.start_of("at");
+    sql.push(format!(
+        "), grouped as materialized (select path_id, {bucket} as {start}, members, sum(sign) as count"
+    ));
+    if let Some(name) = column {
+        sql.push(format!(", {} as {name}", made_of(name, "number")));
+    }
+    sql.push(" from measures group by 1, 2, 3), sets as materialized (select members, text_digest(members::text) as digest from (select members from grouped group by members) few),");
+    sql.push(" fresh as (insert into dimension_sets (environment, meter_id, digest, members) select ");
+    sql.push_bind(environment.code()).push(", ").push_bind(stored.id);
+    sql.push(", digest, members from sets on conflict on constraint dimension_sets_digest do nothing returning id, members),");
+    sql.push(" known as (select id, members from fresh union all select d.id, s.members from sets s join dimension_sets d on d.digest = s.digest and d.meter_id = ");
+    sql.push_bind(stored.id);
+    sql.push(format!(
+        ") insert into {table} as kept (environment, meter_id, path_id, {start}, dimension_set_id, count"
+    ));
+    if let Some(name) = column {
+        sql.push(format!(", {name}"));
+    }
+    sql.push(") select ").push_bind(environment.code()).push(", ").push_bind(stored.id);
+    sql.push(format!(", g.path_id, g.{start}, k.id, g.count"));
+    if let Some(name) = column {
+        sql.push(format!(", g.{name}"));
+    }
+    sql.push(format!(
+        " from grouped g join known k on k.members = g.members order by g.path_id, g.{start}, k.id
+         on conflict on constraint {table}_pk do update set count = kept.count + excluded.count"
+    ));
+    if let Some(name) = column {
+        sql.push(format!(", {name} = {}", join_columns(name).1));
+    }
+    sql.build().persistent(false).execute(&mut *connection).await?;
+
+    if aggregation == Aggregation::UniqueCount {
+        add_members(connection, environment, stored, resolution, &dimensions, scope).await?;
+    }
+    Ok(())
+}
+
+async fn add_members(
+    connection: &mut PgConnection,
+    environment: Environment,
+    stored: &StoredMeter,
+    resolution: RollupResolution,
+    dimensions: &[String],
+    scope: &MeasureScope<'_>,
+) -> Result<(), StoreError> {
+    let (table, start, bucket) = (resolution.members(), resolution.word(), resolution.start_of("at"));
+    let mut sql = QueryBuilder::new("with measures as (");
+    push_measures(&mut sql, environment, stored, dimensions, None, scope);
+    sql.push(format!("), grouped as (select path_id, {bucket} as {start}, members, member, sum(sign) as refs from measures group by 1, 2, 3, 4)"));
+    sql.push(format!(" insert into {table} as kept (environment, meter_id, path_id, {start}, dimension_set_id, member, refs) select "));
+    sql.push_bind(environment.code()).push(", ").push_bind(stored.id);
+    sql.push(format!(", g.path_id, g.{start}, d.id, text_digest(g.member), g.refs from grouped g join dimension_sets d on d.digest = text_digest(g.members::text) and d.meter_id = "));
+    sql.push_bind(stored.id);
+    sql.push(format!(" order by 3, 4, 5, 6 on conflict on constraint {table}_pk do update set refs = kept.refs + excluded.refs"));
+    sql.build().persistent(false).execute(connection).await?;
+    Ok(())
+}
+
+/// Hours of a meter that have to be built.
+#[derive(Debug, Clone, Copy)]
+pub struct Gap {
+    pub id: i64,
+    pub meter_id: i32,
+    pub span: Span,
+}
+
+/// The oldest gap that is to be built.
+pub async fn next_gap(
+    connection: &mut PgConnection,
+    environment: Environment,
+) -> Result<Option<Gap>, StoreError> {
+    let row = sqlx::query(
+        "select id, meter_id, from_hour, to_hour from rollup_gaps where environment = $1 and not permanent
+         order by id limit 1",
+    )
+    .bind(environment.code())
+    .fetch_optional(connection)
+    .await?;
+    row.map(|row| {
+        let span = Span { from: row.try_get("from_hour")?, to: row.try_get("to_hour")? };
+        Ok(Gap { id: row.try_get("id")?, meter_id: row.try_get("meter_id")?, span })
+    })
+    .transpose()
+}
+
+/// Builds the first hours of a gap anew, as many as have about `events_max` events, at least one, and
+/// takes them out of the gap.
+pub async fn build(
+    connection: &mut PgConnection,
+    environment: Environment,
+    stored: &StoredMeter,
+    gap: &Gap,
+    days_until: Option<Timestamp>,
+    events_max: i64,
+) -> Result<(), StoreError> {
+    let chunk = match nth_event(connection, environment, gap.span, 0).await? {
+        None => gap.span,
+        Some(first) => {
+            let hour = Timestamp::from_micros(first.hour_floor().micros() + MICROS_PER_HOUR);
+            let least = hour.unwrap_or(Timestamp::MAX);
+            let beyond = nth_event(connection, environment, gap.span, events_max).await?;
+            let end = beyond.map_or(gap.span.to, |beyond| beyond.hour_floor().max(least));
+            Span { from: gap.span.from, to: end.min(gap.span.to) }
+        }
+    };
+    // read before the events are: what these mark is seen by then
+    let marks: Vec<i64> = sqlx::query_scalar(
+        "select id from rollup_gaps
+         where environment = $1 and meter_id = $2 and from_hour >= $3 and to_hour <= $4 and id <> $5",
+    )
+    .bind(environment.code())
+    .bind(stored.id)
+    .bind(chunk.from)
+    .bind(chunk.to)
+    .bind(gap.id)
+    .fetch_all(&mut *connection)
+    .await?;
+    daily_rollups::delete(connection, environment, stored, RollupResolution::Hour, chunk).await?;
+    add_to_rollups(connection, environment, stored, RollupResolution::Hour, &MeasureScope::Folded(chunk))
+        .await?;
+    let summed = chunk.to.day_ceil().min(days_until.unwrap_or(Timestamp::MIN));
+    let days = Span { from: chunk.from.day_floor(), to: summed };
+    if !days.is_empty() {
+        // what of them is still in a gap is not right yet, but is not read either, and built in its turn
+        daily_rollups::rebuild_days(connection, environment, stored, days).await?;
+    }
+    sqlx::query("delete from rollup_gaps where id = any($1)").bind(marks).execute(&mut *connection).await?;
+    let rest = Span { from: chunk.to, to: gap.span.to };
+    if rest.is_empty() || nth_event(connection, environment, rest, 0).await?.is_none() {
+        sqlx::query("delete from rollup_gaps where id = $1").bind(gap.id).execute(connection).await?;
+    } else {
+        sqlx::query("update rollup_gaps set from_hour = $2 where id = $1")
+            .bind(gap.id)
+            .bind(rest.from)
+            .execute(connection)
+            .await?;
+    }
+    Ok(())
+}
+
+/// The time of an event of a span, by time, counted from 0.
+async fn nth_event(
+    connection: &mut PgConnection,
+    environment: Environment,
+    within: Span,
+    n: i64,
+) -> Result<Option<Timestamp>, StoreError> {
+    let first = sqlx::query_scalar(
+        "select occurred_at from events where environment = $1 and occurred_at >= $2 and occurred_at < $3
+         order by occurred_at offset $4 limit 1",
+    )
+    .bind(environment.code())
+    .bind(within.from)
+    .bind(within.to)
+    .bind(n)
+    .fetch_optional(connection)
+    .await?;
+    Ok(first)
+}
+
+/// Whether a meter has more combinations of dimension values than its rollups keep apart. If so its
+/// rollups are dropped for good.
+pub async fn drop_if_too_many_sets(
+    connection: &mut PgConnection,
+    environment: Environment,
+    stored: &StoredMeter,
+) -> Result<bool, StoreError> {
+    let sets: i64 = sqlx::query_scalar(
+        "select count(*) from (select from dimension_sets where meter_id = $1 limit $2) s",
+    )
+    .bind(stored.id)
+    .bind(DIMENSION_SETS_PER_METER_MAX + 1)
+    .fetch_one(&mut *connection)
+    .await?;
+    if sets <= DIMENSION_SETS_PER_METER_MAX {
+        return Ok(false);
+    }
+    let kept =
+        RollupResolution::ALL.into_iter().flat_map(|resolution| [resolution.rollups(), resolution.members()]);
+    for table in kept.chain(["summed_days", "rollup_gaps", "dimension_sets"]) {
+        let delete = format!("delete from {table} where meter_id = $1");
+        sqlx::query(sqlx::AssertSqlSafe(delete)).bind(stored.id).execute(&mut *connection).await?;
+    }
+    crate::store::catalog::insert_gap(connection, environment, stored.id, true).await?;
+    Ok(true)
+}
+
+/// Meters that are not folded: their gap is permanent.
+pub async fn permanent_gaps(
+    connection: &mut PgConnection,
+    environment: Environment,
+) -> Result<Vec<i32>, StoreError> {
+    let ids = sqlx::query_scalar("select meter_id from rollup_gaps where environment = $1 and permanent")
+        .bind(environment.code())
+        .fetch_all(connection)
+        .await?;
+    Ok(ids)
+}

@@ -1,0 +1,212 @@
+//! What a meter takes from events, as SQL: one description, from which rollups are folded, usage is
+//! read, and everything is recounted. `Meter::measure` says the same of a single event. An event that
+//! is bound to a meter, since a commit recorded it, counts for that one alone and with its value.
+//!
+//! A relation of measures has the columns `path_id`, `customer_id`, `at`, `members` (the values of some of the
+//! meter's dimensions, in order), `sign`, `number`, `mark` (for `last`), `member` (for
+//! `unique_count`, as text: rollups keep its digest, which is made once for all that are one), and `live` (recorded and not taken back).
+
+use sqlx::{Postgres, QueryBuilder};
+
+use metergate_domain::base::environment::Environment;
+use metergate_domain::base::timestamp::Timestamp;
+use metergate_domain::base::window::Span;
+use metergate_domain::catalog::meter::{Aggregation, Meter, StoredMeter};
+
+/// Which events are looked at.
+#[derive(Debug, Clone)]
+pub(crate) enum MeasureScope<'a> {
+    /// Those of some batches, which lie within a span.
+    Batches { batch_ids: &'a [i64], within: Span },
+    /// Those of some batches that also lie in one of the spans.
+    BatchesWithin { batch_ids: &'a [i64], within: Span, spans: &'a [Span] },
+    /// Those that lie in the spans.
+    Spans(&'a [Span]),
+    /// Those in a span whose batch has been folded.
+    Folded(Span),
+}
+
+/// Writes `select …` of the measures of a meter. `dimensions`: which to take, by name. `paths`: none
+/// for every path.
+pub(crate) fn push_measures(
+    sql: &mut QueryBuilder<Postgres>,
+    environment: Environment,
+    stored: &StoredMeter,
+    dimensions: &[String],
+    paths: Option<&[i64]>,
+    scope: &MeasureScope<'_>,
+) {
+    let meter = &stored.meter;
+    sql.push("select * from (select e.path_id, e.customer_id, e.occurred_at as at, e.sign, array[");
+    for (index, dimension) in dimensions.iter().enumerate() {
+        sql.push(if index == 0 { "" } else { ", " });
+        push_dimension(sql, dimension);
+    }
+    sql.push("]::text[] as members, ");
+    if meter.aggregation == Aggregation::UniqueCount {
+        push_member(sql, meter);
+    } else {
+        push_number(sql, meter);
+        sql.push(" as number");
+    }
+    if meter.aggregation == Aggregation::Last {
+        sql.push(", e.batch_id, e.ordinal");
+    }
+    if meter.aggregation.is_order_statistic() {
+        sql.push(", ").push(LIVE).push(" as live");
+    }
+    match scope {
+        // each of several spans is looked up by itself, so that the index serves every one
+        MeasureScope::Spans(spans) if spans.len() > 1 => {
+            let (from, to) = columns(spans);
+            sql.push(" from unnest(").push_bind(from).push(", ").push_bind(to);
+            sql.push(") as span (s, e) cross join lateral (select * from events e where ");
+            push_identity(sql, environment, stored, paths);
+            sql.push(" and e.occurred_at >= span.s and e.occurred_at < span.e offset 0) e where true");
+        }
+        _ => {
+            sql.push(" from events e where ");
+            push_identity(sql, environment, stored, paths);
+        }
+    }
+    for (property, allowed) in meter.filter.iter() {
+        sql.push(" and (e.meter_id is not null or dimension_value(e.properties -> ");
+        sql.push_bind(property.to_owned()).push(") = any(").push_bind(allowed.to_vec()).push("))");
+    }
+    push_scope(sql, scope);
+    sql.push(") measure where number is not null");
+}
+
+/// Of an event `e`: recorded, and not taken back.
+pub(crate) const LIVE: &str =
+    "e.sign = 1 and not exists (select from voids v where v.environment = e.environment and v.key = e.key)";
+
+/// What an event `e` says of a dimension, as text.
+pub(crate) fn push_dimension(sql: &mut QueryBuilder<Postgres>, name: &str) {
+    sql.push("dimension_value(e.properties -> ").push_bind(name.to_owned()).push(")");
+}
+
+/// The quantity that a meter takes from an event `e`; null where there is none. An event that is bound to a meter
+/// says it itself.
+pub(crate) fn push_number(sql: &mut QueryBuilder<Postgres>, meter: &Meter) {
+    let bindable = matches!(meter.aggregation, Aggregation::Sum | Aggregation::Count);
+    sql.push(if bindable { "case when e.meter_id is not null then e.value else " } else { "" });
+    match (meter.aggregation, meter.property()) {
+        (Aggregation::Count, _) => sql.push("1::numeric"),
+        (_, None) => sql.push("e.value"),
+        (_, Some(property)) => {
+            sql.push("quantity_value(e.properties -> ").push_bind(property.to_owned()).push(")")
+        }
+    };
+    sql.push(if bindable { " end" } else { "" });
+}
+
+/// The member that `unique_count` takes from an event `e`, and one for it.
+fn push_member(sql: &mut QueryBuilder<Postgres>, meter: &Meter) {
+    match meter.property() {
+        None => drop(sql.push("1::numeric as number, trim_scale(e.value)::text as member")),
+        Some(property) => {
+            sql.push("case when ");
+            push_dimension(sql, property);
+            sql.push(" is not null then 1::numeric end as number, ");
+            push_dimension(sql, property);
+            sql.push(" as member");
+        }
+    }
+}
+
+fn push_identity(
+    sql: &mut QueryBuilder<Postgres>,
+    environment: Environment,
+    stored: &StoredMeter,
+    paths: Option<&[i64]>,
+) {
+    sql.push("e.environment = ").push_bind(environment.code());
+    sql.push(" and e.event_name_id = ").push_bind(stored.event_name_id);
+    sql.push(" and (e.meter_id is null or e.meter_id = ").push_bind(stored.id).push(")");
+    push_paths(sql, "e.path_id", paths);
+}
+
+/// Restricts a column to some paths.
+pub(crate) fn push_paths(sql: &mut QueryBuilder<Postgres>, column: &str, paths: Option<&[i64]>) {
+    match paths {
+        None => {}
+        Some([path]) => {
+            sql.push(format!(" and {column} = ")).push_bind(*path);
+        }
+        Some(paths) => {
+            sql.push(format!(" and {column} = any(")).push_bind(paths.to_vec()).push(")");
+        }
+    }
+}
+
+/// Of an event `e`: whether its batch has been folded, as one more condition.
+pub(crate) const NOT_UNFOLDED: &str =
+    " and not exists (select from unfolded u where u.batch_id = e.batch_id)";
+
+fn push_scope(sql: &mut QueryBuilder<Postgres>, scope: &MeasureScope<'_>) {
+    match scope {
+        MeasureScope::Batches { batch_ids, within } => push_batches(sql, batch_ids, *within),
+        MeasureScope::BatchesWithin { batch_ids, within, spans } => {
+            push_batches(sql, batch_ids, *within);
+            let (from, to) = columns(spans);
+            sql.push(" and exists (select from unnest(").push_bind(from).push(", ").push_bind(to);
+            sql.push(") as span (s, e) where e.occurred_at >= span.s and e.occurred_at < span.e)");
+        }
+        MeasureScope::Spans([span]) => push_span(sql, *span),
+        // joined already
+        MeasureScope::Spans(_) => {}
+        MeasureScope::Folded(span) => {
+            push_span(sql, *span);
+            sql.push(NOT_UNFOLDED);
+        }
+    }
+}
+
+fn push_batches(sql: &mut QueryBuilder<Postgres>, batch_ids: &[i64], within: Span) {
+    sql.push(" and e.batch_id = any(").push_bind(batch_ids.to_vec()).push(")");
+    // both ends count: they are those of events, not of a range
+    sql.push(" and e.occurred_at >= ").push_bind(within.from);
+    sql.push(" and e.occurred_at <= ").push_bind(within.to);
+}
+
+fn push_span(sql: &mut QueryBuilder<Postgres>, span: Span) {
+    sql.push(" and e.occurred_at >= ").push_bind(span.from).push(" and e.occurred_at < ").push_bind(span.to);
+}
+
+pub(crate) fn columns(spans: &[Span]) -> (Vec<Timestamp>, Vec<Timestamp>) {
+    spans.iter().map(|span| (span.from, span.to)).unzip()
+}
+
+/// The column that a rollup of this aggregation fills beside `count`; none where members are kept.
+pub(crate) fn rollup_column(aggregation: Aggregation) -> Option<&'static str> {
+    match aggregation {
+        Aggregation::Sum | Aggregation::Count | Aggregation::Avg => Some("sum"),
+        Aggregation::UniqueCount => None,
+        Aggregation::Min => Some("min"),
+        Aggregation::Max => Some("max"),
+        Aggregation::Last => Some("last"),
+    }
+}
+
+/// How a rollup column is made of measures, as an aggregate of those whose `number` is there.
+pub(crate) fn made_of(column: &str, number: &str) -> String {
+    match column {
+        "sum" => format!("sum(case when sign = 1 then {number} else -{number} end)"),
+        "min" => format!("min({number}) filter (where live)"),
+        "max" => format!("max({number}) filter (where live)"),
+        _ => format!(
+            "max(array[extract(epoch from at), batch_id, ordinal, {number}]) filter (where live and {number} is not null)"
+        ),
+    }
+}
+
+/// How rollup columns of the same name join: as an aggregate, and where one is `kept` already.
+pub(crate) fn join_columns(column: &str) -> (&'static str, &'static str) {
+    match column {
+        "sum" => ("sum(sum)", "kept.sum + excluded.sum"),
+        "min" => ("min(min)", "least(kept.min, excluded.min)"),
+        "max" => ("max(max)", "greatest(kept.max, excluded.max)"),
+        _ => ("max(last)", "greatest(kept.last, excluded.last)"),
+    }
+}

@@ -1,0 +1,296 @@
+//! Events of parts of hours, which no rollup tells: read once for all questions that look at the same ones,
+//! and added up before each takes its own.
+
+use sqlx::{Postgres, QueryBuilder};
+
+use super::measures::{
+    LIVE, NOT_UNFOLDED, columns, made_of, push_dimension, push_number, push_paths, rollup_column,
+};
+use super::{MeterQuery, PlannedQuery, needed_dimensions};
+use metergate_domain::base::environment::Environment;
+use metergate_domain::base::timestamp::Timestamp;
+use metergate_domain::base::window::Span;
+use metergate_domain::catalog::meter::{Aggregation, Meter};
+use metergate_domain::usage::query::GroupBySubject;
+use metergate_domain::usage::read_plan::PartialHour;
+
+/// What questions read of events, by event name and paths.
+#[derive(Debug, Default)]
+pub(crate) struct PartialHours<'a>(Vec<PartialHourSpan<'a>>);
+
+/// Events of a name on some paths: in spans, by what anybody asks of them.
+#[derive(Debug)]
+struct PartialHourSpan<'a> {
+    event_name_id: i32,
+    paths: Option<&'a [i64]>,
+    /// In order, once each.
+    spans: Vec<Span>,
+    /// Between two of them, all that happens is one to every question.
+    bounds: Vec<Timestamp>,
+    texts: Vec<Text>,
+    /// One of each aggregation and property.
+    meters: Vec<&'a Meter>,
+    by_path: bool,
+    /// Whether something is taken off rollups, which know only what is folded.
+    has_cuts: bool,
+}
+
+/// What events are told apart by.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Text {
+    Property(String),
+    /// Their value, as members are written.
+    Value,
+}
+
+impl Text {
+    /// The member that a meter counts.
+    fn member(meter: &Meter) -> Self {
+        meter.property().map_or(Self::Value, |property| Self::Property(property.to_owned()))
+    }
+
+    fn push(&self, sql: &mut QueryBuilder<Postgres>) {
+        match self {
+            Self::Property(name) => push_dimension(sql, name),
+            Self::Value => drop(sql.push("trim_scale(e.value)::text")),
+        }
+    }
+}
+
+fn is_unique(meter: &Meter) -> bool {
+    meter.aggregation == Aggregation::UniqueCount
+}
+
+/// Whether meters take the same quantities from events.
+fn is_alike(one: &Meter, other: &Meter) -> bool {
+    one.aggregation == other.aggregation && one.property() == other.property()
+}
+
+impl<'a> PartialHours<'a> {
+    pub(crate) fn of(asked: &[&'a PlannedQuery<'a>]) -> Self {
+        let mut edges = Self::default();
+        for asked in asked.iter().filter(|asked| has_some(asked)) {
+            let MeterQuery { stored, paths, .. } = *asked.meter_query;
+            let name = stored.event_name_id;
+            let known = edges.0.iter().position(|edge| edge.event_name_id == name && edge.paths == paths);
+            let place = known.unwrap_or_else(|| {
+                edges.0.push(PartialHourSpan::new(name, paths));
+                edges.0.len() - 1
+            });
+            edges.0[place].note(asked);
+        }
+        edges
+    }
+
+    /// Writes `with …` of the relations that [`PartialHours::push_part`] reads; nothing where there are none.
+    pub(crate) fn push(&self, sql: &mut QueryBuilder<Postgres>, environment: Environment) {
+        for (place, edge) in self.0.iter().enumerate() {
+            sql.push(if place == 0 { "with " } else { ", " });
+            sql.push(format!("edge_{place} as materialized ("));
+            edge.push(sql, environment);
+            sql.push(") ");
+        }
+    }
+
+    /// The part of a question that comes from events, with the columns of every part; none where nothing does.
+    pub(crate) fn push_part(
+        &self,
+        sql: &mut QueryBuilder<Postgres>,
+        asked: &PlannedQuery<'_>,
+        dimensions: &[String],
+        mut next_part: impl FnMut(&mut QueryBuilder<Postgres>),
+    ) {
+        let MeterQuery { stored, paths, .. } = *asked.meter_query;
+        let is_its =
+            |edge: &PartialHourSpan<'_>| edge.event_name_id == stored.event_name_id && edge.paths == paths;
+        let Some(place) = self.0.iter().position(is_its) else { return };
+        let edge = &self.0[place];
+        if !asked.reading.events.is_empty() {
+            next_part(sql);
+            edge.push_columns(sql, &stored.meter, dimensions, "at", "");
+            sql.push(format!(" from edge_{place} where n = any("));
+            sql.push_bind(asked.reading.events.iter().map(|span| edge.number(*span)).collect::<Vec<_>>());
+            sql.push(")");
+            edge.push_conditions(sql, asked.meter_query);
+        }
+        if !asked.reading.partial_hours.is_empty() {
+            next_part(sql);
+            let rest = |cut: &PartialHour| {
+                let at = cut.part.from;
+                cut.complement().map(move |span| (edge.number(span), at))
+            };
+            let (numbers, at): (Vec<i64>, Vec<Timestamp>) =
+                asked.reading.partial_hours.iter().flat_map(rest).unzip();
+            edge.push_columns(sql, &stored.meter, dimensions, "cut.at", "-");
+            sql.push(format!(" from edge_{place} join unnest(")).push_bind(numbers).push(", ").push_bind(at);
+            sql.push(") as cut (n, at) using (n) where is_folded");
+            edge.push_conditions(sql, asked.meter_query);
+        }
+    }
+}
+
+/// Whether a question looks at events of parts of hours.
+fn has_some(asked: &PlannedQuery<'_>) -> bool {
+    !asked.reading.events.is_empty() || !asked.reading.partial_hours.is_empty()
+}
+
+impl<'a> PartialHourSpan<'a> {
+    fn new(event_name_id: i32, paths: Option<&'a [i64]>) -> Self {
+        Self {
+            event_name_id,
+            paths,
+            spans: Vec::new(),
+            bounds: Vec::new(),
+            texts: Vec::new(),
+            meters: Vec::new(),
+            by_path: false,
+            has_cuts: false,
+        }
+    }
+
+    /// Takes what a question asks to what is read.
+    fn note(&mut self, asked: &'a PlannedQuery<'a>) {
+        let MeterQuery { stored, query, holders, bounds, .. } = *asked.meter_query;
+        let meter = &stored.meter;
+        let spans = asked.reading.events.iter().copied();
+        self.spans.extend(spans.chain(asked.reading.partial_hours.iter().flat_map(PartialHour::complement)));
+        self.spans.sort_unstable_by_key(|span| (span.from, span.to));
+        self.spans.dedup();
+        self.bounds.extend(query.edges(bounds));
+        self.bounds.sort_unstable();
+        self.bounds.dedup();
+        let filters = meter.filter.iter().map(|(property, _)| property.to_owned());
+        for name in needed_dimensions(query).into_iter().chain(filters) {
+            add(&mut self.texts, Text::Property(name));
+        }
+        if is_unique(meter) {
+            add(&mut self.texts, Text::member(meter));
+        } else if !self.meters.iter().any(|known| is_alike(known, meter)) {
+            self.meters.push(meter);
+        }
+        self.has_cuts |= !asked.reading.partial_hours.is_empty();
+        self.by_path |= holders.is_some() || query.whose != GroupBySubject::All;
+    }
+
+    /// Of a span that is known; they are numbered from 1.
+    fn number(&self, span: Span) -> i64 {
+        let place = self.spans.binary_search_by_key(&(span.from, span.to), |known| (known.from, known.to));
+        place.map_or(0, |place| i64::try_from(place + 1).unwrap_or_default())
+    }
+
+    fn column_of(&self, meter: &Meter) -> usize {
+        self.meters.iter().position(|known| is_alike(known, meter)).unwrap_or_default()
+    }
+
+    fn column_of_text(&self, text: &Text) -> usize {
+        self.texts.iter().position(|known| known == text).unwrap_or_default()
+    }
+
+    /// Writes `select …`.
+    fn push(&self, sql: &mut QueryBuilder<Postgres>, environment: Environment) {
+        sql.push("select n, path_id, meter_id, min(at) as at, sum(sign)::bigint as count");
+        let groups = self.groups();
+        sql.push(&groups);
+        for (place, meter) in self.meters.iter().enumerate() {
+            let number = format!("number_{place}");
+            sql.push(format!(
+                ", coalesce(sum(sign) filter (where {number} is not null), 0)::bigint as count_{place}"
+            ));
+            if let Some(name) = rollup_column(meter.aggregation) {
+                sql.push(format!(", {} as {name}_{place}", made_of(name, &number)));
+            }
+        }
+        sql.push(" from (select n, e.occurred_at as at, e.sign, e.meter_id, e.batch_id, e.ordinal, ");
+        sql.push(if self.by_path { "e.path_id" } else { "null::bigint as path_id" });
+        if self.has_cuts {
+            sql.push(", true").push(NOT_UNFOLDED).push(" as is_folded");
+        }
+        for (place, text) in self.texts.iter().enumerate() {
+            sql.push(", ");
+            text.push(sql);
+            sql.push(format!(" as text_{place}"));
+        }
+        for (place, meter) in self.meters.iter().enumerate() {
+            sql.push(", ");
+            push_number(sql, meter);
+            sql.push(format!(" as number_{place}"));
+        }
+        if self.meters.iter().any(|meter| meter.aggregation.is_order_statistic()) {
+            sql.push(", ").push(LIVE).push(" as live");
+        }
+        if let [span] = self.spans[..] {
+            sql.push(" from (select 1::bigint as n, * from events e");
+            self.push_identity(sql, environment);
+            sql.push(" and e.occurred_at >= ").push_bind(span.from);
+            sql.push(" and e.occurred_at < ").push_bind(span.to).push(") e) e");
+        } else {
+            // each is looked up by itself, so that the index serves every one
+            let (from, to) = columns(&self.spans);
+            sql.push(" from unnest(").push_bind(from).push(", ").push_bind(to);
+            sql.push(") with ordinality as span (s, e, n) cross join lateral (select * from events e");
+            self.push_identity(sql, environment);
+            sql.push(" and e.occurred_at >= span.s and e.occurred_at < span.e offset 0) e) e");
+        }
+        sql.push(" group by n, path_id, meter_id, width_bucket(at, ")
+            .push_bind(self.bounds.clone())
+            .push(")");
+        sql.push(groups);
+    }
+
+    fn push_identity(&self, sql: &mut QueryBuilder<Postgres>, environment: Environment) {
+        sql.push(" where e.environment = ").push_bind(environment.code());
+        sql.push(" and e.event_name_id = ").push_bind(self.event_name_id);
+        push_paths(sql, "e.path_id", self.paths);
+    }
+
+    /// The columns that tell rows apart beside times, paths and meters, each after a comma.
+    fn groups(&self) -> String {
+        let folded = self.has_cuts.then(|| ", is_folded".to_owned());
+        folded.into_iter().chain((0..self.texts.len()).map(|place| format!(", text_{place}"))).collect()
+    }
+
+    /// The columns of a part.
+    fn push_columns(
+        &self,
+        sql: &mut QueryBuilder<Postgres>,
+        meter: &Meter,
+        dimensions: &[String],
+        at: &str,
+        sign: &str,
+    ) {
+        let text = |name: &String| format!("text_{}", self.column_of_text(&Text::Property(name.clone())));
+        let members: Vec<String> = dimensions.iter().map(text).collect();
+        sql.push(format!("select path_id, {at} as at, array[{}]::text[] as members, ", members.join(", ")));
+        if is_unique(meter) {
+            let member = self.column_of_text(&Text::member(meter));
+            sql.push(format!("{sign}count, text_digest(text_{member})"));
+            return;
+        }
+        let place = self.column_of(meter);
+        sql.push(format!("{sign}count_{place}"));
+        if let Some(name) = rollup_column(meter.aggregation) {
+            sql.push(format!(", {sign}{name}_{place}"));
+        }
+    }
+
+    /// Which rows a question takes.
+    fn push_conditions(&self, sql: &mut QueryBuilder<Postgres>, meter_query: &MeterQuery<'_>) {
+        let MeterQuery { stored, .. } = *meter_query;
+        sql.push(" and (meter_id is null or meter_id = ").push_bind(stored.id).push(")");
+        for (property, allowed) in stored.meter.filter.iter() {
+            let text = self.column_of_text(&Text::Property(property.to_owned()));
+            sql.push(format!(" and (meter_id is not null or text_{text} = any("));
+            sql.push_bind(allowed.to_vec()).push("))");
+        }
+        if is_unique(&stored.meter) {
+            let member = self.column_of_text(&Text::member(&stored.meter));
+            sql.push(format!(" and text_{member} is not null"));
+        }
+    }
+}
+
+fn add<T: PartialEq>(known: &mut Vec<T>, one: T) {
+    if !known.contains(&one) {
+        known.push(one);
+    }
+}

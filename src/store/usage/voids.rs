@@ -1,0 +1,104 @@
+//! Taking events back: each once, with a trace.
+
+use sqlx::{PgConnection, Row};
+use uuid::Uuid;
+
+use crate::store::StoreError;
+use metergate_domain::base::environment::Environment;
+use metergate_domain::base::timestamp::{MICROS_PER_HOUR, Timestamp};
+
+#[derive(Debug, Clone)]
+pub struct VoidRow {
+    pub reason: Option<String>,
+    pub voided_at: Timestamp,
+}
+
+pub async fn find(
+    connection: &mut PgConnection,
+    environment: Environment,
+    key: Uuid,
+) -> Result<Option<VoidRow>, StoreError> {
+    let row = sqlx::query("select reason, voided_at from voids where environment = $1 and key = $2")
+        .bind(environment.code())
+        .bind(key)
+        .fetch_optional(connection)
+        .await?;
+    row.map(|row| Ok(VoidRow { reason: row.try_get("reason")?, voided_at: row.try_get("voided_at")? }))
+        .transpose()
+}
+
+/// Notes that the event is taken back; false where it already was. A second caller waits for the
+/// first.
+pub async fn insert(
+    connection: &mut PgConnection,
+    environment: Environment,
+    key: Uuid,
+    batch_id: i64,
+    reason: Option<&str>,
+    voided_at: Timestamp,
+) -> Result<bool, StoreError> {
+    let done = sqlx::query(
+        "insert into voids (environment, key, batch_id, reason, voided_at) values ($1, $2, $3, $4, $5)
+         on conflict on constraint voids_pk do nothing",
+    )
+    .bind(environment.code())
+    .bind(key)
+    .bind(batch_id)
+    .bind(reason)
+    .bind(voided_at)
+    .execute(connection)
+    .await?;
+    Ok(done.rows_affected() == 1)
+}
+
+/// Writes the counter-event: the event again with sign −1, in a batch of its own, not folded yet.
+pub async fn insert_counter_event(
+    connection: &mut PgConnection,
+    environment: Environment,
+    key: Uuid,
+    occurred_at: Timestamp,
+    batch_id: i64,
+) -> Result<(), StoreError> {
+    sqlx::query(
+        "with countered as (
+             insert into events (environment, batch_id, path_id, occurred_at, customer_id, key, ordinal,
+                                 event_name_id, sign, value, properties, id, source, meter_id)
+             select environment, $4, path_id, occurred_at, customer_id, key, 0, event_name_id, -1, value, properties,
+                    id, source, meter_id
+             from events e
+             join (select batch_id from event_keys where environment = $1 and key = $2) k on k.batch_id = e.batch_id
+             where e.environment = $1 and e.key = $2 and e.occurred_at = $3 and e.sign = 1
+             returning event_name_id)
+         insert into unfolded (batch_id, environment, first_at, last_at, event_count, event_name_ids)
+         select $4, $1, $3, $3, 1, array[event_name_id] from countered",
+    )
+    .bind(environment.code())
+    .bind(key)
+    .bind(occurred_at)
+    .bind(batch_id)
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+/// Marks an hour of some meters as not to be read from rollups: subtracting cannot undo a minimum. A
+/// mark of its own, even where there is one: that one may be about to go, built without this void.
+pub async fn insert_gaps(
+    connection: &mut PgConnection,
+    environment: Environment,
+    meter_ids: &[i32],
+    hour: Timestamp,
+) -> Result<(), StoreError> {
+    let end = Timestamp::from_micros(hour.micros() + MICROS_PER_HOUR).unwrap_or(Timestamp::MAX);
+    sqlx::query(
+        "insert into rollup_gaps (environment, meter_id, from_hour, to_hour)
+         select $1, meter_id, $3, $4 from unnest($2::int[]) meter_id",
+    )
+    .bind(environment.code())
+    .bind(meter_ids)
+    .bind(hour)
+    .bind(end)
+    .execute(connection)
+    .await?;
+    Ok(())
+}

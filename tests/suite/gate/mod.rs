@@ -1,0 +1,7 @@
+//! Reservations and the gate.
+
+mod interleavings;
+mod model;
+mod outages;
+mod races;
+mod reservations;

@@ -1,0 +1,28 @@
+//! What the documentation shows is what the service answers.
+
+use metergate_domain::base::environment::Environment;
+use metergate_domain::catalog::Catalog;
+use serde_json::{Value, json};
+
+use super::{Books, START};
+use crate::support::TestService;
+
+const PAGE: &str = include_str!("../../../docs/invoices.md");
+const SAMPLE: &str = include_str!("../../../config/catalog.yaml");
+
+#[tokio::test]
+async fn the_example_of_a_draft_is_a_real_one() {
+    let books = Books { service: TestService::start().await };
+    books.set_clock(START);
+    let sample = Catalog::read_yaml(SAMPLE).unwrap();
+    books.service.engine.apply_catalog(Environment::Test, sample, false).await.unwrap();
+    books.enrol("acme", "pro").await;
+    let event = json!({"event_name": "ai_tokens", "subject": "acme", "value": 150_000, "timestamp": START,
+                       "properties": {"model": "claude-sonnet"}});
+    assert_eq!(books.service.post("/v1/events", &event).await.json()["accepted"], 1);
+    let example = PAGE.split("```json\n").nth(1).unwrap().split("```").next().unwrap();
+    let mut expected: Value = serde_json::from_str(example).unwrap();
+    let shown = books.upcoming("acme").await;
+    expected["id"] = shown["id"].clone();
+    assert_eq!(shown, expected);
+}

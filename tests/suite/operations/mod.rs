@@ -1,0 +1,4 @@
+//! Running the service: the embedded database, outages.
+
+mod embedded;
+mod outages;

@@ -1,0 +1,4 @@
+//! Prices, costs and spend caps.
+
+mod prices;
+mod spend_caps;

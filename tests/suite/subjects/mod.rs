@@ -1,0 +1,4 @@
+//! Subjects, customers and subscriptions.
+
+mod plans;
+mod subject;
