@@ -1,4 +1,4 @@
-# Needs no BuildKit: the dependencies are a layer of their own, rebuilt when Cargo.toml or Cargo.lock changes.
+# Does not need BuildKit. The dependencies are a separate layer, rebuilt when Cargo.toml or Cargo.lock changes.
 FROM rust:1.95-slim-bookworm AS build
 WORKDIR /build
 COPY Cargo.toml Cargo.lock ./
@@ -8,7 +8,7 @@ RUN mkdir src \
     && cargo build --release --locked --bin metergate \
     && cargo clean --release --locked --package metergate \
     && rm -r src
-# the settings, migrations and the API document are compiled in
+# the binary contains the settings, the migrations and the API description
 COPY openapi.yaml ./
 COPY config config
 COPY migrations migrations
@@ -17,10 +17,10 @@ RUN cargo build --release --locked --bin metergate \
     && strip target/release/metergate
 
 FROM debian:bookworm-slim
-# for calls out: JWKS documents, the biller
+# for outgoing calls: JWKS documents, Stripe
 COPY --from=build /etc/ssl/certs/ca-certificates.crt /etc/ssl/certs/ca-certificates.crt
 COPY --from=build /build/target/release/metergate /usr/local/bin/metergate
-# No PostgreSQL is in here and none is fetched: DATABASE_URL must be set, and without it the start says so.
+# The image has no PostgreSQL and downloads none. Set DATABASE_URL; without it, the start fails and says so.
 ENV METERGATE__HTTP__BIND=0.0.0.0:8080 \
     METERGATE__POSTGRES__BIN=/nonexistent \
     METERGATE__POSTGRES__FOLDER=/tmp/metergate

@@ -18,15 +18,15 @@ async fn main() -> ExitCode {
     }
 }
 
-#[expect(clippy::print_stderr, reason = "the last word of a program that could not do its work")]
+#[expect(clippy::print_stderr, reason = "the error of a command goes to stderr")]
 fn fail(why: &anyhow::Error) -> ExitCode {
-    // a cause whose words an error already says is not said again
-    let mut said = why.to_string();
+    // skips a cause whose text the error already contains
+    let mut text = why.to_string();
     for cause in why.chain().skip(1).map(ToString::to_string) {
-        if !said.contains(&cause) {
-            said = format!("{said}: {cause}");
+        if !text.contains(&cause) {
+            text = format!("{text}: {cause}");
         }
     }
-    eprintln!("metergate: {said}");
+    eprintln!("metergate: {text}");
     ExitCode::FAILURE
 }

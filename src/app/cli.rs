@@ -18,36 +18,36 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Run the service (the default)
+    /// Run the service (default)
     Serve,
     /// Apply, compare or show the meters and plans of an environment
     #[command(subcommand)]
     Catalog(CatalogCommand),
-    /// Make, list or revoke API keys
+    /// Create, list or revoke API keys
     #[command(subcommand)]
     Keys(KeysCommand),
-    /// Make an end-user token, for trying
+    /// Create an end-user token for tests
     #[command(subcommand)]
     Token(TokenCommand),
-    /// Recount every rollup and counter from the events; exits 1 on any difference
+    /// Compare every rollup and counter with the events; exits 1 if any differs
     Verify {
-        /// Only this environment
+        /// Check only this environment [default: both]
         #[arg(long)]
         environment: Option<EnvironmentName>,
     },
-    /// Hand usage to the billing provider
+    /// Send usage to the billing provider
     #[command(subcommand)]
     Export(ExportCommand),
-    /// Ask a running service whether it is ready; exits 1 if not
+    /// Check whether the running service is ready; exits 1 if not
     Healthcheck,
 }
 
 #[derive(Debug, Subcommand)]
 pub enum ExportCommand {
-    /// Settle everything that is due, the running hour too, and print what came of it; exits 1 while
-    /// something is pending or dead
+    /// Send all usage that is due, including the current hour, and print the result; exits 1 if an export
+    /// is pending or dead
     Run {
-        /// Only this environment; else every one with an account
+        /// Export only this environment [default: every environment with a Stripe account]
         #[arg(long)]
         environment: Option<EnvironmentName>,
     },
@@ -55,11 +55,11 @@ pub enum ExportCommand {
 
 #[derive(Debug, Subcommand)]
 pub enum CatalogCommand {
-    /// Apply a catalog, all or nothing
+    /// Apply a catalog; if any part is invalid, nothing changes
     Apply(CatalogFile),
-    /// Show what applying it would change
+    /// Show the changes that `apply` would make
     Diff(CatalogFile),
-    /// Show the catalog in force, as JSON
+    /// Print the current catalog as JSON
     Show {
         #[arg(long, default_value = "test")]
         environment: EnvironmentName,
@@ -68,7 +68,7 @@ pub enum CatalogCommand {
 
 #[derive(Debug, clap::Args)]
 pub struct CatalogFile {
-    /// YAML or JSON
+    /// Catalog file, in YAML or JSON
     #[arg(default_value = "config/catalog.yaml")]
     pub file: PathBuf,
     #[arg(long, default_value = "test")]
@@ -77,7 +77,7 @@ pub struct CatalogFile {
 
 #[derive(Debug, Subcommand)]
 pub enum KeysCommand {
-    /// Make a key and print it; it is not shown again
+    /// Create a key and print it; it cannot be shown again
     Create {
         #[arg(long, default_value = "test")]
         environment: EnvironmentName,
@@ -86,10 +86,13 @@ pub enum KeysCommand {
         #[arg(long, default_value = "")]
         name: String,
     },
-    /// List the keys, but for what proves them
+    /// List the keys, without their secret parts
     List,
-    /// Revoke a key, by its id or by itself
-    Revoke { id: String },
+    /// Revoke a key
+    Revoke {
+        /// Id of the key, or the key itself
+        id: String,
+    },
 }
 
 #[derive(Debug, Subcommand)]
@@ -100,10 +103,10 @@ pub enum TokenCommand {
         subject: String,
         #[arg(long, default_value = "test")]
         environment: EnvironmentName,
-        /// Space-separated
+        /// Scopes, separated by spaces
         #[arg(long, default_value = "usage:read")]
         scope: String,
-        /// How long it is good: 15m, 1h
+        /// Lifetime of the token, such as 15m or 1h
         #[arg(long, default_value = "1h", value_parser = humantime::parse_duration)]
         ttl: Duration,
     },

@@ -1,36 +1,28 @@
-//! What the commands do, each on the database that the service uses.
+//! The commands, each on the database that the service uses.
 
-#![expect(clippy::print_stdout, reason = "commands answer on stdout")]
-
-use std::fmt::Display;
-use std::io::{ErrorKind, Write};
-use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, bail};
-use serde::Serialize;
 
 use super::cli::{CatalogCommand, CatalogFile, Command, ExportCommand, KeysCommand, TokenCommand};
 use super::database::DatabaseHandle;
+use super::output::{format_errors, print_json, print_line};
 use super::serve::migrate;
 use super::settings::Settings;
 use super::{logging, serve};
-use crate::engine::access::keys::KeyKind;
 use crate::engine::{Clock, Engine, EngineError};
 use metergate_domain::base::environment::Environment;
-use metergate_domain::base::fields::Violation;
 use metergate_domain::base::names::SubjectId;
 use metergate_domain::catalog::Catalog;
 
-/// Applied at the first start on the embedded database; else the one compiled in.
-const CATALOG_FILE: &str = "config/catalog.yaml";
-const SAMPLE_CATALOG: &str = include_str!("../../config/catalog.yaml");
-/// A command does not wait for a database as long as the service does.
+/// Longest time that a command waits for the database, shorter than the service does.
 const DATABASE_WAIT_MAX: Duration = Duration::from_secs(5);
+/// Longest time that a healthcheck waits for an answer.
 const HEALTHCHECK_MAX: Duration = Duration::from_secs(3);
 
 impl Command {
+    /// Runs the command and returns the exit code of the process.
     pub async fn run(self, mut settings: Settings) -> anyhow::Result<ExitCode> {
         match self {
             Self::Serve => {
@@ -42,16 +34,16 @@ impl Command {
         }
         "warn,sqlx=error".clone_into(&mut settings.log.filter);
         logging::start(&settings.log)?;
-        let database_handle = DatabaseHandle::join(&mut settings).await?;
-        let done = self.run_on(&settings, &database_handle).await;
-        database_handle.close().await;
+        let handle = DatabaseHandle::join(&mut settings).await?;
+        let done = self.run_on(&settings, &handle).await;
+        handle.close().await;
         done
     }
 
-    async fn run_on(self, settings: &Settings, database_handle: &DatabaseHandle) -> anyhow::Result<ExitCode> {
-        migrate(&database_handle.database, DATABASE_WAIT_MAX).await?;
+    async fn run_on(self, settings: &Settings, handle: &DatabaseHandle) -> anyhow::Result<ExitCode> {
+        migrate(&handle.database, DATABASE_WAIT_MAX).await?;
         let clock = Clock::postgres(settings.clock.offset);
-        let engine = Engine::start(database_handle.database.clone(), clock, settings.engine())?;
+        let engine = Engine::start(handle.database.clone(), clock, settings.engine())?;
         let done = self.run_with(&engine).await;
         engine.stop().await;
         done
@@ -72,7 +64,10 @@ impl Command {
             Self::Keys(KeysCommand::Revoke { id }) => engine.revoke_key(&id).await?,
             Self::Token(TokenCommand::Mint { subject, environment, scope, ttl }) => {
                 let subject = SubjectId::parse(subject).context("--subject")?;
-                #[expect(clippy::disallowed_methods, reason = "a command is asked now")]
+                #[expect(
+                    clippy::disallowed_methods,
+                    reason = "a token is valid from the time of the command"
+                )]
                 let expires_at = (SystemTime::now() + ttl).duration_since(UNIX_EPOCH)?.as_secs();
                 print_line(engine.mint_token(
                     environment.into(),
@@ -90,47 +85,18 @@ impl Command {
     }
 }
 
-/// At the first start on the embedded database: the sample catalog, a key, and a command to try.
-pub(super) async fn first_run(engine: &Engine, address: SocketAddr) -> anyhow::Result<()> {
-    let environment = Environment::Test;
-    if engine.catalog(environment).await?.version > 0 {
-        return Ok(());
-    }
-    let edited = std::fs::read_to_string(CATALOG_FILE).ok();
-    let catalog = Catalog::read_yaml(edited.as_deref().unwrap_or(SAMPLE_CATALOG))
-        .map_err(|violations| anyhow::anyhow!(format_errors(&violations)))?;
-    engine.apply_catalog(environment, catalog, false).await?;
-    let key = engine.create_key(environment, KeyKind::Secret, "first start").await?;
-    println!(
-        "A secret key for the test environment, shown this once:\n\n  export KEY={key}\n\nTry it:\n\n  \
-         curl http://{address}/v1/events -H \"Authorization: Bearer $KEY\" -H 'Content-Type: application/json' \\\n    \
-         -d '{{\"event_name\": \"ai_tokens\", \"subject\": \"user_1\", \"value\": 1500, \"properties\": {{\"model\": \"gpt-4o\"}}}}'\n  \
-         curl http://{address}/v1/subjects/user_1/usage -H \"Authorization: Bearer $KEY\"\n\n\
-         The whole interface is at http://{address}/docs\n"
-    );
-    Ok(())
-}
-
 async fn apply(engine: &Engine, given: &CatalogFile, dry_run: bool) -> anyhow::Result<()> {
     let text = std::fs::read_to_string(&given.file)
         .with_context(|| format!("cannot read {}", given.file.display()))?;
-    // JSON is YAML, but its strings may hold what YAML refuses
+    // JSON is nearly YAML, but its strings may contain characters that YAML refuses
     let is_json = given.file.extension().is_some_and(|extension| extension == "json");
     let read = if is_json { Catalog::read(serde_json::from_str(&text)?) } else { Catalog::read_yaml(&text) };
-    let catalog = read.map_err(|violations| anyhow::anyhow!(format_errors(&violations)))?;
+    let catalog = read.map_err(|errors| anyhow::anyhow!(format_errors(&errors)))?;
     match engine.apply_catalog(given.environment.into(), catalog, dry_run).await {
         Ok(applied) => print_json(&applied),
-        Err(EngineError::Invalid(violations)) => bail!(format_errors(&violations)),
+        Err(EngineError::Invalid(errors)) => bail!(format_errors(&errors)),
         Err(other) => Err(other.into()),
     }
-}
-
-fn format_errors(violations: &[Violation]) -> String {
-    let lines: Vec<String> = violations
-        .iter()
-        .map(|violation| format!("{} {} ({})", violation.pointer, violation.detail, violation.code))
-        .collect();
-    format!("the catalog is not acceptable:\n  {}", lines.join("\n  "))
 }
 
 async fn list_keys(engine: &Engine) -> anyhow::Result<()> {
@@ -173,7 +139,9 @@ async fn export(engine: &Engine, only: Option<Environment>) -> anyhow::Result<Ex
         |environment| only.map_or_else(|| engine.exports_somewhere(environment), |only| only == environment);
     let meant: Vec<Environment> = Environment::ALL.into_iter().filter(|each| is_meant(*each)).collect();
     if meant.is_empty() {
-        bail!("no environment has an account: set STRIPE_SECRET, as for the service");
+        bail!(
+            "no environment has a Stripe account: set STRIPE_SECRET or STRIPE_TEST_SECRET, as for the service"
+        );
     }
     let mut is_settled = true;
     for environment in meant {
@@ -187,19 +155,7 @@ async fn export(engine: &Engine, only: Option<Environment>) -> anyhow::Result<Ex
     Ok(if is_settled { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-fn print_json(value: &impl Serialize) -> anyhow::Result<()> {
-    print_line(serde_json::to_string_pretty(value)?)
-}
-
-/// A line of what was asked for. Whoever has read enough, such as `head`, may close the pipe.
-fn print_line(line: impl Display) -> anyhow::Result<()> {
-    match writeln!(std::io::stdout().lock(), "{line}") {
-        Err(why) if why.kind() == ErrorKind::BrokenPipe => Ok(()),
-        done => Ok(done?),
-    }
-}
-
-/// For containers: asks `/readyz` where the service listens.
+/// Calls `/readyz` at the address of the service, for containers.
 async fn healthcheck(settings: &Settings) -> anyhow::Result<ExitCode> {
     let mut address = settings.http.bind;
     if address.ip().is_unspecified() {

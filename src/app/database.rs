@@ -1,5 +1,5 @@
-//! Which database this process works on: the one of `DATABASE_URL`, or the embedded one, which a
-//! command joins where the service runs it.
+//! The database of this process: that of `DATABASE_URL`, or the embedded one. A command uses the embedded
+//! server of a running service, if there is one.
 
 use std::fs;
 use std::io::Write;
@@ -13,10 +13,10 @@ use super::settings::Settings;
 use crate::embedded::{Cluster, ServerPurpose, running_url};
 use crate::store::Database;
 
-/// The database that every server has from the start.
+/// The database that exists on every new server.
 const EMBEDDED_DATABASE: &str = "postgres";
 
-/// A database, and the server under it where it is our own.
+/// A database, and its server if this process started it.
 #[derive(Debug)]
 pub(super) struct DatabaseHandle {
     pub(super) database: Database,
@@ -25,7 +25,7 @@ pub(super) struct DatabaseHandle {
 }
 
 impl DatabaseHandle {
-    /// For the service: starts the embedded server where no URL is set.
+    /// Opens the database for the service: starts the embedded server if no URL is set.
     pub(super) async fn open(settings: &mut Settings) -> anyhow::Result<Self> {
         match settings.database_url.clone() {
             Some(url) => Self::at(settings, url.expose_secret(), None, false),
@@ -33,12 +33,12 @@ impl DatabaseHandle {
         }
     }
 
-    /// For a command: joins the embedded server where the service runs, else starts it for itself.
+    /// Opens the database for a command: uses the embedded server of a running service, else starts it.
     pub(super) async fn join(settings: &mut Settings) -> anyhow::Result<Self> {
         if settings.database_url.is_none()
             && let Some(url) = running_url(&settings.postgres.folder, EMBEDDED_DATABASE).await
         {
-            lend_token_secret(settings)?;
+            set_token_secret(settings)?;
             return Self::at(settings, &url, None, true);
         }
         Self::open(settings).await
@@ -48,7 +48,7 @@ impl DatabaseHandle {
         let folder = settings.postgres.folder.clone();
         let cluster =
             Cluster::start(&folder, settings.postgres.bin.as_deref(), ServerPurpose::Service).await?;
-        lend_token_secret(settings)?;
+        set_token_secret(settings)?;
         let url = cluster.url(EMBEDDED_DATABASE);
         Self::at(settings, &url, Some(cluster), true)
     }
@@ -60,15 +60,16 @@ impl DatabaseHandle {
         Ok(Self { database, cluster, embedded })
     }
 
-    /// Starts the embedded server again where it ended by itself.
+    /// Restarts the embedded server if it has ended.
     pub(super) async fn restart_if_down(&mut self) {
         if let Some(cluster) = &mut self.cluster
             && let Err(why) = cluster.revive().await
         {
-            tracing::error!(%why, "the embedded PostgreSQL does not start again");
+            tracing::error!(%why, "the embedded PostgreSQL failed to restart; the next attempt follows in a second");
         }
     }
 
+    /// Closes the connections, then stops the server if this process started it.
     pub(super) async fn close(self) {
         self.database.close().await;
         if let Some(cluster) = self.cluster {
@@ -77,19 +78,19 @@ impl DatabaseHandle {
     }
 }
 
-/// With the embedded database, test tokens are signed with a secret made for this folder, so that
-/// `metergate token mint` works with no setting at all.
-fn lend_token_secret(settings: &mut Settings) -> anyhow::Result<()> {
+/// Sets the secret of test tokens to one made for this folder, unless the settings have one. With it,
+/// `metergate token mint` works on the embedded database without any setting.
+fn set_token_secret(settings: &mut Settings) -> anyhow::Result<()> {
     if settings.auth.test.hs256_secret.is_some() {
         return Ok(());
     }
     let path = settings.postgres.folder.join("test_token_secret");
-    let secret = read_or_make_secret(&path).with_context(|| format!("cannot use {}", path.display()))?;
+    let secret = read_or_create_secret(&path).with_context(|| format!("cannot use {}", path.display()))?;
     settings.auth.test.hs256_secret = Some(SecretString::from(secret));
     Ok(())
 }
 
-fn read_or_make_secret(path: &Path) -> std::io::Result<String> {
+fn read_or_create_secret(path: &Path) -> std::io::Result<String> {
     use rand::RngExt;
     let made = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
     if let Ok(mut file) = made {

@@ -1,4 +1,4 @@
-//! Logs go to stderr: lines for people on a terminal, JSON everywhere else.
+//! Logs go to stderr, as text on a terminal and as JSON elsewhere.
 
 use std::io::IsTerminal;
 
@@ -6,10 +6,14 @@ use tracing_subscriber::EnvFilter;
 
 use super::settings::{Log, LogFormat};
 
+/// Starts the log of this process.
 pub fn start(log: &Log) -> anyhow::Result<()> {
-    let filter = EnvFilter::builder()
-        .parse(&log.filter)
-        .map_err(|why| anyhow::anyhow!("log.filter `{}` is malformed: {why}", log.filter))?;
+    let filter = EnvFilter::builder().parse(&log.filter).map_err(|why| {
+        anyhow::anyhow!(
+            "log.filter must be a list of directives such as `info,sqlx=warn`, not `{}`: {why}",
+            log.filter
+        )
+    })?;
     let json = match log.format {
         LogFormat::Json => true,
         LogFormat::Human => false,
@@ -17,7 +21,7 @@ pub fn start(log: &Log) -> anyhow::Result<()> {
     };
     let builder =
         tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
-    // a second start in one process, as tests do it, keeps the first
+    // fails at a second start in one process, as in tests, which keeps the first log
     let started = if json { builder.json().flatten_event(true).try_init() } else { builder.try_init() };
     started.ok();
     Ok(())

@@ -1,15 +1,17 @@
-//! Command line, settings, start and stop: the one place where everything is put together.
+//! Command line, settings, start and stop. This layer assembles all others.
 
 pub mod cli;
 mod commands;
 mod database;
+mod first_run;
 pub mod logging;
+mod output;
 mod serve;
 pub mod settings;
 
 pub use serve::{Service, serve};
 
-/// Calls make and drop many small things, on one thread and the other: glibc spends a tenth of their
-/// time on that.
+/// The allocator. Calls allocate and free many small values across threads, on which glibc's allocator spends
+/// a tenth of their time.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;

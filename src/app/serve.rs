@@ -1,5 +1,5 @@
-//! Starting the service and stopping it: database, writers, jobs, HTTP; and back in reverse, so that
-//! whatever was taken is answered.
+//! Start and stop of the service. It starts the database, the writers, the jobs and HTTP, and stops them in
+//! reverse, so that every accepted call is answered.
 
 use std::net::SocketAddr;
 use std::sync::{Arc, OnceLock};
@@ -14,23 +14,24 @@ use tokio::task::JoinHandle;
 use tower::make::Shared;
 
 use super::database::DatabaseHandle;
+use super::first_run::first_run;
+use super::logging;
 use super::settings::Settings;
-use super::{commands, logging};
 use crate::engine::{Clock, Engine};
 use crate::http::{self, Api};
 use crate::jobs::Jobs;
 use crate::store::{Database, StoreError};
 
-/// How long open connections may take to finish at a stop.
+/// Longest time that a stop waits for open connections.
 const DRAIN_MAX: Duration = Duration::from_secs(25);
-/// How long the service waits at its start for a database that is not there yet.
+/// Longest time that a start waits for the database.
 const DATABASE_WAIT_MAX: Duration = Duration::from_mins(1);
-/// How often the embedded server is looked at.
+/// Interval between checks of the embedded server.
 const SERVER_WATCH: Duration = Duration::from_secs(1);
-/// How often metrics are tidied, so that what nobody scrapes does not pile up.
+/// Interval at which metrics are compacted, which keeps memory bounded if nobody scrapes them.
 const METRICS_UPKEEP: Duration = Duration::from_secs(5);
 
-/// A service that listens.
+/// A running service.
 #[derive(Debug)]
 pub struct Service {
     pub address: SocketAddr,
@@ -41,7 +42,7 @@ pub struct Service {
 }
 
 impl Service {
-    /// Starts on a database that is migrated.
+    /// Starts the writers, the jobs and HTTP on a migrated database.
     pub async fn start(settings: &Settings, database: Database) -> anyhow::Result<Self> {
         let clock = Clock::postgres(settings.clock.offset);
         let engine = Engine::start(database, clock, settings.engine())?;
@@ -54,7 +55,7 @@ impl Service {
         let front =
             http::service(Api { engine: engine.clone(), metrics: Arc::new(metrics()) }, &settings.http());
         let (stop, stopped) = oneshot::channel::<()>();
-        // answers are small: they leave at once
+        // sends small answers at once (no Nagle delay)
         let listener = axum::serve::ListenerExt::tap_io(listener, |stream| {
             stream.set_nodelay(true).ok();
         });
@@ -67,64 +68,64 @@ impl Service {
         Ok(Self { address, engine, jobs, stop, server })
     }
 
-    /// Takes no more connections, answers what was taken, and ends the writers and jobs.
+    /// Accepts no more connections, answers the accepted calls, then ends the writers and the jobs.
     pub async fn stop(self) {
         self.stop.send(()).ok();
         if tokio::time::timeout(DRAIN_MAX, self.server).await.is_err() {
-            tracing::warn!("some connections did not finish in time");
+            tracing::warn!("some connections did not finish before the stop");
         }
         self.engine.stop().await;
         self.jobs.stop().await;
     }
 }
 
-/// `metergate` or `metergate serve`: runs until it is told to stop.
+/// Runs the service until a signal stops it (`metergate` or `metergate serve`).
 pub async fn serve(mut settings: Settings) -> anyhow::Result<()> {
     logging::start(&settings.log)?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
-    let mut database_handle = DatabaseHandle::open(&mut settings).await?;
+    let mut handle = DatabaseHandle::open(&mut settings).await?;
     let told_to_stop = async {
         tokio::select! {
             _ = interrupt.recv() => {}
             _ = terminate.recv() => {}
         }
     };
-    let ended = run(&settings, &mut database_handle, told_to_stop).await;
-    database_handle.close().await;
+    let ended = run(&settings, &mut handle, told_to_stop).await;
+    handle.close().await;
     if ended.is_ok() {
-        tracing::info!("stopped");
+        tracing::info!("service stopped");
     }
     ended
 }
 
 async fn run(
     settings: &Settings,
-    database_handle: &mut DatabaseHandle,
+    handle: &mut DatabaseHandle,
     told_to_stop: impl Future<Output = ()>,
 ) -> anyhow::Result<()> {
     tokio::pin!(told_to_stop);
     tokio::select! {
-        migrated = migrate(&database_handle.database, DATABASE_WAIT_MAX) => migrated?,
+        migrated = migrate(&handle.database, DATABASE_WAIT_MAX) => migrated?,
         () = &mut told_to_stop => return Ok(()),
     }
-    let service = Service::start(settings, database_handle.database.clone()).await?;
-    tracing::info!(address = %service.address, embedded = database_handle.embedded, "listening");
-    if database_handle.embedded {
-        commands::first_run(&service.engine, service.address).await?;
+    let service = Service::start(settings, handle.database.clone()).await?;
+    tracing::info!(address = %service.address, embedded = handle.embedded, "service is listening");
+    if handle.embedded {
+        first_run(&service.engine, service.address).await?;
     }
     loop {
         tokio::select! {
             () = &mut told_to_stop => break,
-            () = tokio::time::sleep(SERVER_WATCH) => database_handle.restart_if_down().await,
+            () = tokio::time::sleep(SERVER_WATCH) => handle.restart_if_down().await,
         }
     }
-    tracing::info!("stopping");
+    tracing::info!("service is stopping");
     service.stop().await;
     Ok(())
 }
 
-/// Migrates, once the database is there: beside a service, a database may start later.
+/// Waits for the database, which may start after the service, and applies the migrations.
 pub(super) async fn migrate(database: &Database, wait_max: Duration) -> anyhow::Result<()> {
     let deadline = tokio::time::Instant::now() + wait_max;
     loop {
@@ -133,12 +134,12 @@ pub(super) async fn migrate(database: &Database, wait_max: Duration) -> anyhow::
                 tracing::info!(%why, "waiting for the database");
                 tokio::time::sleep(Duration::from_millis(500)).await;
             }
-            other => return other.context("cannot bring the database up to date"),
+            other => return other.context("cannot migrate the database"),
         }
     }
 }
 
-/// The recorder of this process; made once.
+/// Returns the metrics recorder of this process, which the first call installs.
 fn metrics() -> Option<PrometheusHandle> {
     static RECORDER: OnceLock<Option<PrometheusHandle>> = OnceLock::new();
     RECORDER

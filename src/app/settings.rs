@@ -1,6 +1,6 @@
-//! Settings: the defaults compiled in, then `config/default.yaml` where the service starts, then `METERGATE__SECTION__KEY` variables, then the plain
-//! variables that platforms set (`DATABASE_URL`, `PORT`). Whatever is unknown or malformed stops the
-//! start and is named; a secret never prints.
+//! Settings. Later sources override earlier ones: the compiled-in defaults, `config/default.yaml` in the working
+//! directory, `METERGATE__SECTION__KEY` variables, and the variables that platforms set (`DATABASE_URL`, `PORT`).
+//! An unknown or malformed setting stops the start with an error that names it. Secrets are never printed.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -20,7 +20,7 @@ use crate::jobs::JobSchedule;
 use crate::providers::stripe::{StripeAccount, StripeSettings, environment_of};
 use metergate_domain::base::environment::Environment;
 
-/// The same file where the service is started, if there is one: an edit counts.
+/// An edited copy of the defaults, in the working directory; optional.
 const FILE: &str = "config/default.yaml";
 const DEFAULTS: &str = include_str!("../../config/default.yaml");
 
@@ -35,7 +35,7 @@ pub struct Settings {
     pub stripe: StripeSection,
     pub clock: ClockSection,
     pub log: Log,
-    /// `DATABASE_URL`; none runs the embedded PostgreSQL. It may hold a password.
+    /// `DATABASE_URL`, which may contain a password. If it is not set, the embedded PostgreSQL runs.
     #[serde(skip)]
     pub database_url: Option<SecretString>,
 }
@@ -106,7 +106,7 @@ pub struct StripeSection {
     pub late_grace: Duration,
     #[serde(deserialize_with = "rate")]
     pub calls_per_second: Option<u32>,
-    /// `STRIPE_SECRET` and its like.
+    /// Accounts from `STRIPE_SECRET` and similar variables.
     #[serde(skip, default = "no_accounts")]
     pub accounts: [(Environment, StripeAccount); 2],
 }
@@ -133,27 +133,27 @@ pub enum LogFormat {
     Human,
 }
 
-/// Why the settings are not good.
+/// An error in the settings.
 #[derive(Debug, thiserror::Error)]
 pub enum SettingsError {
-    #[error("a setting is unknown or malformed: {0}")]
+    #[error("a setting is unknown or malformed: {0}; config/default.yaml lists all settings")]
     Malformed(String),
-    #[error("PORT is no port number")]
+    #[error("PORT must be a port number from 0 to 65535")]
     Port,
-    #[error("{0} is no Stripe API key: those begin with sk_live_, rk_live_, sk_test_ or rk_test_")]
+    #[error("{0} must be a Stripe API key, which begins with sk_live_, rk_live_, sk_test_ or rk_test_")]
     NoStripeKey(&'static str),
-    #[error("STRIPE_TEST_SECRET is a live key")]
+    #[error("STRIPE_TEST_SECRET must be a test key, but is a live key; set STRIPE_SECRET to it instead")]
     LiveKeyForTest,
-    #[error("STRIPE_SECRET and STRIPE_TEST_SECRET are both test keys: an environment has one account")]
+    #[error("STRIPE_SECRET and STRIPE_TEST_SECRET are both test keys; set only one of them")]
     TwoTestKeys,
     #[error(
-        "auth.live.hs256_secret and auth.test.hs256_secret must differ: a token belongs to one environment"
+        "auth.live.hs256_secret and auth.test.hs256_secret must differ, so that a token is valid in one environment only"
     )]
     SharedSecret,
 }
 
 impl Settings {
-    /// From the variables of this process.
+    /// Loads the settings with the environment variables of this process.
     pub fn load() -> Result<Self, SettingsError> {
         Self::from_variables(
             std::env::vars_os()
@@ -162,6 +162,7 @@ impl Settings {
         )
     }
 
+    /// Loads the settings with the given environment variables.
     pub fn from_variables(variables: HashMap<String, String>) -> Result<Self, SettingsError> {
         let set = |name: &str| variables.get(name).filter(|value| !value.is_empty()).cloned();
         let (port, database_url) = (set("PORT"), set("DATABASE_URL"));
@@ -223,8 +224,8 @@ fn no_accounts() -> [(Environment, StripeAccount); 2] {
     StripeSettings::default().accounts
 }
 
-/// The accounts at Stripe. A key's own prefix says whose it is, and its webhook secrets go along; secrets
-/// without a key are for live webhooks, or for test ones by their name.
+/// Reads the Stripe accounts. The prefix of a key tells its environment, and its webhook secrets belong to the
+/// same one. Webhook secrets without a key belong to the environment of their variable's name.
 fn accounts(
     set: &impl Fn(&str) -> Option<String>,
 ) -> Result<[(Environment, StripeAccount); 2], SettingsError> {
@@ -268,22 +269,22 @@ fn malformed(why: config::ConfigError) -> SettingsError {
 fn duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
     let text = String::deserialize(deserializer)?;
     humantime::parse_duration(&text)
-        .map_err(|_| de::Error::custom(format!("`{text}` is no duration, such as 60s, 15m or 1h")))
+        .map_err(|_| de::Error::custom(format!("must be a duration such as 60s, 15m or 1h, not `{text}`")))
 }
 
-/// A duration, else a cron expression.
+/// Reads a duration, else a cron expression.
 fn schedule<'de, D: Deserializer<'de>>(deserializer: D) -> Result<JobSchedule, D::Error> {
     let text = String::deserialize(deserializer)?;
     JobSchedule::parse(&text).map_err(|_| {
         de::Error::custom(format!(
-            "`{text}` is neither a duration, such as 60s, nor a cron expression, such as @daily"
+            "must be a duration such as 60s or a cron expression such as @daily, not `{text}`"
         ))
     })
 }
 
 fn rate<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u32>, D::Error> {
     match Option::<u32>::deserialize(deserializer)? {
-        Some(0) => Err(de::Error::custom("calls_per_second is 0, not 1 or more")),
+        Some(0) => Err(de::Error::custom("calls_per_second must be 1 or more, not 0")),
         rate => Ok(rate),
     }
 }
@@ -299,14 +300,14 @@ fn offset<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Offset, D::Error
         None => (false, text.strip_prefix('+').unwrap_or(&text)),
     };
     let length = humantime::parse_duration(length)
-        .map_err(|_| de::Error::custom(format!("`{text}` is no offset, such as 31d or -1h")))?;
+        .map_err(|_| de::Error::custom(format!("must be an offset such as 31d or -1h, not `{text}`")))?;
     Ok(if behind { Offset::Behind(length) } else { Offset::Ahead(length) })
 }
 
 fn connections<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u32, D::Error> {
     match u32::deserialize(deserializer)? {
         count @ 1..=1_000 => Ok(count),
-        count => Err(de::Error::custom(format!("connections_max is {count}, not 1 to 1000"))),
+        count => Err(de::Error::custom(format!("connections_max must be from 1 to 1000, not {count}"))),
     }
 }
 
@@ -314,7 +315,7 @@ fn http_url<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>
     let Some(text) = Option::<String>::deserialize(deserializer)? else { return Ok(None) };
     match reqwest::Url::parse(&text) {
         Ok(url) if matches!(url.scheme(), "http" | "https") => Ok(Some(text)),
-        _ => Err(de::Error::custom(format!("`{text}` is no http or https URL"))),
+        _ => Err(de::Error::custom(format!("must be an http or https URL, not `{text}`"))),
     }
 }
 
@@ -323,7 +324,7 @@ fn origins<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<HeaderValue
     let origin = |origin: &str| {
         let shaped = origin.starts_with("http://") || origin.starts_with("https://");
         HeaderValue::from_str(origin).ok().filter(|_| shaped && !origin.ends_with('/')).ok_or_else(|| {
-            de::Error::custom(format!("`{origin}` is no origin, such as https://app.example.com"))
+            de::Error::custom(format!("must list origins such as https://app.example.com, not `{origin}`"))
         })
     };
     text.split(',').map(str::trim).filter(|part| !part.is_empty()).map(origin).collect()
@@ -360,7 +361,7 @@ mod tests {
     }
 
     #[test]
-    fn stripe_key_environment_must_match_its_prefix() {
+    fn the_prefix_of_a_stripe_key_tells_its_environment() {
         let settings = load(&[
             ("STRIPE_SECRET", "sk_test_hush"),
             ("STRIPE_WEBHOOK_SECRET", "whsec_new, whsec_old"),
@@ -378,7 +379,7 @@ mod tests {
     }
 
     #[test]
-    fn unknown_and_malformed_settings_are_reported_by_name() {
+    fn errors_name_the_setting() {
         let cases = [
             (vec![("METERGATE__HTTP__PORT", "1")], "port"),
             (vec![("METERGATE__COLOUR", "red")], "colour"),

@@ -1,18 +1,19 @@
-//! The account that the server runs as. PostgreSQL refuses to run as root, so root lends it one.
+//! The account that the server runs as. PostgreSQL refuses to run as root, so root selects another one.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
+/// A user of the system.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct OsAccount {
     pub(super) uid: u32,
     pub(super) gid: u32,
 }
 
-/// The account to switch to; none where this process is not root and runs the server itself.
+/// Returns the account to switch to; none if this process is not root and can run the server itself.
 pub(super) fn server_account() -> Option<OsAccount> {
-    // /proc/self belongs to the effective user; where there is no /proc, a new file does
+    // /proc/self belongs to the effective user; without /proc, a new file does
     let uid = fs::metadata("/proc/self").map(|meta| meta.uid()).ok().or_else(|| {
         let probe = tempfile::tempfile().ok()?;
         probe.metadata().ok().map(|meta| meta.uid())
@@ -31,11 +32,12 @@ fn account_of(accounts: &str, name: &str) -> Option<OsAccount> {
 }
 
 impl OsAccount {
+    /// Makes the account the owner of a path.
     pub(super) fn own(self, path: &Path) -> std::io::Result<()> {
         std::os::unix::fs::chown(path, Some(self.uid), Some(self.gid))
     }
 
-    /// Whether every folder on the way lets the account through.
+    /// Returns whether the account may enter the folder and all its ancestors.
     pub(super) fn can_reach(self, folder: &Path) -> bool {
         folder.ancestors().all(|ancestor| {
             fs::metadata(ancestor).is_ok_and(|meta| {

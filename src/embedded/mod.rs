@@ -1,14 +1,14 @@
-//! A private PostgreSQL under a folder of the service's own, for when no `DATABASE_URL` is set,
-//! and the throwaway clusters of the tests.
+//! A private PostgreSQL in a folder of the service, used if `DATABASE_URL` is not set, and the throwaway
+//! clusters of the tests.
 //!
-//! Promises: needs no root and works as root (the server then runs as `postgres`, else `nobody`);
-//! a Unix socket and no port; data kept between runs; a clean stop with the program. A guardian
-//! process notices when the program dies without stopping it, kill -9 included, and stops the
-//! server then, so that nothing is left that blocks the next start. Crash recovery is
-//! PostgreSQL's own.
+//! It needs no root, and works as root: then the server runs as `postgres`, else as `nobody`. It listens on a
+//! Unix socket, not on a port. Data survives restarts, and the server stops with the program. If the program
+//! dies without stopping it (`kill -9` included), a guardian process stops the server, so that the next start
+//! finds the folder free. PostgreSQL does its own crash recovery.
 
 mod account;
 mod binaries;
+mod error;
 mod folder;
 
 use std::fs::{self, File, OpenOptions};
@@ -21,55 +21,31 @@ use std::time::{Duration, Instant};
 
 use account::OsAccount;
 pub use binaries::Binaries;
+pub use error::EmbeddedError;
+use error::at;
 use folder::Postmaster;
 
-/// How long a server may take to start, crash recovery included.
+/// Longest time that a server may take to start, including crash recovery.
 const START_MAX: Duration = Duration::from_mins(2);
-/// How long a stopping server may take before the start gives up on it.
+/// Longest time that a server may take to stop.
 const STOP_MAX: Duration = Duration::from_mins(1);
-/// How long a start waits for a process that is about to leave the folder.
+/// Longest time that a start waits for a process that is about to release the folder.
 const LOCK_WAIT_MAX: Duration = Duration::from_secs(3);
 const POLL: Duration = Duration::from_millis(5);
-/// A Unix socket's path is limited by the kernel.
+/// Limit of the kernel for the path of a Unix socket.
 const SOCKET_PATH_BYTES_MAX: usize = 100;
 const LOG_BYTES_MAX: u64 = 16 * 1024 * 1024;
 
-#[derive(Debug, thiserror::Error)]
-pub enum EmbeddedError {
-    #[error(
-        "no PostgreSQL to run on: set DATABASE_URL, or, to run an embedded one, install the server programs (Debian: `apt-get install postgresql`, macOS: `brew install postgresql`) or name their folder in METERGATE__POSTGRES__BIN; none were found or could be downloaded ({0})"
-    )]
-    NoBinaries(String),
-    #[error(
-        "the data in {folder} was made by PostgreSQL {made_by}, and no server programs of that version were found; install them, or name their folder in METERGATE__POSTGRES__BIN"
-    )]
-    OtherVersion { folder: String, made_by: String },
-    #[error(
-        "another metergate (process {pid}) is using {folder}; stop it, or run this one in another folder or with DATABASE_URL"
-    )]
-    InUse { folder: String, pid: String },
-    #[error("cannot use {path}: {why}")]
-    Folder { path: String, why: std::io::Error },
-    #[error("cannot run {program}: {why}")]
-    Program { program: String, why: String },
-    #[error("PostgreSQL did not start; the end of its log:\n{0}")]
-    NotStarted(String),
-}
-
-fn at(path: &Path) -> impl FnOnce(std::io::Error) -> EmbeddedError + '_ {
-    move |why| EmbeddedError::Folder { path: path.display().to_string(), why }
-}
-
-/// What a cluster is for.
+/// The purpose of a cluster.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ServerPurpose {
     /// Data that must survive.
     Service,
-    /// A test run: no syncs to disk, and the folder goes with the process.
+    /// A test run: no syncs to disk, and the folder is removed with the process.
     Throwaway,
 }
 
-/// A running server of our own.
+/// A running server that this process started.
 #[derive(Debug)]
 pub struct Cluster {
     binaries: Binaries,
@@ -80,12 +56,12 @@ pub struct Cluster {
     purpose: ServerPurpose,
     server: Child,
     guardian: Child,
-    /// Held as long as the folder is ours.
+    /// Held as long as this process uses the folder.
     _lock: File,
 }
 
 impl Cluster {
-    /// Starts the server of `folder`, which is made where it is missing.
+    /// Starts the server of `folder`, and creates the folder if it is missing.
     pub async fn start(
         folder: &Path,
         bin: Option<&Path>,
@@ -96,13 +72,13 @@ impl Cluster {
         let lock = lock(&folder).await?;
         let account = account::server_account();
         if let (ServerPurpose::Throwaway, Some(account)) = (purpose, account) {
-            // the guardian removes it, and runs as the server does
+            // the guardian removes the folder, and runs as the same account as the server
             account.own(&folder).map_err(at(&folder))?;
         }
         let data = data_folder(&folder, account.as_ref())?;
         let binaries = Binaries::find(bin, folder::version_of(&data).as_deref(), &folder).await?;
         stop_orphan(&binaries, account.as_ref(), &data)?;
-        // there from before the data is made until it is whole
+        // this file exists while the data is incomplete
         let unfinished = folder.join("initialising");
         if unfinished.exists() || folder::version_of(&data).is_none() {
             File::create(&unfinished).map_err(at(&unfinished))?;
@@ -120,17 +96,17 @@ impl Cluster {
         Ok(cluster)
     }
 
-    /// Where to connect.
+    /// Returns the URL of a database.
     pub fn url(&self, database: &str) -> String {
         url(&self.socket, database)
     }
 
-    /// Starts the server again where it ended by itself; nothing while it runs.
+    /// Restarts the server if it has ended.
     pub async fn revive(&mut self) -> Result<(), EmbeddedError> {
         if !self.has_ended() {
             return Ok(());
         }
-        tracing::error!("the embedded PostgreSQL ended; starting it again");
+        tracing::error!("the embedded PostgreSQL ended unexpectedly; restarting it");
         let account = self.account.as_ref();
         stop_orphan(&self.binaries, account, &self.data)?;
         self.server =
@@ -147,10 +123,10 @@ impl Cluster {
         if !self.has_ended() {
             let stopped = pg_ctl_stop(&self.binaries, self.account.as_ref(), &self.data).status();
             if !stopped.is_ok_and(|status| status.success()) {
-                tracing::warn!("PostgreSQL did not stop when asked; its guardian will try again");
+                tracing::warn!("the embedded PostgreSQL did not stop; its guardian will stop it");
             }
         }
-        // the server is our child: reap it, but do not wait for ever
+        // reaps the child process, but does not wait for ever
         let deadline = Instant::now() + STOP_MAX;
         while Instant::now() < deadline && matches!(self.server.try_wait(), Ok(None)) {
             tokio::time::sleep(POLL).await;
@@ -178,7 +154,7 @@ impl Cluster {
     }
 }
 
-/// Where to connect to a server that another process runs in `folder`; none when nobody does.
+/// Returns the URL of the server that another process runs in `folder`, if there is one.
 pub async fn running_url(folder: &Path, database: &str) -> Option<String> {
     let folder = folder.canonicalize().ok()?;
     let deadline = Instant::now() + START_MAX;
@@ -204,7 +180,7 @@ fn url(socket: &Path, database: &str) -> String {
     format!("postgres://{USER}@localhost/{database}?host={host}&sslmode=disable")
 }
 
-/// Takes the folder for this process; freed by the kernel however the process ends.
+/// Locks the folder for this process. The kernel releases the lock when the process ends.
 async fn lock(folder: &Path) -> Result<File, EmbeddedError> {
     let path = folder.join("lock");
     let mut file = OpenOptions::new()
@@ -216,7 +192,7 @@ async fn lock(folder: &Path) -> Result<File, EmbeddedError> {
         .map_err(at(&path))?;
     let deadline = Instant::now() + LOCK_WAIT_MAX;
     while file.try_lock().is_err() {
-        // a process that was killed a moment ago may not be gone yet
+        // a process that was just killed may still exist
         if Instant::now() < deadline {
             tokio::time::sleep(POLL).await;
             continue;
@@ -232,8 +208,8 @@ async fn lock(folder: &Path) -> Result<File, EmbeddedError> {
     Ok(file)
 }
 
-/// The data folder, with links followed. Where the server's account cannot reach the folder (a private home, as root),
-/// the data lies elsewhere and a link leads there.
+/// Returns the data folder, with links resolved. If the server's account cannot enter the folder (a private
+/// home, as root), the data is in /var/lib and a link leads there.
 fn data_folder(folder: &Path, account: Option<&OsAccount>) -> Result<PathBuf, EmbeddedError> {
     let data = folder.join("data");
     if fs::symlink_metadata(&data).is_err() {
@@ -248,7 +224,7 @@ fn data_folder(folder: &Path, account: Option<&OsAccount>) -> Result<PathBuf, Em
         }
     }
     if !data.exists() {
-        // a link whose target is gone
+        // the target of the link is missing
         let target = fs::read_link(&data).map_err(at(&data))?;
         fs::create_dir_all(&target).map_err(at(&target))?;
     }
@@ -260,7 +236,7 @@ fn data_folder(folder: &Path, account: Option<&OsAccount>) -> Result<PathBuf, Em
     Ok(real)
 }
 
-/// The socket lies with the data, unless that path is too long for a socket.
+/// Returns the folder of the socket: that of the data, unless its path is too long for a socket.
 fn socket_folder(data: &Path, account: Option<&OsAccount>) -> Result<PathBuf, EmbeddedError> {
     if data.as_os_str().len() + "/.s.PGSQL.5432".len() <= SOCKET_PATH_BYTES_MAX {
         return Ok(data.to_path_buf());
@@ -275,18 +251,18 @@ fn socket_folder(data: &Path, account: Option<&OsAccount>) -> Result<PathBuf, Em
     Ok(socket)
 }
 
-/// The lock is ours, so a server that still runs here has lost its program: stop it.
+/// Stops a server that still runs in the folder although this process holds the lock: its program is gone.
 fn stop_orphan(binaries: &Binaries, account: Option<&OsAccount>, data: &Path) -> Result<(), EmbeddedError> {
     let deadline = Instant::now() + STOP_MAX;
     while let Some(postmaster) = Postmaster::of(data) {
         if !postmaster.is_alive(data) {
-            // its process id is gone, or belongs to something else by now
+            // the process is gone, or its id belongs to another program
             let pid_file = data.join("postmaster.pid");
             fs::remove_file(&pid_file).map_err(at(&pid_file))?;
             break;
         }
         if Instant::now() > deadline {
-            let why = format!("a server that lost its program (process {}) does not stop", postmaster.pid);
+            let why = format!("a server left by an earlier run (process {}) does not stop", postmaster.pid);
             return Err(EmbeddedError::Program { program: "pg_ctl".to_owned(), why });
         }
         pg_ctl_stop(binaries, account, data).status().ok();
@@ -302,7 +278,7 @@ fn pg_ctl_stop(binaries: &Binaries, account: Option<&OsAccount>, data: &Path) ->
     command
 }
 
-/// A command in a process group of its own, so that Ctrl-C reaches the program alone.
+/// Prepares a command in its own process group, so that Ctrl-C reaches only this program.
 fn command(program: &Path, account: Option<&OsAccount>) -> Command {
     let mut command = Command::new(program);
     command.process_group(0).current_dir("/").env_remove("PGDATA").env("LC_ALL", "C");
@@ -375,7 +351,7 @@ fn spawn_server(
         .map_err(|why| EmbeddedError::Program { program: "postgres".to_owned(), why: why.to_string() })
 }
 
-/// A shell that waits for the end of its input, which comes when this process stops or dies.
+/// Starts a shell that waits for the end of its input, which comes when this process stops or dies.
 fn spawn_guardian(
     binaries: &Binaries,
     account: Option<&OsAccount>,

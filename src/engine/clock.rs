@@ -1,5 +1,5 @@
-//! What time it is, for an environment: Postgres's clock, shifted for `test` where the settings say
-//! so; or, in tests, a time of their own.
+//! The clock of an environment: PostgreSQL's clock, which the settings may shift for the test environment. Tests
+//! of the program set a clock of their own.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -11,6 +11,7 @@ use crate::store::{self, StoreError};
 use metergate_domain::base::environment::Environment;
 use metergate_domain::base::timestamp::Timestamp;
 
+/// A clock for both environments.
 #[derive(Debug, Clone)]
 pub struct Clock(TimeSource);
 
@@ -20,7 +21,7 @@ enum TimeSource {
     Manual(Arc<Mutex<Timestamp>>),
 }
 
-/// How far the clock of the test environment is shifted.
+/// The shift of the test environment's clock.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Offset {
     Ahead(Duration),
@@ -28,28 +29,29 @@ pub enum Offset {
 }
 
 impl Clock {
+    /// Returns PostgreSQL's clock, shifted for the test environment.
     pub fn postgres(test_offset: Offset) -> Self {
         Self(TimeSource::Postgres { test_offset })
     }
 
-    /// A clock that stands still until it is set.
+    /// Returns a clock that stands still until it is set.
     pub fn manual(at: Timestamp) -> Self {
         Self(TimeSource::Manual(Arc::new(Mutex::new(at))))
     }
 
-    /// Sets a manual clock; any other goes on as it is.
+    /// Sets a manual clock. Has no effect on other clocks.
     pub fn set(&self, at: Timestamp) {
         if let TimeSource::Manual(now) = &self.0 {
             *now.lock().unwrap_or_else(PoisonError::into_inner) = at;
         }
     }
 
-    /// The time by which the world outside goes, whatever the test environment's clock says.
+    /// Returns the time outside of Metergate, which the shift of the test environment does not affect.
     pub fn outside(&self, postgres_now: Timestamp) -> Timestamp {
         self.now(Environment::Live, postgres_now)
     }
 
-    /// What makes the time of what Postgres says, for a statement that asks it.
+    /// Returns the parameters from which a statement derives the time of the environment.
     pub(crate) fn setting(&self, environment: Environment) -> fast_path::StatementClock {
         let micros = |by: Duration| i64::try_from(by.as_micros()).unwrap_or(i64::MAX);
         let (fixed, shift_micros) = match &self.0 {
@@ -63,8 +65,8 @@ impl Clock {
         fast_path::StatementClock { fixed, shift_micros }
     }
 
-    /// The time of a change before which everything was recorded that is recorded (a clock that went back
-    /// knows less than that), and which no other change has.
+    /// Returns the time of a change: unique among changes, and not before any recorded event, even if the
+    /// clock went back.
     pub(crate) async fn of_change(
         &self,
         connection: &mut PgConnection,
@@ -76,7 +78,7 @@ impl Clock {
         store::configuration::time_of_change(connection, environment, at).await
     }
 
-    /// The time, where Postgres says it is `postgres_now`.
+    /// Returns the time of the environment when PostgreSQL's clock shows `postgres_now`.
     pub fn now(&self, environment: Environment, postgres_now: Timestamp) -> Timestamp {
         match &self.0 {
             TimeSource::Manual(now) => *now.lock().unwrap_or_else(PoisonError::into_inner),

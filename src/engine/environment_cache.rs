@@ -1,6 +1,5 @@
-//! What is known of an environment's catalog, tree and subscriptions under one version of its
-//! configuration. True for as long as the configuration lock is held shared and the version is the
-//! same.
+//! Caches of an environment's catalog, subject tree and subscriptions, one per version of its configuration. A
+//! cache is valid while the caller holds the configuration lock shared and the version is the same.
 
 use std::collections::HashMap;
 use std::sync::{Arc, PoisonError, RwLock};
@@ -13,18 +12,19 @@ use crate::store::{self, StoreError};
 use metergate_domain::base::environment::Environment;
 use metergate_domain::gate::catalog_index::{CatalogIndex, CounterKey, Path};
 
-/// Subjects whose path is kept in memory, and paths by their number.
+/// Most subjects, and most paths, in a cache.
 const PATHS_MAX: usize = 200_000;
-/// Event names whose number is kept in memory.
+/// Most event names in a cache.
 const EVENT_NAMES_MAX: usize = 10_000;
-/// Counters that are known to be there.
+/// Most keys of existing counters in a cache.
 const COUNTERS_MAX: usize = 200_000;
 
+/// A cache of one version of the configuration.
 #[derive(Debug)]
 pub(crate) struct EnvironmentCache {
     pub(crate) versions: Versions,
     pub(crate) terms: Arc<CatalogIndex>,
-    /// Where subjects stand now.
+    /// Current paths by subject.
     pub(crate) subject_paths: Cache<String, Arc<Path>>,
     pub(crate) paths: Cache<i64, Arc<Path>>,
     pub(crate) event_names: Cache<String, i32>,
@@ -44,17 +44,18 @@ impl EnvironmentCache {
     }
 }
 
-/// What was found and made in a transaction, to be remembered once it is committed.
+/// Rows that a transaction found or created, to be cached after its commit.
 #[derive(Debug, Default)]
 pub(crate) struct CacheUpdates {
     pub(crate) paths: Vec<Arc<Path>>,
-    /// Subjects that stand there now, of the paths above.
+    /// Those of the paths above that are current.
     pub(crate) subject_paths: Vec<Arc<Path>>,
     pub(crate) event_names: Vec<(String, i32)>,
     pub(crate) counters: Vec<CounterKey>,
 }
 
 impl CacheUpdates {
+    /// Adds the rows to a cache.
     pub(crate) fn remember(self, cache: &EnvironmentCache) {
         for path in self.paths {
             cache.paths.insert(path.id, path);
@@ -71,18 +72,19 @@ impl CacheUpdates {
     }
 }
 
+/// The newest cache of each environment.
 #[derive(Debug, Default)]
 pub(crate) struct EnvironmentCaches {
     current: RwLock<HashMap<Environment, Arc<EnvironmentCache>>>,
 }
 
 impl EnvironmentCaches {
-    /// What was read last, whether it is still true or not.
+    /// Returns the newest cache, which may be out of date.
     pub(crate) fn known(&self, environment: Environment) -> Option<Arc<EnvironmentCache>> {
         self.current.read().unwrap_or_else(PoisonError::into_inner).get(&environment).cloned()
     }
 
-    /// The configuration of a version, read anew where another one is known.
+    /// Returns the cache of a version, and creates it if another version is cached.
     pub(crate) async fn at(
         &self,
         connection: &mut PgConnection,
@@ -109,7 +111,7 @@ impl EnvironmentCaches {
     }
 }
 
-/// The catalog in force, as it decides.
+/// Reads the current catalog with its meters, start times of limits, and exchange rates.
 pub(crate) async fn catalog_index(
     connection: &mut PgConnection,
     environment: Environment,
@@ -118,7 +120,5 @@ pub(crate) async fn catalog_index(
     let meters = store::catalog::meters(connection, environment).await?;
     let since = store::catalog::plan_limits(connection, environment).await?;
     let rates = store::pricing::exchange_rates::all(connection, environment).await?;
-    let mut terms = CatalogIndex::new(catalog, meters, &since, rates);
-    terms.caps_renamed_at = store::configuration::caps_renamed_at(connection, environment).await?;
-    Ok(terms)
+    Ok(CatalogIndex::new(catalog, meters, &since, rates))
 }

@@ -82,6 +82,7 @@ impl From<StoreError> for EngineError {
             StoreError::Constraint { .. }
             | StoreError::Refused(_)
             | StoreError::Migration(_)
+            | StoreError::IncompatibleSchema { .. }
             | StoreError::Url(_) => Self::Internal(error.to_string()),
         }
     }

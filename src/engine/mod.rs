@@ -50,7 +50,8 @@ use environment_cache::EnvironmentCaches;
 use gate::Gate;
 use usage::ingest::{IngestQueues, UnfoldedBacklogs, WriterContext};
 use webhooks::Webhooks;
-use writers::{Months, WriterTasks};
+use writers::lane::WriterTasks;
+use writers::months::Months;
 
 use crate::providers::Provider;
 use crate::providers::stripe::{Stripe, StripeSettings};
@@ -173,9 +174,14 @@ impl Engine {
         writer_tasks.end().await;
     }
 
-    /// Whether calls that need the database can be answered.
+    /// Returns whether the database answers and has every migration.
     pub async fn is_ready(&self) -> Result<bool, EngineError> {
         Ok(self.inner.database.is_ready().await?)
+    }
+
+    /// Returns the names of the lanes that cannot answer calls, because none of their writers is running.
+    pub fn dead_lanes(&self) -> Vec<String> {
+        self.inner.writer_tasks.lock().unwrap_or_else(PoisonError::into_inner).dead_lanes()
     }
 }
 

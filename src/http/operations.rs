@@ -20,16 +20,26 @@ pub(super) async fn healthz() -> Response {
     Json(json!({"status": "ok"})).into_response()
 }
 
-/// The database can be reached and is migrated.
+/// Answers 200 if the database answers and has every migration, and every lane has a running writer.
 pub(super) async fn readyz(State(api): State<Api>) -> Result<Response, Problem> {
-    if api.engine.is_ready().await? {
-        return Ok(Json(json!({"status": "ready"})).into_response());
+    if !api.engine.is_ready().await? {
+        return Err(Problem::from(EngineError::Unavailable {
+            code: "not_migrated",
+            detail: "the database lacks migrations of this version; restart the service to apply them".into(),
+            why: "migrations are missing".to_owned(),
+        }));
     }
-    Err(Problem::from(EngineError::Unavailable {
-        code: "not_migrated",
-        detail: "the database lacks migrations of this version; they run at its start".into(),
-        why: "migrations are missing".to_owned(),
-    }))
+    let dead = api.engine.dead_lanes();
+    if !dead.is_empty() {
+        let detail =
+            format!("no writer is running in: {}; restart the service if this persists", dead.join(", "));
+        return Err(Problem::from(EngineError::Unavailable {
+            code: "writers_stopped",
+            detail: detail.clone().into(),
+            why: detail,
+        }));
+    }
+    Ok(Json(json!({"status": "ready"})).into_response())
 }
 
 /// Prometheus's text format.

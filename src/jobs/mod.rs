@@ -1,5 +1,5 @@
-//! What runs on an interval. Each job is a call of the engine that a test can make itself; here it
-//! is only repeated, and what goes wrong is logged and tried again.
+//! Background jobs that run on an interval. Each job is a call of the engine, which tests make directly. This
+//! module repeats the calls, logs errors and retries.
 
 mod schedule;
 
@@ -15,28 +15,27 @@ pub use schedule::JobSchedule;
 use crate::engine::{Engine, EngineError};
 use metergate_domain::base::environment::Environment;
 
-/// How often what has expired is written.
+/// Interval at which expiries are carried out.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
-/// How often webhooks that came to another replica, or could not be applied, are looked for.
+/// Interval of the search for webhooks that another replica received, or that failed before.
 const WEBHOOK_INTERVAL: Duration = Duration::from_secs(1);
-/// How often dimension values are counted, partitions made and old counters dropped.
+/// Interval at which dimension values are counted, partitions created and old counters deleted.
 const UPKEEP_INTERVAL: Duration = Duration::from_mins(5);
-
-/// How often invoices whose time has come are numbered.
+/// Interval at which invoices of ended periods are numbered.
 const BILLING_INTERVAL: Duration = Duration::from_mins(1);
-/// How often some of yesterday's deliveries are compared with what the provider has.
+/// Interval at which some of yesterday's exports are compared with the provider.
 const CHECK_INTERVAL: Duration = Duration::from_hours(1);
 
-/// How long a job that keeps failing rests, at first and at most.
+/// Shortest and longest pause of a job that keeps failing.
 const FAILING_INTERVAL_MIN: Duration = Duration::from_millis(500);
 const FAILING_INTERVAL_MAX: Duration = Duration::from_secs(10);
-/// Transactions that fold, and that build, before the others have their turn.
+/// Transactions per round of each kind, before the next kind runs.
 const FOLDS_PER_ROUND_MAX: usize = 20;
 const BUILDS_PER_ROUND_MAX: usize = 20;
-/// Days of a meter that are summed up in one round.
+/// Days of a meter that one round sums up.
 const DAYS_PER_ROUND_MAX: usize = 20;
 
-/// The jobs of a service, until they are told to stop.
+/// The running jobs of a service.
 #[derive(Debug)]
 pub struct Jobs {
     stop: watch::Sender<bool>,
@@ -44,10 +43,11 @@ pub struct Jobs {
 }
 
 impl Jobs {
+    /// Starts the jobs.
     pub fn start(engine: &Engine, fold_interval: Duration, export: &JobSchedule) -> Self {
         let (stop, stopped) = watch::channel(false);
         let mut tasks: Vec<JoinHandle<()>> = Vec::new();
-        // a job for each environment: neither waits for the other
+        // one job per environment, so that neither waits for the other
         for environment in Environment::ALL {
             let folding = engine.clone();
             let job = move || fold(folding.clone(), environment);
@@ -89,8 +89,8 @@ impl Jobs {
         Self { stop, tasks }
     }
 
-    /// Lets go of the present round: whatever it does is one transaction at a time, so nothing is left
-    /// half-done.
+    /// Stops the jobs, and cancels the current rounds. Each step is one transaction, so nothing is left
+    /// incomplete.
     pub async fn stop(self) {
         self.stop.send(true).ok();
         for task in self.tasks {
@@ -111,7 +111,7 @@ where
     repeat_or_when(name, schedule, Arc::default(), stopped, job)
 }
 
-/// Repeats a job, and does it at once when the bell rings.
+/// Repeats a job, and runs it at once when notified.
 fn repeat_or_when<F>(
     name: &'static str,
     schedule: JobSchedule,
@@ -141,7 +141,7 @@ where
                     schedule.pause(now())
                 }
                 Err(why) => {
-                    tracing::warn!(job = name, %why, "a job failed; it will be tried again");
+                    tracing::warn!(job = name, %why, "job failed; it will be retried");
                     metrics::counter!("metergate_job_failures_total", "job" => name).increment(1);
                     failing = (failing * 2).min(FAILING_INTERVAL_MAX);
                     failing.max(schedule.pause(now()).min(FAILING_INTERVAL_MAX))
@@ -152,13 +152,16 @@ where
     })
 }
 
-#[expect(clippy::disallowed_methods, reason = "an interval is the process's own, no rule of the domain")]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "an interval depends on the time of the process, not of the domain"
+)]
 fn now() -> jiff::Timestamp {
     jiff::Timestamp::now()
 }
 
-/// Folds until only a little is left, then builds some of what has gaps and sums up days that are over;
-/// never one without the others.
+/// Folds until the backlog is small, then builds rollups of some gaps and sums up days that are over. Each
+/// kind has a bounded share of the round.
 async fn fold(engine: Engine, environment: Environment) -> Result<(), EngineError> {
     for _ in 0..FOLDS_PER_ROUND_MAX {
         let folded = engine.fold_some(environment).await?;
@@ -180,7 +183,7 @@ async fn fold(engine: Engine, environment: Environment) -> Result<(), EngineErro
     Ok(())
 }
 
-/// Writes what time has done: expiries of reservations and of credits, ends of subscriptions. No answer waits for it.
+/// Carries out expiries of reservations and credits, and ends of subscriptions. No answer waits for it.
 async fn sweep(engine: Engine, environment: Environment) -> Result<(), EngineError> {
     engine.end_due_subscriptions(environment).await?;
     while engine.sweep(environment).await? {}

@@ -1,4 +1,4 @@
-//! When a job is due: after so long, or when a cron expression says so, in UTC.
+//! Schedules of jobs: an interval, or a cron expression in UTC.
 
 use std::time::Duration;
 
@@ -6,17 +6,20 @@ use croner::Cron;
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 
+/// A schedule of a job.
 #[derive(Debug, Clone)]
 pub enum JobSchedule {
     Every(Duration),
     Cron(Box<Cron>),
 }
 
+/// An error of a text that is not a schedule.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("is neither a duration nor a cron expression")]
+#[error("must be a duration such as 60s or a cron expression such as @daily")]
 pub struct NoSchedule;
 
 impl JobSchedule {
+    /// Parses a duration, else a cron expression.
     pub fn parse(text: &str) -> Result<Self, NoSchedule> {
         if let Ok(length) = humantime::parse_duration(text) {
             return if length.is_zero() { Err(NoSchedule) } else { Ok(Self::Every(length)) };
@@ -24,7 +27,7 @@ impl JobSchedule {
         text.parse().map(|cron| Self::Cron(Box::new(cron))).map_err(|_| NoSchedule)
     }
 
-    /// How long it is until the next time.
+    /// Returns the time until the next run.
     pub(super) fn pause(&self, now: Timestamp) -> Duration {
         match self {
             Self::Every(length) => *length,
@@ -32,7 +35,7 @@ impl JobSchedule {
                 let now = now.to_zoned(TimeZone::UTC);
                 let next = cron.find_next_occurrence(&now, false).ok();
                 let until = next.and_then(|next| Duration::try_from(next.duration_since(&now)).ok());
-                // an expression that never comes again
+                // no further occurrence
                 until.unwrap_or(Duration::from_hours(24))
             }
         }

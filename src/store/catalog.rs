@@ -27,7 +27,7 @@ pub async fn current(
     .await?;
     let Some(row) = row else { return Ok((Catalog::default(), 0)) };
     let Json(document): Json<Value> = row.try_get("document")?;
-    Ok((stored(Catalog::read_applied(document))?, row.try_get("version")?))
+    Ok((stored(Catalog::read_stored(document))?, row.try_get("version")?))
 }
 
 /// The latest catalog that had a plan.
@@ -45,7 +45,7 @@ pub async fn last_with_plan(
     .bind(plan)
     .fetch_optional(connection)
     .await?;
-    found.map(|Json(document): Json<Value>| stored(Catalog::read_applied(document))).transpose()
+    found.map(|Json(document): Json<Value>| stored(Catalog::read_stored(document))).transpose()
 }
 
 pub async fn insert_version(

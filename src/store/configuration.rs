@@ -1,37 +1,37 @@
-//! The lock around an environment's configuration: its catalog, tree, customers and subscriptions.
-//! Whoever records holds it shared, whoever changes holds it exclusively and raises the version; so what is cached
-//! under a version is true for as long as the shared lock is held.
+//! The lock of an environment's configuration: its catalog, subject tree, customers and subscriptions. A
+//! transaction that records holds the lock shared. A transaction that changes the configuration holds it
+//! exclusively and raises the version. A cache of a version is therefore valid while the shared lock is held.
 
 use sqlx::{PgConnection, Row};
 
-use super::StoreError;
+use super::error::StoreError;
 use metergate_domain::base::environment::Environment;
 use metergate_domain::base::timestamp::Timestamp;
 
-/// First half of the advisory lock's key; the second is the environment.
+/// First half of the key of the advisory lock; the second half is the environment.
 pub(super) const LOCK: i32 = 0x4d47_0001;
 
-/// What is in force: the version of the whole configuration, and of the catalog and the exchange rates,
-/// which are a part of it and change far more rarely.
+/// The current versions: of the whole configuration, and of its part that changes far more rarely (catalog and
+/// exchange rates).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Versions {
     pub config: i64,
     pub catalog: i64,
 }
 
-/// What a transaction learns at its start.
+/// The facts that a transaction reads at its start.
 #[derive(Debug, Clone, Copy)]
 pub struct RecordingStart {
     pub versions: Versions,
-    /// Postgres's clock, read after the lock.
+    /// PostgreSQL's clock, read after the lock was taken.
     pub now: Timestamp,
-    /// A fresh batch number. Where a commit is not answered it tells, later, whether it happened: a
-    /// transaction id could not, since after a crash ids that never reached the disk are given again.
+    /// A new batch number. After a commit without an answer, it tells whether the commit took place. A
+    /// transaction id could not: after a crash, PostgreSQL reuses ids that never reached the disk.
     pub batch_id: i64,
 }
 
-/// Begins a transaction that records: the shared lock, then, in a statement of its own so that its
-/// snapshot follows the lock, the version. All in one message.
+/// Begins a transaction that records, in one message: takes the shared lock, then reads the versions. They are
+/// two statements, so that the snapshot of the second follows the lock.
 pub async fn begin_recording(
     connection: &mut PgConnection,
     environment: Environment,
@@ -39,7 +39,7 @@ pub async fn begin_recording(
     open(connection, environment, "begin;").await
 }
 
-/// The same within a transaction that has just begun.
+/// Does the same within a transaction that has just begun.
 pub async fn open_recording(
     connection: &mut PgConnection,
     environment: Environment,
@@ -52,7 +52,7 @@ async fn open(
     environment: Environment,
     begin: &str,
 ) -> Result<RecordingStart, StoreError> {
-    // constants and a number of ours: nothing here is input
+    // safe: the text contains only constants and the environment's number
     let code = environment.code();
     let sql = format!(
         "{begin} select pg_advisory_xact_lock_shared({LOCK}, {code});
@@ -68,12 +68,12 @@ async fn open(
             config: row.try_get("config_version")?,
             catalog: row.try_get("catalog_version")?,
         },
-        now: now.ok_or_else(|| sqlx::Error::Decode("the clock of the database is out of range".into()))?,
+        now: now.ok_or_else(|| sqlx::Error::Decode("the database clock is out of range".into()))?,
         batch_id: row.try_get("batch_id")?,
     })
 }
 
-/// Within a transaction: waits until nobody records, and keeps others from it.
+/// Takes the lock exclusively: waits for transactions that record, and keeps new ones out.
 pub async fn lock_alone(connection: &mut PgConnection, environment: Environment) -> Result<(), StoreError> {
     sqlx::query("select pg_advisory_xact_lock($1, $2)")
         .bind(LOCK)
@@ -83,7 +83,7 @@ pub async fn lock_alone(connection: &mut PgConnection, environment: Environment)
     Ok(())
 }
 
-/// The same, for a change: raises the version.
+/// Takes the lock exclusively and raises the version, for a change of the configuration.
 pub async fn lock_for_change(
     connection: &mut PgConnection,
     environment: Environment,
@@ -96,7 +96,7 @@ pub async fn lock_for_change(
     Ok(())
 }
 
-/// The same, for a change of the exchange rates, which are known with the catalog.
+/// Takes the lock exclusively and raises both versions, for a change of the exchange rates.
 pub async fn lock_for_rates(
     connection: &mut PgConnection,
     environment: Environment,
@@ -109,19 +109,7 @@ pub async fn lock_for_rates(
     Ok(())
 }
 
-/// When the counters of spend caps got the names that they have; none: they have always had them.
-pub async fn caps_renamed_at(
-    connection: &mut PgConnection,
-    environment: Environment,
-) -> Result<Option<Timestamp>, StoreError> {
-    let renamed_at = sqlx::query_scalar("select caps_renamed_at from environments where environment = $1")
-        .bind(environment.code())
-        .fetch_one(connection)
-        .await?;
-    Ok(renamed_at)
-}
-
-/// The version that is in force; that of the change, where the caller makes one.
+/// Returns the current version, which is the new one within a change.
 pub async fn version(connection: &mut PgConnection, environment: Environment) -> Result<i64, StoreError> {
     let version = sqlx::query_scalar("select config_version from environments where environment = $1")
         .bind(environment.code())
@@ -130,8 +118,8 @@ pub async fn version(connection: &mut PgConnection, environment: Environment) ->
     Ok(version)
 }
 
-/// The time of a change, which is not before `at`, and later than that of any other. The caller holds the
-/// lock alone.
+/// Returns and stores the time of a change: not before `at`, and later than that of every earlier change. The
+/// caller must hold the lock exclusively.
 pub async fn time_of_change(
     connection: &mut PgConnection,
     environment: Environment,
@@ -148,7 +136,7 @@ pub async fn time_of_change(
     Ok(time)
 }
 
-/// The versions in force in a snapshot, and what time it is.
+/// Returns the versions in the current snapshot, and PostgreSQL's clock.
 pub async fn versions(
     connection: &mut PgConnection,
     environment: Environment,

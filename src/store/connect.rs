@@ -1,5 +1,5 @@
-//! Connections: a pool for what is answered by one statement or a short transaction, and
-//! connections of their own for writers.
+//! Connections and migrations: a pool for single statements and short transactions, and one connection
+//! per writer.
 
 use std::str::FromStr;
 use std::time::Duration;
@@ -7,13 +7,14 @@ use std::time::Duration;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::{ConnectOptions, PgConnection, PgPool};
 
-use super::StoreError;
+use super::error::StoreError;
 
-/// How long a caller waits for a connection of the pool.
+/// Longest wait for a connection of the pool.
 const ACQUIRE_MAX: Duration = Duration::from_secs(2);
-/// How long opening one may take.
+/// Longest time to open a connection.
 const CONNECT_MAX: Duration = Duration::from_secs(5);
 
+/// A PostgreSQL database: the pool, and the options with which writers connect.
 #[derive(Debug, Clone)]
 pub struct Database {
     pool: PgPool,
@@ -21,8 +22,8 @@ pub struct Database {
 }
 
 impl Database {
-    /// Prepares to connect; nothing is opened yet. `direct_url`: where writers connect, where
-    /// `url` leads through a pooler that shares sessions.
+    /// Parses the URLs; opens no connection yet. Writers connect to `direct_url`, which must be set if
+    /// `url` leads to a pooler that shares sessions between clients.
     pub fn new(url: &str, direct_url: Option<&str>, connections_max: u32) -> Result<Self, StoreError> {
         let through_pooler = direct_url.is_some();
         let options = |url: &str| -> Result<PgConnectOptions, StoreError> {
@@ -43,11 +44,11 @@ impl Database {
             ("statement_timeout", "60s"),
             ("lock_timeout", "10s"),
             ("idle_in_transaction_session_timeout", "30s"),
-            // a session may hold a lock while it waits for others: that of a machine that is gone must end
+            // ends the session of a machine that is gone: it may hold locks
             ("tcp_keepalives_idle", "30s"),
             ("tcp_keepalives_interval", "10s"),
             ("tcp_keepalives_count", "3"),
-            // with arrays of thousands of elements, plans made for them flip to scans and hashes
+            // custom plans for arrays of thousands of elements would switch to scans and hash joins
             ("plan_cache_mode", "force_generic_plan"),
         ]);
         let pool = PgPoolOptions::new()
@@ -62,7 +63,7 @@ impl Database {
         &self.pool
     }
 
-    /// A connection of a writer's own.
+    /// Opens a connection for a writer.
     pub async fn connect_writer(&self) -> Result<PgConnection, StoreError> {
         match tokio::time::timeout(CONNECT_MAX, self.writer.connect()).await {
             Ok(connected) => Ok(connected?),
@@ -70,13 +71,17 @@ impl Database {
         }
     }
 
-    /// Brings the schema up to date; several replicas may do so at once.
+    /// Applies the migrations that are missing. Several replicas may call it at the same time.
+    ///
+    /// Fails with [`StoreError::IncompatibleSchema`] if an older or a newer build made the schema in a way
+    /// that this build cannot continue; then nothing is changed.
     pub async fn migrate(&self) -> Result<(), StoreError> {
         let mut connection = self.connect_writer().await?;
+        refuse_incompatible_schema(&mut connection).await?;
         Ok(MIGRATIONS.run(&mut connection).await?)
     }
 
-    /// Whether the database answers and has every migration of this program.
+    /// Returns whether the database answers and has every migration of this program.
     pub async fn is_ready(&self) -> Result<bool, StoreError> {
         let newest = MIGRATIONS.iter().map(|migration| migration.version).max().unwrap_or_default();
         let applied: Option<i64> =
@@ -92,3 +97,32 @@ impl Database {
 }
 
 static MIGRATIONS: sqlx::migrate::Migrator = sqlx::migrate!();
+
+/// The schema of an incompatible database, for the error text.
+const EARLIER_SCHEMA: &str = "an earlier build made it, and this build starts from a new schema";
+const LATER_SCHEMA: &str = "a later build made it, and this build does not know all of it";
+
+/// Compares the first and the last migration of the database with those of this program.
+async fn refuse_incompatible_schema(connection: &mut PgConnection) -> Result<(), StoreError> {
+    let exists: bool = sqlx::query_scalar("select to_regclass('_sqlx_migrations') is not null")
+        .fetch_one(&mut *connection)
+        .await?;
+    if !exists {
+        return Ok(());
+    }
+    let applied: Vec<(i64, Vec<u8>)> =
+        sqlx::query_as("select version, checksum from _sqlx_migrations where success order by version")
+            .fetch_all(connection)
+            .await?;
+    let (Some((first, checksum)), Some((version, _))) = (applied.first(), applied.last()) else {
+        return Ok(());
+    };
+    let is_ours =
+        MIGRATIONS.iter().next().is_some_and(|ours| ours.version == *first && *ours.checksum == **checksum);
+    let newest = MIGRATIONS.iter().map(|migration| migration.version).max().unwrap_or_default();
+    if is_ours && *version <= newest {
+        return Ok(());
+    }
+    let reason = if is_ours { LATER_SCHEMA } else { EARLIER_SCHEMA };
+    Err(StoreError::IncompatibleSchema { version: *version, reason })
+}

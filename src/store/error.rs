@@ -1,27 +1,37 @@
-//! What can go wrong with the database, sorted by what the caller can do about it.
+//! Errors of the database, sorted by what the caller can do about them.
 
 use sqlx::error::ErrorKind;
 
+/// An error of the database.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
-    /// The server is away, starting, stopping, or has no connection free: later it may work.
+    /// The server is away, starting, stopping, or has no free connection. A later attempt may succeed.
     #[error("the database cannot be reached: {0}")]
     Unavailable(#[source] sqlx::Error),
-    /// Deadlock or serialisation failure: the same again may work at once.
+    /// A deadlock or a serialisation failure. An immediate retry may succeed.
     #[error("the database asks for a retry: {0}")]
     Conflict(#[source] sqlx::Error),
-    /// A statement took longer than is allowed.
+    /// A statement exceeded its time limit.
     #[error("a statement took too long: {0}")]
     TooSlow(#[source] sqlx::Error),
     /// A named constraint refused a row.
     #[error("the constraint {constraint} refused a row")]
     Constraint { constraint: String },
-    /// Anything else: a defect of ours or of the data.
+    /// Any other error: a defect of the program or of the data.
     #[error("the database refused a statement: {0}")]
     Refused(#[source] sqlx::Error),
-    #[error("the migrations do not fit the database: {0}")]
+    /// A migration failed, or a migration that was applied has changed.
+    #[error("the migrations do not match the database: {0}")]
     Migration(#[source] sqlx::migrate::MigrateError),
-    #[error("DATABASE_URL cannot be read: {0}")]
+    /// The schema comes from a build that this one cannot follow.
+    #[error(
+        "the database has schema version {version}: {reason}; set DATABASE_URL to a new, empty database \
+         or, for the embedded PostgreSQL, METERGATE__POSTGRES__FOLDER to a new folder, or run the build \
+         that made this schema"
+    )]
+    IncompatibleSchema { version: i64, reason: &'static str },
+    /// `DATABASE_URL`, or the direct URL of the writers, is malformed.
+    #[error("DATABASE_URL must be a PostgreSQL URL such as postgres://user:password@host/database: {0}")]
     Url(String),
 }
 

@@ -1,23 +1,24 @@
-//! Monthly partitions of the events, made before they are needed. Attaching one lets recording and
-//! reading go on.
+//! Monthly partitions of the events, created before they are needed. Attaching one does not block recording or
+//! reading.
 
 use sqlx::{Connection, PgConnection};
 
-use super::StoreError;
+use super::error::StoreError;
 use metergate_domain::base::timestamp::Timestamp;
 use metergate_domain::base::window::{Span, utc_month};
 
+/// Key of the advisory lock for creating partitions.
 const LOCK: i64 = 0x4d47_0002;
-/// What lies before shares the one partition that the first migration made.
+/// Start of the first monthly partition. Older events share one partition, which the schema contains.
 pub const FIRST_MONTH: &str = "2020-01-01T00:00:00Z";
 
-/// The month of an event, unless it lies before all months.
+/// Returns the month of an event; none if it is older than all monthly partitions.
 pub fn month_of(at: Timestamp) -> Option<Span> {
     let month = utc_month(at);
     Timestamp::parse(FIRST_MONTH).is_ok_and(|first| month.from >= first).then_some(month)
 }
 
-/// Makes the partition of a month, where it is missing. Replicas may do so at once.
+/// Creates the partition of a month if it is missing. Several replicas may call it at the same time.
 pub async fn ensure(connection: &mut PgConnection, month: Span) -> Result<(), StoreError> {
     let name: String = format!("events_{}", &month.from.to_string()[..7]).replace('-', "_");
     let mut transaction = connection.begin().await?;
@@ -27,7 +28,7 @@ pub async fn ensure(connection: &mut PgConnection, month: Span) -> Result<(), St
         .fetch_one(&mut *transaction)
         .await?;
     if !exists {
-        // the name and the bounds are made of digits here, not of input
+        // safe: the name and the bounds contain only digits of the month
         let sql = format!(
             "create table {name} (like events including all);
              alter table events attach partition {name} for values from ('{}') to ('{}')",

@@ -1,4 +1,4 @@
-//! How the domain's types travel to and from PostgreSQL, in its binary formats.
+//! Conversions between the domain's types and PostgreSQL's binary formats.
 
 use sqlx::encode::IsNull;
 use sqlx::error::BoxDynError;
@@ -8,7 +8,7 @@ use sqlx::{Decode, Encode, Postgres, Type};
 use crate::base::quantity::{Quantity, Total};
 use crate::base::timestamp::{MICROS_PER_SECOND, Timestamp};
 
-/// 2000-01-01T00:00:00Z, from which PostgreSQL counts its microseconds.
+/// 2000-01-01T00:00:00Z, the origin of PostgreSQL's timestamps.
 const POSTGRES_EPOCH_MICROS: i64 = 946_684_800 * MICROS_PER_SECOND;
 
 impl Type<Postgres> for Timestamp {
@@ -32,7 +32,7 @@ impl Encode<'_, Postgres> for Timestamp {
 impl<'r> Decode<'r, Postgres> for Timestamp {
     fn decode(value: PgValueRef<'r>) -> Result<Self, BoxDynError> {
         if value.format() != PgValueFormat::Binary {
-            return Err("timestamps are read in binary form".into());
+            return Err("timestamps must be in binary format".into());
         }
         let micros = <i64 as Decode<Postgres>>::decode(value)?;
         let micros = micros.checked_add(POSTGRES_EPOCH_MICROS).ok_or("an infinite timestamp")?;
@@ -79,7 +79,7 @@ impl Encode<'_, Postgres> for Total {
 impl<'r> Decode<'r, Postgres> for Total {
     fn decode(value: PgValueRef<'r>) -> Result<Self, BoxDynError> {
         if value.format() != PgValueFormat::Binary {
-            return Err("quantities are read in binary form".into());
+            return Err("quantities must be in binary format".into());
         }
         decode_nanos(value.as_bytes()?).map(Self::from_nanos)
     }
@@ -92,16 +92,16 @@ impl<'r> Decode<'r, Postgres> for Quantity {
     }
 }
 
-/// Base-10000 digits of the greatest integer part that 128 bits of nano-units have, and of a fraction.
+/// Base-10000 digits of the integer part and of the fraction of 128 bits of nano-units, at most.
 const INTEGER_GROUPS: usize = 8;
 const FRACTION_GROUPS: usize = 3;
 const NANOS: u128 = 1_000_000_000;
 
-/// `numeric` is a count of base-10000 digits, the weight of the first, a sign, the number of decimal
-/// digits after the point, and the digits (PostgreSQL's `numeric_send`).
+/// Encodes a `numeric` as PostgreSQL's `numeric_send` does: number of base-10000 digits, weight of the first
+/// digit, sign, number of decimal digits after the point, then the digits.
 fn encode_nanos(nanos: i128, buffer: &mut PgArgumentBuffer) -> Result<IsNull, BoxDynError> {
     let magnitude = nanos.unsigned_abs();
-    // nine decimal places are twelve, in whole groups
+    // nine decimal places take three groups, which have twelve
     let (mut units, mut fraction) = (magnitude / NANOS, (magnitude % NANOS) * 1_000);
     let mut digits = [0_u16; INTEGER_GROUPS + FRACTION_GROUPS];
     for digit in digits[..INTEGER_GROUPS].iter_mut().rev() {
@@ -139,9 +139,9 @@ fn decode_nanos(bytes: &[u8]) -> Result<i128, BoxDynError> {
     let negative = match sign {
         0 => false,
         0x4000 => true,
-        _ => return Err("a numeric that is no number".into()),
+        _ => return Err("a numeric that is not a number".into()),
     };
-    // in thousandths of nano-units, which whole groups come to
+    // in thousandths of nano-units, the unit of the last group
     let mut magnitude: i128 = 0;
     for place in 0..i32::from(count) {
         let power = i32::from(weight) - place + i32::try_from(FRACTION_GROUPS)?;

@@ -124,6 +124,10 @@ impl BatchProcessor for GateProcessor {
         Weight { items: 1, bytes }
     }
 
+    fn restarted(&self) -> Self {
+        Self::new(self.environment, &self.writer_context)
+    }
+
     async fn rest(&self) {}
 
     async fn attempt(

@@ -11,7 +11,7 @@ use uuid::Uuid;
 use super::{Call, GateProcessor};
 use crate::engine::environment_cache::EnvironmentCaches;
 use crate::engine::usage::ingest::WriterContext;
-use crate::engine::writers::{Lane, WriterTasks};
+use crate::engine::writers::lane::{Lane, WriterTasks};
 use metergate_domain::base::environment::Environment;
 use metergate_domain::base::limits::{GATE_WRITERS, TRANSACTION_CALLS_MAX};
 

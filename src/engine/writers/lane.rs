@@ -6,16 +6,18 @@ use std::time::{Duration, Instant};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::task::JoinHandle;
 
+use super::health::LaneHealth;
 use super::queue::{Job, Queue};
 use super::writer::Writer;
 use super::{BatchProcessor, Weight};
-use crate::engine::EngineError;
+use crate::engine::error::EngineError;
 use crate::store::Database;
 use metergate_domain::base::limits::{QUEUE_BYTES_MAX, QUEUE_ITEMS_MAX};
 
+/// A queue of calls and the writers that settle them.
 #[derive(Debug)]
 pub(crate) struct Lane<T: BatchProcessor> {
-    /// None once it is closed. Bounded by the two semaphores below, in what matters: items and bytes.
+    /// None after the lane is closed. The two semaphores below bound its items and bytes.
     queue: Mutex<Option<mpsc::UnboundedSender<Job<T>>>>,
     items: Arc<Semaphore>,
     kibibytes: Arc<Semaphore>,
@@ -24,7 +26,7 @@ pub(crate) struct Lane<T: BatchProcessor> {
 const BYTES_PER_PERMIT: usize = 1024;
 
 impl<T: BatchProcessor> Lane<T> {
-    /// A lane with a writer for each of the trades.
+    /// Starts a writer for each of the processors.
     pub(crate) fn start(
         name: String,
         batch_items_max: usize,
@@ -33,11 +35,13 @@ impl<T: BatchProcessor> Lane<T> {
         writer_tasks: &mut WriterTasks,
     ) -> Self {
         let (queue, jobs) = mpsc::unbounded_channel();
+        let health = LaneHealth::new(name.clone());
         let shared = Arc::new(Queue::new(jobs, name, batch_items_max));
         for trade in trades {
             let writer = Writer::new(database.clone(), trade, Arc::clone(&shared));
-            writer_tasks.0.push(tokio::spawn(writer.run()));
+            writer_tasks.writers.push(tokio::spawn(writer.run(health.enter())));
         }
+        writer_tasks.lanes.push(health);
         Self {
             queue: Mutex::new(Some(queue)),
             items: Arc::new(Semaphore::new(QUEUE_ITEMS_MAX)),
@@ -45,10 +49,13 @@ impl<T: BatchProcessor> Lane<T> {
         }
     }
 
-    /// Hands over work and waits for what comes of it.
+    /// Queues work and waits for its reply. If the writer panics at it, fails with an internal error; then
+    /// the work may have been committed, and a retry with the same ids is safe.
     pub(crate) async fn submit(&self, work: T::Work, wait_max: Duration) -> Result<T::Reply, EngineError> {
         let answered = self.enqueue(work, Instant::now() + wait_max)?;
-        answered.await.unwrap_or_else(|_| Err(EngineError::Internal("a writer dropped a job".to_owned())))
+        answered
+            .await
+            .unwrap_or_else(|_| Err(EngineError::Internal("the writer ended before it answered".to_owned())))
     }
 
     fn enqueue(
@@ -58,7 +65,7 @@ impl<T: BatchProcessor> Lane<T> {
     ) -> Result<oneshot::Receiver<Result<T::Reply, EngineError>>, EngineError> {
         let Weight { items, bytes } = T::weigh(&work);
         let room = |semaphore: &Arc<Semaphore>, wanted: usize, all: usize| {
-            // one call that is larger than the queue may still pass alone
+            // a single call that is larger than the queue may still pass, alone
             let permits = u32::try_from(wanted.min(all)).unwrap_or(u32::MAX);
             Arc::clone(semaphore).try_acquire_many_owned(permits).map_err(|_| EngineError::overloaded())
         };
@@ -74,27 +81,35 @@ impl<T: BatchProcessor> Lane<T> {
         Ok(answered)
     }
 
-    /// Takes no more work.
+    /// Closes the queue: its writers end after they have settled what is in it.
     pub(crate) fn close(&self) {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner).take();
     }
 }
 
-/// The writers that are at work.
+/// The tasks of all writers, and the health of their lanes.
 #[derive(Debug, Default)]
-pub(crate) struct WriterTasks(Vec<JoinHandle<()>>);
+pub(crate) struct WriterTasks {
+    writers: Vec<JoinHandle<()>>,
+    lanes: Vec<Arc<LaneHealth>>,
+}
 
-/// How long writers may take to settle what they took, at a stop.
+/// Longest time that a stop waits for writers to settle their batches.
 const SETTLE_MAX: Duration = Duration::from_secs(10);
 
 impl WriterTasks {
-    /// Waits until the writers of closed lanes have settled what they took; not for ever: where the
-    /// database stays away, what became of a commit cannot be found out, and nobody is told it was.
+    /// Returns the names of the lanes without a running writer.
+    pub(crate) fn dead_lanes(&self) -> Vec<String> {
+        self.lanes.iter().filter(|lane| lane.is_dead()).map(|lane| lane.name().to_owned()).collect()
+    }
+
+    /// Waits until the writers of closed lanes have settled their batches, for a limited time. While the
+    /// database is down, the result of a commit stays unknown, and its callers get an error.
     pub(crate) async fn end(self) {
         let deadline = tokio::time::Instant::now() + SETTLE_MAX;
-        for mut writer in self.0 {
+        for mut writer in self.writers {
             if tokio::time::timeout_at(deadline, &mut writer).await.is_err() {
-                tracing::warn!("a writer did not settle in time");
+                tracing::warn!("a writer did not settle its batch before the stop");
                 writer.abort();
             }
         }

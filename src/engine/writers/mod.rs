@@ -1,29 +1,31 @@
-//! Writers that share transactions. Calls hand their work to a lane and wait; a writer takes whatever
-//! has gathered since its last commit, settles it as one transaction, then answers all. No timer is
-//! involved: an idle writer starts at once.
+//! Writers that share transactions. Calls put their work into the queue of a lane and wait. A writer takes
+//! everything that has gathered since its last commit, settles it as one transaction, then answers all
+//! calls. No timer is involved: an idle writer starts at once.
 //!
-//! What is settled, and how, is a [`BatchProcessor`]; queues, bounds, retries and answers are the same for all.
+//! A [`BatchProcessor`] defines what is settled, and how. Queues, bounds, retries and answers are the same for all.
+//! A panic fails the calls of its batch alone: the writer starts again with a new connection and a new
+//! processor. A lane without a running writer is dead, and `/readyz` names it.
 
-mod lane;
-mod months;
+mod health;
+pub(crate) mod lane;
+pub(crate) mod months;
 mod queue;
+#[cfg(test)]
+mod tests;
 mod writer;
 
 use sqlx::PgConnection;
 
-pub(crate) use lane::{Lane, WriterTasks};
-pub(crate) use months::Months;
-
 use crate::store::StoreError;
 
-/// What waiting work takes of its queue.
+/// The share of a queue that waiting work takes.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Weight {
     pub(crate) items: usize,
     pub(crate) bytes: usize,
 }
 
-/// How an attempt ended, where the database did not refuse it.
+/// Result of an attempt that the database did not refuse.
 #[derive(Debug)]
 pub(crate) enum Attempt<R> {
     /// A reply for each piece of work, in the order of arrival.
@@ -35,17 +37,20 @@ pub(crate) enum Attempt<R> {
 }
 
 /// A kind of work that writers settle.
-pub(crate) trait BatchProcessor: Send + 'static {
+pub(crate) trait BatchProcessor: Sized + Send + 'static {
     type Work: Send + Sync + 'static;
     type Reply: Send + 'static;
 
     fn weigh(work: &Self::Work) -> Weight;
 
-    /// Waits where it is better not to take more work yet.
+    /// Returns a processor in its initial state, to replace this one after a panic.
+    fn restarted(&self) -> Self;
+
+    /// Waits until it is sensible to take more work.
     fn rest(&self) -> impl Future<Output = ()> + Send;
 
-    /// Settles work as one transaction. `uncertain`: batches of earlier attempts at the same work that
-    /// may have been committed, for all that is known.
+    /// Settles work as one transaction. `uncertain` lists the batches of earlier attempts at the same work
+    /// whose commits got no answer.
     fn attempt(
         &mut self,
         connection: &mut PgConnection,

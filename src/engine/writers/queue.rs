@@ -1,19 +1,19 @@
-//! What waits in a lane.
+//! The queue of a lane.
 
 use std::time::Instant;
 
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 
 use super::BatchProcessor;
-use crate::engine::EngineError;
+use crate::engine::error::EngineError;
 
-/// The work of one call, and where its answer goes.
+/// The work of one call, and the channel for its answer.
 #[derive(Debug)]
 pub(super) struct Job<T: BatchProcessor> {
     pub(super) work: T::Work,
     pub(super) deadline: Instant,
     answer: oneshot::Sender<Result<T::Reply, EngineError>>,
-    /// Its share of the queue, given back with the job.
+    /// Its share of the queue, returned when the job is dropped.
     _room: [OwnedSemaphorePermit; 2],
 }
 
@@ -28,12 +28,12 @@ impl<T: BatchProcessor> Job<T> {
     }
 
     pub(super) fn answer(self, answer: Result<T::Reply, EngineError>) {
-        // the caller may have gone away: then nobody needs the answer
+        // fails if the caller has gone away, who then needs no answer
         self.answer.send(answer).ok();
     }
 }
 
-/// A queue that several writers take from, one batch at a time.
+/// A queue from which several writers take, one batch at a time.
 #[derive(Debug)]
 pub(super) struct Queue<T: BatchProcessor> {
     jobs: tokio::sync::Mutex<mpsc::UnboundedReceiver<Job<T>>>,
@@ -46,8 +46,8 @@ impl<T: BatchProcessor> Queue<T> {
         Self { jobs: tokio::sync::Mutex::new(jobs), name, batch_items_max }
     }
 
-    /// What has gathered: at least one job, unless the lane is closed; no more than a transaction
-    /// takes, but for a single job that is larger.
+    /// Waits for a job and returns it with those that have gathered; none if the lane is closed. A batch
+    /// has no more items than a transaction may have, unless a single job has more.
     pub(super) async fn take(&self) -> Option<Vec<Job<T>>> {
         let mut jobs = self.jobs.lock().await;
         let first = jobs.recv().await?;

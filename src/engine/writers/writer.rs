@@ -1,19 +1,22 @@
-//! A writer: takes what has gathered, settles it in one transaction, answers. Never gives up on a
-//! transaction whose fate it does not know.
+//! A writer: takes the jobs that have gathered, settles them in one transaction, answers. It never gives up
+//! on a transaction whose result it does not know, unless it panics.
 
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use futures_util::FutureExt;
 use sqlx::PgConnection;
 
+use super::health::RunningWriter;
 use super::queue::{Job, Queue};
 use super::{Attempt, BatchProcessor};
-use crate::engine::EngineError;
+use crate::engine::error::EngineError;
 use crate::store::{Database, StoreError};
 
-/// How often a deadlock or a slow lock is met with another attempt.
+/// Attempts that may follow a deadlock or a lock timeout.
 const CONFLICTS_MAX: u32 = 3;
-/// How often something else may have to be done first.
+/// Preparations that may precede an attempt.
 const PREPARATIONS_MAX: u32 = 100;
 const PAUSE_MIN: Duration = Duration::from_millis(20);
 const PAUSE_MAX: Duration = Duration::from_millis(500);
@@ -23,9 +26,10 @@ pub(super) struct Writer<T: BatchProcessor> {
     trade: T,
     queue: Arc<Queue<T>>,
     connection: Option<PgConnection>,
+    restart_pause: Pause,
 }
 
-/// Grows with every failure.
+/// A pause that grows with every failure.
 struct Pause(Duration);
 
 impl Pause {
@@ -37,17 +41,31 @@ impl Pause {
 
 impl<T: BatchProcessor> Writer<T> {
     pub(super) fn new(database: Database, trade: T, queue: Arc<Queue<T>>) -> Self {
-        Self { database, trade, queue, connection: None }
+        Self { database, trade, queue, connection: None, restart_pause: Pause(PAUSE_MIN) }
     }
 
-    pub(super) async fn run(mut self) {
+    /// Settles jobs until the lane is closed. After a panic, continues with a new connection and a new
+    /// processor. The jobs of that batch are dropped, and [`super::lane::Lane::submit`] fails for their callers.
+    pub(super) async fn run(mut self, mut running: RunningWriter) {
+        while let Err(panic) = AssertUnwindSafe(self.settle_all()).catch_unwind().await {
+            // the server rolls back what was open
+            self.connection = None;
+            let health = running.stop_after_panic(&*panic);
+            self.trade = self.trade.restarted();
+            self.restart_pause.rest().await;
+            running = health.enter();
+        }
+        if let Some(connection) = self.connection {
+            sqlx::Connection::close(connection).await.ok();
+        }
+    }
+
+    async fn settle_all(&mut self) {
         loop {
             self.trade.rest().await;
             let Some(jobs) = self.queue.take().await else { break };
             self.settle(jobs).await;
-        }
-        if let Some(connection) = self.connection {
-            sqlx::Connection::close(connection).await.ok();
+            self.restart_pause = Pause(PAUSE_MIN);
         }
     }
 

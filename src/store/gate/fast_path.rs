@@ -1,5 +1,5 @@
 //! Holding what fits, in one message, which is a transaction: see `hold_what_fits` in
-//! `migrations/0014_gate_insertions.sql`.
+//! `migrations/0001_schema.sql`.
 
 use sqlx::postgres::types::PgInterval;
 use sqlx::{PgConnection, Row};

@@ -4,9 +4,11 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Output, Stdio};
 
+use metergate::store::Database;
 use serde_json::{Value, json};
 use tokio::process::Command;
 
+use crate::support::cluster::{sqlx_execute, start_throwaway};
 use crate::support::service::Process;
 
 const BINARY: &str = env!("CARGO_BIN_EXE_metergate");
@@ -141,4 +143,37 @@ async fn what_is_wrong_with_a_setting_stops_the_start_and_is_named() {
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
         assert!(!output.status.success() && said.contains(named), "{name}: {said}");
     }
+}
+
+/// A database with the schema of an earlier build, or of a later one, is left as it is.
+#[tokio::test]
+async fn an_incompatible_schema_stops_the_start_and_is_explained() {
+    let earlier = "create table _sqlx_migrations (version bigint primary key, description text not null,
+             installed_on timestamptz not null default now(), success boolean not null, checksum bytea not null,
+             execution_time bigint not null);
+         insert into _sqlx_migrations (version, description, success, checksum, execution_time)
+             select n, 'core', true, 'earlier', 1 from generate_series(1, 15) n";
+    let later = "insert into _sqlx_migrations (version, description, success, checksum, execution_time)
+             values (9999, 'later', true, 'later', 1)";
+    let server = start_throwaway().await;
+    sqlx_execute(&server.url("postgres"), "create database earlier").await;
+    let migrated = Database::new(&server.url("postgres"), None, 1).unwrap();
+    migrated.migrate().await.unwrap();
+    for (database, change, named) in [
+        ("earlier", earlier, ["schema version 15", "an earlier build", "new, empty database"]),
+        ("postgres", later, ["schema version 9999", "a later build", "new, empty database"]),
+    ] {
+        let url = server.url(database);
+        sqlx_execute(&url, change).await;
+        let mut command = Command::new(BINARY);
+        command.arg("serve").env("DATABASE_URL", &url).stdin(Stdio::null());
+        let output = command.output().await.unwrap();
+        let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(1), "{stderr}");
+        for part in named {
+            assert!(stderr.contains(part), "{database}: {stderr}");
+        }
+    }
+    migrated.close().await;
+    server.stop().await;
 }

@@ -275,7 +275,7 @@ impl Process {
             let Some(line) = lines.next_line().await.unwrap() else { panic!("did not start: {said}") };
             said.push_str(&line);
             let line: Value = serde_json::from_str(&line).unwrap_or_default();
-            if line["message"] == "listening" {
+            if line["message"] == "service is listening" {
                 break line["address"].as_str().unwrap().to_owned();
             }
         };

@@ -64,7 +64,7 @@ pub enum CatalogItemKind {
 
 impl Catalog {
     pub fn read(value: Value) -> Parsed<Self> {
-        let catalog = Self::parse(value)?;
+        let catalog = Self::read_stored(value)?;
         let refused = |(index, plan): (usize, &Plan)| {
             let prices = list::validate_price_list(&plan.prices, &[]).err().unwrap_or_default();
             let prices = prices.into_iter().map(|violation| violation.under("prices"));
@@ -77,8 +77,9 @@ impl Catalog {
         if violations.is_empty() { Ok(catalog) } else { Err(violations) }
     }
 
-    /// Reads what can be kept, whether it would be taken today or not.
-    fn parse(value: Value) -> Parsed<Self> {
+    /// Reads a catalog that was applied before. Unlike [`Self::read`], accepts currencies that were
+    /// withdrawn since, and prices that overlap.
+    pub fn read_stored(value: Value) -> Parsed<Self> {
         let map = fields::object(value)?;
         fields::no_nul(&map)?;
         fields::no_monstrous_numbers(&map)?;
@@ -94,21 +95,6 @@ impl Catalog {
         let catalog = Self { default_plan, meters, plans, credit_units, credit_packs };
         let violations = catalog.inconsistencies();
         if violations.is_empty() { Ok(catalog) } else { Err(violations) }
-    }
-
-    /// Reads a document that was applied. One from before prices and caps were read, and held something
-    /// else under their names, is read without them.
-    pub fn read_applied(value: Value) -> Parsed<Self> {
-        Self::parse(value.clone()).or_else(|violations| {
-            let mut value = value;
-            let plans = value.get_mut("plans").and_then(Value::as_array_mut);
-            for plan in plans.into_iter().flatten().filter_map(Value::as_object_mut) {
-                plan.remove("prices");
-                plan.remove("commitments");
-                plan.remove("spend_caps");
-            }
-            Self::parse(value).map_err(|_| violations)
-        })
     }
 
     /// Reads YAML. Scalars keep their own spelling, so that no number passes through a float.
@@ -531,13 +517,10 @@ plans:
     #[test]
     fn references_to_missing_items_are_rejected() {
         let read = |document| Catalog::read(document).unwrap_err()[0].clone();
-        let unread = json!({"plans": [{"key": "p", "prices": [{"note": "5 per 1000"}], "spend_caps": [{}]}]});
-        assert!(Catalog::read_applied(unread).unwrap().plans[0].prices.is_empty());
-        // what was applied when it was taken stays
         let price = |key: &str, value: &str| json!({"key": key, "meter": "m", "filter": {"a": ["x", value]}, "model": "per_unit", "currency": "usd", "unit_amount": 1});
         let shared = json!({"meters": [{"key": "m", "event_name": "e", "aggregation": "sum", "dimensions": ["a"]}],
                             "plans": [{"key": "p", "prices": [price("one", "y"), price("two", "z")]}]});
-        assert_eq!(Catalog::read_applied(shared.clone()).unwrap().plans[0].prices.len(), 2);
+        assert_eq!(Catalog::read_stored(shared.clone()).unwrap().plans[0].prices.len(), 2);
         let violation = read(shared);
         assert_eq!((violation.pointer.as_str(), violation.code), ("/plans/0/prices/1", "overlapping_prices"));
         let violation = read(json!({"default_plan": "x"}));

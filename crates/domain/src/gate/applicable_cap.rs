@@ -208,8 +208,6 @@ pub struct ApplicableCap<'a> {
     subscription: &'a Subscription,
     /// Since when its prices and the cap, the holder's subscription, and what lies between are what they are.
     effective_from: [Timestamp; 3],
-    /// Before that its counters had other names.
-    renamed_at: Timestamp,
     /// Nothing was recorded for the member before that.
     has_no_earlier_usage: bool,
     /// From the currency of the prices to that of the cap.
@@ -297,7 +295,7 @@ impl PricedUsage<'_> {
 
     /// The counter around an instant.
     pub fn counter_at(&self, at: Timestamp) -> CounterPeriod {
-        let ApplicableCap { member, cap, holder, effective_from, renamed_at, has_no_earlier_usage, .. } =
+        let ApplicableCap { member, cap, holder, effective_from, has_no_earlier_usage, .. } =
             self.applicable_cap;
         let period = self.applicable_cap.period_at(at);
         let mut digest = Digest::default();
@@ -318,8 +316,7 @@ impl PricedUsage<'_> {
             },
             period,
             since: period.from,
-            starts_at_zero: has_no_earlier_usage
-                || effective_from.iter().chain([&renamed_at]).all(began_after),
+            starts_at_zero: has_no_earlier_usage || effective_from.iter().all(began_after),
         }
     }
 }
@@ -506,7 +503,6 @@ impl CatalogIndex {
             holder,
             subscription,
             effective_from,
-            renamed_at: self.caps_renamed_at.unwrap_or(Timestamp::MIN),
             has_no_earlier_usage,
             exchange,
             rate_until,

@@ -176,8 +176,6 @@ pub struct CatalogIndex {
     limits: HashMap<PlanKey, Vec<LimitTerms>>,
     priced: HashMap<PlanKey, Priced>,
     pub rates: Rates,
-    /// When the counters of spend caps got the names that they have; none: they have always had them.
-    pub caps_renamed_at: Option<Timestamp>,
 }
 
 impl CatalogIndex {
@@ -226,17 +224,7 @@ impl CatalogIndex {
             }
         }
         let meter_keys = keys.into_iter().cloned().collect();
-        Self {
-            catalog,
-            meters,
-            meter_keys,
-            by_event_name,
-            by_stripe_name,
-            limits,
-            priced,
-            rates,
-            caps_renamed_at: None,
-        }
+        Self { catalog, meters, meter_keys, by_event_name, by_stripe_name, limits, priced, rates }
     }
 
     pub fn meter(&self, key: &MeterKey) -> Option<&StoredMeter> {

@@ -14,7 +14,9 @@ use crate::engine::clock::Clock;
 use crate::engine::environment_cache::EnvironmentCaches;
 use crate::engine::gate::counters::Reader;
 use crate::engine::snapshot::TrackedUse;
-use crate::engine::writers::{Attempt, BatchProcessor, Lane, Months, Weight, WriterTasks};
+use crate::engine::writers::lane::{Lane, WriterTasks};
+use crate::engine::writers::months::Months;
+use crate::engine::writers::{Attempt, BatchProcessor, Weight};
 use crate::engine::{Engine, EngineError};
 use crate::store::{Database, StoreError};
 use metergate_domain::base::environment::Environment;
@@ -146,6 +148,11 @@ impl BatchProcessor for IngestProcessor {
     fn weigh(delivery: &IngestRequest) -> Weight {
         let bytes = delivery.events.iter().map(PreparedEvent::bytes).sum();
         Weight { items: delivery.events.len(), bytes }
+    }
+
+    fn restarted(&self) -> Self {
+        let reader = Reader::new(self.writer_context.database.clone());
+        Self { environment: self.environment, writer_context: self.writer_context.clone(), reader }
     }
 
     async fn rest(&self) {
