@@ -6,7 +6,7 @@ use std::path::Path;
 /// From the door inwards; a room may import only rooms after it.
 const ROOMS: [(&str, &[&str]); 8] = [
     ("app", &["http", "jobs", "engine", "providers", "store", "domain", "embedded"]),
-    ("http", &["engine", "store", "domain"]),
+    ("http", &["engine", "domain"]),
     ("jobs", &["engine", "domain"]),
     ("engine", &["providers", "store", "domain"]),
     ("providers", &["domain"]),
