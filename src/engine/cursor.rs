@@ -1,35 +1,44 @@
-//! Cursors of lists: where a page ends, as text that says nothing to the caller.
+//! Cursors of lists: the place of the last row of a page, as text that is opaque to clients.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use uuid::Uuid;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 
 use super::EngineError;
 use metergate_domain::base::fields::Violation;
-use metergate_domain::base::timestamp::Timestamp;
 
+/// Returns the error for a cursor that is not from a list.
 pub fn unknown() -> EngineError {
-    EngineError::invalid(Violation::new("invalid_cursor", "is none that a list answered").under("cursor"))
+    let detail = "must be the `next_cursor` of the previous page of the same list";
+    EngineError::invalid(Violation::new("invalid_cursor", detail).under("cursor"))
 }
 
-/// The place of what was made at a time, in a list that is ordered by that and a key.
-pub(crate) fn write(created_at: Timestamp, key: Uuid) -> String {
-    let mut bytes = Vec::with_capacity(24);
-    bytes.extend(created_at.micros().to_be_bytes());
-    bytes.extend(key.as_bytes());
-    URL_SAFE_NO_PAD.encode(bytes)
+/// Encodes the place of a row in the order of its list.
+pub fn write(place: &impl Serialize) -> String {
+    // numbers, times and texts always serialise
+    URL_SAFE_NO_PAD.encode(serde_json::to_vec(place).unwrap_or_default())
 }
 
-pub(crate) fn read(cursor: &str) -> Result<(Timestamp, Uuid), EngineError> {
-    let read = || {
-        let bytes: [u8; 24] = URL_SAFE_NO_PAD.decode(cursor).ok()?.try_into().ok()?;
-        let (micros, key) = bytes.split_first_chunk::<8>()?;
-        Some((Timestamp::from_micros(i64::from_be_bytes(*micros))?, Uuid::from_slice(key).ok()?))
-    };
-    read().ok_or_else(unknown)
+/// Decodes the place after which a page begins.
+pub fn read<T: DeserializeOwned>(cursor: &str) -> Result<T, EngineError> {
+    let bytes = URL_SAFE_NO_PAD.decode(cursor).map_err(|_| unknown())?;
+    serde_json::from_slice(&bytes).map_err(|_| unknown())
 }
 
-/// The number before which a page begins, in a list that is ordered by numbers, the latest first.
-pub(crate) fn read_number(cursor: Option<&str>) -> Result<i64, EngineError> {
-    cursor.map_or(Ok(i64::MAX), |cursor| cursor.parse::<i64>().ok().filter(|n| *n > 0).ok_or_else(unknown))
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use metergate_domain::base::timestamp::Timestamp;
+    use uuid::Uuid;
+
+    #[test]
+    fn a_place_survives_its_cursor() {
+        let place = (Timestamp::from_micros(1_795_860_000_123_456).unwrap(), Uuid::from_u128(7));
+        assert_eq!(read::<(Timestamp, Uuid)>(&write(&place)).unwrap(), place);
+        for bad in ["", "x", "17", &write(&"17"), &write(&(1, 2))] {
+            assert!(read::<i64>(bad).is_err(), "{bad}");
+        }
+        assert_eq!(read::<i64>(&write(&17)).unwrap(), 17);
+    }
 }

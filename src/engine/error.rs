@@ -4,7 +4,7 @@
 use std::borrow::Cow;
 
 use crate::store::StoreError;
-use metergate_domain::base::fields::Violation;
+use metergate_domain::base::fields::{Violation, Violations};
 
 #[derive(Debug, thiserror::Error)]
 pub enum EngineError {
@@ -13,7 +13,7 @@ pub enum EngineError {
     Untrusted { code: &'static str, detail: &'static str },
     /// Parsed, but unacceptable: every flaw.
     #[error("the input is not acceptable: {0:?}")]
-    Invalid(Vec<Violation>),
+    Invalid(Violations),
     #[error("{detail}")]
     NotFound { code: &'static str, detail: String },
     #[error("{detail}")]
@@ -30,13 +30,13 @@ pub enum EngineError {
 
 impl EngineError {
     pub(crate) fn invalid(violation: Violation) -> Self {
-        Self::Invalid(vec![violation])
+        Self::Invalid(violation.into())
     }
 
     pub(crate) fn overloaded() -> Self {
         Self::Unavailable {
             code: "overloaded",
-            detail: Cow::Borrowed("more work is waiting than can be taken; come back shortly"),
+            detail: Cow::Borrowed("the server is overloaded; send the request again in a second"),
             why: "a queue is full".to_owned(),
         }
     }
@@ -45,7 +45,7 @@ impl EngineError {
     pub(crate) fn provider_unavailable(why: String) -> Self {
         Self::Unavailable {
             code: "provider_unavailable",
-            detail: Cow::Owned(format!("the billing provider: {why}")),
+            detail: Cow::Owned(format!("the billing provider did not answer as expected: {why}")),
             why,
         }
     }
@@ -53,7 +53,9 @@ impl EngineError {
     pub(crate) fn exports_running() -> Self {
         Self::Unavailable {
             code: "exports_running",
-            detail: Cow::Borrowed("another run of exports is at work; come back shortly"),
+            detail: Cow::Borrowed(
+                "another export run is in progress; send the request again when it has ended",
+            ),
             why: "another run of exports is at work".to_owned(),
         }
     }
@@ -61,14 +63,16 @@ impl EngineError {
     pub(crate) fn unavailable(why: impl Into<String>) -> Self {
         Self::Unavailable {
             code: "unavailable",
-            detail: Cow::Borrowed("the database cannot answer at the moment; come back shortly"),
+            detail: Cow::Borrowed(
+                "the database cannot answer at the moment; send the request again in a second",
+            ),
             why: why.into(),
         }
     }
 }
 
-impl From<Vec<Violation>> for EngineError {
-    fn from(violations: Vec<Violation>) -> Self {
+impl From<Violations> for EngineError {
+    fn from(violations: Violations) -> Self {
         Self::Invalid(violations)
     }
 }

@@ -11,6 +11,7 @@ pub mod error;
 mod exports;
 mod gate;
 mod invoicing;
+mod page;
 pub(crate) mod pricing;
 mod snapshot;
 pub(crate) mod subjects;
@@ -23,26 +24,25 @@ use std::time::Duration;
 
 pub use catalog::{Applied, CatalogView};
 pub use clock::Clock;
-pub use credits::{CreditsView, GrantPage, GrantView, LedgerPage, NoticePage, NoticeView};
+pub use credits::{CreditsView, GrantView, MovementView};
 pub use error::EngineError;
 pub use exports::{
-    Drift, Due, ExportPage, ExportView, Ran, Reconciled, ReconciledRow,
-    ReconciliationQuery as ReconciliationQuestion,
+    Drift, Due, ExportView, Ran, Reconciled, ReconciledRow, ReconciliationQuery as ReconciliationQuestion,
 };
-pub use gate::{ReservationPage, ReservationView};
-pub use invoicing::{BillingRun, ComparedInvoice, ComparedLine, ComparedTotal, InvoicePage, InvoiceView};
+pub use gate::ReservationView;
+pub use invoicing::{BillingRun, ComparedInvoice, ComparedLine, ComparedTotal, InvoiceView};
+pub use page::{Page, PageRequest};
 pub use pricing::costs::CostView;
-pub use pricing::prices::RatePage;
-pub use subjects::subject::{SubjectChange, SubjectPage, SubjectView};
+pub use subjects::subject::{SubjectChange, SubjectView};
 pub use subjects::subscriptions::SubscriptionView;
-pub use usage::events::{EventPage, EventView, Voided};
+pub use usage::events::{EventTrace, EventView, Voided};
 pub use usage::fold::Folded;
 pub use usage::ingest::{EventOutcome, RecordResult};
 pub use usage::ranking::TopPage;
 pub use usage::report::{MeterUsage, Report, Viewer};
 pub use usage::stripe_compat::RecordedMeterEvent;
 pub use usage::verify::Verdict;
-pub use webhooks::{WebhookEventPage, WebhookEventView};
+pub use webhooks::WebhookEventView;
 
 use access::Gatekeeper;
 use access::tokens::TokenSettings;
@@ -56,6 +56,7 @@ use writers::months::Months;
 use crate::providers::Provider;
 use crate::providers::stripe::{Stripe, StripeSettings};
 use crate::store::Database;
+pub use crate::store::credits::notices::CreditNotice;
 use metergate_domain::base::environment::Environment;
 
 /// What can be set about the engine.

@@ -1,11 +1,11 @@
-//! Which form of an answer is asked for (RFC 9110, 12.5.1).
+//! Content negotiation (RFC 9110, 12.5.1).
 
 use std::cmp::Reverse;
 
 use axum::http::{HeaderMap, header};
 
-/// The media type that `Accept` prefers of those there are; the first of them where it asks for none. What
-/// is weighted alike goes by how exactly it is named, and then by what is named first.
+/// Returns the offered media type that `Accept` prefers, or the first offer. Equal weights go by how exactly
+/// a type is named, then by the order of names.
 pub(super) fn preferred<'a>(headers: &HeaderMap, offers: &[&'a str]) -> &'a str {
     let values = headers.get_all(header::ACCEPT).iter().filter_map(|value| value.to_str().ok());
     let ranges: Vec<Range<'_>> = values.flat_map(|value| value.split(',')).filter_map(Range::read).collect();
@@ -25,7 +25,7 @@ pub(super) fn preferred<'a>(headers: &HeaderMap, offers: &[&'a str]) -> &'a str 
     best.map(|(offer, _)| offer).or(offers.first().copied()).unwrap_or_default()
 }
 
-/// How welcome, how exactly, and how early.
+/// The weight of a media type, how exactly it is named, and its place.
 type RangePreference = (u16, u8, Reverse<usize>);
 
 struct Range<'a> {

@@ -1,4 +1,4 @@
-//! Who may call a route: asked before the handler, for every route, from the table.
+//! Access control: the guard in front of every handler, after the table of routes.
 
 use axum::body::HttpBody;
 use axum::extract::{Request, State};
@@ -13,26 +13,37 @@ use super::problem::Problem;
 use super::request_log;
 use crate::engine::Engine;
 use crate::engine::access::{Principal, Role};
-use metergate_domain::base::names::SubjectId;
 
-/// Who may call a route; the application's secret key may call every one.
+/// The callers of a route; the application's secret key may call every route.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Access {
     Open,
     /// The biller, by its signature over the body, which the handler looks at.
     Signed,
     Secret,
-    /// The same, where the caller is a gateway, whose `Authorization` may be its client's: the key may
+    /// A secret key from a gateway, which may forward the `Authorization` of its client: the key may
     /// stand in `x-metergate-key`.
     Gateway,
-    /// The same, where the caller is one of Stripe's SDKs: the key may be the user of basic credentials.
+    /// A secret key from one of Stripe's SDKs: the key may be the user of basic credentials.
     StripeSdk,
     /// Also publishable keys.
     Publishable,
     /// Also end-user tokens, for their own subject, with the scope `usage:read`.
     EndUser,
-    /// The same with the scope `caps:write`: whoever pays.
+    /// Also end-user tokens with the scope `caps:write`, for payers.
     Payer,
+}
+
+impl Access {
+    /// Names the credentials that may call a route.
+    fn needs(self) -> &'static str {
+        match self {
+            Self::Open | Self::Signed | Self::Secret | Self::Gateway | Self::StripeSdk => "a secret key",
+            Self::Publishable => "a secret or a publishable key",
+            Self::EndUser => "a secret key, or a token of the subject with the scope `usage:read`",
+            Self::Payer => "a secret key, or a token of the subject with the scope `caps:write`",
+        }
+    }
 }
 
 const USAGE_READ: &str = "usage:read";
@@ -62,13 +73,13 @@ pub(super) async fn admit(State(guard): State<RequestGuard>, mut request: Reques
         (Role::Publishable | Role::EndUser { .. }, _) => false,
     };
     if !may {
-        return reject(&request, forbidden("this credential may not call this"));
+        return reject(&request, forbidden(format!("this route needs {}", guard.access.needs())));
     }
     request.extensions_mut().insert(principal);
     next.run(request).await
 }
 
-/// A body that nobody reads ends the connection: the client is told, so that it does not call there again.
+/// Answers with a problem and tells the client that an unread body ends the connection.
 fn reject(request: &Request, problem: Problem) -> Response {
     let mut response = problem.into_response();
     if !request.body().is_end_stream() {
@@ -81,7 +92,7 @@ const GATEWAY_KEY: HeaderName = HeaderName::from_static("x-metergate-key");
 
 async fn identify(guard: &RequestGuard, headers: &HeaderMap) -> Result<Principal, Problem> {
     let missing = || {
-        let detail = "send a key or a token as `Authorization: Bearer …`";
+        let detail = "a credential is required; send a key or a token as `Authorization: Bearer …`";
         Problem::new(StatusCode::UNAUTHORIZED, "unauthorized", detail)
     };
     if guard.access == Access::Gateway
@@ -109,16 +120,6 @@ fn basic_user(credentials: &str) -> Option<SecretString> {
     pair.split_once(':').map(|(user, _)| SecretString::from(user))
 }
 
-/// An end user reaches their own subject alone.
-pub(super) fn require_own_subject(principal: &Principal, asked: &SubjectId) -> Result<(), Problem> {
-    match &principal.role {
-        Role::EndUser { subject, .. } if subject != asked => {
-            Err(forbidden("a token reaches its own subject alone"))
-        }
-        _ => Ok(()),
-    }
-}
-
-pub(super) fn forbidden(detail: &str) -> Problem {
+pub(super) fn forbidden(detail: impl Into<String>) -> Problem {
     Problem::new(StatusCode::FORBIDDEN, "forbidden", detail)
 }

@@ -7,9 +7,10 @@ use http_body_util::BodyExt;
 use serde_json::Value;
 
 use super::problem::Problem;
+use metergate_domain::base::fields::received;
 use metergate_domain::base::limits::{BODY_BYTES_MAX, BODY_DRAIN_BYTES_MAX};
 
-/// The media type without its parameters, in lower case; `application/json` where none is given.
+/// Returns the media type without its parameters, in lower case; `application/json` where none is given.
 pub(super) fn media_type(headers: &HeaderMap) -> String {
     let given = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
     let essence = given.unwrap_or("application/json").split(';').next().unwrap_or_default();
@@ -17,20 +18,20 @@ pub(super) fn media_type(headers: &HeaderMap) -> String {
 }
 
 pub(super) fn unsupported(media_type: &str, supported: &str) -> Problem {
-    let detail = format!("the media type {media_type} is not taken here; send {supported}");
+    let detail = format!("the content type must be {supported}; got {}", received(media_type));
     Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type", detail)
 }
 
-/// The whole body, which must not be empty.
+/// Reads a whole body, which must not be empty.
 pub(super) async fn read(body: Body) -> Result<Bytes, Problem> {
     read_at_most(body, BODY_BYTES_MAX).await
 }
 
-/// The same, with a bound of its own.
+/// Reads a whole body of at most `bytes_max`, which must not be empty.
 pub(super) async fn read_at_most(body: Body, bytes_max: usize) -> Result<Bytes, Problem> {
     let bytes = read_bounded(body, bytes_max).await?;
     if is_empty(&bytes) {
-        return Err(Problem::bad_request("empty_body", "the body is empty"));
+        return Err(Problem::bad_request("empty_body", "the request body must not be empty"));
     }
     Ok(bytes)
 }
@@ -39,7 +40,7 @@ pub(super) fn is_empty(bytes: &[u8]) -> bool {
     bytes.iter().all(u8::is_ascii_whitespace)
 }
 
-/// The whole body, which may be empty.
+/// Reads a whole body, which may be empty.
 pub(super) async fn read_any(body: Body) -> Result<Bytes, Problem> {
     read_bounded(body, BODY_BYTES_MAX).await
 }
@@ -54,7 +55,7 @@ async fn read_bounded(body: Body, bytes_max: usize) -> Result<Bytes, Problem> {
         let frame = frame.map_err(|_| {
             Problem::bad_request(
                 "malformed_body",
-                "the body ends early, or is not encoded as its content-encoding says",
+                "the request body ends early or does not match its `Content-Encoding`; send it again",
             )
         })?;
         let Ok(data) = frame.into_data() else { continue };
@@ -70,19 +71,22 @@ async fn read_bounded(body: Body, bytes_max: usize) -> Result<Bytes, Problem> {
         }
     }
     if drained > 0 {
-        let detail = format!("the body may have at most {bytes_max} bytes, decompressed");
+        let detail = format!(
+            "the request body must have at most {bytes_max} bytes after decompression; send it in parts"
+        );
         return Err(Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", detail));
     }
     Ok(Bytes::from(bytes))
 }
 
-/// A JSON document.
+/// Parses a JSON document.
 pub(super) fn parse(bytes: &[u8]) -> Result<Value, Problem> {
-    serde_json::from_slice(bytes)
-        .map_err(|why| Problem::bad_request("malformed_json", format!("the body is no JSON: {why}")))
+    serde_json::from_slice(bytes).map_err(|why| {
+        Problem::bad_request("malformed_json", format!("the request body is not valid JSON: {why}"))
+    })
 }
 
-/// A JSON body.
+/// Reads and parses a JSON body.
 pub(super) async fn json(headers: &HeaderMap, body: Body) -> Result<Value, Problem> {
     must_be_json(headers)?;
     parse(&read(body).await?)
@@ -95,7 +99,7 @@ fn must_be_json(headers: &HeaderMap) -> Result<(), Problem> {
     }
 }
 
-/// A JSON body, or nothing at all.
+/// Reads and parses a JSON body, or returns `None` for an empty body.
 pub(super) async fn json_or_empty(headers: &HeaderMap, body: Body) -> Result<Option<Value>, Problem> {
     let bytes = read_any(body).await?;
     if is_empty(&bytes) {

@@ -2,32 +2,37 @@
 
 use axum::Json;
 use axum::body::Body;
-use axum::extract::{Extension, State};
-use axum::http::{HeaderMap, Uri};
-use axum::response::{IntoResponse, Response};
+use axum::extract::State;
+use axum::http::HeaderMap;
 use serde::Serialize;
-use serde_json::json;
 
+use super::body;
+use super::extract::{Caller, FromQuery, NoQuery, QueryOf};
 use super::problem::Problem;
-use super::query;
 use super::query::Parameters;
-use super::{Api, body};
-use crate::engine::access::Principal;
-use crate::engine::cursor;
+use super::state::Api;
+use crate::engine::{Applied, CatalogView, Page, PageRequest, cursor};
 use metergate_domain::catalog::Catalog;
+use metergate_domain::catalog::meter::Meter;
+use metergate_domain::catalog::plan::Plan;
+
+pub(super) struct DryRun(bool);
+
+impl FromQuery for DryRun {
+    fn parse(parameters: &mut Parameters) -> Option<Self> {
+        Some(Self(parameters.flag("dry_run")))
+    }
+}
 
 pub(super) async fn apply(
     State(api): State<Api>,
-    Extension(principal): Extension<Principal>,
-    uri: Uri,
+    caller: Caller,
+    QueryOf(DryRun(dry_run)): QueryOf<DryRun>,
     headers: HeaderMap,
     body: Body,
-) -> Result<Response, Problem> {
-    let mut parameters = Parameters::of(&uri);
-    let dry_run = parameters.flag("dry_run");
-    parameters.finish()?;
+) -> Result<Json<Applied>, Problem> {
     let catalog = read(&headers, body).await?;
-    Ok(Json(api.engine.apply_catalog(principal.environment, catalog, dry_run).await?).into_response())
+    Ok(Json(api.engine.apply_catalog(caller.environment, catalog, dry_run).await?))
 }
 
 async fn read(headers: &HeaderMap, body: Body) -> Result<Catalog, Problem> {
@@ -35,13 +40,15 @@ async fn read(headers: &HeaderMap, body: Body) -> Result<Catalog, Problem> {
         "application/json" => Ok(Catalog::read(body::parse(&body::read(body).await?)?)?),
         "application/yaml" | "application/x-yaml" | "text/yaml" => {
             let bytes = body::read(body).await?;
-            let text = std::str::from_utf8(&bytes)
-                .map_err(|_| Problem::bad_request("malformed_yaml", "the body is not UTF-8"))?;
+            let text = std::str::from_utf8(&bytes).map_err(|why| {
+                let detail = format!("the request body is not valid UTF-8: {why}");
+                Problem::bad_request("malformed_yaml", detail)
+            })?;
             Catalog::read_yaml(text).map_err(|violations| match violations.first() {
-                Some(violation) if violation.code == "malformed_yaml" => {
-                    Problem::bad_request(violation.code, violation.detail.clone())
+                malformed if malformed.code == "malformed_yaml" => {
+                    Problem::bad_request(malformed.code, malformed.detail.clone())
                 }
-                _ => Problem::invalid(violations),
+                _ => violations.into(),
             })
         }
         other => Err(body::unsupported(other, "application/json or application/yaml")),
@@ -50,60 +57,40 @@ async fn read(headers: &HeaderMap, body: Body) -> Result<Catalog, Problem> {
 
 pub(super) async fn show(
     State(api): State<Api>,
-    Extension(principal): Extension<Principal>,
-    uri: Uri,
-) -> Result<Response, Problem> {
-    Parameters::of(&uri).finish()?;
-    Ok(Json(api.engine.catalog(principal.environment).await?).into_response())
+    caller: Caller,
+    _: NoQuery,
+) -> Result<Json<CatalogView>, Problem> {
+    Ok(Json(api.engine.catalog(caller.environment).await?))
 }
 
 pub(super) async fn meters(
     State(api): State<Api>,
-    Extension(principal): Extension<Principal>,
-    uri: Uri,
-) -> Result<Response, Problem> {
-    let page = CatalogPageQuery::asked(&uri)?;
-    page.of(in_force(&api, &principal).await?.meters, |meter| meter.key.as_str())
+    caller: Caller,
+    QueryOf(page): QueryOf<PageRequest>,
+) -> Result<Json<Page<Meter>>, Problem> {
+    let catalog = api.engine.catalog(caller.environment).await?.catalog;
+    page_of(catalog.meters, &page, |meter| meter.key.as_str())
 }
 
-/// What a pricing page needs.
+/// Lists what a pricing page needs.
 pub(super) async fn plans(
     State(api): State<Api>,
-    Extension(principal): Extension<Principal>,
-    uri: Uri,
-) -> Result<Response, Problem> {
-    let page = CatalogPageQuery::asked(&uri)?;
-    page.of(in_force(&api, &principal).await?.plans, |plan| plan.key.as_str())
+    caller: Caller,
+    QueryOf(page): QueryOf<PageRequest>,
+) -> Result<Json<Page<Plan>>, Problem> {
+    let catalog = api.engine.catalog(caller.environment).await?.catalog;
+    page_of(catalog.plans, &page, |plan| plan.key.as_str())
 }
 
-async fn in_force(api: &Api, principal: &Principal) -> Result<Catalog, Problem> {
-    Ok(api.engine.catalog(principal.environment).await?.catalog)
-}
-
-/// A part of what the catalog lists, in its order: what comes after a key.
-struct CatalogPageQuery {
-    after: Option<String>,
-    limit: usize,
-}
-
-impl CatalogPageQuery {
-    fn asked(uri: &Uri) -> Result<Self, Problem> {
-        let mut parameters = Parameters::of(uri);
-        let after = parameters.optional("cursor", query::text);
-        let limit = parameters.limit() as usize;
-        parameters.finish()?;
-        Ok(Self { after, limit })
+/// Returns the page of a list in its own order, after the key in the cursor.
+fn page_of<T: Serialize>(
+    mut all: Vec<T>,
+    page: &PageRequest,
+    key: impl Fn(&T) -> &str,
+) -> Result<Json<Page<T>>, Problem> {
+    if let Some(after) = page.place::<String>()? {
+        let index = all.iter().position(|item| key(item) == after).ok_or_else(cursor::unknown)?;
+        all.drain(..=index);
     }
-
-    fn of<T: Serialize>(self, all: Vec<T>, key: impl Fn(&T) -> &str) -> Result<Response, Problem> {
-        let place = |after: &String| all.iter().position(|item| key(item) == after);
-        let from = match &self.after {
-            None => 0,
-            Some(after) => place(after).ok_or_else(cursor::unknown)? + 1,
-        };
-        let rest = all.get(from..).unwrap_or_default();
-        let data = rest.get(..self.limit).unwrap_or(rest);
-        let next_cursor = data.last().filter(|_| data.len() < rest.len()).map(&key);
-        Ok(Json(json!({"data": data, "next_cursor": next_cursor})).into_response())
-    }
+    Ok(Json(Page::from_rows(all, page.limit, |item| key(item).to_owned())))
 }

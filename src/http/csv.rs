@@ -1,5 +1,4 @@
-//! The same rows as CSV (RFC 4180). What somebody else named is never a formula to whoever opens it in a
-//! spreadsheet.
+//! Usage, reports and invoices as CSV (RFC 4180). A spreadsheet never takes a name in them for a formula.
 
 use axum::http::header;
 use axum::response::{IntoResponse, Response};

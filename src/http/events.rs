@@ -2,29 +2,28 @@
 
 use axum::Json;
 use axum::body::Body;
-use axum::extract::{Extension, Path, State};
-use axum::http::{HeaderMap, HeaderName, HeaderValue, Uri};
+use axum::extract::State;
+use axum::http::HeaderMap;
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::body;
+use super::extract::{Caller, FromQuery, IdPath, JsonOf, QueryOf, idempotency_key, with_replay_header};
 use super::problem::Problem;
 use super::query;
 use super::query::Parameters;
-use super::{Api, subjects};
-use crate::engine::EventOutcome;
-use crate::engine::access::Principal;
-use crate::store::usage::event_list::EventFilter;
+use super::state::Api;
+use crate::engine::{EventOutcome, EventTrace, EventView, Page, PageRequest};
 use metergate_domain::base::fields::{Parsed, Violation};
 use metergate_domain::base::limits::{BATCH_EVENTS_MAX, NDJSON_EVENTS_MAX};
-use metergate_domain::base::names::{EventId, EventName, EventSource, SubjectId};
+use metergate_domain::base::names::{EventId, EventName, EventSource};
 use metergate_domain::gate::decision::LimitState;
 use metergate_domain::gate::request::Release;
-use metergate_domain::usage::event::Event;
+use metergate_domain::usage::event::{Event, EventFilter};
 
 #[derive(Serialize)]
-struct RecordResponse {
+pub(super) struct RecordingAnswer {
     accepted: usize,
     duplicates: usize,
     rejected: Vec<Rejection>,
@@ -41,7 +40,7 @@ struct Rejection {
     detail: String,
 }
 
-/// What a body holds.
+/// The content of a body.
 enum Payload {
     One(Value),
     Many(Vec<Value>),
@@ -52,48 +51,51 @@ type ReadEvent = fn(Value) -> Parsed<Event>;
 const MEDIA_TYPES: &str = "application/json, application/x-ndjson, application/cloudevents+json or \
                            application/cloudevents-batch+json";
 
-pub(super) async fn record(
-    State(api): State<Api>,
-    Extension(principal): Extension<Principal>,
-    uri: Uri,
-    headers: HeaderMap,
-    body: Body,
-) -> Result<Response, Problem> {
-    let mut parameters = Parameters::of(&uri);
-    let backfill = parameters.flag("backfill");
-    let with_limits = parameters.flag("limits");
-    parameters.finish()?;
-    let (payload, read) = payload(&headers, body).await?;
-    match payload {
-        Payload::One(value) => {
-            let mut event = read(value).inspect_err(|_| count_unreadable(1))?;
-            if event.id.is_none() {
-                event.id = idempotency_key(&headers)?;
-            }
-            let recorded = api.engine.record(principal.environment, vec![event], backfill, true).await?;
-            let (accepted, duplicates) = match recorded.outcomes.into_iter().next() {
-                Some(EventOutcome::Rejected(violation)) => return Err(Problem::invalid(vec![violation])),
-                Some(EventOutcome::Duplicate) => (0, 1),
-                _ => (1, 0),
-            };
-            let limits = recorded.limits;
-            Ok(Json(RecordResponse { accepted, duplicates, rejected: Vec::new(), limits }).into_response())
-        }
-        Payload::Many(values) => {
-            let recorded = record_many(&api, &principal, values, read, (backfill, with_limits)).await?;
-            Ok(Json(recorded).into_response())
-        }
+#[derive(Clone, Copy)]
+pub(super) struct RecordingOptions {
+    backfill: bool,
+    with_limits: bool,
+}
+
+impl FromQuery for RecordingOptions {
+    fn parse(parameters: &mut Parameters) -> Option<Self> {
+        Some(Self { backfill: parameters.flag("backfill"), with_limits: parameters.flag("limits") })
     }
 }
 
-/// Records what can be read of a batch; the rest is rejected, each event for itself.
+pub(super) async fn record(
+    State(api): State<Api>,
+    caller: Caller,
+    QueryOf(options): QueryOf<RecordingOptions>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Json<RecordingAnswer>, Problem> {
+    let (payload, read) = payload(&headers, body).await?;
+    let value = match payload {
+        Payload::One(value) => value,
+        Payload::Many(values) => return Ok(Json(record_many(&api, &caller, values, read, options).await?)),
+    };
+    let mut event = read(value).inspect_err(|_| count_unreadable(1))?;
+    if event.id.is_none() {
+        event.id = idempotency_key(&headers)?;
+    }
+    let recorded = api.engine.record(caller.environment, vec![event], options.backfill, true).await?;
+    let (accepted, duplicates) = match recorded.outcomes.into_iter().next() {
+        Some(EventOutcome::Rejected(violation)) => return Err(violation.into()),
+        Some(EventOutcome::Duplicate) => (0, 1),
+        _ => (1, 0),
+    };
+    Ok(Json(RecordingAnswer { accepted, duplicates, rejected: Vec::new(), limits: recorded.limits }))
+}
+
+/// Records the events of a batch that can be parsed; each of the others is rejected by itself.
 async fn record_many(
     api: &Api,
-    principal: &Principal,
+    caller: &Caller,
     values: Vec<Value>,
     read: ReadEvent,
-    (backfill, with_limits): (bool, bool),
-) -> Result<RecordResponse, Problem> {
+    options: RecordingOptions,
+) -> Result<RecordingAnswer, Problem> {
     let mut rejected = Vec::new();
     let (mut events, mut places) = (Vec::with_capacity(values.len()), Vec::with_capacity(values.len()));
     for (index, value) in values.into_iter().enumerate() {
@@ -103,38 +105,38 @@ async fn record_many(
                 events.push(event);
                 places.push((index, id));
             }
-            Err(violations) => rejected.push(Rejection::of(index, id, violations.into_iter().next())),
+            Err(violations) => rejected.push(Rejection::new(index, id, violations.first().clone())),
         }
     }
     count_unreadable(rejected.len());
     let (mut accepted, mut duplicates) = (0, 0);
+    let RecordingOptions { backfill, with_limits } = options;
     let mut limits = with_limits.then(Vec::new);
     if !events.is_empty() {
-        let recorded = api.engine.record(principal.environment, events, backfill, with_limits).await?;
+        let recorded = api.engine.record(caller.environment, events, backfill, with_limits).await?;
         limits = recorded.limits;
         for (outcome, (index, id)) in recorded.outcomes.into_iter().zip(places) {
             match outcome {
                 EventOutcome::Accepted => accepted += 1,
                 EventOutcome::Duplicate => duplicates += 1,
-                EventOutcome::Rejected(violation) => rejected.push(Rejection::of(index, id, Some(violation))),
+                EventOutcome::Rejected(violation) => rejected.push(Rejection::new(index, id, violation)),
             }
         }
     }
     rejected.sort_by_key(|rejection| rejection.index);
-    Ok(RecordResponse { accepted, duplicates, rejected, limits })
+    Ok(RecordingAnswer { accepted, duplicates, rejected, limits })
 }
 
-/// Events that never reach the engine are rejected all the same.
+/// Counts events that are rejected before they reach the engine.
 pub(super) fn count_unreadable(events: usize) {
     metrics::counter!("metergate_events_total", "outcome" => "rejected").increment(events as u64);
 }
 
 impl Rejection {
-    fn of(index: usize, id: Option<String>, violation: Option<Violation>) -> Self {
-        let violation = violation.unwrap_or_else(|| Violation::new("invalid", "is not acceptable"));
-        let place =
-            if violation.pointer.is_empty() { String::new() } else { format!("{}: ", violation.pointer) };
-        Self { index, id, code: violation.code, detail: format!("{place}{}", violation.detail) }
+    fn new(index: usize, id: Option<String>, violation: Violation) -> Self {
+        let Violation { pointer, code, detail } = violation;
+        let detail = if pointer.is_empty() { detail } else { format!("{pointer}: {detail}") };
+        Self { index, id, code, detail }
     }
 }
 
@@ -153,32 +155,34 @@ async fn payload(headers: &HeaderMap, body: Body) -> Result<(Payload, ReadEvent)
         let values = lines(&bytes)?;
         return Ok((Payload::Many(counted(values, NDJSON_EVENTS_MAX)?), read));
     }
+    let refuse = |detail: &str| Problem::from(Violation::new("invalid_type", detail));
     let payload = match (body::parse(&bytes)?, media_type.as_str()) {
         (Value::Array(_), "application/cloudevents+json") => {
-            let detail = "must be one event; send several as application/cloudevents-batch+json";
-            return Err(Problem::invalid(vec![Violation::new("invalid_type", detail)]));
+            return Err(refuse("must be one event; send several as application/cloudevents-batch+json"));
         }
         (Value::Array(values), _) => Payload::Many(counted(values, BATCH_EVENTS_MAX)?),
         (_, "application/cloudevents-batch+json") => {
-            return Err(Problem::invalid(vec![Violation::new("invalid_type", "must be an array of events")]));
+            return Err(refuse("must be an array of events; send one as application/cloudevents+json"));
         }
         (value, _) => Payload::One(value),
     };
     Ok((payload, read))
 }
 
-fn counted(values: Vec<Value>, max: usize) -> Result<Vec<Value>, Problem> {
+/// Refuses a batch without events or with too many.
+fn counted(values: Vec<Value>, max: usize) -> Result<Vec<Value>, Violation> {
     match values.len() {
-        0 => Err(Problem::invalid(vec![Violation::new("empty", "must have at least one event")])),
+        0 => Err(Violation::new("empty", "must have at least one event; got none")),
         count if count > max => {
-            let detail = format!("must have at most {max} events, not {count}");
-            Err(Problem::invalid(vec![Violation::new("too_many_events", detail)]))
+            let detail =
+                format!("must have at most {max} events; got {count}: send them in several requests");
+            Err(Violation::new("too_many_events", detail))
         }
         _ => Ok(values),
     }
 }
 
-/// One JSON document per line; blank lines are nothing.
+/// Parses one JSON document per line; blank lines are skipped.
 fn lines(bytes: &[u8]) -> Result<Vec<Value>, Problem> {
     bytes
         .split(|byte| *byte == b'\n')
@@ -186,100 +190,60 @@ fn lines(bytes: &[u8]) -> Result<Vec<Value>, Problem> {
         .filter(|(_, line)| !line.iter().all(u8::is_ascii_whitespace))
         .map(|(number, line)| {
             serde_json::from_slice(line).map_err(|why| {
-                Problem::bad_request("malformed_json", format!("line {} is no JSON: {why}", number + 1))
+                let detail = format!("line {} of the request body is not valid JSON: {why}", number + 1);
+                Problem::bad_request("malformed_json", detail)
             })
         })
         .collect()
 }
 
-/// Tells a caller that an answer is one that was given before.
-pub(super) fn with_replay_header(mut response: Response, replayed: bool) -> Response {
-    if replayed {
-        let name = HeaderName::from_static("idempotent-replayed");
-        response.headers_mut().insert(name, HeaderValue::from_static("true"));
+impl FromQuery for EventFilter {
+    fn parse(parameters: &mut Parameters) -> Option<Self> {
+        let filter = Self {
+            subject: parameters.subject("subject"),
+            descendants: parameters.flag("descendants"),
+            event_name: parameters.optional("event_name", |name| Ok(EventName::parse(name)?)),
+            source: parameters.optional("source", query::text),
+            from: parameters.optional("from", query::timestamp),
+            to: parameters.optional("to", query::timestamp),
+            voided: parameters.word("voided", &[("true", true), ("false", false)]),
+        };
+        parameters.check_order(filter.from, filter.to);
+        Some(filter)
     }
-    response
-}
-
-pub(super) fn idempotency_key(headers: &HeaderMap) -> Result<Option<EventId>, Problem> {
-    let violation = |detail: String| {
-        Problem::invalid(vec![Violation::new("invalid_idempotency_key", detail).under("id")])
-    };
-    headers
-        .get(HeaderName::from_static("idempotency-key"))
-        .map(|value| {
-            let text = value
-                .to_str()
-                .map_err(|_| violation("the header Idempotency-Key is not ASCII".to_owned()))?;
-            EventId::parse(text).map_err(|bad| violation(format!("the header Idempotency-Key {bad}")))
-        })
-        .transpose()
 }
 
 pub(super) async fn list(
     State(api): State<Api>,
-    Extension(principal): Extension<Principal>,
-    uri: Uri,
-) -> Result<Response, Problem> {
-    let mut parameters = Parameters::of(&uri);
-    let filter = EventFilter {
-        subject: parameters.optional("subject", subjects::parse).map(SubjectId::into_string),
-        descendants: parameters.flag("descendants"),
-        event_name: parameters
-            .optional("event_name", |name| Ok(EventName::parse(name)?))
-            .map(EventName::into_string),
-        source: parameters.optional("source", query::text),
-        from: parameters.optional("from", query::timestamp),
-        to: parameters.optional("to", query::timestamp),
-        voided: parameters
-            .optional("voided", |value| query::word(value, &[("true", true), ("false", false)])),
-    };
-    if let (Some(from), Some(to)) = (filter.from, filter.to)
-        && from > to
-    {
-        parameters.add_error(Violation::new("invalid_range", "must not be after `to`").under("from"));
-    }
-    let cursor = parameters.optional("cursor", query::text);
-    let limit = parameters.limit();
-    parameters.finish()?;
-    let page = api.engine.list_events(principal.environment, &filter, cursor.as_deref(), limit).await?;
-    Ok(Json(page).into_response())
+    caller: Caller,
+    QueryOf((filter, page)): QueryOf<(EventFilter, PageRequest)>,
+) -> Result<Json<Page<EventView>>, Problem> {
+    Ok(Json(api.engine.list_events(caller.environment, &filter, &page).await?))
 }
 
-/// The id in the path and the source in the query.
-fn identity(uri: &Uri, id: String) -> Result<(EventId, EventSource), Problem> {
-    let mut parameters = Parameters::of(uri);
-    let source = parameters.optional("source", |value| Ok(EventSource::parse(value)?)).unwrap_or_default();
-    let id = EventId::parse(id);
-    if let Err(bad) = &id {
-        parameters.add_error(Violation::new(bad.code, bad.detail.clone()).under("id"));
+impl FromQuery for EventSource {
+    fn parse(parameters: &mut Parameters) -> Option<Self> {
+        Some(parameters.optional("source", |value| Ok(Self::parse(value)?)).unwrap_or_default())
     }
-    parameters.finish()?;
-    let id = id.map_err(|bad| Problem::invalid(bad.into()))?;
-    Ok((id, source))
 }
 
 pub(super) async fn trace(
     State(api): State<Api>,
-    Extension(principal): Extension<Principal>,
-    Path(id): Path<String>,
-    uri: Uri,
-) -> Result<Response, Problem> {
-    let (id, source) = identity(&uri, id)?;
-    Ok(Json(api.engine.trace_event(principal.environment, &id, &source).await?).into_response())
+    caller: Caller,
+    IdPath(id): IdPath<EventId>,
+    QueryOf(source): QueryOf<EventSource>,
+) -> Result<Json<EventTrace>, Problem> {
+    Ok(Json(api.engine.trace_event(caller.environment, &id, &source).await?))
 }
 
 pub(super) async fn void(
     State(api): State<Api>,
-    Extension(principal): Extension<Principal>,
-    Path(id): Path<String>,
-    uri: Uri,
-    headers: HeaderMap,
-    body: Body,
+    caller: Caller,
+    IdPath(id): IdPath<EventId>,
+    QueryOf(source): QueryOf<EventSource>,
+    JsonOf(Release { reason }): JsonOf<Release>,
 ) -> Result<Response, Problem> {
-    let (id, source) = identity(&uri, id)?;
-    let Release { reason } = Release::read(body::json_or_empty(&headers, body).await?)?;
-    let voided = api.engine.void_event(principal.environment, id, source, reason).await?;
+    let voided = api.engine.void_event(caller.environment, id, source, reason).await?;
     let answer = json!({
         "id": voided.id,
         "source": voided.source,

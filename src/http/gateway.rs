@@ -6,16 +6,16 @@
 
 use std::collections::BTreeSet;
 
-use axum::extract::{Extension, Request, State};
+use axum::extract::{Request, State};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use serde_json::{Map, Value, json};
 
-use super::Api;
+use super::extract::{Caller, with_replay_header};
 use super::problem::Problem;
 use super::query;
 use super::query::Parameters;
-use crate::engine::access::Principal;
+use super::state::Api;
 use metergate_domain::base::fields::Violation;
 use metergate_domain::base::limits::METER_DIMENSIONS_MAX;
 use metergate_domain::base::quantity::Total;
@@ -33,7 +33,7 @@ const RATE_LIMIT_POLICY: HeaderName = HeaderName::from_static("ratelimit-policy"
 /// The largest integer of a structured field (RFC 9651, section 3.3.1).
 const FIELD_INTEGER_MAX: i64 = 999_999_999_999_999;
 
-/// What a client is told to wait for what no time brings back.
+/// The `Retry-After` for limits that do not reset.
 const NEVER_SECONDS: i64 = 86_400;
 
 struct GatewayRequest {
@@ -44,18 +44,14 @@ struct GatewayRequest {
 }
 
 /// The question in the query.
-pub(super) async fn gate(
-    State(api): State<Api>,
-    Extension(principal): Extension<Principal>,
-    uri: Uri,
-) -> Result<Response, Problem> {
-    answer(&api, &principal, read_question(Parameters::of(&uri))?).await
+pub(super) async fn gate(State(api): State<Api>, caller: Caller, uri: Uri) -> Result<Response, Problem> {
+    answer(&api, &caller, read_question(Parameters::of(&uri))?).await
 }
 
 /// The question in headers: path and query are those of the gateway's client, and say nothing here.
 pub(super) async fn gate_by_headers(
     State(api): State<Api>,
-    Extension(principal): Extension<Principal>,
+    caller: Caller,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
     let parameter = |name: &'static str| {
@@ -63,21 +59,28 @@ pub(super) async fn gate_by_headers(
         Some((name.to_owned(), headers.get(header)?.to_str().ok()?.to_owned()))
     };
     let given = PARAMETERS.iter().filter_map(|name| parameter(name)).collect();
-    answer(&api, &principal, read_question(Parameters::given(given))?).await
+    answer(&api, &caller, read_question(Parameters::given(given))?).await
 }
 
-async fn answer(api: &Api, principal: &Principal, question: GatewayRequest) -> Result<Response, Problem> {
+async fn answer(api: &Api, caller: &Caller, question: GatewayRequest) -> Result<Response, Problem> {
     let GatewayRequest { request, reserve, allow_status, deny_status } = question;
     let answer = if reserve {
-        api.engine.reserve(principal.environment, request).await?
+        api.engine.reserve(caller.environment, request).await?
     } else {
-        api.engine.check(principal.environment, &request, false).await?
+        api.engine.check(caller.environment, &request, false).await?
     };
     respond(&answer, allow_status, deny_status)
 }
 
 const PARAMETERS: [&str; 9] =
     ["subject", "meter", "value", "id", "on_expiry", "ttl_seconds", "reserve", "allow_status", "deny_status"];
+
+const ALLOW_STATUSES: [(&str, StatusCode); 2] = [("200", StatusCode::OK), ("204", StatusCode::NO_CONTENT)];
+const DENY_STATUSES: [(&str, StatusCode); 3] = [
+    ("402", StatusCode::PAYMENT_REQUIRED),
+    ("403", StatusCode::FORBIDDEN),
+    ("429", StatusCode::TOO_MANY_REQUESTS),
+];
 
 fn read_question(mut parameters: Parameters) -> Result<GatewayRequest, Problem> {
     let mut body = Map::new();
@@ -92,7 +95,7 @@ fn read_question(mut parameters: Parameters) -> Result<GatewayRequest, Problem> 
     }
     let properties = parameters.bracketed("properties");
     if properties.len() > METER_DIMENSIONS_MAX || properties.values().any(|values| values.len() > 1) {
-        let detail = format!("must be at most {METER_DIMENSIONS_MAX}, each once");
+        let detail = format!("must be at most {METER_DIMENSIONS_MAX}, each given once");
         parameters.add_error(Violation::new("too_many", detail).under("properties"));
     }
     let properties: Map<String, Value> = properties
@@ -101,19 +104,8 @@ fn read_question(mut parameters: Parameters) -> Result<GatewayRequest, Problem> 
         .collect();
     body.insert("properties".to_owned(), Value::Object(properties));
     let reserve = parameters.flag("reserve");
-    let allow_status = parameters.optional("allow_status", |value| {
-        query::word(value, &[("200", StatusCode::OK), ("204", StatusCode::NO_CONTENT)])
-    });
-    let deny_status = parameters.optional("deny_status", |value| {
-        query::word(
-            value,
-            &[
-                ("402", StatusCode::PAYMENT_REQUIRED),
-                ("403", StatusCode::FORBIDDEN),
-                ("429", StatusCode::TOO_MANY_REQUESTS),
-            ],
-        )
-    });
+    let allow_status = parameters.word("allow_status", &ALLOW_STATUSES);
+    let deny_status = parameters.word("deny_status", &DENY_STATUSES);
     for name in ["subject", "meter"] {
         if !body.contains_key(name) {
             let violation = Violation::new("missing_parameter", format!("`{name}` is required"));
@@ -143,22 +135,21 @@ fn respond(
     let mut response = match &answer.outcome {
         CallOutcome::Denied(denial) => denied(denial, deny_status),
         CallOutcome::Refused(refusal) => return Err(Problem::refused(*refusal)),
-        CallOutcome::Invalid(violations) => return Err(Problem::invalid(violations.clone())),
+        CallOutcome::Invalid(violations) => return Err(violations.clone().into()),
         _ => allow_status.into_response(),
     };
     let status = response.status();
     let headers = response.headers_mut();
+    let mut is_replay = false;
     if let CallOutcome::Held { reservation, replayed } = &answer.outcome {
         insert(headers, RESERVATION, &reservation.id);
         insert(headers, EXPIRES_AT, &reservation.expires_at.to_string());
-        if *replayed {
-            insert(headers, HeaderName::from_static("idempotent-replayed"), "true");
-        }
+        is_replay = *replayed;
     }
     if let CallOutcome::Denied(denial) = &answer.outcome {
         insert(headers, REASON, denial.reason.as_str());
         let resets = denial.denied_by.iter().filter_map(|by| Some(seconds_until(by.resets_at()?, now)));
-        // a 429 always says when to come back; elsewhere it is said where something turns over
+        // a 429 always has a `Retry-After`; other statuses have one if a limit resets
         let never = (status == StatusCode::TOO_MANY_REQUESTS).then_some(NEVER_SECONDS);
         if let Some(seconds) = resets.max().or(never) {
             insert(headers, header::RETRY_AFTER, &seconds.to_string());
@@ -169,7 +160,7 @@ fn respond(
         insert(headers, RATE_LIMIT, &limits);
         insert(headers, RATE_LIMIT_POLICY, &policies);
     }
-    Ok(response)
+    Ok(with_replay_header(response, is_replay))
 }
 
 /// An id may have characters that no header can carry: then it is left out.
@@ -182,12 +173,13 @@ fn insert(headers: &mut HeaderMap, name: HeaderName, value: &str) {
 fn denied(denial: &Denial, deny_status: Option<StatusCode>) -> Response {
     let (status, detail) = match denial.reason {
         Reason::LimitReached => (StatusCode::TOO_MANY_REQUESTS, "a limit of the plan is reached"),
-        Reason::InsufficientCredits => {
-            (StatusCode::PAYMENT_REQUIRED, "a quota of the plan is used up, and credits do not reach")
-        }
+        Reason::InsufficientCredits => (
+            StatusCode::PAYMENT_REQUIRED,
+            "a quota of the plan is used up and the credits do not cover the rest",
+        ),
         Reason::NoSubscription => (StatusCode::PAYMENT_REQUIRED, "the subject has no subscription"),
         Reason::SubscriptionInactive => {
-            (StatusCode::PAYMENT_REQUIRED, "the subscription may not be used at present")
+            (StatusCode::PAYMENT_REQUIRED, "the status of the subscription does not allow any use")
         }
         Reason::SpendCapReached => (StatusCode::PAYMENT_REQUIRED, "a spend cap is reached"),
         Reason::Unmatched => (StatusCode::FORBIDDEN, "no limit of the plan covers this use"),
@@ -221,7 +213,7 @@ fn rate_limits(limits: &[LimitState], now: Timestamp) -> (String, String) {
     (states.join(", "), policies.join(", "))
 }
 
-/// Whole seconds, rounded up.
+/// Returns the seconds until a time, rounded up.
 fn seconds_until(at: Timestamp, from: Timestamp) -> i64 {
     let micros = at.micros() - from.micros();
     (micros.max(0) + MICROS_PER_SECOND - 1).div_euclid(MICROS_PER_SECOND)

@@ -125,7 +125,7 @@ fn tier_row(tier: &LineTier, below: &str, model: &str, currency: Currency) -> St
     )
 }
 
-/// Whole minor units as an amount of money.
+/// Formats minor units as an amount of money.
 fn money(units: &MinorUnits, currency: Currency) -> String {
     format!(
         "{}&nbsp;{}",
@@ -141,7 +141,7 @@ fn exact(minor_units: &str, currency: Currency) -> String {
     grouped(&amount.shifted(-digits).to_string())
 }
 
-/// How a price comes to its amount, beside its tiers.
+/// Describes how a price makes its amount, apart from its tiers.
 fn rates(line: &InvoiceLine, currency: Currency) -> Vec<String> {
     let text = |name: &str| {
         line.rates.get(name).map(|value| value.as_str().map_or_else(|| value.to_string(), str::to_owned))

@@ -9,6 +9,7 @@ mod credits;
 mod csv;
 mod events;
 mod exports;
+mod extract;
 mod gateway;
 mod invoice_page;
 mod invoices;
@@ -20,6 +21,7 @@ mod request_log;
 mod reservations;
 mod service;
 mod spend_caps;
+mod state;
 mod stripe_compat;
 mod stripe_errors;
 mod stripe_forms;
@@ -29,34 +31,18 @@ mod usage;
 mod webhooks;
 
 use std::collections::BTreeSet;
-use std::sync::Arc;
 use std::time::Duration;
 
-use axum::http::{HeaderName, HeaderValue, Method, header};
+use axum::http::{HeaderName, Method, header};
 use axum::routing::{MethodFilter, MethodRouter, delete, get, on, post, put};
 use axum::{Router, middleware};
-use metrics_exporter_prometheus::PrometheusHandle;
 use tower_http::cors::CorsLayer;
 
 pub use access::Access;
 pub use service::HttpService;
+pub use state::{Api, HttpSettings};
 
-use crate::engine::Engine;
-
-/// What every handler can reach.
-#[derive(Debug, Clone)]
-pub struct Api {
-    pub engine: Engine,
-    pub metrics: Arc<Option<PrometheusHandle>>,
-}
-
-#[derive(Debug, Clone)]
-pub struct HttpSettings {
-    /// Origins whose pages may call what publishable keys and end-user tokens may call.
-    pub cors_origins: Vec<HeaderValue>,
-    /// How long a request may take, reading its body included.
-    pub request_max: Duration,
-}
+use state::EXPORTS_RUN;
 
 /// One line of the table: a method and a path, who may call it, and what answers.
 #[derive(Debug)]
@@ -68,9 +54,15 @@ pub struct Route {
 }
 
 impl Route {
-    fn new(path: &'static str, access: Access, (method, handler): (Method, MethodRouter<Api>)) -> Self {
-        Self { method, path, access, handler }
+    fn new(path: &'static str, access: Access, at: At) -> Self {
+        Self { method: at.method, path, access, handler: at.handler }
     }
+}
+
+/// A method and its handler.
+struct At {
+    method: Method,
+    handler: MethodRouter<Api>,
 }
 
 /// The methods that a gateway's client may use.
@@ -82,29 +74,27 @@ const ANY: MethodFilter = MethodFilter::GET
     .or(MethodFilter::DELETE)
     .or(MethodFilter::OPTIONS);
 
-/// Takes as long as the biller's rate asks for: thousands of exports at 24 a second.
-const ROUTES_WITHOUT_TIMEOUT: &str = "/v1/exports/run";
+macro_rules! at {
+    (get $handler:path) => {
+        At { method: Method::GET, handler: get($handler) }
+    };
+    (post $handler:path) => {
+        At { method: Method::POST, handler: post($handler) }
+    };
+    (put $handler:path) => {
+        At { method: Method::PUT, handler: put($handler) }
+    };
+    (any $handler:path) => {
+        At { method: Method::GET, handler: on(ANY, $handler) }
+    };
+    (delete $handler:path) => {
+        At { method: Method::DELETE, handler: delete($handler) }
+    };
+}
 
-/// The whole interface.
+/// Returns the whole interface.
 pub fn routes() -> Vec<Route> {
     use Access::{EndUser, Gateway, Open, Payer, Publishable, Secret, Signed, StripeSdk};
-    macro_rules! at {
-        (get $handler:path) => {
-            (Method::GET, get($handler))
-        };
-        (post $handler:path) => {
-            (Method::POST, post($handler))
-        };
-        (put $handler:path) => {
-            (Method::PUT, put($handler))
-        };
-        (any $handler:path) => {
-            (Method::GET, on(ANY, $handler))
-        };
-        (delete $handler:path) => {
-            (Method::DELETE, delete($handler))
-        };
-    }
     vec![
         Route::new("/v1/events", Secret, at!(post events::record)),
         Route::new("/v1/events", Secret, at!(get events::list)),
@@ -143,7 +133,7 @@ pub fn routes() -> Vec<Route> {
         Route::new("/v1/gate", Gateway, at!(any gateway::gate)),
         Route::new("/v1/gate/{*path}", Gateway, at!(any gateway::gate_by_headers)),
         Route::new("/v1/exports", Secret, at!(get exports::list)),
-        Route::new(ROUTES_WITHOUT_TIMEOUT, Secret, at!(post exports::run)),
+        Route::new(EXPORTS_RUN, Secret, at!(post exports::run)),
         Route::new("/v1/exports/{id}/retry", Secret, at!(post exports::retry)),
         Route::new("/v1/reconciliation", Secret, at!(get exports::reconcile)),
         Route::new("/v1/catalog", Secret, at!(put catalog::apply)),
@@ -153,7 +143,7 @@ pub fn routes() -> Vec<Route> {
         Route::new("/v1/quotes", Publishable, at!(post prices::quote)),
         Route::new("/v1/rates", Secret, at!(put prices::put_rates)),
         Route::new("/v1/rates", Secret, at!(get prices::rates)),
-        // whoever has the secret: the signature is looked at before anything else
+        // callers with the secret: the signature is checked before anything else
         Route::new("/webhooks/stripe", Signed, at!(post webhooks::receive)),
         Route::new("/v1/webhook-events", Secret, at!(get webhooks::list)),
         Route::new("/healthz", Open, at!(get operations::healthz)),
@@ -181,7 +171,7 @@ pub fn service(api: Api, settings: &HttpSettings) -> HttpService {
             plain = plain.route(route.path, guarded);
         }
     }
-    // a preflight is no method of a route: CORS stands around the answer to those, too
+    // a preflight matches no method of a route, so CORS also wraps the fallback for methods
     let browsers = browsers.method_not_allowed_fallback(problem::no_such_method).layer(cors(settings));
     let table = plain
         .method_not_allowed_fallback(problem::no_such_method)

@@ -1,4 +1,4 @@
-//! What operators and tools ask: health, metrics, and the description of the interface.
+//! Routes for operators and tools: health, metrics, and the description of the interface.
 
 use axum::Json;
 use axum::Router;
@@ -8,8 +8,8 @@ use axum::response::{IntoResponse, Response};
 use serde_json::json;
 use utoipa_swagger_ui::{Config, SwaggerUi};
 
-use super::Api;
 use super::problem::Problem;
+use super::state::Api;
 use crate::engine::EngineError;
 
 /// The description of the interface, as it is in the project.

@@ -1,5 +1,5 @@
-//! Problems (RFC 9457): the one place where what went wrong becomes a status, a stable code and
-//! words that say what to do.
+//! Problems (RFC 9457): the one place where an error becomes a status, a stable code and a text that says
+//! what to do.
 
 use std::any::Any;
 use std::collections::BTreeMap;
@@ -12,11 +12,11 @@ use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 
 use crate::engine::EngineError;
-use metergate_domain::base::fields::Violation;
+use metergate_domain::base::fields::{Violation, Violations, received};
 use metergate_domain::gate::reservation::Refusal;
 
 pub(super) const MEDIA_TYPE: &str = "application/problem+json";
-/// What a caller is told to wait, in seconds.
+/// The `Retry-After` of a problem, in seconds.
 const RETRY_AFTER_SECONDS: &str = "1";
 
 #[derive(Debug)]
@@ -25,7 +25,7 @@ pub(super) struct Problem {
     pub(super) code: &'static str,
     pub(super) detail: String,
     pub(super) errors: Vec<Violation>,
-    /// What else the document says.
+    /// Another member of the document.
     more: Option<Box<(&'static str, serde_json::Value)>>,
     /// For the log alone.
     pub(super) internal: Option<String>,
@@ -49,7 +49,7 @@ impl Problem {
         Self { status, code, detail: detail.into(), errors: Vec::new(), more: None, internal: None }
     }
 
-    /// What the state of a reservation does not allow.
+    /// Describes a call that the state of a reservation does not allow.
     pub(super) fn refused(refusal: Refusal) -> Self {
         let status = if refusal == Refusal::NotFound { StatusCode::NOT_FOUND } else { StatusCode::CONFLICT };
         Self::new(status, refusal.code(), refusal.detail())
@@ -64,35 +64,25 @@ impl Problem {
         Self::new(StatusCode::BAD_REQUEST, code, detail)
     }
 
-    /// What was parsed but is not acceptable. An id that says something else elsewhere is a conflict.
-    pub(super) fn invalid(errors: Vec<Violation>) -> Self {
-        let first = errors.first().cloned().unwrap_or_else(|| Violation::new("invalid", "is not acceptable"));
-        let status =
-            if first.code == "id_reused" { StatusCode::CONFLICT } else { StatusCode::UNPROCESSABLE_ENTITY };
-        let more = match errors.len() {
-            0 | 1 => String::new(),
-            count => format!(" (and {} more)", count - 1),
-        };
-        let place = if first.pointer.is_empty() { "the input" } else { &first.pointer };
-        let detail = format!("{place}: {}{more}", first.detail);
-        Self { status, code: first.code, detail, errors, more: None, internal: None }
-    }
-
-    /// A bare status, as layers answer it.
+    /// Describes the bare status of a layer.
     pub(super) fn of_status(status: StatusCode) -> Self {
         let (code, detail) = match status {
-            StatusCode::BAD_REQUEST => ("bad_request", "the request cannot be read"),
+            StatusCode::BAD_REQUEST => {
+                ("bad_request", "the request is not valid HTTP or its path is not valid UTF-8")
+            }
             StatusCode::UNSUPPORTED_MEDIA_TYPE => (
                 "unsupported_encoding",
-                "the body may be sent as it is, or with content-encoding gzip or zstd",
+                "the content encoding must be gzip or zstd; send the request body with one of them or uncompressed",
             ),
-            StatusCode::PAYLOAD_TOO_LARGE => ("body_too_large", "the body is too large"),
+            StatusCode::PAYLOAD_TOO_LARGE => {
+                ("body_too_large", "the request body is too large; send it in parts")
+            }
             StatusCode::SERVICE_UNAVAILABLE => (
                 "timeout",
-                "the request took too long; what it sent may or may not be recorded: send it again with the same ids",
+                "the request took too long and may or may not have been recorded; send it again with the same ids",
             ),
             StatusCode::INTERNAL_SERVER_ERROR => {
-                ("internal_error", "something is wrong on our side; the request id helps to find it")
+                ("internal_error", "the server failed; report the `x-request-id` of this answer")
             }
             _ => ("failed", "the request failed"),
         };
@@ -100,11 +90,33 @@ impl Problem {
     }
 }
 
+impl From<Violations> for Problem {
+    /// Refuses parsed input that is not acceptable. An id that is in use with other content is a conflict.
+    fn from(violations: Violations) -> Self {
+        let first = violations.first();
+        let status =
+            if first.code == "id_reused" { StatusCode::CONFLICT } else { StatusCode::UNPROCESSABLE_ENTITY };
+        let more = match violations.len() {
+            1 => String::new(),
+            count => format!(" (and {} more, see `errors`)", count - 1),
+        };
+        let place = if first.pointer.is_empty() { "the input" } else { &first.pointer };
+        let detail = format!("{place}: {}{more}", first.detail);
+        Self { errors: violations.to_vec(), ..Self::new(status, first.code, detail) }
+    }
+}
+
+impl From<Violation> for Problem {
+    fn from(violation: Violation) -> Self {
+        Violations::from(violation).into()
+    }
+}
+
 impl From<EngineError> for Problem {
     fn from(error: EngineError) -> Self {
         match error {
             EngineError::Untrusted { code, detail } => Self::bad_request(code, detail),
-            EngineError::Invalid(violations) => Self::invalid(violations),
+            EngineError::Invalid(violations) => violations.into(),
             EngineError::NotFound { code, detail } => Self::new(StatusCode::NOT_FOUND, code, detail),
             EngineError::Conflict { code, detail } => Self::new(StatusCode::CONFLICT, code, detail),
             EngineError::Unauthorized { detail } => {
@@ -117,12 +129,6 @@ impl From<EngineError> for Problem {
                 Self { internal: Some(why), ..Self::of_status(StatusCode::INTERNAL_SERVER_ERROR) }
             }
         }
-    }
-}
-
-impl From<Vec<Violation>> for Problem {
-    fn from(violations: Vec<Violation>) -> Self {
-        Self::invalid(violations)
     }
 }
 
@@ -156,12 +162,12 @@ impl IntoResponse for Problem {
 }
 
 pub(super) async fn no_such_path(OriginalUri(uri): OriginalUri) -> Problem {
-    let detail = format!("there is nothing at {}; /docs shows what there is", uri.path());
+    let detail = format!("no route matches {}; see /docs for the routes", received(uri.path()));
     Problem::new(StatusCode::NOT_FOUND, "not_found", detail)
 }
 
 pub(super) async fn no_such_method(method: Method, OriginalUri(uri): OriginalUri) -> Problem {
-    let detail = format!("{method} is not possible at {}; /docs shows what is", uri.path());
+    let detail = format!("{} does not allow {method}; see /docs for its methods", received(uri.path()));
     Problem::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", detail)
 }
 

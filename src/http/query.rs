@@ -1,19 +1,58 @@
-//! Query strings: parameters read one by one, so that every flaw is named and nothing unknown passes.
+//! Query strings, parsed parameter by parameter.
 
 use std::collections::BTreeMap;
+use std::ops::{Deref, DerefMut};
 
 use axum::http::Uri;
 
-use super::problem::Problem;
-use metergate_domain::base::fields::{Parsed, Violation};
+use super::extract::FromQuery;
+use crate::engine::PageRequest;
+use metergate_domain::base::fields::{self, NamedValues, Parsed, Parser, Violation, received};
 use metergate_domain::base::limits::{PAGE_ROWS_DEFAULT, PAGE_ROWS_MAX};
+use metergate_domain::base::names::SubjectId;
 use metergate_domain::base::timestamp::Timestamp;
+use metergate_domain::base::window::Span;
 
-/// The parameters of a request that have not been read yet.
+/// The parameters of a query in their order.
 #[derive(Debug)]
-pub(super) struct Parameters {
-    rest: Vec<(String, String)>,
-    violations: Vec<Violation>,
+pub(super) struct QueryParameters(Vec<(String, String)>);
+
+/// A parser of the parameters of a query.
+#[derive(Debug)]
+pub(super) struct Parameters(Parser<QueryParameters>);
+
+impl Deref for Parameters {
+    type Target = Parser<QueryParameters>;
+
+    fn deref(&self) -> &Self::Target {
+        &self.0
+    }
+}
+
+impl DerefMut for Parameters {
+    fn deref_mut(&mut self) -> &mut Self::Target {
+        &mut self.0
+    }
+}
+
+impl NamedValues for QueryParameters {
+    type Value = String;
+    const MISSING: &'static str = "missing_parameter";
+    const UNKNOWN: &'static str = "unknown_parameter";
+
+    fn take(&mut self, name: &str) -> Option<(String, bool)> {
+        let mut values = self.0.extract_if(.., |(given, _)| given == name).map(|(_, value)| value);
+        let first = values.next()?;
+        Some((first, values.count() > 0))
+    }
+
+    fn names(&self) -> Vec<&str> {
+        self.0.iter().map(|(name, _)| name.as_str()).collect()
+    }
+
+    fn clear(&mut self) {
+        self.0.clear();
+    }
 }
 
 impl Parameters {
@@ -22,49 +61,34 @@ impl Parameters {
         Self::given(form_urlencoded::parse(query.as_bytes()).into_owned().collect())
     }
 
-    pub(super) fn given(rest: Vec<(String, String)>) -> Self {
-        Self { rest, violations: Vec::new() }
+    pub(super) fn given(parameters: Vec<(String, String)>) -> Self {
+        Self(Parser::over(QueryParameters(parameters)))
     }
 
-    /// Every value of a parameter.
+    /// Refuses if there is a violation or an unknown parameter.
+    pub(super) fn finish(self) -> Parsed<()> {
+        self.0.finish()
+    }
+
+    /// Returns the values if all of them were read and nothing else is left.
+    pub(super) fn finish_with<T: fields::ParsedValues>(self, values: T) -> Parsed<T::Values> {
+        self.0.finish_with(values)
+    }
+
+    /// Parses every value of a parameter.
     pub(super) fn all<T>(&mut self, name: &str, read: impl Fn(String) -> Parsed<T>) -> Vec<T> {
-        let mut values = Vec::new();
-        for (_, value) in self.rest.extract_if(.., |(given, _)| given == name) {
-            match read(value) {
-                Ok(value) => values.push(value),
-                Err(violations) => {
-                    self.violations.extend(violations.into_iter().map(|violation| violation.under(name)))
-                }
-            }
-        }
-        values
+        let values: Vec<(String, String)> =
+            self.values_mut().0.extract_if(.., |(given, _)| given == name).collect();
+        values.into_iter().filter_map(|(_, value)| self.keep(name, read(value))).collect()
     }
 
-    /// A parameter that is given at most once.
-    pub(super) fn optional<T>(&mut self, name: &str, read: impl Fn(String) -> Parsed<T>) -> Option<T> {
-        let mut values = self.all(name, read);
-        if values.len() > 1 {
-            self.violations
-                .push(Violation::new("duplicate_parameter", "is given more than once").under(name));
-        }
-        values.pop()
-    }
-
-    pub(super) fn required<T>(&mut self, name: &str, read: impl Fn(String) -> Parsed<T>) -> Option<T> {
-        if !self.rest.iter().any(|(given, _)| given == name) {
-            self.violations
-                .push(Violation::new("missing_parameter", format!("`{name}` is required")).under(name));
-        }
-        self.optional(name, read)
-    }
-
-    /// `name[key]=value`, by key; a key may repeat.
+    /// Takes `name[key]=value`, by key; a key may repeat.
     pub(super) fn bracketed(&mut self, name: &str) -> BTreeMap<String, Vec<String>> {
-        let mut values: BTreeMap<String, Vec<String>> = BTreeMap::new();
         let key = |given: &str| -> Option<String> {
             Some(given.strip_prefix(name)?.strip_prefix('[')?.strip_suffix(']')?.to_owned())
         };
-        for (given, value) in self.rest.extract_if(.., |(given, _)| key(given).is_some()) {
+        let mut values: BTreeMap<String, Vec<String>> = BTreeMap::new();
+        for (given, value) in self.values_mut().0.extract_if(.., |(given, _)| key(given).is_some()) {
             if let Some(key) = key(&given) {
                 values.entry(key).or_default().push(value);
             }
@@ -73,53 +97,65 @@ impl Parameters {
     }
 
     pub(super) fn flag(&mut self, name: &str) -> bool {
-        self.optional(name, |value| match value.as_str() {
+        let truth = self.optional(name, |value| match value.as_str() {
             "true" | "1" | "" => Ok(true),
             "false" | "0" => Ok(false),
-            _ => Violation::only("invalid_choice", "must be true or false"),
-        })
-        .unwrap_or(false)
+            _ => {
+                let detail = format!("must be true or false; got {}", received(&value));
+                Violation::only("invalid_choice", detail)
+            }
+        });
+        truth.unwrap_or(false)
     }
 
-    /// The size of a page.
-    pub(super) fn limit(&mut self) -> u32 {
-        self.optional("limit", |value| match value.parse::<u32>() {
+    /// Parses one of a few words.
+    pub(super) fn word<T: Copy>(&mut self, name: &str, words: &[(&'static str, T)]) -> Option<T> {
+        self.optional(name, |value| fields::word(&value, words))
+    }
+
+    pub(super) fn subject(&mut self, name: &str) -> Option<SubjectId> {
+        self.optional(name, |value| Ok(SubjectId::parse(value)?))
+    }
+
+    /// Parses the required times `from` and `to`.
+    pub(super) fn span(&mut self) -> Option<Span> {
+        let (from, to) = (self.required("from", timestamp), self.required("to", timestamp));
+        self.check_order(from, to);
+        from.zip(to).map(|(from, to)| Span { from, to })
+    }
+
+    /// Notes a violation if `from` is after `to`.
+    pub(super) fn check_order(&mut self, from: Option<Timestamp>, to: Option<Timestamp>) {
+        if let (Some(from), Some(to)) = (from, to)
+            && from > to
+        {
+            let detail = format!("must not be after `to`; got {from}, which is after {to}");
+            self.add_error(Violation::new("invalid_range", detail).under("from"));
+        }
+    }
+}
+
+impl FromQuery for PageRequest {
+    fn parse(parameters: &mut Parameters) -> Option<Self> {
+        let cursor = parameters.optional("cursor", text);
+        let limit = parameters.optional("limit", |value| match value.parse::<u32>() {
             Ok(limit) if (1..=PAGE_ROWS_MAX).contains(&limit) => Ok(limit),
             _ => {
-                Violation::only("invalid_value", format!("must be a whole number from 1 to {PAGE_ROWS_MAX}"))
+                let value = received(&value);
+                let detail = format!("must be a whole number from 1 to {PAGE_ROWS_MAX}; got {value}");
+                Violation::only("invalid_value", detail)
             }
-        })
-        .unwrap_or(PAGE_ROWS_DEFAULT)
-    }
-
-    pub(super) fn add_error(&mut self, violation: Violation) {
-        self.violations.push(violation);
-    }
-
-    /// What is left is unknown.
-    pub(super) fn finish(mut self) -> Result<(), Problem> {
-        for (name, _) in &self.rest {
-            let violation = Violation::new("unknown_parameter", format!("there is no parameter `{name}`"));
-            self.violations.push(violation.under(name));
-        }
-        if self.violations.is_empty() { Ok(()) } else { Err(Problem::invalid(self.violations)) }
+        });
+        Some(Self { cursor, limit: limit.unwrap_or(PAGE_ROWS_DEFAULT) })
     }
 }
 
-/// A time. A `+` that a client left unescaped has become a space: it can have meant nothing else.
+/// Parses a time. A `+` that a client left unescaped has become a space: it can have meant nothing else.
 pub(super) fn timestamp(value: String) -> Parsed<Timestamp> {
-    match Timestamp::parse(&value.replace(' ', "+")) {
-        Ok(timestamp) => Ok(timestamp),
-        Err(why) => Violation::only("invalid_timestamp", why.to_string()),
-    }
+    fields::parse_timestamp(&value.replace(' ', "+"))
 }
 
-/// One of a few words.
-pub(super) fn word<T: Copy>(value: String, words: &[(&'static str, T)]) -> Parsed<T> {
-    metergate_domain::base::fields::one_of(serde_json::Value::String(value), words)
-}
-
-/// Any text without NUL.
+/// Accepts any text without NUL.
 pub(super) fn text(value: String) -> Parsed<String> {
     if value.contains('\0') {
         return Violation::only("nul_character", "must not contain the NUL character");

@@ -1,5 +1,5 @@
-//! What every request gets: an id, a measurement, a line in the log, and a problem as its body where
-//! a layer answered with a bare status; to Stripe's SDKs, in the form they read.
+//! The id, the measurement and the log line of every request. A bare error status of a layer becomes a
+//! problem, and for Stripe's SDKs the form they read.
 
 use std::collections::HashMap;
 use std::sync::{Arc, OnceLock, PoisonError, RwLock};
@@ -16,7 +16,7 @@ use super::stripe_errors;
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const REQUEST_ID_CHARS_MAX: usize = 128;
 
-/// Which route a request turned out to be for: written by the route's guard, read when all is over.
+/// The route of a request: written by the route's guard, read when the request is answered.
 #[derive(Debug, Clone, Default)]
 struct RouteName(Arc<OnceLock<&'static str>>);
 
@@ -26,8 +26,13 @@ pub(super) fn name_route(request: &Request, path: &'static str) {
     }
 }
 
-/// Method, route and status: a few hundred at most.
-type RequestLabels = (&'static str, &'static str, u16);
+/// A kind of answer; there are a few hundred at most.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+struct RequestLabels {
+    method: &'static str,
+    route: &'static str,
+    status: u16,
+}
 
 /// The measurements of each kind of answer, so that labels are made and looked up once and not for
 /// every request.
@@ -41,7 +46,8 @@ struct RouteMetrics {
 }
 
 impl RouteMetrics {
-    fn of((method, route, status): RequestLabels) -> Self {
+    fn of(kind: RequestLabels) -> Self {
+        let RequestLabels { method, route, status } = kind;
         let status = status.to_string();
         Self {
             requests: metrics::counter!("metergate_http_requests_total", "method" => method, "route" => route, "status" => status),
@@ -65,8 +71,8 @@ impl RequestMetrics {
         known.entry(kind).or_insert_with(|| RouteMetrics::of(kind)).note(took);
     }
 
-    /// What every request gets, around what answers it.
-    pub(super) async fn observe<F: Future<Output = Response>>(
+    /// Answers a request and logs, measures and identifies it.
+    pub(super) async fn around<F: Future<Output = Response>>(
         &self,
         mut request: Request,
         answer: impl FnOnce(Request) -> F,
@@ -87,20 +93,21 @@ impl RequestMetrics {
         }
         response = stripe_errors::translated(response, reads, &request_id);
         let route = name.0.get().copied().unwrap_or("unmatched");
-        self.note((known_method(&method), route, response.status().as_u16()), started.elapsed());
+        let (method_name, status) = (known_method(&method), response.status().as_u16());
+        self.note(RequestLabels { method: method_name, route, status }, started.elapsed());
         log(&method, route, &response, &request_id, started);
         response.headers_mut().insert(REQUEST_ID, request_id);
         response
     }
 }
 
-/// The caller's id where it is decent, else a new one.
+/// Returns the caller's request id if it is short printable ASCII, else a new one.
 fn request_id(request: &Request) -> HeaderValue {
-    let decent = |value: &&HeaderValue| {
+    let is_usable = |value: &&HeaderValue| {
         let bytes = value.as_bytes();
         !bytes.is_empty() && bytes.len() <= REQUEST_ID_CHARS_MAX && bytes.iter().all(u8::is_ascii_graphic)
     };
-    request.headers().get(REQUEST_ID).filter(decent).cloned().unwrap_or_else(|| {
+    request.headers().get(REQUEST_ID).filter(is_usable).cloned().unwrap_or_else(|| {
         let made = uuid::Uuid::now_v7().to_string();
         HeaderValue::try_from(made).unwrap_or_else(|_| HeaderValue::from_static("none"))
     })
@@ -127,22 +134,22 @@ fn known_method(method: &Method) -> &'static str {
 
 fn log(method: &Method, route: &str, response: &Response, request_id: &HeaderValue, started: Instant) {
     let status = response.status().as_u16();
-    let milliseconds = started.elapsed().as_secs_f64() * 1_000.0;
+    let duration_ms = started.elapsed().as_secs_f64() * 1_000.0;
     let request_id = request_id.to_str().unwrap_or_default();
     let problem = response.extensions().get::<Arc<Problem>>();
     let code = problem.map_or("", |problem| problem.code);
     match problem.and_then(|problem| problem.internal.as_deref()) {
         Some(why) if status == 500 => {
-            tracing::error!(%method, route, status, milliseconds, request_id, code, why, "request");
+            tracing::error!(%method, route, status, duration_ms, request_id, code, why, "request answered");
         }
         Some(why) => {
-            tracing::warn!(%method, route, status, milliseconds, request_id, code, why, "request");
+            tracing::warn!(%method, route, status, duration_ms, request_id, code, why, "request answered");
         }
         None if status >= 400 => {
-            tracing::info!(%method, route, status, milliseconds, request_id, code, "request");
+            tracing::info!(%method, route, status, duration_ms, request_id, code, "request answered");
         }
         None => {
-            tracing::debug!(%method, route, status, milliseconds, request_id, "request");
+            tracing::debug!(%method, route, status, duration_ms, request_id, "request answered");
         }
     }
 }

@@ -1,26 +1,25 @@
 //! `/v1/reservations` and `/v1/check`: may this run, and what became of it.
 
 use axum::Json;
-use axum::body::Body;
-use axum::extract::{Extension, Path, State};
-use axum::http::{HeaderMap, StatusCode, Uri};
+use axum::extract::State;
+use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 use serde_json::{Map, Value};
 
-use super::events::{idempotency_key, with_replay_header};
+use super::extract::{
+    Caller, FromQuery, IdPath, IdentifiedJson, JsonOf, NoQuery, QueryOf, with_replay_header,
+};
 use super::problem::Problem;
-use super::query;
 use super::query::Parameters;
-use super::{Api, body, subjects};
-use crate::engine::access::Principal;
-use metergate_domain::base::fields::Violation;
-use metergate_domain::base::names::{EventId, MeterKey, SubjectId};
+use super::state::Api;
+use crate::engine::{Page, PageRequest, ReservationView};
+use metergate_domain::base::names::{EventId, MeterKey};
 use metergate_domain::base::quantity::Quantity;
 use metergate_domain::base::timestamp::Timestamp;
 use metergate_domain::gate::decision::{Denier, LimitState, Reason};
 use metergate_domain::gate::request::{Commit, Extend, Release, Reserve};
-use metergate_domain::gate::reservation::{Hold, ReservationStatus};
+use metergate_domain::gate::reservation::{Hold, Reservation, ReservationFilter, ReservationStatus};
 use metergate_domain::gate::state::{CallOutcome, GateAnswer};
 
 #[derive(Serialize)]
@@ -75,43 +74,34 @@ struct ReservationDocument<'a> {
     limits: &'a [LimitState],
 }
 
+/// The answer about a reservation that may run, with what it holds.
+fn held_document<'a>(reservation: &'a Reservation, limits: &'a [LimitState]) -> ReservationDocument<'a> {
+    ReservationDocument {
+        id: Some(&reservation.id),
+        allowed: Some(true),
+        status: Some(reservation.status),
+        expires_at: Some(reservation.expires_at),
+        holds: Some(held(&reservation.holds)),
+        limits,
+        ..ReservationDocument::default()
+    }
+}
+
 fn respond(answer: &GateAnswer) -> Result<Response, Problem> {
-    let document = ReservationDocument { limits: &answer.limits, ..ReservationDocument::default() };
-    match &answer.outcome {
+    let limits = &answer.limits;
+    let document = ReservationDocument { limits, ..ReservationDocument::default() };
+    let (document, is_replay) = match &answer.outcome {
         CallOutcome::Held { reservation, replayed } => {
-            let document = ReservationDocument {
-                id: Some(&reservation.id),
-                allowed: Some(true),
-                status: Some(reservation.status),
-                expires_at: Some(reservation.expires_at),
-                holds: Some(held(&reservation.holds)),
-                ..document
-            };
-            Ok(with_replay_header((StatusCode::CREATED, Json(document)).into_response(), *replayed))
+            let created = (StatusCode::CREATED, Json(held_document(reservation, limits)));
+            return Ok(with_replay_header(created.into_response(), *replayed));
         }
-        CallOutcome::Extended { reservation } => {
-            let document = ReservationDocument {
-                id: Some(&reservation.id),
-                allowed: Some(true),
-                status: Some(reservation.status),
-                expires_at: Some(reservation.expires_at),
-                holds: Some(held(&reservation.holds)),
-                ..document
-            };
-            Ok(Json(document).into_response())
-        }
+        CallOutcome::Extended { reservation } => (held_document(reservation, limits), false),
         CallOutcome::Allowed { holds } => {
-            let document = ReservationDocument { allowed: Some(true), holds: Some(held(holds)), ..document };
-            Ok(Json(document).into_response())
+            (ReservationDocument { allowed: Some(true), holds: Some(held(holds)), ..document }, false)
         }
         CallOutcome::Denied(denial) => {
-            let document = ReservationDocument {
-                allowed: Some(false),
-                reason: Some(denial.reason),
-                denied_by: Some(&denial.denied_by),
-                ..document
-            };
-            Ok(Json(document).into_response())
+            let (reason, denied_by) = (Some(denial.reason), Some(&denial.denied_by[..]));
+            (ReservationDocument { allowed: Some(false), reason, denied_by, ..document }, false)
         }
         CallOutcome::Committed { reservation, events, replayed } => {
             let document = ReservationDocument {
@@ -123,121 +113,86 @@ fn respond(answer: &GateAnswer) -> Result<Response, Problem> {
                 events: Some(events.iter().map(ToString::to_string).collect()),
                 ..document
             };
-            Ok(with_replay_header(Json(document).into_response(), *replayed))
+            (document, *replayed)
         }
         CallOutcome::Released { reservation, replayed } => {
-            let document = ReservationDocument {
-                id: Some(&reservation.id),
-                status: Some(reservation.status),
-                ..document
-            };
-            Ok(with_replay_header(Json(document).into_response(), *replayed))
+            let (id, status) = (Some(reservation.id.as_str()), Some(reservation.status));
+            (ReservationDocument { id, status, ..document }, *replayed)
         }
-        CallOutcome::Refused(refusal) => Err(Problem::refused(*refusal)),
-        CallOutcome::Invalid(violations) => Err(Problem::invalid(violations.clone())),
-    }
+        CallOutcome::Refused(refusal) => return Err(Problem::refused(*refusal)),
+        CallOutcome::Invalid(violations) => return Err(violations.clone().into()),
+    };
+    Ok(with_replay_header(Json(document).into_response(), is_replay))
 }
 
 pub(super) async fn reserve(
     State(api): State<Api>,
-    Extension(principal): Extension<Principal>,
-    uri: Uri,
-    headers: HeaderMap,
-    body: Body,
+    caller: Caller,
+    _: NoQuery,
+    IdentifiedJson(request): IdentifiedJson<Reserve>,
 ) -> Result<Response, Problem> {
-    Parameters::of(&uri).finish()?;
-    let mut request = Reserve::read(body::json(&headers, body).await?)?;
-    if request.id.is_none() {
-        request.id = idempotency_key(&headers)?;
-    }
-    respond(&api.engine.reserve(principal.environment, request).await?)
+    respond(&api.engine.reserve(caller.environment, request).await?)
 }
 
 pub(super) async fn check(
     State(api): State<Api>,
-    Extension(principal): Extension<Principal>,
-    uri: Uri,
-    headers: HeaderMap,
-    body: Body,
+    caller: Caller,
+    _: NoQuery,
+    JsonOf(request): JsonOf<Reserve>,
 ) -> Result<Response, Problem> {
-    Parameters::of(&uri).finish()?;
-    let request = Reserve::read(body::json(&headers, body).await?)?;
-    respond(&api.engine.check(principal.environment, &request, false).await?)
-}
-
-/// The id in the path.
-fn in_path(uri: &Uri, id: String) -> Result<EventId, Problem> {
-    let mut parameters = Parameters::of(uri);
-    let id = EventId::parse(id);
-    if let Err(bad) = &id {
-        parameters.add_error(Violation::new(bad.code, bad.detail.clone()).under("id"));
-    }
-    parameters.finish()?;
-    id.map_err(|bad| Problem::invalid(bad.into()))
+    respond(&api.engine.check(caller.environment, &request, false).await?)
 }
 
 pub(super) async fn commit(
     State(api): State<Api>,
-    Extension(principal): Extension<Principal>,
-    Path(id): Path<String>,
-    uri: Uri,
-    headers: HeaderMap,
-    body: Body,
+    caller: Caller,
+    IdPath(id): IdPath<EventId>,
+    _: NoQuery,
+    JsonOf(request): JsonOf<Commit>,
 ) -> Result<Response, Problem> {
-    let id = in_path(&uri, id)?;
-    let request = Commit::read(body::json_or_empty(&headers, body).await?)?;
-    respond(&api.engine.commit(principal.environment, &id, request).await?)
+    respond(&api.engine.commit(caller.environment, &id, request).await?)
 }
 
 pub(super) async fn release(
     State(api): State<Api>,
-    Extension(principal): Extension<Principal>,
-    Path(id): Path<String>,
-    uri: Uri,
-    headers: HeaderMap,
-    body: Body,
+    caller: Caller,
+    IdPath(id): IdPath<EventId>,
+    _: NoQuery,
+    JsonOf(request): JsonOf<Release>,
 ) -> Result<Response, Problem> {
-    let id = in_path(&uri, id)?;
-    let request = Release::read(body::json_or_empty(&headers, body).await?)?;
-    respond(&api.engine.release(principal.environment, &id, request).await?)
+    respond(&api.engine.release(caller.environment, &id, request).await?)
 }
 
 pub(super) async fn extend(
     State(api): State<Api>,
-    Extension(principal): Extension<Principal>,
-    Path(id): Path<String>,
-    uri: Uri,
-    headers: HeaderMap,
-    body: Body,
+    caller: Caller,
+    IdPath(id): IdPath<EventId>,
+    _: NoQuery,
+    JsonOf(request): JsonOf<Extend>,
 ) -> Result<Response, Problem> {
-    let id = in_path(&uri, id)?;
-    let request = Extend::read(body::json_or_empty(&headers, body).await?)?;
-    respond(&api.engine.extend(principal.environment, &id, request).await?)
+    respond(&api.engine.extend(caller.environment, &id, request).await?)
 }
 
 pub(super) async fn get(
     State(api): State<Api>,
-    Extension(principal): Extension<Principal>,
-    Path(id): Path<String>,
-    uri: Uri,
-) -> Result<Response, Problem> {
-    let id = in_path(&uri, id)?;
-    Ok(Json(api.engine.get_reservation(principal.environment, &id).await?).into_response())
+    caller: Caller,
+    IdPath(id): IdPath<EventId>,
+    _: NoQuery,
+) -> Result<Json<ReservationView>, Problem> {
+    Ok(Json(api.engine.get_reservation(caller.environment, &id).await?))
+}
+
+impl FromQuery for ReservationFilter {
+    fn parse(parameters: &mut Parameters) -> Option<Self> {
+        let subject = parameters.subject("subject");
+        Some(Self { subject, status: parameters.word("status", &ReservationStatus::WORDS) })
+    }
 }
 
 pub(super) async fn list(
     State(api): State<Api>,
-    Extension(principal): Extension<Principal>,
-    uri: Uri,
-) -> Result<Response, Problem> {
-    let mut parameters = Parameters::of(&uri);
-    let subject = parameters.optional("subject", subjects::parse);
-    let status = parameters.optional("status", |value| query::word(value, &ReservationStatus::WORDS));
-    let cursor = parameters.optional("cursor", query::text);
-    let limit = parameters.limit();
-    parameters.finish()?;
-    let subject = subject.as_ref().map(SubjectId::as_str);
-    let environment = principal.environment;
-    let page = api.engine.list_reservations(environment, subject, status, cursor.as_deref(), limit).await?;
-    Ok(Json(page).into_response())
+    caller: Caller,
+    QueryOf((filter, page)): QueryOf<(ReservationFilter, PageRequest)>,
+) -> Result<Json<Page<ReservationView>>, Problem> {
+    Ok(Json(api.engine.list_reservations(caller.environment, &filter, &page).await?))
 }

@@ -1,5 +1,5 @@
-//! What every request passes before it comes to the table of routes, and its answer on the way back. One
-//! service, and not a layer of the router for each: those cost a box and a copy of the request apiece.
+//! The service around the table of routes: decompression, the time limit, panics and the log of requests.
+//! It is one service rather than layers of the router, which cost a box and a copy of the request each.
 
 use std::convert::Infallible;
 use std::panic::AssertUnwindSafe;
@@ -17,13 +17,14 @@ use tower::{Service, ServiceExt};
 use tower_http::decompression::RequestDecompression;
 
 use super::request_log::RequestMetrics;
-use super::{ROUTES_WITHOUT_TIMEOUT, gateway, problem};
+use super::state::ROUTES_WITHOUT_TIMEOUT;
+use super::{gateway, problem};
 
-/// The whole interface, as a service.
+/// The interface as a service.
 #[derive(Debug, Clone)]
 pub struct HttpService {
     table: Router,
-    /// The same, for bodies that are compressed.
+    /// The table for compressed bodies.
     decompressing: RequestDecompression<Router>,
     measures: RequestMetrics,
     request_max: Duration,
@@ -35,17 +36,17 @@ impl HttpService {
         Self { table, decompressing, measures: RequestMetrics::default(), request_max }
     }
 
-    /// In time, and whatever becomes of the handler.
+    /// Answers within the time limit, and also if the handler panics.
     async fn answer(self, request: Request) -> Response {
-        let is_unhurried = request.uri().path() == ROUTES_WITHOUT_TIMEOUT;
+        let has_timeout = !ROUTES_WITHOUT_TIMEOUT.contains(&request.uri().path());
         let caught = AssertUnwindSafe(self.look_up(gateway::without_body(request))).catch_unwind();
-        let answered = if is_unhurried {
-            caught.await
-        } else {
+        let answered = if has_timeout {
             match tokio::time::timeout(self.request_max, caught).await {
                 Ok(answered) => answered,
                 Err(_) => return StatusCode::SERVICE_UNAVAILABLE.into_response(),
             }
+        } else {
+            caught.await
         };
         answered.unwrap_or_else(problem::of_panic)
     }
@@ -76,10 +77,10 @@ impl Service<Request> for HttpService {
     }
 
     fn call(&mut self, request: Request) -> Self::Future {
-        let front = self.clone();
+        let service = self.clone();
         Box::pin(async move {
-            let measures = front.measures.clone();
-            Ok(measures.observe(request, |request| front.answer(request)).await)
+            let measures = service.measures.clone();
+            Ok(measures.around(request, |request| service.answer(request)).await)
         })
     }
 }

@@ -1,44 +1,29 @@
 //! `/v1/subjects/{subject}/spend-caps`: what a subject may spend.
 
 use axum::Json;
-use axum::body::Body;
-use axum::extract::{Extension, Path, State};
-use axum::http::{HeaderMap, Uri};
-use axum::response::{IntoResponse, Response};
+use axum::extract::State;
+use serde::Serialize;
 
-use super::access::require_own_subject;
+use super::extract::{Caller, JsonOf, NoQuery, SubjectPath};
 use super::problem::Problem;
-use super::query::Parameters;
-use super::usage::viewer;
-use super::{Api, body, subjects};
-use crate::engine::access::Principal;
+use super::state::Api;
 use metergate_domain::pricing::cap::SpendCap;
 
 pub(super) async fn put(
     State(api): State<Api>,
-    Extension(principal): Extension<Principal>,
-    Path(subject): Path<String>,
-    uri: Uri,
-    headers: HeaderMap,
-    body: Body,
-) -> Result<Response, Problem> {
-    Parameters::of(&uri).finish()?;
-    let subject = subjects::in_path(subject)?;
-    require_own_subject(&principal, &subject)?;
-    let caps = SpendCap::read_all(body::json(&headers, body).await?)?;
-    Ok(Json(api.engine.put_spend_caps(principal.environment, subject, viewer(&principal), caps).await?)
-        .into_response())
+    caller: Caller,
+    _: NoQuery,
+    SubjectPath(subject): SubjectPath,
+    JsonOf(caps): JsonOf<Vec<SpendCap>>,
+) -> Result<Json<impl Serialize>, Problem> {
+    Ok(Json(api.engine.put_spend_caps(caller.environment, subject, caller.viewer(), caps).await?))
 }
 
 pub(super) async fn get(
     State(api): State<Api>,
-    Extension(principal): Extension<Principal>,
-    Path(subject): Path<String>,
-    uri: Uri,
-) -> Result<Response, Problem> {
-    Parameters::of(&uri).finish()?;
-    let subject = subjects::in_path(subject)?;
-    require_own_subject(&principal, &subject)?;
-    Ok(Json(api.engine.spend_caps(principal.environment, &subject, viewer(&principal)).await?)
-        .into_response())
+    caller: Caller,
+    _: NoQuery,
+    SubjectPath(subject): SubjectPath,
+) -> Result<Json<impl Serialize>, Problem> {
+    Ok(Json(api.engine.spend_caps(caller.environment, &subject, caller.viewer()).await?))
 }

@@ -2,37 +2,36 @@
 
 use axum::Json;
 use axum::body::Body;
-use axum::extract::{Extension, State};
-use axum::http::{HeaderMap, Uri};
+use axum::extract::State;
+use axum::http::HeaderMap;
 use axum::response::{IntoResponse, Response};
 use serde_json::json;
 
-use super::events::{count_unreadable, idempotency_key, with_replay_header};
+use super::events::count_unreadable;
+use super::extract::{Caller, NoQuery, idempotency_key, with_replay_header};
 use super::problem::Problem;
-use super::query::Parameters;
-use super::{Api, stripe_forms};
-use crate::engine::access::Principal;
+use super::state::Api;
+use super::stripe_forms;
 use metergate_domain::base::environment::Environment;
 use metergate_domain::usage::stripe_compat::{Adjustment, MeterEvent};
 
 pub(super) async fn record(
     State(api): State<Api>,
-    Extension(principal): Extension<Principal>,
-    uri: Uri,
+    caller: Caller,
+    _: NoQuery,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Problem> {
-    Parameters::of(&uri).finish()?;
     let form = stripe_forms::read(&headers, body).await?;
     let sent = MeterEvent::read(form).inspect_err(|_| count_unreadable(1))?;
     let key = idempotency_key(&headers)?;
-    let taken = api.engine.record_meter_event(principal.environment, sent, key).await?;
+    let taken = api.engine.record_meter_event(caller.environment, sent, key).await?;
     let answer = json!({
         "object": "billing.meter_event",
         "created": taken.created_at.unix_seconds(),
         "event_name": taken.sent.event_name,
         "identifier": taken.identifier,
-        "livemode": principal.environment == Environment::Live,
+        "livemode": caller.environment == Environment::Live,
         "payload": taken.sent.payload,
         "timestamp": taken.occurred_at.unix_seconds(),
     });
@@ -41,20 +40,19 @@ pub(super) async fn record(
 
 pub(super) async fn cancel(
     State(api): State<Api>,
-    Extension(principal): Extension<Principal>,
-    uri: Uri,
+    caller: Caller,
+    _: NoQuery,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Problem> {
-    Parameters::of(&uri).finish()?;
     let adjustment = Adjustment::read(stripe_forms::read(&headers, body).await?)?;
     let event_name = adjustment.event_name.clone();
-    let voided = api.engine.cancel_meter_event(principal.environment, adjustment).await?;
+    let voided = api.engine.cancel_meter_event(caller.environment, adjustment).await?;
     let answer = json!({
         "object": "billing.meter_event_adjustment",
         "cancel": {"identifier": voided.id},
         "event_name": event_name,
-        "livemode": principal.environment == Environment::Live,
+        "livemode": caller.environment == Environment::Live,
         "status": "complete",
         "type": "cancel",
     });

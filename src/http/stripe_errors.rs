@@ -31,7 +31,7 @@ struct Error<'a> {
     param: Option<String>,
 }
 
-/// Which answers of a request are read as Stripe's.
+/// The answers of a request that an SDK reads as Stripe's.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Reads {
     None,
@@ -82,7 +82,7 @@ fn status(status: StatusCode) -> StatusCode {
     }
 }
 
-/// Whether the same again can have no other answer.
+/// Returns true if a retry gets the same answer.
 fn is_final(problem: &Problem) -> bool {
     matches!(problem.code, "meter_event_exists" | "idempotency_key_reused")
 }

@@ -19,7 +19,7 @@ pub(super) async fn read(headers: &HeaderMap, body: Body) -> Result<Value, Probl
         return Ok(Value::Object(Map::new()));
     }
     match body::media_type(headers).as_str() {
-        MEDIA_TYPE => Ok(parse(&bytes).map_err(|violation| vec![violation])?),
+        MEDIA_TYPE => Ok(parse(&bytes)?),
         other => Err(body::unsupported(other, MEDIA_TYPE)),
     }
 }
@@ -28,13 +28,19 @@ fn parse(bytes: &[u8]) -> Result<Value, Violation> {
     let mut form = Map::new();
     for (count, (name, value)) in form_urlencoded::parse(bytes).enumerate() {
         if count == FORM_FIELDS_MAX {
-            return Err(Violation::new("too_many", format!("has more than {FORM_FIELDS_MAX} fields")));
+            return Err(Violation::new("too_many", format!("must have at most {FORM_FIELDS_MAX} fields")));
         }
         let (first, keys) = keys(&name).ok_or_else(|| {
-            Violation::new("unknown_field", "is no name with keys in brackets after it").under(&name)
+            Violation::new("unknown_field", "must be a name with keys in brackets, such as `payload[value]`")
+                .under(&name)
         })?;
         put(&mut form, first, &keys, value.into_owned())
-            .ok_or_else(|| Violation::new("duplicate_parameter", "is given twice, or with and without keys"))
+            .ok_or_else(|| {
+                Violation::new(
+                    "duplicate_parameter",
+                    "must be given once, either with keys in brackets or without",
+                )
+            })
             .map_err(|violation| violation.under(&name))?;
     }
     Ok(Value::Object(form))

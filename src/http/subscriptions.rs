@@ -1,67 +1,67 @@
-//! `/v1/subjects/{subject}/subscription`: which plan a subject is on.
+//! `/v1/subjects/{subject}/subscription`: the plan of a subject.
 
 use axum::Json;
-use axum::body::Body;
-use axum::extract::{Extension, Path, State};
-use axum::http::{HeaderMap, Uri};
-use axum::response::{IntoResponse, Response};
+use axum::extract::State;
 
+use super::extract::{Caller, FromQuery, JsonOf, NoQuery, QueryOf, SubjectPath};
 use super::problem::Problem;
 use super::query;
 use super::query::Parameters;
-use super::{Api, body, subjects};
-use crate::engine::access::Principal;
-use metergate_domain::base::fields::Parsed;
+use super::state::Api;
+use crate::engine::SubscriptionView;
 use metergate_domain::base::names::PlanKey;
 use metergate_domain::subjects::subscription::{End, SubscriptionParams};
 
 pub(super) async fn put(
     State(api): State<Api>,
-    Extension(principal): Extension<Principal>,
-    Path(subject): Path<String>,
-    uri: Uri,
-    headers: HeaderMap,
-    body: Body,
-) -> Result<Response, Problem> {
-    Parameters::of(&uri).finish()?;
-    let subject = subjects::in_path(subject)?;
-    let statement = SubscriptionParams::read(body::json(&headers, body).await?)?;
-    Ok(Json(api.engine.put_subscription(principal.environment, subject, statement).await?).into_response())
+    caller: Caller,
+    _: NoQuery,
+    SubjectPath(subject): SubjectPath,
+    JsonOf(statement): JsonOf<SubscriptionParams>,
+) -> Result<Json<SubscriptionView>, Problem> {
+    Ok(Json(api.engine.put_subscription(caller.environment, subject, statement).await?))
+}
+
+pub(super) struct WithHistory(bool);
+
+impl FromQuery for WithHistory {
+    fn parse(parameters: &mut Parameters) -> Option<Self> {
+        Some(Self(parameters.flag("history")))
+    }
 }
 
 pub(super) async fn get(
     State(api): State<Api>,
-    Extension(principal): Extension<Principal>,
-    Path(subject): Path<String>,
-    uri: Uri,
-) -> Result<Response, Problem> {
-    let mut parameters = Parameters::of(&uri);
-    let history = parameters.flag("history");
-    parameters.finish()?;
-    let subject = subjects::in_path(subject)?;
-    Ok(Json(api.engine.get_subscription(principal.environment, &subject, history).await?).into_response())
+    caller: Caller,
+    QueryOf(WithHistory(history)): QueryOf<WithHistory>,
+    SubjectPath(subject): SubjectPath,
+) -> Result<Json<SubscriptionView>, Problem> {
+    Ok(Json(api.engine.get_subscription(caller.environment, &subject, history).await?))
+}
+
+/// The end of a subscription, and the plan after it.
+pub(super) struct Ending {
+    end: End,
+    fallback_plan: Option<PlanKey>,
+}
+
+impl FromQuery for Ending {
+    fn parse(parameters: &mut Parameters) -> Option<Self> {
+        let end = parameters.optional("at", |value| match value.as_str() {
+            "now" => Ok(End::Now),
+            "period_end" => Ok(End::PeriodEnd),
+            _ => Ok(End::At(query::timestamp(value)?)),
+        });
+        let fallback_plan = parameters.optional("fallback_plan", |key| Ok(PlanKey::parse(key)?));
+        Some(Self { end: end.unwrap_or(End::Now), fallback_plan })
+    }
 }
 
 pub(super) async fn end(
     State(api): State<Api>,
-    Extension(principal): Extension<Principal>,
-    Path(subject): Path<String>,
-    uri: Uri,
-) -> Result<Response, Problem> {
-    let mut parameters = Parameters::of(&uri);
-    let end = parameters.optional("at", read_end).unwrap_or(End::Now);
-    let fallback_plan = parameters.optional("fallback_plan", |key| Ok(PlanKey::parse(key)?));
-    parameters.finish()?;
-    let subject = subjects::in_path(subject)?;
-    let ended = api.engine.end_subscription(principal.environment, subject, end, fallback_plan).await?;
-    Ok(Json(ended).into_response())
-}
-
-/// `now`, `period_end`, or a time.
-fn read_end(value: String) -> Parsed<End> {
-    match value.as_str() {
-        "now" => Ok(End::Now),
-        "period_end" => Ok(End::PeriodEnd),
-        _ => Ok(End::At(query::timestamp(value)?)),
-    }
+    caller: Caller,
+    QueryOf(Ending { end, fallback_plan }): QueryOf<Ending>,
+    SubjectPath(subject): SubjectPath,
+) -> Result<Json<SubscriptionView>, Problem> {
+    Ok(Json(api.engine.end_subscription(caller.environment, subject, end, fallback_plan).await?))
 }

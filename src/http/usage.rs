@@ -1,19 +1,21 @@
 //! `/v1/usage` and the usage report of a subject, as JSON or CSV.
 
 use axum::Json;
-use axum::extract::{Extension, Path, State};
-use axum::http::{HeaderMap, Uri};
+use axum::extract::State;
+use axum::http::HeaderMap;
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 
 use super::access::forbidden;
+use super::extract::{Caller, FromQuery, QueryOf, SubjectPath, other_subject};
 use super::problem::Problem;
 use super::query;
 use super::query::Parameters;
-use super::{Api, accept, csv, subjects};
-use crate::engine::Viewer;
-use crate::engine::access::{Principal, Role};
-use metergate_domain::base::fields::Violation;
+use super::state::Api;
+use super::{accept, csv};
+use crate::engine::access::Role;
+use crate::engine::{PageRequest, TopPage};
+use metergate_domain::base::fields::{Parsed, Violation};
 use metergate_domain::base::limits::{FILTER_VALUES_MAX, METER_DIMENSIONS_MAX, USAGE_SUBJECTS_MAX};
 use metergate_domain::base::names::{MeterKey, SubjectId};
 use metergate_domain::base::timestamp::Timestamp;
@@ -34,13 +36,12 @@ struct Usage<'a> {
 
 pub(super) async fn usage(
     State(api): State<Api>,
-    Extension(principal): Extension<Principal>,
-    uri: Uri,
+    caller: Caller,
+    QueryOf(mut query): QueryOf<UsageQuery>,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
-    let mut query = read_query(&uri)?;
-    restrict(&mut query, &principal)?;
-    let rows = api.engine.usage(principal.environment, &query).await?;
+    restrict(&mut query, &caller)?;
+    let rows = api.engine.usage(caller.environment, &query).await?;
     if wants_csv(&headers) {
         return csv::usage(&query, &rows);
     }
@@ -55,163 +56,132 @@ pub(super) async fn usage(
     Ok(Json(answer).into_response())
 }
 
+pub(super) struct ReportCurrency(Option<Currency>);
+
+impl FromQuery for ReportCurrency {
+    fn parse(parameters: &mut Parameters) -> Option<Self> {
+        Some(Self(parameters.optional("currency", |code| Currency::parse(&code))))
+    }
+}
+
 pub(super) async fn report(
     State(api): State<Api>,
-    Extension(principal): Extension<Principal>,
-    Path(subject): Path<String>,
-    uri: Uri,
+    caller: Caller,
+    QueryOf(ReportCurrency(currency)): QueryOf<ReportCurrency>,
+    SubjectPath(subject): SubjectPath,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
-    let mut parameters = Parameters::of(&uri);
-    let currency = parameters.optional("currency", |code| Currency::parse(&code));
-    parameters.finish()?;
-    let subject = subjects::in_path(subject)?;
-    if matches!(&principal.role, Role::EndUser { subject: own, .. } if *own != subject) {
-        return Err(forbidden("a token shows its own subject alone"));
-    }
-    let report = api.engine.report(principal.environment, subject, viewer(&principal), currency).await?;
+    let report = api.engine.report(caller.environment, subject, caller.viewer(), currency).await?;
     if wants_csv(&headers) { csv::report(&report) } else { Ok(Json(report).into_response()) }
 }
 
-/// As whom a caller looks at a subject.
-pub(super) fn viewer(principal: &Principal) -> Viewer {
-    match &principal.role {
-        Role::EndUser { .. } => Viewer::EndUser,
-        Role::Secret | Role::Publishable => Viewer::Application,
-    }
-}
-
-/// Who uses or costs most, or is nearest to a limit.
+/// Ranks who uses most, costs most, or is nearest to a limit.
 pub(super) async fn top(
     State(api): State<Api>,
-    Extension(principal): Extension<Principal>,
-    uri: Uri,
-) -> Result<Response, Problem> {
-    let (by, ranks) = read_top(&uri)?;
-    Ok(Json(api.engine.ranking(principal.environment, &by, ranks).await?).into_response())
+    caller: Caller,
+    QueryOf((by, page)): QueryOf<(RankBy, PageRequest)>,
+) -> Result<Json<TopPage>, Problem> {
+    let ranks = RankPageRequest::read(page.cursor.as_deref(), page.limit)?;
+    Ok(Json(api.engine.ranking(caller.environment, &by, ranks).await?))
 }
 
-fn read_top(uri: &Uri) -> Result<(RankBy, RankPageRequest), Problem> {
-    #[derive(Clone, Copy, PartialEq, Eq)]
-    enum Word {
-        Usage,
-        Cost,
-        Limit,
-    }
-    let words = [("usage", Word::Usage), ("cost", Word::Cost), ("limit", Word::Limit)];
-    let mut parameters = Parameters::of(uri);
-    let by = parameters.optional("by", |value| query::word(value, &words)).unwrap_or(Word::Usage);
-    let cursor = parameters.optional("cursor", query::text);
-    let limit = parameters.limit();
-    let span = if by == Word::Limit {
-        None
-    } else {
-        let from = parameters.required("from", query::timestamp);
-        let to = parameters.required("to", query::timestamp);
-        if let (Some(from), Some(to)) = (from, to)
-            && from > to
-        {
-            parameters.add_error(Violation::new("invalid_range", "must not be after `to`").under("from"));
+impl FromQuery for RankBy {
+    fn parse(parameters: &mut Parameters) -> Option<Self> {
+        match parameters.word("by", &[("usage", "usage"), ("cost", "cost"), ("limit", "limit")]) {
+            Some("cost") => {
+                let span = parameters.span();
+                let currency = parameters.optional("currency", |code| Currency::parse(&code));
+                Some(Self::Cost { span: span?, currency })
+            }
+            Some("limit") => Some(Self::Limit { meter: parameters.optional("meter", meter_key) }),
+            _ => {
+                let span = parameters.span();
+                let meter = parameters.required("meter", meter_key);
+                Some(Self::Usage { meter: meter?, span: span? })
+            }
         }
-        from.zip(to).map(|(from, to)| Span { from, to })
-    };
-    let meter_key = |key: String| Ok(MeterKey::parse(key)?);
-    let meter = match by {
-        Word::Usage => parameters.required("meter", meter_key),
-        Word::Limit => parameters.optional("meter", meter_key),
-        Word::Cost => None,
-    };
-    let currency = match by {
-        Word::Cost => parameters.optional("currency", |code| Currency::parse(&code)),
-        Word::Usage | Word::Limit => None,
-    };
-    parameters.finish()?;
-    let ranks = RankPageRequest::read(cursor.as_deref(), limit)?;
-    let by = match (by, span, meter) {
-        (Word::Usage, Some(span), Some(meter)) => RankBy::Usage { meter, span },
-        (Word::Cost, Some(span), _) => RankBy::Cost { span, currency },
-        (Word::Limit, _, meter) => RankBy::Limit { meter },
-        // what is required and flawed has been refused by now
-        _ => return Err(Problem::invalid(Vec::new())),
-    };
-    Ok((by, ranks))
+    }
 }
 
-/// An end user asks for themselves alone, whether they say so or not.
-fn restrict(query: &mut UsageQuery, principal: &Principal) -> Result<(), Problem> {
-    let Role::EndUser { subject, .. } = &principal.role else { return Ok(()) };
+fn meter_key(key: String) -> Parsed<MeterKey> {
+    Ok(MeterKey::parse(key)?)
+}
+
+/// Restricts an end user to their own subject, whether they name it or not.
+fn restrict(query: &mut UsageQuery, caller: &Caller) -> Result<(), Problem> {
+    let Role::EndUser { subject, .. } = &caller.role else { return Ok(()) };
     if query.descendants {
-        return Err(forbidden("a token never shows descendants"));
+        return Err(forbidden("a token never shows descendants; leave out `descendants`"));
     }
     if query.subjects.iter().any(|asked| asked != subject) {
-        return Err(forbidden("a token shows its own subject alone"));
+        return Err(other_subject(subject));
     }
     query.subjects = vec![subject.clone()];
     Ok(())
 }
 
-fn read_query(uri: &Uri) -> Result<UsageQuery, Problem> {
-    let mut parameters = Parameters::of(uri);
-    let meter = parameters.required("meter", |key| Ok(MeterKey::parse(key)?));
-    let from = parameters.required("from", query::timestamp);
-    let to = parameters.required("to", query::timestamp);
-    let window = parameters.optional("window", |value| query::word(value, &Window::WORDS));
-    let zone = parameters.optional("timezone", |name| Zone::parse(&name)).unwrap_or_default();
-    let subjects: Vec<SubjectId> = parameters.all("subject", subjects::parse);
-    let descendants = parameters.flag("descendants");
-    let grouping = parameters.optional("group_by", query::text).unwrap_or_default();
-    let filter = parameters.bracketed("filter");
-    let fill = parameters.flag("fill");
+impl FromQuery for UsageQuery {
+    fn parse(parameters: &mut Parameters) -> Option<Self> {
+        let meter = parameters.required("meter", meter_key);
+        let (from, to) =
+            (parameters.required("from", query::timestamp), parameters.required("to", query::timestamp));
+        let window = parameters.word("window", &Window::WORDS);
+        let zone = parameters.optional("timezone", |name| Zone::parse(&name)).unwrap_or_default();
+        let subjects = parameters.all("subject", |subject| Ok(SubjectId::parse(subject)?));
+        let descendants = parameters.flag("descendants");
+        let grouping = parameters.optional("group_by", query::text).unwrap_or_default();
+        let filter = parameters.bracketed("filter");
+        let fill = parameters.flag("fill");
+        check_count(parameters, "subject", subjects.len(), USAGE_SUBJECTS_MAX);
+        check_count(
+            parameters,
+            "filter",
+            filter.values().map(Vec::len).max().unwrap_or(0),
+            FILTER_VALUES_MAX,
+        );
+        if filter.values().flatten().any(|value| value.contains('\0')) {
+            let violation = Violation::new("nul_character", "must not contain the NUL character");
+            parameters.add_error(violation.under("filter"));
+        }
+        parameters.check_order(from, to);
+        let (whose, group_by) = read_grouping(&grouping);
+        check_count(parameters, "group_by", group_by.len(), METER_DIMENSIONS_MAX);
+        Some(Self {
+            meter: meter?,
+            span: Span { from: from?, to: to? },
+            window,
+            zone,
+            subjects,
+            descendants,
+            whose,
+            group_by,
+            filter,
+            slices: Vec::new(),
+            tells_new: false,
+            fill,
+        })
+    }
+}
 
-    let too_many =
-        |what: &str, max: usize| Violation::new("too_many", format!("must be at most {max}")).under(what);
-    if subjects.len() > USAGE_SUBJECTS_MAX {
-        parameters.add_error(too_many("subject", USAGE_SUBJECTS_MAX));
+/// Notes a violation if a parameter is given more values than it may have.
+fn check_count(parameters: &mut Parameters, name: &str, count: usize, max: usize) {
+    if count > max {
+        let detail = format!("must have at most {max} values; got {count}");
+        parameters.add_error(Violation::new("too_many", detail).under(name));
     }
-    if filter.values().any(|values| values.len() > FILTER_VALUES_MAX) {
-        parameters.add_error(too_many("filter", FILTER_VALUES_MAX));
-    }
-    if filter.values().flatten().any(|value| value.contains('\0')) {
-        parameters
-            .add_error(Violation::new("nul_character", "must not contain the NUL character").under("filter"));
-    }
-    if let (Some(from), Some(to)) = (from, to)
-        && from > to
-    {
-        parameters.add_error(Violation::new("invalid_range", "must not be after `to`").under("from"));
-    }
-    let mut group_by: Vec<String> = Vec::new();
-    let mut whose = GroupBySubject::All;
-    for name in grouping.split(',').map(str::trim).filter(|name| !name.is_empty()) {
+}
+
+/// Parses names of dimensions, separated by commas; `subject` groups by subject.
+fn read_grouping(names: &str) -> (GroupBySubject, Vec<String>) {
+    let (mut whose, mut group_by) = (GroupBySubject::All, Vec::<String>::new());
+    for name in names.split(',').map(str::trim).filter(|name| !name.is_empty()) {
         if name == "subject" {
             whose = GroupBySubject::EachSubject;
         } else if !group_by.iter().any(|known| known == name) {
             group_by.push(name.to_owned());
         }
     }
-    if group_by.len() > METER_DIMENSIONS_MAX {
-        parameters.add_error(too_many("group_by", METER_DIMENSIONS_MAX));
-    }
-    parameters.finish()?;
-    // what is required and flawed has been refused by now
-    let (Some(meter), Some(from), Some(to)) = (meter, from, to) else {
-        return Err(Problem::invalid(Vec::new()));
-    };
-    let span = Span { from, to };
-    Ok(UsageQuery {
-        meter,
-        span,
-        window,
-        zone,
-        subjects,
-        descendants,
-        whose,
-        group_by,
-        filter,
-        slices: Vec::new(),
-        tells_new: false,
-        fill,
-    })
+    (whose, group_by)
 }
 
 fn wants_csv(headers: &HeaderMap) -> bool {

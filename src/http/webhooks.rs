@@ -1,16 +1,16 @@
-//! `/webhooks/stripe`, where the biller tells us, and `/v1/webhook-events`, what it told.
+//! `/webhooks/stripe`, which receives webhooks, and `/v1/webhook-events`, which lists them.
 
 use axum::Json;
 use axum::body::Body;
-use axum::extract::{Extension, State};
-use axum::http::{HeaderMap, StatusCode, Uri};
-use axum::response::{IntoResponse, Response};
+use axum::extract::State;
+use axum::http::{HeaderMap, StatusCode};
 
+use super::body;
+use super::extract::{Caller, FromQuery, QueryOf};
 use super::problem::Problem;
-use super::query;
 use super::query::Parameters;
-use super::{Api, body};
-use crate::engine::access::Principal;
+use super::state::Api;
+use crate::engine::{Page, PageRequest, WebhookEventView};
 use metergate_domain::base::limits::WEBHOOK_BODY_BYTES_MAX;
 
 const SIGNATURE: &str = "stripe-signature";
@@ -26,18 +26,19 @@ pub(super) async fn receive(
     Ok(StatusCode::OK)
 }
 
+pub(super) struct WebhookStatus(Option<&'static str>);
+
+impl FromQuery for WebhookStatus {
+    fn parse(parameters: &mut Parameters) -> Option<Self> {
+        let words = ["pending", "applied", "ignored", "unmapped", "failed"].map(|word| (word, word));
+        Some(Self(parameters.word("status", &words)))
+    }
+}
+
 pub(super) async fn list(
     State(api): State<Api>,
-    Extension(principal): Extension<Principal>,
-    uri: Uri,
-) -> Result<Response, Problem> {
-    let mut parameters = Parameters::of(&uri);
-    let statuses = ["pending", "applied", "ignored", "unmapped", "failed"].map(|word| (word, word));
-    let status = parameters.optional("status", |word| query::word(word, &statuses));
-    let cursor = parameters.optional("cursor", query::text);
-    let limit = parameters.limit();
-    parameters.finish()?;
-    let page =
-        api.engine.list_webhook_events(principal.environment, status, cursor.as_deref(), limit).await?;
-    Ok(Json(page).into_response())
+    caller: Caller,
+    QueryOf((WebhookStatus(status), page)): QueryOf<(WebhookStatus, PageRequest)>,
+) -> Result<Json<Page<WebhookEventView>>, Problem> {
+    Ok(Json(api.engine.list_webhook_events(caller.environment, status, &page).await?))
 }

@@ -1,69 +1,58 @@
 //! Keys of the API, by their public part.
 
-use sqlx::{PgPool, Row};
+use serde::Serialize;
+use sqlx::{FromRow, PgPool, Row};
 
 use super::StoreError;
 use metergate_domain::base::environment::Environment;
 use metergate_domain::base::timestamp::Timestamp;
 
-#[derive(Debug, Clone)]
-pub struct ApiKeyRow {
+/// A key without what proves it.
+#[derive(Debug, Clone, FromRow, Serialize)]
+pub struct ApiKey {
     pub id: String,
+    #[sqlx(try_from = "i16")]
     pub environment: Environment,
     pub kind: String,
     pub name: String,
-    pub digest: Vec<u8>,
     pub created_at: Timestamp,
     pub revoked_at: Option<Timestamp>,
 }
 
-fn read(row: &sqlx::postgres::PgRow) -> Result<ApiKeyRow, StoreError> {
-    let code: i16 = row.try_get("environment")?;
-    Ok(ApiKeyRow {
-        id: row.try_get("id")?,
-        environment: if code == Environment::Live.code() { Environment::Live } else { Environment::Test },
-        kind: row.try_get("kind")?,
-        name: row.try_get("name")?,
-        digest: row.try_get("digest")?,
-        created_at: row.try_get("created_at")?,
-        revoked_at: row.try_get("revoked_at")?,
-    })
+/// A key that is to be written.
+#[derive(Debug, Clone, Copy)]
+pub struct NewApiKey<'a> {
+    pub id: &'a str,
+    pub environment: Environment,
+    pub kind: &'a str,
+    pub name: &'a str,
+    pub digest: &'a [u8],
 }
 
-pub async fn insert(
-    pool: &PgPool,
-    id: &str,
-    environment: Environment,
-    kind: &str,
-    name: &str,
-    digest: &[u8],
-) -> Result<(), StoreError> {
+pub async fn insert(pool: &PgPool, key: NewApiKey<'_>) -> Result<(), StoreError> {
     sqlx::query("insert into api_keys (id, environment, kind, name, digest) values ($1, $2, $3, $4, $5)")
-        .bind(id)
-        .bind(environment.code())
-        .bind(kind)
-        .bind(name)
-        .bind(digest)
+        .bind(key.id)
+        .bind(key.environment.code())
+        .bind(key.kind)
+        .bind(key.name)
+        .bind(key.digest)
         .execute(pool)
         .await?;
     Ok(())
 }
 
-/// A key that has not been revoked.
-pub async fn find_active(pool: &PgPool, id: &str) -> Result<Option<ApiKeyRow>, StoreError> {
-    let row = sqlx::query("select * from api_keys where id = $1 and revoked_at is null")
-        .bind(id)
-        .fetch_optional(pool)
-        .await?;
-    row.as_ref().map(read).transpose()
+/// Returns a key that has not been revoked, with its digest.
+pub async fn find_active(pool: &PgPool, id: &str) -> Result<Option<(ApiKey, Vec<u8>)>, StoreError> {
+    let row = sqlx::query("select * from api_keys where id = $1 and revoked_at is null").bind(id);
+    let row = row.fetch_optional(pool).await?;
+    row.map(|row| Ok((ApiKey::from_row(&row)?, row.try_get("digest")?))).transpose()
 }
 
-pub async fn list(pool: &PgPool) -> Result<Vec<ApiKeyRow>, StoreError> {
-    let rows = sqlx::query("select * from api_keys order by created_at, id").fetch_all(pool).await?;
-    rows.iter().map(read).collect()
+pub async fn list(pool: &PgPool) -> Result<Vec<ApiKey>, StoreError> {
+    Ok(sqlx::query_as("select * from api_keys order by created_at, id").fetch_all(pool).await?)
 }
 
-/// Whether there was such a key to revoke.
+/// Revokes a key and returns false if no key has the id.
 pub async fn revoke(pool: &PgPool, id: &str) -> Result<bool, StoreError> {
     let done = sqlx::query("update api_keys set revoked_at = coalesce(revoked_at, now()) where id = $1")
         .bind(id)

@@ -1,17 +1,19 @@
-//! Invoices: drafts, which say no more than whose they are and of when, and those that were numbered.
+//! Invoices: drafts, which have a customer and a period only, and numbered invoices.
 
 use std::collections::BTreeSet;
 
 use serde_json::Value;
 use sqlx::postgres::PgRow;
 use sqlx::types::Json;
-use sqlx::{PgConnection, Row};
+use sqlx::{FromRow, PgConnection, Row};
 use uuid::Uuid;
 
 use super::StoreError;
 use metergate_domain::base::environment::Environment;
+use metergate_domain::base::names::{StripeCustomerId, SubjectId};
 use metergate_domain::base::timestamp::Timestamp;
 use metergate_domain::base::window::Span;
+use metergate_domain::invoicing::InvoiceFilter;
 use metergate_domain::invoicing::line::{InvoiceLine, RatingTerms};
 use metergate_domain::pricing::amount::MinorUnits;
 use metergate_domain::pricing::currency::Currency;
@@ -31,11 +33,11 @@ pub struct InvoiceRow {
     pub created_at: Timestamp,
     /// None: a draft.
     pub numbered: Option<Numbered>,
-    /// What the biller says of its own for the same customer and period.
+    /// The invoice of the biller for the same customer and period.
     pub provider: Option<ProviderInvoice>,
 }
 
-/// What an invoice says for ever.
+/// The final content of a numbered invoice.
 #[derive(Debug, Clone)]
 pub struct Numbered {
     pub number: i64,
@@ -45,23 +47,20 @@ pub struct Numbered {
     pub finalized_at: Timestamp,
 }
 
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, FromRow)]
 pub struct ProviderInvoice {
+    #[sqlx(rename = "provider_id")]
     pub id: String,
+    #[sqlx(rename = "provider_status")]
     pub status: String,
+    #[sqlx(rename = "provider_total")]
     pub total: Option<i64>,
+    #[sqlx(rename = "provider_subscription")]
     pub subscription: Option<String>,
 }
 
-#[derive(Debug, Clone, Default)]
-pub struct InvoiceFilter {
-    pub subject: Option<String>,
-    pub customer: Option<String>,
-    pub status: Option<String>,
-}
-
 /// A customer that may have something to pay, and the subject that is or was mapped to it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, FromRow)]
 pub struct Payer {
     pub customer_id: i64,
     pub subject_id: i64,
@@ -86,8 +85,8 @@ fn unreadable(what: impl std::fmt::Debug) -> StoreError {
     StoreError::Refused(sqlx::Error::Decode(format!("a stored invoice: {what:?}").into()))
 }
 
-/// What is shown of an invoice. The biller's is that of the same customer and end; one that begins
-/// elsewhere is so only where there is no better one.
+/// The columns of an invoice. The biller's is that of the same customer and end; one with the
+/// same start goes first.
 const SELECT: &str = "select i.id, i.customer_id, c.stripe_customer_id, i.subject_id, s.subject, i.currency,
             i.period_from, i.period_to, i.created_at, i.number, i.terms, i.lines, i.total::text as total,
             i.finalized_at, p.id as provider_id, p.status as provider_status, p.total as provider_total,
@@ -129,15 +128,7 @@ fn read(row: &PgRow) -> Result<InvoiceRow, StoreError> {
         }
     };
     let provider: Option<String> = row.try_get("provider_id")?;
-    let provider = match provider {
-        None => None,
-        Some(id) => Some(ProviderInvoice {
-            id,
-            status: row.try_get("provider_status")?,
-            total: row.try_get("provider_total")?,
-            subscription: row.try_get("provider_subscription")?,
-        }),
-    };
+    let provider = provider.map(|_| ProviderInvoice::from_row(row)).transpose()?;
     Ok(InvoiceRow {
         id: row.try_get("id")?,
         customer_id: row.try_get("customer_id")?,
@@ -162,7 +153,7 @@ pub async fn find(
     row.fetch_optional(connection).await?.as_ref().map(read).transpose()
 }
 
-/// Those of a customer, the oldest period first; of numbered ones those that ended after a time.
+/// Returns the invoices of a customer, the oldest period first: drafts, and numbered ones that ended after a time.
 pub async fn of_payer(
     connection: &mut PgConnection,
     payer: Payer,
@@ -213,22 +204,22 @@ pub async fn list(
         .bind(environment.code())
         .bind(before.0)
         .bind(before.1)
-        .bind(filter.subject.as_deref())
-        .bind(filter.customer.as_deref())
-        .bind(filter.status.as_deref())
+        .bind(filter.subject.as_ref().map(SubjectId::as_str))
+        .bind(filter.customer.as_ref().map(StripeCustomerId::as_str))
+        .bind(filter.status)
         .bind(i64::from(limit));
     rows.fetch_all(connection).await?.iter().map(read).collect()
 }
 
-/// Customers whose drafts may not be what their subscriptions say now: those whose subjects, or some above,
-/// are or were on one of some plans, and those that have been billed.
+/// Returns customers with drafts that may be out of date: those with a subject, or an ancestor of it, that is
+/// or was on one of some plans, and those that have been billed.
 pub async fn payers(
     connection: &mut PgConnection,
     environment: Environment,
     plans: &[String],
     now: Timestamp,
 ) -> Result<Vec<Payer>, StoreError> {
-    let rows = sqlx::query(
+    let rows = sqlx::query_as(
         "select m.customer_id, m.subject_id
          from (select customer_id, subject_id, max(mapped_until) as mapped_until from customer_mappings
                group by customer_id, subject_id) m
@@ -247,24 +238,14 @@ pub async fn payers(
     )
     .bind(environment.code())
     .bind(plans)
-    .bind(now)
-    .fetch_all(connection)
-    .await?;
-    rows.iter()
-        .map(|row| {
-            Ok(Payer { customer_id: row.try_get("customer_id")?, subject_id: row.try_get("subject_id")? })
-        })
-        .collect()
+    .bind(now);
+    Ok(rows.fetch_all(connection).await?)
 }
 
 /// The customer that a subject is mapped to.
 pub async fn payer(connection: &mut PgConnection, subject_id: i64) -> Result<Option<Payer>, StoreError> {
-    let found: Option<i64> =
-        sqlx::query_scalar("select customer_id from subjects where id = $1 and customer_id is not null")
-            .bind(subject_id)
-            .fetch_optional(connection)
-            .await?;
-    Ok(found.map(|customer_id| Payer { customer_id, subject_id }))
+    let sql = "select customer_id, id as subject_id from subjects where id = $1 and customer_id is not null";
+    Ok(sqlx::query_as(sql).bind(subject_id).fetch_optional(connection).await?)
 }
 
 /// Has the drafts of a customer be those of some periods, and no others; those of a period of which the
@@ -331,7 +312,7 @@ pub async fn open_drafts(
     Ok(opened.unsigned_abs())
 }
 
-/// Drafts whose period ended by a time, the oldest first.
+/// Returns drafts of periods that ended by a time, the oldest first.
 pub async fn due(
     connection: &mut PgConnection,
     environment: Environment,
@@ -350,17 +331,24 @@ pub async fn due(
     Ok(found)
 }
 
-/// Gives a draft the next number of its environment, and what it says from now on. None: it is no draft
-/// any more.
+/// The content that makes a draft final.
+#[derive(Debug, Clone, Copy)]
+pub struct FinalInvoice<'a> {
+    pub id: Uuid,
+    pub period_to: Timestamp,
+    pub terms: &'a [RatingTerms],
+    pub lines: &'a [InvoiceLine],
+    pub total: &'a MinorUnits,
+    pub at: Timestamp,
+}
+
+/// Gives a draft the next number of its environment and its final content. None: it is not a draft any more.
 pub async fn finalize(
     connection: &mut PgConnection,
     environment: Environment,
-    id: Uuid,
-    (period_to, terms, lines): (Timestamp, &[RatingTerms], &[InvoiceLine]),
-    total: &MinorUnits,
-    now: Timestamp,
+    invoice: FinalInvoice<'_>,
 ) -> Result<Option<i64>, StoreError> {
-    let terms: Vec<Value> = terms.iter().map(RatingTerms::to_json).collect();
+    let terms: Vec<Value> = invoice.terms.iter().map(RatingTerms::to_json).collect();
     let number = sqlx::query_scalar(
         "with draft as (select id from invoices where id = $2 and status = 'draft' for update),
          given as (update invoice_numbers set last = last + 1 where environment = $1 and exists (select from draft)
@@ -371,12 +359,12 @@ pub async fn finalize(
          returning i.number",
     )
     .bind(environment.code())
-    .bind(id)
-    .bind(period_to)
+    .bind(invoice.id)
+    .bind(invoice.period_to)
     .bind(Json(terms))
-    .bind(Json(lines))
-    .bind(total.to_string())
-    .bind(now)
+    .bind(Json(invoice.lines))
+    .bind(invoice.total.to_string())
+    .bind(invoice.at)
     .fetch_optional(connection)
     .await?;
     Ok(number)

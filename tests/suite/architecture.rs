@@ -10,7 +10,7 @@ use sha2::{Digest, Sha384};
 /// Layers from the outside inwards, each with the layers that it may use.
 const LAYERS: [(&str, &[&str]); 8] = [
     ("app", &["http", "jobs", "engine", "providers", "store", "domain", "embedded"]),
-    ("http", &["engine", "store", "domain"]),
+    ("http", &["engine", "domain"]),
     ("jobs", &["engine", "domain"]),
     ("engine", &["providers", "store", "domain"]),
     ("providers", &["domain"]),

@@ -38,6 +38,14 @@ impl ExportStatus {
     }
 }
 
+/// The exports that a list shows.
+#[derive(Debug, Clone, Default)]
+pub struct ExportFilter {
+    pub status: Option<ExportStatus>,
+    pub customer: Option<String>,
+    pub meter: Option<String>,
+}
+
 /// Units of a provider, as whole billionths of billionths: a quantity and a scale have nine digits
 /// each.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]

@@ -10,5 +10,6 @@ pub mod invoicing;
 #[cfg(feature = "sqlx")]
 pub mod postgres;
 pub mod pricing;
+pub mod received;
 pub mod subjects;
 pub mod usage;

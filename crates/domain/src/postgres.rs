@@ -2,11 +2,14 @@
 
 use sqlx::encode::IsNull;
 use sqlx::error::BoxDynError;
-use sqlx::postgres::{PgArgumentBuffer, PgHasArrayType, PgTypeInfo, PgValueFormat, PgValueRef};
-use sqlx::{Decode, Encode, Postgres, Type};
+use sqlx::postgres::{PgArgumentBuffer, PgHasArrayType, PgRow, PgTypeInfo, PgValueFormat, PgValueRef};
+use sqlx::{Decode, Encode, FromRow, Postgres, Row, Type};
 
+use crate::base::environment::Environment;
 use crate::base::quantity::{Quantity, Total};
 use crate::base::timestamp::{MICROS_PER_SECOND, Timestamp};
+use crate::credits::accounts::MovementKind;
+use crate::credits::unit::Unit;
 
 /// 2000-01-01T00:00:00Z, the origin of PostgreSQL's timestamps.
 const POSTGRES_EPOCH_MICROS: i64 = 946_684_800 * MICROS_PER_SECOND;
@@ -89,6 +92,31 @@ impl<'r> Decode<'r, Postgres> for Quantity {
     fn decode(value: PgValueRef<'r>) -> Result<Self, BoxDynError> {
         let total = <Total as Decode<Postgres>>::decode(value)?;
         total.quantity().ok_or_else(|| "a quantity out of range".into())
+    }
+}
+
+/// A unit of credits is stored in the columns `unit` and `unit_key`.
+impl FromRow<'_, PgRow> for Unit {
+    fn from_row(row: &PgRow) -> sqlx::Result<Self> {
+        let (kind, key): (String, String) = (row.try_get("unit")?, row.try_get("unit_key")?);
+        let unreadable = || sqlx::Error::Decode(format!("a stored unit: {kind} {key}").into());
+        Self::from_kept(&kind, &key).ok_or_else(unreadable)
+    }
+}
+
+impl TryFrom<i16> for Environment {
+    type Error = &'static str;
+
+    fn try_from(code: i16) -> Result<Self, &'static str> {
+        Self::ALL.into_iter().find(|environment| environment.code() == code).ok_or("an unknown environment")
+    }
+}
+
+impl TryFrom<String> for MovementKind {
+    type Error = String;
+
+    fn try_from(word: String) -> Result<Self, String> {
+        Self::from_word(&word).ok_or_else(|| format!("an unknown kind of movement: {word}"))
     }
 }
 

@@ -1,5 +1,5 @@
 //! API keys: `mg_sk_live_…`, `mg_sk_test_…` (secret), `mg_pk_live_…`, `mg_pk_test_…` (publishable).
-//! What follows is 12 characters that name the key and 32 that prove it. The database keeps the
+//! Then follow 12 characters that name the key and 32 that prove it. The database keeps the
 //! name and a BLAKE3 digest of the whole (a fast hash is enough: there is nothing to guess).
 
 use rand::RngExt;
@@ -9,9 +9,9 @@ use subtle::ConstantTimeEq;
 
 use super::{Principal, Role};
 use crate::engine::{Engine, EngineError};
-use crate::store::{Database, StoreError, api_keys};
+use crate::store::api_keys::{self, ApiKey, NewApiKey};
+use crate::store::{Database, StoreError};
 use metergate_domain::base::environment::Environment;
-use metergate_domain::base::timestamp::Timestamp;
 
 pub(super) const PREFIX: &str = "mg_";
 const ID_CHARS: usize = 12;
@@ -40,17 +40,6 @@ impl KeyKind {
     }
 }
 
-/// A key as it is listed: all but what proves it.
-#[derive(Debug, Clone)]
-pub struct KeyView {
-    pub id: String,
-    pub environment: Environment,
-    pub kind: String,
-    pub name: String,
-    pub created_at: Timestamp,
-    pub revoked_at: Option<Timestamp>,
-}
-
 impl Engine {
     /// Makes a key; the answer is the only time it is seen.
     pub async fn create_key(
@@ -65,22 +54,14 @@ impl Engine {
         };
         let (id, proof) = (characters(ID_CHARS), characters(PROOF_CHARS));
         let key = format!("{PREFIX}{}_{environment}_{id}{proof}", kind.tag());
-        api_keys::insert(self.database().pool(), &id, environment, kind.as_str(), name, &digest(&key))
-            .await?;
+        let (kind, digest) = (kind.as_str(), &digest(&key));
+        let written = NewApiKey { id: &id, environment, kind, name, digest };
+        api_keys::insert(self.database().pool(), written).await?;
         Ok(key)
     }
 
-    pub async fn list_keys(&self) -> Result<Vec<KeyView>, EngineError> {
-        let rows = api_keys::list(self.database().pool()).await?;
-        let view = |row: api_keys::ApiKeyRow| KeyView {
-            id: row.id,
-            environment: row.environment,
-            kind: row.kind,
-            name: row.name,
-            created_at: row.created_at,
-            revoked_at: row.revoked_at,
-        };
-        Ok(rows.into_iter().map(view).collect())
+    pub async fn list_keys(&self) -> Result<Vec<ApiKey>, EngineError> {
+        Ok(api_keys::list(self.database().pool()).await?)
     }
 
     /// Revokes the key with an id, or the whole key itself.
@@ -89,7 +70,7 @@ impl Engine {
         if api_keys::revoke(self.database().pool(), id).await? {
             return Ok(());
         }
-        let detail = "there is no key with this id; `metergate keys list` shows them".to_owned();
+        let detail = "no key has this id; run `metergate keys list` to see the keys".to_owned();
         Err(EngineError::NotFound { code: "key_not_found", detail })
     }
 }
@@ -116,8 +97,8 @@ pub(super) async fn look_up(
 ) -> Result<Option<Principal>, String> {
     let Some((kind, environment, id)) = parse(presented) else { return Ok(None) };
     let row = api_keys::find_active(database.pool(), id).await.map_err(|why: StoreError| why.to_string())?;
-    let Some(row) = row else { return Ok(None) };
-    let proven: bool = row.digest.ct_eq(&digest).into();
+    let Some((row, kept)) = row else { return Ok(None) };
+    let proven: bool = kept.ct_eq(&digest).into();
     if !proven || row.environment != environment || row.kind != kind.as_str() {
         return Ok(None);
     }

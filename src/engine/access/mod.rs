@@ -1,4 +1,4 @@
-//! Who may call: API keys and end-user tokens, each belonging to exactly one environment.
+//! Credentials: API keys and end-user tokens, each of exactly one environment.
 
 pub mod keys;
 pub mod tokens;
@@ -16,7 +16,7 @@ use metergate_domain::base::names::SubjectId;
 
 use tokens::TokenVerifier;
 
-/// A caller whose credential is good.
+/// A caller with a valid credential.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Principal {
     pub environment: Environment,
@@ -33,7 +33,7 @@ pub enum Role {
     EndUser { subject: SubjectId, scopes: Vec<String> },
 }
 
-/// Credentials whose verdict is kept in memory.
+/// Verdicts that are kept in memory, at most.
 const VERDICTS_MAX: u64 = 10_000;
 
 #[derive(Debug)]
@@ -46,7 +46,7 @@ pub struct Gatekeeper {
 }
 
 const BAD_CREDENTIAL: EngineError = EngineError::Unauthorized {
-    detail: "the credential is unknown, revoked, expired or not meant for this service",
+    detail: "the credential is unknown, revoked, expired or meant for another service; send a valid key or token",
 };
 
 impl Gatekeeper {
@@ -61,7 +61,7 @@ impl Gatekeeper {
         Ok(Self { database, verifiers, verdicts })
     }
 
-    /// Who presents this credential.
+    /// Returns the caller that presents a credential.
     pub async fn admit(&self, credential: &SecretString) -> Result<Principal, EngineError> {
         use secrecy::ExposeSecret;
         let text = credential.expose_secret();

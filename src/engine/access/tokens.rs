@@ -2,7 +2,7 @@
 //! ask for its own usage. The subject is `sub`, what it may is `scope`.
 //!
 //! Every configured key is bound to its algorithm: a token names one, but never chooses how a key is
-//! used. The environment is the one whose key verifies the token.
+//! used. The key that verifies a token tells its environment.
 
 use std::fmt;
 use std::sync::Arc;
@@ -28,14 +28,14 @@ const JWKS_AGE_MAX: Duration = Duration::from_mins(10);
 const JWKS_ANSWER_MAX: Duration = Duration::from_secs(5);
 const JWKS_BYTES_MAX: usize = 256 * 1024;
 
-/// How the tokens of an environment are verified; all of it may be given, or nothing.
+/// The ways to verify tokens of an environment; each of them is optional.
 #[derive(Debug, Clone, Default)]
 pub struct TokenSettings {
     pub hs256_secret: Option<SecretString>,
     /// PEM of an RSA, P-256 or Ed25519 public key.
     pub public_key: Option<String>,
     pub jwks_url: Option<String>,
-    /// What `aud` must name.
+    /// The audience that `aud` must name.
     pub audience: String,
 }
 
@@ -45,7 +45,7 @@ struct Claims {
     exp: i64,
     #[serde(default)]
     scope: ScopeClaim,
-    /// Where given, it must be the environment whose key verified the token.
+    /// If given, it must be the environment of the key that verified the token.
     #[serde(skip_serializing_if = "Option::is_none")]
     environment: Option<Environment>,
     aud: serde_json::Value,
@@ -109,8 +109,9 @@ impl TokenVerifier {
         }
         if let Some(pem) = &settings.public_key {
             let key = public_key(pem.as_bytes()).ok_or_else(|| {
-                let why =
-                    format!("auth.{environment}.public_key is no PEM of an RSA, P-256 or Ed25519 public key");
+                let why = format!(
+                    "auth.{environment}.public_key must be a PEM of an RSA, P-256 or Ed25519 public key"
+                );
                 EngineError::Internal(why)
             })?;
             keys.push(key);
@@ -119,7 +120,7 @@ impl TokenVerifier {
         Ok(Self { environment, audience: settings.audience, keys, jwks })
     }
 
-    /// Who presents the token, if it is good here.
+    /// Returns the caller that presents a token, if the token is valid here.
     pub(super) async fn verify(&self, token: &str) -> Option<Principal> {
         let header = jsonwebtoken::decode_header(token).ok()?;
         for bound in self.keys.iter().filter(|bound| bound.algorithm == header.alg) {
@@ -251,7 +252,7 @@ impl Engine {
         let Some((secret, audience)) = settings.and_then(|s| Some((s.hs256_secret.as_ref()?, &s.audience)))
         else {
             let detail = format!(
-                "no secret to sign with; set METERGATE__AUTH__{}__HS256_SECRET",
+                "a secret to sign with is required; set METERGATE__AUTH__{}__HS256_SECRET",
                 environment.as_str().to_uppercase()
             );
             return Err(EngineError::NotFound { code: "no_token_secret", detail });

@@ -12,13 +12,13 @@ use crate::store::credits::wallets::Changes;
 use crate::store::credits::{grants, ledger, wallets};
 use crate::store::subjects::subject::Which;
 use metergate_domain::base::environment::Environment;
-use metergate_domain::base::fields::{Parsed, Violation};
+use metergate_domain::base::fields::{Parsed, Violation, received};
 use metergate_domain::base::limits::CREDIT_GRANTS_OPEN_MAX;
 use metergate_domain::base::names::SubjectId;
 use metergate_domain::base::period::Period;
 use metergate_domain::base::quantity::{Quantity, Total};
 use metergate_domain::base::timestamp::Timestamp;
-use metergate_domain::credits::catalog::validate_unit;
+use metergate_domain::credits::catalog;
 use metergate_domain::credits::grant::{GrantSource, Request, VoidRequest};
 use metergate_domain::credits::money;
 use metergate_domain::credits::recurrence::Rollover;
@@ -42,7 +42,7 @@ pub struct GrantView {
     pub expires_at: Option<Timestamp>,
     pub source: GrantSource,
     pub external_ref: Option<String>,
-    /// Which of its subject's recurring grants it is of.
+    /// The recurring grant of its subject that it belongs to.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub series: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -59,8 +59,8 @@ pub struct GrantView {
 }
 
 impl GrantView {
-    pub(super) fn of(subject: &SubjectId, grant_balance: &GrantBalance) -> Self {
-        let GrantBalance { grant, available, held, state, .. } = grant_balance.clone();
+    pub(super) fn of(subject: &SubjectId, grant_balance: GrantBalance) -> Self {
+        let GrantBalance { grant, available, held, state, .. } = grant_balance;
         let status = match state {
             GrantState::Upcoming => "upcoming",
             GrantState::Open => "active",
@@ -139,12 +139,16 @@ impl WalletTransaction {
 
     /// A grant as it stands in the open wallet.
     fn view(&self, subject: &SubjectId, locked_wallets: &LockedWallets, id: Uuid) -> Option<GrantView> {
-        Some(GrantView::of(subject, locked_wallets.wallets.get(&self.member.subject_id)?.grant_balance(id)?))
+        let grant_balance = locked_wallets.wallets.get(&self.member.subject_id)?.grant_balance(id)?;
+        Some(GrantView::of(subject, grant_balance.clone()))
     }
 }
 
 fn not_found() -> EngineError {
-    EngineError::NotFound { code: "grant_not_found", detail: "the subject has no such grant".to_owned() }
+    EngineError::NotFound {
+        code: "grant_not_found",
+        detail: "the subject has no grant with this id; list its grants to see their ids".to_owned(),
+    }
 }
 
 impl Engine {
@@ -157,7 +161,7 @@ impl Engine {
     ) -> Result<(GrantView, bool), EngineError> {
         let engine = self.clone();
         detached(async move {
-            // whoever takes the reference meanwhile has it: then theirs is looked at
+            // another call may take the reference meanwhile; then its grant is the answer
             for _ in 0..2 {
                 if let Some(replayed) = engine.granted_before(environment, &subject, &request).await? {
                     return Ok((replayed, true));
@@ -184,13 +188,16 @@ impl Engine {
         if content != Some(request.content(subject.as_str())) {
             return Err(EngineError::Conflict {
                 code: "external_ref_reused",
-                detail: format!("`{reference}` was granted with another content, or to another subject"),
+                detail: format!(
+                    "`external_ref` must be new: {} was used for another grant",
+                    received(reference)
+                ),
             });
         }
         let grant_balance = grants::live(&mut transaction, &[subject_id], &[id]).await?;
         let grant_balance = grant_balance.into_iter().find(|(_, grant_balance)| grant_balance.grant.id == id);
         transaction.commit().await?;
-        Ok(grant_balance.map(|(_, grant_balance)| GrantView::of(subject, &grant_balance)))
+        Ok(grant_balance.map(|(_, grant_balance)| GrantView::of(subject, grant_balance)))
     }
 
     /// None where the reference is taken.
@@ -206,7 +213,7 @@ impl Engine {
         else {
             return Err(EngineError::Internal("a subject vanished".to_owned()));
         };
-        validate_unit_for_subject(
+        validate_subject_unit(
             &wallet_transaction.cache.terms,
             &wallet_transaction.member,
             &request.unit,
@@ -224,11 +231,13 @@ impl Engine {
             return Err(EngineError::Internal("a wallet vanished".to_owned()));
         };
         if wallet.grant_balances().len() >= CREDIT_GRANTS_OPEN_MAX {
-            let detail = format!("the subject has {CREDIT_GRANTS_OPEN_MAX} open grants, which is the most");
+            let detail = format!(
+                "a subject must have at most {CREDIT_GRANTS_OPEN_MAX} open grants; void or use up some first"
+            );
             return Err(EngineError::invalid(Violation::new("too_many", detail)));
         }
         if (wallet.all_of(&request.unit) + request.amount.into()).quantity().is_none() {
-            let detail = "is more than the subject can have of it, together with what it has: a quantity";
+            let detail = "must not raise the balance of the subject above the largest quantity";
             return Err(EngineError::invalid(Violation::new("balance_too_large", detail).under("amount")));
         }
         let grant = request.granted(Uuid::now_v7(), now)?;
@@ -283,7 +292,7 @@ impl Engine {
     }
 }
 
-/// What speaks against making a spend good with a grant, under the lock of the wallet: nobody is given back
+/// Validates a refund under the lock of the wallet: nobody is given back
 /// more than was spent, nor in another unit.
 async fn validate_refund(
     connection: &mut PgConnection,
@@ -292,38 +301,41 @@ async fn validate_refund(
     request: &Request,
 ) -> Result<(), EngineError> {
     let Some((unit, amount)) = ledger::spend(connection, subject_id, spend).await? else {
-        let detail = "is no spend in the ledger of this subject";
+        let detail = "must be the `id` of a spend in the ledger of this subject";
         return Err(EngineError::invalid(Violation::new("unknown_spend", detail).under("refund_of")));
     };
     if unit != request.unit {
-        let detail = format!("was a spend of the {unit}, and is made good in it alone");
+        let detail = format!("must refund a spend in the unit of the grant; the spend was of the {unit}");
         return Err(EngineError::invalid(Violation::new("refund_unit_mismatch", detail).under("refund_of")));
     }
     let refunded = grants::refunded(connection, &[subject_id], &[spend]).await?;
     let left = (amount - refunded.get(&spend).copied().unwrap_or_default()).or_zero();
     if Total::from(request.amount) > left {
-        let detail = format!("is more than is left of the spend to make good, which is {left}");
+        let detail = format!(
+            "must be at most what is left of the spend to refund, which is {left}; got {}",
+            request.amount
+        );
         return Err(EngineError::invalid(Violation::new("refund_exceeds_spend", detail).under("amount")));
     }
     Ok(())
 }
 
-/// What speaks against giving credits in a unit to somebody.
-fn validate_unit_for_subject(
+/// Validates the unit of a grant for a subject.
+fn validate_subject_unit(
     terms: &CatalogIndex,
     member: &PathSubject,
     unit: &Unit,
     now: Timestamp,
 ) -> Parsed<()> {
-    if let Some(violation) = validate_unit(&terms.catalog, unit) {
-        return Err(vec![violation]);
+    if let Some(violation) = catalog::validate_unit(&terms.catalog, unit) {
+        return Err(violation.into());
     }
     let (Unit::Currency(currency), Some(own)) = (unit, &member.subscription) else { return Ok(()) };
     let ended = own.ended(&terms.catalog, now);
     let own = ended.as_ref().unwrap_or(own);
     let Some(plan) = terms.catalog.plan(&own.plan) else { return Ok(()) };
     match money::validate_money_limits(&plan.limits, &own.prices(&terms.catalog), *currency) {
-        Some(violation) => Err(vec![violation]),
+        Some(violation) => Err(violation.into()),
         None => Ok(()),
     }
 }

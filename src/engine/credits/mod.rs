@@ -7,5 +7,4 @@ mod views;
 pub(crate) mod wallets;
 
 pub use grants::GrantView;
-pub use notices::{NoticePage, NoticeView};
-pub use views::{CreditsView, GrantPage, LedgerPage};
+pub use views::{CreditsView, MovementView};

@@ -2,25 +2,24 @@
 
 use std::collections::BTreeMap;
 
-use serde::Serialize;
-
-use crate::engine::{Engine, EngineError, cursor};
+use crate::engine::{Engine, EngineError, Page, PageRequest};
 use crate::store;
-use crate::store::credits::notices::{CreditNotice, NoticeRow};
+use crate::store::credits::notices::{CreditNotice, NewNotice};
 use metergate_domain::base::environment::Environment;
-use metergate_domain::base::quantity::{Quantity, Total};
+use metergate_domain::base::quantity::Total;
 use metergate_domain::base::timestamp::Timestamp;
+use metergate_domain::credits::notice::{NoticeFilter, NoticeKind};
 use metergate_domain::credits::offers::CreditAlert;
 use metergate_domain::credits::unit::Unit;
 
-/// What is to be noted where balances went from one state to another.
+/// Returns the notices for balances that fell below the threshold of an alert.
 pub(super) fn due(
     alerts: &[CreditAlert],
     subject_id: i64,
     before: Option<&BTreeMap<Unit, Total>>,
     after: &BTreeMap<Unit, Total>,
     at: Timestamp,
-) -> Vec<CreditNotice> {
+) -> Vec<NewNotice> {
     let mut found = Vec::new();
     for alert in alerts {
         let of = |balances: Option<&BTreeMap<Unit, Total>>| {
@@ -30,7 +29,7 @@ pub(super) fn due(
         if was < threshold.into() || balance >= threshold.into() {
             continue;
         }
-        let notice = |kind, pack: Option<String>| CreditNotice {
+        let notice = |kind, pack: Option<String>| NewNotice {
             subject_id,
             kind,
             unit: alert.unit.clone(),
@@ -39,58 +38,27 @@ pub(super) fn due(
             pack,
             at,
         };
-        found.push(notice("low_balance", None));
+        found.push(notice(NoticeKind::LowBalance, None));
         if let Some(pack) = &alert.top_up {
-            found.push(notice("top_up_due", Some(pack.to_string())));
+            found.push(notice(NoticeKind::TopUpDue, Some(pack.to_string())));
         }
     }
     found
 }
 
-#[derive(Debug, Clone, Serialize)]
-pub struct NoticeView {
-    pub id: i64,
-    pub kind: String,
-    pub subject: String,
-    #[serde(flatten)]
-    pub unit: Unit,
-    pub balance: Total,
-    pub threshold: Quantity,
-    /// For a top-up: what to buy.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub pack: Option<String>,
-    pub at: Timestamp,
-}
-
-#[derive(Debug, Clone, Serialize)]
-pub struct NoticePage {
-    pub data: Vec<NoticeView>,
-    pub next_cursor: Option<String>,
-}
-
-impl From<NoticeRow> for NoticeView {
-    fn from(row: NoticeRow) -> Self {
-        let NoticeRow { id, kind, subject, unit, balance, threshold, pack, at } = row;
-        Self { id, kind, subject, unit, balance, threshold, pack, at }
-    }
-}
-
 impl Engine {
-    /// A page of notices, the latest first.
+    /// Returns a page of notices, the latest first.
     pub async fn list_notices(
         &self,
         environment: Environment,
-        which: (Option<&str>, Option<&str>),
-        cursor: Option<&str>,
-        limit: u32,
-    ) -> Result<NoticePage, EngineError> {
-        let before = cursor::read_number(cursor)?;
+        filter: &NoticeFilter,
+        page: &PageRequest,
+    ) -> Result<Page<CreditNotice>, EngineError> {
+        let before = page.before_number()?;
         let mut connection = self.database().pool().acquire().await?;
-        let mut rows =
-            store::credits::notices::list(&mut connection, environment, which, before, limit + 1).await?;
-        let more = rows.len() > limit as usize;
-        rows.truncate(limit as usize);
-        let next_cursor = rows.last().filter(|_| more).map(|row| row.id.to_string());
-        Ok(NoticePage { data: rows.into_iter().map(NoticeView::from).collect(), next_cursor })
+        let rows =
+            store::credits::notices::list(&mut connection, environment, filter, before, page.rows_max())
+                .await?;
+        Ok(Page::from_rows(rows, page.limit, |row| row.id))
     }
 }

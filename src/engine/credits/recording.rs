@@ -103,7 +103,7 @@ impl WalletLoader<'_> {
         locked_wallets.write(connection, self, &holders, Changes { paid, ..Changes::default() }).await
     }
 
-    /// Those of whose limits that credits extend one is passed.
+    /// Returns the holders with a passed limit that credits extend.
     fn over_quota<'t>(
         self,
         rows: &[CounterRow],
@@ -147,9 +147,9 @@ impl WalletLoader<'_> {
         let now = locked_wallets.now;
         let ids: Vec<i64> = spends.iter().map(|spend| spend.id).collect();
         let whose: Vec<i64> = holders.keys().copied().collect();
-        // under the locks: whoever refunds a spend holds them, too
+        // under the locks, which every refund of a spend holds
         let refunded = grants::refunded(connection, &whose, &ids).await?;
-        // by whom and of which meter: how much is yet to be given back
+        // by subject and meter: the quantity that is yet to be given back
         let mut left: BTreeMap<(i64, Option<String>), Quantity> = BTreeMap::new();
         for spend in spends.iter().rev() {
             let taken_back = spend.meter.as_deref().and_then(|meter| {
@@ -197,7 +197,7 @@ impl WalletLoader<'_> {
     }
 }
 
-/// Leaves out what has lapsed on counters, which whoever settles them next will take off.
+/// Leaves out expired holds on counters, which the next writer takes off.
 async fn leave_out_expired(
     connection: &mut PgConnection,
     book: &mut GateState<'_>,

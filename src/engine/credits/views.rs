@@ -1,5 +1,5 @@
-//! What a subject has, and how it came to have it. Whatever is due by time is carried out before it is
-//! looked at, so that an answer never depends on who came by.
+//! The credits of a subject and their history. Due changes are applied before they are read, so that an
+//! answer never depends on earlier readers.
 
 use std::collections::BTreeMap;
 
@@ -9,7 +9,7 @@ use uuid::Uuid;
 use super::grants::GrantView;
 use super::wallets::{HolderSubscriptions, WalletLoader, add_holder};
 use crate::engine::snapshot::ReadSnapshot;
-use crate::engine::{Engine, EngineError, cursor};
+use crate::engine::{Engine, EngineError, Page, PageRequest};
 use crate::store::credits::ledger::LedgerRow;
 use crate::store::credits::{grants, ledger};
 use metergate_domain::base::environment::Environment;
@@ -28,38 +28,26 @@ pub struct CreditsView {
     pub balances: Vec<BalanceView>,
 }
 
-/// What there is of a unit.
+/// The balance of a unit.
 #[derive(Debug, Clone, Serialize)]
 pub struct BalanceView {
     #[serde(flatten)]
     pub unit: Unit,
-    /// What can be burnt now.
+    /// The amount that can be burnt now.
     pub balance: Total,
-    /// What open reservations hold.
+    /// The amount that open reservations hold.
     pub pending: Total,
-    /// What is granted and has not taken effect.
+    /// The amount of grants that have not taken effect.
     pub upcoming: Total,
     pub expiring: Vec<ExpiringView>,
 }
 
-/// What of a balance is lost if it is not used by then.
+/// A part of a balance that expires.
 #[derive(Debug, Clone, Serialize)]
 pub struct ExpiringView {
     pub grant: Uuid,
     pub amount: Total,
     pub expires_at: Timestamp,
-}
-
-#[derive(Debug, Clone, Serialize)]
-pub struct GrantPage {
-    pub data: Vec<GrantView>,
-    pub next_cursor: Option<String>,
-}
-
-#[derive(Debug, Clone, Serialize)]
-pub struct LedgerPage {
-    pub data: Vec<MovementView>,
-    pub next_cursor: Option<String>,
 }
 
 /// A movement: an amount, from one account to another.
@@ -71,7 +59,7 @@ pub struct MovementView {
     #[serde(flatten)]
     pub unit: Unit,
     pub amount: Total,
-    /// What it does to the balance.
+    /// The change of the balance.
     pub change: Total,
     /// The balance after it.
     pub balance: Total,
@@ -80,7 +68,7 @@ pub struct MovementView {
     pub grant: Option<Uuid>,
     pub event: Option<String>,
     pub reservation: Option<String>,
-    /// What it is for.
+    /// The use that it pays for.
     pub used: Option<UsedQuantity>,
     /// The movement that it takes back.
     pub refunds: Option<i64>,
@@ -203,7 +191,7 @@ impl Engine {
         Ok(wallets.into_values().next().unwrap_or_else(none))
     }
 
-    /// What a subject has now.
+    /// Returns the balances of a subject.
     pub async fn credits(
         &self,
         environment: Environment,
@@ -213,38 +201,30 @@ impl Engine {
         Ok(CreditsView { subject: subject.to_string(), at: snapshot.now, balances: balances(&wallet) })
     }
 
-    /// A page of what a subject was granted, the latest first.
+    /// Returns a page of the grants of a subject, the latest first.
     pub async fn list_grants(
         &self,
         environment: Environment,
         subject: &SubjectId,
-        cursor: Option<&str>,
-        limit: u32,
-    ) -> Result<GrantPage, EngineError> {
-        let before = cursor.map(cursor::read).transpose()?;
+        page: &PageRequest,
+    ) -> Result<Page<GrantView>, EngineError> {
+        let before = page.place()?;
         let (mut snapshot, id, _) = self.settled_wallet(environment, subject).await?;
-        let mut rows = grants::list(&mut snapshot.snapshot, id, before, limit + 1).await?;
-        let more = rows.len() > limit as usize;
-        rows.truncate(limit as usize);
-        let next_cursor =
-            rows.last().filter(|_| more).map(|row| cursor::write(row.grant.created_at, row.grant.id));
-        Ok(GrantPage { data: rows.iter().map(|row| GrantView::of(subject, row)).collect(), next_cursor })
+        let rows = grants::list(&mut snapshot.snapshot, id, before, page.rows_max()).await?;
+        let page = Page::from_rows(rows, page.limit, |row| (row.grant.created_at, row.grant.id));
+        Ok(page.map(|row| GrantView::of(subject, row)))
     }
 
-    /// A page of what moved, the latest first.
+    /// Returns a page of the movements of a subject, the latest first.
     pub async fn credit_ledger(
         &self,
         environment: Environment,
         subject: &SubjectId,
-        cursor: Option<&str>,
-        limit: u32,
-    ) -> Result<LedgerPage, EngineError> {
-        let before = cursor::read_number(cursor)?;
+        page: &PageRequest,
+    ) -> Result<Page<MovementView>, EngineError> {
+        let before = page.before_number()?;
         let (mut snapshot, id, _) = self.settled_wallet(environment, subject).await?;
-        let mut rows = ledger::list(&mut snapshot.snapshot, environment, id, before, limit + 1).await?;
-        let more = rows.len() > limit as usize;
-        rows.truncate(limit as usize);
-        let next_cursor = rows.last().filter(|_| more).map(|row| row.id.to_string());
-        Ok(LedgerPage { data: rows.into_iter().map(MovementView::from).collect(), next_cursor })
+        let rows = ledger::list(&mut snapshot.snapshot, environment, id, before, page.rows_max()).await?;
+        Ok(Page::from_rows(rows, page.limit, |row| row.id).map(MovementView::from))
     }
 }

@@ -17,21 +17,22 @@ use metergate_domain::base::limits::CREDIT_SWEEP_WALLETS_MAX;
 use metergate_domain::base::quantity::Total;
 use metergate_domain::base::timestamp::Timestamp;
 use metergate_domain::catalog::plan::Plan;
+use metergate_domain::credits::grant_lifecycle::GrantSchedule;
 use metergate_domain::credits::unit::Unit;
-use metergate_domain::credits::wallet::{ExpiredCreditLine, GrantSchedule, Wallet};
+use metergate_domain::credits::wallet::{ExpiredCreditLine, Wallet};
 use metergate_domain::gate::catalog_index::{CatalogIndex, PathSubject};
 use metergate_domain::gate::credit_coverage::CreditLineKey;
 use metergate_domain::gate::request::OnExpiry;
 use metergate_domain::subjects::subscription::Subscription;
 
-/// Those whose credits are looked at, with what they are on.
+/// The subjects to read credits of, with their subscriptions.
 pub(crate) type HolderSubscriptions = BTreeMap<i64, Option<Subscription>>;
 
 pub(crate) fn add_holder(holders: &mut HolderSubscriptions, member: &PathSubject) {
     holders.entry(member.subject_id).or_insert_with(|| member.subscription.clone());
 }
 
-/// Who looks, and what for.
+/// The context in which wallets are loaded.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct WalletLoader<'a> {
     pub(crate) environment: Environment,
@@ -52,7 +53,7 @@ pub(crate) struct LockedWallets {
     /// The most that was there, before and after what time did.
     before: BTreeMap<i64, BTreeMap<Unit, Total>>,
     gone: Vec<CreditLineKey>,
-    /// Those whose wallets are not there: they have nothing.
+    /// The subjects without a wallet, who have no credits.
     without: BTreeSet<i64>,
 }
 
@@ -60,7 +61,7 @@ fn plan_of<'a>(terms: &'a CatalogIndex, subscription: Option<&Subscription>) -> 
     terms.catalog.plan(&subscription?.plan)
 }
 
-/// What a subscription gives, where it may be used. One that has come to its end gives nothing, though nobody
+/// Returns the grants of a subscription that may be used. An ended one gives nothing, even if its end is not
 /// has carried that out.
 fn schedules<'a>(
     terms: &'a CatalogIndex,
@@ -161,7 +162,7 @@ impl<'a> WalletLoader<'a> {
         Ok(LockedWallets { wallets, now, charged: charged.into_iter().collect(), before, gone, without })
     }
 
-    /// The same from a snapshot: as it would stand if somebody carried out what is due.
+    /// Returns wallets from a snapshot as if the due changes had been applied.
     pub(crate) async fn look(
         self,
         snapshot: &mut PgConnection,
@@ -206,7 +207,7 @@ impl<'a> WalletLoader<'a> {
     }
 }
 
-/// Makes wallets for what is noted in them first. Whoever made one meanwhile may have put something in.
+/// Makes wallets and refuses if another transaction has filled one of them meanwhile.
 async fn make(
     connection: &mut PgConnection,
     environment: Environment,
@@ -222,7 +223,7 @@ async fn make(
 }
 
 impl LockedWallets {
-    /// Writes what has come of the wallets, beside what of the caller's goes with it.
+    /// Writes the changes of the wallets together with those of the caller.
     pub(crate) async fn write(
         &self,
         connection: &mut PgConnection,

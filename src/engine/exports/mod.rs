@@ -21,15 +21,15 @@ use uuid::Uuid;
 pub(crate) use accumulate::note_folded;
 pub use reconciliation::{Drift, Reconciled, ReconciledRow, ReconciliationQuery};
 
-use super::{Engine, EngineError, cursor, detached};
+use super::{Engine, EngineError, Page, PageRequest, detached};
 use crate::providers::{Failure, Provider};
-use crate::store::exports::{Address, ExportCursor, ExportFilter, ExportRow, Revival};
+use crate::store::exports::{Address, ExportCursor, ExportRow, Revival};
 use crate::store::{self, StoreError};
 use metergate_domain::base::environment::Environment;
 use metergate_domain::base::timestamp::Timestamp;
 use metergate_domain::catalog::Catalog;
 use metergate_domain::catalog::meter::{StoredMeter, StripeMeter};
-use metergate_domain::exports::{EXPORT_AGE_MAX, ExportStatus};
+use metergate_domain::exports::{EXPORT_AGE_MAX, ExportFilter, ExportStatus};
 
 /// An export as it is shown.
 #[derive(Debug, Clone, Serialize)]
@@ -70,12 +70,6 @@ impl From<ExportRow> for ExportView {
             delivered_at: row.delivered_at,
         }
     }
-}
-
-#[derive(Debug, Clone, Serialize)]
-pub struct ExportPage {
-    pub data: Vec<ExportView>,
-    pub next_cursor: Option<String>,
 }
 
 /// What a run did, and what is left.
@@ -250,17 +244,12 @@ impl Engine {
         &self,
         environment: Environment,
         filter: &ExportFilter,
-        cursor: Option<&str>,
-        limit: u32,
-    ) -> Result<ExportPage, EngineError> {
-        let after = cursor.map(cursor::read).transpose()?;
-        let after = after.map(|(created_at, id)| ExportCursor { created_at, id });
+        page: &PageRequest,
+    ) -> Result<Page<ExportView>, EngineError> {
+        let after = page.place()?.map(|(created_at, id)| ExportCursor { created_at, id });
         let mut connection = self.database().pool().acquire().await?;
-        let mut rows = store::exports::list(&mut connection, environment, filter, after, limit + 1).await?;
-        let more = rows.len() > limit as usize;
-        rows.truncate(limit as usize);
-        let next_cursor = rows.last().filter(|_| more).map(|row| cursor::write(row.created_at, row.id));
-        Ok(ExportPage { data: rows.into_iter().map(ExportView::from).collect(), next_cursor })
+        let rows = store::exports::list(&mut connection, environment, filter, after, page.rows_max()).await?;
+        Ok(Page::from_rows(rows, page.limit, |row| (row.created_at, row.id)).map(ExportView::from))
     }
 
     /// Makes a dead export pending again, under its meter's present names.
@@ -269,12 +258,15 @@ impl Engine {
         let now = self.inner.clock.now(environment, store::usage::now(&mut transaction).await?);
         let row = store::exports::lock(&mut transaction, environment, id).await?.ok_or_else(not_found)?;
         if row.status != ExportStatus::Dead {
-            let detail = format!("this export is {}: only a dead one is retried", row.status.as_str());
+            let detail = format!("only a dead export can be retried; this one is {}", row.status.as_str());
             return Err(EngineError::Conflict { code: "export_not_dead", detail });
         }
         let meters = store::catalog::meters(&mut transaction, environment).await?;
         let Some((_, stripe)) = exported(&meters).find(|(stored, _)| stored.id == row.meter_id) else {
-            let detail = format!("the meter `{}` has no `stripe` block", row.meter);
+            let detail = format!(
+                "the meter `{}` has no `stripe` block; add one to the catalog before you retry",
+                row.meter
+            );
             return Err(EngineError::Conflict { code: "meter_not_exported", detail });
         };
         let (meter_id, only) = (row.meter_id, Some(row.id));
@@ -344,5 +336,8 @@ fn failure_text(failure: &Failure) -> String {
 }
 
 fn not_found() -> EngineError {
-    EngineError::NotFound { code: "export_not_found", detail: "there is no export with this id".to_owned() }
+    EngineError::NotFound {
+        code: "export_not_found",
+        detail: "no export has this id; list exports to see their ids".to_owned(),
+    }
 }

@@ -11,7 +11,7 @@ use crate::providers::{Provider, Summary, SummaryWindow};
 use crate::store;
 use crate::store::exports::reconciliation::{Sums, UnitsAt};
 use metergate_domain::base::environment::Environment;
-use metergate_domain::base::fields::Violation;
+use metergate_domain::base::fields::{Violation, received};
 use metergate_domain::base::limits::RECONCILED_WINDOWS_MAX;
 use metergate_domain::base::timestamp::{MICROS_PER_HOUR, Timestamp};
 use metergate_domain::base::window::Span;
@@ -123,17 +123,17 @@ impl Engine {
             store::exports::reconciliation::customer(&mut snapshot, environment, &question.customer).await?;
         let customer = customer.ok_or_else(|| EngineError::NotFound {
             code: "customer_not_found",
-            detail: format!("no subject was ever mapped to the customer `{}`", question.customer),
+            detail: format!("no subject was ever mapped to the customer {}", received(&question.customer)),
         })?;
         let meters = store::catalog::meters(&mut snapshot, environment).await?;
         let Some((stored, stripe)) =
             exported(&meters).find(|(stored, _)| stored.meter.key.as_str() == question.meter)
         else {
-            let detail = format!("there is no meter `{}` with a `stripe` block", question.meter);
+            let detail = format!("must be a meter with a `stripe` block; got {}", received(&question.meter));
             return Err(EngineError::invalid(Violation::new("unknown_meter", detail).under("meter")));
         };
         if stripe.formula == StripeFormula::Last {
-            let detail = "is exported by its last or greatest value: there are no sums to compare";
+            let detail = "must be a meter that is exported as a sum; this one is exported by its last or largest value";
             return Err(EngineError::invalid(Violation::new("not_summed", detail).under("meter")));
         }
         let events = store::exports::reconciliation::events(
@@ -247,7 +247,7 @@ fn windows(span: Span, hours: i64) -> Result<Vec<Span>, EngineError> {
     }
     let count = usize::try_from((span.to.micros() - span.from.micros()) / length).unwrap_or_default();
     if count == 0 || count > RECONCILED_WINDOWS_MAX {
-        let detail = format!("must lie after `from`, by at most {RECONCILED_WINDOWS_MAX} windows");
+        let detail = format!("must be after `from`, by at most {RECONCILED_WINDOWS_MAX} windows");
         return Err(EngineError::invalid(Violation::new("invalid_range", detail).under("to")));
     }
     let bound = |n: usize| {

@@ -24,7 +24,7 @@ use crate::store::gate::settlement::GateWrites;
 use crate::store::usage::events::{EventColumns, KeyColumns};
 use crate::store::{self, StoreError};
 use metergate_domain::base::environment::Environment;
-use metergate_domain::base::fields::Violation;
+use metergate_domain::base::fields::Violations;
 use metergate_domain::base::limits::SWEEP_RESERVATIONS_MAX;
 use metergate_domain::base::timestamp::Timestamp;
 use metergate_domain::gate::applicable_cap::{ApplicableCap, CounterSource, PricedUsage};
@@ -45,7 +45,7 @@ pub(super) async fn attempt(
     let terms = &cache.terms;
     let mut fresh = CacheUpdates::default();
 
-    let invalid: Vec<Option<Vec<Violation>>> = work.iter().map(|call| violations(call, terms)).collect();
+    let invalid: Vec<Option<Violations>> = work.iter().map(|call| violations(call, terms)).collect();
     let good = || work.iter().zip(&invalid).filter(|(_, invalid)| invalid.is_none()).map(|(call, _)| *call);
     let mut scene = BatchContext {
         expired_to_commit: std::mem::take(&mut processor.expired_to_commit),
@@ -109,7 +109,7 @@ pub(super) async fn attempt(
         book.expire(key);
     }
     let swept = book.changed.len();
-    let answer = |(call, invalid): (&&Call, Option<Vec<Violation>>)| match invalid {
+    let answer = |(call, invalid): (&&Call, Option<Violations>)| match invalid {
         Some(violations) => Reply::Answer(Box::new(book.bare(CallOutcome::Invalid(violations)))),
         None => apply(call, &mut book, &scene.subject_paths, swept),
     };
@@ -315,7 +315,7 @@ pub(super) fn requests<'c>(calls: impl Iterator<Item = &'c Call>) -> impl Iterat
 }
 
 /// What the catalog says against a call.
-fn violations(call: &Call, terms: &CatalogIndex) -> Option<Vec<Violation>> {
+fn violations(call: &Call, terms: &CatalogIndex) -> Option<Violations> {
     match call {
         Call::Reserve { request, .. } => request.validate(terms, true).err(),
         _ => None,

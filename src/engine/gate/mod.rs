@@ -19,7 +19,7 @@ pub(crate) use routing::Gate;
 
 use super::usage::ingest::{WriterContext, new_id};
 use super::writers::{Attempt, BatchProcessor, Weight};
-use super::{Engine, EngineError, cursor};
+use super::{Engine, EngineError, Page, PageRequest};
 use crate::store::gate::reservations::ReservationCursor;
 use crate::store::{self, StoreError};
 use counters::Reader;
@@ -29,7 +29,9 @@ use metergate_domain::base::names::{EventId, EventSource, MeterKey};
 use metergate_domain::base::quantity::Quantity;
 use metergate_domain::base::timestamp::Timestamp;
 use metergate_domain::gate::request::{Commit, Extend, OnExpiry, Release, Reserve};
-use metergate_domain::gate::reservation::{Moment, Refusal, Reservation, ReservationStatus};
+use metergate_domain::gate::reservation::{
+    Moment, Refusal, Reservation, ReservationFilter, ReservationStatus,
+};
 use metergate_domain::gate::state::{CallOutcome, GateAnswer};
 use metergate_domain::usage::event::event_key;
 
@@ -202,12 +204,6 @@ pub struct HoldView {
     pub properties: Map<String, Value>,
 }
 
-#[derive(Debug, Clone, Serialize)]
-pub struct ReservationPage {
-    pub data: Vec<ReservationView>,
-    pub next_cursor: Option<String>,
-}
-
 impl ReservationView {
     fn of(reservation: &Reservation, path: Vec<String>, now: Timestamp) -> Self {
         // what time has done to it is shown, whether anybody has written it or not
@@ -350,41 +346,34 @@ impl Engine {
     pub async fn list_reservations(
         &self,
         environment: Environment,
-        subject: Option<&str>,
-        status: Option<ReservationStatus>,
-        cursor: Option<&str>,
-        limit: u32,
-    ) -> Result<ReservationPage, EngineError> {
-        let after = cursor.map(cursor::read).transpose()?;
-        let after = after.map(|(created_at, key)| ReservationCursor { created_at, key });
+        filter: &ReservationFilter,
+        page: &PageRequest,
+    ) -> Result<Page<ReservationView>, EngineError> {
+        let after = page.place()?.map(|(created_at, key)| ReservationCursor { created_at, key });
         let mut snapshot = store::usage::snapshot(self.database().pool()).await?;
         let now = self.inner.clock.now(environment, store::usage::now(&mut snapshot).await?);
-        let paths = match subject {
+        let paths = match &filter.subject {
             None => None,
             Some(subject) => {
-                let names = [subject.to_owned()];
+                let names = [subject.to_string()];
                 Some(store::subjects::subject::path_ids(&mut snapshot, environment, &names, false).await?)
             }
         };
-        let mut rows = store::gate::reservations::list(
+        let rows = store::gate::reservations::list(
             &mut snapshot,
             environment,
             paths.as_deref(),
-            status,
+            filter.status,
             now,
             after,
-            limit + 1,
+            page.rows_max(),
         )
         .await?;
-        let more = rows.len() > limit as usize;
-        rows.truncate(limit as usize);
-        let ids: Vec<i64> = rows.iter().map(|row| row.path_id).collect();
+        let page = Page::from_rows(rows, page.limit, |row| (row.created_at, row.key));
+        let ids: Vec<i64> = page.data.iter().map(|row| row.path_id).collect();
         let names = store::subjects::subject::path_names(&mut snapshot, &ids).await?;
         snapshot.commit().await?;
-        let next_cursor = rows.last().filter(|_| more).map(|row| cursor::write(row.created_at, row.key));
-        let view = |row: &Reservation| {
-            ReservationView::of(row, names.get(&row.path_id).cloned().unwrap_or_default(), now)
-        };
-        Ok(ReservationPage { data: rows.iter().map(view).collect(), next_cursor })
+        let path_of = |row: &Reservation| names.get(&row.path_id).cloned().unwrap_or_default();
+        Ok(page.map(|row| ReservationView::of(&row, path_of(&row), now)))
     }
 }

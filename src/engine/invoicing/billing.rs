@@ -12,14 +12,14 @@ use super::drafting::InvoiceDraft;
 use super::plan_history::PlanHistory;
 use super::{Engine, EngineError};
 use crate::engine::detached;
-use crate::store::invoicing::{DraftOpening, Payer};
+use crate::store::invoicing::{DraftOpening, FinalInvoice, Payer};
 use crate::store::{self, StoreError};
 use metergate_domain::base::environment::Environment;
 use metergate_domain::base::limits::INVOICES_PER_LOOK_MAX;
 use metergate_domain::invoicing::line::total;
 use metergate_domain::pricing::currency::Currency;
 
-/// What a round did.
+/// The counts of a billing round.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub struct BillingRun {
     pub opened: u64,
@@ -27,8 +27,8 @@ pub struct BillingRun {
 }
 
 impl Engine {
-    /// Opens the drafts of periods that have begun, and numbers those whose grace is over; nothing where
-    /// another replica is at it.
+    /// Opens the drafts of periods that have begun, and numbers those after their grace; does nothing while
+    /// another replica does it.
     pub async fn bill(&self, environment: Environment) -> Result<BillingRun, EngineError> {
         let engine = self.clone();
         detached(async move {
@@ -72,7 +72,7 @@ impl Engine {
         }
     }
 
-    /// Numbers one draft, or drops it where there is nothing to bill. Whether it is no draft any more.
+    /// Numbers one draft, or drops it if there is nothing to bill. False: it is still a draft.
     async fn finalize(
         &self,
         environment: Environment,
@@ -98,9 +98,9 @@ impl Engine {
         if is_empty {
             store::invoicing::drop_draft(connection, id).await?;
         } else {
-            let sum = total(&lines);
-            let said = (period.to, &terms[..], &lines[..]);
-            let number = store::invoicing::finalize(connection, environment, id, said, &sum, now).await?;
+            let (period_to, total) = (period.to, &total(&lines));
+            let invoice = FinalInvoice { id, period_to, terms: &terms, lines: &lines, total, at: now };
+            let number = store::invoicing::finalize(connection, environment, invoice).await?;
             billed.finalized += u64::from(number.is_some());
             // the period is settled with the first of its invoices: what is billed in another currency has its
             // draft by then

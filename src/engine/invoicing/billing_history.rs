@@ -1,5 +1,5 @@
-//! What a customer's invoices go by: the nearest subscription with prices, that of its subject or one above,
-//! as it was at each time, and whom the subject was mapped to when.
+//! The billing history of a customer: the nearest subscription with prices, that of its subject or one above,
+//! as it was at each time, and the customers that the subject was mapped to.
 
 use std::time::Duration;
 
@@ -89,13 +89,13 @@ impl BillingHistory {
         Ok(self.timeline.periods(until.map(|(until, _)| until), now))
     }
 
-    /// Whether the customer owes what a period costs without anything being used.
+    /// Returns true if the customer owes the fixed fees of a period.
     pub(super) fn owes_fixed_fees(&self, span: Span) -> bool {
         self.own_from.is_some_and(|from| from < span.to)
             && self.mappings.last_in(span) == Some(self.payer.customer_id)
     }
 
-    /// Whether something may have been recorded for the customer in a period: events are of some age at most,
+    /// Returns true if usage may have been recorded for the customer in a period: events are of some age at most,
     /// and recorded while the subject is mapped.
     pub(super) fn may_have_usage(&self, span: Span, age_max: Duration) -> bool {
         let Some((from, until)) = self.mappings.reach(self.payer.customer_id) else { return false };

@@ -60,7 +60,7 @@ pub struct ComparedLine {
 pub struct ComparedTotal {
     pub ours: MinorUnits,
     pub theirs: MinorUnits,
-    /// What ours has more.
+    /// Our amount minus theirs.
     pub difference: MinorUnits,
 }
 
@@ -98,7 +98,7 @@ impl Engine {
         let Some(provider) = self.inner.services(environment).provider.clone() else {
             return Err(conflict(
                 "no_provider",
-                "no account of a billing provider is set up for this environment",
+                "this environment has no billing provider; set its Stripe key",
             ));
         };
         let mut snapshot = self.settled_snapshot(environment).await?;
@@ -117,20 +117,21 @@ impl Engine {
             (Some(invoice), _) => ComparedSource::Invoice(invoice.id.clone()),
             (None, Some(followed)) if is_under_way => ComparedSource::Preview(followed.billed.id),
             (None, None) if is_under_way => {
-                let detail = "no subscription of the billing provider is known for the subject";
+                let detail = "the subject has no subscription at the billing provider, which leaves nothing to compare with";
                 return Err(conflict("no_provider_subscription", detail));
             }
             (None, _) => {
-                let detail = "the billing provider has told of no invoice for this customer and period";
+                let detail = "no invoice of the billing provider is known for this customer and period; compare again when it has sent one";
                 return Err(conflict("provider_invoice_not_found", detail));
             }
         };
         let bill = fetch(&provider, &row, &source).await?;
-        Ok(compared(environment, &provider, shown, &terms, &meters, bill))
+        let places = LinePlaces::of(environment, &terms, &meters);
+        Ok(compared(provider.name(), shown, &places, bill))
     }
 }
 
-/// What ours is set against.
+/// The invoice that ours is compared with.
 enum ComparedSource {
     Invoice(String),
     Preview(String),
@@ -148,14 +149,11 @@ async fn fetch(
         }
     };
     asked.map_err(unanswered)?.ok_or_else(|| {
-        conflict(
-            "provider_invoice_not_found",
-            "the billing provider does not know the invoice, or has none to come",
-        )
+        conflict("provider_invoice_not_found", "the billing provider has no such invoice and no upcoming one")
     })
 }
 
-/// What makes lines one: a price of the biller, what is exported to a meter of the biller, or neither.
+/// The key that groups lines: a price of the biller, a meter of the biller, or neither.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 enum LinePlace {
     Price(String),
@@ -176,7 +174,7 @@ struct Pair {
     theirs: Vec<MinorUnits>,
 }
 
-/// Where our prices and meters are at the biller.
+/// The biller's prices and meters for ours.
 struct LinePlaces {
     /// By plan and price.
     prices: BTreeMap<(String, String), String>,
@@ -222,15 +220,7 @@ impl LinePlaces {
     }
 }
 
-fn compared(
-    environment: Environment,
-    provider: &Arc<dyn Provider>,
-    shown: InvoiceView,
-    terms: &[RatingTerms],
-    meters: &[StoredMeter],
-    bill: Bill,
-) -> ComparedInvoice {
-    let places = LinePlaces::of(environment, terms, meters);
+fn compared(provider: &'static str, shown: InvoiceView, places: &LinePlaces, bill: Bill) -> ComparedInvoice {
     let mut pairs: BTreeMap<LinePlace, Pair> = BTreeMap::new();
     for line in shown.lines.iter().flatten() {
         let place = places.of_ours(line);
@@ -269,7 +259,7 @@ fn compared(
         currency: shown.currency,
         period: shown.period,
         provider: ComparedProvider {
-            name: provider.name(),
+            name: provider,
             invoice: bill.invoice,
             status: bill.status,
             currency: bill.currency,

@@ -1,6 +1,6 @@
-//! Invoices: what each customer's usage of a billing period comes to. A draft says whose it is and of
-//! when, and is computed whenever it is read; after its period and a grace it is numbered and stays as it
-//! is. What is recorded later is a line of the next one.
+//! Invoices: the cost of each customer's usage in a billing period. A draft has a customer and a period, and
+//! is computed when it is read. After its period and a grace it is numbered and stays as it is; usage that is
+//! recorded later is a line of the next invoice.
 
 mod billing;
 mod billing_history;
@@ -17,13 +17,14 @@ use uuid::Uuid;
 pub use billing::BillingRun;
 pub use comparing::{ComparedInvoice, ComparedLine, ComparedTotal};
 
-use super::{Engine, EngineError, cursor};
+use super::{Engine, EngineError, Page, PageRequest};
 use crate::store;
-use crate::store::invoicing::{InvoiceFilter, InvoiceRow, Numbered, Payer};
+use crate::store::invoicing::{InvoiceRow, Numbered, Payer};
 use drafting::InvoiceDraft;
 use metergate_domain::base::environment::Environment;
 use metergate_domain::base::timestamp::Timestamp;
 use metergate_domain::base::window::Span;
+use metergate_domain::invoicing::InvoiceFilter;
 use metergate_domain::invoicing::line::{InvoiceLine, RatingTerms, total};
 use metergate_domain::pricing::amount::MinorUnits;
 use metergate_domain::pricing::currency::Currency;
@@ -50,19 +51,13 @@ pub struct InvoiceView {
     pub provider: Option<ProviderView>,
 }
 
-/// What the biller says of its own for the same customer and period.
+/// The invoice of the biller for the same customer and period.
 #[derive(Debug, Clone, Serialize)]
 pub struct ProviderView {
     pub name: &'static str,
     pub invoice: String,
     pub status: String,
     pub total: Option<i64>,
-}
-
-#[derive(Debug, Clone, Serialize)]
-pub struct InvoicePage {
-    pub data: Vec<InvoiceView>,
-    pub next_cursor: Option<String>,
 }
 
 /// The number as it is shown.
@@ -85,7 +80,7 @@ fn status(row: &InvoiceRow) -> String {
 }
 
 fn not_found(id: Uuid) -> EngineError {
-    EngineError::NotFound { code: "invoice_not_found", detail: format!("there is no invoice `{id}`") }
+    EngineError::NotFound { code: "invoice_not_found", detail: format!("no invoice has the id `{id}`") }
 }
 
 impl Engine {
@@ -94,24 +89,16 @@ impl Engine {
         &self,
         environment: Environment,
         filter: &InvoiceFilter,
-        cursor: Option<&str>,
-        limit: u32,
-    ) -> Result<InvoicePage, EngineError> {
-        let before = match cursor {
-            None => (Timestamp::MAX, Uuid::max()),
-            Some(cursor) => cursor::read(cursor)?,
-        };
-        if let Some(subject) = filter.subject.as_ref().filter(|_| cursor.is_none()) {
-            self.open_drafts_of(environment, subject).await?;
+        page: &PageRequest,
+    ) -> Result<Page<InvoiceView>, EngineError> {
+        let before = page.place()?.unwrap_or((Timestamp::MAX, Uuid::max()));
+        if let Some(subject) = filter.subject.as_ref().filter(|_| page.cursor.is_none()) {
+            self.open_drafts_of(environment, subject.as_str()).await?;
         }
         let mut connection = self.database().pool().acquire().await?;
-        let mut rows =
-            store::invoicing::list(&mut connection, environment, filter, before, limit + 1).await?;
-        let more = rows.len() > limit as usize;
-        rows.truncate(limit as usize);
-        let last = rows.last().map(|row| (row.created_at, row.id));
-        let next_cursor = last.filter(|_| more).map(|(at, id)| cursor::write(at, id));
-        Ok(InvoicePage { data: rows.into_iter().map(|row| self.listed(row)).collect(), next_cursor })
+        let rows =
+            store::invoicing::list(&mut connection, environment, filter, before, page.rows_max()).await?;
+        Ok(Page::from_rows(rows, page.limit, |row| (row.created_at, row.id)).map(|row| self.listed(row)))
     }
 
     pub async fn get_invoice(&self, environment: Environment, id: Uuid) -> Result<InvoiceView, EngineError> {
@@ -129,13 +116,12 @@ impl Engine {
         environment: Environment,
         row: InvoiceRow,
     ) -> Result<(InvoiceView, Vec<RatingTerms>), EngineError> {
-        let said = if let Some(Numbered { terms, lines, .. }) = &row.numbered {
+        let (period, terms, lines) = if let Some(Numbered { terms, lines, .. }) = &row.numbered {
             (row.period, terms.clone(), lines.clone())
         } else {
             let InvoiceDraft { period, terms, lines, .. } = self.draft(snapshot, environment, &row).await?;
             (period, terms, lines)
         };
-        let (period, terms, lines) = said;
         let total = total(&lines);
         let row = InvoiceRow { period, ..row };
         Ok((InvoiceView { lines: Some(lines), total: Some(total), ..self.listed(row) }, terms))

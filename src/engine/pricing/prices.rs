@@ -1,23 +1,13 @@
 //! Quotes, and the exchange rates that they may need.
 
-use base64::Engine as _;
-use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use serde::Serialize;
 use serde_json::Value;
 
-use crate::engine::{Engine, EngineError, cursor, detached};
+use crate::engine::{Engine, EngineError, Page, PageRequest, cursor, detached};
 use crate::store::{self, configuration};
 use metergate_domain::base::environment::Environment;
 use metergate_domain::pricing::currency::Currency;
 use metergate_domain::pricing::exchange::ExchangeRate;
 use metergate_domain::pricing::quote::{Quote, QuoteRequest};
-
-/// Exchange rates in force, by their currencies.
-#[derive(Debug, Serialize)]
-pub struct RatePage {
-    pub data: Vec<ExchangeRate>,
-    pub next_cursor: Option<String>,
-}
 
 impl Engine {
     /// What given quantities would cost.
@@ -57,27 +47,15 @@ impl Engine {
     pub async fn list_rates(
         &self,
         environment: Environment,
-        after: Option<&str>,
-        limit: u32,
-    ) -> Result<RatePage, EngineError> {
-        let after = after.map(|cursor| read_cursor(cursor).ok_or_else(cursor::unknown)).transpose()?;
+        page: &PageRequest,
+    ) -> Result<Page<ExchangeRate>, EngineError> {
+        let parse = |(from, to): (String, String)| Currency::parse(&from).ok().zip(Currency::parse(&to).ok());
+        let after = page.place()?.map(|pair| parse(pair).ok_or_else(cursor::unknown)).transpose()?;
         let mut connection = self.database().pool().acquire().await?;
         let now = self.inner.clock.now(environment, store::usage::now(&mut connection).await?);
         let rates = store::pricing::exchange_rates::all(&mut connection, environment).await?;
-        let mut rest =
-            rates.in_force(now).filter(|rate| after.is_none_or(|after| (rate.from, rate.to) > after));
-        let data: Vec<ExchangeRate> = rest.by_ref().take(limit as usize).cloned().collect();
-        let next_cursor = rest.next().and_then(|_| data.last()).map(write_cursor);
-        Ok(RatePage { data, next_cursor })
+        let rest = rates.in_force(now).filter(|rate| after.is_none_or(|after| (rate.from, rate.to) > after));
+        let rates: Vec<ExchangeRate> = rest.take(page.rows_max() as usize).cloned().collect();
+        Ok(Page::from_rows(rates, page.limit, |rate| (rate.from, rate.to)))
     }
-}
-
-fn write_cursor(rate: &ExchangeRate) -> String {
-    URL_SAFE_NO_PAD.encode(format!("{} {}", rate.from, rate.to))
-}
-
-fn read_cursor(cursor: &str) -> Option<(Currency, Currency)> {
-    let text = String::from_utf8(URL_SAFE_NO_PAD.decode(cursor).ok()?).ok()?;
-    let (from, to) = text.split_once(' ')?;
-    Some((Currency::parse(from).ok()?, Currency::parse(to).ok()?))
 }

@@ -178,12 +178,12 @@ fn validate_spend_caps(
     let violation = |(index, cap): (usize, &SpendCap)| {
         let from = terms.prices_lie_in(path, cap.currency, now)?;
         let detail = format!(
-            "there is no exchange rate from {from} to {}; set one with `PUT /v1/rates`",
+            "must be a currency with an exchange rate from {from}; got {}: set a rate with `PUT /v1/rates`",
             cap.currency
         );
         let violation = Violation::new("no_rate", detail).under("currency");
         Some(violation.under(&index.to_string()).under("spend_caps"))
     };
     let violations: Vec<Violation> = caps.iter().enumerate().filter_map(violation).collect();
-    if violations.is_empty() { Ok(()) } else { Err(violations.into()) }
+    Ok(Violation::check_all(violations)?)
 }

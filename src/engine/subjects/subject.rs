@@ -4,7 +4,7 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 
 use crate::engine::clock::Clock;
-use crate::engine::{Engine, EngineError, detached};
+use crate::engine::{Engine, EngineError, Page, PageRequest, detached};
 use crate::store::subjects::subject::SubjectRow;
 use crate::store::{self, StoreError, configuration};
 use metergate_domain::base::environment::Environment;
@@ -55,12 +55,6 @@ pub struct SubjectView {
     pub metadata: Map<String, Value>,
     pub created_at: Timestamp,
     pub updated_at: Timestamp,
-}
-
-#[derive(Debug, Clone, Serialize)]
-pub struct SubjectPage {
-    pub data: Vec<SubjectView>,
-    pub next_cursor: Option<String>,
 }
 
 impl From<SubjectRow> for SubjectView {
@@ -126,7 +120,9 @@ impl Engine {
         let row = store::subjects::subject::find(&mut connection, environment, subject.as_str()).await?;
         row.map(SubjectView::from).ok_or_else(|| EngineError::NotFound {
             code: "subject_not_found",
-            detail: format!("there is no subject `{subject}`; it is made by its first event or by PUT"),
+            detail: format!(
+                "no subject has the id `{subject}`; record an event for it or create it with PUT"
+            ),
         })
     }
 
@@ -134,25 +130,16 @@ impl Engine {
     pub async fn list_subjects(
         &self,
         environment: Environment,
-        parent: Option<&str>,
-        cursor: Option<&str>,
-        limit: u32,
-    ) -> Result<SubjectPage, EngineError> {
-        let after = match cursor {
-            None => 0,
-            Some(cursor) => cursor.parse::<i64>().map_err(|_| {
-                EngineError::invalid(
-                    Violation::new("invalid_cursor", "is none that a list answered").under("cursor"),
-                )
-            })?,
-        };
+        parent: Option<&SubjectId>,
+        page: &PageRequest,
+    ) -> Result<Page<SubjectView>, EngineError> {
+        let after = page.place()?.unwrap_or(0);
+        let parent = parent.map(SubjectId::as_str);
         let mut connection = self.database().pool().acquire().await?;
-        let mut rows =
-            store::subjects::subject::list(&mut connection, environment, parent, after, limit + 1).await?;
-        let more = rows.len() > limit as usize;
-        rows.truncate(limit as usize);
-        let next_cursor = rows.last().filter(|_| more).map(|row| row.id.to_string());
-        Ok(SubjectPage { data: rows.into_iter().map(SubjectView::from).collect(), next_cursor })
+        let rows =
+            store::subjects::subject::list(&mut connection, environment, parent, after, page.rows_max())
+                .await?;
+        Ok(Page::from_rows(rows, page.limit, |row| row.id).map(SubjectView::from))
     }
 }
 

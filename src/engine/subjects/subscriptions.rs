@@ -105,7 +105,9 @@ fn view(
 fn not_found(subject: &SubjectId) -> EngineError {
     EngineError::NotFound {
         code: "subscription_not_found",
-        detail: format!("`{subject}` has no subscription; PUT one, or set a default_plan in the catalog"),
+        detail: format!(
+            "`{subject}` has no subscription; create one with PUT or set `default_plan` in the catalog"
+        ),
     }
 }
 
@@ -150,7 +152,7 @@ impl Engine {
             let now = clock.now(environment, store::usage::now(&mut transaction).await?);
             let (catalog, _) = store::catalog::current(&mut transaction, environment).await?;
             if let Some(key) = fallback_plan.as_ref().filter(|key| catalog.plan(key).is_none()) {
-                let detail = format!("there is no plan `{key}`");
+                let detail = format!("must be the key of a plan in the catalog; got `{key}`");
                 return Err(EngineError::invalid(
                     Violation::new("unknown_plan", detail).under("fallback_plan"),
                 ));

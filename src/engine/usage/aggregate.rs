@@ -4,7 +4,7 @@ use super::reader::answer;
 use crate::engine::{Engine, EngineError};
 use crate::store;
 use metergate_domain::base::environment::Environment;
-use metergate_domain::base::fields::Violation;
+use metergate_domain::base::fields::{Violation, received};
 use metergate_domain::catalog::meter::StoredMeter;
 use metergate_domain::usage::query::{UsageQuery, UsageRow};
 
@@ -17,7 +17,7 @@ impl Engine {
         let mut snapshot = self.settled_snapshot(environment).await?;
         let stored = store::catalog::meter(&mut snapshot, environment, query.meter.as_str()).await?;
         let Some(stored) = stored else {
-            let detail = format!("there is no meter `{}`", query.meter);
+            let detail = format!("must be the key of a meter in the catalog; got `{}`", query.meter);
             return Err(EngineError::invalid(Violation::new("unknown_meter", detail).under("meter")));
         };
         check_dimensions(&stored, query)?;
@@ -30,7 +30,8 @@ impl Engine {
 fn check_dimensions(stored: &StoredMeter, query: &UsageQuery) -> Result<(), EngineError> {
     let known = |name: &str| stored.meter.dimensions.iter().any(|dimension| dimension.as_str() == name);
     let violation = |name: &str, parameter: &str| {
-        let detail = format!("the meter `{}` has no dimension `{name}`", stored.meter.key);
+        let detail =
+            format!("must name dimensions of the meter `{}`; got {}", stored.meter.key, received(name));
         Violation::new("unknown_dimension", detail).under(parameter)
     };
     let violations: Vec<Violation> = query
@@ -41,5 +42,5 @@ fn check_dimensions(stored: &StoredMeter, query: &UsageQuery) -> Result<(), Engi
         .filter(|(name, _)| !known(name))
         .map(|(name, parameter)| violation(name, parameter))
         .collect();
-    if violations.is_empty() { Ok(()) } else { Err(violations.into()) }
+    Ok(Violation::check_all(violations)?)
 }

@@ -2,8 +2,6 @@
 
 use std::collections::BTreeMap;
 
-use base64::Engine as _;
-use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde::Serialize;
 use serde_json::{Map, Value};
 use uuid::Uuid;
@@ -11,18 +9,18 @@ use uuid::Uuid;
 use crate::engine::credits::wallets::WalletLoader;
 use crate::engine::environment_cache::CacheUpdates;
 use crate::engine::gate::counters::{Additions, Reader, Sign};
-use crate::engine::{Engine, EngineError, ExportView, cursor, detached};
+use crate::engine::{Engine, EngineError, ExportView, Page, PageRequest, detached};
 use crate::store;
 use crate::store::configuration::open_recording;
 use crate::store::subjects::subject::Which;
-use crate::store::usage::event_list::{EventCursor, EventFilter, EventRow};
+use crate::store::usage::event_list::{EventCursor, EventRow};
 use metergate_domain::base::environment::Environment;
 use metergate_domain::base::names::{EventId, EventSource, MeterKey};
 use metergate_domain::base::quantity::Quantity;
 use metergate_domain::base::timestamp::Timestamp;
 use metergate_domain::catalog::meter::{StoredMeter, dimension_value};
 use metergate_domain::gate::catalog_index::CatalogIndex;
-use metergate_domain::usage::event::{Properties, event_key};
+use metergate_domain::usage::event::{EventFilter, Properties, event_key};
 
 /// A recorded event.
 #[derive(Debug, Clone, Serialize)]
@@ -43,12 +41,6 @@ pub struct EventView {
 pub struct Void {
     pub reason: Option<String>,
     pub voided_at: Timestamp,
-}
-
-#[derive(Debug, Clone, Serialize)]
-pub struct EventPage {
-    pub data: Vec<EventView>,
-    pub next_cursor: Option<String>,
 }
 
 /// An event and where it counts.
@@ -103,7 +95,7 @@ impl EventView {
 fn not_found() -> EngineError {
     EngineError::NotFound {
         code: "event_not_found",
-        detail: "there is no event with this id and source".to_owned(),
+        detail: "no event has this id and source; check both".to_owned(),
     }
 }
 
@@ -113,41 +105,43 @@ impl Engine {
         &self,
         environment: Environment,
         filter: &EventFilter,
-        cursor: Option<&str>,
-        limit: u32,
-    ) -> Result<EventPage, EngineError> {
-        let after = cursor.map(read_cursor).transpose()?;
+        page: &PageRequest,
+    ) -> Result<Page<EventView>, EngineError> {
+        let after = page.place()?.map(|(occurred_at, batch_id, ordinal)| EventCursor {
+            occurred_at,
+            batch_id,
+            ordinal,
+        });
         let mut snapshot = self.settled_snapshot(environment).await?;
         let paths = match &filter.subject {
             None => None,
             Some(subject) => {
-                let subjects = std::slice::from_ref(subject);
+                let subjects = [subject.to_string()];
                 Some(
                     store::subjects::subject::path_ids(
                         &mut snapshot,
                         environment,
-                        subjects,
+                        &subjects,
                         filter.descendants,
                     )
                     .await?,
                 )
             }
         };
-        let mut rows = store::usage::event_list::list(
+        let rows_max = page.rows_max();
+        let rows = store::usage::event_list::list(
             &mut snapshot,
             environment,
             filter,
             paths.as_deref(),
             after,
-            limit + 1,
+            rows_max,
         )
         .await?;
         snapshot.commit().await?;
-        let more = rows.len() > limit as usize;
-        rows.truncate(limit as usize);
-        let next_cursor = rows.last().filter(|_| more).map(write_cursor);
-        let data = rows.iter().map(EventView::of).collect::<Result<_, _>>()?;
-        Ok(EventPage { data, next_cursor })
+        let place = |row: &EventRow| (row.occurred_at, row.batch_id, row.ordinal);
+        let Page { data, next_cursor } = Page::from_rows(rows, page.limit, place);
+        Ok(Page { data: data.iter().map(EventView::of).collect::<Result<_, _>>()?, next_cursor })
     }
 
     /// One event, and the meters it counts for.
@@ -307,28 +301,4 @@ fn measured<'a>(
     let properties = Properties::stored(row.properties.clone());
     let taken = |stored: &'a StoredMeter| Some((stored, stored.meter.measure(value, &properties)?));
     Ok(terms.meters_of(&row.event_name).filter_map(taken).collect())
-}
-
-/// The cursor after an event: its place in the order of the list.
-fn write_cursor(row: &EventRow) -> String {
-    let mut bytes = Vec::with_capacity(20);
-    bytes.extend(row.occurred_at.micros().to_be_bytes());
-    bytes.extend(row.batch_id.to_be_bytes());
-    bytes.extend(row.ordinal.to_be_bytes());
-    URL_SAFE_NO_PAD.encode(bytes)
-}
-
-fn read_cursor(cursor: &str) -> Result<EventCursor, EngineError> {
-    let read = || {
-        let bytes: [u8; 20] = URL_SAFE_NO_PAD.decode(cursor).ok()?.try_into().ok()?;
-        let (micros, rest) = bytes.split_first_chunk::<8>()?;
-        let (batch, rest) = rest.split_first_chunk::<8>()?;
-        let ordinal = rest.first_chunk::<4>()?;
-        Some(EventCursor {
-            occurred_at: Timestamp::from_micros(i64::from_be_bytes(*micros))?,
-            batch_id: i64::from_be_bytes(*batch),
-            ordinal: i32::from_be_bytes(*ordinal),
-        })
-    };
-    read().ok_or_else(cursor::unknown)
 }

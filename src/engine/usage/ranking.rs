@@ -144,7 +144,7 @@ impl Engine {
 
 fn known<'t>(terms: &'t CatalogIndex, key: &MeterKey) -> Result<&'t StoredMeter, EngineError> {
     terms.meter(key).ok_or_else(|| {
-        let detail = format!("there is no meter `{key}`");
+        let detail = format!("must be the key of a meter in the catalog; got `{key}`");
         EngineError::invalid(Violation::new("unknown_meter", detail).under("meter"))
     })
 }
@@ -206,7 +206,8 @@ async fn by_cost(
         store::subjects::subscriptions::holders(&mut snapshot.snapshot, snapshot.environment, &plans, rows)
             .await?;
     if holders.len() > USAGE_ROWS_MAX {
-        let detail = format!("more than {USAGE_ROWS_MAX} subjects have prices; they are too many to rank");
+        let detail =
+            format!("at most {USAGE_ROWS_MAX} subjects with prices can be ranked; this environment has more");
         return Err(EngineError::invalid(Violation::new("too_many_rows", detail)));
     }
     // who has the same prices is rated together

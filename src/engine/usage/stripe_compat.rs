@@ -87,8 +87,7 @@ impl Engine {
             Err(other) => return Err(other),
         };
         if !found {
-            let detail =
-                format!("there is no meter event of `{event_name}` with the identifier {identifier}");
+            let detail = format!("no meter event of `{event_name}` has the identifier {identifier}");
             let violation = Violation::new("resource_missing", detail).under("identifier").under("cancel");
             return Err(EngineError::invalid(violation));
         }
@@ -219,7 +218,7 @@ async fn payer(
     let row = existing(connection, environment, &payer).await?;
     if row.stripe_customer_id.is_some() {
         let detail =
-            "no subject is mapped to this customer, and the one of this name is mapped to another: map one";
+            "must be a customer that a subject is mapped to; set `stripe_customer_id` of its subject";
         let violation = Violation::new("customer_unmapped", detail);
         return Err(EngineError::invalid(violation.under("payload")));
     }
@@ -249,8 +248,10 @@ fn subject(name: String) -> Result<SubjectId, EngineError> {
 }
 
 fn refused(named: &SubjectId, why: &str) -> EngineError {
-    let violation =
-        Violation::new("subject_not_of_customer", format!("`{named}` cannot be used here: {why}"));
+    let violation = Violation::new(
+        "subject_not_of_customer",
+        format!("must be a subject of the customer; got `{named}`: {why}"),
+    );
     EngineError::invalid(violation.under("subject").under("payload"))
 }
 

@@ -16,7 +16,7 @@ use serde_json::Value;
 use serde_json::value::RawValue;
 use tokio::sync::Notify;
 
-use super::{Engine, EngineError, cursor};
+use super::{Engine, EngineError, Page, PageRequest};
 use crate::providers::stripe::signature::{Age, Signature};
 use crate::providers::stripe::webhook::{Topic, WebhookNotice};
 use crate::providers::stripe::{Stripe, StripeSettings};
@@ -95,12 +95,6 @@ impl From<WebhookRow> for WebhookEventView {
     }
 }
 
-#[derive(Debug, Clone, Serialize)]
-pub struct WebhookEventPage {
-    pub data: Vec<WebhookEventView>,
-    pub next_cursor: Option<String>,
-}
-
 fn untrusted(code: &'static str, detail: &'static str) -> EngineError {
     EngineError::Untrusted { code, detail }
 }
@@ -108,7 +102,7 @@ fn untrusted(code: &'static str, detail: &'static str) -> EngineError {
 fn invalid_signature() -> EngineError {
     untrusted(
         "invalid_signature",
-        "the signature fits none of the configured secrets; the body must arrive as it was sent",
+        "the signature must match a configured secret; check the secret and forward the request body unchanged",
     )
 }
 
@@ -116,7 +110,7 @@ impl Engine {
     /// Takes a webhook in: whatever is signed as it should be is kept, once, and applied later.
     pub async fn receive_webhook(&self, header: Option<&str>, body: &[u8]) -> Result<(), EngineError> {
         let claim = match header {
-            None => return Err(untrusted("missing_signature", "there is no `Stripe-Signature` header")),
+            None => return Err(untrusted("missing_signature", "the `Stripe-Signature` header is required")),
             Some(header) => Signature::parse(header).ok_or_else(invalid_signature)?,
         };
         let signers = self.signers(&claim, body)?;
@@ -124,16 +118,24 @@ impl Engine {
         let now = self.inner.clock.outside(store::usage::now(&mut connection).await?);
         match claim.age(now) {
             Age::Fresh => {}
-            Age::TooOld => return Err(untrusted("signature_too_old", "it was signed over 300 s ago")),
+            Age::TooOld => {
+                return Err(untrusted(
+                    "signature_too_old",
+                    "the signature must be at most 300 s old; check the clocks",
+                ));
+            }
             Age::InFuture => {
-                return Err(untrusted("signature_in_future", "it was signed over 300 s ahead of now"));
+                return Err(untrusted(
+                    "signature_in_future",
+                    "the signature must not be over 300 s ahead of now; check the clocks",
+                ));
             }
         }
-        let payload: &RawValue =
-            serde_json::from_slice(body).map_err(|_| untrusted("malformed_json", "the body is no JSON"))?;
+        let payload: &RawValue = serde_json::from_slice(body)
+            .map_err(|_| untrusted("malformed_json", "the request body is not valid JSON"))?;
         let notice = serde_json::from_str::<Value>(payload.get()).ok().as_ref().and_then(WebhookNotice::read);
         let Some(notice) = notice else {
-            return Err(untrusted("malformed_event", "the body is no event: it has no `id`"));
+            return Err(untrusted("malformed_event", "the request body must be an event with an `id`"));
         };
         let environment = environment_of(&notice, &signers)?;
         let arrival = Arrival {
@@ -183,19 +185,13 @@ impl Engine {
         &self,
         environment: Environment,
         status: Option<&str>,
-        cursor: Option<&str>,
-        limit: u32,
-    ) -> Result<WebhookEventPage, EngineError> {
-        let before = match cursor {
-            None => i64::MAX,
-            Some(cursor) => cursor.parse::<i64>().map_err(|_| cursor::unknown())?,
-        };
+        page: &PageRequest,
+    ) -> Result<Page<WebhookEventView>, EngineError> {
+        let before = page.before_number()?;
         let mut connection = self.database().pool().acquire().await?;
-        let mut rows = webhook_events::list(&mut connection, environment, status, before, limit + 1).await?;
-        let more = rows.len() > limit as usize;
-        rows.truncate(limit as usize);
-        let next_cursor = rows.last().filter(|_| more).map(|row| row.seq.to_string());
-        Ok(WebhookEventPage { data: rows.into_iter().map(WebhookEventView::from).collect(), next_cursor })
+        let rows =
+            webhook_events::list(&mut connection, environment, status, before, page.rows_max()).await?;
+        Ok(Page::from_rows(rows, page.limit, |row| row.seq).map(WebhookEventView::from))
     }
 
     /// Deletes what was kept for long enough.
@@ -218,10 +214,18 @@ fn environment_of(notice: &WebhookNotice, signers: &[Environment]) -> Result<Env
         (Some(true), _) => Environment::Live,
         (Some(false), _) => Environment::Test,
         (None, [only]) => *only,
-        (None, _) => return Err(untrusted("malformed_event", "the event does not say `livemode`")),
+        (None, _) => {
+            return Err(untrusted(
+                "malformed_event",
+                "the event must have `livemode`, as several secrets are configured",
+            ));
+        }
     };
     if signers.contains(&environment) {
         return Ok(environment);
     }
-    Err(untrusted("livemode_mismatch", "the event's `livemode` does not fit the secret that signed it"))
+    Err(untrusted(
+        "livemode_mismatch",
+        "the `livemode` of the event must match the environment of the secret that signed it",
+    ))
 }

@@ -76,8 +76,7 @@ impl Engine {
                 // it was granted when the pack, or the mapping, was another
                 Ok(_) | Err(EngineError::Conflict { .. }) => {}
                 Err(EngineError::Invalid(violations)) => {
-                    let why =
-                        violations.first().map(|violation| violation.detail.clone()).unwrap_or_default();
+                    let why = &violations.first().detail;
                     return Ok(Some(WebhookOutcome::Failed(format!(
                         "the pack `{}` cannot be granted: {why}",
                         pack.key

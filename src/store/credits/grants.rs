@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use serde_json::Value;
 use sqlx::postgres::PgRow;
 use sqlx::types::Json;
-use sqlx::{PgConnection, Row};
+use sqlx::{FromRow, PgConnection, Row};
 use uuid::Uuid;
 
 use crate::store::StoreError;
@@ -19,11 +19,6 @@ use metergate_domain::credits::wallet::{GrantBalance, GrantState};
 
 fn unreadable(what: impl std::fmt::Debug) -> StoreError {
     StoreError::Refused(sqlx::Error::Decode(format!("a stored grant: {what:?}").into()))
-}
-
-pub(crate) fn read_unit(row: &PgRow) -> Result<Unit, StoreError> {
-    let (kind, key): (String, String) = (row.try_get("unit")?, row.try_get("unit_key")?);
-    Unit::from_kept(&kind, &key).ok_or_else(|| unreadable((kind, key)))
 }
 
 pub(crate) fn state_code(state: GrantState) -> i16 {
@@ -55,7 +50,7 @@ fn read(row: &PgRow) -> Result<GrantBalance, StoreError> {
         recurrence.map(|Json(kept)| Recurrence::read_kept(kept)).transpose().map_err(unreadable)?;
     let grant = Grant {
         id: row.try_get("id")?,
-        unit: read_unit(row)?,
+        unit: Unit::from_row(row)?,
         amount: row.try_get("amount")?,
         priority: row.try_get("priority")?,
         effective_at: row.try_get("effective_at")?,
@@ -79,8 +74,8 @@ fn read(row: &PgRow) -> Result<GrantBalance, StoreError> {
     })
 }
 
-/// Writes a grant and claims its outside reference; false where that is taken. Whoever is about to take it
-/// is waited for.
+/// Writes a grant and claims its outside reference; false if that is taken. Waits for a transaction that is
+/// about to take it.
 pub async fn insert(
     connection: &mut PgConnection,
     environment: Environment,
@@ -136,7 +131,7 @@ pub async fn set_voided(
     Ok(())
 }
 
-/// The grant with an outside reference, whose it is, and what was asked for.
+/// Finds the subject, the id and the request digest of the grant with an outside reference.
 pub async fn of_reference(
     connection: &mut PgConnection,
     environment: Environment,
@@ -170,7 +165,7 @@ pub async fn live(
     rows.iter().map(|row| Ok((row.try_get("subject_id")?, read(row)?))).collect()
 }
 
-/// How much of some spends grants have made good, by the spend; what was taken back of a grant has not.
+/// Returns the refunded amount of some spends, by spend; voided parts of refunds do not count.
 pub async fn refunded(
     connection: &mut PgConnection,
     subject_ids: &[i64],
@@ -211,7 +206,7 @@ pub async fn list(
     rows.iter().map(read).collect()
 }
 
-/// Whether there are grants in a unit that may still be burnt, or given again.
+/// Returns true if grants in a unit may still be burnt or renewed.
 pub async fn are_live(
     connection: &mut PgConnection,
     environment: Environment,

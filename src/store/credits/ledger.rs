@@ -1,10 +1,9 @@
 //! The ledger of credits, as it is read.
 
 use sqlx::postgres::PgRow;
-use sqlx::{PgConnection, Row};
+use sqlx::{FromRow, PgConnection, Row};
 use uuid::Uuid;
 
-use super::grants::read_unit;
 use crate::store::StoreError;
 use metergate_domain::base::environment::Environment;
 use metergate_domain::base::quantity::{Quantity, Total};
@@ -14,12 +13,15 @@ use metergate_domain::credits::unit::Unit;
 use metergate_domain::gate::credit_coverage::PaidShare;
 
 /// A movement as it was written.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, FromRow)]
 pub struct LedgerRow {
     pub id: i64,
     pub subject_id: i64,
+    #[sqlx(rename = "grant_id")]
     pub grant: Option<Uuid>,
+    #[sqlx(try_from = "String")]
     pub kind: MovementKind,
+    #[sqlx(flatten)]
     pub unit: Unit,
     pub amount: Total,
     pub at: Timestamp,
@@ -37,29 +39,6 @@ pub struct LedgerRow {
 
 const COLUMNS: &str = "l.id, l.subject_id, l.grant_id, l.kind, l.unit, l.unit_key, l.amount, l.at, l.balance,
     l.event_key, l.reservation, l.meter, l.quantity, l.refunds, l.reason";
-
-fn read(row: &PgRow) -> Result<LedgerRow, StoreError> {
-    let kind: String = row.try_get("kind")?;
-    let unreadable = || StoreError::Refused(sqlx::Error::Decode(format!("a movement: {kind}").into()));
-    Ok(LedgerRow {
-        id: row.try_get("id")?,
-        subject_id: row.try_get("subject_id")?,
-        grant: row.try_get("grant_id")?,
-        kind: MovementKind::from_word(&kind).ok_or_else(unreadable)?,
-        unit: read_unit(row)?,
-        amount: row.try_get("amount")?,
-        at: row.try_get("at")?,
-        balance: row.try_get("balance")?,
-        event_key: row.try_get("event_key")?,
-        event_id: row.try_get("event_id")?,
-        reservation: row.try_get("reservation")?,
-        reservation_id: row.try_get("reservation_id")?,
-        meter: row.try_get("meter")?,
-        quantity: row.try_get("quantity")?,
-        refunds: row.try_get("refunds")?,
-        reason: row.try_get("reason")?,
-    })
-}
 
 /// A page of a subject's movements, the latest first, those before the one with the number `before`.
 pub async fn list(
@@ -79,17 +58,15 @@ pub async fn list(
          from page l left join reservations r on r.environment = $1 and r.key = l.reservation
          order by l.id desc"
     );
-    let rows = sqlx::query(sqlx::AssertSqlSafe(sql))
+    let rows = sqlx::query_as(sqlx::AssertSqlSafe(sql))
         .bind(environment.code())
         .bind(subject_id)
         .bind(before)
-        .bind(i64::from(limit))
-        .fetch_all(connection)
-        .await?;
-    rows.iter().map(read).collect()
+        .bind(i64::from(limit));
+    Ok(rows.fetch_all(connection).await?)
 }
 
-/// What was spent for an event, less what was given back of it: each spend by its number, in the order in
+/// Returns the spends for an event that were not given back: each spend by its number, in the order in
 /// which it was spent.
 pub async fn spent_for(
     connection: &mut PgConnection,
@@ -97,17 +74,13 @@ pub async fn spent_for(
     event_key: Uuid,
 ) -> Result<Vec<LedgerRow>, StoreError> {
     let sql = format!(
-        "select {COLUMNS}, null as event_id, null as reservation_id from credit_ledger l
+        "select {COLUMNS}, null::text as event_id, null::text as reservation_id from credit_ledger l
          where l.environment = $1 and l.event_key = $2 and l.kind in ('settle', 'spend')
            and not exists (select from credit_ledger r where r.environment = $1 and r.event_key = $2 and r.refunds = l.id)
          order by l.id"
     );
-    let rows = sqlx::query(sqlx::AssertSqlSafe(sql))
-        .bind(environment.code())
-        .bind(event_key)
-        .fetch_all(connection)
-        .await?;
-    rows.iter().map(read).collect()
+    let rows = sqlx::query_as(sqlx::AssertSqlSafe(sql)).bind(environment.code()).bind(event_key);
+    Ok(rows.fetch_all(connection).await?)
 }
 
 /// A spend of a subject's: its unit, and how much of it was not given back.
@@ -126,10 +99,10 @@ pub async fn spend(
     .bind(subject_id)
     .fetch_optional(connection)
     .await?;
-    row.map(|row| Ok((read_unit(&row)?, row.try_get("amount")?))).transpose()
+    row.map(|row| Ok((Unit::from_row(&row)?, row.try_get("amount")?))).transpose()
 }
 
-/// How much of an event's usage credits have paid for, by who and which counter.
+/// Returns how much of an event's usage credits have paid for, by subject and counter.
 pub async fn covers_of(
     connection: &mut PgConnection,
     environment: Environment,

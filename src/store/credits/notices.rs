@@ -1,20 +1,21 @@
 //! Notices: what somebody may want to act on.
 
-use sqlx::postgres::PgRow;
-use sqlx::{PgConnection, Row};
+use serde::Serialize;
+use sqlx::{FromRow, PgConnection};
 
-use super::grants::read_unit;
 use crate::store::StoreError;
 use metergate_domain::base::environment::Environment;
+use metergate_domain::base::names::SubjectId;
 use metergate_domain::base::quantity::{Quantity, Total};
 use metergate_domain::base::timestamp::Timestamp;
+use metergate_domain::credits::notice::{NoticeFilter, NoticeKind};
 use metergate_domain::credits::unit::Unit;
 
-/// One that is to be written.
+/// A notice that is to be written.
 #[derive(Debug, Clone)]
-pub struct CreditNotice {
+pub struct NewNotice {
     pub subject_id: i64,
-    pub kind: &'static str,
+    pub kind: NoticeKind,
     pub unit: Unit,
     pub balance: Total,
     pub threshold: Quantity,
@@ -22,24 +23,27 @@ pub struct CreditNotice {
     pub at: Timestamp,
 }
 
-#[derive(Debug, Clone)]
-pub struct NoticeRow {
+/// A notice as it was written, and as clients see it.
+#[derive(Debug, Clone, FromRow, Serialize)]
+pub struct CreditNotice {
     pub id: i64,
     pub kind: String,
     pub subject: String,
+    #[sqlx(flatten)]
+    #[serde(flatten)]
     pub unit: Unit,
     pub balance: Total,
     pub threshold: Quantity,
+    /// The pack to buy, for a top-up.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub pack: Option<String>,
     pub at: Timestamp,
 }
-
-pub const KINDS: [&str; 2] = ["low_balance", "top_up_due"];
 
 pub async fn insert(
     connection: &mut PgConnection,
     environment: Environment,
-    notices: &[CreditNotice],
+    notices: &[NewNotice],
 ) -> Result<(), StoreError> {
     for notice in notices {
         let (unit, unit_key) = notice.unit.kept();
@@ -49,7 +53,7 @@ pub async fn insert(
         )
         .bind(environment.code())
         .bind(notice.subject_id)
-        .bind(notice.kind)
+        .bind(notice.kind.as_str())
         .bind(unit)
         .bind(unit_key)
         .bind(notice.balance)
@@ -62,15 +66,15 @@ pub async fn insert(
     Ok(())
 }
 
-/// A page of notices, the latest first, those before the one with the number `before`.
+/// Returns notices in descending order of their numbers, beginning below the number `before`.
 pub async fn list(
     connection: &mut PgConnection,
     environment: Environment,
-    (subject, kind): (Option<&str>, Option<&str>),
+    filter: &NoticeFilter,
     before: i64,
     limit: u32,
-) -> Result<Vec<NoticeRow>, StoreError> {
-    let rows = sqlx::query(
+) -> Result<Vec<CreditNotice>, StoreError> {
+    let rows = sqlx::query_as(
         "select n.id, n.kind, s.subject, n.unit, n.unit_key, n.balance, n.threshold, n.pack, n.at
          from notices n join subjects s on s.id = n.subject_id
          where n.environment = $1 and n.id < $2 and ($3::text is null or s.subject = $3)
@@ -79,22 +83,8 @@ pub async fn list(
     )
     .bind(environment.code())
     .bind(before)
-    .bind(subject)
-    .bind(kind)
-    .bind(i64::from(limit))
-    .fetch_all(connection)
-    .await?;
-    let read = |row: &PgRow| {
-        Ok(NoticeRow {
-            id: row.try_get("id")?,
-            kind: row.try_get("kind")?,
-            subject: row.try_get("subject")?,
-            unit: read_unit(row)?,
-            balance: row.try_get("balance")?,
-            threshold: row.try_get("threshold")?,
-            pack: row.try_get("pack")?,
-            at: row.try_get("at")?,
-        })
-    };
-    rows.iter().map(read).collect()
+    .bind(filter.subject.as_ref().map(SubjectId::as_str))
+    .bind(filter.kind.map(NoticeKind::as_str))
+    .bind(i64::from(limit));
+    Ok(rows.fetch_all(connection).await?)
 }

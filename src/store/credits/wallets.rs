@@ -34,8 +34,8 @@ pub async fn insert_missing(
     Ok(())
 }
 
-/// Locks those that are there, in order, each with when its first line may lapse; and what time it is after
-/// that.
+/// Locks the wallets that exist, in order, and returns the earliest possible expiry of a hold line of each,
+/// and the time after the last lock.
 pub async fn lock(
     connection: &mut PgConnection,
     subject_ids: &[i64],
@@ -54,7 +54,7 @@ pub async fn lock(
     Ok((found.collect::<Result<_, StoreError>>()?, now))
 }
 
-/// The same without locking.
+/// Finds wallets without locking them.
 pub async fn find(
     connection: &mut PgConnection,
     subject_ids: &[i64],
@@ -66,7 +66,7 @@ pub async fn find(
     rows.iter().map(|row| Ok((row.try_get("subject_id")?, row.try_get("next_line")?))).collect()
 }
 
-/// What is in wallets: the grants that may still change, and those that are named.
+/// Returns wallets with the grants that may still change and those that are named.
 pub async fn open(
     connection: &mut PgConnection,
     found: &BTreeMap<i64, Option<Timestamp>>,
@@ -88,7 +88,7 @@ pub async fn open(
     Ok(found.iter().map(wallet).collect())
 }
 
-/// A line that has lapsed.
+/// An expired hold line.
 #[derive(Debug, Clone, Copy)]
 pub struct ExpiredCreditLineRow {
     pub subject_id: i64,
@@ -96,7 +96,7 @@ pub struct ExpiredCreditLineRow {
     pub expired: ExpiredCreditLine,
 }
 
-/// The lines of some wallets that have lapsed by now.
+/// Returns the hold lines of some wallets that have expired by now.
 pub async fn expired(
     connection: &mut PgConnection,
     subject_ids: &[i64],
@@ -126,7 +126,7 @@ pub async fn expired(
     rows.iter().map(read).collect()
 }
 
-/// When the first line lapses after now, by wallet.
+/// Returns the expiry of the first hold line after now, by wallet.
 pub async fn next_lines(
     connection: &mut PgConnection,
     subject_ids: &[i64],
@@ -161,7 +161,7 @@ pub async fn due(
     Ok(found)
 }
 
-/// What has come of wallets that are locked.
+/// The changes of locked wallets.
 #[derive(Debug, Default)]
 pub struct Changes<'a> {
     pub wallets: Vec<&'a Wallet>,

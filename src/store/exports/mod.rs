@@ -11,7 +11,7 @@ use uuid::Uuid;
 use super::StoreError;
 use metergate_domain::base::environment::Environment;
 use metergate_domain::base::timestamp::Timestamp;
-use metergate_domain::exports::ExportStatus;
+use metergate_domain::exports::{ExportFilter, ExportStatus};
 
 #[derive(Debug, Clone)]
 pub struct ExportRow {
@@ -399,13 +399,6 @@ pub async fn open(connection: &mut PgConnection, environment: Environment) -> Re
 pub struct ExportCursor {
     pub created_at: Timestamp,
     pub id: Uuid,
-}
-
-#[derive(Debug, Clone, Default)]
-pub struct ExportFilter {
-    pub status: Option<ExportStatus>,
-    pub customer: Option<String>,
-    pub meter: Option<String>,
 }
 
 /// A page, the latest first.

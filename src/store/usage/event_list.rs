@@ -8,7 +8,9 @@ use uuid::Uuid;
 use super::measures::push_paths;
 use crate::store::StoreError;
 use metergate_domain::base::environment::Environment;
+use metergate_domain::base::names::EventName;
 use metergate_domain::base::timestamp::Timestamp;
+use metergate_domain::usage::event::EventFilter;
 
 #[derive(Debug, Clone)]
 pub struct EventRow {
@@ -41,17 +43,6 @@ pub struct EventCursor {
     pub occurred_at: Timestamp,
     pub batch_id: i64,
     pub ordinal: i32,
-}
-
-#[derive(Debug, Clone, Default)]
-pub struct EventFilter {
-    pub subject: Option<String>,
-    pub descendants: bool,
-    pub event_name: Option<String>,
-    pub source: Option<String>,
-    pub from: Option<Timestamp>,
-    pub to: Option<Timestamp>,
-    pub voided: Option<bool>,
 }
 
 const COLUMNS: &str =
@@ -101,9 +92,9 @@ pub async fn list(
     let mut sql = QueryBuilder::<Postgres>::new(COLUMNS);
     sql.push_bind(environment.code());
     push_paths(&mut sql, "e.path_id", paths);
-    if let Some(name) = &filter.event_name {
+    if let Some(name) = filter.event_name.as_ref().map(EventName::as_str) {
         sql.push(" and e.event_name_id = (select id from event_names where environment = ");
-        sql.push_bind(environment.code()).push(" and name = ").push_bind(name.clone()).push(")");
+        sql.push_bind(environment.code()).push(" and name = ").push_bind(name).push(")");
     }
     if let Some(source) = &filter.source {
         sql.push(" and coalesce(e.source, '') = ").push_bind(source.clone());

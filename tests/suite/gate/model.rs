@@ -355,7 +355,7 @@ impl World {
             match (expire, turn) {
                 // what comes back to a grant at its very end is lost
                 (expire, Some((at, n))) if expire.is_none_or(|(expired, _)| at <= expired) => {
-                    self.turn(n, at)
+                    self.turn(n, at);
                 }
                 (Some((_, n)), _) => self.expire(n),
                 _ => break,

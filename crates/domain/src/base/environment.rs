@@ -40,7 +40,7 @@ impl fmt::Display for Environment {
 
 /// Neither `live` nor `test`.
 #[derive(Debug, thiserror::Error)]
-#[error("an environment is `test` or `live`")]
+#[error("an environment must be `test` or `live`")]
 pub struct NoEnvironment;
 
 impl FromStr for Environment {

@@ -1,5 +1,7 @@
-//! Reading a JSON object field by field, so that every flaw is named with a pointer (RFC 6901)
-//! and nothing unknown passes.
+//! Parses input field by field, so that every violation has a pointer (RFC 6901) and no unknown field
+//! passes.
+
+use std::ops::Deref;
 
 use serde::Serialize;
 use serde_json::{Map, Value};
@@ -8,7 +10,9 @@ use super::names::BadName;
 use super::quantity::Quantity;
 use super::timestamp::Timestamp;
 
-/// One flaw of the input.
+pub use crate::received::received;
+
+/// One violation of the input's rules.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Violation {
     pub pointer: String,
@@ -16,20 +20,30 @@ pub struct Violation {
     pub detail: String,
 }
 
-/// Something read, or every flaw that was found.
-pub type Parsed<T> = Result<T, Vec<Violation>>;
+/// One violation or more: a refusal always has a reason.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(transparent)]
+pub struct Violations(Vec<Violation>);
+
+/// A parsed value, or every violation that was found.
+pub type Parsed<T> = Result<T, Violations>;
 
 impl Violation {
     pub fn new(code: &'static str, detail: impl Into<String>) -> Self {
         Self { pointer: String::new(), code, detail: detail.into() }
     }
 
-    /// A flaw as the only one found.
+    /// Refuses with this violation alone.
     pub fn only<T>(code: &'static str, detail: impl Into<String>) -> Parsed<T> {
-        Err(vec![Self::new(code, detail)])
+        Err(Self::new(code, detail).into())
     }
 
-    /// The same flaw, seen from the object around it.
+    /// Refuses if the list has a violation.
+    pub fn check_all(found: Vec<Self>) -> Parsed<()> {
+        if found.is_empty() { Ok(()) } else { Err(Violations(found)) }
+    }
+
+    /// Returns the violation with its pointer seen from the enclosing object.
     #[must_use]
     pub fn under(mut self, name: &str) -> Self {
         let escaped = name.replace('~', "~0").replace('/', "~1");
@@ -38,106 +52,241 @@ impl Violation {
     }
 }
 
-impl From<BadName> for Vec<Violation> {
-    fn from(bad: BadName) -> Self {
-        vec![Violation::new(bad.code, bad.detail)]
+impl Violations {
+    pub fn first(&self) -> &Violation {
+        // every constructor puts one in
+        &self.0[0]
+    }
+
+    /// Returns the violations with their pointers seen from the enclosing object.
+    #[must_use]
+    pub fn under(self, name: &str) -> Self {
+        Self(self.0.into_iter().map(|violation| violation.under(name)).collect())
     }
 }
 
-/// A JSON object that is being read.
+impl Deref for Violations {
+    type Target = [Violation];
+
+    fn deref(&self) -> &[Violation] {
+        &self.0
+    }
+}
+
+impl IntoIterator for Violations {
+    type Item = Violation;
+    type IntoIter = std::vec::IntoIter<Violation>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.0.into_iter()
+    }
+}
+
+impl From<Violation> for Violations {
+    fn from(violation: Violation) -> Self {
+        Self(vec![violation])
+    }
+}
+
+impl From<BadName> for Violations {
+    fn from(bad: BadName) -> Self {
+        Violation::new(bad.code, bad.detail).into()
+    }
+}
+
+/// Named values that can be taken out one by one: the fields of a JSON object, the parameters of a query.
+pub trait NamedValues {
+    type Value;
+    const MISSING: &'static str;
+    const UNKNOWN: &'static str;
+
+    /// Takes a value out, unless it is absent or null, and tells whether its name was repeated.
+    fn take(&mut self, name: &str) -> Option<(Self::Value, bool)>;
+
+    /// Returns the names that are left.
+    fn names(&self) -> Vec<&str>;
+
+    /// Drops all that is left.
+    fn clear(&mut self);
+}
+
+impl NamedValues for Map<String, Value> {
+    type Value = Value;
+    const MISSING: &'static str = "missing_field";
+    const UNKNOWN: &'static str = "unknown_field";
+
+    fn take(&mut self, name: &str) -> Option<(Value, bool)> {
+        self.remove(name).filter(|value| !value.is_null()).map(|value| (value, false))
+    }
+
+    fn names(&self) -> Vec<&str> {
+        self.keys().map(String::as_str).collect()
+    }
+
+    fn clear(&mut self) {
+        Map::clear(self);
+    }
+}
+
+/// A parser of named values that collects violations.
 #[derive(Debug)]
-pub struct ObjectParser {
-    rest: Map<String, Value>,
+pub struct Parser<S> {
+    rest: S,
     violations: Vec<Violation>,
 }
 
-impl ObjectParser {
-    pub fn new(value: Value) -> Parsed<Self> {
-        match value {
-            Value::Object(rest) => Ok(Self { rest, violations: Vec::new() }),
-            other => Violation::only("invalid_type", format!("must be an object, not {}", kind(&other))),
+/// A parser of a JSON object.
+pub type ObjectParser = Parser<Map<String, Value>>;
+
+impl<S: NamedValues> Parser<S> {
+    pub fn over(rest: S) -> Self {
+        Self { rest, violations: Vec::new() }
+    }
+
+    /// Returns the values that are left, for a parser that takes them by other rules than by name.
+    pub fn values_mut(&mut self) -> &mut S {
+        &mut self.rest
+    }
+
+    /// Parses a value, unless it is absent or null.
+    pub fn optional<T>(&mut self, name: &str, read: impl FnOnce(S::Value) -> Parsed<T>) -> Option<T> {
+        let (value, is_repeated) = self.rest.take(name)?;
+        let parsed = self.keep(name, read(value));
+        if is_repeated {
+            let detail = format!("`{name}` must be given at most once");
+            self.add_error(Violation::new("duplicate_parameter", detail).under(name));
         }
+        parsed
     }
 
-    /// The field, unless it is absent or null.
-    pub fn optional<T>(&mut self, name: &str, read: impl FnOnce(Value) -> Parsed<T>) -> Option<T> {
-        match self.rest.remove(name) {
-            None | Some(Value::Null) => None,
-            Some(value) => self.keep(name, read(value)),
+    /// Parses a value and notes a violation if it is absent or null.
+    pub fn required<T>(&mut self, name: &str, read: impl FnOnce(S::Value) -> Parsed<T>) -> Option<T> {
+        let mut is_there = false;
+        let parsed = self.optional(name, |value| {
+            is_there = true;
+            read(value)
+        });
+        if !is_there {
+            self.add_error(Violation::new(S::MISSING, format!("`{name}` is required")).under(name));
         }
-    }
-
-    /// The field: outer `None` when it is absent, inner `None` when it is null.
-    pub fn nullable<T>(&mut self, name: &str, read: impl FnOnce(Value) -> Parsed<T>) -> Option<Option<T>> {
-        match self.rest.remove(name) {
-            None => None,
-            Some(Value::Null) => Some(None),
-            Some(value) => self.keep(name, read(value)).map(Some),
-        }
-    }
-
-    /// The field, whose absence is a flaw.
-    pub fn required<T>(&mut self, name: &str, read: impl FnOnce(Value) -> Parsed<T>) -> Option<T> {
-        match self.rest.remove(name) {
-            None | Some(Value::Null) => {
-                self.violations
-                    .push(Violation::new("missing_field", format!("`{name}` is required")).under(name));
-                None
-            }
-            Some(value) => self.keep(name, read(value)),
-        }
-    }
-
-    /// Every element of an array field, read alike; an absent one is empty.
-    pub fn list<T>(&mut self, name: &str, max: usize, read: impl Fn(Value) -> Parsed<T>) -> Vec<T> {
-        self.optional(name, |value| items(value, max, read)).unwrap_or_default()
-    }
-
-    /// Takes a field as it is.
-    pub fn take(&mut self, name: &str) -> Option<Value> {
-        self.rest.remove(name)
-    }
-
-    /// Whether the field is there, and not null.
-    pub fn has(&self, name: &str) -> bool {
-        self.rest.get(name).is_some_and(|value| !value.is_null())
+        parsed
     }
 
     pub fn has_errors(&self) -> bool {
         !self.violations.is_empty()
     }
 
-    /// Notes a flaw that no single field shows.
+    /// Notes a violation that no single field shows.
     pub fn add_error(&mut self, violation: Violation) {
         self.violations.push(violation);
     }
 
-    /// What is left is unknown; what was read is good only if nothing was flawed.
-    pub fn finish(mut self) -> Parsed<()> {
-        for name in self.rest.keys() {
-            self.violations
-                .push(Violation::new("unknown_field", format!("there is no field `{name}`")).under(name));
-        }
-        if self.violations.is_empty() { Ok(()) } else { Err(self.violations) }
+    /// Accepts names that are not parsed.
+    pub fn ignore_rest(&mut self) {
+        self.rest.clear();
     }
 
-    /// Reads on without looking at what is left.
-    pub fn finish_ignoring_rest(self) -> Parsed<()> {
-        if self.violations.is_empty() { Ok(()) } else { Err(self.violations) }
+    /// Refuses unknown names and everything that was noted.
+    pub fn finish(self) -> Parsed<()> {
+        self.finish_with(())
     }
 
-    fn keep<T>(&mut self, name: &str, read: Parsed<T>) -> Option<T> {
+    /// Returns the parsed values if nothing was noted, no name is unknown and none of them is missing.
+    pub fn finish_with<P: ParsedValues>(mut self, parsed: P) -> Parsed<P::Values> {
+        let unknown = |name: &str| {
+            let detail = format!("{} is unknown; remove it or check its spelling", received(name));
+            Violation::new(S::UNKNOWN, detail).under(name)
+        };
+        self.violations.extend(self.rest.names().into_iter().map(unknown));
+        Violation::check_all(self.violations)?;
+        let missing = || Violation::new(S::MISSING, "a required value is missing");
+        parsed.values().ok_or_else(|| missing().into())
+    }
+
+    /// Notes the violations of a value, and returns the value if there are none.
+    pub fn keep<T>(&mut self, name: &str, read: Parsed<T>) -> Option<T> {
         match read {
             Ok(value) => Some(value),
             Err(violations) => {
-                self.violations.extend(violations.into_iter().map(|violation| violation.under(name)));
+                self.violations.extend(violations.under(name));
                 None
             }
         }
     }
 }
 
-/// What a JSON value is, in words.
+/// Values that a parser may have failed to parse.
+pub trait ParsedValues {
+    type Values;
+
+    /// Returns the values if all of them were parsed.
+    fn values(self) -> Option<Self::Values>;
+}
+
+impl ParsedValues for () {
+    type Values = ();
+
+    fn values(self) -> Option<()> {
+        Some(())
+    }
+}
+
+impl<T> ParsedValues for Option<T> {
+    type Values = T;
+
+    fn values(self) -> Option<T> {
+        self
+    }
+}
+
+macro_rules! parsed_values {
+    ($($name:ident: $type:ident),+) => {
+        impl<$($type),+> ParsedValues for ($(Option<$type>,)+) {
+            type Values = ($($type,)+);
+
+            fn values(self) -> Option<Self::Values> {
+                let ($($name,)+) = self;
+                Some(($($name?,)+))
+            }
+        }
+    };
+}
+
+parsed_values!(a: A, b: B);
+parsed_values!(a: A, b: B, c: C);
+parsed_values!(a: A, b: B, c: C, d: D);
+parsed_values!(a: A, b: B, c: C, d: D, e: E);
+
+impl ObjectParser {
+    pub fn new(value: Value) -> Parsed<Self> {
+        Ok(Self::over(object(value)?))
+    }
+
+    /// Parses a field: outer `None` if it is absent, inner `None` if it is null.
+    pub fn nullable<T>(&mut self, name: &str, read: impl FnOnce(Value) -> Parsed<T>) -> Option<Option<T>> {
+        match self.rest.remove(name)? {
+            Value::Null => Some(None),
+            value => self.keep(name, read(value)).map(Some),
+        }
+    }
+
+    /// Parses every element of an array field; an absent one is empty.
+    pub fn list<T>(&mut self, name: &str, max: usize, read: impl Fn(Value) -> Parsed<T>) -> Vec<T> {
+        self.optional(name, |value| items(value, max, read)).unwrap_or_default()
+    }
+
+    /// Takes a field without parsing it.
+    pub fn take(&mut self, name: &str) -> Option<Value> {
+        self.rest.remove(name)
+    }
+
+    /// Returns true if the field is there and not null.
+    pub fn has(&self, name: &str) -> bool {
+        self.rest.get(name).is_some_and(|value| !value.is_null())
+    }
+}
+
+/// Names the type of a JSON value.
 fn kind(value: &Value) -> &'static str {
     match value {
         Value::Null => "null",
@@ -149,124 +298,129 @@ fn kind(value: &Value) -> &'static str {
     }
 }
 
+fn wrong_type<T>(expected: &str, got: &Value) -> Parsed<T> {
+    Violation::only("invalid_type", format!("must be {expected}; got {}", kind(got)))
+}
+
 pub fn text(value: Value) -> Parsed<String> {
     match value {
         Value::String(text) => Ok(text),
-        other => Violation::only("invalid_type", format!("must be a string, not {}", kind(&other))),
+        other => wrong_type("a string", &other),
     }
 }
 
 pub fn boolean(value: Value) -> Parsed<bool> {
     match value {
         Value::Bool(truth) => Ok(truth),
-        other => Violation::only("invalid_type", format!("must be true or false, not {}", kind(&other))),
+        other => wrong_type("true or false", &other),
     }
 }
 
 pub fn object(value: Value) -> Parsed<Map<String, Value>> {
     match value {
         Value::Object(map) => Ok(map),
-        other => Violation::only("invalid_type", format!("must be an object, not {}", kind(&other))),
+        other => wrong_type("an object", &other),
     }
 }
 
 pub fn items<T>(value: Value, max: usize, read: impl Fn(Value) -> Parsed<T>) -> Parsed<Vec<T>> {
-    let Value::Array(values) = value else {
-        return Violation::only("invalid_type", format!("must be an array, not {}", kind(&value)));
-    };
+    let Value::Array(values) = value else { return wrong_type("an array", &value) };
     if values.len() > max {
         return Violation::only(
             "too_many",
-            format!("must have at most {max} elements, not {}", values.len()),
+            format!("must have at most {max} elements; got {}", values.len()),
         );
     }
-    let (mut good, mut violations) = (Vec::with_capacity(values.len()), Vec::new());
+    let (mut parsed, mut found) = (Vec::with_capacity(values.len()), Vec::new());
     for (index, value) in values.into_iter().enumerate() {
         match read(value) {
-            Ok(item) => good.push(item),
-            Err(found) => {
-                violations.extend(found.into_iter().map(|violation| violation.under(&index.to_string())))
-            }
+            Ok(item) => parsed.push(item),
+            Err(violations) => found.extend(violations.under(&index.to_string())),
         }
     }
-    if violations.is_empty() { Ok(good) } else { Err(violations) }
+    Violation::check_all(found)?;
+    Ok(parsed)
 }
 
-/// A quantity: a JSON number or a decimal string.
+/// Parses a quantity: a JSON number or a decimal string.
 pub fn quantity(value: Value) -> Parsed<Quantity> {
-    match Quantity::from_json(&value) {
-        Ok(quantity) => Ok(quantity),
-        Err(why) => Violation::only("invalid_value", why.to_string()),
-    }
+    Quantity::from_json(&value).or_else(|why| Violation::only("invalid_value", why.to_string()))
 }
 
-/// A quantity that a quota can be.
+/// Parses a quantity that is not negative.
 pub fn quota(value: Value) -> Parsed<Quantity> {
     let quota = quantity(value)?;
     if quota.is_negative() {
-        return Violation::only("invalid_value", "must not be negative");
+        return Violation::only("invalid_value", format!("must not be negative; got {quota}"));
     }
     Ok(quota)
 }
 
 pub fn timestamp(value: Value) -> Parsed<Timestamp> {
-    match Timestamp::parse(&text(value)?) {
-        Ok(timestamp) => Ok(timestamp),
-        Err(why) => Violation::only("invalid_timestamp", why.to_string()),
-    }
+    parse_timestamp(&text(value)?)
 }
 
-/// One of a few words.
+/// Parses an RFC 3339 time.
+pub fn parse_timestamp(text: &str) -> Parsed<Timestamp> {
+    Timestamp::parse(text)
+        .or_else(|why| Violation::only("invalid_timestamp", format!("{why}; got {}", received(text))))
+}
+
+/// Parses one of a few words.
 pub fn one_of<T: Copy>(value: Value, words: &[(&'static str, T)]) -> Parsed<T> {
-    let given = text(value)?;
+    word(&text(value)?, words)
+}
+
+/// Returns the meaning of one of a few words.
+pub fn word<T: Copy>(given: &str, words: &[(&'static str, T)]) -> Parsed<T> {
     if let Some((_, meant)) = words.iter().find(|(word, _)| *word == given) {
         return Ok(*meant);
     }
-    let known: Vec<&str> = words.iter().map(|(word, _)| *word).collect();
-    Violation::only("invalid_choice", format!("must be one of {}", known.join(", ")))
+    let known: Vec<String> = words.iter().map(|(word, _)| format!("`{word}`")).collect();
+    let detail = format!("must be one of {}; got {}", known.join(", "), received(given));
+    Violation::only("invalid_choice", detail)
 }
 
-/// Refuses NUL anywhere inside: PostgreSQL cannot hold it, not even escaped.
-pub fn no_nul(map: &Map<String, Value>) -> Parsed<()> {
-    fn clean(value: &Value) -> bool {
-        match value {
-            Value::String(text) => !text.contains('\0'),
-            Value::Array(values) => values.iter().all(clean),
-            Value::Object(map) => map.iter().all(|(name, value)| !name.contains('\0') && clean(value)),
-            Value::Null | Value::Bool(_) | Value::Number(_) => true,
-        }
+/// Refuses properties that contain a text or a number for which `is_good` is false.
+fn check_properties(
+    map: &Map<String, Value>,
+    violation: &Violation,
+    is_good: impl Fn(&str, &Value) -> bool,
+) -> Parsed<()> {
+    fn passes(name: &str, value: &Value, is_good: &impl Fn(&str, &Value) -> bool) -> bool {
+        is_good(name, value)
+            && match value {
+                Value::Array(values) => values.iter().all(|value| passes("", value, is_good)),
+                Value::Object(map) => map.iter().all(|(name, value)| passes(name, value, is_good)),
+                Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => true,
+            }
     }
-    let violations: Vec<Violation> = map
-        .iter()
-        .filter(|(name, value)| name.contains('\0') || !clean(value))
-        .map(|(name, _)| Violation::new("nul_character", "must not contain the NUL character").under(name))
-        .collect();
-    if violations.is_empty() { Ok(()) } else { Err(violations) }
+    let refused = map.iter().filter(|(name, value)| !passes(name, value, &is_good));
+    Violation::check_all(refused.map(|(name, _)| violation.clone().under(name)).collect())
 }
 
-/// Refuses numbers that PostgreSQL would have to hold with thousands of digits.
+/// Refuses NUL anywhere inside: PostgreSQL cannot store it, not even escaped.
+pub fn no_nul(map: &Map<String, Value>) -> Parsed<()> {
+    let violation = Violation::new("nul_character", "must not contain the NUL character");
+    check_properties(map, &violation, |name, value| {
+        !name.contains('\0') && value.as_str().is_none_or(|text| !text.contains('\0'))
+    })
+}
+
+/// Refuses numbers that PostgreSQL would have to store with thousands of digits.
 pub fn no_monstrous_numbers(map: &Map<String, Value>) -> Parsed<()> {
     use super::limits::{PROPERTY_NUMBER_CHARS_MAX, PROPERTY_NUMBER_EXPONENT_MAX};
-    fn tame(value: &Value) -> bool {
-        match value {
-            Value::Number(number) => {
-                let text = number.as_str();
-                let exponent =
-                    text.split_once(['e', 'E']).map_or(Ok(0), |(_, exponent)| exponent.parse::<i32>());
-                text.len() <= PROPERTY_NUMBER_CHARS_MAX
-                    && exponent.is_ok_and(|e| e.abs() <= PROPERTY_NUMBER_EXPONENT_MAX)
-            }
-            Value::Array(values) => values.iter().all(tame),
-            Value::Object(map) => map.values().all(tame),
-            Value::Null | Value::Bool(_) | Value::String(_) => true,
-        }
-    }
-    let violations: Vec<Violation> = map
-        .iter()
-        .filter(|(_, value)| !tame(value))
-        .map(|(name, _)| Violation::new("invalid_value", "has a number with too many digits").under(name))
-        .collect();
-    if violations.is_empty() { Ok(()) } else { Err(violations) }
+    let detail = format!(
+        "must not contain a number with more than {PROPERTY_NUMBER_CHARS_MAX} characters or an exponent beyond \
+         {PROPERTY_NUMBER_EXPONENT_MAX}; send it as a string"
+    );
+    check_properties(map, &Violation::new("invalid_value", detail), |_, value| {
+        let Value::Number(number) = value else { return true };
+        let text = number.as_str();
+        let exponent = text.split_once(['e', 'E']).map_or(Ok(0), |(_, exponent)| exponent.parse::<i32>());
+        text.len() <= PROPERTY_NUMBER_CHARS_MAX
+            && exponent.is_ok_and(|e| e.abs() <= PROPERTY_NUMBER_EXPONENT_MAX)
+    })
 }
 
 #[cfg(test)]
@@ -281,7 +435,7 @@ mod tests {
         fields.required("gone", text);
         fields.list("list", 10, text);
         let violations = fields.finish().unwrap_err();
-        let found: Vec<(&str, &str)> = violations.iter().map(|f| (f.pointer.as_str(), f.code)).collect();
+        let found: Vec<(&str, &str)> = violations.iter().map(|it| (it.pointer.as_str(), it.code)).collect();
         let expected = [
             ("/a", "invalid_type"),
             ("/gone", "missing_field"),
@@ -289,5 +443,13 @@ mod tests {
             ("/b~1c", "unknown_field"),
         ];
         assert_eq!(found, expected);
+    }
+
+    #[test]
+    fn a_value_that_was_never_parsed_is_refused_with_a_reason() {
+        let fields = ObjectParser::new(json!({})).unwrap();
+        assert_eq!(fields.finish_with((Some(1), None::<u8>)).unwrap_err().first().code, "missing_field");
+        let fields = ObjectParser::new(json!({})).unwrap();
+        assert_eq!(fields.finish_with((Some(1), Some(2))), Ok((1, 2)));
     }
 }

@@ -81,6 +81,8 @@ pub const TRANSACTION_CALLS_MAX: usize = 512;
 pub const HISTORY_ROWS_MAX: i64 = 1_000;
 /// Rows on a page of a list, unless asked.
 pub const PAGE_ROWS_DEFAULT: u32 = 50;
+/// Characters of a received value that an error message repeats.
+pub const RECEIVED_CHARS_MAX: usize = 80;
 /// Rows on a page of a list, at most.
 pub const PAGE_ROWS_MAX: u32 = 1_000;
 /// How far ahead of now an event may lie.

@@ -5,6 +5,7 @@ use std::fmt;
 use serde::{Serialize, Serializer};
 
 use super::limits::{KEY_CHARS_MAX, NAME_CHARS_MAX};
+use crate::received::received;
 
 /// Why a text is no such name: a stable code and what to do.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -25,7 +26,10 @@ fn free_text(text: &str) -> Result<(), BadName> {
     }
     // a character has at least one byte: most names need no counting
     if text.len() > NAME_CHARS_MAX && text.chars().count() > NAME_CHARS_MAX {
-        return Err(bad("too_long", format!("must have at most {NAME_CHARS_MAX} characters")));
+        return Err(bad(
+            "too_long",
+            format!("must have at most {NAME_CHARS_MAX} characters; got {}", text.chars().count()),
+        ));
     }
     if text.contains('\0') {
         return Err(bad("nul_character", "must not contain the NUL character"));
@@ -39,10 +43,14 @@ fn key(text: &str) -> Result<(), BadName> {
         return Err(bad("empty", "must not be empty"));
     }
     if text.len() > KEY_CHARS_MAX {
-        return Err(bad("too_long", format!("must have at most {KEY_CHARS_MAX} characters")));
+        return Err(bad(
+            "too_long",
+            format!("must have at most {KEY_CHARS_MAX} characters; got {}", text.chars().count()),
+        ));
     }
     if !text.bytes().all(|b| b.is_ascii_alphanumeric() || b"_-.:".contains(&b)) {
-        return Err(bad("invalid_key", "must consist of letters, digits, `_`, `-`, `.` and `:`"));
+        let allowed = "must consist of letters, digits, `_`, `-`, `.` and `:`";
+        return Err(bad("invalid_key", format!("{allowed}; got {}", received(text))));
     }
     Ok(())
 }

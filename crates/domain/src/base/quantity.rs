@@ -27,9 +27,9 @@ pub struct Total(i128);
 /// Why a text is no quantity.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum NotAQuantity {
-    #[error("is not a decimal number")]
+    #[error("must be a decimal number")]
     NotDecimal,
-    #[error("has more than {INTEGER_DIGITS} integer or {FRACTION_DIGITS} fractional digits")]
+    #[error("must have at most {INTEGER_DIGITS} integer and {FRACTION_DIGITS} fractional digits")]
     TooManyDigits,
 }
 

@@ -9,7 +9,7 @@ use jiff::{ToSpan, Zoned};
 use serde::ser::SerializeStruct;
 use serde::{Serialize, Serializer};
 
-use super::fields::{Parsed, Violation};
+use super::fields::{Parsed, Violation, received};
 use super::timestamp::{MICROS_PER_SECOND, Timestamp};
 
 /// A half-open range of time.
@@ -58,7 +58,10 @@ impl Zone {
     pub fn parse(name: &str) -> Parsed<Self> {
         match TimeZone::get(name) {
             Ok(zone) if zone.iana_name().is_some() => Ok(Self(zone)),
-            _ => Violation::only("unknown_timezone", "is not an IANA time zone, such as Europe/Berlin"),
+            _ => Violation::only(
+                "unknown_timezone",
+                format!("must be an IANA time zone, such as Europe/Berlin; got {}", received(name)),
+            ),
         }
     }
 
@@ -106,9 +109,10 @@ impl Window {
         let mut bounds = vec![bound];
         while bound < span.to {
             if bounds.len() > max {
-                let detail =
-                    format!("would make more than {max} windows; take a shorter range or a longer window");
-                return Err(vec![Violation::new("too_many_windows", detail).under("window")]);
+                let detail = format!(
+                    "the range must have at most {max} windows; use a shorter range or a longer window"
+                );
+                return Err(Violation::new("too_many_windows", detail).under("window").into());
             }
             bound = self.next(bound, &zone.0);
             bounds.push(bound);

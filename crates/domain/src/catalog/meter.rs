@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 use serde_json::Value;
 
-use crate::base::fields::{self, ObjectParser, Parsed, Violation};
+use crate::base::fields::{self, ObjectParser, Parsed, Violation, Violations};
 use crate::base::limits::{FILTER_VALUES_MAX, METER_DIMENSIONS_MAX, NAME_CHARS_MAX};
 use crate::base::names::{EventName, MeterKey, PropertyName};
 use crate::base::quantity::{Quantity, Total};
@@ -65,13 +65,11 @@ impl Filter {
     pub fn read(value: Value) -> Parsed<Self> {
         let mut filter = BTreeMap::new();
         for (name, allowed) in fields::object(value)? {
-            let under = |violations: Vec<Violation>| {
-                violations.into_iter().map(|f| f.under(&name)).collect::<Vec<_>>()
-            };
+            let under = |violations: Violations| violations.under(&name);
             let allowed = if allowed.is_array() { allowed } else { Value::Array(vec![allowed]) };
             let mut values = fields::items(allowed, FILTER_VALUES_MAX, scalar).map_err(under)?;
             if values.is_empty() {
-                return Err(under(vec![Violation::new("empty", "must allow at least one value")]));
+                return Err(under(Violation::new("empty", "must allow at least one value").into()));
             }
             values.sort();
             values.dedup();
@@ -171,8 +169,7 @@ impl StripeMeter {
             }
             Ok(scale)
         });
-        fields.finish()?;
-        let Some(event_name) = event_name else { return Err(Vec::new()) };
+        let event_name = fields.finish_with(event_name)?;
         Ok(Self {
             event_name,
             customer_key: customer_key.unwrap_or_else(|| "stripe_customer_id".to_owned()),
@@ -221,10 +218,12 @@ impl Meter {
         let unit = fields.optional("unit", short_text);
         let stripe = fields.optional("stripe", StripeMeter::read);
         if has_repeats(&dimensions) {
-            fields.add_error(Violation::new("duplicate_key", "names a dimension twice").under("dimensions"));
+            fields.add_error(
+                Violation::new("duplicate_key", "must name each dimension once").under("dimensions"),
+            );
         }
         if dimensions.iter().any(|d| d.as_str() == "subject") {
-            let detail = "`subject` is a word of the usage report, not a property";
+            let detail = "must not contain `subject`, which usage can always be grouped by";
             fields.add_error(Violation::new("invalid_key", detail).under("dimensions"));
         }
         if let (Some(stripe), Some(aggregation)) = (&stripe, aggregation) {
@@ -233,14 +232,11 @@ impl Meter {
                 StripeFormula::Last => matches!(aggregation, Aggregation::Last | Aggregation::Max),
             };
             if !fits {
-                let detail = "must be `sum` for sum and count meters, `last` for last and max; others cannot be billed";
+                let detail = "must be `sum` for sum and count meters and `last` for last and max meters; others cannot be exported";
                 fields.add_error(Violation::new("invalid_formula", detail).under("formula").under("stripe"));
             }
         }
-        fields.finish()?;
-        let (Some(key), Some(event_name), Some(aggregation)) = (key, event_name, aggregation) else {
-            return Err(Vec::new());
-        };
+        let (key, event_name, aggregation) = fields.finish_with((key, event_name, aggregation))?;
         let value_property = match aggregation {
             Aggregation::Count => value_property,
             _ => value_property.or_else(|| PropertyName::parse(VALUE).ok()),
@@ -272,7 +268,7 @@ impl Meter {
         match properties.get(name) {
             None | Some(Value::Null) => None,
             Some(value) => Quantity::from_json(value).err().map(|why| {
-                let detail = format!("{why}; the meter `{}` counts it", self.key);
+                let detail = format!("{why}, because the meter `{}` counts it", self.key);
                 Violation::new("invalid_value", detail).under(name).under("properties")
             }),
         }

@@ -8,7 +8,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use crate::base::environment::Environment;
-use crate::base::fields::{self, ObjectParser, Parsed, Violation};
+use crate::base::fields::{self, ObjectParser, Parsed, Violation, Violations};
 use crate::base::limits::CATALOG_ITEMS_MAX;
 use crate::base::names::{ItemKey, MeterKey, PlanKey};
 use crate::base::timestamp::Timestamp;
@@ -66,15 +66,15 @@ impl Catalog {
     pub fn read(value: Value) -> Parsed<Self> {
         let catalog = Self::read_stored(value)?;
         let refused = |(index, plan): (usize, &Plan)| {
-            let prices = list::validate_price_list(&plan.prices, &[]).err().unwrap_or_default();
-            let prices = prices.into_iter().map(|violation| violation.under("prices"));
+            let prices = list::validate_price_list(&plan.prices, &[]).err();
+            let prices = prices.into_iter().flatten().map(|violation| violation.under("prices"));
             let caps = SpendCap::validate_not_withdrawn(&plan.spend_caps)
                 .map(|violation| violation.under("spend_caps"));
             let at = |violation: Violation| violation.under(&index.to_string()).under("plans");
             prices.chain(caps).map(at).collect::<Vec<_>>()
         };
         let violations: Vec<Violation> = catalog.plans.iter().enumerate().flat_map(refused).collect();
-        if violations.is_empty() { Ok(catalog) } else { Err(violations) }
+        Violation::check_all(violations).map(|()| catalog)
     }
 
     /// Reads a catalog that was applied before. Unlike [`Self::read`], accepts currencies that were
@@ -94,7 +94,7 @@ impl Catalog {
         fields.finish()?;
         let catalog = Self { default_plan, meters, plans, credit_units, credit_packs };
         let violations = catalog.inconsistencies();
-        if violations.is_empty() { Ok(catalog) } else { Err(violations) }
+        Violation::check_all(violations).map(|()| catalog)
     }
 
     /// Reads YAML. Scalars keep their own spelling, so that no number passes through a float.
@@ -129,13 +129,14 @@ impl Catalog {
         let meter_keys: Vec<&MeterKey> = self.meters.iter().map(|meter| &meter.key).collect();
         let plan_keys: Vec<&PlanKey> = self.plans.iter().map(|plan| &plan.key).collect();
         if has_repeats(&meter_keys) {
-            violations.push(Violation::new("duplicate_key", "uses a key twice").under("meters"));
+            violations.push(Violation::new("duplicate_key", "must use each key once").under("meters"));
         }
         if has_repeats(&plan_keys) {
-            violations.push(Violation::new("duplicate_key", "uses a key twice").under("plans"));
+            violations.push(Violation::new("duplicate_key", "must use each key once").under("plans"));
         }
-        let unknown_plan =
-            |key: &PlanKey| Violation::new("unknown_plan", format!("there is no plan `{key}`"));
+        let unknown_plan = |key: &PlanKey| {
+            Violation::new("unknown_plan", format!("must be the key of a plan in the catalog; got `{key}`"))
+        };
         if let Some(key) = &self.default_plan
             && self.plan(key).is_none()
         {
@@ -165,11 +166,14 @@ impl Catalog {
 
     fn validate_limit(&self, limit: &Limit) -> Option<Violation> {
         let Some(meter) = self.meter(&limit.meter) else {
-            let detail = format!("there is no meter `{}`", limit.meter);
+            let detail = format!("must be the key of a meter in the catalog; got `{}`", limit.meter);
             return Some(Violation::new("unknown_meter", detail).under("meter"));
         };
         if matches!(meter.aggregation, Aggregation::Avg | Aggregation::Min) {
-            let detail = format!("`{}` is an average or a minimum, which cannot have a limit", meter.key);
+            let detail = format!(
+                "must not be an average or minimum meter, which cannot have a limit; got `{}`",
+                meter.key
+            );
             return Some(Violation::new("unlimitable_meter", detail).under("meter"));
         }
         crate::credits::catalog::validate_overage(meter, limit)
@@ -202,7 +206,7 @@ impl Catalog {
         };
         let other = others.find(meets).filter(|_| !meter.aggregation.is_reservable())?;
         let detail = format!(
-            "`{}` is a level, which cannot be shared with the price `{}`: give them filters with different values of one dimension",
+            "must exclude the use that `{1}` prices, as `{0}` is not a sum; give both filters different values of one dimension",
             meter.key, other.key
         );
         Some(Violation::new("unsupported_slice", detail).under("filter"))
@@ -230,23 +234,28 @@ impl Catalog {
                 }
             }
         }
-        if violations.is_empty() { Ok(()) } else { Err(violations) }
+        Violation::check_all(violations)
     }
 
     fn validate_price(&self, price: &Price) -> Option<Violation> {
         let key = price.meter.as_ref()?;
         let Some(meter) = self.meter(key) else {
             return Some(
-                Violation::new("unknown_meter", format!("there is no meter `{key}`")).under("meter"),
+                Violation::new(
+                    "unknown_meter",
+                    format!("must be the key of a meter in the catalog; got `{key}`"),
+                )
+                .under("meter"),
             );
         };
         let is_percentage = matches!(price.model.name(), ModelName::Percentage);
         if matches!(meter.aggregation, Aggregation::Avg | Aggregation::Min) {
-            let detail = format!("`{key}` is an average or a minimum, which cannot have a price");
+            let detail =
+                format!("must not be an average or minimum meter, which cannot have a price; got `{key}`");
             return Some(Violation::new("unpriceable_meter", detail).under("meter"));
         }
         if is_percentage && meter.aggregation != Aggregation::Sum {
-            let detail = format!("`{key}` is no sum of values, of which a percentage could be taken");
+            let detail = format!("must be a sum meter for a percentage price; got `{key}`");
             return Some(Violation::new("unpriceable_meter", detail).under("meter"));
         }
         validate_filter(meter, &price.filter)
@@ -292,10 +301,8 @@ impl Catalog {
         }
         for meter in self.meters.iter().filter(|meter| next.meter(&meter.key).is_none()) {
             if recorded(&meter.key) {
-                let detail = format!(
-                    "leaves out the meter `{}`, which has recorded usage, or something held on it",
-                    meter.key
-                );
+                let detail =
+                    format!("must keep the meter `{}`, which has recorded or reserved usage", meter.key);
                 violations.push(Violation::new("meter_in_use", detail).under("meters"));
             }
             let key = meter.key.to_string();
@@ -321,7 +328,7 @@ impl Catalog {
         }
         for plan in self.plans.iter().filter(|plan| next.plan(&plan.key).is_none()) {
             if in_use(&plan.key) {
-                let detail = format!("leaves out the plan `{}`, which has subscribers", plan.key);
+                let detail = format!("must keep the plan `{}`, which has subscribers", plan.key);
                 violations.push(Violation::new("plan_in_use", detail).under("plans"));
             }
             let key = plan.key.to_string();
@@ -333,7 +340,7 @@ impl Catalog {
             });
         }
         crate::credits::catalog::changes(self, next, granted, &mut changes, &mut violations);
-        if violations.is_empty() { Ok(changes) } else { Err(violations) }
+        Violation::check_all(violations).map(|()| changes)
     }
 }
 
@@ -341,7 +348,7 @@ impl Catalog {
 pub(super) fn validate_filter(meter: &Meter, filter: &Filter) -> Option<Violation> {
     let is_dimension = |name: &str| meter.dimensions.iter().any(|known| known.as_str() == name);
     let unknown = filter.iter().map(|(name, _)| name).find(|name| !is_dimension(name))?;
-    let detail = format!("the meter `{}` has no dimension `{unknown}`", meter.key);
+    let detail = format!("must name dimensions of the meter `{}`; got `{unknown}`", meter.key);
     Some(Violation::new("unknown_dimension", detail).under(unknown).under("filter"))
 }
 
@@ -349,14 +356,14 @@ pub(super) fn validate_filter(meter: &Meter, filter: &Filter) -> Option<Violatio
 fn validate_meter_change(present: &Meter, next: &Meter) -> Option<Violation> {
     if !present.same_counting(next) {
         let detail = format!(
-            "event_name, aggregation, value_property and filter of the meter `{}` cannot change; make a new meter",
+            "must keep event_name, aggregation, value_property and filter of the meter `{}`; make a new meter instead",
             present.key
         );
         return Some(Violation::new("meter_immutable", detail));
     }
     let lost = present.dimensions.iter().find(|dimension| !next.dimensions.contains(dimension));
     lost.map(|dimension| {
-        let detail = format!("the meter `{}` cannot lose its dimension `{dimension}`", present.key);
+        let detail = format!("the meter `{}` must keep its dimension `{dimension}`", present.key);
         Violation::new("meter_immutable", detail).under("dimensions")
     })
 }
@@ -427,21 +434,20 @@ fn yaml_to_json(text: &str) -> Parsed<Value> {
         }
     }
 
-    let unreadable = |why: String| vec![Violation::new("malformed_yaml", why)];
+    let unreadable = |why: String| Violations::from(Violation::new("malformed_yaml", why));
     let mut loader = YamlLoader::<YamlOwned>::default();
     loader.early_parse(false);
     saphyr_parser::Parser::new_from_str(text)
         .load(&mut loader, true)
-        .map_err(|why| unreadable(why.to_string()))?;
+        .map_err(|why| unreadable(format!("the request body is not valid YAML: {why}")))?;
     if let Some(why) = loader.error() {
-        return Err(unreadable(why.to_string()));
+        return Err(unreadable(format!("the request body is not valid YAML: {why}")));
     }
     let documents = loader.into_documents();
     match documents.as_slice() {
-        [document] => {
-            convert(document).ok_or_else(|| unreadable("has tags, or keys that are no text".to_owned()))
-        }
-        _ => Err(unreadable("must be exactly one document".to_owned())),
+        [document] => convert(document)
+            .ok_or_else(|| unreadable("the YAML document must have text keys only and no tags".to_owned())),
+        _ => Err(unreadable("the request body must be exactly one YAML document".to_owned())),
     }
 }
 

@@ -111,8 +111,7 @@ impl Limit {
             fields::one_of(v, &[("none", Overage::None), ("credits", Overage::Credits)])
         });
         let on_plan_change = fields.optional("on_plan_change", |v| fields::one_of(v, &OnPlanChange::WORDS));
-        fields.finish()?;
-        let (Some(key), Some(meter), Some(period)) = (key, meter, period) else { return Err(Vec::new()) };
+        let (key, meter, period) = fields.finish_with((key, meter, period))?;
         Ok(Self {
             key,
             meter,
@@ -183,21 +182,22 @@ impl Plan {
         }
         let keys: Vec<&ItemKey> = limits.iter().map(|limit| &limit.key).collect();
         if super::meter::has_repeats(&keys) {
-            fields.add_error(Violation::new("duplicate_key", "uses a limit's key twice").under("limits"));
+            fields.add_error(
+                Violation::new("duplicate_key", "must use each key of a limit once").under("limits"),
+            );
         }
         let keys: Vec<&ItemKey> = spend_caps.iter().map(|cap| &cap.key).collect();
         if super::meter::has_repeats(&keys) {
             fields.add_error(
-                Violation::new("duplicate_key", "uses a spend cap's key twice").under("spend_caps"),
+                Violation::new("duplicate_key", "must use each key of a spend cap once").under("spend_caps"),
             );
         }
         let keys: Vec<&ItemKey> = credit_grants.iter().map(|credits| &credits.key).collect();
         if super::meter::has_repeats(&keys) {
-            let violation = Violation::new("duplicate_key", "uses a key of credits twice");
+            let violation = Violation::new("duplicate_key", "must use each key of a credit grant once");
             fields.add_error(violation.under("credit_grants"));
         }
-        fields.finish()?;
-        let Some(key) = key else { return Err(Vec::new()) };
+        let key = fields.finish_with(key)?;
         Ok(Self {
             name: name.unwrap_or_else(|| key.to_string()),
             key,

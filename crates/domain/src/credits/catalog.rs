@@ -14,11 +14,11 @@ use crate::catalog::{Action, Catalog, CatalogChange, CatalogItemKind, differing,
 pub fn inconsistencies(catalog: &Catalog, violations: &mut Vec<Violation>) {
     let keys: Vec<&ItemKey> = catalog.credit_units.iter().map(|unit| &unit.key).collect();
     if has_repeats(&keys) {
-        violations.push(Violation::new("duplicate_key", "uses a key twice").under("credit_units"));
+        violations.push(Violation::new("duplicate_key", "must use each key once").under("credit_units"));
     }
     let keys: Vec<&ItemKey> = catalog.credit_packs.iter().map(|pack| &pack.key).collect();
     if has_repeats(&keys) {
-        violations.push(Violation::new("duplicate_key", "uses a key twice").under("credit_packs"));
+        violations.push(Violation::new("duplicate_key", "must use each key once").under("credit_packs"));
     }
     for (index, unit) in catalog.credit_units.iter().enumerate() {
         for (position, cost) in unit.costs.iter().enumerate() {
@@ -56,7 +56,11 @@ pub fn inconsistencies(catalog: &Catalog, violations: &mut Vec<Violation>) {
             violations.extend(validate_unit(catalog, &alert.unit).map(at));
             let missing = alert.top_up.as_ref().filter(|key| catalog.credit_pack(key).is_none());
             let missing = missing.map(|key| {
-                Violation::new("unknown_pack", format!("there is no credit pack `{key}`")).under("top_up")
+                Violation::new(
+                    "unknown_pack",
+                    format!("must be the key of a credit pack in the catalog; got `{key}`"),
+                )
+                .under("top_up")
             });
             violations.extend(missing.map(at));
         }
@@ -84,7 +88,7 @@ pub fn validate_applied(catalog: &Catalog) -> Parsed<()> {
             Some((id, others.iter().find(|other| other.has_stripe_price(environment, id))?))
         });
         violations.extend(taken.map(|(id, other)| {
-            let detail = format!("names `{id}`, which buys the pack `{}`", other.key);
+            let detail = format!("must not contain `{id}`, which buys the pack `{}`", other.key);
             let violation = Violation::new("duplicate_stripe_price", detail).under("stripe_price_ids");
             violation.under(&index.to_string()).under("credit_packs")
         }));
@@ -99,24 +103,28 @@ pub fn validate_applied(catalog: &Catalog) -> Parsed<()> {
             }));
         }
     }
-    if violations.is_empty() { Ok(()) } else { Err(violations) }
+    Violation::check_all(violations)
 }
 
 /// What speaks against granting credits in a unit.
 pub fn validate_unit(catalog: &Catalog, unit: &Unit) -> Option<Violation> {
     match unit {
         Unit::Meter(key) => match catalog.meter(key) {
-            None => {
-                Some(Violation::new("unknown_meter", format!("there is no meter `{key}`")).under("meter"))
-            }
+            None => Some(
+                Violation::new(
+                    "unknown_meter",
+                    format!("must be the key of a meter in the catalog; got `{key}`"),
+                )
+                .under("meter"),
+            ),
             Some(meter) if !meter.aggregation.is_reservable() => {
-                let detail = format!("`{key}` is neither a sum nor a count, which alone can be burnt");
+                let detail = format!("must be a sum or count meter; got `{key}`");
                 Some(Violation::new("uncoverable_meter", detail).under("meter"))
             }
             Some(_) => None,
         },
         Unit::CreditUnit(key) => catalog.credit_unit(key).is_none().then(|| {
-            let detail = format!("there is no credit unit `{key}`");
+            let detail = format!("must be the key of a credit unit in the catalog; got `{key}`");
             Violation::new("unknown_credit_unit", detail).under("credit_unit")
         }),
         Unit::Currency(_) => None,
@@ -129,15 +137,17 @@ pub fn validate_overage(meter: &Meter, limit: &Limit) -> Option<Violation> {
         return None;
     }
     if !meter.aggregation.is_reservable() {
-        let detail = format!("`{}` is neither a sum nor a count, which alone credits can cover", meter.key);
+        let detail =
+            format!("needs a sum or count meter, which `{}` is not; credits cannot cover it", meter.key);
         return Some(Violation::new("uncoverable_meter", detail).under("overage"));
     }
     if limit.period == Period::Minute {
-        let detail = "a limit per minute stays hard: credits pay for quotas, not for speed";
+        let detail = "must be `none` on a limit per minute: credits pay for quotas, not for rates";
         return Some(Violation::new("uncoverable_period", detail).under("overage"));
     }
     if limit.enforcement == Enforcement::Soft {
-        let detail = "a soft limit denies nothing that credits could allow; leave one of the two out";
+        let detail =
+            "must be `none` on a soft limit, which denies nothing; leave out `overage` or `enforcement`";
         return Some(Violation::new("uncoverable_enforcement", detail).under("overage"));
     }
     None
@@ -167,14 +177,14 @@ pub fn changes(
     }
     for unit in present.credit_units.iter().filter(|unit| next.credit_unit(&unit.key).is_none()) {
         if granted(&Unit::CreditUnit(unit.key.clone())) {
-            let detail = format!("leaves out the credit unit `{}`, of which there are open grants", unit.key);
+            let detail = format!("must keep the credit unit `{}`, which has open grants", unit.key);
             violations.push(Violation::new("credit_unit_in_use", detail).under("credit_units"));
         }
         changes.push(change(Action::Delete, CatalogItemKind::CreditUnit, &unit.key, Vec::new()));
     }
     for meter in present.meters.iter().filter(|meter| next.meter(&meter.key).is_none()) {
         if granted(&Unit::Meter(meter.key.clone())) {
-            let detail = format!("leaves out the meter `{}`, of which there are open grants", meter.key);
+            let detail = format!("must keep the meter `{}`, which has open grants", meter.key);
             violations.push(Violation::new("meter_in_use", detail).under("meters"));
         }
     }

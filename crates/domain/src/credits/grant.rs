@@ -115,25 +115,24 @@ impl Request {
         let refund_of = fields.optional("refund_of", ledger_number);
         let reason = fields.optional("reason", reason);
         if expires_at.is_some() && expires_after.is_some() {
-            let detail = "only one of `expires_at` and `expires_after` can be given";
+            let detail = "must not be given together with `expires_at`; leave one out";
             fields.add_error(Violation::new("ambiguous_expiry", detail).under("expires_after"));
         }
         if let (Some(from), Some(to)) = (effective_at, expires_at)
             && to <= from
         {
-            let detail = "must lie after `effective_at`";
+            let detail = "must be after `effective_at`";
             fields.add_error(Violation::new("invalid_range", detail).under("expires_at"));
         }
         if refund_of.is_some() && source != Some(GrantSource::Refund) {
-            let detail = "only a grant of source `refund` makes a spend good";
+            let detail = "needs the source `refund`; set `source` or leave this out";
             fields.add_error(Violation::new("not_a_refund", detail).under("refund_of"));
         }
         if refund_of.is_some() && recurrence.is_some() {
-            let detail = "a grant that makes a spend good is given once";
+            let detail = "must not be given with `refund_of`: a refund is granted once";
             fields.add_error(Violation::new("recurring_refund", detail).under("period"));
         }
-        fields.finish()?;
-        let (Some(unit), Some(amount)) = (unit, amount) else { return Err(Vec::new()) };
+        let (unit, amount) = fields.finish_with((unit, amount))?;
         Ok(Self {
             unit,
             amount,
@@ -171,8 +170,8 @@ impl Request {
         let end = self.expires_at.or_else(|| Some(effective_at.saturating_add(self.expires_after?)));
         if end.is_some_and(|end| end <= effective_at || end <= now) {
             let violation =
-                Violation::new("invalid_range", "must lie ahead, and after the grant takes effect");
-            return Err(vec![violation.under("expires_at")]);
+                Violation::new("invalid_range", "must be in the future and after the grant takes effect");
+            return Err(violation.under("expires_at").into());
         }
         let recurrence = self.recurrence.clone().map(|given| given.beginning(effective_at, end));
         let turn = recurrence.as_ref().map(|given| given.period_around(effective_at, None).to);
@@ -227,7 +226,7 @@ pub fn life(value: Value) -> Parsed<Duration> {
     match read() {
         Some(life) => Ok(life),
         None => {
-            Violation::only("invalid_duration", "must be a time such as 90d or 12h, of a century at most")
+            Violation::only("invalid_duration", "must be a duration such as 90d or 12h, at most a century")
         }
     }
 }

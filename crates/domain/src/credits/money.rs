@@ -110,7 +110,7 @@ pub fn validate_money_limits(limits: &[Limit], prices: &[Price], currency: Curre
     let price = uncoverable(limits, prices, currency)?;
     let meter = price.meter.as_ref()?;
     let detail = format!(
-        "money cannot burn at the price `{}`: it burns at `per_unit` without free units, and at `graduated` without flat \
+        "must not be money, which cannot burn at the price `{}`: it burns at `per_unit` without free units, and at `graduated` without flat \
          amounts along a limit of the same filter with `period: billing`, neither with a minimum or a maximum; \
          grant units of `{meter}` or of a credit unit",
         price.key

@@ -46,11 +46,10 @@ impl PlanCredits {
         let timezone = fields.optional("timezone", |v| Zone::parse(&fields::text(v)?)).unwrap_or_default();
         let rollover = fields.optional("rollover", Rollover::read).unwrap_or_default();
         if matches!(period, Period::Minute | Period::Hour) {
-            let violation = Violation::new("period_too_short", "credits are given by the day or more rarely");
+            let violation = Violation::new("period_too_short", "must be a day or longer");
             fields.add_error(violation.under("period"));
         }
-        fields.finish()?;
-        let (Some(key), Some(unit), Some(amount)) = (key, unit, amount) else { return Err(Vec::new()) };
+        let (key, unit, amount) = fields.finish_with((key, unit, amount))?;
         let anchor = anchor.unwrap_or(Anchor::Subscription);
         Ok(Self { key, unit, amount, priority, period, anchor, timezone, rollover })
     }
@@ -93,8 +92,7 @@ impl CreditPack {
         let priority = fields.optional("priority", priority).unwrap_or_default();
         let expires_after = fields.optional("expires_after", life);
         let stripe_price_ids = fields.optional("stripe_price_ids", plan::price_ids);
-        fields.finish()?;
-        let (Some(key), Some(unit), Some(amount)) = (key, unit, amount) else { return Err(Vec::new()) };
+        let (key, unit, amount) = fields.finish_with((key, unit, amount))?;
         Ok(Self {
             name: name.unwrap_or_else(|| key.to_string()),
             key,
@@ -132,8 +130,7 @@ impl CreditAlert {
         let unit = Unit::take(&mut fields);
         let below = fields.required("below", above_zero);
         let top_up = fields.optional("top_up", |v| Ok(ItemKey::parse(fields::text(v)?)?));
-        fields.finish()?;
-        let (Some(unit), Some(below)) = (unit, below) else { return Err(Vec::new()) };
+        let (unit, below) = fields.finish_with((unit, below))?;
         Ok(Self { unit, below, top_up })
     }
 }

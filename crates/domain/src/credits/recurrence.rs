@@ -26,8 +26,7 @@ impl Rollover {
         if max.is_some_and(|max| max < min) {
             fields.add_error(Violation::new("invalid_range", "must not be below `min`").under("max"));
         }
-        fields.finish()?;
-        let Some(max) = max else { return Err(Vec::new()) };
+        let max = fields.finish_with(max)?;
         Ok(Self { min, max })
     }
 
@@ -64,8 +63,7 @@ impl Recurrence {
         let has_period = fields.has("period");
         for dependent in ["renews", "rollover"] {
             if fields.has(dependent) && !has_period {
-                let detail =
-                    format!("`{dependent}` says what happens when a `period` turns, which is missing");
+                let detail = format!("`{dependent}` needs a `period`; add one or leave it out");
                 fields.add_error(Violation::new("missing_field", detail).under(dependent));
             }
         }
@@ -82,8 +80,7 @@ impl Recurrence {
         let renews = fields.required("renews", fields::boolean);
         let anchor = fields.optional("anchor", fields::timestamp);
         let until = fields.optional("until", fields::timestamp);
-        fields.finish()?;
-        let (Some(period), Some(renews)) = (period, renews) else { return Err(Vec::new()) };
+        let (period, renews) = fields.finish_with((period, renews))?;
         Ok(Self { period, renews, anchor, until })
     }
 

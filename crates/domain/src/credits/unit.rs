@@ -30,7 +30,7 @@ impl Unit {
     pub fn take(fields: &mut ObjectParser) -> Option<Self> {
         let given = ["meter", "credit_unit", "currency"].iter().filter(|name| fields.has(name)).count();
         if given != 1 {
-            let detail = "exactly one of `meter`, `credit_unit` and `currency` must be given";
+            let detail = "exactly one of `meter`, `credit_unit` and `currency` is required";
             let code = if given == 0 { "missing_field" } else { "ambiguous_unit" };
             fields.add_error(Violation::new(code, detail));
         }
@@ -89,8 +89,7 @@ impl Cost {
         let meter = fields.required("meter", |v| Ok(MeterKey::parse(fields::text(v)?)?));
         let filter = fields.optional("filter", Filter::read).unwrap_or_default();
         let cost = fields.required("cost", above_zero);
-        fields.finish()?;
-        let (Some(meter), Some(cost)) = (meter, cost) else { return Err(Vec::new()) };
+        let (meter, cost) = fields.finish_with((meter, cost))?;
         Ok(Self { meter, filter, cost })
     }
 }
@@ -104,11 +103,10 @@ impl CreditUnit {
         let same = |a: &Cost, b: &Cost| a.meter == b.meter && a.filter == b.filter;
         if costs.iter().enumerate().any(|(n, cost)| costs[..n].iter().any(|other| same(cost, other))) {
             fields.add_error(
-                Violation::new("duplicate_cost", "names a cost of one slice twice").under("costs"),
+                Violation::new("duplicate_cost", "must name each meter and filter once").under("costs"),
             );
         }
-        fields.finish()?;
-        let Some(key) = key else { return Err(Vec::new()) };
+        let key = fields.finish_with(key)?;
         Ok(Self { name: name.unwrap_or_else(|| key.to_string()), key, costs })
     }
 
@@ -126,7 +124,7 @@ impl CreditUnit {
 pub fn above_zero(value: Value) -> Parsed<Quantity> {
     let quantity = fields::quantity(value)?;
     if quantity <= Quantity::default() {
-        return Violation::only("invalid_value", "must be above zero");
+        return Violation::only("invalid_value", "must be greater than 0");
     }
     Ok(quantity)
 }

@@ -2,7 +2,6 @@
 //! is due by time is carried out first, in the order of time; every change is a movement, and no balance
 //! falls below nothing.
 
-mod grant_lifecycle;
 #[cfg(test)]
 mod tests;
 
@@ -20,9 +19,7 @@ use crate::base::quantity::{Quantity, Total};
 use crate::base::timestamp::Timestamp;
 use crate::pricing::amount::Amount;
 
-pub use grant_lifecycle::GrantSchedule;
-
-/// What a grant has come to.
+/// The state of a grant.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum GrantState {
     /// It has not taken effect.
@@ -39,7 +36,7 @@ pub struct GrantBalance {
     pub available: Total,
     pub held: Total,
     pub state: GrantState,
-    /// Whether it is the latest of its series.
+    /// True for the latest grant of its series.
     pub is_head: bool,
 }
 
@@ -56,7 +53,7 @@ impl GrantBalance {
     }
 }
 
-/// What grants bear of a use.
+/// The share of a use that a grant bears.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct GrantShare {
     pub grant: Uuid,
@@ -69,7 +66,7 @@ pub struct GrantShare {
 /// Parts of a use, in the order in which grants burn.
 pub type GrantShares = Vec<GrantShare>;
 
-/// What grants bear altogether, cut to the digits of a quantity: once, for all of them.
+/// Returns the sum that grants bear, cut to the digits of a quantity once.
 pub fn quantity_of(parts: &[GrantShare]) -> Quantity {
     let sum: Amount = parts.iter().map(|part| part.quantity.clone()).sum();
     sum.quantity_below().quantity().unwrap_or(Quantity::MAX)
@@ -95,10 +92,10 @@ pub fn split(parts: &[GrantShare], at: Quantity) -> (GrantShares, GrantShares) {
     (first, rest)
 }
 
-/// What is taken of grants while it is not yet sure that it will be.
+/// Amounts that are tentatively taken from grants.
 pub type TentativeAmounts = BTreeMap<Uuid, Total>;
 
-/// What a reservation held that has expired.
+/// The hold of an expired reservation on a grant.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ExpiredCreditLine {
     pub grant: Uuid,
@@ -107,18 +104,34 @@ pub struct ExpiredCreditLine {
     pub amount: Total,
 }
 
+/// An amount that moves into a grant or out of it.
+pub(super) struct Transfer {
+    pub(super) kind: MovementKind,
+    pub(super) amount: Total,
+    pub(super) at: Timestamp,
+    pub(super) cause: Cause,
+}
+
+/// The meter of a use, and the reservation and the event that it belongs to.
+#[derive(Debug, Clone, Copy)]
+struct UsedFor<'a> {
+    reservation: Option<Uuid>,
+    event: Option<Uuid>,
+    meter: &'a MeterKey,
+}
+
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Wallet {
     pub subject_id: i64,
-    /// No line of what is held lapses before then.
+    /// No hold line expires before then.
     pub next_line: Option<Timestamp>,
-    grant_balances: Vec<GrantBalance>,
+    pub(super) grant_balances: Vec<GrantBalance>,
     /// Of each unit, what is available.
     balances: BTreeMap<Unit, Total>,
     movements: Vec<Movement>,
     /// Grants that time made here, and that are yet to be kept.
-    made: BTreeSet<Uuid>,
-    changed: BTreeSet<Uuid>,
+    pub(super) made: BTreeSet<Uuid>,
+    pub(super) changed: BTreeSet<Uuid>,
 }
 
 impl Wallet {
@@ -141,7 +154,7 @@ impl Wallet {
         wallet
     }
 
-    fn sort(&mut self) {
+    pub(super) fn sort(&mut self) {
         self.grant_balances.sort_by_key(|grant_balance| grant_balance.grant.rank());
     }
 
@@ -154,7 +167,7 @@ impl Wallet {
         self.grant_balances.iter().find(|grant_balance| grant_balance.grant.id == grant)
     }
 
-    /// What moved since it was opened, in order.
+    /// Returns the movements since the wallet was opened, in order.
     pub fn movements(&self) -> &[Movement] {
         &self.movements
     }
@@ -189,11 +202,12 @@ impl Wallet {
         turns.chain(self.next_line).min()
     }
 
-    fn index(&self, grant: Uuid) -> Option<usize> {
+    pub(super) fn index(&self, grant: Uuid) -> Option<usize> {
         self.grant_balances.iter().position(|grant_balance| grant_balance.grant.id == grant)
     }
 
-    fn shift(&mut self, index: usize, kind: MovementKind, amount: Total, at: Timestamp, cause: Cause) {
+    pub(super) fn shift(&mut self, index: usize, transfer: Transfer) {
+        let Transfer { kind, amount, at, cause } = transfer;
         if amount == Total::default() {
             return;
         }
@@ -218,15 +232,15 @@ impl Wallet {
         });
     }
 
-    /// What comes back to a grant that has ended goes where the rest of it went.
-    fn close(&mut self, index: usize, at: Timestamp) {
+    /// Expires or voids an amount that comes back to an ended grant.
+    pub(super) fn close(&mut self, index: usize, at: Timestamp) {
         let grant_balance = &self.grant_balances[index];
         if grant_balance.state != GrantState::Ended {
             return;
         }
         let kind =
             if grant_balance.grant.voided_at.is_some() { MovementKind::Void } else { MovementKind::Expire };
-        self.shift(index, kind, grant_balance.available, at, Cause::default());
+        self.shift(index, Transfer { kind, amount: grant_balance.available, at, cause: Cause::default() });
     }
 
     /// Adds a grant that is kept, and gives it where it takes effect by now.
@@ -240,11 +254,11 @@ impl Wallet {
         }
     }
 
-    fn take_effect(&mut self, index: usize, at: Timestamp) {
+    pub(super) fn take_effect(&mut self, index: usize, at: Timestamp) {
         self.grant_balances[index].state = GrantState::Open;
         self.changed.insert(self.grant_balances[index].grant.id);
         let amount = self.grant_balances[index].grant.amount.into();
-        self.shift(index, MovementKind::Grant, amount, at, Cause::default());
+        self.shift(index, Transfer { kind: MovementKind::Grant, amount, at, cause: Cause::default() });
     }
 
     /// Takes back what is available of a grant; what is held stays held, and goes the same way when it
@@ -259,7 +273,15 @@ impl Wallet {
         grant_balance.state = GrantState::Ended;
         let available = grant_balance.available;
         self.changed.insert(grant);
-        self.shift(index, MovementKind::Void, available, now, Cause { reason, ..Cause::default() });
+        self.shift(
+            index,
+            Transfer {
+                kind: MovementKind::Void,
+                amount: available,
+                at: now,
+                cause: Cause { reason, ..Cause::default() },
+            },
+        );
         true
     }
 
@@ -299,11 +321,11 @@ impl Wallet {
                 parts.push(GrantShare { grant: grant_balance.grant.id, quantity, amount });
             }
         }
-        // what is too little to be told of pays for nothing, and stays
+        // an amount below the digits of a quantity pays for nothing, and stays
         if quantity_of(&parts).is_zero() { GrantShares::new() } else { parts }
     }
 
-    /// What there is of a unit, what is held and what is yet to take effect included.
+    /// Returns the amount of a unit, including holds and grants that have not taken effect.
     pub fn all_of(&self, unit: &Unit) -> Total {
         let of = |grant_balance: &GrantBalance| match grant_balance.state {
             GrantState::Upcoming => grant_balance.grant.amount.into(),
@@ -316,18 +338,29 @@ impl Wallet {
 
     /// Keeps parts for a reservation.
     pub fn hold(&mut self, parts: &[GrantShare], meter: &MeterKey, reservation: Uuid, now: Timestamp) {
-        self.shift_parts(parts, MovementKind::Hold, meter, (Some(reservation), None), now);
+        self.shift_parts(
+            parts,
+            MovementKind::Hold,
+            UsedFor { reservation: Some(reservation), event: None, meter },
+            now,
+        );
     }
 
     /// Gives back what was kept.
     pub fn release(&mut self, parts: &[GrantShare], meter: &MeterKey, reservation: Uuid, now: Timestamp) {
-        self.shift_parts(parts, MovementKind::Release, meter, (Some(reservation), None), now);
+        self.shift_parts(
+            parts,
+            MovementKind::Release,
+            UsedFor { reservation: Some(reservation), event: None, meter },
+            now,
+        );
     }
 
     /// Spends what was kept for a reservation, for an event.
     pub fn settle(&mut self, parts: &[GrantShare], meter: &MeterKey, of: (Uuid, Uuid), now: Timestamp) {
         let (reservation, event) = of;
-        self.shift_parts(parts, MovementKind::Settle, meter, (Some(reservation), Some(event)), now);
+        let used_for = UsedFor { reservation: Some(reservation), event: Some(event), meter };
+        self.shift_parts(parts, MovementKind::Settle, used_for, now);
     }
 
     /// Spends for an event what nobody kept for it.
@@ -335,20 +368,21 @@ impl Wallet {
         &mut self,
         parts: &[GrantShare],
         meter: &MeterKey,
-        (reservation, event): (Option<Uuid>, Uuid),
+        of: (Option<Uuid>, Uuid),
         now: Timestamp,
     ) {
-        self.shift_parts(parts, MovementKind::Spend, meter, (reservation, Some(event)), now);
+        let used_for = UsedFor { reservation: of.0, event: Some(of.1), meter };
+        self.shift_parts(parts, MovementKind::Spend, used_for, now);
     }
 
     fn shift_parts(
         &mut self,
         parts: &[GrantShare],
         kind: MovementKind,
-        meter: &MeterKey,
-        (reservation, event): (Option<Uuid>, Option<Uuid>),
+        used_for: UsedFor<'_>,
         now: Timestamp,
     ) {
+        let UsedFor { reservation, event, meter } = used_for;
         let (mut exact, mut told) = (Amount::default(), Total::default());
         for part in parts {
             // the movements of a use tell of as many units as it has
@@ -358,7 +392,15 @@ impl Wallet {
             told = reached;
             let Some(index) = self.index(part.grant) else { continue };
             let used = Some((meter.clone(), quantity));
-            self.shift(index, kind, part.amount, now, Cause { event, reservation, used, ..Cause::default() });
+            self.shift(
+                index,
+                Transfer {
+                    kind,
+                    amount: part.amount,
+                    at: now,
+                    cause: Cause { event, reservation, used, ..Cause::default() },
+                },
+            );
             if kind == MovementKind::Release {
                 self.close(index, now);
             }
@@ -368,7 +410,7 @@ impl Wallet {
     /// Gives back to a grant of what was spent for an event. `cause` names the movement that spent it.
     pub fn refund(&mut self, grant: Uuid, amount: Total, cause: Cause, now: Timestamp) {
         let Some(index) = self.index(grant) else { return };
-        self.shift(index, MovementKind::Refund, amount, now, cause);
+        self.shift(index, Transfer { kind: MovementKind::Refund, amount, at: now, cause });
         self.close(index, now);
     }
 
@@ -387,10 +429,13 @@ impl Wallet {
     }
 
     /// Gives back what an expired reservation held.
-    fn expire(&mut self, expired: ExpiredCreditLine) {
+    pub(super) fn expire(&mut self, expired: ExpiredCreditLine) {
         let Some(index) = self.index(expired.grant) else { return };
         let cause = Cause { reservation: Some(expired.reservation), ..Cause::default() };
-        self.shift(index, MovementKind::Release, expired.amount, expired.expires_at, cause);
+        self.shift(
+            index,
+            Transfer { kind: MovementKind::Release, amount: expired.amount, at: expired.expires_at, cause },
+        );
         self.close(index, expired.expires_at);
     }
 }

@@ -157,7 +157,7 @@ impl PricedSlice {
             CapMeasure::Quantity => used.quantity = sum,
             CapMeasure::Fees => used.event_fees = Amount::of(sum),
             CapMeasure::Excess => {
-                used.event_fees = Amount::of(sum) + self.price.model.plain_fee(used.quantity)
+                used.event_fees = Amount::of(sum) + self.price.model.plain_fee(used.quantity);
             }
         }
     }

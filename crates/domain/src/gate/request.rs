@@ -44,7 +44,7 @@ impl RequestedValue {
                 Ok(Self { quantity: None, member })
             }
             (_, Err(why)) => Violation::only("invalid_value", why.to_string()),
-            (None, Ok(_)) => Violation::only("invalid_value", "is not a decimal number"),
+            (None, Ok(_)) => Violation::only("invalid_value", "must be a decimal number"),
         }
     }
 
@@ -89,8 +89,7 @@ impl Reserve {
             let asks = fields.list("holds", RESERVATION_HOLDS_MAX, |v| {
                 let mut fields = ObjectParser::new(v)?;
                 let ask = read_ask(&mut fields);
-                fields.finish()?;
-                ask.ok_or_else(Vec::new)
+                fields.finish_with(ask)
             });
             if asks.is_empty() && !fields.has_errors() {
                 fields.add_error(Violation::new("empty", "must have at least one hold").under("holds"));
@@ -109,10 +108,9 @@ impl Reserve {
         let dry_run = fields.optional("dry_run", fields::boolean);
         let meters: Vec<&MeterKey> = asks.iter().map(|ask| &ask.meter).collect();
         if has_repeats(&meters) {
-            fields.add_error(Violation::new("duplicate_meter", "names a meter twice").under("holds"));
+            fields.add_error(Violation::new("duplicate_meter", "must name each meter once").under("holds"));
         }
-        fields.finish()?;
-        let Some(subject) = subject else { return Err(Vec::new()) };
+        let subject = fields.finish_with(subject)?;
         Ok(Self {
             id,
             subject,
@@ -134,7 +132,7 @@ impl Reserve {
             };
             violations.extend(violation.map(place));
         }
-        if violations.is_empty() { Ok(()) } else { Err(violations) }
+        Violation::check_all(violations)
     }
 
     /// A fingerprint of what it asks for; holds in any order.
@@ -176,19 +174,19 @@ fn read_ask(fields: &mut ObjectParser) -> Option<HoldRequest> {
 
 fn validate_ask(ask: &HoldRequest, terms: &CatalogIndex, to_hold: bool) -> Option<Violation> {
     let Some(found) = terms.meter(&ask.meter) else {
-        let detail = format!("there is no meter `{}`", ask.meter);
+        let detail = format!("must be the key of a meter in the catalog; got `{}`", ask.meter);
         return Some(Violation::new("unknown_meter", detail).under("meter"));
     };
     if to_hold && !found.meter.aggregation.is_reservable() {
         let detail =
-            format!("`{}` is neither a sum nor a count: a level can be checked, not reserved", ask.meter);
+            format!("must be a sum or count meter to be reserved; `{}` can be checked only", ask.meter);
         return Some(Violation::new("not_reservable", detail).under("meter"));
     }
     if found.meter.aggregation == Aggregation::UniqueCount {
         return None;
     }
     match ask.value.quantity {
-        None => Some(Violation::new("invalid_value", "is not a decimal number").under("value")),
+        None => Some(Violation::new("invalid_value", "must be a decimal number").under("value")),
         Some(quantity) => {
             validate_fraction(found.meter.aggregation, quantity).map(|violation| violation.under("value"))
         }
@@ -223,15 +221,12 @@ fn read_amounts(fields: &mut ObjectParser, name: &str) -> Vec<MeterAmount> {
         let mut fields = ObjectParser::new(v)?;
         let meter = fields.required("meter", |v| Ok(MeterKey::parse(fields::text(v)?)?));
         let value = fields.required("value", fields::quota);
-        fields.finish()?;
-        match (meter, value) {
-            (Some(meter), Some(value)) => Ok(MeterAmount { meter, value }),
-            _ => Err(Vec::new()),
-        }
+        let (meter, value) = fields.finish_with((meter, value))?;
+        Ok(MeterAmount { meter, value })
     });
     let meters: Vec<&MeterKey> = amounts.iter().map(|amount| &amount.meter).collect();
     if has_repeats(&meters) {
-        fields.add_error(Violation::new("duplicate_meter", "names a meter twice").under(name));
+        fields.add_error(Violation::new("duplicate_meter", "must name each meter once").under(name));
     }
     amounts
 }
@@ -323,7 +318,7 @@ pub fn validate_amounts(
     for (index, amount) in amounts.iter().enumerate() {
         let violation = match held(&amount.meter) {
             None => {
-                let detail = format!("the reservation holds nothing on `{}`", amount.meter);
+                let detail = format!("must be a meter that the reservation holds; got `{}`", amount.meter);
                 Some(Violation::new("meter_not_held", detail).under("meter"))
             }
             Some(aggregation) => {
@@ -332,7 +327,7 @@ pub fn validate_amounts(
         };
         violations.extend(violation.map(|violation| violation.under(&index.to_string()).under(under)));
     }
-    if violations.is_empty() { Ok(()) } else { Err(violations) }
+    Violation::check_all(violations)
 }
 
 #[cfg(test)]

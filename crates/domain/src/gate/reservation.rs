@@ -9,8 +9,8 @@ use uuid::Uuid;
 
 use super::catalog_index::CatalogIndex;
 use super::request::{Commit, Extend, HoldRequest, MeterAmount, OnExpiry, Release, validate_amounts};
-use crate::base::fields::Violation;
-use crate::base::names::MeterKey;
+use crate::base::fields::{Violation, Violations};
+use crate::base::names::{MeterKey, SubjectId};
 use crate::base::quantity::Quantity;
 use crate::base::timestamp::Timestamp;
 use crate::catalog::meter::{Meter, dimension_value};
@@ -150,24 +150,33 @@ impl Refusal {
 
     pub fn detail(self) -> &'static str {
         match self {
-            Self::IdReused => "a reservation with this id asked for something else; use a new id",
-            Self::NotFound => "there is no reservation with this id",
-            Self::AlreadyCommitted => "the reservation is committed, with other values or as a whole",
-            Self::AlreadyReleased => "the reservation is released; make a new one",
+            Self::IdReused => "the id is in use for a reservation with other content; use a new id",
+            Self::NotFound => "no reservation has this id; check it, or make a new reservation",
+            Self::AlreadyCommitted => {
+                "the reservation is already committed with other values; record further use as events"
+            }
+            Self::AlreadyReleased => "the reservation is already released; make a new one",
             Self::BelowCommitted => {
-                "steps have recorded more than this total; commit at least that, and void the events that are wrong"
+                "the total must not be below what earlier commits recorded; commit at least that and void wrong events"
             }
             Self::Expired => "the reservation is expired; make a new one",
-            Self::TooOld => "the reservation is too old to be settled; record what was used as events",
+            Self::TooOld => "the reservation is too old to be committed; record the use as events",
         }
     }
+}
+
+/// The reservations that a list shows.
+#[derive(Debug, Clone, Default)]
+pub struct ReservationFilter {
+    pub subject: Option<SubjectId>,
+    pub status: Option<ReservationStatus>,
 }
 
 /// Why a transition cannot be made.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Objection {
     Refused(Refusal),
-    Invalid(Vec<Violation>),
+    Invalid(Violations),
 }
 
 impl From<Refusal> for Objection {
@@ -176,8 +185,8 @@ impl From<Refusal> for Objection {
     }
 }
 
-impl From<Vec<Violation>> for Objection {
-    fn from(violations: Vec<Violation>) -> Self {
+impl From<Violations> for Objection {
+    fn from(violations: Violations) -> Self {
         Self::Invalid(violations)
     }
 }
@@ -406,13 +415,13 @@ fn validate_changed_dimension(meter: &Meter, hold: &Hold, over: &Properties) -> 
     });
     let Some(dimension) = changed else { return Ok(()) };
     let detail =
-        format!("is another than `{}` was held for; record that use as an event of its own", meter.key);
+        format!("must be the value that `{}` was held for; record other use as a separate event", meter.key);
     let violation = Violation::new("dimension_changed", detail).under(dimension.as_str()).under("properties");
-    Err(Objection::Invalid(vec![violation]))
+    Err(Objection::Invalid(violation.into()))
 }
 
-fn under_properties(violations: Vec<Violation>) -> Objection {
-    Objection::Invalid(violations.into_iter().map(|violation| violation.under("properties")).collect())
+fn under_properties(violations: Violations) -> Objection {
+    Objection::Invalid(violations.under("properties"))
 }
 
 /// The key, which is the id, of an event that records a hold: a UUIDv7 (RFC 9562, section 5.7) of the

@@ -16,7 +16,7 @@ use super::request::{Commit, Extend, HoldRequest, OnExpiry, Release, Reserve, or
 use super::reservation::{
     CommitResult, Hold, Moment, Objection, Record, Refusal, Reservation, ReservationStatus, holds,
 };
-use crate::base::fields::Violation;
+use crate::base::fields::Violations;
 use crate::base::names::MeterKey;
 use crate::base::quantity::{Quantity, Total};
 use crate::base::timestamp::Timestamp;
@@ -83,7 +83,7 @@ pub enum CallOutcome {
         reservation: Reservation,
     },
     Refused(Refusal),
-    Invalid(Vec<Violation>),
+    Invalid(Violations),
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]

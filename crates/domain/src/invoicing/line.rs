@@ -287,8 +287,7 @@ impl RatingTerms {
             let mut period = ObjectParser::new(v)?;
             let (from, to) =
                 (period.required("start", fields::timestamp), period.required("end", fields::timestamp));
-            period.finish()?;
-            let (Some(from), Some(to)) = (from, to) else { return Err(Vec::new()) };
+            let (from, to) = period.finish_with((from, to))?;
             Ok(Span { from, to })
         });
         let is_billed = fields.required("billed", fields::boolean);
@@ -296,12 +295,8 @@ impl RatingTerms {
         let only_used = fields.optional("only_used", fields::boolean).unwrap_or_default();
         let prices = fields.required("prices", |v| fields::items(v, usize::MAX, Price::read));
         let commitment = fields.optional("commitment", Commitment::read);
-        fields.finish()?;
-        let (Some(plan), Some(span), Some(is_billed), Some(with_fees), Some(prices)) =
-            (plan, span, is_billed, with_fees, prices)
-        else {
-            return Err(Vec::new());
-        };
+        let (plan, span, is_billed, with_fees, prices) =
+            fields.finish_with((plan, span, is_billed, with_fees, prices))?;
         Ok(Self { plan, plan_name, span, is_billed, prices, commitment, with_fees, only_used })
     }
 }

@@ -4,3 +4,13 @@
 pub mod line;
 pub mod mapping;
 pub mod timeline;
+
+use crate::base::names::{StripeCustomerId, SubjectId};
+
+/// The invoices that a list shows.
+#[derive(Debug, Clone, Default)]
+pub struct InvoiceFilter {
+    pub subject: Option<SubjectId>,
+    pub customer: Option<StripeCustomerId>,
+    pub status: Option<&'static str>,
+}

@@ -307,7 +307,7 @@ pub fn read(value: Value) -> Parsed<Amount> {
         }
         Err(NotAQuantity::TooManyDigits) => {
             let detail = format!(
-                "has more than {INTEGER_DIGITS} integer or {PRICE_FRACTION_DIGITS} fractional digits"
+                "must have at most {INTEGER_DIGITS} integer and {PRICE_FRACTION_DIGITS} fractional digits"
             );
             return Violation::only("invalid_amount", detail);
         }

@@ -35,10 +35,7 @@ impl SpendCap {
         let period = fields.required("period", |v| fields::one_of(v, &Period::WORDS));
         let anchor = fields.optional("anchor", |v| fields::one_of(v, &Anchor::WORDS));
         let timezone = fields.optional("timezone", |v| Zone::parse(&fields::text(v)?));
-        fields.finish()?;
-        let (Some(key), Some(amount), Some(currency), Some(period)) = (key, amount, currency, period) else {
-            return Err(Vec::new());
-        };
+        let (key, amount, currency, period) = fields.finish_with((key, amount, currency, period))?;
         let (anchor, timezone) = (anchor.unwrap_or(Anchor::Calendar), timezone.unwrap_or_default());
         Ok(Self { key, amount, currency, period, anchor, timezone })
     }
@@ -50,14 +47,13 @@ impl SpendCap {
         let keys: Vec<&ItemKey> = caps.iter().flatten().map(|cap| &cap.key).collect();
         if has_repeats(&keys) {
             fields.add_error(
-                Violation::new("duplicate_key", "uses a spend cap's key twice").under("spend_caps"),
+                Violation::new("duplicate_key", "must use each key of a spend cap once").under("spend_caps"),
             );
         }
-        fields.finish()?;
-        let caps = caps.ok_or_else(Vec::new)?;
+        let caps = fields.finish_with(caps)?;
         let violations: Vec<Violation> =
             Self::validate_not_withdrawn(&caps).map(|violation| violation.under("spend_caps")).collect();
-        if violations.is_empty() { Ok(caps) } else { Err(violations) }
+        Violation::check_all(violations).map(|()| caps)
     }
 
     /// What speaks against the currencies of new caps, each under its place.

@@ -37,7 +37,7 @@ fn whole(value: Value) -> Parsed<MinorUnits> {
     let amount = amount::read(value)?;
     let units = amount.rounded();
     if Amount::from(&units) != amount {
-        return Violation::only("invalid_amount", "must be whole minor units, as bills are");
+        return Violation::only("invalid_amount", "must be a whole number of minor units");
     }
     Ok(units)
 }
@@ -55,11 +55,10 @@ impl Commitment {
         if let (Some(least), Some(most)) = (&minimum_amount, &maximum_amount)
             && most < least
         {
-            let detail = "must not be below the minimum";
+            let detail = "must not be below `minimum_amount`";
             fields.add_error(Violation::new("invalid_range", detail).under("maximum_amount"));
         }
-        fields.finish()?;
-        let Some(currency) = currency else { return Err(Vec::new()) };
+        let currency = fields.finish_with(currency)?;
         Ok(Self { currency, minimum_amount, maximum_amount })
     }
 
@@ -117,11 +116,11 @@ pub fn validate_commitments<'p>(
 ) -> Vec<Violation> {
     let mut violations = Vec::new();
     if has_repeats(&commitments.iter().map(|commitment| commitment.currency).collect::<Vec<_>>()) {
-        violations.push(Violation::new("duplicate_key", "uses a currency twice"));
+        violations.push(Violation::new("duplicate_key", "must use each currency once"));
     }
     for (place, Commitment { currency, .. }) in commitments.iter().enumerate() {
         if !prices.clone().any(|price| price.currency == *currency) {
-            let detail = format!("nothing has a price in {currency}, so there is no bill in it");
+            let detail = format!("must be a currency of a price; nothing has a price in {currency}");
             let violation = Violation::new("unpriced_currency", detail);
             violations.push(violation.under("currency").under(&place.to_string()));
         }
@@ -189,8 +188,10 @@ mod tests {
         let prices = [Price::read(fee).unwrap()];
         let violation = |commitments: &Value| {
             let read = crate::base::fields::items(commitments.clone(), 10, Commitment::read);
-            let violations =
-                read.map_or_else(|violations| violations, |read| validate_commitments(&read, prices.iter()));
+            let violations = read.map_or_else(
+                |violations| violations.to_vec(),
+                |read| validate_commitments(&read, prices.iter()),
+            );
             violations.first().map(|violation| (violation.pointer.clone(), violation.code))
         };
         let usd = json!({"currency": "usd", "minimum_amount": 1});

@@ -20,7 +20,10 @@ impl Currency {
         let is_lower = code.bytes().all(|byte| byte.is_ascii_lowercase());
         match Iso::from_code(&code.to_ascii_uppercase()).filter(|_| is_lower) {
             Some(currency) if currency.exponent().is_some() => Ok(Self(currency)),
-            _ => Violation::only("unknown_currency", "must be a lower-case ISO 4217 code, such as usd"),
+            _ => Violation::only(
+                "unknown_currency",
+                format!("must be a lower-case ISO 4217 code, such as usd; got {}", fields::received(code)),
+            ),
         }
     }
 
@@ -31,7 +34,7 @@ impl Currency {
     /// What speaks against something new in it; what was kept in it stays.
     pub fn validate_not_withdrawn(self) -> Option<Violation> {
         let detail =
-            || format!("{self} was withdrawn from ISO 4217; take the currency that came in its place");
+            || format!("must be a current currency; {self} was withdrawn from ISO 4217, use its successor");
         WITHDRAWN.contains(&self.0).then(|| Violation::new("unknown_currency", detail()).under("currency"))
     }
 

@@ -43,14 +43,14 @@ impl ExchangeRate {
         let rate = fields.required("rate", |value| {
             let rate = amount::read(value)?;
             if rate.is_zero() {
-                return Violation::only("invalid_value", "must be above zero");
+                return Violation::only("invalid_value", "must be greater than 0");
             }
             Ok(rate)
         });
         let as_of = fields.optional("as_of", |value| {
             let as_of = fields::timestamp(value)?;
             if as_of > now.saturating_add(RATE_AHEAD_MAX) {
-                return Violation::only("timestamp_in_future", "must not lie more than 5 minutes ahead");
+                return Violation::only("timestamp_in_future", "must be at most 5 minutes ahead of now");
             }
             Ok(as_of)
         });
@@ -61,8 +61,7 @@ impl ExchangeRate {
                 Violation::new("same_currency", "must be another currency than `from`").under("to"),
             );
         }
-        fields.finish()?;
-        let (Some(from), Some(to), Some(rate)) = (from, to, rate) else { return Err(Vec::new()) };
+        let (from, to, rate) = fields.finish_with((from, to, rate))?;
         Ok(Self { from, to, rate, as_of: as_of.unwrap_or(now) })
     }
 
@@ -78,7 +77,7 @@ impl ExchangeRate {
         }
         let names: Vec<_> = rates.iter().map(|rate| (rate.from, rate.to, rate.as_of)).collect();
         if has_repeats(&names) {
-            let detail = "states one rate, of one time, twice";
+            let detail = "must state each rate of a time once";
             fields.add_error(Violation::new("duplicate_key", detail).under("rates"));
         }
         fields.finish()?;

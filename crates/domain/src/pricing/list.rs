@@ -98,7 +98,7 @@ impl<'a> PriceList<'a> {
 pub fn validate_price_list(prices: &[Price], beside: &[&Price]) -> Parsed<()> {
     let mut violations = Vec::new();
     if has_repeats(&prices.iter().map(|price| &price.key).collect::<Vec<_>>()) {
-        violations.push(Violation::new("duplicate_key", "uses a price's key twice"));
+        violations.push(Violation::new("duplicate_key", "must use each key of a price once"));
     }
     for (index, price) in prices.iter().enumerate() {
         violations.extend(
@@ -115,13 +115,13 @@ pub fn validate_price_list(prices: &[Price], beside: &[&Price]) -> Parsed<()> {
         };
         if let Some(other) = beside.iter().copied().chain(&prices[..index]).find(rival) {
             let detail = format!(
-                "rates something that `{}` rates, at the same time, and neither is for a part of the other; give it another filter or effective time",
+                "must not price the same use at the same time as `{}`; give it another filter or effective time",
                 other.key
             );
             violations.push(Violation::new("overlapping_prices", detail).under(&index.to_string()));
         }
     }
-    if violations.is_empty() { Ok(()) } else { Err(violations) }
+    Violation::check_all(violations)
 }
 
 #[cfg(test)]

@@ -250,7 +250,7 @@ impl Model {
 fn per_units(value: Value) -> Parsed<Quantity> {
     let units = fields::quantity(value)?;
     if units <= Quantity::default() {
-        return Violation::only("invalid_value", "must be above zero");
+        return Violation::only("invalid_value", "must be greater than 0");
     }
     Ok(units)
 }
@@ -259,7 +259,7 @@ fn validate_crossed(fields: &mut ObjectParser, name: &str, least: Option<&Amount
     if let (Some(least), Some(most)) = (least, most)
         && most < least
     {
-        fields.add_error(Violation::new("invalid_range", "must not be below the minimum").under(name));
+        fields.add_error(Violation::new("invalid_range", "must not be below the minimum amount").under(name));
     }
 }
 
@@ -313,7 +313,7 @@ impl RateTier {
 fn bound(value: Value) -> Parsed<Quantity> {
     let bound = fields::quantity(value)?;
     if bound <= Quantity::default() {
-        return Violation::only("invalid_value", "must be above zero, or null for the last tier");
+        return Violation::only("invalid_value", "must be greater than 0, or null for the last tier");
     }
     Ok(bound)
 }
@@ -348,8 +348,7 @@ fn validate_tiers<T: Bounded>(tiers: &[T]) -> Option<Violation> {
                 );
             }
             Some(_) if index == last => {
-                let detail =
-                    "the last tier must be without end (`up_to: null`), or quantities above have no price";
+                let detail = "must be null on the last tier, or larger quantities have no price";
                 return violation("gapped_tiers", detail, index);
             }
             _ => {}
@@ -391,24 +390,26 @@ impl Price {
         if let (Some(from), Some(to)) = (effective_from, effective_to)
             && to <= from
         {
-            let detail = "must lie after `effective_from`";
+            let detail = "must be after `effective_from`";
             fields.add_error(Violation::new("invalid_range", detail).under("effective_to"));
         }
         if meter.is_none() && !filter.is_empty() {
-            fields.add_error(Violation::new("missing_field", "a filter needs a `meter`").under("meter"));
+            fields.add_error(
+                Violation::new("missing_field", "`meter` is required for a price with a filter")
+                    .under("meter"),
+            );
         }
         if meter.is_none() && name.is_some_and(|name| name != ModelName::Flat) && !fields.has_errors() {
-            let detail = "`meter` is required: only a flat price has none";
+            let detail = "`meter` is required for every model but `flat`";
             fields.add_error(Violation::new("missing_field", detail).under("meter"));
         }
         let Some(name) = name else {
             // what else it has depends on its model
-            fields.finish_ignoring_rest()?;
-            return Err(Vec::new());
+            fields.ignore_rest();
+            return fields.finish_with(None::<Self>);
         };
         let model = Model::read(name, &mut fields);
-        fields.finish()?;
-        let (Some(key), Some(model), Some(currency)) = (key, model, currency) else { return Err(Vec::new()) };
+        let (key, model, currency) = fields.finish_with((key, model, currency))?;
         Ok(Self {
             key,
             meter,

@@ -81,7 +81,7 @@ impl QuoteRequest {
         let usage = fields.list("usage", CATALOG_ITEMS_MAX, QuotedUse::read);
         let at = fields.optional("at", fields::timestamp);
         if plan.is_some() && !commitments.is_empty() {
-            let detail = "a plan has its own; give them with `prices`";
+            let detail = "must not be given with `plan`, which has its own; give them with `prices`";
             fields.add_error(Violation::new("conflicting_fields", detail).under("commitments"));
         }
         let basis = match (plan, prices) {
@@ -93,7 +93,10 @@ impl QuoteRequest {
                 Some(Basis::Prices { prices, commitments })
             }
             (Some(_), Some(_)) => {
-                fields.add_error(Violation::new("conflicting_fields", "give either `plan` or `prices`"));
+                fields.add_error(Violation::new(
+                    "conflicting_fields",
+                    "`plan` and `prices` must not be given together; leave one out",
+                ));
                 None
             }
             (None, None) => {
@@ -105,8 +108,7 @@ impl QuoteRequest {
                 None
             }
         };
-        fields.finish()?;
-        let Some(basis) = basis else { return Err(Vec::new()) };
+        let basis = fields.finish_with(basis)?;
         Ok(Self { basis, currency, usage, at })
     }
 
@@ -153,8 +155,8 @@ impl QuoteRequest {
             Basis::Prices { prices, commitments } => Ok((prices, commitments)),
             Basis::Plan(key) => {
                 let plan = catalog.plan(key).ok_or_else(|| {
-                    let detail = format!("there is no plan `{key}`");
-                    vec![Violation::new("unknown_plan", detail).under("plan")]
+                    let detail = format!("must be the key of a plan in the catalog; got `{key}`");
+                    Violation::new("unknown_plan", detail).under("plan")
                 })?;
                 Ok((&plan.prices, &plan.commitments))
             }
@@ -166,19 +168,19 @@ impl QuoteRequest {
             catalog.meter(meter).is_some() || prices.iter().any(|price| price.meter.as_ref() == Some(meter))
         };
         let violation = |(index, entry): (usize, &QuotedUse)| {
-            let detail = format!("there is no meter `{}`", entry.meter);
+            let detail = format!("must be the key of a meter; got `{}`", entry.meter);
             Violation::new("unknown_meter", detail).under("meter").under(&index.to_string()).under("usage")
         };
         let unknown = self.usage.iter().enumerate().filter(|(_, entry)| !is_known(&entry.meter));
         let violations: Vec<Violation> = unknown.map(violation).collect();
-        if violations.is_empty() { Ok(()) } else { Err(violations) }
+        Violation::check_all(violations)
     }
 
     /// Where there are no prices, nothing costs anything: in which currency has to be said.
     fn free(&self) -> Parsed<Quote> {
         let Some(currency) = self.currency else {
-            let detail = "there are no prices, so the `currency` has to be given";
-            return Err(vec![Violation::new("missing_field", detail).under("currency")]);
+            let detail = "`currency` is required, as there are no prices to take it from";
+            return Err(Violation::new("missing_field", detail).under("currency").into());
         };
         let unpriced = self.usage.iter().map(QuotedUse::unpriced).collect();
         Ok(Quote { currency, lines: Vec::new(), total: MinorUnits::default(), exchange_rate: None, unpriced })
@@ -203,8 +205,10 @@ impl PriceList<'_> {
 /// The rate between two currencies; without one, nothing is converted.
 pub fn known_rate(rates: &Rates, from: Currency, to: Currency, at: Timestamp) -> Parsed<&ExchangeRate> {
     rates.at(from, to, at).ok_or_else(|| {
-        let detail = format!("there is no exchange rate from {from} to {to}; set one with `PUT /v1/rates`");
-        vec![Violation::new("no_rate", detail).under("currency")]
+        let detail = format!(
+            "must be a currency with an exchange rate from {from}; got {to}: set a rate with `PUT /v1/rates`"
+        );
+        Violation::new("no_rate", detail).under("currency").into()
     })
 }
 
@@ -219,7 +223,10 @@ impl QuotedUse {
             (Some(quantity), None) => vec![quantity],
             (None, Some(values)) => values,
             (Some(_), Some(_)) => {
-                fields.add_error(Violation::new("conflicting_fields", "give either `quantity` or `values`"));
+                fields.add_error(Violation::new(
+                    "conflicting_fields",
+                    "`quantity` and `values` must not be given together; leave one out",
+                ));
                 Vec::new()
             }
             (None, None) => {
@@ -230,8 +237,7 @@ impl QuotedUse {
                 Vec::new()
             }
         };
-        fields.finish()?;
-        let Some(meter) = meter else { return Err(Vec::new()) };
+        let meter = fields.finish_with(meter)?;
         Ok(Self { meter, values, properties })
     }
 

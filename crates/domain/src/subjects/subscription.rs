@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use uuid::Uuid;
 
-use crate::base::fields::{self, ObjectParser, Parsed, Violation};
+use crate::base::fields::{self, ObjectParser, Parsed, Violation, Violations};
 use crate::base::limits::{CATALOG_ITEMS_MAX, CLOSING, EVENT_AHEAD_MAX};
 use crate::base::names::{ItemKey, PlanKey};
 use crate::base::period::Cycle;
@@ -135,11 +135,10 @@ impl SubscriptionParams {
         if let (Some(start), Some(end)) = (cycle_start, period_end)
             && end <= start
         {
-            let detail = "must lie after `cycle_start`";
+            let detail = "must be after `cycle_start`";
             fields.add_error(Violation::new("invalid_range", detail).under("period_end"));
         }
-        fields.finish()?;
-        let Some(plan) = plan else { return Err(Vec::new()) };
+        let plan = fields.finish_with(plan)?;
         Ok(Self {
             plan,
             status: status.unwrap_or(SubscriptionStatus::Active),
@@ -156,8 +155,8 @@ impl SubscriptionParams {
     /// What speaks against it under a catalog.
     pub fn validate(&self, catalog: &Catalog) -> Parsed<()> {
         let Some(plan) = catalog.plan(&self.plan) else {
-            let detail = format!("there is no plan `{}`", self.plan);
-            return Err(vec![Violation::new("unknown_plan", detail).under("plan")]);
+            let detail = format!("must be the key of a plan in the catalog; got `{}`", self.plan);
+            return Err(Violation::new("unknown_plan", detail).under("plan").into());
         };
         let unknown = |key: &&ItemKey| plan.limit(key).is_none();
         let mut violations: Vec<Violation> = self
@@ -165,18 +164,22 @@ impl SubscriptionParams {
             .keys()
             .filter(unknown)
             .map(|key| {
-                let detail = format!("the plan `{}` has no limit `{key}`", plan.key);
+                let detail = format!("must be the key of a limit of the plan `{}`; got `{key}`", plan.key);
                 Violation::new("unknown_limit", detail).under(key.as_str()).under("overrides")
             })
             .collect();
         let beside = prices_beside(plan, &self.prices);
-        let mut found = pricing::list::validate_price_list(&self.prices, &beside).err().unwrap_or_default();
+        let mut found = pricing::list::validate_price_list(&self.prices, &beside)
+            .err()
+            .into_iter()
+            .flatten()
+            .collect::<Vec<_>>();
         found.extend(catalog.validate_prices(&self.prices, &beside));
         violations.extend(found.into_iter().map(|violation| violation.under("prices")));
         let found =
             commitment::validate_commitments(&self.commitments, beside.into_iter().chain(&self.prices));
         violations.extend(found.into_iter().map(|violation| violation.under("commitments")));
-        if violations.is_empty() { Ok(()) } else { Err(violations) }
+        Violation::check_all(violations)
     }
 
     /// What speaks against its own prices beside spend caps: in a currency of caps nothing would have a
@@ -194,7 +197,7 @@ impl SubscriptionParams {
         for cap in caps.filter(|cap| prices.iter().all(|price| price.currency != cap.currency)) {
             if let Err(violations) = known_rate(rates, first, cap.currency, now) {
                 let at = |violation: Violation| violation.under(&own.to_string()).under("prices");
-                return Err(violations.into_iter().map(at).collect());
+                return Violation::check_all(violations.into_iter().map(at).collect());
             }
         }
         Ok(())
@@ -249,7 +252,7 @@ pub fn read_overrides(value: Value) -> Parsed<BTreeMap<ItemKey, Option<Quantity>
     let mut overrides = BTreeMap::new();
     let mut violations = Vec::new();
     for (name, value) in map {
-        let read = ItemKey::parse(name.as_str()).map_err(Vec::from).and_then(|key| {
+        let read = ItemKey::parse(name.as_str()).map_err(Violations::from).and_then(|key| {
             let quota = if value.is_null() { None } else { Some(fields::quota(value)?) };
             Ok((key, quota))
         });
@@ -257,10 +260,10 @@ pub fn read_overrides(value: Value) -> Parsed<BTreeMap<ItemKey, Option<Quantity>
             Ok((key, quota)) => {
                 overrides.insert(key, quota);
             }
-            Err(found) => violations.extend(found.into_iter().map(|violation| violation.under(&name))),
+            Err(found) => violations.extend(found.under(&name)),
         }
     }
-    if violations.is_empty() { Ok(overrides) } else { Err(violations) }
+    Violation::check_all(violations).map(|()| overrides)
 }
 
 /// When a subscription is to end.
@@ -315,8 +318,8 @@ impl Subscription {
         if let Some(end) = statement.period_end {
             let start = statement.cycle_start.unwrap_or_else(|| next.cycle.billing_period(now).from);
             if end <= start {
-                let detail = format!("must lie after {start}, where the period starts");
-                return Err(vec![Violation::new("invalid_range", detail).under("period_end")]);
+                let detail = format!("must be after the start of the period, {start}");
+                return Err(Violation::new("invalid_range", detail).under("period_end").into());
             }
             next.cycle.billing = Some(Span { from: start, to: end });
         }

@@ -10,12 +10,15 @@ use crate::base::limits::PATH_LEVELS_MAX;
 pub fn validate_parent(parent_path: usize, height: usize, is_below: bool) -> Option<Violation> {
     let refuse = |code, detail: String| Some(Violation::new(code, detail).under("parent"));
     if is_below {
-        return refuse("subject_cycle", "is the subject itself or stands below it".to_owned());
+        return refuse(
+            "subject_cycle",
+            "must not be the subject itself or one of its descendants".to_owned(),
+        );
     }
     if parent_path + height > PATH_LEVELS_MAX {
         return refuse(
             "subject_too_deep",
-            format!("would make a path of more than {PATH_LEVELS_MAX} levels"),
+            format!("must not make a path of more than {PATH_LEVELS_MAX} levels"),
         );
     }
     None

@@ -85,6 +85,18 @@ pub struct Event {
     pub statement: Option<Uuid>,
 }
 
+/// The events that a list shows.
+#[derive(Debug, Clone, Default)]
+pub struct EventFilter {
+    pub subject: Option<SubjectId>,
+    pub descendants: bool,
+    pub event_name: Option<EventName>,
+    pub source: Option<String>,
+    pub from: Option<Timestamp>,
+    pub to: Option<Timestamp>,
+    pub voided: Option<bool>,
+}
+
 impl Event {
     pub fn read(value: Value) -> Parsed<Self> {
         let mut fields = ObjectParser::new(value)?;
@@ -95,8 +107,7 @@ impl Event {
         let value = fields.optional("value", fields::quantity);
         let properties = fields.optional("properties", Properties::read);
         let timestamp = fields.optional("timestamp", fields::timestamp);
-        fields.finish()?;
-        let (Some(event_name), Some(subject)) = (event_name, subject) else { return Err(Vec::new()) };
+        let (event_name, subject) = fields.finish_with((event_name, subject))?;
         Ok(Self {
             id,
             source: source.unwrap_or_default(),
@@ -120,21 +131,21 @@ impl Event {
         let subject = fields.required("subject", |v| Ok(SubjectId::parse(fields::text(v)?)?));
         let timestamp = fields.optional("time", fields::timestamp);
         if fields.take("data_base64").is_some() {
-            fields.add_error(Violation::new("invalid_type", "must be JSON in `data`").under("data_base64"));
+            fields.add_error(
+                Violation::new("invalid_type", "is not supported; send JSON in `data`").under("data_base64"),
+            );
         }
         let data = fields.optional("data", |data| {
             let mut data = fields::object(data)?;
             let value = match data.remove("value") {
                 None | Some(Value::Null) => Quantity::ONE,
-                Some(value) => fields::quantity(value).map_err(|violations| {
-                    violations.into_iter().map(|f| f.under("value")).collect::<Vec<_>>()
-                })?,
+                Some(value) => fields::quantity(value).map_err(|violations| violations.under("value"))?,
             };
             Ok((value, Properties::read(Value::Object(data))?))
         });
-        fields.finish_ignoring_rest()?;
+        fields.ignore_rest();
         let (value, properties) = data.unwrap_or((Quantity::ONE, Properties::default()));
-        let (Some(event_name), Some(subject)) = (event_name, subject) else { return Err(Vec::new()) };
+        let (event_name, subject) = fields.finish_with((event_name, subject))?;
         let source = source.unwrap_or_default();
         Ok(Self { id, source, event_name, subject, value, properties, timestamp, statement: None })
     }
@@ -185,13 +196,12 @@ pub fn validate_time(
     age_max: Option<std::time::Duration>,
 ) -> Option<Violation> {
     if timestamp > now.saturating_add(EVENT_AHEAD_MAX) {
-        let detail = format!("lies more than {} s ahead of now, {now}", EVENT_AHEAD_MAX.as_secs());
+        let detail = format!("must be at most {} s ahead of now, {now}", EVENT_AHEAD_MAX.as_secs());
         return Some(Violation::new("timestamp_in_future", detail).under("timestamp"));
     }
     let oldest = now.saturating_sub(age_max?);
     (timestamp < oldest).then(|| {
-        let detail =
-            format!("lies before {oldest}, the oldest time taken; load history with `?backfill=true`");
+        let detail = format!("must not be before {oldest}; to load older events use `?backfill=true`");
         Violation::new("timestamp_too_old", detail).under("timestamp")
     })
 }

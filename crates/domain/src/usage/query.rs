@@ -234,8 +234,9 @@ pub fn rows(
 
 fn validate_row_count(rows: usize) -> Parsed<()> {
     if rows > USAGE_ROWS_MAX {
-        let detail =
-            format!("would have more than {USAGE_ROWS_MAX} rows; take a shorter range or fewer groups");
+        let detail = format!(
+            "the answer must have at most {USAGE_ROWS_MAX} rows; use a shorter range, a longer window or fewer groups"
+        );
         return Violation::only("too_many_rows", detail);
     }
     Ok(())

@@ -18,6 +18,8 @@ pub enum RankBy {
     Limit { meter: Option<MeterKey> },
 }
 
+const CURSOR: &str = "must be the `next_cursor` of the previous page of the same ranking";
+
 /// Some ranks in a row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RankPageRequest {
@@ -33,7 +35,7 @@ impl RankPageRequest {
         let Some(cursor) = cursor else { return Ok(Self { after: 0, limit }) };
         match cursor.parse::<usize>() {
             Ok(after) if after < TOP_RANKS_MAX => Ok(Self { after, limit: limit.min(TOP_RANKS_MAX - after) }),
-            _ => Err(vec![Violation::new("invalid_cursor", "is none that a list answered").under("cursor")]),
+            _ => Err(Violation::new("invalid_cursor", CURSOR).under("cursor").into()),
         }
     }
 

@@ -5,7 +5,7 @@ use uuid::Uuid;
 
 use super::event::Properties;
 use crate::base::digest::Digest;
-use crate::base::fields::{self, ObjectParser, Parsed, Violation};
+use crate::base::fields::{self, ObjectParser, Parsed, Violation, Violations};
 use crate::base::limits::STRIPE_NAME_CHARS_MAX;
 use crate::base::names::{EventId, EventName, EventSource, StripeCustomerId, SubjectId};
 use crate::base::quantity::Quantity;
@@ -62,8 +62,7 @@ impl MeterEvent {
         let identifier = fields.optional("identifier", identifier);
         let timestamp = fields.optional("timestamp", unix_seconds);
         fields.take("expand");
-        fields.finish()?;
-        let (Some(event_name), Some(payload)) = (event_name, payload) else { return Err(Vec::new()) };
+        let (event_name, payload) = fields.finish_with((event_name, payload))?;
         Ok(Self { event_name, payload, identifier, timestamp })
     }
 
@@ -87,13 +86,14 @@ impl MeterEvent {
         let meter = meter(terms, &self.event_name)?;
         let event_name = meter.event_name.clone();
         let stripe = meter.stripe.as_ref();
-        let in_payload = |violation: Violation, key: &str| vec![violation.under(key).under("payload")];
+        let in_payload =
+            |violation: Violation, key: &str| Violations::from(violation.under(key).under("payload"));
 
         let mut rest = self.payload.clone();
         let key = stripe.map_or(CUSTOMER_KEY, |stripe| &stripe.customer_key);
         let Some(customer) = take(&mut rest, key) else {
             let violation =
-                Violation::new("payload_no_customer_defined", "names the customer, and is required");
+                Violation::new("payload_no_customer_defined", "is required; it names the customer");
             return Err(in_payload(violation, key));
         };
         let customer = StripeCustomerId::parse(customer)
@@ -104,7 +104,8 @@ impl MeterEvent {
         let value = match take(&mut rest, key) {
             Some(text) => own_value(&text, stripe).map_err(|violation| in_payload(violation, key))?,
             None if counted().any(|meter| meter.aggregation.needs_number()) => {
-                let violation = Violation::new("payload_no_value_defined", "is the value, and is required");
+                let violation =
+                    Violation::new("payload_no_value_defined", "is required; it is the value of the event");
                 return Err(in_payload(violation, key));
             }
             None => Quantity::ONE,
@@ -118,9 +119,8 @@ impl MeterEvent {
         for name in counted().filter(|meter| meter.aggregation.needs_number()).filter_map(Meter::property) {
             rest.entry(name).or_insert_with(|| Value::String(value.to_string()));
         }
-        let properties = Properties::read(Value::Object(rest)).map_err(|violations| {
-            violations.into_iter().map(|violation| violation.under("payload")).collect::<Vec<_>>()
-        })?;
+        let properties =
+            Properties::read(Value::Object(rest)).map_err(|violations| violations.under("payload"))?;
         Ok(ParsedMeterEvent { customer, subject, event_name, value, properties })
     }
 }
@@ -133,12 +133,10 @@ impl Adjustment {
         let identifier = fields.required("cancel", |v| {
             let mut cancel = ObjectParser::new(v)?;
             let given = cancel.required("identifier", identifier);
-            cancel.finish()?;
-            given.ok_or_else(Vec::new)
+            cancel.finish_with(given)
         });
         fields.take("expand");
-        fields.finish()?;
-        let (Some(event_name), Some(identifier)) = (event_name, identifier) else { return Err(Vec::new()) };
+        let (event_name, identifier) = fields.finish_with((event_name, identifier))?;
         Ok(Self { event_name, identifier })
     }
 }
@@ -147,8 +145,11 @@ impl Adjustment {
 pub fn meter<'t>(terms: &'t CatalogIndex, event_name: &str) -> Parsed<&'t Meter> {
     let found = terms.meter_in_stripe(event_name).map(|stored| &stored.meter);
     found.ok_or_else(|| {
-        let detail = format!("there is no meter for the event name `{event_name}`");
-        vec![Violation::new("no_meter", detail).under("event_name")]
+        let detail = format!(
+            "must be the `stripe.event_name` of a meter in the catalog; got {}",
+            fields::received(event_name)
+        );
+        Violation::new("no_meter", detail).under("event_name").into()
     })
 }
 
@@ -158,7 +159,7 @@ fn own_value(text: &str, stripe: Option<&StripeMeter>) -> Result<Quantity, Viola
     let value = Quantity::from_decimal(text).map_err(|why| refused(why.to_string()))?;
     let scale = stripe.map_or(Quantity::ONE, |stripe| stripe.scale);
     value.divided_exactly(scale).ok_or_else(|| {
-        refused(format!("cannot be divided by the meter's scale, {scale}, within 9 fractional digits"))
+        refused(format!("must be divisible by the scale of the meter, {scale}, within 9 fractional digits"))
     })
 }
 
@@ -186,7 +187,7 @@ fn payload(value: Value) -> Parsed<Map<String, Value>> {
     let nested = map.iter().filter(|(_, value)| !value.is_string());
     let violations: Vec<Violation> =
         nested.map(|(key, _)| Violation::new("invalid_type", "must be a string").under(key)).collect();
-    if violations.is_empty() { Ok(map) } else { Err(violations) }
+    Violation::check_all(violations).map(|()| map)
 }
 
 fn unix_seconds(value: Value) -> Parsed<Timestamp> {

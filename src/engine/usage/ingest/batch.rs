@@ -250,7 +250,7 @@ fn judge(
 }
 
 fn reused() -> Violation {
-    let detail = "was recorded before with other content; use a new id for another event";
+    let detail = "must be new: an event with this id was recorded with other content; use another id";
     Violation::new("id_reused", detail).under("id")
 }
 

@@ -2,6 +2,7 @@ use super::*;
 use crate::base::names::PlanKey;
 use crate::catalog::Catalog;
 use crate::credits::grant::Request;
+use crate::credits::grant_lifecycle::GrantSchedule;
 use crate::subjects::subscription::Subscription;
 use crate::usage::event::Properties;
 use proptest::prelude::*;

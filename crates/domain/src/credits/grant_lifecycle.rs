@@ -1,14 +1,14 @@
-//! What time does to a wallet: reservations lapse, grants take effect, expire, and go on from period to
-//! period. It is carried out by whoever looks, as if it had been done at its time.
+//! The lifecycle of grants: reservations expire, grants take effect, expire, and continue from period to
+//! period. Every reader of a wallet applies what is due, as if it had been applied at its time.
 
-use super::{ExpiredCreditLine, GrantBalance, GrantState, Wallet};
+use super::accounts::{Cause, MovementKind};
+use super::grant::{Grant, GrantSource, plan_series, series_id};
+use super::offers::PlanCredits;
+use super::wallet::{ExpiredCreditLine, GrantBalance, GrantState, Transfer, Wallet};
 use crate::base::limits::CREDIT_TURNS_MAX;
 use crate::base::quantity::{Quantity, Total};
 use crate::base::timestamp::Timestamp;
 use crate::base::window::Span;
-use crate::credits::accounts::{Cause, MovementKind};
-use crate::credits::grant::{Grant, GrantSource, plan_series, series_id};
-use crate::credits::offers::PlanCredits;
 use crate::subjects::subscription::Subscription;
 
 /// Credits that a subscription gives each period.
@@ -21,14 +21,14 @@ pub struct GrantSchedule<'a> {
 /// The next grant of a series.
 struct Successor {
     period: Span,
-    /// What is given anew.
+    /// The amount that is newly granted.
     fresh: Quantity,
     priority: i32,
 }
 
 impl Wallet {
-    /// Carries out what is due by now, in the order of time. `schedules`: what the plan gives, where the
-    /// subscription may use it.
+    /// Applies what is due by now, in the order of time. `schedules`: the grants of the plan, if the
+    /// subscription may be used.
     pub fn advance(
         &mut self,
         expired: Vec<ExpiredCreditLine>,
@@ -75,7 +75,7 @@ impl Wallet {
         self.grant_balances.iter().enumerate().filter_map(due).min()
     }
 
-    /// What follows a grant whose period ends: that of the period around an instant, its end or a later one.
+    /// Returns the successor of a grant at the end of its period: that of the period around its end or a later time.
     fn successor(&self, index: usize, schedules: &[GrantSchedule<'_>], at: Timestamp) -> Option<Successor> {
         let GrantBalance { grant, is_head, .. } = &self.grant_balances[index];
         let (series, end) = (grant.series.as_ref().filter(|_| *is_head)?, grant.expires_at?.max(at));
@@ -96,14 +96,17 @@ impl Wallet {
         Some(schedule.successor(end))
     }
 
-    /// Ends a grant; what follows it takes over what is carried.
+    /// Ends a grant and moves what rolls over into its successor.
     fn end(&mut self, index: usize, successor: Option<Successor>, at: Timestamp) {
         let unused = self.grant_balances[index].available;
         let grant = self.grant_balances[index].grant.clone();
         let id = grant.id;
         let carried = successor.as_ref().map(|_| grant.rollover.carried(unused)).unwrap_or_default();
         let out = carried.min(unused);
-        self.shift(index, MovementKind::CarryOut, out, at, Cause::default());
+        self.shift(
+            index,
+            Transfer { kind: MovementKind::CarryOut, amount: out, at, cause: Cause::default() },
+        );
         self.grant_balances[index].state = GrantState::Ended;
         self.changed.insert(id);
         self.close(index, at);
@@ -115,12 +118,18 @@ impl Wallet {
             return;
         };
         if let Some(made) = self.make_successor(&grant, &next, at) {
-            self.shift(made, MovementKind::Grant, fresh, at, Cause::default());
-            self.shift(made, MovementKind::CarryIn, out, at, Cause::default());
+            self.shift(
+                made,
+                Transfer { kind: MovementKind::Grant, amount: fresh, at, cause: Cause::default() },
+            );
+            self.shift(
+                made,
+                Transfer { kind: MovementKind::CarryIn, amount: out, at, cause: Cause::default() },
+            );
         }
     }
 
-    /// The next of a series, with nothing in it yet.
+    /// Adds the next grant of a series, still empty.
     fn make_successor(&mut self, before: &Grant, next: &Successor, at: Timestamp) -> Option<usize> {
         let series = before.series.as_ref()?;
         let id = series_id(self.subject_id, series, next.period.from);
@@ -147,7 +156,7 @@ impl Wallet {
         self.index(id)
     }
 
-    /// Gives what the plan gives in this period, once.
+    /// Issues the grant of a plan for this period, once.
     fn issue_due_grants(&mut self, schedule: GrantSchedule<'_>, now: Timestamp) {
         let series = plan_series(&schedule.credits.key);
         let next = schedule.successor(now);
@@ -179,7 +188,15 @@ impl Wallet {
                     let before = Grant { id: old, ..before };
                     let fresh = next.fresh.into();
                     if let Some(made) = self.make_successor(&before, &next, now) {
-                        self.shift(made, MovementKind::Grant, fresh, now, Cause::default());
+                        self.shift(
+                            made,
+                            Transfer {
+                                kind: MovementKind::Grant,
+                                amount: fresh,
+                                at: now,
+                                cause: Cause::default(),
+                            },
+                        );
                     }
                 }
             }

@@ -1,0 +1,30 @@
+//! State and settings that handlers and the service around them share.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::http::HeaderValue;
+use metrics_exporter_prometheus::PrometheusHandle;
+
+use crate::engine::Engine;
+
+/// The state that every handler can reach.
+#[derive(Debug, Clone)]
+pub struct Api {
+    pub engine: Engine,
+    pub metrics: Arc<Option<PrometheusHandle>>,
+}
+
+#[derive(Debug, Clone)]
+pub struct HttpSettings {
+    /// Origins with pages that may call the routes of publishable keys and end-user tokens.
+    pub cors_origins: Vec<HeaderValue>,
+    /// Time limit of a request, reading its body included.
+    pub request_max: Duration,
+}
+
+/// The route that sends exports: as long as the biller's rate limit asks for, thousands at 24 a second.
+pub(super) const EXPORTS_RUN: &str = "/v1/exports/run";
+
+/// Routes without a time limit.
+pub(super) const ROUTES_WITHOUT_TIMEOUT: [&str; 1] = [EXPORTS_RUN];
