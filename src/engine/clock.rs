@@ -4,10 +4,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use sqlx::PgConnection;
-
 use crate::store::gate::fast_path;
-use crate::store::{self, StoreError};
 use metergate_domain::base::environment::Environment;
 use metergate_domain::base::timestamp::Timestamp;
 
@@ -61,19 +58,6 @@ impl Clock {
             TimeSource::Postgres { .. } => (None, 0),
         };
         fast_path::StatementClock { fixed, shift_micros }
-    }
-
-    /// The time of a change before which everything was recorded that is recorded (a clock that went back
-    /// knows less than that), and which no other change has.
-    pub(crate) async fn of_change(
-        &self,
-        connection: &mut PgConnection,
-        environment: Environment,
-    ) -> Result<Timestamp, StoreError> {
-        let now = self.now(environment, store::usage::now(connection).await?);
-        let latest = store::usage::events::latest(connection, environment).await?;
-        let at = latest.map_or(now, |latest| latest.max(now));
-        store::configuration::time_of_change(connection, environment, at).await
     }
 
     /// The time, where Postgres says it is `postgres_now`.

@@ -12,6 +12,7 @@ use super::query::Parameters;
 use super::{Api, body};
 use crate::engine::access::Principal;
 use metergate_domain::base::limits::WEBHOOK_BODY_BYTES_MAX;
+use metergate_domain::webhook::WebhookStatus;
 
 const SIGNATURE: &str = "stripe-signature";
 
@@ -32,8 +33,7 @@ pub(super) async fn list(
     uri: Uri,
 ) -> Result<Response, Problem> {
     let mut parameters = Parameters::of(&uri);
-    let statuses = ["pending", "applied", "ignored", "unmapped", "failed"].map(|word| (word, word));
-    let status = parameters.optional("status", |word| query::word(word, &statuses));
+    let status = parameters.optional("status", |word| query::word(word, &WebhookStatus::WORDS));
     let cursor = parameters.optional("cursor", query::text);
     let limit = parameters.limit();
     parameters.finish()?;

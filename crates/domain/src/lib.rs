@@ -12,3 +12,4 @@ pub mod postgres;
 pub mod pricing;
 pub mod subjects;
 pub mod usage;
+pub mod webhook;
