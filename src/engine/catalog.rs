@@ -5,8 +5,11 @@ use std::collections::HashSet;
 use serde::Serialize;
 use uuid::Uuid;
 
-use super::{Engine, EngineError, detached, exports};
-use crate::store::{self, StoreError, configuration};
+use super::change::ChangeTransaction;
+use super::error::EngineError;
+use super::exports;
+use super::services::{Engine, detached};
+use crate::store::{self, StoreError};
 use metergate_domain::base::environment::Environment;
 use metergate_domain::base::timestamp::Timestamp;
 use metergate_domain::catalog::plan::Limit;
@@ -43,16 +46,15 @@ impl Engine {
         let wake = self.webhook_wake(environment);
         let late_grace = self.inner.settings.late_grace;
         detached(async move {
-            let mut transaction = database.pool().begin().await?;
-            configuration::lock_for_change(&mut transaction, environment).await?;
-            let (present, version) = store::catalog::current(&mut transaction, environment).await?;
-            let recorded = recorded_meters(&mut transaction, environment, &present, &next).await?;
-            let in_use = plans_in_use(&mut transaction, environment, &present, &next).await?;
-            let rates = store::pricing::exchange_rates::all(&mut transaction, environment).await?;
-            let now = clock.now(environment, store::usage::now(&mut transaction).await?);
+            let mut change = ChangeTransaction::begin(database.pool(), environment, &clock).await?;
+            let (present, version) = change.catalog().await?;
+            let (now, transaction) = (change.now, &mut change.transaction);
+            let recorded = recorded_meters(transaction, environment, &present, &next).await?;
+            let in_use = plans_in_use(transaction, environment, &present, &next).await?;
+            let rates = store::pricing::exchange_rates::all(transaction, environment).await?;
             next.validate_caps(&rates, now)?;
             credits::catalog::validate_applied(&next)?;
-            let granted = granted_units(&mut transaction, environment, &present, &next).await?;
+            let granted = granted_units(transaction, environment, &present, &next).await?;
             let changes = present.changes_to(
                 &next,
                 |key| recorded.contains(key.as_str()),
@@ -60,18 +62,18 @@ impl Engine {
                 |unit| granted.contains(unit),
             )?;
             if dry_run || changes.is_empty() {
-                transaction.rollback().await?;
+                change.transaction.rollback().await?;
                 return Ok(Applied { dry_run, version, changes });
             }
-            change_meters(&mut transaction, environment, &present, &next).await?;
-            let now = clock.of_change(&mut transaction, environment).await?;
-            change_limits(&mut transaction, environment, &present, &next, now).await?;
-            exports::revive_readdressed(&mut transaction, environment, &present, (now, late_grace)).await?;
-            store::catalog::insert_version(&mut transaction, environment, version + 1, &next).await?;
+            change_meters(transaction, environment, &present, &next).await?;
+            let now = change.time_of_change().await?;
+            let transaction = &mut change.transaction;
+            change_limits(transaction, environment, &present, &next, now).await?;
+            exports::revive_readdressed(transaction, environment, &present, now, late_grace).await?;
+            store::catalog::insert_version(transaction, environment, version + 1, &next).await?;
             // it may know prices now that it did not know
-            store::subjects::stripe_subscriptions::unsettle_without_plan(&mut transaction, environment)
-                .await?;
-            transaction.commit().await?;
+            store::subjects::stripe_subscriptions::unsettle_without_plan(transaction, environment).await?;
+            change.commit().await?;
             wake.notify_one();
             Ok(Applied { dry_run, version: version + 1, changes })
         })

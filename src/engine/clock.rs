@@ -4,10 +4,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use sqlx::PgConnection;
-
 use crate::store::gate::fast_path;
-use crate::store::{self, StoreError};
 use metergate_domain::base::environment::Environment;
 use metergate_domain::base::timestamp::Timestamp;
 
@@ -63,19 +60,6 @@ impl Clock {
             TimeSource::Postgres { .. } => (None, 0),
         };
         fast_path::StatementClock { fixed, shift_micros }
-    }
-
-    /// Returns the time of a change: unique among changes, and not before any recorded event, even if the
-    /// clock went back.
-    pub(crate) async fn of_change(
-        &self,
-        connection: &mut PgConnection,
-        environment: Environment,
-    ) -> Result<Timestamp, StoreError> {
-        let now = self.now(environment, store::usage::now(connection).await?);
-        let latest = store::usage::events::latest(connection, environment).await?;
-        let at = latest.map_or(now, |latest| latest.max(now));
-        store::configuration::time_of_change(connection, environment, at).await
     }
 
     /// Returns the time of the environment when PostgreSQL's clock shows `postgres_now`.

@@ -10,7 +10,7 @@ use super::problem::Problem;
 use super::query;
 use super::query::Parameters;
 use super::state::Api;
-use crate::engine::{ExportView, Page, PageRequest, Ran, ReconciliationQuestion};
+use crate::engine::{ExportRow, Page, PageRequest, Ran, ReconciliationQuestion};
 use metergate_domain::base::window::Span;
 use metergate_domain::exports::{ExportFilter, ExportStatus};
 
@@ -28,7 +28,7 @@ pub(super) async fn list(
     State(api): State<Api>,
     caller: Caller,
     QueryOf((filter, page)): QueryOf<(ExportFilter, PageRequest)>,
-) -> Result<Json<Page<ExportView>>, Problem> {
+) -> Result<Json<Page<ExportRow>>, Problem> {
     Ok(Json(api.engine.list_exports(caller.environment, &filter, &page).await?))
 }
 
@@ -41,7 +41,7 @@ pub(super) async fn retry(
     caller: Caller,
     IdPath(id): IdPath<Uuid>,
     _: NoQuery,
-) -> Result<Json<ExportView>, Problem> {
+) -> Result<Json<ExportRow>, Problem> {
     Ok(Json(api.engine.retry_export(caller.environment, id).await?))
 }
 

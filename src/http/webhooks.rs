@@ -10,8 +10,9 @@ use super::extract::{Caller, FromQuery, QueryOf};
 use super::problem::Problem;
 use super::query::Parameters;
 use super::state::Api;
-use crate::engine::{Page, PageRequest, WebhookEventView};
+use crate::engine::{Page, PageRequest, WebhookRow};
 use metergate_domain::base::limits::WEBHOOK_BODY_BYTES_MAX;
+use metergate_domain::webhook::WebhookStatus;
 
 const SIGNATURE: &str = "stripe-signature";
 
@@ -26,19 +27,18 @@ pub(super) async fn receive(
     Ok(StatusCode::OK)
 }
 
-pub(super) struct WebhookStatus(Option<&'static str>);
+pub(super) struct StatusFilter(Option<WebhookStatus>);
 
-impl FromQuery for WebhookStatus {
+impl FromQuery for StatusFilter {
     fn parse(parameters: &mut Parameters) -> Option<Self> {
-        let words = ["pending", "applied", "ignored", "unmapped", "failed"].map(|word| (word, word));
-        Some(Self(parameters.word("status", &words)))
+        Some(Self(parameters.word("status", &WebhookStatus::WORDS)))
     }
 }
 
 pub(super) async fn list(
     State(api): State<Api>,
     caller: Caller,
-    QueryOf((WebhookStatus(status), page)): QueryOf<(WebhookStatus, PageRequest)>,
-) -> Result<Json<Page<WebhookEventView>>, Problem> {
+    QueryOf((StatusFilter(status), page)): QueryOf<(StatusFilter, PageRequest)>,
+) -> Result<Json<Page<WebhookRow>>, Problem> {
     Ok(Json(api.engine.list_webhook_events(caller.environment, status, &page).await?))
 }

@@ -1,6 +1,6 @@
 //! Billing providers behind one small trait: what is handed over, what came of it, and what they say
 //! they have. Whoever is added here (one that takes batches, one that only charges) has the same
-//! promise to keep: a parcel handed over twice counts once, or the answer says that nobody knows.
+//! promise to keep: a meter event handed over twice counts once, or the answer says that nobody knows.
 
 pub mod stripe;
 
@@ -12,7 +12,7 @@ use async_trait::async_trait;
 use metergate_domain::base::timestamp::Timestamp;
 use metergate_domain::base::window::Span;
 
-/// A quantity on its way to a provider. What it says never changes once it was handed over.
+/// A quantity on its way to a provider. Its content never changes once it was handed over.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct OutgoingMeterEvent {
     /// The provider's name of the meter, and of the payload's keys.
@@ -26,11 +26,11 @@ pub struct OutgoingMeterEvent {
     pub timestamp: Timestamp,
     /// Counts once at the provider, for as long as it remembers it.
     pub identifier: String,
-    /// How often it was handed over before: replays of a stored failure are asked anew.
+    /// The number of the attempt; a new one forces a new idempotency key.
     pub attempt: u32,
 }
 
-/// What came of handing something over.
+/// The outcome of handing a meter event over.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum DeliveryResult {
     Delivered,
@@ -43,6 +43,20 @@ pub enum DeliveryResult {
     Unauthorized(Failure),
 }
 
+impl DeliveryResult {
+    /// The name under which deliveries are counted.
+    pub fn word(&self) -> &'static str {
+        match self {
+            Self::Delivered => "delivered",
+            Self::Duplicate => "duplicate",
+            Self::Dead(_) => "dead",
+            Self::Retryable(_) => "later",
+            Self::Unauthorized(_) => "stopped",
+        }
+    }
+}
+
+/// A failure after which the same call may succeed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Retryable {
     pub failure: Failure,
@@ -59,7 +73,13 @@ pub struct Failure {
     pub message: String,
 }
 
-/// What a provider has recorded of a customer in a window.
+impl std::fmt::Display for Failure {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}: {}", self.code, self.message)
+    }
+}
+
+/// The usage of a customer that a provider has recorded in a window.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Summary {
     pub window: Span,
@@ -87,7 +107,7 @@ pub struct BillLine {
     pub amount: i64,
 }
 
-/// How fine summaries are.
+/// The length of the windows of summaries.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SummaryWindow {
     Whole,
@@ -95,38 +115,41 @@ pub enum SummaryWindow {
     Day,
 }
 
+/// A question for what a provider has recorded of a customer on a meter.
+#[derive(Debug, Clone, Copy)]
+pub struct SummaryQuery<'a> {
+    pub event_name: &'a str,
+    pub customer: &'a str,
+    pub span: Span,
+    pub grain: SummaryWindow,
+}
+
 /// A biller that usage is handed to.
 #[async_trait]
 pub trait Provider: Debug + Send + Sync {
     fn name(&self) -> &'static str;
 
-    /// How many calls a second it takes from us.
+    /// Returns how many calls a second it takes from us.
     fn calls_per_second(&self) -> u32;
 
-    /// For how long it surely remembers an identifier.
+    /// Returns for how long it surely remembers an identifier.
     fn remembers_for(&self) -> Duration;
 
-    /// For how long after its delivery a parcel can be taken back.
+    /// Returns for how long after its delivery a meter event can be taken back.
     fn cancels_for(&self) -> Duration;
 
-    async fn deliver(&self, outgoing_event: &OutgoingMeterEvent) -> DeliveryResult;
+    async fn deliver(&self, event: &OutgoingMeterEvent) -> DeliveryResult;
 
-    /// Takes a delivered parcel back.
-    async fn cancel(&self, outgoing_event: &OutgoingMeterEvent) -> DeliveryResult;
+    /// Takes a delivered meter event back.
+    async fn cancel(&self, event: &OutgoingMeterEvent) -> DeliveryResult;
 
-    /// What it has recorded of a customer on a meter, by the parcels' timestamps. None: it knows no
+    /// Reads the usage of a customer on a meter, by the meter events' timestamps. None: it knows no
     /// such meter.
-    async fn summaries(
-        &self,
-        event_name: &str,
-        customer: &str,
-        span: Span,
-        grain: SummaryWindow,
-    ) -> Result<Option<Vec<Summary>>, Failure>;
+    async fn summaries(&self, query: SummaryQuery<'_>) -> Result<Option<Vec<Summary>>, Failure>;
 
-    /// An invoice of its own. None: it knows no such one.
+    /// Reads one of its invoices. None: it has no such invoice.
     async fn invoice(&self, id: &str) -> Result<Option<Bill>, Failure>;
 
-    /// What the present period of a subscription would come to. None: nothing is to come.
+    /// Previews the invoice of the present period of a subscription. None: there will be none.
     async fn preview(&self, customer: &str, subscription: &str) -> Result<Option<Bill>, Failure>;
 }

@@ -96,12 +96,11 @@ pub async fn lock_for_change(
     Ok(())
 }
 
-/// Takes the lock exclusively and raises both versions, for a change of the exchange rates.
-pub async fn lock_for_rates(
+/// Raises the version of what is cached with the catalog. The caller holds the lock for a change.
+pub async fn raise_catalog_version(
     connection: &mut PgConnection,
     environment: Environment,
 ) -> Result<(), StoreError> {
-    lock_for_change(connection, environment).await?;
     sqlx::query("update environments set catalog_version = catalog_version + 1 where environment = $1")
         .bind(environment.code())
         .execute(connection)

@@ -1,52 +1,55 @@
-//! What the biller told, word for word, and what came of it.
+//! Webhook events of the biller, word for word, and their outcomes.
 
+use serde::Serialize;
 use serde_json::value::RawValue;
-use sqlx::postgres::PgRow;
 use sqlx::types::Json;
-use sqlx::{PgConnection, Row};
+use sqlx::{FromRow, PgConnection};
 
 use super::StoreError;
 use metergate_domain::base::environment::Environment;
 use metergate_domain::base::timestamp::Timestamp;
+use metergate_domain::webhook::{WebhookNotice, WebhookStatus};
 
-/// An event as it came.
+/// An event that has come.
 #[derive(Debug, Clone, Copy)]
 pub struct Arrival<'a> {
-    pub id: &'a str,
-    pub kind: &'a str,
-    pub created: Timestamp,
-    pub api_version: Option<&'a str>,
-    pub object_id: Option<&'a str>,
-    pub customer: Option<&'a str>,
+    pub notice: &'a WebhookNotice,
     pub payload: &'a RawValue,
     /// Whether anything may follow from it.
     pub matters: bool,
 }
 
-/// An event that was taken to be applied.
-#[derive(Debug, Clone)]
+/// An event that a worker has claimed.
+#[derive(Debug, Clone, FromRow)]
 pub struct ClaimedEvent {
     pub seq: i64,
     pub id: String,
+    #[sqlx(rename = "type")]
     pub kind: String,
     pub created: Timestamp,
     pub object_id: Option<String>,
     pub attempts: i32,
 }
 
-#[derive(Debug, Clone)]
+/// An event, stored and shown.
+#[derive(Debug, Clone, FromRow, Serialize)]
 pub struct WebhookRow {
+    #[serde(skip)]
     pub seq: i64,
     pub id: String,
+    #[sqlx(rename = "type")]
+    #[serde(rename = "type")]
     pub kind: String,
     pub created: Timestamp,
     pub api_version: Option<String>,
-    pub object_id: Option<String>,
+    pub object: Option<String>,
     pub customer: Option<String>,
-    pub status: String,
+    #[sqlx(try_from = "String")]
+    pub status: WebhookStatus,
     pub reason: Option<String>,
     pub attempts: i32,
-    pub next_attempt_at: Timestamp,
+    /// The time of the next attempt, while it is pending.
+    pub next_attempt_at: Option<Timestamp>,
     pub received_at: Timestamp,
     pub settled_at: Option<Timestamp>,
 }
@@ -69,12 +72,12 @@ pub async fn insert(
              where webhook_events.status = 'failed'",
     )
     .bind(environment.code())
-    .bind(arrival.id)
-    .bind(arrival.kind)
-    .bind(arrival.created)
-    .bind(arrival.api_version)
-    .bind(arrival.object_id)
-    .bind(arrival.customer)
+    .bind(&arrival.notice.id)
+    .bind(&arrival.notice.kind)
+    .bind(arrival.notice.created.unwrap_or(now))
+    .bind(&arrival.notice.api_version)
+    .bind(&arrival.notice.object_id)
+    .bind(&arrival.notice.customer)
     .bind(arrival.payload.get())
     .bind(arrival.matters)
     .bind(now)
@@ -91,7 +94,7 @@ pub async fn claim(
     lease_until: Timestamp,
     limit: i64,
 ) -> Result<Vec<ClaimedEvent>, StoreError> {
-    let rows = sqlx::query(
+    let claimed = sqlx::query_as(
         "with due as (
              select seq from webhook_events
              where environment = $1 and status = 'pending' and next_attempt_at <= $2
@@ -106,17 +109,7 @@ pub async fn claim(
     .bind(limit)
     .fetch_all(connection)
     .await?;
-    let read = |row: &PgRow| {
-        Ok(ClaimedEvent {
-            seq: row.try_get("seq")?,
-            id: row.try_get("id")?,
-            kind: row.try_get("type")?,
-            created: row.try_get("created")?,
-            object_id: row.try_get("object_id")?,
-            attempts: row.try_get("attempts")?,
-        })
-    };
-    rows.iter().map(read).collect()
+    Ok(claimed)
 }
 
 pub async fn payload(connection: &mut PgConnection, seq: i64) -> Result<Option<Box<RawValue>>, StoreError> {
@@ -127,13 +120,21 @@ pub async fn payload(connection: &mut PgConnection, seq: i64) -> Result<Option<B
     Ok(found.map(|Json(payload)| payload))
 }
 
+/// The types of the events about subscriptions.
+#[derive(Debug, Clone, Copy)]
+pub struct SubscriptionTypes<'a> {
+    /// The beginning of all of them.
+    pub prefix: &'a str,
+    /// The type that announces an end.
+    pub deleted: &'a str,
+}
+
 /// The payloads about a subscription that can say what holds: those of the latest second, and of an end.
-/// Events of types that begin with `prefix` are about it.
 pub async fn latest_payloads(
     connection: &mut PgConnection,
     environment: Environment,
     object_id: &str,
-    (prefix, deleted): (&str, &str),
+    types: SubscriptionTypes<'_>,
     limit: i64,
 ) -> Result<Vec<Box<RawValue>>, StoreError> {
     let found: Vec<Json<Box<RawValue>>> = sqlx::query_scalar(
@@ -145,8 +146,8 @@ pub async fn latest_payloads(
     )
     .bind(environment.code())
     .bind(object_id)
-    .bind(prefix)
-    .bind(deleted)
+    .bind(types.prefix)
+    .bind(types.deleted)
     .bind(limit)
     .fetch_all(connection)
     .await?;
@@ -157,7 +158,7 @@ pub async fn latest_payloads(
 pub async fn settle(
     connection: &mut PgConnection,
     seqs: &[i64],
-    status: &str,
+    status: WebhookStatus,
     reason: Option<&str>,
     now: Timestamp,
 ) -> Result<(), StoreError> {
@@ -166,7 +167,7 @@ pub async fn settle(
          where seq = any($1) and (status, reason) is distinct from ($2, $3)",
     )
     .bind(seqs)
-    .bind(status)
+    .bind(status.as_str())
     .bind(reason)
     .bind(now)
     .execute(connection)
@@ -210,48 +211,35 @@ pub async fn postpone(
 pub async fn list(
     connection: &mut PgConnection,
     environment: Environment,
-    status: Option<&str>,
+    status: Option<WebhookStatus>,
     before: i64,
     limit: u32,
 ) -> Result<Vec<WebhookRow>, StoreError> {
-    let rows = sqlx::query(
-        "select seq, id, type, created, api_version, object_id, customer, status, reason, attempts, next_attempt_at,
-                received_at, settled_at
+    let statuses =
+        status.map_or_else(|| WebhookStatus::WORDS.map(|(_, each)| each).to_vec(), |one| vec![one]);
+    let rows = sqlx::query_as(
+        "select seq, id, type, created, api_version, object_id as object, customer, status, reason, attempts,
+                case when status = 'pending' then next_attempt_at end as next_attempt_at, received_at, settled_at
          from webhook_events
          where environment = $1 and status = any($2) and seq < $3 order by seq desc limit $4",
     )
     .bind(environment.code())
-    .bind(status.map_or_else(|| STATUSES.to_vec(), |status| vec![status]))
+    .bind(words(&statuses))
     .bind(before)
     .bind(i64::from(limit))
     .fetch_all(connection)
     .await?;
-    let read = |row: &PgRow| {
-        Ok(WebhookRow {
-            seq: row.try_get("seq")?,
-            id: row.try_get("id")?,
-            kind: row.try_get("type")?,
-            created: row.try_get("created")?,
-            api_version: row.try_get("api_version")?,
-            object_id: row.try_get("object_id")?,
-            customer: row.try_get("customer")?,
-            status: row.try_get("status")?,
-            reason: row.try_get("reason")?,
-            attempts: row.try_get("attempts")?,
-            next_attempt_at: row.try_get("next_attempt_at")?,
-            received_at: row.try_get("received_at")?,
-            settled_at: row.try_get("settled_at")?,
-        })
-    };
-    rows.iter().map(read).collect()
+    Ok(rows)
 }
 
-pub const STATUSES: [&str; 5] = ["pending", "applied", "ignored", "unmapped", "failed"];
+fn words(statuses: &[WebhookStatus]) -> Vec<&'static str> {
+    statuses.iter().map(|status| status.as_str()).collect()
+}
 
 /// Deletes events of some statuses that were settled before a time. How many there were.
 pub async fn delete_settled(
     connection: &mut PgConnection,
-    statuses: &[&str],
+    statuses: &[WebhookStatus],
     before: Timestamp,
     limit: i64,
 ) -> Result<u64, StoreError> {
@@ -259,7 +247,7 @@ pub async fn delete_settled(
         "delete from webhook_events where seq in (
              select seq from webhook_events where settled_at < $2 and status = any($1) limit $3)",
     )
-    .bind(statuses)
+    .bind(words(statuses))
     .bind(before)
     .bind(limit)
     .execute(connection)

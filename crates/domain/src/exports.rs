@@ -13,7 +13,7 @@ use crate::base::window::Span;
 pub const EXPORT_VALUE_MAX: i64 = 999_999_999_999_999;
 /// Exports of one bucket that are made at once; more is left for the next one.
 const DRAFTS_MAX: usize = 100;
-/// How far back the provider takes a timestamp: 35 days, with a day for what stands in the way.
+/// The greatest age of a timestamp that the provider takes: 35 days, less a day for delays.
 pub const EXPORT_AGE_MAX: Duration = Duration::from_hours(34 * 24);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -35,6 +35,15 @@ impl ExportStatus {
 
     pub fn as_str(self) -> &'static str {
         Self::WORDS.iter().find(|(_, status)| *status == self).map_or("", |(word, _)| word)
+    }
+}
+
+impl TryFrom<String> for ExportStatus {
+    type Error = String;
+
+    fn try_from(word: String) -> Result<Self, String> {
+        let known = Self::WORDS.iter().find(|(known, _)| *known == word);
+        known.map(|(_, status)| *status).ok_or_else(|| format!("`{word}` is not the status of an export"))
     }
 }
 
@@ -109,7 +118,7 @@ impl std::fmt::Display for Units {
     }
 }
 
-/// What a customer used of a meter in an hour, or in the part of it within one billing period.
+/// An hour of a customer's usage, or the part of it within one billing period.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Bucket {
     pub span: Span,
@@ -128,7 +137,7 @@ impl Bucket {
         Self { span, period }
     }
 
-    /// Whether usage can still go into its own period; else it goes into the present one.
+    /// Returns whether usage can still go into its own period; else it goes into the present one.
     pub fn is_open(&self, now: Timestamp, late_grace: Duration) -> bool {
         let closed = |period: Span| period.to.saturating_add(late_grace) <= now;
         !self.period.is_some_and(closed) && self.span.from.saturating_add(EXPORT_AGE_MAX) > now
@@ -154,14 +163,14 @@ pub struct ExportDraft {
     pub carried_from: Option<Timestamp>,
 }
 
-/// What becomes of a bucket.
+/// The exports of a bucket, and the rest.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Settled {
     pub drafts: Vec<ExportDraft>,
     pub remainder: Units,
 }
 
-/// What is new in a bucket.
+/// Usage of a bucket that no export contains yet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct UnexportedUsage {
     pub units: Units,
@@ -224,7 +233,7 @@ pub fn level_draft(
     Some(ExportDraft { value, timestamp, carried_from: None })
 }
 
-/// How long to wait after a failed attempt: doubled each time, a quarter of an hour at most, half of it
+/// Returns the pause after a failed attempt: doubled each time, a quarter of an hour at most, half of it
 /// by chance so that not all come back at once.
 pub fn backoff(attempts: u32, chance: f64) -> Duration {
     const MAX: Duration = Duration::from_mins(15);

@@ -13,3 +13,4 @@ pub mod pricing;
 pub mod received;
 pub mod subjects;
 pub mod usage;
+pub mod webhook;

@@ -1,61 +1,100 @@
-//! In the fold: what batches say of customers goes into the sums that exports are made of.
+//! Adds what folded batches say of customers to the sums and gauges that exports are made of.
 
 use std::collections::BTreeMap;
 
 use sqlx::PgConnection;
 
-use super::gauges;
+use crate::engine::usage::fold::FoldListener;
 use crate::store::StoreError;
-use crate::store::exports::sums::{self, BucketAddition, HourlySum};
-use crate::store::usage::fold::ClaimedBatches;
-use metergate_domain::base::environment::Environment;
+use crate::store::export_gauges::{self, HourlyGauge};
+use crate::store::export_parts::{self, BucketPart, CustomerPart, ExportValue};
+use crate::store::exports::sums::{self, HourlySum};
+use crate::store::usage::fold::MeterBatches;
 use metergate_domain::base::timestamp::Timestamp;
-use metergate_domain::catalog::meter::{StoredMeter, StripeFormula};
-use metergate_domain::exports::{Bucket, Units};
+use metergate_domain::catalog::meter::StripeFormula;
+use metergate_domain::exports::Bucket;
 
-/// Adds what the taken batches say of a meter's customers, each hour parted where a billing period of
-/// the customer ends in it.
-pub(crate) async fn note_folded(
-    connection: &mut PgConnection,
-    environment: Environment,
-    stored: &StoredMeter,
-    taken: &ClaimedBatches,
-) -> Result<(), StoreError> {
-    let Some(stripe) = &stored.meter.stripe else { return Ok(()) };
-    if stripe.formula == StripeFormula::Last {
-        return gauges::note_folded(connection, environment, stored, taken).await;
+/// Accumulates folded usage for exports.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct ExportAccumulator;
+
+impl FoldListener for ExportAccumulator {
+    async fn on_folded(
+        &self,
+        connection: &mut PgConnection,
+        invalid_batches_are_rejected: MeterBatches<'_>,
+    ) -> Result<(), StoreError> {
+        match invalid_batches_are_rejected.stored.meter.stripe.as_ref().map(|stripe| stripe.formula) {
+            None => Ok(()),
+            Some(StripeFormula::Sum) => add_sums(connection, invalid_batches_are_rejected).await,
+            Some(StripeFormula::Last) => keep_gauges(connection, invalid_batches_are_rejected).await,
+        }
     }
-    let hours = sums::by_hour(connection, environment, stored, stripe.scale, taken).await?;
-    if hours.is_empty() {
+}
+
+async fn add_sums(
+    connection: &mut PgConnection,
+    invalid_batches_are_rejected: MeterBatches<'_>,
+) -> Result<(), StoreError> {
+    let sums: Vec<BucketPart<HourlySum>> = by_bucket(connection, invalid_batches_are_rejected).await?;
+    if sums.is_empty() {
         return Ok(());
+    }
+    sums::add(
+        connection,
+        invalid_batches_are_rejected.environment,
+        invalid_batches_are_rejected.stored.id,
+        &sums,
+    )
+    .await
+}
+
+async fn keep_gauges(
+    connection: &mut PgConnection,
+    invalid_batches_are_rejected: MeterBatches<'_>,
+) -> Result<(), StoreError> {
+    let MeterBatches { environment, stored, .. } = invalid_batches_are_rejected;
+    let mut gauges: Vec<BucketPart<HourlyGauge>> =
+        by_bucket(connection, invalid_batches_are_rejected).await?;
+    // what was taken back may have been the value
+    for gauge in gauges.iter_mut().filter(|gauge| gauge.value.voided) {
+        let (customer_id, span) = (gauge.customer_id, gauge.bucket.span);
+        gauge.value.mark = export_gauges::recount(connection, environment, stored, customer_id, span).await?;
+    }
+    export_gauges::keep(connection, environment, stored.id, &gauges).await
+}
+
+/// Reads the values of batches by bucket, in the order of customer and time. An hour is read by instant
+/// where a billing period of the customer ends in it.
+async fn by_bucket<V: ExportValue>(
+    connection: &mut PgConnection,
+    invalid_batches_are_rejected: MeterBatches<'_>,
+) -> Result<Vec<BucketPart<V>>, StoreError> {
+    let hours: Vec<CustomerPart<V>> =
+        export_parts::read(connection, invalid_batches_are_rejected, None).await?;
+    if hours.is_empty() {
+        return Ok(Vec::new());
     }
     let mut customers: Vec<i64> = hours.iter().map(|part| part.customer_id).collect();
     customers.sort_unstable();
     customers.dedup();
     let cycles = sums::cycles(connection, &customers).await?;
-    let bucket = |customer: i64, at: Timestamp| Bucket::of(at, cycles.get(&customer));
-    let is_parted = |part: &HourlySum| {
-        let first = bucket(part.customer_id, part.at);
-        first.span != Bucket::of(part.at, None).span
-    };
-    let (parted, whole): (Vec<HourlySum>, Vec<HourlySum>) = hours.into_iter().partition(is_parted);
-    let mut parts = whole;
-    if !parted.is_empty() {
-        let pairs: Vec<(i64, Timestamp)> = parted.iter().map(|part| (part.customer_id, part.at)).collect();
-        parts.extend(sums::by_instant(connection, environment, stored, stripe.scale, taken, &pairs).await?);
+    let bucket = |part: &CustomerPart<V>| Bucket::of(part.at, cycles.get(&part.customer_id));
+    let (split, mut parts): (Vec<_>, Vec<_>) =
+        hours.into_iter().partition(|part| bucket(part).span != Bucket::of(part.at, None).span);
+    if !split.is_empty() {
+        let pairs: Vec<(i64, Timestamp)> = split.iter().map(|part| (part.customer_id, part.at)).collect();
+        parts.extend(export_parts::read(connection, invalid_batches_are_rejected, Some(&pairs)).await?);
     }
-    let mut sums: BTreeMap<(i64, Timestamp), BucketAddition> = BTreeMap::new();
+    let mut buckets: BTreeMap<(i64, Timestamp), BucketPart<V>> = BTreeMap::new();
     for part in parts {
-        let units = Units::parse(&part.units).ok_or_else(|| {
-            StoreError::Refused(sqlx::Error::Decode(format!("a sum of usage: {}", part.units).into()))
-        })?;
-        let HourlySum { customer_id, at, last_at, .. } = part;
-        let bucket = bucket(customer_id, at);
-        let nothing = BucketAddition { customer_id, bucket, last_at, units: Units::default() };
-        let sum = sums.entry((customer_id, bucket.span.from)).or_insert(nothing);
-        sum.units = sum.units.plus(units);
-        sum.last_at = sum.last_at.max(last_at);
+        let (customer_id, bucket) = (part.customer_id, bucket(&part));
+        let key = (customer_id, bucket.span.from);
+        if let Some(there) = buckets.get_mut(&key) {
+            there.value.merge(part.value);
+        } else {
+            buckets.insert(key, BucketPart { customer_id, bucket, value: part.value });
+        }
     }
-    let sums: Vec<BucketAddition> = sums.into_values().collect();
-    sums::add(connection, environment, stored.id, &sums).await
+    Ok(buckets.into_values().collect())
 }

@@ -1,49 +1,133 @@
-//! Gathering: sums become exports, written with all that they will ever say.
+//! Creates exports of what has accumulated, written with all that they will ever say. Sums and gauges
+//! differ in what is due and in how much of it an export says; the rest is one pipeline.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
+use std::time::Duration;
 
 use sqlx::{Connection, PgConnection};
 use uuid::Uuid;
 
-use super::{Due, PROVIDER, exported};
-use crate::engine::{Engine, EngineError};
+use super::exported_meters::exported;
+use crate::engine::error::EngineError;
+use crate::engine::services::Engine;
+use crate::store::export_gauges::{self, ChangedGauge};
+use crate::store::export_parts::MeterBucket;
 use crate::store::exports::sums::{self, DueBucket};
 use crate::store::exports::{ExportRow, NewExport};
 use crate::store::{self, StoreError};
 use metergate_domain::base::environment::Environment;
 use metergate_domain::base::timestamp::Timestamp;
-use metergate_domain::catalog::meter::{StoredMeter, StripeFormula, StripeMeter};
-use metergate_domain::exports::{Bucket, ExportStatus, Units, settle};
+use metergate_domain::catalog::meter::{Aggregation, StoredMeter, StripeFormula, StripeMeter};
+use metergate_domain::exports::{Bucket, ExportDraft, ExportStatus, Units, level_draft, settle};
 
-/// Customers and meters whose exports are made in one transaction.
+/// The name of the provider, until there is a second.
+const PROVIDER: &str = "stripe";
+/// Customers and meters whose sums become exports in one transaction.
 const PAIRS_MAX: i64 = 500;
+/// GaugeExports that become exports in one transaction.
+const GAUGES_MAX: i64 = 500;
 
-/// What becomes of buckets of one transaction.
+/// The usage that is due.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Due {
+    /// Usage of hours, and parts of hours, that are over.
+    Ended,
+    /// Usage of the running hour, too.
+    All,
+}
+
+/// The rules of one transaction.
+struct Rules {
+    environment: Environment,
+    now: Timestamp,
+    /// Buckets are due that have ended by then.
+    ended_by: Timestamp,
+    late_grace: Duration,
+    /// For how long the provider takes deliveries back; none without a provider.
+    cancels_for: Option<Duration>,
+}
+
+/// The rows that a transaction writes.
 #[derive(Default)]
 struct ExportWrites {
-    made: Vec<NewExport>,
-    exported_buckets: Vec<DueBucket>,
-    /// Exports that are to be taken back at the provider.
-    wanted_back: Vec<Uuid>,
-    /// Exports that nobody has sent.
+    created: Vec<NewExport>,
+    /// Buckets whose new usage is exported now.
+    exported: Vec<DueBucket>,
+    /// The units that are left for later, by customer and meter.
+    remainders: BTreeMap<(i64, i32), Units>,
+    /// Exports that the provider is asked to take back.
+    to_cancel: Vec<Uuid>,
+    /// Exports that nobody has sent, and that go.
     withdrawn: Vec<Uuid>,
 }
 
+impl ExportWrites {
+    fn create(&mut self, place: &MeterBucket, stripe: &StripeMeter, draft: ExportDraft) {
+        let id = Uuid::now_v7();
+        self.created.push(NewExport {
+            id,
+            customer_id: place.customer_id,
+            meter_id: place.meter_id,
+            bucket_from: place.bucket.span.from,
+            event_name: stripe.event_name.clone(),
+            customer_key: stripe.customer_key.clone(),
+            value_key: stripe.value_key.clone(),
+            value: draft.value,
+            occurred_at: draft.timestamp,
+            identifier: format!("mg_{id}"),
+            carried_from: draft.carried_from,
+        });
+    }
+
+    async fn write(&self, connection: &mut PgConnection, rules: &Rules) -> Result<(), StoreError> {
+        let Rules { environment, now, .. } = rules;
+        store::exports::insert(connection, *environment, PROVIDER, &self.created, *now).await?;
+        sums::mark_exported(connection, &self.exported).await?;
+        sums::set_remainders(connection, &self.remainders).await?;
+        store::exports::want_cancel(connection, &self.to_cancel, *now).await?;
+        store::exports::cancel(connection, &self.withdrawn).await
+    }
+}
+
+/// A kind of accumulated usage.
+trait Accumulated {
+    /// Locks some of what is due, and decides what becomes of it. None: nothing is due.
+    async fn settle_due(
+        &self,
+        connection: &mut PgConnection,
+        rules: &Rules,
+    ) -> Result<Option<ExportWrites>, StoreError>;
+}
+
 impl Engine {
-    /// Makes exports of all that is due; how many.
-    pub(super) async fn gather(
+    /// Creates exports of all that is due, and returns their number.
+    pub(super) async fn create_exports(
         &self,
         connection: &mut PgConnection,
         environment: Environment,
         due: Due,
     ) -> Result<u64, EngineError> {
-        let mut created = 0;
         let meters = store::catalog::meters(&mut *connection, environment).await?;
-        let addresses: HashMap<i32, (&StoredMeter, &StripeMeter)> = exported(&meters)
-            .filter(|(_, stripe)| stripe.formula == StripeFormula::Sum)
-            .map(|(stored, stripe)| (stored.id, (stored, stripe)))
-            .collect();
-        let ids: Vec<i32> = addresses.keys().copied().collect();
+        let (sums, gauges): (Vec<_>, Vec<_>) =
+            exported(&meters).partition(|(_, stripe)| stripe.formula == StripeFormula::Sum);
+        let sums = SumExports(sums.into_iter().map(|(stored, stripe)| (stored.id, stripe)).collect());
+        let mut created = self.create_from(connection, environment, due, &sums).await?;
+        for (stored, stripe) in gauges {
+            let gauges = GaugeExports { stored, stripe };
+            created += self.create_from(connection, environment, due, &gauges).await?;
+        }
+        Ok(created)
+    }
+
+    async fn create_from(
+        &self,
+        connection: &mut PgConnection,
+        environment: Environment,
+        due: Due,
+        accumulated: &impl Accumulated,
+    ) -> Result<u64, EngineError> {
+        let cancels_for = self.provider(environment).map(|provider| provider.cancels_for());
+        let mut created = 0;
         loop {
             let mut transaction = connection.begin().await?;
             let now = self.inner.clock.now(environment, store::usage::now(&mut transaction).await?);
@@ -51,123 +135,159 @@ impl Engine {
                 Due::Ended => now,
                 Due::All => Timestamp::MAX,
             };
-            let pairs = sums::due_pairs(&mut transaction, environment, ended_by, &ids, PAIRS_MAX).await?;
-            if pairs.is_empty() {
+            let late_grace = self.inner.settings.late_grace;
+            let rules = Rules { environment, now, ended_by, late_grace, cancels_for };
+            let Some(writes) = accumulated.settle_due(&mut transaction, &rules).await? else {
                 return Ok(created);
-            }
-            let mut remainders = sums::lock_remainders(&mut transaction, environment, &pairs).await?;
-            let buckets = sums::lock_due(&mut transaction, &pairs, ended_by).await?;
-            let mut settlement = ExportWrites::default();
-            for bucket in buckets {
-                let Some((_, stripe)) = addresses.get(&bucket.meter_id) else { continue };
-                let remainder = remainders.entry((bucket.customer_id, bucket.meter_id)).or_default();
-                if bucket.new.units.plus(*remainder).is_negative()
-                    && self.take_back(&mut transaction, environment, &bucket, now, &mut settlement).await?
-                {
-                    continue;
-                }
-                self.make(bucket, remainder, stripe, now, &mut settlement);
-            }
-            let ExportWrites { made, exported_buckets, wanted_back, withdrawn } = settlement;
-            store::exports::insert(&mut transaction, environment, PROVIDER, &made, now).await?;
-            sums::mark_exported(&mut transaction, &exported_buckets).await?;
-            sums::set_remainders(&mut transaction, &remainders).await?;
-            store::exports::want_cancel(&mut transaction, &wanted_back, now).await?;
-            store::exports::cancel(&mut transaction, &withdrawn).await?;
+            };
+            writes.write(&mut transaction, &rules).await?;
             transaction.commit().await?;
-            created += made.len() as u64;
+            created += writes.created.len() as u64;
         }
-    }
-
-    /// Hands a bucket on: to exports, and to what is left.
-    fn make(
-        &self,
-        bucket: DueBucket,
-        remainder: &mut Units,
-        stripe: &StripeMeter,
-        now: Timestamp,
-        settlement: &mut ExportWrites,
-    ) {
-        let settled = settle(&bucket.bucket, bucket.new, *remainder, now, self.inner.settings.late_grace);
-        *remainder = settled.remainder;
-        for draft in settled.drafts {
-            let id = Uuid::now_v7();
-            settlement.made.push(NewExport {
-                id,
-                customer_id: bucket.customer_id,
-                meter_id: bucket.meter_id,
-                bucket_from: bucket.bucket.span.from,
-                event_name: stripe.event_name.clone(),
-                customer_key: stripe.customer_key.clone(),
-                value_key: stripe.value_key.clone(),
-                value: draft.value,
-                occurred_at: draft.timestamp,
-                identifier: format!("mg_{id}"),
-                carried_from: draft.carried_from,
-            });
-        }
-        settlement.exported_buckets.push(bucket);
-    }
-
-    /// Of a bucket that has become less: whether exports of it are taken back, so that the corrected
-    /// sum can be sent. Else what is too much is carried against usage to come.
-    async fn take_back(
-        &self,
-        connection: &mut PgConnection,
-        environment: Environment,
-        bucket: &DueBucket,
-        now: Timestamp,
-        settlement: &mut ExportWrites,
-    ) -> Result<bool, StoreError> {
-        let Some(provider) = self.provider(environment) else { return Ok(false) };
-        let cancels_for = provider.cancels_for();
-        let rows = store::exports::of_bucket(
-            connection,
-            bucket.customer_id,
-            bucket.meter_id,
-            bucket.bucket.span.from,
-        )
-        .await?;
-        let late_grace = self.inner.settings.late_grace;
-        let mut missing = bucket.new.units;
-        let mut takes_any = false;
-        for row in rows {
-            if !missing.is_negative() {
-                break;
-            }
-            match how_to_take_back(&row, now, cancels_for) {
-                TakeBack::Withdraw => settlement.withdrawn.push(row.id),
-                TakeBack::Cancel => {
-                    // an invoice that is made stays as it is: the rest would be billed a second time
-                    let place = place_of(connection, &row, bucket).await?;
-                    if !place.is_open(now, late_grace) {
-                        continue;
-                    }
-                    settlement.wanted_back.push(row.id);
-                }
-                TakeBack::Impossible => continue,
-            }
-            takes_any = true;
-            missing = missing.plus(Units::whole(row.value));
-        }
-        Ok(takes_any)
     }
 }
 
-/// Where an export of a bucket went: into it, or into the period that was the present one.
-async fn place_of(
+/// Meters that are exported by their sum, by number.
+struct SumExports<'a>(HashMap<i32, &'a StripeMeter>);
+
+impl Accumulated for SumExports<'_> {
+    async fn settle_due(
+        &self,
+        connection: &mut PgConnection,
+        rules: &Rules,
+    ) -> Result<Option<ExportWrites>, StoreError> {
+        let (environment, ended_by) = (rules.environment, rules.ended_by);
+        let ids: Vec<i32> = self.0.keys().copied().collect();
+        let pairs = sums::due_pairs(connection, environment, ended_by, &ids, PAIRS_MAX).await?;
+        if pairs.is_empty() {
+            return Ok(None);
+        }
+        let remainders = sums::lock_remainders(connection, environment, &pairs).await?;
+        let mut writes = ExportWrites { remainders, ..ExportWrites::default() };
+        for due in sums::lock_due(connection, &pairs, ended_by).await? {
+            let MeterBucket { customer_id, meter_id, bucket } = due.place;
+            let Some(stripe) = self.0.get(&meter_id) else { continue };
+            let remainder = writes.remainders.get(&(customer_id, meter_id)).copied().unwrap_or_default();
+            if due.new.units.plus(remainder).is_negative()
+                && take_back(connection, &due, rules, &mut writes).await?
+            {
+                continue;
+            }
+            let settled = settle(&bucket, due.new, remainder, rules.now, rules.late_grace);
+            writes.remainders.insert((customer_id, meter_id), settled.remainder);
+            for draft in settled.drafts {
+                writes.create(&due.place, stripe, draft);
+            }
+            writes.exported.push(due);
+        }
+        Ok(Some(writes))
+    }
+}
+
+/// Takes back exports of a bucket that has become less, so that the corrected sum can be sent. Returns
+/// false where none can be: what is too much is carried against usage to come.
+async fn take_back(
+    connection: &mut PgConnection,
+    due: &DueBucket,
+    rules: &Rules,
+    writes: &mut ExportWrites,
+) -> Result<bool, StoreError> {
+    let Some(cancels_for) = rules.cancels_for else { return Ok(false) };
+    let mut missing = due.new.units;
+    let mut takes_any = false;
+    for row in store::exports::of_bucket(connection, &due.place).await? {
+        if !missing.is_negative() {
+            break;
+        }
+        match how_to_take_back(&row, rules.now, cancels_for) {
+            TakeBack::Withdraw => writes.withdrawn.push(row.id),
+            TakeBack::Cancel => {
+                // an invoice that is made stays as it is: the rest would be billed a second time
+                let target = bucket_billed(connection, &row, &due.place).await?;
+                if !target.is_open(rules.now, rules.late_grace) {
+                    continue;
+                }
+                writes.to_cancel.push(row.id);
+            }
+            TakeBack::Impossible => continue,
+        }
+        takes_any = true;
+        missing = missing.plus(Units::whole(row.value));
+    }
+    Ok(takes_any)
+}
+
+/// Returns the bucket that an export was billed in: its own, or that of the period it was carried to.
+async fn bucket_billed(
     connection: &mut PgConnection,
     row: &ExportRow,
-    bucket: &DueBucket,
+    place: &MeterBucket,
 ) -> Result<Bucket, StoreError> {
     if row.carried_from.is_none() {
-        return Ok(bucket.bucket);
+        return Ok(place.bucket);
     }
     let cycles = sums::cycles(connection, &[row.customer_id]).await?;
     Ok(Bucket::of(row.occurred_at, cycles.get(&row.customer_id)))
 }
 
-pub(super) enum TakeBack {
+/// A meter that is exported by its last or greatest value. A changed value becomes an export, which
+/// takes the place of an earlier one by its later time.
+struct GaugeExports<'a> {
+    stored: &'a StoredMeter,
+    stripe: &'a StripeMeter,
+}
+
+impl Accumulated for GaugeExports<'_> {
+    async fn settle_due(
+        &self,
+        connection: &mut PgConnection,
+        rules: &Rules,
+    ) -> Result<Option<ExportWrites>, StoreError> {
+        let (environment, ended_by) = (rules.environment, rules.ended_by);
+        let changed =
+            export_gauges::take_changed(connection, environment, self.stored, ended_by, GAUGES_MAX).await?;
+        if changed.is_empty() {
+            return Ok(None);
+        }
+        let mut writes = ExportWrites::default();
+        for gauge in &changed {
+            let rows = store::exports::of_bucket(connection, &gauge.place).await?;
+            self.settle(gauge, &rows, rules, &mut writes);
+        }
+        Ok(Some(writes))
+    }
+}
+
+impl GaugeExports<'_> {
+    fn settle(&self, gauge: &ChangedGauge, rows: &[ExportRow], rules: &Rules, writes: &mut ExportWrites) {
+        let latest =
+            rows.iter().find(|row| row.status != ExportStatus::Canceled && row.cancel_wanted != Some(true));
+        let is_max = self.stored.meter.aggregation == Aggregation::Max;
+        let shown = if is_max { gauge.greatest } else { gauge.level };
+        let after = latest.map(|row| row.occurred_at);
+        let draft = shown
+            .filter(|_| gauge.level.is_some())
+            .and_then(|shown| level_draft(&gauge.place.bucket, shown, after, rules.now, rules.late_grace));
+        if draft.is_some_and(|draft| latest.is_some_and(|row| row.value == draft.value)) {
+            return;
+        }
+        // one that has not been sent, that has the same time, or of which nothing stands, gives way
+        if let (Some(row), Some(cancels_for)) = (latest, rules.cancels_for) {
+            let gives_way =
+                gauge.level.is_none() || draft.is_some_and(|draft| draft.timestamp <= row.occurred_at);
+            match how_to_take_back(row, rules.now, cancels_for) {
+                TakeBack::Withdraw => writes.withdrawn.push(row.id),
+                TakeBack::Cancel if gives_way => writes.to_cancel.push(row.id),
+                TakeBack::Cancel | TakeBack::Impossible => {}
+            }
+        }
+        if let Some(draft) = draft {
+            writes.create(&gauge.place, self.stripe, draft);
+        }
+    }
+}
+
+enum TakeBack {
     /// Nobody has sent it.
     Withdraw,
     /// At the provider, once it is known to be there.
@@ -175,11 +295,7 @@ pub(super) enum TakeBack {
     Impossible,
 }
 
-pub(super) fn how_to_take_back(
-    row: &ExportRow,
-    now: Timestamp,
-    cancels_for: std::time::Duration,
-) -> TakeBack {
+fn how_to_take_back(row: &ExportRow, now: Timestamp, cancels_for: Duration) -> TakeBack {
     if row.cancel_wanted.is_some() {
         return TakeBack::Impossible;
     }

@@ -1,13 +1,12 @@
-//! What became of an export whose answer was lost for longer than the provider remembers identifiers:
-//! sending it again could count it twice. The provider's own summaries tell.
+//! Looks up deliveries whose answer was lost for longer than the provider remembers identifiers: sending
+//! one again could count it twice. The provider's own summaries tell.
 
 use std::time::Duration;
 
 use sqlx::PgConnection;
 
-use super::failure_text;
-use crate::engine::EngineError;
-use crate::providers::{Provider, SummaryWindow};
+use crate::engine::error::EngineError;
+use crate::providers::{Provider, SummaryQuery, SummaryWindow};
 use crate::store;
 use crate::store::exports::{DELIVERY_UNKNOWN, ExportRow};
 use metergate_domain::base::timestamp::Timestamp;
@@ -24,6 +23,14 @@ pub(super) enum DeliveryStatus {
     Later(String),
 }
 
+/// The sums of an export's minute at both sides.
+struct MinuteSums {
+    /// The provider's sum.
+    provider: Units,
+    /// The sum of what is known to be delivered.
+    delivered: Units,
+}
+
 const MINUTE: i64 = 60_000_000;
 
 /// The minute of a time: summaries are aligned to minutes.
@@ -33,84 +40,70 @@ fn minute_of(at: Timestamp) -> Span {
     Span { from, to: from.saturating_add(Duration::from_micros(MINUTE.unsigned_abs())) }
 }
 
-/// What the provider has of the customer in an export's minute, and what is known to be delivered
-/// there. No other export of the two is under way meanwhile: they go one at a time.
-async fn sums(
+/// Reads both sums of an export's minute; or the status, where that is known without them. No other
+/// export of the customer and meter is under way meanwhile: they go one at a time.
+async fn minute_sums(
     connection: &mut PgConnection,
     provider: &dyn Provider,
     row: &ExportRow,
-) -> Result<Result<(Units, Units), DeliveryStatus>, EngineError> {
+) -> Result<Result<MinuteSums, DeliveryStatus>, EngineError> {
+    if row.is_gauge {
+        return Ok(Err(DeliveryStatus::NotTaken));
+    }
     let minute = minute_of(row.occurred_at);
-    let summaries = provider.summaries(&row.event_name, &row.customer, minute, SummaryWindow::Whole).await;
-    let there = match summaries {
-        Err(failure) => return Ok(Err(DeliveryStatus::Later(failure_text(&failure)))),
+    let (event_name, customer) = (row.event_name.as_str(), row.customer.as_str());
+    let query = SummaryQuery { event_name, customer, span: minute, grain: SummaryWindow::Whole };
+    let summaries = match provider.summaries(query).await {
+        Err(failure) => return Ok(Err(DeliveryStatus::Later(failure.to_string()))),
         // a meter that is not there has taken nothing
         Ok(None) => return Ok(Err(DeliveryStatus::NotTaken)),
         Ok(Some(summaries)) => summaries,
     };
     let mut sum = Units::default();
-    for summary in &there {
+    for summary in &summaries {
         let Some(value) = Units::parse(&summary.value) else {
-            return Ok(Err(DeliveryStatus::Unclear(format!(
-                "{DELIVERY_UNKNOWN}: the provider's summary is {}",
-                summary.value
-            ))));
+            let why = format!("{DELIVERY_UNKNOWN}: the provider's summary is {}", summary.value);
+            return Ok(Err(DeliveryStatus::Unclear(why)));
         };
         sum = sum.plus(value);
     }
-    let delivered = store::exports::delivered_within(
-        connection,
-        row.customer_id,
-        &row.event_name,
-        minute.from,
-        minute.to,
-    )
-    .await?;
-    Ok(Ok((sum, Units::whole(delivered))))
+    let delivered = store::exports::delivered_within(connection, row.customer_id, event_name, minute).await?;
+    Ok(Ok(MinuteSums { provider: sum, delivered: Units::whole(delivered) }))
 }
 
-/// What became of a cancelation whose answer was lost and which the provider refuses now: taken, if
-/// what it has lacks the export.
+/// Looks up a cancelation whose answer was lost and which the provider refuses now: it was taken, if the
+/// provider lacks the export.
 pub(super) async fn of_cancelation(
     connection: &mut PgConnection,
     provider: &dyn Provider,
     row: &ExportRow,
 ) -> Result<DeliveryStatus, EngineError> {
-    if row.is_level {
-        return Ok(DeliveryStatus::NotTaken);
-    }
-    let (sum, delivered) = match sums(connection, provider, row).await? {
+    let MinuteSums { provider, delivered } = match minute_sums(connection, provider, row).await? {
         Ok(sums) => sums,
-        Err(delivery_status) => return Ok(delivery_status),
+        Err(status) => return Ok(status),
     };
-    Ok(if sum.plus(Units::whole(row.value)) == delivered {
-        DeliveryStatus::Taken
-    } else {
-        DeliveryStatus::NotTaken
-    })
+    let is_taken = provider.plus(Units::whole(row.value)) == delivered;
+    Ok(if is_taken { DeliveryStatus::Taken } else { DeliveryStatus::NotTaken })
 }
 
-/// What became of an export, by what the provider says it has.
-pub(super) async fn find_out(
+/// Looks up an export by what the provider says it has.
+pub(super) async fn of_delivery(
     connection: &mut PgConnection,
     provider: &dyn Provider,
     row: &ExportRow,
 ) -> Result<DeliveryStatus, EngineError> {
-    if row.is_level {
-        return Ok(DeliveryStatus::NotTaken);
-    }
-    let (sum, delivered) = match sums(connection, provider, row).await? {
+    let MinuteSums { provider, delivered } = match minute_sums(connection, provider, row).await? {
         Ok(sums) => sums,
-        Err(delivery_status) => return Ok(delivery_status),
+        Err(status) => return Ok(status),
     };
-    Ok(if sum == delivered {
+    Ok(if provider == delivered {
         DeliveryStatus::NotTaken
-    } else if sum == delivered.plus(Units::whole(row.value)) {
+    } else if provider == delivered.plus(Units::whole(row.value)) {
         DeliveryStatus::Taken
     } else {
         DeliveryStatus::Unclear(format!(
-            "{DELIVERY_UNKNOWN}: no answer came for more than a day, and the provider has {sum} in that minute where \
-             {delivered} were delivered without it"
+            "{DELIVERY_UNKNOWN}: no answer came for more than a day, and the provider has {provider} in that minute \
+             where {delivered} were delivered without it"
         ))
     })
 }

@@ -1,4 +1,4 @@
-//! Keeping to a provider's rate, without the bursts that a whole second's worth at once would be.
+//! Keeps to a provider's rate, without the bursts that a whole second's worth at once would be.
 
 use std::num::NonZeroU32;
 

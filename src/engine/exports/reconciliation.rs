@@ -1,13 +1,14 @@
-//! Comparing what was recorded, what was exported, and what the provider says it has.
+//! Comparison of recorded usage, exports, and the provider's own sums.
 
 use std::collections::BTreeMap;
 
 use serde::{Serialize, Serializer};
 use sqlx::{Connection, PgConnection};
 
-use super::{exported, failure_text};
-use crate::engine::{Engine, EngineError};
-use crate::providers::{Provider, Summary, SummaryWindow};
+use super::exported_meters::exported;
+use crate::engine::error::EngineError;
+use crate::engine::services::Engine;
+use crate::providers::{Provider, Summary, SummaryQuery, SummaryWindow};
 use crate::store;
 use crate::store::exports::reconciliation::{Sums, UnitsAt};
 use metergate_domain::base::environment::Environment;
@@ -18,7 +19,7 @@ use metergate_domain::base::window::Span;
 use metergate_domain::catalog::meter::StripeFormula;
 use metergate_domain::exports::Units;
 
-/// What is to be compared: hours or days, in UTC.
+/// A question for a comparison by hours or days, in UTC.
 #[derive(Debug, Clone)]
 pub struct ReconciliationQuery {
     pub customer: String,
@@ -49,22 +50,22 @@ pub struct ReconciledRow {
 
 #[derive(Debug, Clone, Copy, Default, Serialize)]
 pub struct Comparison {
-    /// What the events say.
+    /// The sum of the events.
     #[serde(serialize_with = "number")]
     pub events: Units,
-    /// What was summed up for exports.
+    /// The sum that accumulated for exports.
     #[serde(serialize_with = "number")]
     pub recorded: Units,
-    /// What exports say, by their timestamps; canceled ones left out.
+    /// The sum of exports by their timestamps, without canceled ones.
     #[serde(serialize_with = "number")]
     pub exported: Units,
-    /// What of it was delivered.
+    /// The delivered part of `exported`.
     #[serde(serialize_with = "number")]
     pub delivered: Units,
-    /// What the provider's summaries say; null where no account is set up.
+    /// The sum of the provider's summaries; null where no account is set up.
     #[serde(serialize_with = "number_or_null")]
     pub provider: Option<Units>,
-    /// What the provider has less than was exported.
+    /// `exported` less `provider`.
     #[serde(serialize_with = "number_or_null")]
     pub difference: Option<Units>,
 }
@@ -95,7 +96,7 @@ impl Comparison {
     }
 }
 
-/// Where a provider has something else than was exported.
+/// A day on which a provider has something else than was exported.
 #[derive(Debug, Clone)]
 pub struct Drift {
     pub customer: String,
@@ -104,9 +105,9 @@ pub struct Drift {
     pub difference: Units,
 }
 
-/// How many customers and meters are compared in an hour: providers allow few reads.
+/// Customers and meters that are compared in an hour: providers allow few reads.
 const COMPARED_PER_HOUR_MAX: i64 = 12;
-/// How long after a day's end its usage may still be on its way.
+/// Hours after the end of a day in which its usage may still be on its way.
 const MARGIN_HOURS: i64 = 3;
 
 impl Engine {
@@ -157,17 +158,19 @@ impl Engine {
             None => None,
             Some(provider) => {
                 let grain = if question.by_day { SummaryWindow::Day } else { SummaryWindow::Hour };
+                let (event_name, customer) = (stripe.event_name.as_str(), question.customer.as_str());
                 let found = provider
-                    .summaries(&stripe.event_name, &question.customer, question.span, grain)
+                    .summaries(SummaryQuery { event_name, customer, span: question.span, grain })
                     .await
-                    .map_err(|failure| EngineError::provider_unavailable(failure_text(&failure)))?;
+                    .map_err(|failure| EngineError::provider_unavailable(failure.to_string()))?;
                 Some(found.unwrap_or_default())
             }
         };
-        Ok(compare(question, &windows, &events, &recorded, &sent, there.as_deref()))
+        let amounts = Amounts { events, recorded, sent, provider: there };
+        Ok(compare(question, &windows, &amounts))
     }
 
-    /// Compares some of yesterday's deliveries with what the provider has; where they differ.
+    /// Compares some of yesterday's deliveries with the provider's sums, and returns the differences.
     pub async fn check_exports(&self, environment: Environment) -> Result<Vec<Drift>, EngineError> {
         let Some(provider) = self.provider(environment) else { return Ok(Vec::new()) };
         let mut connection = self.database().connect_writer().await?;
@@ -196,8 +199,10 @@ impl Engine {
         let due = store::exports::reconciliation::unchecked(connection, environment, day, limit).await?;
         let mut drifts = Vec::new();
         for pair in due {
-            let there = provider.summaries(&pair.event_name, &pair.customer, day, SummaryWindow::Day).await;
-            let there = there.map_err(|failure| EngineError::provider_unavailable(failure_text(&failure)))?;
+            let (event_name, customer) = (pair.event_name.as_str(), pair.customer.as_str());
+            let query = SummaryQuery { event_name, customer, span: day, grain: SummaryWindow::Day };
+            let there = provider.summaries(query).await;
+            let there = there.map_err(|failure| EngineError::provider_unavailable(failure.to_string()))?;
             let there = sum(&there.unwrap_or_default());
             let difference = Units::whole(pair.exported).minus(there);
             if difference != Units::default() {
@@ -261,14 +266,18 @@ fn sum(summaries: &[Summary]) -> Units {
     summaries.iter().filter_map(|summary| Units::parse(&summary.value)).fold(Units::default(), Units::plus)
 }
 
-fn compare(
-    question: &ReconciliationQuery,
-    windows: &[Span],
-    events: &[UnitsAt],
-    recorded: &[UnitsAt],
-    sent: &[(UnitsAt, bool)],
-    there: Option<&[Summary]>,
-) -> Reconciled {
+/// The amounts that are compared.
+struct Amounts {
+    events: Vec<UnitsAt>,
+    recorded: Vec<UnitsAt>,
+    /// Exports, and whether each was delivered.
+    sent: Vec<(UnitsAt, bool)>,
+    provider: Option<Vec<Summary>>,
+}
+
+fn compare(question: &ReconciliationQuery, windows: &[Span], amounts: &Amounts) -> Reconciled {
+    let Amounts { events, recorded, sent, provider: there } = amounts;
+    let there = there.as_deref();
     let mut sums: BTreeMap<Timestamp, Sums> = BTreeMap::new();
     let mut total = Sums::default();
     let window_of = |at: Timestamp| windows[..windows.partition_point(|window| window.from <= at)].last();

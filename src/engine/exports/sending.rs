@@ -1,22 +1,23 @@
-//! Sending: what is written is handed over, many at once, but one at a time for a customer and meter.
+//! Hands exports over, many at once, but one at a time for a customer and meter.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use rand::RngExt;
-use sqlx::PgConnection;
+use sqlx::{Connection, PgConnection};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use uuid::Uuid;
 
+use super::create::Due;
 use super::delivery_lookup;
 use super::delivery_lookup::DeliveryStatus;
-use super::failure_text;
 use super::rate_limit::RateLimit;
-use crate::engine::{Engine, EngineError};
+use crate::engine::clock::Clock;
+use crate::engine::error::EngineError;
 use crate::providers::{DeliveryResult, OutgoingMeterEvent, Provider, Retryable};
-use crate::store;
 use crate::store::exports::{Dead, Deferred, ExportRow, Outcomes};
+use crate::store::{self, StoreError};
 use metergate_domain::base::environment::Environment;
 use metergate_domain::base::timestamp::Timestamp;
 use metergate_domain::exports::{ExportStatus, backoff};
@@ -32,58 +33,84 @@ const QUESTIONS_FAILED_MAX: usize = 3;
 /// The least pause before what failed is sent again by the same run.
 const PAUSE: Duration = Duration::from_millis(500);
 
-#[derive(Debug, Default)]
-pub(super) struct Sent {
-    pub(super) delivered: u64,
-    pub(super) canceled: u64,
-    pub(super) deferred: u64,
-    /// The account's credentials are refused.
-    pub(super) is_stopped: bool,
+/// The sending part of a run, with its progress.
+#[derive(Debug)]
+pub(super) struct Sender<'a> {
+    clock: &'a Clock,
+    environment: Environment,
+    provider: Arc<dyn Provider>,
+    rate_limit: Arc<RateLimit>,
+    delivered: u64,
+    round: SendingRound,
 }
 
-impl Engine {
-    /// Sends all that is due, each once; `again`: also what failed a moment ago.
+/// The progress of a round.
+#[derive(Debug, Default)]
+struct SendingRound {
+    canceled: u64,
+    deferred: u64,
+    /// The account's credentials are refused.
+    is_unauthorized: bool,
+    /// Exports that this round does not try again.
+    tried: Vec<Uuid>,
+}
+
+impl<'a> Sender<'a> {
+    pub(super) fn new(clock: &'a Clock, environment: Environment, provider: Arc<dyn Provider>) -> Self {
+        let rate_limit = Arc::new(RateLimit::new(provider.calls_per_second()));
+        Self { clock, environment, provider, rate_limit, delivered: 0, round: SendingRound::default() }
+    }
+
+    /// Returns how many exports the run has delivered.
+    pub(super) fn delivered(&self) -> u64 {
+        self.delivered
+    }
+
+    /// Sends all that is due, each export once. Returns whether another round may send more: what was
+    /// taken back is created anew, and what failed for now may be taken the next time.
     pub(super) async fn send_due(
-        &self,
+        &mut self,
         connection: &mut PgConnection,
-        environment: Environment,
-        provider: &Arc<dyn Provider>,
-        (all, again): (bool, bool),
-    ) -> Result<Sent, EngineError> {
-        if again {
+        due: Due,
+        round: usize,
+    ) -> Result<bool, EngineError> {
+        let is_asked = due == Due::All;
+        if is_asked && round > 0 {
             tokio::time::sleep(PAUSE).await;
         }
-        let rate_limit = Arc::new(RateLimit::new(provider.calls_per_second()));
-        let mut sent = Sent::default();
-        let mut tried: Vec<Uuid> = Vec::new();
-        while !sent.is_stopped {
-            let now = self.inner.clock.now(environment, store::usage::now(connection).await?);
-            let due_by = if all { Timestamp::MAX } else { now };
-            let rows = store::exports::due(connection, environment, due_by, &tried, TOGETHER_MAX).await?;
+        self.round = SendingRound::default();
+        while !self.round.is_unauthorized {
+            let now = self.now(connection).await?;
+            let due_by = if is_asked { Timestamp::MAX } else { now };
+            let (environment, tried) = (self.environment, &self.round.tried);
+            let rows = store::exports::due(connection, environment, due_by, tried, TOGETHER_MAX).await?;
             if rows.is_empty() {
                 break;
             }
-            let rows = self.resolve_unknown_deliveries(connection, provider, rows, now, &mut tried).await?;
+            let rows = self.settle_forgotten(connection, rows, now).await?;
             let ids: Vec<Uuid> = rows.iter().map(|row| row.id).collect();
             // from here on they may be taken, whatever becomes of us
             store::exports::note_attempts(connection, &ids, now).await?;
-            self.send(connection, environment, provider, &rate_limit, (rows, now), (&mut sent, &mut tried))
-                .await?;
+            let refused = self.send(connection, rows, now).await?;
+            self.settle_refused_cancelations(connection, refused, now).await?;
         }
-        Ok(sent)
+        let SendingRound { canceled, deferred, is_unauthorized, .. } = self.round;
+        Ok(!is_unauthorized && (canceled > 0 || (is_asked && deferred > 0)))
     }
 
-    /// Finds out what became of those whose identifiers the provider may have forgotten; the others, and
-    /// those that were not taken, go on.
-    async fn resolve_unknown_deliveries(
-        &self,
+    async fn now(&self, connection: &mut PgConnection) -> Result<Timestamp, StoreError> {
+        Ok(self.clock.now(self.environment, store::usage::now(connection).await?))
+    }
+
+    /// Looks up exports whose identifiers the provider may have forgotten. Returns the others, and those
+    /// that were not taken.
+    async fn settle_forgotten(
+        &mut self,
         connection: &mut PgConnection,
-        provider: &Arc<dyn Provider>,
         rows: Vec<ExportRow>,
         now: Timestamp,
-        tried: &mut Vec<Uuid>,
     ) -> Result<Vec<ExportRow>, EngineError> {
-        let remembers_for = provider.remembers_for();
+        let remembers_for = self.provider.remembers_for();
         let is_forgotten = |row: &ExportRow| {
             row.status == ExportStatus::Pending
                 && row.unknown_since.is_some_and(|since| since.saturating_add(remembers_for) <= now)
@@ -93,13 +120,13 @@ impl Engine {
         let mut outcomes = Outcomes::default();
         let mut failed = 0;
         for mut row in forgotten {
-            let delivery_status = if failed < QUESTIONS_FAILED_MAX {
-                delivery_lookup::find_out(connection, provider.as_ref(), &row).await?
+            let status = if failed < QUESTIONS_FAILED_MAX {
+                delivery_lookup::of_delivery(connection, self.provider.as_ref(), &row).await?
             } else {
                 DeliveryStatus::Later("the provider does not say what it has".to_owned())
             };
-            failed = if matches!(delivery_status, DeliveryStatus::Later(_)) { failed + 1 } else { 0 };
-            match delivery_status {
+            failed = if matches!(status, DeliveryStatus::Later(_)) { failed + 1 } else { 0 };
+            match status {
                 DeliveryStatus::Taken => outcomes.delivered.push(row.id),
                 DeliveryStatus::NotTaken => {
                     store::exports::note_not_taken(connection, &[row.id]).await?;
@@ -108,15 +135,11 @@ impl Engine {
                     continue;
                 }
                 DeliveryStatus::Unclear(why) => {
-                    let unknown_since = row.unknown_since;
-                    outcomes.dead.push(Dead { id: row.id, why, unknown_since });
+                    outcomes.dead.push(Dead { id: row.id, why, unknown_since: row.unknown_since });
                 }
-                DeliveryStatus::Later(why) => {
-                    let unknown_since = row.unknown_since;
-                    outcomes.later.push(deferred(&row, why, (now, None), unknown_since, true));
-                }
+                DeliveryStatus::Later(why) => outcomes.later.push(deferred(&row, why, now, None)),
             }
-            tried.push(row.id);
+            self.round.tried.push(row.id);
         }
         if !outcomes.is_empty() {
             store::exports::note_outcomes(connection, &outcomes, now).await?;
@@ -124,97 +147,153 @@ impl Engine {
         Ok(rows)
     }
 
+    /// Sends exports and cancelations. Returns the cancelations that the provider refuses although an
+    /// earlier call, whose answer was lost, may have done them, with its reasons.
     async fn send(
-        &self,
+        &mut self,
         connection: &mut PgConnection,
-        environment: Environment,
-        provider: &Arc<dyn Provider>,
-        rate_limit: &Arc<RateLimit>,
-        (rows, now): (Vec<ExportRow>, Timestamp),
-        (sent, tried): (&mut Sent, &mut Vec<Uuid>),
-    ) -> Result<(), EngineError> {
+        rows: Vec<ExportRow>,
+        now: Timestamp,
+    ) -> Result<Vec<(ExportRow, String)>, EngineError> {
         let slots = Arc::new(Semaphore::new(CALLS_MAX));
         let mut calls = JoinSet::new();
         for row in rows {
-            let (provider, rate_limit, slots) =
-                (Arc::clone(provider), Arc::clone(rate_limit), Arc::clone(&slots));
-            calls.spawn(async move {
-                // closed: nothing more is sent
-                let Ok(_slot) = slots.acquire().await else { return (row, None) };
-                rate_limit.wait().await;
-                let outgoing_event = outgoing_event(&row);
-                let delivery = if is_cancelation(&row) {
-                    provider.cancel(&outgoing_event).await
-                } else {
-                    provider.deliver(&outgoing_event).await
-                };
-                (row, Some(delivery))
-            });
+            calls.spawn(call(
+                Arc::clone(&self.provider),
+                Arc::clone(&self.rate_limit),
+                Arc::clone(&slots),
+                row,
+            ));
         }
         let mut outcomes = Outcomes::default();
-        let mut doubtful = Vec::new();
+        let mut refused = Vec::new();
         let mut waiting = 0;
         while let Some(call) = calls.join_next().await {
             let (row, delivery) = call.map_err(|why| EngineError::Internal(why.to_string()))?;
-            if matches!(delivery, Some(DeliveryResult::Unauthorized(_))) && !sent.is_stopped {
-                sent.is_stopped = true;
+            if matches!(delivery, Some(DeliveryResult::Unauthorized(_))) && !self.round.is_unauthorized {
+                self.round.is_unauthorized = true;
                 slots.close();
             }
             match delivery {
-                // an earlier call, whose answer was lost, may have done what this one could not
                 Some(DeliveryResult::Dead(failure))
                     if is_cancelation(&row) && row.unknown_since.is_some() =>
                 {
-                    doubtful.push((row, failure_text(&failure)));
+                    refused.push((row, failure.to_string()));
                     continue;
                 }
-                delivery => note(row, delivery, now, &mut outcomes, sent, tried),
+                delivery => self.note(&row, delivery, now, &mut outcomes),
             }
             waiting += 1;
             if waiting >= OUTCOMES_MAX {
-                self.note(connection, environment, std::mem::take(&mut outcomes)).await?;
+                self.write(connection, std::mem::take(&mut outcomes)).await?;
                 waiting = 0;
             }
         }
-        self.note(connection, environment, outcomes).await?;
+        self.write(connection, outcomes).await?;
+        Ok(refused)
+    }
+
+    /// Looks up cancelations that were refused and may have been done before.
+    async fn settle_refused_cancelations(
+        &mut self,
+        connection: &mut PgConnection,
+        refused: Vec<(ExportRow, String)>,
+        now: Timestamp,
+    ) -> Result<(), EngineError> {
         let mut outcomes = Outcomes::default();
-        for (row, why) in doubtful {
-            match delivery_lookup::of_cancelation(connection, provider.as_ref(), &row).await? {
+        for (row, why) in refused {
+            match delivery_lookup::of_cancelation(connection, self.provider.as_ref(), &row).await? {
                 DeliveryStatus::Taken => outcomes.canceled.push(row.id),
                 DeliveryStatus::NotTaken | DeliveryStatus::Unclear(_) => outcomes.kept.push((row.id, why)),
                 DeliveryStatus::Later(why) => {
-                    tried.push(row.id);
-                    let unknown_since = row.unknown_since;
-                    outcomes.later.push(deferred(&row, why, (now, None), unknown_since, true));
+                    self.round.tried.push(row.id);
+                    outcomes.later.push(deferred(&row, why, now, None));
                     continue;
                 }
             }
-            sent.canceled += 1;
+            self.round.canceled += 1;
         }
-        self.note(connection, environment, outcomes).await
+        self.write(connection, outcomes).await
     }
 
-    async fn note(
-        &self,
-        connection: &mut PgConnection,
-        environment: Environment,
-        outcomes: Outcomes,
-    ) -> Result<(), EngineError> {
-        let now = self.inner.clock.now(environment, store::usage::now(connection).await?);
-        for Dead { id, why, .. } in &outcomes.dead {
-            tracing::error!(%environment, export = %id, why, "an export is dead");
+    /// Notes what came of a call; none: it was not made.
+    fn note(
+        &mut self,
+        row: &ExportRow,
+        delivery: Option<DeliveryResult>,
+        now: Timestamp,
+        outcomes: &mut Outcomes,
+    ) {
+        let outcome = delivery.as_ref().map_or("unsent", DeliveryResult::word);
+        metrics::counter!("metergate_export_calls_total", "outcome" => outcome).increment(1);
+        let (id, is_cancel, at_once) = (row.id, is_cancelation(row), Some(Duration::ZERO));
+        match delivery {
+            Some(DeliveryResult::Delivered | DeliveryResult::Duplicate) if is_cancel => {
+                self.round.canceled += 1;
+                outcomes.canceled.push(id);
+            }
+            Some(DeliveryResult::Delivered | DeliveryResult::Duplicate) => {
+                self.delivered += 1;
+                outcomes.delivered.push(id);
+            }
+            Some(DeliveryResult::Dead(failure)) if is_cancel => {
+                self.round.canceled += 1;
+                outcomes.kept.push((id, failure.to_string()));
+            }
+            Some(DeliveryResult::Dead(failure)) => {
+                let (why, unknown_since) = (failure.to_string(), row.unknown_since);
+                outcomes.dead.push(Dead { id, why, unknown_since });
+            }
+            Some(DeliveryResult::Retryable(Retryable { failure, may_be_taken, after })) => {
+                self.round.deferred += 1;
+                self.round.tried.push(id);
+                let unknown_since = row.unknown_since.or(may_be_taken.then_some(now));
+                let deferred = deferred(row, failure.to_string(), now, after);
+                outcomes.later.push(Deferred { unknown_since, ..deferred });
+            }
+            Some(DeliveryResult::Unauthorized(failure)) => {
+                let why = failure.to_string();
+                tracing::error!(why, "the provider refuses our credentials: nothing is exported");
+                outcomes.later.push(Deferred { counts: false, ..deferred(row, why, now, at_once) });
+            }
+            None => {
+                let why = row.last_error.clone().unwrap_or_else(|| "not sent".to_owned());
+                outcomes.later.push(Deferred { counts: false, ..deferred(row, why, now, at_once) });
+            }
         }
-        let mut transaction = sqlx::Connection::begin(connection).await?;
+    }
+
+    async fn write(&self, connection: &mut PgConnection, outcomes: Outcomes) -> Result<(), EngineError> {
+        let now = self.now(connection).await?;
+        for Dead { id, why, .. } in &outcomes.dead {
+            tracing::error!(environment = %self.environment, export = %id, why, "an export is dead");
+        }
+        let mut transaction = connection.begin().await?;
         store::exports::note_outcomes(&mut transaction, &outcomes, now).await?;
         Ok(transaction.commit().await?)
     }
+}
+
+/// Hands an export over, or takes it back. None: the slots are closed, so that nothing more is sent.
+async fn call(
+    provider: Arc<dyn Provider>,
+    rate_limit: Arc<RateLimit>,
+    slots: Arc<Semaphore>,
+    row: ExportRow,
+) -> (ExportRow, Option<DeliveryResult>) {
+    let Ok(_slot) = slots.acquire().await else { return (row, None) };
+    rate_limit.wait().await;
+    let event = meter_event(&row);
+    let delivery =
+        if is_cancelation(&row) { provider.cancel(&event).await } else { provider.deliver(&event).await };
+    (row, Some(delivery))
 }
 
 fn is_cancelation(row: &ExportRow) -> bool {
     row.status == ExportStatus::Delivered
 }
 
-fn outgoing_event(row: &ExportRow) -> OutgoingMeterEvent {
+fn meter_event(row: &ExportRow) -> OutgoingMeterEvent {
     OutgoingMeterEvent {
         event_name: row.event_name.clone(),
         customer_key: row.customer_key.clone(),
@@ -227,78 +306,10 @@ fn outgoing_event(row: &ExportRow) -> OutgoingMeterEvent {
     }
 }
 
-fn note(
-    row: ExportRow,
-    delivery: Option<DeliveryResult>,
-    now: Timestamp,
-    outcomes: &mut Outcomes,
-    sent: &mut Sent,
-    tried: &mut Vec<Uuid>,
-) {
-    let is_cancel = is_cancelation(&row);
-    let outcome = match &delivery {
-        Some(DeliveryResult::Delivered) => "delivered",
-        Some(DeliveryResult::Duplicate) => "duplicate",
-        Some(DeliveryResult::Dead(_)) => "dead",
-        Some(DeliveryResult::Retryable(_)) => "later",
-        Some(DeliveryResult::Unauthorized(_)) => "stopped",
-        None => "unsent",
-    };
-    metrics::counter!("metergate_export_calls_total", "outcome" => outcome).increment(1);
-    match delivery {
-        Some(DeliveryResult::Delivered | DeliveryResult::Duplicate) if is_cancel => {
-            sent.canceled += 1;
-            outcomes.canceled.push(row.id);
-        }
-        Some(DeliveryResult::Delivered | DeliveryResult::Duplicate) => {
-            sent.delivered += 1;
-            outcomes.delivered.push(row.id);
-        }
-        Some(DeliveryResult::Dead(failure)) if is_cancel => {
-            sent.canceled += 1;
-            outcomes.kept.push((row.id, failure_text(&failure)));
-        }
-        Some(DeliveryResult::Dead(failure)) => {
-            let (why, unknown_since) = (failure_text(&failure), row.unknown_since);
-            outcomes.dead.push(Dead { id: row.id, why, unknown_since });
-        }
-        Some(DeliveryResult::Retryable(Retryable { failure, may_be_taken, after })) => {
-            sent.deferred += 1;
-            tried.push(row.id);
-            let unknown_since =
-                if may_be_taken { row.unknown_since.or(Some(now)) } else { row.unknown_since };
-            outcomes.later.push(deferred(&row, failure_text(&failure), (now, after), unknown_since, true));
-        }
-        Some(DeliveryResult::Unauthorized(failure)) => {
-            tracing::error!(
-                why = failure_text(&failure),
-                "the provider refuses our credentials: nothing is exported"
-            );
-            let unknown_since = row.unknown_since;
-            outcomes.later.push(deferred(
-                &row,
-                failure_text(&failure),
-                (now, Some(Duration::ZERO)),
-                unknown_since,
-                false,
-            ));
-        }
-        None => {
-            let why = row.last_error.clone().unwrap_or_else(|| "not sent".to_owned());
-            let unknown_since = row.unknown_since;
-            outcomes.later.push(deferred(&row, why, (now, Some(Duration::ZERO)), unknown_since, false));
-        }
-    }
-}
-
-fn deferred(
-    row: &ExportRow,
-    why: String,
-    (now, after): (Timestamp, Option<Duration>),
-    unknown_since: Option<Timestamp>,
-    counts: bool,
-) -> Deferred {
+/// Defers an export by a pause; none: by its attempts.
+fn deferred(row: &ExportRow, why: String, now: Timestamp, pause: Option<Duration>) -> Deferred {
     let attempts = u32::try_from(row.attempts).unwrap_or_default();
-    let pause = after.unwrap_or_else(|| backoff(attempts, rand::rng().random()));
-    Deferred { id: row.id, why, next_attempt_at: now.saturating_add(pause), unknown_since, counts }
+    let pause = pause.unwrap_or_else(|| backoff(attempts, rand::rng().random()));
+    let next_attempt_at = now.saturating_add(pause);
+    Deferred { id: row.id, why, next_attempt_at, unknown_since: row.unknown_since, counts: true }
 }

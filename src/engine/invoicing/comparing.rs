@@ -95,7 +95,7 @@ impl Engine {
         environment: Environment,
         id: Uuid,
     ) -> Result<ComparedInvoice, EngineError> {
-        let Some(provider) = self.inner.services(environment).provider.clone() else {
+        let Some(provider) = self.provider(environment) else {
             return Err(conflict(
                 "no_provider",
                 "this environment has no billing provider; set its Stripe key",

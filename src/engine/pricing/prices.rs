@@ -2,7 +2,11 @@
 
 use serde_json::Value;
 
-use crate::engine::{Engine, EngineError, Page, PageRequest, cursor, detached};
+use crate::engine::change::ChangeTransaction;
+use crate::engine::cursor;
+use crate::engine::error::EngineError;
+use crate::engine::page::{Page, PageRequest};
+use crate::engine::services::{Engine, detached};
 use crate::store::{self, configuration};
 use metergate_domain::base::environment::Environment;
 use metergate_domain::pricing::currency::Currency;
@@ -32,12 +36,11 @@ impl Engine {
     ) -> Result<Vec<ExchangeRate>, EngineError> {
         let (database, clock) = (self.database().clone(), self.inner.clock.clone());
         detached(async move {
-            let mut transaction = database.pool().begin().await?;
-            configuration::lock_for_rates(&mut transaction, environment).await?;
-            let now = clock.now(environment, store::usage::now(&mut transaction).await?);
-            let rates = ExchangeRate::read_all(body, now)?;
-            store::pricing::exchange_rates::put(&mut transaction, environment, &rates).await?;
-            transaction.commit().await?;
+            let mut change = ChangeTransaction::begin(database.pool(), environment, &clock).await?;
+            configuration::raise_catalog_version(&mut change.transaction, environment).await?;
+            let rates = ExchangeRate::read_all(body, change.now)?;
+            store::pricing::exchange_rates::put(&mut change.transaction, environment, &rates).await?;
+            change.commit().await?;
             Ok(rates)
         })
         .await

@@ -4,11 +4,12 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
+use crate::engine::change::ChangeTransaction;
 use crate::engine::snapshot::ReadSnapshot;
 use crate::engine::usage::report::Viewer;
 use crate::engine::{Engine, EngineError, detached, environment_cache};
 use crate::store::subjects::subject::Which;
-use crate::store::{self, StoreError, configuration as lock};
+use crate::store::{self, StoreError};
 use metergate_domain::base::environment::Environment;
 use metergate_domain::base::fields::Violation;
 use metergate_domain::base::names::SubjectId;
@@ -69,17 +70,17 @@ impl Engine {
         let (database, clock) = (self.database().clone(), self.inner.clock.clone());
         let name = subject.clone();
         detached(async move {
-            let mut transaction = database.pool().begin().await?;
-            lock::lock_for_change(&mut transaction, environment).await?;
+            let mut change = ChangeTransaction::begin(database.pool(), environment, &clock).await?;
             let names = [name.to_string()];
-            store::subjects::subject::insert_missing(&mut transaction, environment, &names).await?;
+            store::subjects::subject::insert_missing(&mut change.transaction, environment, &names).await?;
             let paths =
-                store::subjects::subject::paths(&mut transaction, environment, Which::Of(&names)).await?;
+                store::subjects::subject::paths(&mut change.transaction, environment, Which::Of(&names))
+                    .await?;
             let vanished = || EngineError::Internal("a subject vanished".to_owned());
             let path = paths.into_iter().next().ok_or_else(vanished)?;
             let member = path.members.first().ok_or_else(vanished)?;
-            let terms = environment_cache::catalog_index(&mut transaction, environment).await?;
-            let now = clock.of_change(&mut transaction, environment).await?;
+            let terms = environment_cache::catalog_index(&mut change.transaction, environment).await?;
+            let now = change.time_of_change().await?;
             validate_spend_caps(&terms, &path, &caps, now)?;
             let since = |cap: &SpendCap| {
                 let same = |terms: &&CapTerms| {
@@ -90,9 +91,14 @@ impl Engine {
             };
             let caps: Vec<CapTerms> =
                 caps.iter().map(|cap| CapTerms { cap: cap.clone(), since: since(cap) }).collect();
-            store::pricing::spend_caps::replace(&mut transaction, environment, member.subject_id, &caps)
-                .await?;
-            Ok(transaction.commit().await?)
+            store::pricing::spend_caps::replace(
+                &mut change.transaction,
+                environment,
+                member.subject_id,
+                &caps,
+            )
+            .await?;
+            Ok(change.commit().await?)
         })
         .await?;
         self.spend_caps(environment, &subject, viewer).await

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use sqlx::{Connection, PgConnection};
 
+use crate::engine::change::ChangeTransaction;
 use crate::engine::clock::Clock;
 use crate::engine::environment_cache::{CacheUpdates, EnvironmentCache};
 use crate::store::subjects::subject::Which;
@@ -151,14 +152,13 @@ pub(crate) async fn subscribe_alone(
 ) -> Result<(), StoreError> {
     let mut roots = roots.to_vec();
     roots.sort_unstable();
-    let mut transaction = connection.begin().await?;
-    store::configuration::lock_for_change(&mut transaction, environment).await?;
-    let now = clock.now(environment, store::usage::now(&mut transaction).await?);
-    let (catalog, _) = store::catalog::current(&mut transaction, environment).await?;
+    let mut change = ChangeTransaction::within(connection.begin().await?, environment, clock).await?;
+    let (catalog, _) = change.catalog().await?;
     if let Some(plan) = &catalog.default_plan {
         let pristine = vec![None; roots.len()];
+        let (transaction, now) = (&mut change.transaction, change.now);
         store::subjects::subscriptions::insert_default(
-            &mut transaction,
+            transaction,
             environment,
             &roots,
             &pristine,
@@ -167,5 +167,5 @@ pub(crate) async fn subscribe_alone(
         )
         .await?;
     }
-    Ok(transaction.commit().await?)
+    change.commit().await
 }

@@ -2,11 +2,14 @@
 
 use serde::Serialize;
 use serde_json::{Map, Value};
+use sqlx::PgConnection;
 
-use crate::engine::clock::Clock;
-use crate::engine::{Engine, EngineError, Page, PageRequest, detached};
+use crate::engine::change::ChangeTransaction;
+use crate::engine::error::EngineError;
+use crate::engine::page::{Page, PageRequest};
+use crate::engine::services::{Engine, detached};
 use crate::store::subjects::subject::SubjectRow;
-use crate::store::{self, StoreError, configuration};
+use crate::store::{self, StoreError};
 use metergate_domain::base::environment::Environment;
 use metergate_domain::base::fields::{self, ObjectParser, Parsed, Violation};
 use metergate_domain::base::limits::METADATA_BYTES_MAX;
@@ -14,7 +17,7 @@ use metergate_domain::base::names::{StripeCustomerId, SubjectId};
 use metergate_domain::base::timestamp::Timestamp;
 use metergate_domain::subjects::tree::validate_parent;
 
-/// What a call wants to change: outer `None` leaves a field as it is, inner `None` clears it.
+/// A change of a subject: outer `None` leaves a field as it is, inner `None` clears it.
 #[derive(Debug, Clone, Default)]
 pub struct SubjectChange {
     pub parent: Option<Option<SubjectId>>,
@@ -82,29 +85,25 @@ impl Engine {
         let (database, clock) = (self.database().clone(), self.inner.clock.clone());
         let wake = self.webhook_wake(environment);
         detached(async move {
-            let mut transaction = database.pool().begin().await?;
-            configuration::lock_for_change(&mut transaction, environment).await?;
+            let mut opened = ChangeTransaction::begin(database.pool(), environment, &clock).await?;
             let mut names = vec![subject.to_string()];
             names.extend(change.parent.iter().flatten().map(ToString::to_string));
             names.sort_unstable();
             names.dedup();
-            store::subjects::subject::insert_missing(&mut transaction, environment, &names).await?;
-            let row = existing(&mut transaction, environment, &subject).await?;
+            store::subjects::subject::insert_missing(&mut opened.transaction, environment, &names).await?;
+            let row = existing(&mut opened.transaction, environment, &subject).await?;
             if let Some(parent) = &change.parent {
-                move_under(&mut transaction, environment, &row, parent.as_ref(), &clock).await?;
+                move_under(&mut opened, &row, parent.as_ref()).await?;
             }
             if let Some(customer) = &change.stripe_customer_id {
                 let customer = customer.as_ref().map(StripeCustomerId::as_str);
-                let now = clock.now(environment, store::usage::now(&mut transaction).await?);
-                set_customer(&mut transaction, environment, row.id, customer, now)
-                    .await
-                    .map_err(taken_customer)?;
+                set_customer(&mut opened, row.id, customer).await.map_err(taken_customer)?;
             }
             if let Some(metadata) = &change.metadata {
-                store::subjects::subject::set_metadata(&mut transaction, row.id, metadata).await?;
+                store::subjects::subject::set_metadata(&mut opened.transaction, row.id, metadata).await?;
             }
-            let row = existing(&mut transaction, environment, &subject).await?;
-            transaction.commit().await?;
+            let row = existing(&mut opened.transaction, environment, &subject).await?;
+            opened.commit().await?;
             wake.notify_one();
             Ok(row.into())
         })
@@ -145,21 +144,20 @@ impl Engine {
 
 /// Maps a subject to a customer, or to none. What the biller told about that customer is looked at again.
 pub(crate) async fn set_customer(
-    connection: &mut sqlx::PgConnection,
-    environment: Environment,
+    change: &mut ChangeTransaction<'_>,
     subject_id: i64,
     customer: Option<&str>,
-    now: Timestamp,
 ) -> Result<(), StoreError> {
-    store::subjects::subject::set_customer(connection, environment, subject_id, customer, now).await?;
+    let ChangeTransaction { transaction, environment, now } = change;
+    store::subjects::subject::set_customer(transaction, *environment, subject_id, customer, *now).await?;
     if let Some(customer) = customer {
-        store::subjects::stripe_subscriptions::unsettle_customer(connection, environment, customer).await?;
+        store::subjects::stripe_subscriptions::unsettle_customer(transaction, *environment, customer).await?;
     }
     Ok(())
 }
 
 pub(crate) async fn existing(
-    connection: &mut sqlx::PgConnection,
+    connection: &mut PgConnection,
     environment: Environment,
     subject: &SubjectId,
 ) -> Result<SubjectRow, EngineError> {
@@ -168,28 +166,29 @@ pub(crate) async fn existing(
 }
 
 pub(crate) async fn move_under(
-    connection: &mut sqlx::PgConnection,
-    environment: Environment,
+    change: &mut ChangeTransaction<'_>,
     row: &SubjectRow,
     parent: Option<&SubjectId>,
-    clock: &Clock,
 ) -> Result<(), EngineError> {
     if row.parent.as_deref() == parent.map(SubjectId::as_str) {
         return Ok(());
     }
+    let environment = change.environment;
     let parent = match parent {
         None => None,
-        Some(parent) => Some(existing(connection, environment, parent).await?),
+        Some(parent) => Some(existing(&mut change.transaction, environment, parent).await?),
     };
     if let Some(parent) = &parent {
-        let (height, is_below) = store::subjects::subject::subtree(connection, row.id, parent.id).await?;
+        let (height, is_below) =
+            store::subjects::subject::subtree(&mut change.transaction, row.id, parent.id).await?;
         if let Some(violation) = validate_parent(parent.path.len(), height, is_below) {
             return Err(EngineError::invalid(violation));
         }
     }
-    let moved_at = clock.of_change(connection, environment).await?;
+    let moved_at = change.time_of_change().await?;
     let parent_id = parent.map(|parent| parent.id);
-    Ok(store::subjects::subject::set_parent(connection, environment, row.id, parent_id, moved_at).await?)
+    let transaction = &mut change.transaction;
+    Ok(store::subjects::subject::set_parent(transaction, environment, row.id, parent_id, moved_at).await?)
 }
 
 fn taken_customer(error: StoreError) -> EngineError {

@@ -3,26 +3,24 @@
 
 use serde::Serialize;
 use serde_json::Value;
-use sqlx::{Connection, PgConnection};
 
-use crate::engine::{Clock, Engine, EngineError, detached};
-use crate::store::subjects::subject::Which;
-use crate::store::subjects::subscriptions::HistoryRow;
-use crate::store::{self, StoreError, configuration};
+use crate::engine::change::ChangeTransaction;
+use crate::engine::error::EngineError;
+use crate::engine::services::{Engine, detached};
+pub(crate) use crate::engine::subscription_changes::carry_out_ends;
+use crate::engine::subscription_changes::{SubscriptionTransaction, subscription_and_path};
+use crate::store;
+use crate::store::subjects::subscriptions::{HistoryRow, SubscriptionRow};
 use metergate_domain::base::environment::Environment;
 use metergate_domain::base::fields::Violation;
 use metergate_domain::base::limits::HISTORY_ROWS_MAX;
 use metergate_domain::base::names::{PlanKey, SubjectId};
 use metergate_domain::base::timestamp::Timestamp;
 use metergate_domain::base::window::Span;
-use metergate_domain::catalog::Catalog;
-use metergate_domain::gate::catalog_index::{CatalogIndex, CounterKey, Path, PathSubject};
+use metergate_domain::gate::catalog_index::Path;
 use metergate_domain::pricing::commitment::Commitment;
 use metergate_domain::pricing::price::Price;
 use metergate_domain::subjects::subscription::{End, Subscription, SubscriptionParams, SubscriptionStatus};
-
-/// Ends carried out in one transaction.
-const ENDS_MAX: i64 = 1_000;
 
 #[derive(Debug, Clone, Serialize)]
 pub struct SubscriptionView {
@@ -78,10 +76,23 @@ impl From<HistoryRow> for ChangeView {
     }
 }
 
+/// The times of a subscription's row.
+#[derive(Debug, Clone, Copy)]
+struct ChangeTimes {
+    created_at: Timestamp,
+    updated_at: Timestamp,
+}
+
+impl ChangeTimes {
+    fn of(row: &SubscriptionRow) -> Self {
+        Self { created_at: row.created_at, updated_at: row.updated_at }
+    }
+}
+
 fn view(
     subject: &SubjectId,
     subscription: &Subscription,
-    (created_at, updated_at): (Timestamp, Timestamp),
+    times: ChangeTimes,
     now: Timestamp,
 ) -> SubscriptionView {
     SubscriptionView {
@@ -96,8 +107,8 @@ fn view(
         overrides: serde_json::to_value(&subscription.overrides).unwrap_or_default(),
         prices: subscription.prices.clone(),
         commitments: subscription.commitments.clone(),
-        created_at,
-        updated_at,
+        created_at: times.created_at,
+        updated_at: times.updated_at,
         history: None,
     }
 }
@@ -121,17 +132,14 @@ impl Engine {
     ) -> Result<SubscriptionView, EngineError> {
         let (database, clock) = (self.database().clone(), self.inner.clock.clone());
         detached(async move {
-            let mut transaction = database.pool().begin().await?;
-            configuration::lock_for_change(&mut transaction, environment).await?;
-            let now = clock.now(environment, store::usage::now(&mut transaction).await?);
-            let (catalog, _) = store::catalog::current(&mut transaction, environment).await?;
-            statement.validate(&catalog)?;
-            let scene = SubscriptionChange { environment, catalog: &catalog, now };
-            let (member, before) = scene.enrolled(&mut transaction, &subject).await?;
-            scene.validate_incomparable(&mut transaction, &member, &statement).await?;
-            scene.state(&mut transaction, &member, before.as_ref(), statement).await?;
-            let shown = shown(&mut transaction, &subject, member.subject_id, now).await?;
-            transaction.commit().await?;
+            let change = ChangeTransaction::begin(database.pool(), environment, &clock).await?;
+            let mut change = SubscriptionTransaction::new(change).await?;
+            statement.validate(&change.catalog)?;
+            let (member, before) = change.enrolled(&subject).await?;
+            change.validate_incomparable(&member, &statement).await?;
+            change.state(&member, before.as_ref(), statement).await?;
+            let shown = shown(&mut change, &subject, member.subject_id).await?;
+            change.commit().await?;
             Ok(shown)
         })
         .await
@@ -147,32 +155,29 @@ impl Engine {
     ) -> Result<SubscriptionView, EngineError> {
         let (database, clock) = (self.database().clone(), self.inner.clock.clone());
         detached(async move {
-            let mut transaction = database.pool().begin().await?;
-            configuration::lock_for_change(&mut transaction, environment).await?;
-            let now = clock.now(environment, store::usage::now(&mut transaction).await?);
-            let (catalog, _) = store::catalog::current(&mut transaction, environment).await?;
-            if let Some(key) = fallback_plan.as_ref().filter(|key| catalog.plan(key).is_none()) {
+            let change = ChangeTransaction::begin(database.pool(), environment, &clock).await?;
+            let mut change = SubscriptionTransaction::new(change).await?;
+            if let Some(key) = fallback_plan.as_ref().filter(|key| change.catalog.plan(key).is_none()) {
                 let detail = format!("must be the key of a plan in the catalog; got `{key}`");
                 return Err(EngineError::invalid(
                     Violation::new("unknown_plan", detail).under("fallback_plan"),
                 ));
             }
             // one that is only to be taken for granted so far can be ended, too
-            let is_root = subscription_and_path(&mut transaction, environment, &subject)
+            let is_root = subscription_and_path(change.connection(), environment, &subject)
                 .await?
                 .is_none_or(|path| path.members.len() == 1);
-            let scene = SubscriptionChange { environment, catalog: &catalog, now };
-            let (member, before) = scene.enrolled(&mut transaction, &subject).await?;
+            let (member, before) = change.enrolled(&subject).await?;
             let before = match before {
                 Some(before) => before,
-                None => match catalog.default_plan.clone().filter(|_| is_root) {
-                    Some(plan) => Subscription::begin(plan, now),
+                None => match change.catalog.default_plan.clone().filter(|_| is_root) {
+                    Some(plan) => Subscription::begin(plan, change.now()),
                     None => return Err(not_found(&subject)),
                 },
             };
-            scene.end(&mut transaction, &member, &before, end, fallback_plan).await?;
-            let shown = shown(&mut transaction, &subject, member.subject_id, now).await?;
-            transaction.commit().await?;
+            change.end(&member, &before, end, fallback_plan).await?;
+            let shown = shown(&mut change, &subject, member.subject_id).await?;
+            change.commit().await?;
             Ok(shown)
         })
         .await
@@ -192,7 +197,7 @@ impl Engine {
         let own = path.members.first().and_then(|m| Some((m.subject_id, m.subscription.as_ref()?)));
         let Some((subject_id, subscription)) = own else { return Err(not_found(subject)) };
         let row = store::subjects::subscriptions::find(&mut snapshot, subject_id).await?;
-        let times = row.map_or((now, now), |row| (row.created_at, row.updated_at));
+        let times = row.map_or(ChangeTimes { created_at: now, updated_at: now }, |row| ChangeTimes::of(&row));
         let mut shown = view(subject, subscription, times, now);
         if with_history {
             let rows =
@@ -215,215 +220,12 @@ impl Engine {
     }
 }
 
-/// Where subscriptions change: in a transaction that holds the configuration lock.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct SubscriptionChange<'a> {
-    pub(crate) environment: Environment,
-    pub(crate) catalog: &'a Catalog,
-    pub(crate) now: Timestamp,
-}
-
-impl SubscriptionChange<'_> {
-    /// A subject, made if need be, and its own subscription as it stands, a due end carried out.
-    pub(crate) async fn enrolled(
-        self,
-        connection: &mut PgConnection,
-        subject: &SubjectId,
-    ) -> Result<(PathSubject, Option<Subscription>), EngineError> {
-        let member = enrol(connection, self.environment, subject).await?;
-        let before = current(connection, &member, self.catalog, self.now, self.environment).await?;
-        Ok((member, before))
-    }
-
-    /// Prices of its own in a currency from which no rate leads to that of a cap, its plan's or its own, would
-    /// leave the cap with nothing to compare.
-    async fn validate_incomparable(
-        self,
-        connection: &mut PgConnection,
-        member: &PathSubject,
-        statement: &SubscriptionParams,
-    ) -> Result<(), EngineError> {
-        let Some(plan) = self.catalog.plan(&statement.plan).filter(|_| !statement.prices.is_empty()) else {
-            return Ok(());
-        };
-        let rates = store::pricing::exchange_rates::all(connection, self.environment).await?;
-        let caps = plan.spend_caps.iter().chain(member.caps.iter().map(|terms| &terms.cap));
-        Ok(statement.validate_incomparable(self.catalog, caps, &rates, self.now)?)
-    }
-
-    /// Puts a subject on what is stated.
-    pub(crate) async fn state(
-        self,
-        connection: &mut PgConnection,
-        member: &PathSubject,
-        before: Option<&Subscription>,
-        statement: SubscriptionParams,
-    ) -> Result<(), EngineError> {
-        let Self { environment, catalog, now } = self;
-        let mut next = Subscription::with_params(before, statement, catalog, now)?;
-        if next.terms_since == now {
-            // a clock that went back knows less than what was recorded
-            let latest = store::usage::events::latest(connection, environment).await?;
-            let at = latest.map_or(now, |latest| latest.max(now));
-            next.terms_since = configuration::time_of_change(connection, environment, at).await?;
-        }
-        // what is made for a newcomer has nothing to be counted from
-        if before.is_none() && !store::subjects::subject::has_record(connection, member.subject_id).await? {
-            next.pristine_version = Some(configuration::version(connection, environment).await?);
-        }
-        if before != Some(&next) {
-            let change = change_word(before, &next, now);
-            change_to(connection, environment, member, &next, change, now).await?;
-            carry_out_end(connection, environment, member, &next, catalog, now).await?;
-        }
-        Ok(())
-    }
-
-    /// Ends what a subject is on, now or later.
-    pub(crate) async fn end(
-        self,
-        connection: &mut PgConnection,
-        member: &PathSubject,
-        before: &Subscription,
-        end: End,
-        fallback_plan: Option<PlanKey>,
-    ) -> Result<(), EngineError> {
-        let Self { environment, catalog, now } = self;
-        let next = before.ending(end, fallback_plan, now);
-        if before.status != SubscriptionStatus::Canceled && (*before != next || member.subscription.is_none())
-        {
-            change_to(connection, environment, member, &next, "end_set", now).await?;
-            carry_out_end(connection, environment, member, &next, catalog, now).await?;
-        }
-        Ok(())
-    }
-}
-
-/// Carries out ends that have come, in a transaction of its own.
-pub(crate) async fn carry_out_ends(
-    connection: &mut PgConnection,
-    environment: Environment,
-    clock: &Clock,
-) -> Result<(), StoreError> {
-    let mut transaction = connection.begin().await?;
-    configuration::lock_for_change(&mut transaction, environment).await?;
-    let now = clock.now(environment, store::usage::now(&mut transaction).await?);
-    let (catalog, _) = store::catalog::current(&mut transaction, environment).await?;
-    for (subject_id, subscription) in
-        store::subjects::subscriptions::due(&mut transaction, environment, now, ENDS_MAX).await?
-    {
-        let member = PathSubject { subject_id, ..PathSubject::default() };
-        carry_out_end(&mut transaction, environment, &member, &subscription, &catalog, now).await?;
-    }
-    Ok(transaction.commit().await?)
-}
-
-async fn carry_out_end(
-    connection: &mut PgConnection,
-    environment: Environment,
-    member: &PathSubject,
-    subscription: &Subscription,
-    catalog: &Catalog,
-    now: Timestamp,
-) -> Result<(), StoreError> {
-    let Some(mut ended) = subscription.ended(catalog, now) else { return Ok(()) };
-    if ended.terms_since != subscription.terms_since {
-        ended.terms_since = configuration::time_of_change(connection, environment, ended.terms_since).await?;
-    }
-    let at = subscription.ends_at.unwrap_or(now);
-    let change = if ended.status == SubscriptionStatus::Canceled { "canceled" } else { "fell_back" };
-    change_to(connection, environment, member, &ended, change, at).await
-}
-
-/// The subject, made if need be, with its own subscription.
-async fn enrol(
-    connection: &mut PgConnection,
-    environment: Environment,
-    subject: &SubjectId,
-) -> Result<PathSubject, EngineError> {
-    store::subjects::subject::insert_missing(connection, environment, &[subject.to_string()]).await?;
-    let path = subscription_and_path(connection, environment, subject).await?;
-    let member = path.and_then(|path| path.members.into_iter().next());
-    member.ok_or_else(|| EngineError::Internal("a subject vanished".to_owned()))
-}
-
-async fn subscription_and_path(
-    connection: &mut PgConnection,
-    environment: Environment,
-    subject: &SubjectId,
-) -> Result<Option<Path>, StoreError> {
-    let names = [subject.to_string()];
-    Ok(store::subjects::subject::paths(connection, environment, Which::Of(&names)).await?.into_iter().next())
-}
-
-/// The subscription as it stands, a due end carried out.
-async fn current(
-    connection: &mut PgConnection,
-    member: &PathSubject,
-    catalog: &Catalog,
-    now: Timestamp,
-    environment: Environment,
-) -> Result<Option<Subscription>, StoreError> {
-    let Some(subscription) = &member.subscription else { return Ok(None) };
-    carry_out_end(connection, environment, member, subscription, catalog, now).await?;
-    Ok(Some(subscription.ended(catalog, now).unwrap_or_else(|| subscription.clone())))
-}
-
-fn change_word(before: Option<&Subscription>, next: &Subscription, now: Timestamp) -> &'static str {
-    let Some(before) = before else { return "created" };
-    if before.plan != next.plan {
-        "plan_changed"
-    } else if before.cycle.billing_period(now) != next.cycle.billing_period(now) || before.cycle != next.cycle
-    {
-        "renewed"
-    } else {
-        "updated"
-    }
-}
-
-/// Writes a change, and drops the counters that its limits do not keep any more.
-async fn change_to(
-    connection: &mut PgConnection,
-    environment: Environment,
-    member: &PathSubject,
-    next: &Subscription,
-    change: &str,
-    at: Timestamp,
-) -> Result<(), StoreError> {
-    store::subjects::subscriptions::write(connection, environment, member.subject_id, next, change, at)
-        .await?;
-    let terms = crate::engine::environment_cache::catalog_index(connection, environment).await?;
-    let member = PathSubject { subscription: Some(next.clone()), ..member.clone() };
-    let there = store::gate::counters::of_subject(connection, member.subject_id).await?;
-    let dropped: Vec<CounterKey> = there
-        .into_iter()
-        .filter(|(key, end, since)| !keeps(&terms, &member, *key, *end, *since))
-        .map(|(key, _, _)| key)
-        .collect();
-    store::gate::counters::delete(connection, dropped.into_iter()).await
-}
-
-/// Whether a counter is one that a subject's limits still keep, as it is.
-fn keeps(
-    terms: &CatalogIndex,
-    member: &PathSubject,
-    key: CounterKey,
-    end: Timestamp,
-    since: Timestamp,
-) -> bool {
-    terms.of_member(member).filter(|found| found.terms.definition == key.definition).any(|found| {
-        let kept = found.counter_at(key.period_start.max(since));
-        kept.is_some_and(|kept| kept.key == key && kept.period.to == end && kept.since == since)
-    })
-}
-
 async fn shown(
-    connection: &mut PgConnection,
+    change: &mut SubscriptionTransaction<'_>,
     subject: &SubjectId,
     subject_id: i64,
-    now: Timestamp,
 ) -> Result<SubscriptionView, EngineError> {
-    let row = store::subjects::subscriptions::find(connection, subject_id).await?;
+    let row = store::subjects::subscriptions::find(change.connection(), subject_id).await?;
     let row = row.ok_or_else(|| EngineError::Internal("a subscription vanished".to_owned()))?;
-    Ok(view(subject, &row.subscription, (row.created_at, row.updated_at), now))
+    Ok(view(subject, &row.subscription, ChangeTimes::of(&row), change.now()))
 }

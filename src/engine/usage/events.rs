@@ -9,9 +9,10 @@ use uuid::Uuid;
 use crate::engine::credits::wallets::WalletLoader;
 use crate::engine::environment_cache::CacheUpdates;
 use crate::engine::gate::counters::{Additions, Reader, Sign};
-use crate::engine::{Engine, EngineError, ExportView, Page, PageRequest, detached};
+use crate::engine::{Engine, EngineError, Page, PageRequest, detached};
 use crate::store;
 use crate::store::configuration::open_recording;
+use crate::store::exports::ExportRow;
 use crate::store::subjects::subject::Which;
 use crate::store::usage::event_list::{EventCursor, EventRow};
 use metergate_domain::base::environment::Environment;
@@ -51,7 +52,7 @@ pub struct EventTrace {
     pub batch_id: i64,
     pub meters: Vec<MeterTrace>,
     /// What went, or goes, to the billing provider with it: the exports of its customer's hour.
-    pub exports: Vec<ExportView>,
+    pub exports: Vec<ExportRow>,
 }
 
 /// What a meter took from an event, and the rollup it went to.

@@ -3,20 +3,21 @@
 
 use std::time::{Duration, Instant};
 
-use crate::engine::{Engine, EngineError, exports};
-use crate::store;
+use sqlx::PgConnection;
+
+use crate::engine::error::EngineError;
+use crate::engine::services::Engine;
 use crate::store::usage::fold;
+use crate::store::usage::fold::MeterBatches;
+use crate::store::{self, StoreError};
 use metergate_domain::base::environment::Environment;
 use metergate_domain::base::limits::{DIMENSION_SETS_PER_METER_MAX, FOLD_BATCHES_MAX, FOLD_EVENTS_MAX};
 use metergate_domain::catalog::meter::StoredMeter;
 
-/// Events of the hours of a gap that are built in one transaction, but for a last hour that passes it.
-const BUILD_EVENTS_MAX: i64 = 200_000;
-
-/// How long after its end a day is summed up: most of what is late is there by then.
+/// The pause between the end of a day and its sum: most late events are there by then.
 const DAY_REST: Duration = Duration::from_hours(1);
 
-/// What one transaction folded.
+/// The result of one folding transaction.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Folded {
     pub events: i64,
@@ -24,16 +25,29 @@ pub struct Folded {
     pub is_full: bool,
 }
 
+/// Receives what is folded, in the transaction that folds it.
+pub(crate) trait FoldListener: Sync {
+    fn on_folded(
+        &self,
+        connection: &mut PgConnection,
+        invalid_batches_are_rejected: MeterBatches<'_>,
+    ) -> impl Future<Output = Result<(), StoreError>> + Send;
+}
+
 impl Engine {
     /// Folds some of the oldest batches. Nothing where there are none, or another replica is at it.
-    pub async fn fold_some(&self, environment: Environment) -> Result<Folded, EngineError> {
+    pub(crate) async fn fold_batches(
+        &self,
+        environment: Environment,
+        listener: &impl FoldListener,
+    ) -> Result<Folded, EngineError> {
         let started = Instant::now();
         let mut transaction = self.database().pool().begin().await?;
         if !fold::try_lock(&mut transaction, environment).await? {
             return Ok(Folded::default());
         }
-        let taken = fold::take(&mut transaction, environment, FOLD_BATCHES_MAX, FOLD_EVENTS_MAX).await?;
-        if taken.batch_ids.is_empty() {
+        let claimed = fold::take(&mut transaction, environment, FOLD_BATCHES_MAX, FOLD_EVENTS_MAX).await?;
+        if claimed.batch_ids.is_empty() {
             return Ok(Folded::default());
         }
         // read after the batches: a meter that is not seen here has a gap that covers them
@@ -41,23 +55,25 @@ impl Engine {
         let not_kept = fold::permanent_gaps(&mut transaction, environment).await?;
         let days = store::usage::daily_rollups::until(&mut transaction, environment).await?;
         let mut concerned: Vec<&StoredMeter> =
-            meters.iter().filter(|stored| taken.event_name_ids.contains(&stored.event_name_id)).collect();
+            meters.iter().filter(|stored| claimed.event_name_ids.contains(&stored.event_name_id)).collect();
         for stored in concerned.iter().filter(|stored| !not_kept.contains(&stored.id)) {
             let days_until = days.get(&stored.id).copied();
-            fold::fold_meter(&mut transaction, environment, stored, &taken, days_until).await?;
+            let invalid_batches_are_rejected = MeterBatches { environment, stored, claimed: &claimed };
+            fold::fold_meter(&mut transaction, invalid_batches_are_rejected, days_until).await?;
         }
         // sums for exports are locked by whoever makes exports too: all take them in this order
         concerned.sort_unstable_by_key(|stored| stored.id);
         for stored in concerned {
-            exports::note_folded(&mut transaction, environment, stored, &taken).await?;
+            let invalid_batches_are_rejected = MeterBatches { environment, stored, claimed: &claimed };
+            listener.on_folded(&mut transaction, invalid_batches_are_rejected).await?;
         }
         transaction.commit().await?;
-        metrics::counter!("metergate_events_folded_total").increment(taken.event_count.unsigned_abs());
+        metrics::counter!("metergate_events_folded_total").increment(claimed.event_count.unsigned_abs());
         metrics::histogram!("metergate_fold_seconds").record(started.elapsed().as_secs_f64());
-        let is_full = taken.event_count >= FOLD_EVENTS_MAX / 2
-            || i64::try_from(taken.batch_ids.len())
+        let is_full = claimed.event_count >= FOLD_EVENTS_MAX / 2
+            || i64::try_from(claimed.batch_ids.len())
                 .is_ok_and(|invalid_batches_are_rejected| invalid_batches_are_rejected >= FOLD_BATCHES_MAX);
-        Ok(Folded { events: taken.event_count, is_full })
+        Ok(Folded { events: claimed.event_count, is_full })
     }
 
     /// Builds some hours of the oldest gap; false where there is none, or another replica is at it.
@@ -76,7 +92,7 @@ impl Engine {
         if let Some(stored) = meters.into_iter().find(|stored| stored.id == gap.meter_id) {
             let days = store::usage::daily_rollups::until(&mut transaction, environment).await?;
             let days_until = days.get(&stored.id).copied();
-            fold::build(&mut transaction, environment, &stored, &gap, days_until, BUILD_EVENTS_MAX).await?;
+            fold::build(&mut transaction, environment, &stored, &gap, days_until).await?;
         }
         transaction.commit().await?;
         Ok(true)

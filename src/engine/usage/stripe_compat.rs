@@ -6,10 +6,12 @@ use std::sync::Arc;
 use sqlx::PgConnection;
 use uuid::Uuid;
 
-use super::ingest::{Times, new_id};
-use crate::engine::clock::Clock;
+use super::events::Voided;
+use super::ingest::{EventOutcome, Times, new_id};
+use crate::engine::change::ChangeTransaction;
+use crate::engine::error::EngineError;
+use crate::engine::services::{Engine, detached};
 use crate::engine::subjects::subject::{existing, move_under, set_customer};
-use crate::engine::{Engine, EngineError, EventOutcome, Voided, detached};
 use crate::store::subjects::subject::Which;
 use crate::store::{self, configuration};
 use metergate_domain::base::environment::Environment;
@@ -30,14 +32,14 @@ pub struct RecordedMeterEvent {
     pub replayed: bool,
 }
 
-/// For whom an event is recorded.
+/// The subject that an event is recorded for.
 enum PayloadOwner {
     Known(SubjectId),
     /// Someone has to be made, mapped or moved first.
     FirstContact,
 }
 
-/// What kept with a void says where it came from.
+/// The reason that is kept with a void.
 const CANCEL_REASON: &str = "canceled by a meter event adjustment";
 
 impl Engine {
@@ -155,23 +157,23 @@ impl Engine {
             {
                 return Ok(subject);
             }
-            configuration::lock_for_change(&mut transaction, environment).await?;
-            let payer = payer(&mut transaction, environment, &customer, &clock).await?;
+            let mut change = ChangeTransaction::within(transaction, environment, &clock).await?;
+            let payer = payer(&mut change, &customer).await?;
             let subject = match named {
                 Some(named) if named != payer => {
-                    adopt(&mut transaction, environment, &named, &payer, &clock).await?;
+                    adopt(&mut change, &named, &payer).await?;
                     named
                 }
                 _ => payer,
             };
-            transaction.commit().await?;
+            change.commit().await?;
             Ok(subject)
         })
         .await
     }
 }
 
-/// Whose an event is, as they stand: the subject mapped to the customer, or the one that is named, where
+/// Finds the subject of an event: the one mapped to the customer, or the one that is named, where
 /// the customer pays for it.
 async fn whose(
     connection: &mut PgConnection,
@@ -203,11 +205,10 @@ async fn whose(
 
 /// The subject mapped to a customer; else the one of its name, which is mapped now.
 async fn payer(
-    connection: &mut PgConnection,
-    environment: Environment,
+    change: &mut ChangeTransaction<'_>,
     customer: &StripeCustomerId,
-    clock: &Clock,
 ) -> Result<SubjectId, EngineError> {
+    let (environment, connection) = (change.environment, &mut change.transaction);
     if let Some((_, payer)) =
         store::subjects::subject::of_customer(connection, environment, customer.as_str()).await?
     {
@@ -222,22 +223,20 @@ async fn payer(
         let violation = Violation::new("customer_unmapped", detail);
         return Err(EngineError::invalid(violation.under("payload")));
     }
-    let now = clock.now(environment, store::usage::now(connection).await?);
-    set_customer(connection, environment, row.id, Some(customer.as_str()), now).await?;
+    set_customer(change, row.id, Some(customer.as_str())).await?;
     Ok(payer)
 }
 
 /// Puts a subject that stands alone below who pays for it.
 async fn adopt(
-    connection: &mut PgConnection,
-    environment: Environment,
+    change: &mut ChangeTransaction<'_>,
     named: &SubjectId,
     payer: &SubjectId,
-    clock: &Clock,
 ) -> Result<(), EngineError> {
+    let (environment, connection) = (change.environment, &mut change.transaction);
     store::subjects::subject::insert_missing(connection, environment, &[named.to_string()]).await?;
     let row = existing(connection, environment, named).await?;
-    move_under(connection, environment, &row, Some(payer), clock).await.map_err(|error| match error {
+    move_under(change, &row, Some(payer)).await.map_err(|error| match error {
         EngineError::Invalid(_) => refused(named, "it cannot stand below the customer's own subject"),
         other => other,
     })
@@ -282,7 +281,7 @@ fn in_their_words(mut violation: Violation) -> Violation {
     violation
 }
 
-/// What never reaches the writer is rejected all the same.
+/// Counts an event that is rejected before it reaches a writer.
 fn count_refused(error: &EngineError) {
     if matches!(error, EngineError::Invalid(_)) {
         metrics::counter!("metergate_events_total", "outcome" => "rejected").increment(1);

@@ -1,13 +1,15 @@
-//! What the biller says of a subscription now: asked, where there is a key to ask with; else what its
-//! events say, the last of them.
+//! Fetches the present state of a subscription: from the biller, where there is a key; else from the latest
+//! of its events.
 
 use serde_json::Value;
 
-use super::{Engine, EngineError};
+use crate::engine::error::EngineError;
+use crate::engine::services::Engine;
 use crate::providers::stripe::webhook::{self, SUBSCRIPTION_DELETED, SUBSCRIPTION_EVENTS};
 use crate::providers::stripe::{Fault, Stripe, order};
 use crate::store::subjects::stripe_customers;
 use crate::store::subjects::stripe_subscriptions::ProviderSubscriptionRow;
+use crate::store::webhook_events::SubscriptionTypes;
 use crate::store::{self, webhook_events};
 use metergate_domain::base::environment::Environment;
 use metergate_domain::base::limits::WEBHOOK_TIES_MAX;
@@ -16,16 +18,16 @@ use metergate_domain::base::timestamp::Timestamp;
 use metergate_domain::subjects::provider_subscription::ProviderSubscription;
 use metergate_domain::subjects::subscription::SubscriptionStatus;
 
-pub(super) enum FetchedSubscription {
-    Found(SubscriptionSnapshot),
+pub(super) enum Fetched {
+    Subscription(FetchedSubscription),
     /// No payload says anything.
-    Unknown,
+    Nothing,
     Later(Fault),
 }
 
-/// What the biller says, and as of when.
+/// A subscription as the biller has it, and as of when.
 #[derive(Debug)]
-pub(super) struct SubscriptionSnapshot {
+pub(super) struct FetchedSubscription {
     pub(super) billed: ProviderSubscription,
     /// The latest event that it takes account of.
     pub(super) event_created: Timestamp,
@@ -33,7 +35,7 @@ pub(super) struct SubscriptionSnapshot {
     pub(super) fetched_at: Option<Timestamp>,
 }
 
-impl SubscriptionSnapshot {
+impl FetchedSubscription {
     /// Whether it says more than what is known. Whoever asked later knows more: what changed between the
     /// two has an event that is yet to be applied. An end is final, whenever it is heard of.
     pub(super) fn is_newer_than(&self, row: Option<&ProviderSubscriptionRow>) -> bool {
@@ -56,70 +58,65 @@ impl Engine {
         environment: Environment,
         id: &str,
         newest: Timestamp,
-    ) -> Result<FetchedSubscription, EngineError> {
-        let stripe = self.inner.webhooks.worker(environment).stripe.clone();
-        let Some(stripe) = stripe.filter(|_| is_plain(id)) else {
-            return self.read_from_payloads(environment, id).await;
+    ) -> Result<Fetched, EngineError> {
+        let Some(stripe) = self.stripe(environment).filter(|_| is_plain(id)) else {
+            return self.fetch_from_payloads(environment, id).await;
         };
         let mut connection = self.database().pool().acquire().await?;
         let asked_at = self.inner.clock.outside(store::usage::now(&mut connection).await?);
         drop(connection);
         match stripe.client().get(&format!("/v1/subscriptions/{id}"), &[]).await {
             Ok(object) => {
-                let Some(billed) = webhook::subscription(&object) else {
-                    return Ok(FetchedSubscription::Unknown);
-                };
+                let Some(billed) = webhook::subscription(&object) else { return Ok(Fetched::Nothing) };
                 if billed.subject.is_none()
                     && let Some(fault) = self.learn_customer(environment, &stripe, &billed.customer).await?
                 {
-                    return Ok(FetchedSubscription::Later(fault));
+                    return Ok(Fetched::Later(fault));
                 }
-                Ok(FetchedSubscription::Found(SubscriptionSnapshot {
+                Ok(Fetched::Subscription(FetchedSubscription {
                     billed,
                     event_created: newest,
                     fetched_at: Some(asked_at),
                 }))
             }
-            Err(fault) if fault.status == Some(404) => {
-                self.on_missing_subscription(environment, &stripe, id).await
-            }
-            Err(fault) => Ok(FetchedSubscription::Later(fault)),
+            Err(fault) if fault.status == Some(404) => self.on_missing(environment, &stripe, id).await,
+            Err(fault) => Ok(Fetched::Later(fault)),
         }
     }
 
-    pub(super) async fn read_from_payloads(
+    pub(super) async fn fetch_from_payloads(
         &self,
         environment: Environment,
         id: &str,
-    ) -> Result<FetchedSubscription, EngineError> {
+    ) -> Result<Fetched, EngineError> {
         let mut connection = self.database().pool().acquire().await?;
-        let kinds = (SUBSCRIPTION_EVENTS, SUBSCRIPTION_DELETED);
+        let types = SubscriptionTypes { prefix: SUBSCRIPTION_EVENTS, deleted: SUBSCRIPTION_DELETED };
         let limit = WEBHOOK_TIES_MAX;
         let payloads =
-            webhook_events::latest_payloads(&mut connection, environment, id, kinds, limit).await?;
+            webhook_events::latest_payloads(&mut connection, environment, id, types, limit).await?;
         let events: Vec<Value> =
             payloads.iter().filter_map(|payload| serde_json::from_str(payload.get()).ok()).collect();
         let Some((last, billed)) = order::last(&events).and_then(|e| Some((e, webhook::subscription_of(e)?)))
         else {
-            return Ok(FetchedSubscription::Unknown);
+            return Ok(Fetched::Nothing);
         };
         let seconds = last["created"].as_i64().and_then(|seconds| seconds.checked_mul(1_000_000));
         let event_created = seconds.and_then(Timestamp::from_micros).unwrap_or(Timestamp::MIN);
-        Ok(FetchedSubscription::Found(SubscriptionSnapshot { billed, event_created, fetched_at: None }))
+        Ok(Fetched::Subscription(FetchedSubscription { billed, event_created, fetched_at: None }))
     }
 
     /// The biller does not know it. With its customer deleted it is over, though a payload may still say
     /// otherwise; else the key is another account's, and the payloads, which are signed, are all there is.
-    async fn on_missing_subscription(
+    async fn on_missing(
         &self,
         environment: Environment,
         stripe: &Stripe,
         id: &str,
-    ) -> Result<FetchedSubscription, EngineError> {
-        let mut subscription = self.read_from_payloads(environment, id).await?;
-        let FetchedSubscription::Found(fetched) = &mut subscription else { return Ok(subscription) };
+    ) -> Result<Fetched, EngineError> {
+        let mut found = self.fetch_from_payloads(environment, id).await?;
+        let Fetched::Subscription(fetched) = &mut found else { return Ok(found) };
         if fetched.billed.is_over() || !is_plain(&fetched.billed.customer) {
-            return Ok(subscription);
+            return Ok(found);
         }
         match stripe.client().get(&format!("/v1/customers/{}", fetched.billed.customer), &[]).await {
             Ok(customer) => {
@@ -127,10 +124,10 @@ impl Engine {
                     fetched.billed.status = SubscriptionStatus::Canceled;
                     fetched.billed.ended_at = Some(fetched.event_created);
                 }
-                Ok(subscription)
+                Ok(found)
             }
-            Err(fault) if fault.status == Some(404) => Ok(subscription),
-            Err(fault) => Ok(FetchedSubscription::Later(fault)),
+            Err(fault) if fault.status == Some(404) => Ok(found),
+            Err(fault) => Ok(Fetched::Later(fault)),
         }
     }
 

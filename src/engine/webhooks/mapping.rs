@@ -1,15 +1,17 @@
-//! Whose a customer is. A mapping that the application made stands; where there is none, the biller may
-//! have been told: in the metadata of a subscription or a customer, or by a checkout.
+//! Maps customers to subjects. A mapping that the application made stays. Where there is none, the biller
+//! may name the subject: in the metadata of a subscription or a customer, or in a checkout.
 
 use serde_json::Value;
 use sqlx::PgConnection;
 
 use super::worker::WebhookOutcome;
-use super::{Engine, EngineError};
+use crate::engine::change::ChangeTransaction;
+use crate::engine::error::EngineError;
+use crate::engine::services::Engine;
 use crate::engine::subjects::subject::{existing, set_customer};
 use crate::providers::stripe::webhook;
 use crate::store::subjects::{stripe_customers, stripe_subscriptions};
-use crate::store::{self, StoreError, configuration};
+use crate::store::{self, StoreError};
 use metergate_domain::base::environment::Environment;
 use metergate_domain::base::names::SubjectId;
 use metergate_domain::base::timestamp::Timestamp;
@@ -65,12 +67,11 @@ impl Engine {
         if store::subjects::subject::of_mapping(&mut transaction, environment, customer).await?.is_some() {
             return Ok(());
         }
-        configuration::lock_for_change(&mut transaction, environment).await?;
-        let now = self.inner.clock.now(environment, store::usage::now(&mut transaction).await?);
-        map_within(&mut transaction, environment, subject, customer, now).await?;
+        let mut change = ChangeTransaction::within(transaction, environment, &self.inner.clock).await?;
+        map_within(&mut change, subject, customer).await?;
         // it may be known now whose they are, mapped or not
-        stripe_subscriptions::unsettle_customer(&mut transaction, environment, customer).await?;
-        Ok(transaction.commit().await?)
+        stripe_subscriptions::unsettle_customer(&mut change.transaction, environment, customer).await?;
+        Ok(change.commit().await?)
     }
 
     /// A customer that was deleted cannot be billed any more; whose it was is kept.
@@ -79,27 +80,25 @@ impl Engine {
         if store::subjects::subject::of_mapping(&mut transaction, environment, customer).await?.is_none() {
             return Ok(());
         }
-        configuration::lock_for_change(&mut transaction, environment).await?;
+        let mut change = ChangeTransaction::within(transaction, environment, &self.inner.clock).await?;
+        let transaction = &mut change.transaction;
         if let Some((subject_id, subject)) =
-            store::subjects::subject::of_mapping(&mut transaction, environment, customer).await?
+            store::subjects::subject::of_mapping(transaction, environment, customer).await?
         {
-            stripe_customers::set_reference(&mut transaction, environment, customer, &subject).await?;
-            let now = self.inner.clock.now(environment, store::usage::now(&mut transaction).await?);
-            set_customer(&mut transaction, environment, subject_id, None, now).await?;
+            stripe_customers::set_reference(transaction, environment, customer, &subject).await?;
+            set_customer(&mut change, subject_id, None).await?;
         }
-        Ok(transaction.commit().await?)
+        Ok(change.commit().await?)
     }
 }
 
 /// Maps a customer that is nobody's to a subject, made if need be, unless that has another one that lives.
-/// The caller holds the configuration lock.
 pub(super) async fn map_within(
-    connection: &mut PgConnection,
-    environment: Environment,
+    change: &mut ChangeTransaction<'_>,
     subject: &SubjectId,
     customer: &str,
-    now: Timestamp,
 ) -> Result<(), EngineError> {
+    let (environment, connection) = (change.environment, &mut change.transaction);
     if store::subjects::subject::of_mapping(connection, environment, customer).await?.is_some()
         || is_deleted(connection, environment, customer).await?
     {
@@ -114,7 +113,7 @@ pub(super) async fn map_within(
         tracing::warn!(%subject, customer, present, "the subject has another customer already, and keeps it");
         return Ok(());
     }
-    Ok(set_customer(connection, environment, row.id, Some(customer), now).await?)
+    Ok(set_customer(change, row.id, Some(customer)).await?)
 }
 
 async fn is_deleted(

@@ -3,7 +3,8 @@
 
 use super::fetch::is_plain;
 use super::worker::WebhookOutcome;
-use super::{Engine, EngineError};
+use crate::engine::error::EngineError;
+use crate::engine::services::Engine;
 use crate::providers::stripe::webhook;
 use metergate_domain::base::environment::Environment;
 
@@ -13,7 +14,7 @@ impl Engine {
         environment: Environment,
         event_id: &str,
     ) -> Result<WebhookOutcome, EngineError> {
-        let Some(stripe) = self.inner.webhooks.worker(environment).stripe.clone() else {
+        let Some(stripe) = self.stripe(environment) else {
             return Ok(WebhookOutcome::Ignored("its contents cannot be fetched without an API key"));
         };
         if !is_plain(event_id) {

@@ -1,6 +1,6 @@
-//! What the biller tells us. Webhooks are kept as they come and answered at once; a worker applies them
-//! afterwards. Several may work: each event is taken by one at a time, and what is written follows from
-//! what the biller said last, whoever heard it in whichever order.
+//! Webhooks of the biller. They are stored as they arrive and answered at once; workers apply them
+//! afterwards. One worker at a time claims an event, and the result follows from the biller's latest
+//! statement, whatever the order of arrival.
 
 mod apply_subscription;
 mod fetch;
@@ -9,91 +9,19 @@ mod meter_errors;
 mod packs;
 mod worker;
 
-use std::sync::Arc;
-
-use serde::Serialize;
 use serde_json::Value;
 use serde_json::value::RawValue;
-use tokio::sync::Notify;
 
-use super::{Engine, EngineError, Page, PageRequest};
+use super::error::EngineError;
+use super::page::{Page, PageRequest};
+use super::services::Engine;
 use crate::providers::stripe::signature::{Age, Signature};
-use crate::providers::stripe::webhook::{Topic, WebhookNotice};
-use crate::providers::stripe::{Stripe, StripeSettings};
+use crate::providers::stripe::webhook::{self, Topic};
 use crate::store::webhook_events::{Arrival, WebhookRow};
 use crate::store::{self, webhook_events};
 use metergate_domain::base::environment::Environment;
 use metergate_domain::base::limits::{WEBHOOK_DELETES_MAX, WEBHOOK_KEPT, WEBHOOK_UNDONE_KEPT};
-use metergate_domain::base::timestamp::Timestamp;
-
-/// What the worker of each environment has.
-#[derive(Debug)]
-pub(crate) struct Webhooks {
-    workers: [(Environment, WebhookWorker); 2],
-}
-
-#[derive(Debug)]
-struct WebhookWorker {
-    /// Rung when there is something to do.
-    wake: Arc<Notify>,
-    /// Where objects are fetched; none without an API key.
-    stripe: Option<Arc<Stripe>>,
-}
-
-impl Webhooks {
-    pub(crate) fn new(settings: &StripeSettings) -> Result<Self, EngineError> {
-        let worker = |environment| -> Result<(Environment, WebhookWorker), EngineError> {
-            let stripe =
-                Stripe::of(settings, environment).map_err(|why| EngineError::Internal(why.to_string()))?;
-            Ok((environment, WebhookWorker { wake: Arc::default(), stripe: stripe.map(Arc::new) }))
-        };
-        Ok(Self { workers: [worker(Environment::Test)?, worker(Environment::Live)?] })
-    }
-
-    fn worker(&self, environment: Environment) -> &WebhookWorker {
-        match environment {
-            Environment::Test => &self.workers[0].1,
-            Environment::Live => &self.workers[1].1,
-        }
-    }
-}
-
-#[derive(Debug, Clone, Serialize)]
-pub struct WebhookEventView {
-    pub id: String,
-    #[serde(rename = "type")]
-    pub kind: String,
-    pub created: Timestamp,
-    pub api_version: Option<String>,
-    pub object: Option<String>,
-    pub customer: Option<String>,
-    pub status: String,
-    pub reason: Option<String>,
-    pub attempts: i32,
-    /// When it is tried again; only while it is pending.
-    pub next_attempt_at: Option<Timestamp>,
-    pub received_at: Timestamp,
-    pub settled_at: Option<Timestamp>,
-}
-
-impl From<WebhookRow> for WebhookEventView {
-    fn from(row: WebhookRow) -> Self {
-        Self {
-            id: row.id,
-            kind: row.kind,
-            created: row.created,
-            api_version: row.api_version,
-            object: row.object_id,
-            customer: row.customer,
-            next_attempt_at: (row.status == "pending").then_some(row.next_attempt_at),
-            status: row.status,
-            reason: row.reason,
-            attempts: row.attempts,
-            received_at: row.received_at,
-            settled_at: row.settled_at,
-        }
-    }
-}
+use metergate_domain::webhook::{WebhookNotice, WebhookStatus};
 
 fn untrusted(code: &'static str, detail: &'static str) -> EngineError {
     EngineError::Untrusted { code, detail }
@@ -133,21 +61,13 @@ impl Engine {
         }
         let payload: &RawValue = serde_json::from_slice(body)
             .map_err(|_| untrusted("malformed_json", "the request body is not valid JSON"))?;
-        let notice = serde_json::from_str::<Value>(payload.get()).ok().as_ref().and_then(WebhookNotice::read);
+        let notice = serde_json::from_str::<Value>(payload.get()).ok().as_ref().and_then(webhook::notice);
         let Some(notice) = notice else {
             return Err(untrusted("malformed_event", "the request body must be an event with an `id`"));
         };
         let environment = environment_of(&notice, &signers)?;
-        let arrival = Arrival {
-            id: &notice.id,
-            kind: &notice.kind,
-            created: notice.created.unwrap_or(now),
-            api_version: notice.api_version.as_deref(),
-            object_id: notice.object_id.as_deref(),
-            customer: notice.customer.as_deref(),
-            payload,
-            matters: Topic::of(&notice.kind) != Topic::Other,
-        };
+        let matters = Topic::of(&notice.kind) != Topic::Other;
+        let arrival = Arrival { notice: &notice, payload, matters };
         if webhook_events::insert(&mut connection, environment, arrival, now).await? {
             self.webhook_wake(environment).notify_one();
         }
@@ -175,34 +95,32 @@ impl Engine {
         if signers.is_empty() { Err(invalid_signature()) } else { Ok(signers) }
     }
 
-    /// Rung when there are webhooks to apply.
-    pub fn webhook_wake(&self, environment: Environment) -> Arc<Notify> {
-        Arc::clone(&self.inner.webhooks.worker(environment).wake)
-    }
-
     /// A page of what came, the latest first.
     pub async fn list_webhook_events(
         &self,
         environment: Environment,
-        status: Option<&str>,
+        status: Option<WebhookStatus>,
         page: &PageRequest,
-    ) -> Result<Page<WebhookEventView>, EngineError> {
+    ) -> Result<Page<WebhookRow>, EngineError> {
         let before = page.before_number()?;
         let mut connection = self.database().pool().acquire().await?;
         let rows =
             webhook_events::list(&mut connection, environment, status, before, page.rows_max()).await?;
-        Ok(Page::from_rows(rows, page.limit, |row| row.seq).map(WebhookEventView::from))
+        Ok(Page::from_rows(rows, page.limit, |row| row.seq))
     }
 
     /// Deletes what was kept for long enough.
     pub async fn forget_old_webhooks(&self) -> Result<(), EngineError> {
         let mut connection = self.database().pool().acquire().await?;
         let now = self.inner.clock.outside(store::usage::now(&mut connection).await?);
-        let kept = [(&["applied", "ignored"], WEBHOOK_KEPT), (&["unmapped", "failed"], WEBHOOK_UNDONE_KEPT)];
+        let kept = [
+            ([WebhookStatus::Applied, WebhookStatus::Ignored], WEBHOOK_KEPT),
+            ([WebhookStatus::Unmapped, WebhookStatus::Failed], WEBHOOK_UNDONE_KEPT),
+        ];
         for (statuses, kept) in kept {
             let before = now.saturating_sub(kept);
             let limit = WEBHOOK_DELETES_MAX;
-            while webhook_events::delete_settled(&mut connection, statuses, before, limit).await? > 0 {}
+            while webhook_events::delete_settled(&mut connection, &statuses, before, limit).await? > 0 {}
         }
         Ok(())
     }

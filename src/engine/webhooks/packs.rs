@@ -1,12 +1,13 @@
-//! Credit packs that were bought: each line of a paid invoice or checkout whose price is a pack's grants it,
-//! once. A checkout that has an invoice is the same purchase as that invoice, whichever is heard of first.
+//! Credit packs that were bought: each line of a paid invoice or checkout whose price belongs to a pack
+//! grants the pack once. A checkout with an invoice is the same purchase as that invoice.
 
 use serde_json::Value;
 use sqlx::PgConnection;
 
 use super::fetch::is_plain;
 use super::worker::WebhookOutcome;
-use super::{Engine, EngineError};
+use crate::engine::error::EngineError;
+use crate::engine::services::Engine;
 use crate::providers::stripe::webhook::{self, Purchase};
 use crate::providers::stripe::{Client, Fault};
 use crate::store;
@@ -16,11 +17,6 @@ use metergate_domain::base::quantity::{Quantity, Total};
 use metergate_domain::credits::grant::{GrantSource, Request};
 use metergate_domain::credits::offers::CreditPack;
 use metergate_domain::credits::recurrence::Rollover;
-
-/// The most that a page of lines may have.
-const PAGE_MAX: usize = 100;
-/// More pages than an invoice has.
-const PAGES_MAX: usize = 50;
 
 impl Engine {
     /// Grants what a purchase bought. None where it bought no credits.
@@ -38,7 +34,7 @@ impl Engine {
         let no_key = || {
             WebhookOutcome::Waits("an invoice has more lines than were told, and no key to ask for them with")
         };
-        match self.inner.webhooks.worker(environment).stripe.as_ref().filter(|_| purchase.has_more) {
+        match self.stripe(environment).filter(|_| purchase.has_more) {
             Some(stripe) => match lines(stripe.client(), &purchase).await {
                 Ok(Some(lines)) => purchase.items = webhook::items_of(&lines),
                 Ok(None) => {}
@@ -99,27 +95,13 @@ async fn lines(client: &Client, purchase: &Purchase) -> Result<Option<Vec<Value>
         Some(session) => format!("/v1/checkout/sessions/{session}/line_items"),
         None => format!("/v1/invoices/{id}/lines"),
     };
-    let mut lines: Vec<Value> = Vec::new();
-    for _ in 0..PAGES_MAX {
-        let mut query = vec![("limit", PAGE_MAX.to_string())];
-        query.extend(
-            lines.last().and_then(|line| line["id"].as_str()).map(|id| ("starting_after", id.to_owned())),
-        );
-        let mut page = match client.get(&path, &query).await {
-            Err(fault) if fault.status == Some(404) => return Ok(None),
-            page => page?,
-        };
-        let Some(Value::Array(rows)) = page.get_mut("data").map(Value::take) else { break };
-        let is_last = rows.is_empty() || page["has_more"] != true;
-        lines.extend(rows);
-        if is_last {
-            break;
-        }
+    match client.list(&path, &[], None, |_| false).await {
+        Err(fault) if fault.status == Some(404) => Ok(None),
+        lines => lines.map(Some),
     }
-    Ok(Some(lines))
 }
 
-/// Who bought: as the checkout says, else whose customer it is.
+/// Finds the buyer: the subject that the checkout names, else the one that its customer is mapped to.
 async fn buyer(
     connection: &mut PgConnection,
     environment: Environment,

@@ -1,5 +1,5 @@
-//! A round of the worker: takes what is due, and has each event applied. An event about a subscription
-//! is applied with all others about it: one look at what holds serves them all.
+//! The worker of webhooks: claims due events and applies each. Events about one subscription are applied
+//! together: one fetch of its state serves them all.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -7,11 +7,11 @@ use std::time::Duration;
 use serde_json::Value;
 use tokio::task::JoinSet;
 
-use super::fetch::FetchedSubscription;
-use super::{Engine, EngineError};
+use super::fetch::Fetched;
+use crate::engine::error::EngineError;
+use crate::engine::services::Engine;
 use crate::providers::stripe::Fault;
 use crate::providers::stripe::webhook::{self, Topic};
-use crate::store::subjects::stripe_customers::StripeInvoiceRow;
 use crate::store::subjects::{stripe_customers, stripe_subscriptions};
 use crate::store::webhook_events::ClaimedEvent;
 use crate::store::{self, StoreError, webhook_events};
@@ -20,8 +20,9 @@ use metergate_domain::base::limits::{
     WEBHOOK_ATTEMPTS_MAX, WEBHOOK_FETCHES_MAX, WEBHOOK_LEASE, WEBHOOK_PAUSE_MAX, WEBHOOK_ROUND_EVENTS_MAX,
 };
 use metergate_domain::base::timestamp::Timestamp;
+use metergate_domain::webhook::WebhookStatus;
 
-/// What came of an event.
+/// The outcome of an event.
 #[derive(Debug)]
 pub(super) enum WebhookOutcome {
     Applied,
@@ -41,7 +42,7 @@ impl WebhookOutcome {
 
 impl Engine {
     /// Applies some of the webhooks that are due, and looks again at subscriptions whose mapping changed.
-    /// How much there was to do.
+    /// Returns the number of events and subscriptions that were due.
     pub async fn apply_webhooks(&self, environment: Environment) -> Result<usize, EngineError> {
         let taken = self.take_webhooks(environment).await?;
         let mut done = taken.len();
@@ -86,28 +87,26 @@ impl Engine {
             let newest = events.iter().map(|event| event.created).max().unwrap_or(Timestamp::MIN);
             let deleted = events.iter().any(|event| event.kind == webhook::SUBSCRIPTION_DELETED);
             asking.spawn(async move {
-                let subscription = if deleted {
+                let fetched = if deleted {
                     // that is the last that can be said
-                    engine.read_from_payloads(environment, &id).await
+                    engine.fetch_from_payloads(environment, &id).await
                 } else {
                     engine.fetch_subscription(environment, &id, newest).await
                 };
-                (index, subscription)
+                (index, fetched)
             });
         }
         while let Some(asked) = asking.join_next().await {
-            let (index, subscription) = asked.map_err(|why| EngineError::Internal(why.to_string()))?;
+            let (index, fetched) = asked.map_err(|why| EngineError::Internal(why.to_string()))?;
             let (_, events) = &invalid_batches_are_rejected[index];
             let seqs: Vec<i64> = events.iter().map(|event| event.seq).collect();
-            let outcome = match subscription {
-                Ok(FetchedSubscription::Found(fetched)) => {
-                    match self.follow(environment, &fetched, &seqs).await {
-                        Ok(()) => continue,
-                        Err(why) => Err(why),
-                    }
-                }
-                Ok(FetchedSubscription::Unknown) => Ok(WebhookOutcome::malformed()),
-                Ok(FetchedSubscription::Later(fault)) => Ok(WebhookOutcome::Later(fault)),
+            let outcome = match fetched {
+                Ok(Fetched::Subscription(fetched)) => match self.follow(environment, &fetched, &seqs).await {
+                    Ok(()) => continue,
+                    Err(why) => Err(why),
+                },
+                Ok(Fetched::Nothing) => Ok(WebhookOutcome::malformed()),
+                Ok(Fetched::Later(fault)) => Ok(WebhookOutcome::Later(fault)),
                 Err(why) => Err(why),
             };
             self.conclude(events, outcome).await?;
@@ -124,9 +123,9 @@ impl Engine {
         let object = &payload["data"]["object"];
         match Topic::of(&event.kind) {
             Topic::Checkout => {
-                let fetched = self.on_checkout(environment, object).await?;
+                let mapped = self.on_checkout(environment, object).await?;
                 let granted = self.grant_packs(environment, webhook::bought_by_checkout(object)).await?;
-                Ok(granted.unwrap_or(fetched))
+                Ok(granted.unwrap_or(mapped))
             }
             Topic::Customer => {
                 let deleted = event.kind == webhook::CUSTOMER_DELETED;
@@ -157,23 +156,8 @@ impl Engine {
         created: Timestamp,
     ) -> Result<WebhookOutcome, EngineError> {
         let Some(invoice) = webhook::invoice(object) else { return Ok(WebhookOutcome::malformed()) };
-        let row = StripeInvoiceRow {
-            id: &invoice.id,
-            customer: &invoice.customer,
-            subscription: invoice.subscription.as_deref(),
-            status: &invoice.status,
-            billing_reason: invoice.billing_reason.as_deref(),
-            currency: invoice.currency.as_deref(),
-            total: invoice.total,
-            amount_due: invoice.amount_due,
-            amount_paid: invoice.amount_paid,
-            attempt_count: invoice.attempt_count,
-            period_start: invoice.period_start,
-            period_end: invoice.period_end,
-            created_at: invoice.created_at,
-        };
         let mut connection = self.database().pool().acquire().await?;
-        stripe_customers::write_invoice(&mut connection, environment, row, created).await?;
+        stripe_customers::write_invoice(&mut connection, environment, &invoice, created).await?;
         Ok(WebhookOutcome::Applied)
     }
 
@@ -204,13 +188,15 @@ impl Engine {
         let seqs: Vec<i64> = events.iter().map(|event| event.seq).collect();
         let attempts = events.iter().map(|event| event.attempts).max().unwrap_or_default();
         let (reason, after) = match outcome {
-            Ok(WebhookOutcome::Applied) => return Ok(self.note_webhooks(&seqs, "applied", None).await?),
+            Ok(WebhookOutcome::Applied) => {
+                return Ok(self.note_webhooks(&seqs, WebhookStatus::Applied, None).await?);
+            }
             Ok(WebhookOutcome::Ignored(why)) => {
-                return Ok(self.note_webhooks(&seqs, "ignored", Some(why)).await?);
+                return Ok(self.note_webhooks(&seqs, WebhookStatus::Ignored, Some(why)).await?);
             }
             Ok(WebhookOutcome::Failed(why)) => {
                 tracing::error!(events = ?events, why, "a webhook event cannot be applied");
-                return Ok(self.note_webhooks(&seqs, "failed", Some(&why)).await?);
+                return Ok(self.note_webhooks(&seqs, WebhookStatus::Failed, Some(&why)).await?);
             }
             Ok(WebhookOutcome::Later(fault)) => {
                 (format!("{}: {}", fault.failure.code, fault.failure.message), fault.after)
@@ -222,7 +208,7 @@ impl Engine {
         };
         tracing::warn!(attempts, reason, "webhook events could not be applied yet");
         if attempts >= WEBHOOK_ATTEMPTS_MAX {
-            return Ok(self.note_webhooks(&seqs, "failed", Some(&reason)).await?);
+            return Ok(self.note_webhooks(&seqs, WebhookStatus::Failed, Some(&reason)).await?);
         }
         let mut connection = self.database().pool().acquire().await?;
         let now = self.inner.clock.outside(store::usage::now(&mut connection).await?);
@@ -233,7 +219,7 @@ impl Engine {
     async fn note_webhooks(
         &self,
         seqs: &[i64],
-        status: &str,
+        status: WebhookStatus,
         reason: Option<&str>,
     ) -> Result<(), StoreError> {
         let mut connection = self.database().pool().acquire().await?;

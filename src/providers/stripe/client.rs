@@ -7,13 +7,19 @@ use reqwest::{Method, Response, StatusCode, header};
 use secrecy::{ExposeSecret, SecretString};
 use serde_json::Value;
 
-use super::API_VERSION;
 use crate::providers::Failure;
+
+/// The version that requests are pinned to.
+pub const API_VERSION: &str = "2026-07-29.dahlia";
 
 /// A call that takes longer has an unknown fate.
 const CALL_MAX: Duration = Duration::from_secs(20);
 const CONNECT_MAX: Duration = Duration::from_secs(5);
 const MESSAGE_CHARS_MAX: usize = 500;
+/// The most rows that a page may have.
+const PAGE_MAX: usize = 100;
+/// More pages than any list of ours has.
+const PAGES_MAX: usize = 50;
 
 /// An account's client. Its key is in no `Debug`.
 #[derive(Debug)]
@@ -29,7 +35,7 @@ pub struct Fault {
     /// None: no answer came.
     pub status: Option<u16>,
     pub failure: Failure,
-    /// What `Retry-After` asks for.
+    /// The pause that `Retry-After` asks for.
     pub after: Option<Duration>,
     /// Whether the call may have been carried out.
     pub may_be_done: bool,
@@ -70,6 +76,32 @@ impl Client {
             url.push_str(&form(query));
         }
         self.send(self.request(Method::GET, url)).await
+    }
+
+    /// Reads the rows of a list after one of them, page by page, until there are no more or a page is
+    /// enough.
+    pub async fn list(
+        &self,
+        path: &str,
+        query: &[(&str, String)],
+        mut after: Option<String>,
+        is_enough: impl Fn(&[Value]) -> bool,
+    ) -> Result<Vec<Value>, Fault> {
+        let mut rows = Vec::new();
+        for _ in 0..PAGES_MAX {
+            let mut query = query.to_vec();
+            query.push(("limit", PAGE_MAX.to_string()));
+            query.extend(after.take().map(|id| ("starting_after", id)));
+            let mut page = self.get(path, &query).await?;
+            let Some(Value::Array(found)) = page.get_mut("data").map(Value::take) else { break };
+            after = found.last().and_then(|row| row["id"].as_str()).map(str::to_owned);
+            let is_last = is_enough(&found) || after.is_none() || page["has_more"] != true;
+            rows.extend(found);
+            if is_last {
+                break;
+            }
+        }
+        Ok(rows)
     }
 
     /// Posts a form. `idempotency_key`: the same call again is answered as the first time.

@@ -10,11 +10,6 @@ use uuid::Uuid;
 use super::client::{Client, Fault};
 use crate::providers::{Bill, BillLine, Failure};
 
-/// The most that a page may have.
-const PAGE_MAX: usize = 100;
-/// More pages than an invoice has.
-const PAGES_MAX: usize = 50;
-
 /// The event names of the meters behind prices: neither changes at Stripe. None: a price without one.
 #[derive(Debug, Default)]
 pub(super) struct MeterNames(Mutex<HashMap<String, Option<String>>>);
@@ -69,17 +64,14 @@ pub(super) async fn preview(
 async fn bill(client: &Client, names: &MeterNames, invoice: &Value) -> Result<Bill, Fault> {
     let text = |name: &str| invoice[name].as_str().map(str::to_owned);
     let id = text("id");
-    let mut page = invoice["lines"].clone();
-    let mut lines = Vec::new();
-    for _ in 0..PAGES_MAX {
-        let rows = page["data"].as_array().map_or(&[][..], Vec::as_slice);
-        for row in rows {
-            lines.push(line(client, names, row).await?);
-        }
-        let last = rows.last().and_then(|row| row["id"].as_str()).map(str::to_owned);
-        let (Some(id), Some(last), Value::Bool(true)) = (&id, last, &page["has_more"]) else { break };
-        let query = [("limit", PAGE_MAX.to_string()), ("starting_after", last)];
-        page = client.get(&format!("/v1/invoices/{id}/lines"), &query).await?;
+    let mut rows = invoice["lines"]["data"].as_array().cloned().unwrap_or_default();
+    let last = rows.last().and_then(|row| row["id"].as_str()).map(str::to_owned);
+    if let (Some(id), Some(last), true) = (&id, last, invoice["lines"]["has_more"] == true) {
+        rows.extend(client.list(&format!("/v1/invoices/{id}/lines"), &[], Some(last), |_| false).await?);
+    }
+    let mut lines = Vec::with_capacity(rows.len());
+    for row in &rows {
+        lines.push(line(client, names, row).await?);
     }
     Ok(Bill {
         invoice: id,

@@ -13,8 +13,8 @@ pub(super) fn seconds(at: Timestamp) -> i64 {
 
 /// Each attempt has an idempotency key of its own: Stripe answers a stored 500 again and again under
 /// the same one. The identifier is what makes it count once.
-fn idempotency_key(what: &str, outgoing_event: &OutgoingMeterEvent) -> String {
-    format!("{what}-{}-{}", outgoing_event.identifier, outgoing_event.attempt)
+fn idempotency_key(what: &str, event: &OutgoingMeterEvent) -> String {
+    format!("{what}-{}-{}", event.identifier, event.attempt)
 }
 
 /// The identifier of the event that was handed over under a key.
@@ -23,19 +23,17 @@ pub(super) fn identifier_of(key: &str) -> Option<String> {
     Some(identifier.to_owned())
 }
 
-pub(super) async fn deliver(client: &Client, outgoing_event: &OutgoingMeterEvent) -> DeliveryResult {
-    let (customer, value) = (
-        format!("payload[{}]", outgoing_event.customer_key),
-        format!("payload[{}]", outgoing_event.value_key),
-    );
+pub(super) async fn deliver(client: &Client, event: &OutgoingMeterEvent) -> DeliveryResult {
+    let (customer, value) =
+        (format!("payload[{}]", event.customer_key), format!("payload[{}]", event.value_key));
     let fields = [
-        ("event_name", outgoing_event.event_name.clone()),
-        (customer.as_str(), outgoing_event.customer.clone()),
-        (value.as_str(), outgoing_event.value.to_string()),
-        ("identifier", outgoing_event.identifier.clone()),
-        ("timestamp", seconds(outgoing_event.timestamp).to_string()),
+        ("event_name", event.event_name.clone()),
+        (customer.as_str(), event.customer.clone()),
+        (value.as_str(), event.value.to_string()),
+        ("identifier", event.identifier.clone()),
+        ("timestamp", seconds(event.timestamp).to_string()),
     ];
-    match client.post("/v1/billing/meter_events", &fields, &idempotency_key("event", outgoing_event)).await {
+    match client.post("/v1/billing/meter_events", &fields, &idempotency_key("event", event)).await {
         Ok(_) => DeliveryResult::Delivered,
         Err(fault) if fault.status == Some(400) && fault.failure.message.starts_with(ALREADY_THERE) => {
             DeliveryResult::Duplicate
@@ -47,13 +45,13 @@ pub(super) async fn deliver(client: &Client, outgoing_event: &OutgoingMeterEvent
     }
 }
 
-pub(super) async fn cancel(client: &Client, outgoing_event: &OutgoingMeterEvent) -> DeliveryResult {
+pub(super) async fn cancel(client: &Client, event: &OutgoingMeterEvent) -> DeliveryResult {
     let fields = [
-        ("event_name", outgoing_event.event_name.clone()),
+        ("event_name", event.event_name.clone()),
         ("type", "cancel".to_owned()),
-        ("cancel[identifier]", outgoing_event.identifier.clone()),
+        ("cancel[identifier]", event.identifier.clone()),
     ];
-    let key = idempotency_key("cancel", outgoing_event);
+    let key = idempotency_key("cancel", event);
     match client.post("/v1/billing/meter_event_adjustments", &fields, &key).await {
         Ok(_) => DeliveryResult::Delivered,
         Err(fault) if fault.status == Some(400) && says_canceled(&fault.failure.message) => {

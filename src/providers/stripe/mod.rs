@@ -14,21 +14,17 @@ use std::time::Duration;
 use async_trait::async_trait;
 use secrecy::{ExposeSecret, SecretString};
 
-pub use client::{Client, Fault};
+pub use client::{API_VERSION, Client, Fault};
 
-use super::{Bill, DeliveryResult, Failure, OutgoingMeterEvent, Provider, Summary, SummaryWindow};
+use super::{Bill, DeliveryResult, Failure, OutgoingMeterEvent, Provider, Summary, SummaryQuery};
 use metergate_domain::base::environment::Environment;
-use metergate_domain::base::window::Span;
-
-/// The version that requests are pinned to.
-pub const API_VERSION: &str = "2026-07-29.dahlia";
 
 /// Stripe's own limits for meter events: a thousand a second on a live account, and the basic limit in
 /// a sandbox (<https://docs.stripe.com/rate-limits>). A little is left for clocks that differ.
 const CALLS_PER_SECOND_LIVE: u32 = 960;
 const CALLS_PER_SECOND_TEST: u32 = 24;
 
-/// What one environment knows of its account.
+/// The credentials of an environment's account.
 #[derive(Debug, Clone, Default)]
 pub struct StripeAccount {
     pub api_key: Option<SecretString>,
@@ -131,22 +127,16 @@ impl Provider for Stripe {
         Duration::from_hours(23)
     }
 
-    async fn deliver(&self, outgoing_event: &OutgoingMeterEvent) -> DeliveryResult {
-        meter_events::deliver(&self.client, outgoing_event).await
+    async fn deliver(&self, event: &OutgoingMeterEvent) -> DeliveryResult {
+        meter_events::deliver(&self.client, event).await
     }
 
-    async fn cancel(&self, outgoing_event: &OutgoingMeterEvent) -> DeliveryResult {
-        meter_events::cancel(&self.client, outgoing_event).await
+    async fn cancel(&self, event: &OutgoingMeterEvent) -> DeliveryResult {
+        meter_events::cancel(&self.client, event).await
     }
 
-    async fn summaries(
-        &self,
-        event_name: &str,
-        customer: &str,
-        span: Span,
-        grain: SummaryWindow,
-    ) -> Result<Option<Vec<Summary>>, Failure> {
-        summaries::read(&self.client, &self.meters, event_name, customer, span, grain).await
+    async fn summaries(&self, query: SummaryQuery<'_>) -> Result<Option<Vec<Summary>>, Failure> {
+        summaries::read(&self.client, &self.meters, query).await
     }
 
     async fn invoice(&self, id: &str) -> Result<Option<Bill>, Failure> {

@@ -56,7 +56,7 @@ fn ends_of_chains<'a>(events: &[&'a Value]) -> Vec<&'a Value> {
     events.iter().zip(all).filter(|(_, ends)| *ends).map(|(event, _)| *event).collect()
 }
 
-/// Where no order explains them all: those after which the fewest come.
+/// Returns the events after which the fewest come, for where no order explains them all.
 fn least_followed<'a>(events: &[&'a Value]) -> Vec<&'a Value> {
     let followers = |event: &Value| {
         events.iter().filter(|other| !std::ptr::eq(**other, event) && follows(other, event)).count()

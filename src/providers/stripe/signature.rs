@@ -1,4 +1,4 @@
-//! Who sent a webhook: `Stripe-Signature: t=<seconds>,v1=<hex>[,v1=<hex>…]`, HMAC-SHA256 over the time
+//! Signatures of webhooks: `Stripe-Signature: t=<seconds>,v1=<hex>[,v1=<hex>…]`, HMAC-SHA256 over the time
 //! and the body as it came (<https://docs.stripe.com/webhooks/signature>).
 
 use hmac::{Hmac, KeyInit, Mac};
@@ -11,7 +11,7 @@ use metergate_domain::base::timestamp::Timestamp;
 /// Signatures of one header that are looked at: one for each secret that is being rolled.
 const SIGNATURES_MAX: usize = 16;
 
-/// What a header claims.
+/// The claims of a header.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Signature {
     at: Timestamp,

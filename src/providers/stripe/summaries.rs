@@ -7,14 +7,9 @@ use serde_json::Value;
 
 use super::client::{Client, Fault};
 use super::meter_events::seconds;
-use crate::providers::{Failure, Summary, SummaryWindow};
+use crate::providers::{Failure, Summary, SummaryQuery, SummaryWindow};
 use metergate_domain::base::timestamp::Timestamp;
 use metergate_domain::base::window::Span;
-
-/// The most that a page may have.
-const PAGE_MAX: usize = 100;
-/// More pages than a question of ours has.
-const PAGES_MAX: usize = 20;
 
 /// Meters by event name: reads are few at Stripe, and a meter's name is for ever.
 #[derive(Debug, Default)]
@@ -38,37 +33,23 @@ impl MeterIds {
 pub(super) async fn read(
     client: &Client,
     ids: &MeterIds,
-    event_name: &str,
-    customer: &str,
-    span: Span,
-    grain: SummaryWindow,
+    query: SummaryQuery<'_>,
 ) -> Result<Option<Vec<Summary>>, Failure> {
+    let SummaryQuery { event_name, customer, span, grain } = query;
     let Some(meter) = ids.find(client, event_name).await.map_err(why)? else { return Ok(None) };
     let path = format!("/v1/billing/meters/{meter}/event_summaries");
-    let mut summaries = Vec::new();
-    let mut after: Option<String> = None;
-    for _ in 0..PAGES_MAX {
-        let mut query = vec![
-            ("customer", customer.to_owned()),
-            ("start_time", seconds(span.from).to_string()),
-            ("end_time", seconds(span.to).to_string()),
-            ("limit", PAGE_MAX.to_string()),
-        ];
-        match grain {
-            SummaryWindow::Whole => {}
-            SummaryWindow::Hour => query.push(("value_grouping_window", "hour".to_owned())),
-            SummaryWindow::Day => query.push(("value_grouping_window", "day".to_owned())),
-        }
-        query.extend(after.take().map(|id| ("starting_after", id)));
-        let page = client.get(&path, &query).await.map_err(why)?;
-        let rows = page["data"].as_array().map_or(&[][..], Vec::as_slice);
-        summaries.extend(rows.iter().filter_map(summary));
-        after = rows.last().and_then(|row| row["id"].as_str()).map(str::to_owned);
-        if page["has_more"] != Value::Bool(true) || after.is_none() {
-            break;
-        }
+    let mut fields = vec![
+        ("customer", customer.to_owned()),
+        ("start_time", seconds(span.from).to_string()),
+        ("end_time", seconds(span.to).to_string()),
+    ];
+    match grain {
+        SummaryWindow::Whole => {}
+        SummaryWindow::Hour => fields.push(("value_grouping_window", "hour".to_owned())),
+        SummaryWindow::Day => fields.push(("value_grouping_window", "day".to_owned())),
     }
-    Ok(Some(summaries))
+    let rows = client.list(&path, &fields, None, |_| false).await.map_err(why)?;
+    Ok(Some(rows.iter().filter_map(summary).collect()))
 }
 
 fn why(fault: Fault) -> Failure {
@@ -77,20 +58,13 @@ fn why(fault: Fault) -> Failure {
 
 /// The meter with an event name; an active one before one that is not.
 async fn meter_id(client: &Client, event_name: &str) -> Result<Option<String>, Fault> {
+    let is_it = |meter: &Value| meter["event_name"] == event_name;
     for status in ["active", "inactive"] {
-        let mut after: Option<String> = None;
-        for _ in 0..PAGES_MAX {
-            let mut query = vec![("status", status.to_owned()), ("limit", PAGE_MAX.to_string())];
-            query.extend(after.take().map(|id| ("starting_after", id)));
-            let page = client.get("/v1/billing/meters", &query).await?;
-            let meters = page["data"].as_array().map_or(&[][..], Vec::as_slice);
-            if let Some(found) = meters.iter().find(|meter| meter["event_name"] == event_name) {
-                return Ok(found["id"].as_str().map(str::to_owned));
-            }
-            after = meters.last().and_then(|meter| meter["id"].as_str()).map(str::to_owned);
-            if page["has_more"] != Value::Bool(true) || after.is_none() {
-                break;
-            }
+        let query = [("status", status.to_owned())];
+        let has_it = |page: &[Value]| page.iter().any(is_it);
+        let meters = client.list("/v1/billing/meters", &query, None, has_it).await?;
+        if let Some(found) = meters.iter().find(|meter| is_it(meter)) {
+            return Ok(found["id"].as_str().map(str::to_owned));
         }
     }
     Ok(None)

@@ -10,8 +10,9 @@ use metergate_domain::base::timestamp::Timestamp;
 use metergate_domain::base::window::Span;
 use metergate_domain::subjects::provider_subscription::ProviderSubscription;
 use metergate_domain::subjects::subscription::SubscriptionStatus;
+use metergate_domain::webhook::{WebhookInvoice, WebhookNotice};
 
-/// What an event is about, as far as anything follows from it.
+/// The topic of an event, as far as anything follows from it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Topic {
     Subscription,
@@ -46,41 +47,25 @@ pub const SUBSCRIPTION_DELETED: &str = "customer.subscription.deleted";
 pub const INVOICE_PAID: &str = "invoice.paid";
 pub const CUSTOMER_DELETED: &str = "customer.deleted";
 
-/// An event as it comes.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct WebhookNotice {
-    pub id: String,
-    pub kind: String,
-    /// None where it does not say.
-    pub created: Option<Timestamp>,
-    pub api_version: Option<String>,
-    /// None where it does not say.
-    pub livemode: Option<bool>,
-    pub object_id: Option<String>,
-    pub customer: Option<String>,
-}
-
-impl WebhookNotice {
-    /// None where it is no event.
-    pub fn read(event: &Value) -> Option<Self> {
-        let kind = name(&event["type"]).unwrap_or_default();
-        let object = &event["data"]["object"];
-        // a thin event only names its object
-        let object_id = name(&object["id"]).or_else(|| name(&event["related_object"]["id"]));
-        let customer = match Topic::of(&kind) {
-            Topic::Customer => object_id.clone(),
-            _ => id_of(&object["customer"]),
-        };
-        Some(Self {
-            id: name(&event["id"])?,
-            created: seconds(&event["created"]).or_else(|| Timestamp::parse(event["created"].as_str()?).ok()),
-            api_version: name(&event["api_version"]),
-            livemode: event["livemode"].as_bool(),
-            kind,
-            object_id,
-            customer,
-        })
-    }
+/// Reads what is known of an event when it comes. None where it is no event.
+pub fn notice(event: &Value) -> Option<WebhookNotice> {
+    let kind = name(&event["type"]).unwrap_or_default();
+    let object = &event["data"]["object"];
+    // a thin event only names its object
+    let object_id = name(&object["id"]).or_else(|| name(&event["related_object"]["id"]));
+    let customer = match Topic::of(&kind) {
+        Topic::Customer => object_id.clone(),
+        _ => id_of(&object["customer"]),
+    };
+    Some(WebhookNotice {
+        id: name(&event["id"])?,
+        created: seconds(&event["created"]).or_else(|| Timestamp::parse(event["created"].as_str()?).ok()),
+        api_version: name(&event["api_version"]),
+        livemode: event["livemode"].as_bool(),
+        kind,
+        object_id,
+        customer,
+    })
 }
 
 /// A short text that can be kept.
@@ -149,12 +134,12 @@ pub fn subscription_of(event: &Value) -> Option<ProviderSubscription> {
     Some(billed)
 }
 
-/// Whose checkout it was, where both are named.
+/// Reads the subject and the customer of a checkout, where both are named.
 pub fn checkout(object: &Value) -> Option<(SubjectId, String)> {
     Some((subject(&object["client_reference_id"])?, id_of(&object["customer"])?))
 }
 
-/// What was paid for, once.
+/// A purchase that was paid for, once.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Purchase {
     /// The invoice; of a checkout that has none, its session.
@@ -163,7 +148,7 @@ pub struct Purchase {
     pub checkout: Option<String>,
     pub customer: Option<String>,
     pub subject: Option<SubjectId>,
-    /// How many of each price, as far as it was told.
+    /// The quantity of each price, as far as the event has it.
     pub items: Vec<(String, i64)>,
     /// Whether there are more lines than were told: an invoice tells of the first, a checkout of none.
     pub has_more: bool,
@@ -199,12 +184,12 @@ pub fn bought_by_invoice(object: &Value) -> Option<Purchase> {
     })
 }
 
-/// How many of each price a list of lines has.
+/// Sums up the quantity of each price in a list of lines.
 fn items(list: &Value) -> Vec<(String, i64)> {
     items_of(list["data"].as_array().map_or(&[][..], Vec::as_slice))
 }
 
-/// How many of each price some lines have. Since 2025-03-31.basil the price of an invoice's line stands under
+/// Sums up the quantity of each price in lines. Since 2025-03-31.basil the price of an invoice's line stands under
 /// `pricing`.
 pub fn items_of(lines: &[Value]) -> Vec<(String, i64)> {
     let mut items: Vec<(String, i64)> = Vec::new();
@@ -238,27 +223,9 @@ pub fn customer(object: &Value) -> Option<Customer> {
     })
 }
 
-/// What is kept of an invoice; amounts in the currency's minor unit.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Invoice {
-    pub id: String,
-    pub customer: String,
-    pub subscription: Option<String>,
-    pub status: String,
-    pub billing_reason: Option<String>,
-    pub currency: Option<String>,
-    pub total: Option<i64>,
-    pub amount_due: Option<i64>,
-    pub amount_paid: Option<i64>,
-    pub attempt_count: Option<i32>,
-    pub period_start: Option<Timestamp>,
-    pub period_end: Option<Timestamp>,
-    pub created_at: Timestamp,
-}
-
-pub fn invoice(object: &Value) -> Option<Invoice> {
+pub fn invoice(object: &Value) -> Option<WebhookInvoice> {
     let parent = &object["parent"]["subscription_details"]["subscription"];
-    Some(Invoice {
+    Some(WebhookInvoice {
         id: name(&object["id"])?,
         customer: id_of(&object["customer"])?,
         subscription: id_of(parent).or_else(|| id_of(&object["subscription"])),
@@ -375,17 +342,17 @@ mod tests {
     fn notices_are_read_in_every_shape() {
         let event = json!({"id": "evt_1", "object": "event", "api_version": "2022-11-15", "created": 7, "livemode": false,
             "type": "invoice.paid", "data": {"object": {"id": "in_1", "customer": {"id": "cus_1"}}}});
-        let read = WebhookNotice::read(&event).unwrap();
+        let read = notice(&event).unwrap();
         assert_eq!((read.object_id.as_deref(), read.customer.as_deref()), (Some("in_1"), Some("cus_1")));
         assert_eq!((read.created, read.livemode), (Some(at(7)), Some(false)));
         let thin = json!({"id": "evt_2", "object": "v2.core.event", "created": "1970-01-01T00:00:07.000Z", "livemode": true,
             "type": "v1.billing.meter.error_report_triggered", "related_object": {"id": "mtr_1", "type": "billing.meter"}});
-        let read = WebhookNotice::read(&thin).unwrap();
+        let read = notice(&thin).unwrap();
         assert_eq!((read.object_id.as_deref(), read.created), (Some("mtr_1"), Some(at(7))));
-        let small = WebhookNotice::read(&json!({"id": "evt_3", "object": "event"})).unwrap();
+        let small = notice(&json!({"id": "evt_3", "object": "event"})).unwrap();
         assert_eq!((small.kind.as_str(), small.livemode), ("", None));
         for none in [json!({}), json!([]), json!({"id": ""}), json!({"id": "a\0"}), json!({"id": 5})] {
-            assert_eq!(WebhookNotice::read(&none), None, "{none}");
+            assert_eq!(notice(&none), None, "{none}");
         }
     }
 

@@ -1,42 +1,56 @@
-//! Exports: written before anything is sent, and kept with what came of them.
+//! Exports: written before anything is sent, and kept with their outcomes.
 
-pub mod gauges;
 pub mod reconciliation;
 pub mod sums;
 
-use sqlx::postgres::PgRow;
-use sqlx::{PgConnection, QueryBuilder, Row};
+use serde::Serialize;
+use sqlx::{FromRow, PgConnection, QueryBuilder};
 use uuid::Uuid;
 
 use super::StoreError;
+use super::export_parts::MeterBucket;
 use metergate_domain::base::environment::Environment;
 use metergate_domain::base::timestamp::Timestamp;
+use metergate_domain::base::window::Span;
+use metergate_domain::catalog::meter::StripeMeter;
 use metergate_domain::exports::{ExportFilter, ExportStatus};
 
-#[derive(Debug, Clone)]
+/// An export, stored and shown.
+#[derive(Debug, Clone, FromRow, Serialize)]
 pub struct ExportRow {
     pub id: Uuid,
     pub provider: String,
+    #[serde(skip)]
     pub customer_id: i64,
     pub customer: String,
+    #[serde(skip)]
     pub meter_id: i32,
     pub meter: String,
+    #[serde(skip)]
     pub bucket_from: Timestamp,
     pub event_name: String,
+    #[serde(skip)]
     pub customer_key: String,
+    #[serde(skip)]
     pub value_key: String,
     pub value: i64,
+    #[serde(rename = "timestamp")]
     pub occurred_at: Timestamp,
     pub identifier: String,
-    pub carried_from: Option<Timestamp>,
+    #[sqlx(try_from = "String")]
     pub status: ExportStatus,
     pub attempts: i32,
     pub last_error: Option<String>,
+    /// The time of use, where its billing period was over for too long.
+    pub carried_from: Option<Timestamp>,
+    #[serde(skip)]
     pub unknown_since: Option<Timestamp>,
     /// Whether it is to be taken back; false: the provider would not.
+    #[serde(skip)]
     pub cancel_wanted: Option<bool>,
-    /// Whether it sets a level, so that it does no harm to send it twice.
-    pub is_level: bool,
+    /// Whether it sets a gauge, so that it does no harm to send it twice.
+    #[serde(skip)]
+    pub is_gauge: bool,
     pub created_at: Timestamp,
     pub delivered_at: Option<Timestamp>,
 }
@@ -45,38 +59,9 @@ const SELECT: &str =
     "select x.id, x.provider, x.customer_id, c.stripe_customer_id as customer, x.meter_id, m.key as meter,
         x.bucket_from, x.event_name, x.customer_key, x.value_key, x.value, x.occurred_at, x.identifier,
         x.carried_from, x.status, x.attempts, x.last_error, x.unknown_since, x.cancel_wanted, x.created_at,
-        m.definition #>> '{stripe,formula}' = 'last' as is_level,
+        (m.definition #>> '{stripe,formula}' = 'last') is true as is_gauge,
         x.delivered_at
      from exports x join customers c on c.id = x.customer_id join meters m on m.id = x.meter_id";
-
-fn read(row: &PgRow) -> Result<ExportRow, StoreError> {
-    let status: String = row.try_get("status")?;
-    let known = ExportStatus::WORDS.iter().find(|(word, _)| *word == status);
-    Ok(ExportRow {
-        id: row.try_get("id")?,
-        provider: row.try_get("provider")?,
-        customer_id: row.try_get("customer_id")?,
-        customer: row.try_get("customer")?,
-        meter_id: row.try_get("meter_id")?,
-        meter: row.try_get("meter")?,
-        bucket_from: row.try_get("bucket_from")?,
-        event_name: row.try_get("event_name")?,
-        customer_key: row.try_get("customer_key")?,
-        value_key: row.try_get("value_key")?,
-        value: row.try_get("value")?,
-        occurred_at: row.try_get("occurred_at")?,
-        identifier: row.try_get("identifier")?,
-        carried_from: row.try_get("carried_from")?,
-        status: known.ok_or_else(|| sums::unreadable(&status))?.1,
-        attempts: row.try_get("attempts")?,
-        last_error: row.try_get("last_error")?,
-        unknown_since: row.try_get("unknown_since")?,
-        cancel_wanted: row.try_get("cancel_wanted")?,
-        is_level: row.try_get::<Option<bool>, _>("is_level")?.unwrap_or_default(),
-        created_at: row.try_get("created_at")?,
-        delivered_at: row.try_get("delivered_at")?,
-    })
-}
 
 /// An export that is to be written.
 #[derive(Debug, Clone)]
@@ -132,20 +117,18 @@ pub async fn insert(
 /// The exports of a bucket, the latest first.
 pub async fn of_bucket(
     connection: &mut PgConnection,
-    customer_id: i64,
-    meter_id: i32,
-    bucket_from: Timestamp,
+    place: &MeterBucket,
 ) -> Result<Vec<ExportRow>, StoreError> {
     let sql = format!(
         "{SELECT} where x.customer_id = $1 and x.meter_id = $2 and x.bucket_from = $3 order by x.id desc"
     );
-    let rows = sqlx::query(sqlx::AssertSqlSafe(sql))
-        .bind(customer_id)
-        .bind(meter_id)
-        .bind(bucket_from)
+    let rows = sqlx::query_as(sqlx::AssertSqlSafe(sql))
+        .bind(place.customer_id)
+        .bind(place.meter_id)
+        .bind(place.bucket.span.from)
         .fetch_all(connection)
         .await?;
-    rows.iter().map(read).collect()
+    Ok(rows)
 }
 
 /// The exports of the bucket that an instant lies in, the oldest first.
@@ -161,13 +144,13 @@ pub async fn around(
              where customer_id = $1 and meter_id = $2 and bucket_from <= $3 and bucket_to > $3)
          order by x.id"
     );
-    let rows = sqlx::query(sqlx::AssertSqlSafe(sql))
+    let rows = sqlx::query_as(sqlx::AssertSqlSafe(sql))
         .bind(customer_id)
         .bind(meter_id)
         .bind(at)
         .fetch_all(connection)
         .await?;
-    rows.iter().map(read).collect()
+    Ok(rows)
 }
 
 /// Notes that exports are to be taken back.
@@ -176,6 +159,9 @@ pub async fn want_cancel(
     ids: &[Uuid],
     now: Timestamp,
 ) -> Result<(), StoreError> {
+    if ids.is_empty() {
+        return Ok(());
+    }
     sqlx::query("update exports set cancel_wanted = true, next_attempt_at = $2 where id = any($1)")
         .bind(ids)
         .bind(now)
@@ -203,14 +189,14 @@ pub async fn due(
              where next_attempt_at <= $2 and id <> all($4) limit $3)
          order by x.id"
     );
-    let rows = sqlx::query(sqlx::AssertSqlSafe(sql))
+    let rows = sqlx::query_as(sqlx::AssertSqlSafe(sql))
         .bind(environment.code())
         .bind(due_by)
         .bind(limit)
         .bind(except)
         .fetch_all(connection)
         .await?;
-    rows.iter().map(read).collect()
+    Ok(rows)
 }
 
 /// Notes that these were not taken, after all, by what the provider says it has.
@@ -238,7 +224,7 @@ pub async fn note_attempts(
     Ok(())
 }
 
-/// What came of attempts.
+/// The outcomes of attempts.
 #[derive(Debug, Default)]
 pub struct Outcomes {
     pub delivered: Vec<Uuid>,
@@ -249,7 +235,7 @@ pub struct Outcomes {
     pub later: Vec<Deferred>,
 }
 
-/// What never will be taken as it is.
+/// An export that the provider will never take as it is.
 #[derive(Debug, Clone)]
 pub struct Dead {
     pub id: Uuid,
@@ -279,7 +265,7 @@ impl Outcomes {
     }
 }
 
-/// Writes what came of attempts. What another replica has written meanwhile stays.
+/// Writes the outcomes of attempts. Rows that another replica has changed meanwhile stay.
 pub async fn note_outcomes(
     connection: &mut PgConnection,
     outcomes: &Outcomes,
@@ -382,7 +368,7 @@ pub async fn unlock(connection: &mut PgConnection, environment: Environment) -> 
     Ok(())
 }
 
-/// How many there are, pending and dead.
+/// Counts the exports that are pending and dead.
 pub async fn open(connection: &mut PgConnection, environment: Environment) -> Result<(i64, i64), StoreError> {
     let counts = sqlx::query_as(
         "select count(*) filter (where status <> 'dead'), count(*) filter (where status = 'dead') from exports
@@ -394,7 +380,7 @@ pub async fn open(connection: &mut PgConnection, environment: Environment) -> Re
     Ok(counts)
 }
 
-/// Where a page goes on.
+/// The place after which a page begins.
 #[derive(Debug, Clone, Copy)]
 pub struct ExportCursor {
     pub created_at: Timestamp,
@@ -425,8 +411,8 @@ pub async fn list(
         sql.push(", ").push_bind(after.id).push(")");
     }
     sql.push(" order by x.created_at desc, x.id desc limit ").push_bind(i64::from(limit));
-    let rows = sql.build().persistent(false).fetch_all(connection).await?;
-    rows.iter().map(read).collect()
+    let rows = sql.build_query_as().persistent(false).fetch_all(connection).await?;
+    Ok(rows)
 }
 
 /// Locks one.
@@ -436,28 +422,24 @@ pub async fn lock(
     id: Uuid,
 ) -> Result<Option<ExportRow>, StoreError> {
     let sql = format!("{SELECT} where x.environment = $1 and x.id = $2 for no key update of x");
-    let row = sqlx::query(sqlx::AssertSqlSafe(sql))
+    let row = sqlx::query_as(sqlx::AssertSqlSafe(sql))
         .bind(environment.code())
         .bind(id)
         .fetch_optional(connection)
         .await?;
-    row.as_ref().map(read).transpose()
+    Ok(row)
 }
 
-/// How a provider's meter is written to.
-#[derive(Debug, Clone, Copy)]
-pub struct Address<'a> {
-    pub event_name: &'a str,
-    pub customer_key: &'a str,
-    pub value_key: &'a str,
-}
-
-/// How the error of an export begins of which the provider's sums do not tell whether it is there.
+/// The beginning of an export's error, where the provider's sums do not tell whether it was taken.
 pub const DELIVERY_UNKNOWN: &str = "fate_unknown";
 
-/// When an export is revived, and what is too late by then.
+/// Which dead exports of a meter become pending again, when, and what is too late by then.
 #[derive(Debug, Clone, Copy)]
-pub struct Revival {
+pub struct Revival<'a> {
+    pub meter_id: i32,
+    /// None: all but those of an unclear fate.
+    pub only: Option<Uuid>,
+    pub stripe: &'a StripeMeter,
     pub now: Timestamp,
     /// The provider takes no time before it.
     pub oldest: Timestamp,
@@ -472,10 +454,7 @@ pub struct Revival {
 pub async fn revive(
     connection: &mut PgConnection,
     environment: Environment,
-    meter_id: i32,
-    only: Option<Uuid>,
-    address: Address<'_>,
-    at: Revival,
+    revival: Revival<'_>,
 ) -> Result<(), StoreError> {
     sqlx::query(
         "with dead as (
@@ -500,15 +479,15 @@ pub async fn revive(
          from dead d where d.id = x.id and d.in_doubt",
     )
     .bind(environment.code())
-    .bind(meter_id)
-    .bind(only)
-    .bind(at.now)
-    .bind(address.event_name)
-    .bind(address.customer_key)
-    .bind(address.value_key)
+    .bind(revival.meter_id)
+    .bind(revival.only)
+    .bind(revival.now)
+    .bind(&revival.stripe.event_name)
+    .bind(&revival.stripe.customer_key)
+    .bind(&revival.stripe.value_key)
     .bind(DELIVERY_UNKNOWN)
-    .bind(at.oldest)
-    .bind(at.closed_by)
+    .bind(revival.oldest)
+    .bind(revival.closed_by)
     .execute(connection)
     .await?;
     Ok(())
@@ -543,8 +522,7 @@ pub async fn delivered_within(
     connection: &mut PgConnection,
     customer_id: i64,
     event_name: &str,
-    from: Timestamp,
-    to: Timestamp,
+    span: Span,
 ) -> Result<i64, StoreError> {
     let sum = sqlx::query_scalar(
         "select coalesce(sum(value), 0)::bigint from exports
@@ -552,8 +530,8 @@ pub async fn delivered_within(
     )
     .bind(customer_id)
     .bind(event_name)
-    .bind(from)
-    .bind(to)
+    .bind(span.from)
+    .bind(span.to)
     .fetch_one(connection)
     .await?;
     Ok(sum)

@@ -3,8 +3,8 @@
 use sqlx::postgres::PgRow;
 use sqlx::{PgConnection, QueryBuilder, Row};
 
-use super::sums::unreadable;
 use crate::store::StoreError;
+use crate::store::export_parts::read_units;
 use crate::store::usage::measures::{MeasureScope, push_measures};
 use metergate_domain::base::environment::Environment;
 use metergate_domain::base::quantity::Quantity;
@@ -30,8 +30,7 @@ pub struct Sums {
 }
 
 fn part(row: &PgRow) -> Result<UnitsAt, StoreError> {
-    let units: String = row.try_get("units")?;
-    Ok(UnitsAt { at: row.try_get("at")?, units: Units::parse(&units).ok_or_else(|| unreadable(&units))? })
+    Ok(UnitsAt { at: row.try_get("at")?, units: read_units(&row.try_get("units")?)? })
 }
 
 pub async fn customer(

@@ -1,104 +1,42 @@
-//! What was recorded for customers, by meter and hour, until it is handed on: summed in the fold, taken
-//! by whoever makes exports.
+//! Sums of customers by meter and hour, until they are exported: added to in the fold, read by the run that
+//! creates exports.
 
 use std::collections::{BTreeMap, HashMap};
 
-use sqlx::{PgConnection, QueryBuilder, Row};
+use sqlx::postgres::PgRow;
+use sqlx::{PgConnection, Postgres, QueryBuilder, Row};
 
 use crate::store::StoreError;
-use crate::store::usage::fold::ClaimedBatches;
-use crate::store::usage::measures::{MeasureScope, push_measures};
+use crate::store::export_parts::{BucketPart, ExportValue, MeterBucket, read_units};
 use metergate_domain::base::environment::Environment;
 use metergate_domain::base::period::Cycle;
-use metergate_domain::base::quantity::Quantity;
 use metergate_domain::base::timestamp::Timestamp;
 use metergate_domain::base::window::Span;
 use metergate_domain::catalog::meter::StoredMeter;
-use metergate_domain::exports::{Bucket, UnexportedUsage, Units};
+use metergate_domain::exports::{UnexportedUsage, Units};
 
-/// What a customer used, in an hour or at an instant.
-#[derive(Debug, Clone)]
-pub struct HourlySum {
-    pub customer_id: i64,
-    pub at: Timestamp,
-    /// The latest of it.
-    pub last_at: Timestamp,
-    /// In the provider's units.
-    pub units: String,
-}
-
-/// What is to be added to a bucket.
+/// A sum of usage, in the provider's units.
 #[derive(Debug, Clone, Copy)]
-pub struct BucketAddition {
-    pub customer_id: i64,
-    pub bucket: Bucket,
-    pub last_at: Timestamp,
+pub struct HourlySum {
     pub units: Units,
+    /// The latest usage in it.
+    pub last_at: Timestamp,
 }
 
-pub(crate) fn unreadable(what: impl std::fmt::Debug) -> StoreError {
-    StoreError::Refused(sqlx::Error::Decode(format!("a number of the database: {what:?}").into()))
-}
-
-/// What the taken batches say of customers, by hour.
-pub async fn by_hour(
-    connection: &mut PgConnection,
-    environment: Environment,
-    stored: &StoredMeter,
-    scale: Quantity,
-    taken: &ClaimedBatches,
-) -> Result<Vec<HourlySum>, StoreError> {
-    let hour = "date_bin('1 hour', at, '2000-01-01T00:00:00Z')";
-    parts(connection, environment, stored, scale, taken, (hour, &[], &[])).await
-}
-
-/// The same of some customers in some hours, by instant.
-pub async fn by_instant(
-    connection: &mut PgConnection,
-    environment: Environment,
-    stored: &StoredMeter,
-    scale: Quantity,
-    taken: &ClaimedBatches,
-    pairs: &[(i64, Timestamp)],
-) -> Result<Vec<HourlySum>, StoreError> {
-    let (customers, hours): (Vec<i64>, Vec<Timestamp>) = pairs.iter().copied().unzip();
-    parts(connection, environment, stored, scale, taken, ("at", &customers, &hours)).await
-}
-
-async fn parts(
-    connection: &mut PgConnection,
-    environment: Environment,
-    stored: &StoredMeter,
-    scale: Quantity,
-    taken: &ClaimedBatches,
-    (resolution, customers, hours): (&str, &[i64], &[Timestamp]),
-) -> Result<Vec<HourlySum>, StoreError> {
-    let Some(within) = taken.within else { return Ok(Vec::new()) };
-    let scope = MeasureScope::Batches { batch_ids: &taken.batch_ids, within };
-    let mut sql = QueryBuilder::new("with measures as (");
-    push_measures(&mut sql, environment, stored, &[], None, &scope);
-    sql.push(format!(
-        ") select customer_id, {resolution} as at, max(at) as last_at, (sum(case when sign = 1 then number else -number end) * "
-    ));
-    sql.push_bind(scale).push(")::text as units from measures where customer_id is not null");
-    if !customers.is_empty() {
-        sql.push(
-            " and (customer_id, date_bin('1 hour', at, '2000-01-01T00:00:00Z')) in (select * from unnest(",
-        );
-        sql.push_bind(customers.to_vec()).push(", ").push_bind(hours.to_vec()).push("))");
+impl ExportValue for HourlySum {
+    fn push_columns(sql: &mut QueryBuilder<Postgres>, stored: &StoredMeter) {
+        sql.push("max(at) as last_at, (sum(case when sign = 1 then number else -number end) * ");
+        sql.push_bind(stored.meter.stripe.as_ref().map(|stripe| stripe.scale)).push(")::text as units");
     }
-    sql.push(" group by 1, 2");
-    let rows = sql.build().persistent(false).fetch_all(connection).await?;
-    rows.iter()
-        .map(|row| {
-            Ok(HourlySum {
-                customer_id: row.try_get("customer_id")?,
-                at: row.try_get("at")?,
-                last_at: row.try_get("last_at")?,
-                units: row.try_get("units")?,
-            })
-        })
-        .collect()
+
+    fn read(row: &PgRow) -> Result<Self, StoreError> {
+        Ok(Self { units: read_units(&row.try_get("units")?)?, last_at: row.try_get("last_at")? })
+    }
+
+    fn merge(&mut self, other: Self) {
+        self.units = self.units.plus(other.units);
+        self.last_at = self.last_at.max(other.last_at);
+    }
 }
 
 /// The cycles of the subscriptions of some customers' subjects.
@@ -129,9 +67,9 @@ pub async fn add(
     connection: &mut PgConnection,
     environment: Environment,
     meter_id: i32,
-    given: &[BucketAddition],
+    given: &[BucketPart<HourlySum>],
 ) -> Result<(), StoreError> {
-    let column = |of: fn(&BucketAddition) -> Timestamp| given.iter().map(of).collect::<Vec<_>>();
+    let column = |of: fn(&BucketPart<HourlySum>) -> Timestamp| given.iter().map(of).collect::<Vec<_>>();
     let period =
         |of: fn(Span) -> Timestamp| given.iter().map(|add| add.bucket.period.map(of)).collect::<Vec<_>>();
     sqlx::query(
@@ -153,8 +91,8 @@ pub async fn add(
     .bind(column(|add| add.bucket.span.to))
     .bind(period(|period| period.from))
     .bind(period(|period| period.to))
-    .bind(column(|add| add.last_at))
-    .bind(given.iter().map(|add| add.units.to_string()).collect::<Vec<_>>())
+    .bind(column(|add| add.value.last_at))
+    .bind(given.iter().map(|add| add.value.units.to_string()).collect::<Vec<_>>())
     .execute(connection)
     .await?;
     Ok(())
@@ -163,9 +101,7 @@ pub async fn add(
 /// A bucket with usage that was not handed on.
 #[derive(Debug, Clone)]
 pub struct DueBucket {
-    pub customer_id: i64,
-    pub meter_id: i32,
-    pub bucket: Bucket,
+    pub place: MeterBucket,
     pub new: UnexportedUsage,
 }
 
@@ -222,8 +158,7 @@ pub async fn lock_remainders(
     .await?;
     rows.iter()
         .map(|row| {
-            let text: String = row.try_get("remainder")?;
-            let units = Units::parse(&text).ok_or_else(|| unreadable(&text))?;
+            let units = read_units(&row.try_get("remainder")?)?;
             Ok(((row.try_get("customer_id")?, row.try_get("meter_id")?), units))
         })
         .collect()
@@ -255,26 +190,14 @@ pub async fn lock_due(
     .await?;
     rows.iter()
         .map(|row| {
-            let (from, to): (Option<Timestamp>, Option<Timestamp>) =
-                (row.try_get("period_from")?, row.try_get("period_to")?);
-            let new: String = row.try_get("new")?;
-            Ok(DueBucket {
-                customer_id: row.try_get("customer_id")?,
-                meter_id: row.try_get("meter_id")?,
-                bucket: Bucket {
-                    span: Span { from: row.try_get("bucket_from")?, to: row.try_get("bucket_to")? },
-                    period: from.zip(to).map(|(from, to)| Span { from, to }),
-                },
-                new: UnexportedUsage {
-                    units: Units::parse(&new).ok_or_else(|| unreadable(&new))?,
-                    last_at: row.try_get("last_at")?,
-                },
-            })
+            let units = read_units(&row.try_get("new")?)?;
+            let new = UnexportedUsage { units, last_at: row.try_get("last_at")? };
+            Ok(DueBucket { place: MeterBucket::read(row)?, new })
         })
         .collect()
 }
 
-/// Notes what of buckets was handed on. They are locked.
+/// Marks the new usage of buckets as exported. The caller holds their locks.
 pub async fn mark_exported(connection: &mut PgConnection, buckets: &[DueBucket]) -> Result<(), StoreError> {
     sqlx::query(
         "update export_sums s set exported = s.exported + given.new::numeric
@@ -283,9 +206,9 @@ pub async fn mark_exported(connection: &mut PgConnection, buckets: &[DueBucket])
          where s.customer_id = given.customer_id and s.meter_id = given.meter_id
            and s.bucket_from = given.bucket_from",
     )
-    .bind(buckets.iter().map(|due| due.customer_id).collect::<Vec<_>>())
-    .bind(buckets.iter().map(|due| due.meter_id).collect::<Vec<_>>())
-    .bind(buckets.iter().map(|due| due.bucket.span.from).collect::<Vec<_>>())
+    .bind(buckets.iter().map(|due| due.place.customer_id).collect::<Vec<_>>())
+    .bind(buckets.iter().map(|due| due.place.meter_id).collect::<Vec<_>>())
+    .bind(buckets.iter().map(|due| due.place.bucket.span.from).collect::<Vec<_>>())
     .bind(buckets.iter().map(|due| due.new.units.to_string()).collect::<Vec<_>>())
     .execute(connection)
     .await?;

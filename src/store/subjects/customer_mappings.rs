@@ -1,5 +1,4 @@
-//! Whom subjects were mapped to, and when: kept for what was recorded for each customer, whoever is mapped
-//! later.
+//! The history of mappings of subjects to customers: usage stays with the customer it was recorded for.
 
 use sqlx::{PgConnection, Row};
 

@@ -1,12 +1,13 @@
-//! What the biller told about customers and their invoices.
+//! Customers of the biller and their invoices, by its webhooks.
 
-use sqlx::{PgConnection, Row};
+use sqlx::{FromRow, PgConnection};
 
 use crate::store::StoreError;
 use metergate_domain::base::environment::Environment;
 use metergate_domain::base::timestamp::Timestamp;
+use metergate_domain::webhook::WebhookInvoice;
 
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, FromRow)]
 pub struct CustomerRow {
     /// The subject that its metadata names.
     pub subject: Option<String>,
@@ -20,19 +21,14 @@ pub async fn find(
     environment: Environment,
     id: &str,
 ) -> Result<Option<CustomerRow>, StoreError> {
-    let row = sqlx::query(
+    let row = sqlx::query_as(
         "select subject, reference, deleted from stripe_customers where environment = $1 and id = $2",
     )
     .bind(environment.code())
     .bind(id)
     .fetch_optional(connection)
     .await?;
-    let Some(row) = row else { return Ok(None) };
-    Ok(Some(CustomerRow {
-        subject: row.try_get("subject")?,
-        reference: row.try_get("reference")?,
-        deleted: row.try_get("deleted")?,
-    }))
+    Ok(row)
 }
 
 /// Writes what its metadata names, unless something later is known.
@@ -96,29 +92,12 @@ pub async fn set_deleted(
     Ok(())
 }
 
-#[derive(Debug, Clone, Copy)]
-pub struct StripeInvoiceRow<'a> {
-    pub id: &'a str,
-    pub customer: &'a str,
-    pub subscription: Option<&'a str>,
-    pub status: &'a str,
-    pub billing_reason: Option<&'a str>,
-    pub currency: Option<&'a str>,
-    pub total: Option<i64>,
-    pub amount_due: Option<i64>,
-    pub amount_paid: Option<i64>,
-    pub attempt_count: Option<i32>,
-    pub period_start: Option<Timestamp>,
-    pub period_end: Option<Timestamp>,
-    pub created_at: Timestamp,
-}
-
 /// Writes what is said of an invoice, unless something later is known: of one second, the status that an
 /// invoice comes to later, then the later attempt.
 pub async fn write_invoice(
     connection: &mut PgConnection,
     environment: Environment,
-    invoice: StripeInvoiceRow<'_>,
+    invoice: &WebhookInvoice,
     event_created: Timestamp,
 ) -> Result<(), StoreError> {
     sqlx::query(
@@ -138,12 +117,12 @@ pub async fn write_invoice(
                     coalesce(excluded.attempt_count, 0))",
     )
     .bind(environment.code())
-    .bind(invoice.id)
-    .bind(invoice.customer)
-    .bind(invoice.subscription)
-    .bind(invoice.status)
-    .bind(invoice.billing_reason)
-    .bind(invoice.currency)
+    .bind(&invoice.id)
+    .bind(&invoice.customer)
+    .bind(&invoice.subscription)
+    .bind(&invoice.status)
+    .bind(&invoice.billing_reason)
+    .bind(&invoice.currency)
     .bind(invoice.total)
     .bind(invoice.amount_due)
     .bind(invoice.amount_paid)

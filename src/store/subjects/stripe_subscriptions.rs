@@ -18,14 +18,14 @@ pub struct ProviderSubscriptionRow {
     pub billed: ProviderSubscription,
     pub event_created: Timestamp,
     pub fetched_at: Option<Timestamp>,
-    pub whose: SubscriptionOwner,
+    pub owner: SubscriptionOwner,
     pub settled: bool,
     pub governs: bool,
     pub stated: Option<Uuid>,
     pub stated_plan: Option<PlanKey>,
 }
 
-/// Whose a subscription is, and the plan it is for, as far as that is known.
+/// The subject of a subscription, and the plan it is for, as far as that is known.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct SubscriptionOwner {
     pub subject_id: Option<i64>,
@@ -33,7 +33,7 @@ pub struct SubscriptionOwner {
     pub unmapped: Option<Unmapped>,
 }
 
-/// What is missing.
+/// The missing part of a mapping.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Unmapped {
     NoSubject,
@@ -82,7 +82,7 @@ fn read(row: &PgRow) -> Result<ProviderSubscriptionRow, StoreError> {
         },
         event_created: row.try_get("event_created")?,
         fetched_at: row.try_get("fetched_at")?,
-        whose: SubscriptionOwner {
+        owner: SubscriptionOwner {
             subject_id: row.try_get("subject_id")?,
             plan: plan("plan")?,
             unmapped: match unmapped.as_deref() {
@@ -108,7 +108,7 @@ pub async fn find(
     row.fetch_optional(connection).await?.as_ref().map(read).transpose()
 }
 
-/// Those of a subject whose plan is known.
+/// Reads the subscriptions of a subject for which the plan is known.
 pub async fn of_subject(
     connection: &mut PgConnection,
     subject_id: i64,
@@ -185,12 +185,12 @@ pub async fn confirm(
     Ok(done.rows_affected() > 0)
 }
 
-/// Notes whose a subscription is.
+/// Writes the owner of a subscription.
 pub async fn settle(
     connection: &mut PgConnection,
     environment: Environment,
     id: &str,
-    whose: &SubscriptionOwner,
+    owner: &SubscriptionOwner,
 ) -> Result<(), StoreError> {
     sqlx::query(
         "update stripe_subscriptions set subject_id = $3, plan = $4, unmapped = $5, settled = true
@@ -198,9 +198,9 @@ pub async fn settle(
     )
     .bind(environment.code())
     .bind(id)
-    .bind(whose.subject_id)
-    .bind(whose.plan.as_ref().map(PlanKey::as_str))
-    .bind(whose.unmapped.map(Unmapped::as_str))
+    .bind(owner.subject_id)
+    .bind(owner.plan.as_ref().map(PlanKey::as_str))
+    .bind(owner.unmapped.map(Unmapped::as_str))
     .execute(connection)
     .await?;
     Ok(())

@@ -1,6 +1,5 @@
-//! Folding: moving what unfolded batches say into rollups, and building rollups anew where they are not
-//! what the events say. One transaction folds an environment at a time, over all
-//! replicas; whoever records is not in its way.
+//! Folding: moves unfolded batches into rollups, and rebuilds rollups that no longer match their events. One
+//! transaction folds an environment at a time, over all replicas, and does not block recording.
 
 use sqlx::{PgConnection, QueryBuilder, Row};
 
@@ -17,6 +16,9 @@ use metergate_domain::catalog::meter::{Aggregation, StoredMeter};
 
 const LOCK: i32 = 0x4d47_0003;
 
+/// Events of the hours of a gap that one transaction builds, but for a last hour that passes it.
+const BUILD_EVENTS_MAX: i64 = 200_000;
+
 /// Within a transaction: takes the right to fold the environment; false where another has it. Nobody
 /// waits for a fold, so it may take its time: given up, it would only have to begin again.
 pub async fn try_lock(connection: &mut PgConnection, environment: Environment) -> Result<bool, StoreError> {
@@ -31,7 +33,7 @@ pub async fn try_lock(connection: &mut PgConnection, environment: Environment) -
     Ok(locked)
 }
 
-/// How many events are recorded but not folded.
+/// Counts the events that are recorded but not folded.
 pub async fn unfolded_events(
     connection: &mut PgConnection,
     environment: Environment,
@@ -72,7 +74,7 @@ pub async fn has_unfolded(
     Ok(found)
 }
 
-/// Batches that were unfolded until this transaction took them.
+/// Unfolded batches that this transaction has claimed.
 #[derive(Debug, Default)]
 pub struct ClaimedBatches {
     pub batch_ids: Vec<i64>,
@@ -80,6 +82,14 @@ pub struct ClaimedBatches {
     pub event_name_ids: Vec<i32>,
     /// First and last event, both included.
     pub(crate) within: Option<Span>,
+}
+
+/// Claimed batches, as far as they concern one meter.
+#[derive(Debug, Clone, Copy)]
+pub struct MeterBatches<'a> {
+    pub environment: Environment,
+    pub stored: &'a StoredMeter,
+    pub claimed: &'a ClaimedBatches,
 }
 
 /// Takes the oldest batches, up to a number of events.
@@ -126,13 +136,12 @@ pub async fn take(
 /// up from them already.
 pub async fn fold_meter(
     connection: &mut PgConnection,
-    environment: Environment,
-    stored: &StoredMeter,
-    taken: &ClaimedBatches,
+    invalid_batches_are_rejected: MeterBatches<'_>,
     days_until: Option<Timestamp>,
 ) -> Result<(), StoreError> {
-    let Some(within) = taken.within else { return Ok(()) };
-    let batch_ids = &taken.batch_ids;
+    let MeterBatches { environment, stored, claimed } = invalid_batches_are_rejected;
+    let Some(within) = claimed.within else { return Ok(()) };
+    let batch_ids = &claimed.batch_ids;
     let scope = MeasureScope::Batches { batch_ids, within };
     add_to_rollups(connection, environment, stored, RollupResolution::Hour, &scope).await?;
     let summed = Span { from: within.from, to: days_until.unwrap_or(Timestamp::MIN) };
@@ -152,8 +161,7 @@ async fn add_to_rollups(
     scope: &MeasureScope<'_>,
 ) -> Result<(), StoreError> {
     let (table, start) = (resolution.rollups(), resolution.word());
-    let dimensions: Vec<String> =
-        stored.meter.dimensions.iter().cloned().map(PropertyName::into_string).collect();
+    let dimensions = dimensions_of(stored);
     let aggregation = stored.meter.aggregation;
     let column = rollup_column(aggregation);
 
@@ -193,9 +201,13 @@ async fn add_to_rollups(
     sql.build().persistent(false).execute(&mut *connection).await?;
 
     if aggregation == Aggregation::UniqueCount {
-        add_members(connection, environment, stored, resolution, &dimensions, scope).await?;
+        add_members(connection, environment, stored, resolution, scope).await?;
     }
     Ok(())
+}
+
+fn dimensions_of(stored: &StoredMeter) -> Vec<String> {
+    stored.meter.dimensions.iter().cloned().map(PropertyName::into_string).collect()
 }
 
 async fn add_members(
@@ -203,12 +215,12 @@ async fn add_members(
     environment: Environment,
     stored: &StoredMeter,
     resolution: RollupResolution,
-    dimensions: &[String],
     scope: &MeasureScope<'_>,
 ) -> Result<(), StoreError> {
+    let dimensions = dimensions_of(stored);
     let (table, start, bucket) = (resolution.members(), resolution.word(), resolution.start_of("at"));
     let mut sql = QueryBuilder::new("with measures as (");
-    push_measures(&mut sql, environment, stored, dimensions, None, scope);
+    push_measures(&mut sql, environment, stored, &dimensions, None, scope);
     sql.push(format!("), grouped as (select path_id, {bucket} as {start}, members, member, sum(sign) as refs from measures group by 1, 2, 3, 4)"));
     sql.push(format!(" insert into {table} as kept (environment, meter_id, path_id, {start}, dimension_set_id, member, refs) select "));
     sql.push_bind(environment.code()).push(", ").push_bind(stored.id);
@@ -246,7 +258,7 @@ pub async fn next_gap(
     .transpose()
 }
 
-/// Builds the first hours of a gap anew, as many as have about `events_max` events, at least one, and
+/// Rebuilds the first hours of a gap, as many as have about [`BUILD_EVENTS_MAX`] events, at least one, and
 /// takes them out of the gap.
 pub async fn build(
     connection: &mut PgConnection,
@@ -254,14 +266,13 @@ pub async fn build(
     stored: &StoredMeter,
     gap: &Gap,
     days_until: Option<Timestamp>,
-    events_max: i64,
 ) -> Result<(), StoreError> {
     let chunk = match nth_event(connection, environment, gap.span, 0).await? {
         None => gap.span,
         Some(first) => {
             let hour = Timestamp::from_micros(first.hour_floor().micros() + MICROS_PER_HOUR);
             let least = hour.unwrap_or(Timestamp::MAX);
-            let beyond = nth_event(connection, environment, gap.span, events_max).await?;
+            let beyond = nth_event(connection, environment, gap.span, BUILD_EVENTS_MAX).await?;
             let end = beyond.map_or(gap.span.to, |beyond| beyond.hour_floor().max(least));
             Span { from: gap.span.from, to: end.min(gap.span.to) }
         }

@@ -1,0 +1,58 @@
+//! Transactions that change an environment's configuration: they wait until nobody records, raise the
+//! version, and read the clock after that.
+
+use sqlx::{PgPool, Postgres, Transaction};
+
+use super::clock::Clock;
+use crate::store::{self, StoreError, configuration};
+use metergate_domain::base::environment::Environment;
+use metergate_domain::base::timestamp::Timestamp;
+use metergate_domain::catalog::Catalog;
+
+/// A transaction that holds the configuration lock.
+#[derive(Debug)]
+pub(crate) struct ChangeTransaction<'c> {
+    pub(crate) transaction: Transaction<'c, Postgres>,
+    pub(crate) environment: Environment,
+    /// The environment's time, read under the lock.
+    pub(crate) now: Timestamp,
+}
+
+impl<'c> ChangeTransaction<'c> {
+    /// Begins a transaction and locks the configuration.
+    pub(crate) async fn begin(
+        pool: &PgPool,
+        environment: Environment,
+        clock: &Clock,
+    ) -> Result<ChangeTransaction<'static>, StoreError> {
+        ChangeTransaction::within(pool.begin().await?, environment, clock).await
+    }
+
+    /// Locks the configuration in a transaction that has begun.
+    pub(crate) async fn within(
+        mut transaction: Transaction<'c, Postgres>,
+        environment: Environment,
+        clock: &Clock,
+    ) -> Result<Self, StoreError> {
+        configuration::lock_for_change(&mut transaction, environment).await?;
+        let now = clock.now(environment, store::usage::now(&mut transaction).await?);
+        Ok(Self { transaction, environment, now })
+    }
+
+    /// Returns the catalog in force and its version.
+    pub(crate) async fn catalog(&mut self) -> Result<(Catalog, i64), StoreError> {
+        store::catalog::current(&mut self.transaction, self.environment).await
+    }
+
+    /// Returns a time for the change that no other change has, and before which all recorded events
+    /// lie, also where the clock went back.
+    pub(crate) async fn time_of_change(&mut self) -> Result<Timestamp, StoreError> {
+        let latest = store::usage::events::latest(&mut self.transaction, self.environment).await?;
+        let at = latest.map_or(self.now, |latest| latest.max(self.now));
+        configuration::time_of_change(&mut self.transaction, self.environment, at).await
+    }
+
+    pub(crate) async fn commit(self) -> Result<(), StoreError> {
+        Ok(self.transaction.commit().await?)
+    }
+}

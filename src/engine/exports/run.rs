@@ -1,0 +1,147 @@
+//! Runs of exports: fold, create, send, until nothing is due that can be sent now.
+
+use std::time::Duration;
+
+use serde::Serialize;
+use sqlx::{Connection, PgConnection};
+
+use super::accumulate::ExportAccumulator;
+use super::create::Due;
+use super::sending::Sender;
+use crate::engine::error::EngineError;
+use crate::engine::services::{Engine, detached};
+use crate::engine::usage::fold::Folded;
+use crate::store::{self, StoreError};
+use metergate_domain::base::environment::Environment;
+
+/// The result of a run, and the exports that are left.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct Ran {
+    pub created: u64,
+    pub delivered: u64,
+    /// Of all there are.
+    pub dead: i64,
+    pub pending: i64,
+}
+
+/// Rounds of a run over what failed for the time being.
+const ROUNDS_MAX: usize = 4;
+/// The longest wait of a requested run for another one.
+const LOCK_WAIT_MAX: Duration = Duration::from_secs(25);
+const LOCK_PAUSE: Duration = Duration::from_millis(100);
+
+impl Engine {
+    /// Whether an account is set up for an environment.
+    pub fn exports_somewhere(&self, environment: Environment) -> bool {
+        self.provider(environment).is_some()
+    }
+
+    /// Hands over all that is due, the running hour too. Waits for another run.
+    pub async fn run_exports(&self, environment: Environment) -> Result<Ran, EngineError> {
+        let engine = self.clone();
+        detached(async move {
+            let mut connection = engine.database().connect_writer().await?;
+            let deadline = tokio::time::Instant::now() + LOCK_WAIT_MAX;
+            while !store::exports::try_lock(&mut connection, environment).await? {
+                if tokio::time::Instant::now() > deadline {
+                    return Err(EngineError::exports_running());
+                }
+                tokio::time::sleep(LOCK_PAUSE).await;
+            }
+            engine.run_locked(connection, environment, Due::All).await
+        })
+        .await
+    }
+
+    /// Hands over the usage of hours that are over; nothing where another replica is at it.
+    pub async fn export_ended(&self, environment: Environment) -> Result<Ran, EngineError> {
+        if self.provider(environment).is_none() {
+            return Ok(Ran::default());
+        }
+        let mut connection = self.database().connect_writer().await?;
+        if !store::exports::try_lock(&mut connection, environment).await? {
+            connection.close().await.map_err(StoreError::from)?;
+            return Ok(Ran::default());
+        }
+        self.run_locked(connection, environment, Due::Ended).await
+    }
+
+    /// The connection holds the lock, which goes with it whatever happens.
+    async fn run_locked(
+        &self,
+        mut connection: PgConnection,
+        environment: Environment,
+        due: Due,
+    ) -> Result<Ran, EngineError> {
+        let ran = self.run_rounds(&mut connection, environment, due).await;
+        if store::exports::unlock(&mut connection, environment).await.is_ok() {
+            connection.close().await.ok();
+        }
+        ran
+    }
+
+    async fn run_rounds(
+        &self,
+        connection: &mut PgConnection,
+        environment: Environment,
+        due: Due,
+    ) -> Result<Ran, EngineError> {
+        self.fold_all(environment).await?;
+        let mut ran = Ran::default();
+        let Some(provider) = self.provider(environment) else {
+            ran.created = self.create_exports(connection, environment, due).await?;
+            return self.count_open(connection, environment, ran).await;
+        };
+        let mut sender = Sender::new(&self.inner.clock, environment, provider);
+        for round in 0..ROUNDS_MAX {
+            ran.created += self.create_exports(connection, environment, due).await?;
+            if !sender.send_due(connection, due, round).await? {
+                break;
+            }
+        }
+        ran.delivered = sender.delivered();
+        self.count_open(connection, environment, ran).await
+    }
+
+    async fn count_open(
+        &self,
+        connection: &mut PgConnection,
+        environment: Environment,
+        ran: Ran,
+    ) -> Result<Ran, EngineError> {
+        let (pending, dead) = store::exports::open(connection, environment).await?;
+        let gauge = |name: &'static str, count: i64| {
+            metrics::gauge!(name, "environment" => environment.as_str())
+                .set(f64::from(u32::try_from(count).unwrap_or(u32::MAX)));
+        };
+        gauge("metergate_exports_pending", pending);
+        gauge("metergate_exports_dead", dead);
+        Ok(Ran { dead, pending, ..ran })
+    }
+
+    /// Folds until nothing is left of what was recorded before.
+    async fn fold_all(&self, environment: Environment) -> Result<(), EngineError> {
+        while self.sweep(environment).await? {}
+        let mut connection = self.database().pool().acquire().await?;
+        let Some(last) = store::usage::fold::last_unfolded(&mut connection, environment).await? else {
+            return Ok(());
+        };
+        let deadline = tokio::time::Instant::now() + LOCK_WAIT_MAX;
+        while store::usage::fold::has_unfolded(&mut connection, environment, last).await? {
+            let folded = self.fold_some(environment).await?;
+            if folded.events == 0 {
+                // another is at it
+                if tokio::time::Instant::now() > deadline {
+                    return Err(EngineError::unavailable("folding takes long"));
+                }
+                tokio::time::sleep(LOCK_PAUSE).await;
+            }
+        }
+        Ok(())
+    }
+
+    /// Folds some of the oldest batches, and adds them to what exports are made of.
+    pub async fn fold_some(&self, environment: Environment) -> Result<Folded, EngineError> {
+        self.fold_batches(environment, &ExportAccumulator).await
+    }
+}

@@ -1,0 +1,218 @@
+//! Changes of subscriptions, in a transaction that holds the configuration lock, so that no decision is made
+//! between the old and the new.
+
+use sqlx::{Connection, PgConnection};
+
+use super::change::ChangeTransaction;
+use super::clock::Clock;
+use super::error::EngineError;
+use crate::store::subjects::subject::Which;
+use crate::store::{self, StoreError, configuration};
+use metergate_domain::base::environment::Environment;
+use metergate_domain::base::names::{PlanKey, SubjectId};
+use metergate_domain::base::timestamp::Timestamp;
+use metergate_domain::catalog::Catalog;
+use metergate_domain::gate::catalog_index::{CatalogIndex, CounterKey, Path, PathSubject};
+use metergate_domain::subjects::subscription::{End, Subscription, SubscriptionParams, SubscriptionStatus};
+
+/// Ends carried out in one transaction.
+const ENDS_MAX: i64 = 1_000;
+
+/// A transaction in which subscriptions change, with the catalog in force.
+#[derive(Debug)]
+pub(crate) struct SubscriptionTransaction<'c> {
+    pub(crate) change: ChangeTransaction<'c>,
+    pub(crate) catalog: Catalog,
+}
+
+impl<'c> SubscriptionTransaction<'c> {
+    pub(crate) async fn new(mut change: ChangeTransaction<'c>) -> Result<Self, StoreError> {
+        let (catalog, _) = change.catalog().await?;
+        Ok(Self { change, catalog })
+    }
+
+    pub(crate) async fn commit(self) -> Result<(), StoreError> {
+        self.change.commit().await
+    }
+
+    pub(crate) fn connection(&mut self) -> &mut PgConnection {
+        &mut self.change.transaction
+    }
+
+    pub(crate) fn environment(&self) -> Environment {
+        self.change.environment
+    }
+
+    pub(crate) fn now(&self) -> Timestamp {
+        self.change.now
+    }
+
+    /// Returns a subject, made if need be, and its own subscription after a due end is carried out.
+    pub(crate) async fn enrolled(
+        &mut self,
+        subject: &SubjectId,
+    ) -> Result<(PathSubject, Option<Subscription>), EngineError> {
+        let environment = self.environment();
+        store::subjects::subject::insert_missing(self.connection(), environment, &[subject.to_string()])
+            .await?;
+        let path = subscription_and_path(self.connection(), environment, subject).await?;
+        let member = path.and_then(|path| path.members.into_iter().next());
+        let member = member.ok_or_else(|| EngineError::Internal("a subject vanished".to_owned()))?;
+        let Some(subscription) = &member.subscription else { return Ok((member, None)) };
+        self.carry_out_end(&member, subscription).await?;
+        let current = subscription.ended(&self.catalog, self.now()).unwrap_or_else(|| subscription.clone());
+        Ok((member, Some(current)))
+    }
+
+    /// Refuses prices of its own in a currency from which no rate leads to that of a cap: the cap would
+    /// have nothing to compare.
+    pub(crate) async fn validate_incomparable(
+        &mut self,
+        member: &PathSubject,
+        statement: &SubscriptionParams,
+    ) -> Result<(), EngineError> {
+        let Some(plan) = self.catalog.plan(&statement.plan).filter(|_| !statement.prices.is_empty()) else {
+            return Ok(());
+        };
+        let ChangeTransaction { transaction, environment, now } = &mut self.change;
+        let rates = store::pricing::exchange_rates::all(transaction, *environment).await?;
+        let caps = plan.spend_caps.iter().chain(member.caps.iter().map(|terms| &terms.cap));
+        Ok(statement.validate_incomparable(&self.catalog, caps, &rates, *now)?)
+    }
+
+    /// Puts a subject on what is stated.
+    pub(crate) async fn state(
+        &mut self,
+        member: &PathSubject,
+        before: Option<&Subscription>,
+        statement: SubscriptionParams,
+    ) -> Result<(), EngineError> {
+        let (environment, now) = (self.environment(), self.now());
+        let mut next = Subscription::with_params(before, statement, &self.catalog, now)?;
+        if next.terms_since == now {
+            next.terms_since = self.change.time_of_change().await?;
+        }
+        // what is made for a newcomer has nothing to be counted from
+        if before.is_none()
+            && !store::subjects::subject::has_record(self.connection(), member.subject_id).await?
+        {
+            next.pristine_version = Some(configuration::version(self.connection(), environment).await?);
+        }
+        if before != Some(&next) {
+            let word = change_word(before, &next, now);
+            self.write(member, &next, word, now).await?;
+            self.carry_out_end(member, &next).await?;
+        }
+        Ok(())
+    }
+
+    /// Ends what a subject is on, now or later.
+    pub(crate) async fn end(
+        &mut self,
+        member: &PathSubject,
+        before: &Subscription,
+        end: End,
+        fallback_plan: Option<PlanKey>,
+    ) -> Result<(), EngineError> {
+        let now = self.now();
+        let next = before.ending(end, fallback_plan, now);
+        if before.status != SubscriptionStatus::Canceled && (*before != next || member.subscription.is_none())
+        {
+            self.write(member, &next, "end_set", now).await?;
+            self.carry_out_end(member, &next).await?;
+        }
+        Ok(())
+    }
+
+    async fn carry_out_end(
+        &mut self,
+        member: &PathSubject,
+        subscription: &Subscription,
+    ) -> Result<(), StoreError> {
+        let (environment, now) = (self.environment(), self.now());
+        let Some(mut ended) = subscription.ended(&self.catalog, now) else { return Ok(()) };
+        if ended.terms_since != subscription.terms_since {
+            let at = ended.terms_since;
+            ended.terms_since = configuration::time_of_change(self.connection(), environment, at).await?;
+        }
+        let at = subscription.ends_at.unwrap_or(now);
+        let word = if ended.status == SubscriptionStatus::Canceled { "canceled" } else { "fell_back" };
+        self.write(member, &ended, word, at).await
+    }
+
+    /// Writes a change, and drops the counters that its limits do not keep any more.
+    async fn write(
+        &mut self,
+        member: &PathSubject,
+        next: &Subscription,
+        word: &str,
+        at: Timestamp,
+    ) -> Result<(), StoreError> {
+        let (environment, connection) = (self.environment(), self.connection());
+        store::subjects::subscriptions::write(connection, environment, member.subject_id, next, word, at)
+            .await?;
+        let terms = super::environment_cache::catalog_index(connection, environment).await?;
+        let member = PathSubject { subscription: Some(next.clone()), ..member.clone() };
+        let there = store::gate::counters::of_subject(connection, member.subject_id).await?;
+        let dropped: Vec<CounterKey> = there
+            .into_iter()
+            .filter(|(key, end, since)| !keeps(&terms, &member, *key, *end, *since))
+            .map(|(key, _, _)| key)
+            .collect();
+        store::gate::counters::delete(connection, dropped.into_iter()).await
+    }
+}
+
+/// Carries out ends that have come, in a transaction of its own.
+pub(crate) async fn carry_out_ends(
+    connection: &mut PgConnection,
+    environment: Environment,
+    clock: &Clock,
+) -> Result<(), StoreError> {
+    let change = ChangeTransaction::within(connection.begin().await?, environment, clock).await?;
+    let mut change = SubscriptionTransaction::new(change).await?;
+    let now = change.now();
+    for (subject_id, subscription) in
+        store::subjects::subscriptions::due(change.connection(), environment, now, ENDS_MAX).await?
+    {
+        let member = PathSubject { subject_id, ..PathSubject::default() };
+        change.carry_out_end(&member, &subscription).await?;
+    }
+    change.commit().await
+}
+
+/// Finds the path of a subject.
+pub(crate) async fn subscription_and_path(
+    connection: &mut PgConnection,
+    environment: Environment,
+    subject: &SubjectId,
+) -> Result<Option<Path>, StoreError> {
+    let names = [subject.to_string()];
+    Ok(store::subjects::subject::paths(connection, environment, Which::Of(&names)).await?.into_iter().next())
+}
+
+fn change_word(before: Option<&Subscription>, next: &Subscription, now: Timestamp) -> &'static str {
+    let Some(before) = before else { return "created" };
+    if before.plan != next.plan {
+        "plan_changed"
+    } else if before.cycle.billing_period(now) != next.cycle.billing_period(now) || before.cycle != next.cycle
+    {
+        "renewed"
+    } else {
+        "updated"
+    }
+}
+
+/// Whether a counter is one that a subject's limits still keep, as it is.
+fn keeps(
+    terms: &CatalogIndex,
+    member: &PathSubject,
+    key: CounterKey,
+    end: Timestamp,
+    since: Timestamp,
+) -> bool {
+    terms.of_member(member).filter(|found| found.terms.definition == key.definition).any(|found| {
+        let kept = found.counter_at(key.period_start.max(since));
+        kept.is_some_and(|kept| kept.key == key && kept.period.to == end && kept.since == since)
+    })
+}
