@@ -9,10 +9,11 @@ use sqlx::{Connection, PgConnection};
 use crate::engine::clock::Clock;
 use crate::engine::environment_cache::{CacheUpdates, EnvironmentCache};
 use crate::store::subjects::subject::Which;
+use crate::store::subjects::subscriptions::Newcomer;
 use crate::store::{self, StoreError};
 use metergate_domain::base::environment::Environment;
 use metergate_domain::base::timestamp::Timestamp;
-use metergate_domain::gate::catalog_index::Path;
+use metergate_domain::gate::path::Path;
 
 /// Paths by the subject that stands there.
 pub(crate) type SubjectPaths = HashMap<String, Arc<Path>>;
@@ -134,10 +135,10 @@ pub(crate) async fn subscribe(
         }
     }
     let version = cache.versions.config;
-    let (ids, pristine): (Vec<i64>, Vec<Option<i64>>) =
-        roots.into_iter().map(|(id, made)| (id, made.then_some(version))).unzip();
-    store::subjects::subscriptions::insert_default(connection, environment, &ids, &pristine, plan, now)
-        .await?;
+    let newcomer =
+        |(subject_id, made): (i64, bool)| Newcomer { subject_id, pristine_version: made.then_some(version) };
+    let newcomers: Vec<Newcomer> = roots.into_iter().map(newcomer).collect();
+    store::subjects::subscriptions::insert_default(connection, environment, &newcomers, plan, now).await?;
     read(connection, environment, &names, found, fresh).await?;
     Ok(Vec::new())
 }
@@ -156,16 +157,10 @@ pub(crate) async fn subscribe_alone(
     let now = clock.now(environment, store::usage::now(&mut transaction).await?);
     let (catalog, _) = store::catalog::current(&mut transaction, environment).await?;
     if let Some(plan) = &catalog.default_plan {
-        let pristine = vec![None; roots.len()];
-        store::subjects::subscriptions::insert_default(
-            &mut transaction,
-            environment,
-            &roots,
-            &pristine,
-            plan,
-            now,
-        )
-        .await?;
+        let newcomer = |subject_id: i64| Newcomer { subject_id, pristine_version: None };
+        let newcomers: Vec<Newcomer> = roots.into_iter().map(newcomer).collect();
+        store::subjects::subscriptions::insert_default(&mut transaction, environment, &newcomers, plan, now)
+            .await?;
     }
     Ok(transaction.commit().await?)
 }

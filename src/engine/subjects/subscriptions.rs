@@ -7,7 +7,7 @@ use sqlx::{Connection, PgConnection};
 
 use crate::engine::{Clock, Engine, EngineError, detached};
 use crate::store::subjects::subject::Which;
-use crate::store::subjects::subscriptions::HistoryRow;
+use crate::store::subjects::subscriptions::{HistoryRow, Holder, NewChange};
 use crate::store::{self, StoreError, configuration};
 use metergate_domain::base::environment::Environment;
 use metergate_domain::base::fields::Violation;
@@ -16,10 +16,14 @@ use metergate_domain::base::names::{PlanKey, SubjectId};
 use metergate_domain::base::timestamp::Timestamp;
 use metergate_domain::base::window::Span;
 use metergate_domain::catalog::Catalog;
-use metergate_domain::gate::catalog_index::{CatalogIndex, CounterKey, Path, PathSubject};
+use metergate_domain::gate::catalog_index::CatalogIndex;
+use metergate_domain::gate::counter::CounterKey;
+use metergate_domain::gate::path::{Path, PathSubject};
 use metergate_domain::pricing::commitment::Commitment;
 use metergate_domain::pricing::price::Price;
-use metergate_domain::subjects::subscription::{End, Subscription, SubscriptionParams, SubscriptionStatus};
+use metergate_domain::subjects::subscription::{
+    End, Status, Subscription, SubscriptionChangeKind, SubscriptionParams,
+};
 
 /// Ends carried out in one transaction.
 const ENDS_MAX: i64 = 1_000;
@@ -28,7 +32,7 @@ const ENDS_MAX: i64 = 1_000;
 pub struct SubscriptionView {
     pub subject: String,
     pub plan: PlanKey,
-    pub status: SubscriptionStatus,
+    pub status: Status,
     pub cycle_anchor: Timestamp,
     pub period: Span,
     pub ends_at: Option<Timestamp>,
@@ -39,43 +43,7 @@ pub struct SubscriptionView {
     pub created_at: Timestamp,
     pub updated_at: Timestamp,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub history: Option<Vec<ChangeView>>,
-}
-
-/// A change, and what it was changed to.
-#[derive(Debug, Clone, Serialize)]
-pub struct ChangeView {
-    pub at: Timestamp,
-    pub change: String,
-    pub plan: String,
-    pub status: String,
-    pub cycle_anchor: Timestamp,
-    pub period_start: Option<Timestamp>,
-    pub period_end: Option<Timestamp>,
-    pub ends_at: Option<Timestamp>,
-    pub fallback_plan: Option<String>,
-    pub overrides: Value,
-    pub prices: Value,
-    pub commitments: Value,
-}
-
-impl From<HistoryRow> for ChangeView {
-    fn from(row: HistoryRow) -> Self {
-        Self {
-            at: row.at,
-            change: row.change,
-            plan: row.plan,
-            status: row.status,
-            cycle_anchor: row.cycle_anchor,
-            period_start: row.period_start,
-            period_end: row.period_end,
-            ends_at: row.ends_at,
-            fallback_plan: row.fallback_plan,
-            overrides: row.overrides,
-            prices: row.prices,
-            commitments: row.commitments,
-        }
-    }
+    pub history: Option<Vec<HistoryRow>>,
 }
 
 fn view(
@@ -195,7 +163,7 @@ impl Engine {
         if with_history {
             let rows =
                 store::subjects::subscriptions::history(&mut snapshot, subject_id, HISTORY_ROWS_MAX).await?;
-            shown.history = Some(rows.into_iter().map(ChangeView::from).collect());
+            shown.history = Some(rows);
         }
         snapshot.commit().await?;
         Ok(shown)
@@ -270,8 +238,10 @@ impl SubscriptionChange<'_> {
             next.pristine_version = Some(configuration::version(connection, environment).await?);
         }
         if before != Some(&next) {
-            let change = change_word(before, &next, now);
-            change_to(connection, environment, member, &next, change, now).await?;
+            let kind = SubscriptionChangeKind::between(before, &next, now);
+            let subject_id = member.subject_id;
+            let change = NewChange { subject_id, kind, subscription: &next, at: now };
+            change_to(connection, environment, member, change).await?;
             carry_out_end(connection, environment, member, &next, catalog, now).await?;
         }
         Ok(())
@@ -288,9 +258,10 @@ impl SubscriptionChange<'_> {
     ) -> Result<(), EngineError> {
         let Self { environment, catalog, now } = self;
         let next = before.ending(end, fallback_plan, now);
-        if before.status != SubscriptionStatus::Canceled && (*before != next || member.subscription.is_none())
-        {
-            change_to(connection, environment, member, &next, "end_set", now).await?;
+        if before.status != Status::Canceled && (*before != next || member.subscription.is_none()) {
+            let (subject_id, kind) = (member.subject_id, SubscriptionChangeKind::EndSet);
+            let change = NewChange { subject_id, kind, subscription: &next, at: now };
+            change_to(connection, environment, member, change).await?;
             carry_out_end(connection, environment, member, &next, catalog, now).await?;
         }
         Ok(())
@@ -307,10 +278,9 @@ pub(crate) async fn carry_out_ends(
     configuration::lock_for_change(&mut transaction, environment).await?;
     let now = clock.now(environment, store::usage::now(&mut transaction).await?);
     let (catalog, _) = store::catalog::current(&mut transaction, environment).await?;
-    for (subject_id, subscription) in
-        store::subjects::subscriptions::due(&mut transaction, environment, now, ENDS_MAX).await?
-    {
-        let member = PathSubject { subject_id, ..PathSubject::default() };
+    for holder in store::subjects::subscriptions::due(&mut transaction, environment, now, ENDS_MAX).await? {
+        let Holder { subject_id, subject, subscription } = holder;
+        let member = PathSubject::new(subject_id, store::subjects::subject::subject(subject)?);
         carry_out_end(&mut transaction, environment, &member, &subscription, &catalog, now).await?;
     }
     Ok(transaction.commit().await?)
@@ -329,8 +299,9 @@ async fn carry_out_end(
         ended.terms_since = configuration::time_of_change(connection, environment, ended.terms_since).await?;
     }
     let at = subscription.ends_at.unwrap_or(now);
-    let change = if ended.status == SubscriptionStatus::Canceled { "canceled" } else { "fell_back" };
-    change_to(connection, environment, member, &ended, change, at).await
+    let (subject_id, kind) = (member.subject_id, SubscriptionChangeKind::ended(&ended));
+    let change = NewChange { subject_id, kind, subscription: &ended, at };
+    change_to(connection, environment, member, change).await
 }
 
 /// The subject, made if need be, with its own subscription.
@@ -367,31 +338,16 @@ async fn current(
     Ok(Some(subscription.ended(catalog, now).unwrap_or_else(|| subscription.clone())))
 }
 
-fn change_word(before: Option<&Subscription>, next: &Subscription, now: Timestamp) -> &'static str {
-    let Some(before) = before else { return "created" };
-    if before.plan != next.plan {
-        "plan_changed"
-    } else if before.cycle.billing_period(now) != next.cycle.billing_period(now) || before.cycle != next.cycle
-    {
-        "renewed"
-    } else {
-        "updated"
-    }
-}
-
 /// Writes a change, and drops the counters that its limits do not keep any more.
 async fn change_to(
     connection: &mut PgConnection,
     environment: Environment,
     member: &PathSubject,
-    next: &Subscription,
-    change: &str,
-    at: Timestamp,
+    change: NewChange<'_>,
 ) -> Result<(), StoreError> {
-    store::subjects::subscriptions::write(connection, environment, member.subject_id, next, change, at)
-        .await?;
+    store::subjects::subscriptions::write(connection, environment, change).await?;
     let terms = crate::engine::environment_cache::catalog_index(connection, environment).await?;
-    let member = PathSubject { subscription: Some(next.clone()), ..member.clone() };
+    let member = PathSubject { subscription: Some(change.subscription.clone()), ..member.clone() };
     let there = store::gate::counters::of_subject(connection, member.subject_id).await?;
     let dropped: Vec<CounterKey> = there
         .into_iter()

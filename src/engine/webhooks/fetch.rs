@@ -14,7 +14,7 @@ use metergate_domain::base::limits::WEBHOOK_TIES_MAX;
 use metergate_domain::base::names::SubjectId;
 use metergate_domain::base::timestamp::Timestamp;
 use metergate_domain::subjects::provider_subscription::ProviderSubscription;
-use metergate_domain::subjects::subscription::SubscriptionStatus;
+use metergate_domain::subjects::subscription::Status;
 
 pub(super) enum FetchedSubscription {
     Found(SubscriptionSnapshot),
@@ -124,7 +124,7 @@ impl Engine {
         match stripe.client().get(&format!("/v1/customers/{}", fetched.billed.customer), &[]).await {
             Ok(customer) => {
                 if webhook::customer(&customer).is_some_and(|customer| customer.deleted) {
-                    fetched.billed.status = SubscriptionStatus::Canceled;
+                    fetched.billed.status = Status::Canceled;
                     fetched.billed.ended_at = Some(fetched.event_created);
                 }
                 Ok(subscription)

@@ -9,7 +9,7 @@ use metergate_domain::base::names::SubjectId;
 use metergate_domain::base::timestamp::Timestamp;
 use metergate_domain::base::window::Span;
 use metergate_domain::subjects::provider_subscription::ProviderSubscription;
-use metergate_domain::subjects::subscription::SubscriptionStatus;
+use metergate_domain::subjects::subscription::Status;
 
 /// What an event is about, as far as anything follows from it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -108,7 +108,7 @@ fn subject(value: &Value) -> Option<SubjectId> {
 /// A subscription. None where it is not one, or says a status that nobody knows.
 pub fn subscription(object: &Value) -> Option<ProviderSubscription> {
     let status = object["status"].as_str()?;
-    let (_, status) = SubscriptionStatus::WORDS.iter().find(|(word, _)| *word == status)?;
+    let (_, status) = Status::WORDS.iter().find(|(word, _)| *word == status)?;
     let items = object["items"]["data"].as_array().map_or(&[][..], Vec::as_slice);
     // the items have them since 2025-03-31.basil, the subscription had one before
     let mut periods: Vec<Span> = items.iter().filter_map(period).collect();
@@ -143,7 +143,7 @@ fn period(object: &Value) -> Option<Span> {
 pub fn subscription_of(event: &Value) -> Option<ProviderSubscription> {
     let mut billed = subscription(&event["data"]["object"])?;
     if event["type"] == SUBSCRIPTION_DELETED && !billed.is_over() {
-        billed.status = SubscriptionStatus::Canceled;
+        billed.status = Status::Canceled;
         billed.ended_at = billed.ended_at.or_else(|| seconds(&event["created"]));
     }
     Some(billed)
@@ -363,7 +363,7 @@ mod tests {
         let object = json!({"id": "sub", "customer": "cus", "status": "active", "created": 5});
         let event = |kind: &str| json!({"id": "e", "type": kind, "created": 9, "data": {"object": object}});
         let deleted = subscription_of(&event("customer.subscription.deleted")).unwrap();
-        assert_eq!((deleted.status, deleted.ended_at), (SubscriptionStatus::Canceled, Some(at(9))));
+        assert_eq!((deleted.status, deleted.ended_at), (Status::Canceled, Some(at(9))));
         assert!(!subscription_of(&event("customer.subscription.updated")).unwrap().is_over());
         assert_eq!(
             subscription(&json!({"id": "sub", "customer": "c", "status": "dormant", "created": 5})),

@@ -3,11 +3,10 @@
 
 pub mod accounts;
 pub mod catalog;
+pub mod cost;
 pub mod coverage;
 pub mod grant;
-pub mod money;
 pub mod offers;
-pub mod rate;
 pub mod recurrence;
 pub mod unit;
 pub mod wallet;

@@ -7,7 +7,7 @@ use crate::base::timestamp::Timestamp;
 use crate::base::window::Span;
 use crate::pricing::commitment::Commitment;
 use crate::pricing::price::Price;
-use crate::subjects::subscription::SubscriptionStatus;
+use crate::subjects::subscription::Status;
 
 /// More periods than anybody has: a day each for many years.
 const PERIODS_MAX: usize = 20_000;
@@ -25,7 +25,7 @@ pub struct PlanChange {
     pub at: Timestamp,
     pub plan: PlanKey,
     pub own: OwnPricing,
-    pub status: SubscriptionStatus,
+    pub status: Status,
     pub cycle: Cycle,
     /// Whether what was there before ended with it, and is billed up to then.
     pub closes: bool,
@@ -34,10 +34,7 @@ pub struct PlanChange {
 impl PlanChange {
     /// Trials are free; who has not paid yet is billed all the same.
     pub fn is_billed(&self) -> bool {
-        matches!(
-            self.status,
-            SubscriptionStatus::Active | SubscriptionStatus::PastDue | SubscriptionStatus::Unpaid
-        )
+        matches!(self.status, Status::Active | Status::PastDue | Status::Unpaid)
     }
 
     /// From when on it counts as the first of a subscription: from the beginning of its period, and of the one
@@ -80,7 +77,7 @@ impl Timeline {
             // a first payment that comes was for all of it
             let next =
                 changes.get(index + 1).filter(|next| next.plan == plan_change.plan && next.is_billed());
-            if let Some(next) = next.filter(|_| plan_change.status == SubscriptionStatus::Incomplete) {
+            if let Some(next) = next.filter(|_| plan_change.status == Status::Incomplete) {
                 plan_change.status = next.status;
             }
             plan_change.at = match index
@@ -202,7 +199,7 @@ mod tests {
     fn plan_change(text: &str) -> PlanChange {
         let words: Vec<&str> = text.split(' ').collect();
         let status = words[2].trim_end_matches('!');
-        let (_, status) = SubscriptionStatus::WORDS.iter().find(|(word, _)| *word == status).unwrap();
+        let (_, status) = Status::WORDS.iter().find(|(word, _)| *word == status).unwrap();
         let billing = words.get(4).map(|period| {
             let (from, to) = period.split_once("..").unwrap();
             Span { from: at(from), to: at(to) }

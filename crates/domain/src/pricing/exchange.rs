@@ -101,6 +101,15 @@ impl FromIterator<ExchangeRate> for Rates {
 }
 
 impl Rates {
+    /// Returns the rate between two currencies, or the error that there is none.
+    pub fn known(&self, from: Currency, to: Currency, at: Timestamp) -> Parsed<&ExchangeRate> {
+        self.at(from, to, at).ok_or_else(|| {
+            let detail =
+                format!("there is no exchange rate from {from} to {to}; set one with `PUT /v1/rates`");
+            vec![Violation::new("no_rate", detail).under("currency")]
+        })
+    }
+
     /// The latest that holds at a time.
     pub fn at(&self, from: Currency, to: Currency, at: Timestamp) -> Option<&ExchangeRate> {
         Some(self.0.get(&(from, to))?.range(..=at).next_back()?.1)

@@ -4,7 +4,7 @@
 use serde::Serialize;
 use uuid::Uuid;
 
-use super::subscription::{Subscription, SubscriptionParams, SubscriptionStatus};
+use super::subscription::{Status, Subscription, SubscriptionParams};
 use crate::base::digest::Digest;
 use crate::base::names::{PlanKey, SubjectId};
 use crate::base::timestamp::Timestamp;
@@ -18,7 +18,7 @@ pub struct ProviderSubscription {
     pub customer: String,
     /// The subject that the application named there.
     pub subject: Option<SubjectId>,
-    pub status: SubscriptionStatus,
+    pub status: Status,
     pub prices: Vec<String>,
     /// What its periods are counted from.
     pub anchor: Timestamp,
@@ -33,7 +33,7 @@ pub struct ProviderSubscription {
 impl ProviderSubscription {
     /// Whether it is over for good: the biller revives none.
     pub fn is_over(&self) -> bool {
-        matches!(self.status, SubscriptionStatus::Canceled | SubscriptionStatus::IncompleteExpired)
+        matches!(self.status, Status::Canceled | Status::IncompleteExpired)
     }
 
     /// A fingerprint of all of it.
@@ -51,8 +51,8 @@ impl ProviderSubscription {
     fn rank(&self) -> (u8, Timestamp, &str) {
         let standing = match self.status {
             status if status.may_use() => 3,
-            SubscriptionStatus::Canceled => 1,
-            SubscriptionStatus::Incomplete | SubscriptionStatus::IncompleteExpired => 0,
+            Status::Canceled => 1,
+            Status::Incomplete | Status::IncompleteExpired => 0,
             _ => 2,
         };
         (standing, self.created_at, &self.id)
@@ -70,11 +70,11 @@ impl ProviderSubscription {
     ) -> bool {
         let in_use = before.filter(|before| before.status.may_use());
         match self.status {
-            SubscriptionStatus::Incomplete | SubscriptionStatus::IncompleteExpired => match before {
+            Status::Incomplete | Status::IncompleteExpired => match before {
                 None => default_plan.is_some(),
                 Some(_) => in_use.is_some(),
             },
-            SubscriptionStatus::Canceled => in_use.is_some_and(|before| match followed {
+            Status::Canceled => in_use.is_some_and(|before| match followed {
                 // it came to its end by itself already, or the application moved the subject elsewhere
                 Some(followed) => before.plan != *followed,
                 None => before.plan != *plan && Some(&before.plan) != default_plan,
@@ -92,20 +92,19 @@ impl ProviderSubscription {
         now: Timestamp,
     ) -> SubscriptionParams {
         let falls_back = plan.fallback_plan.is_some();
-        let is_over = self.status == SubscriptionStatus::Canceled
-            || (self.status == SubscriptionStatus::IncompleteExpired && falls_back);
+        let is_over =
+            self.status == Status::Canceled || (self.status == Status::IncompleteExpired && falls_back);
         let ends_at = if is_over { Some(self.ended_at.map_or(now, |at| at.min(now))) } else { self.ends_at };
         // a plan to fall back to has counted nothing before it is known to be in force
         let ends_at = ends_at.map(|at| if falls_back { at.max(now) } else { at });
-        let kept =
-            before.filter(|before| before.plan == plan.key && before.status != SubscriptionStatus::Canceled);
+        let kept = before.filter(|before| before.plan == plan.key && before.status != Status::Canceled);
         let own = |before: &Subscription| {
             (before.overrides.clone(), before.prices.clone(), before.commitments.clone())
         };
         let (overrides, prices, commitments) = kept.map(own).unwrap_or_default();
         SubscriptionParams {
             plan: plan.key.clone(),
-            status: if is_over { SubscriptionStatus::Active } else { self.status },
+            status: if is_over { Status::Active } else { self.status },
             anchor: Some(self.anchor),
             cycle_start: self.period.map(|period| period.from),
             period_end: self.period.map(|period| period.to),
@@ -139,7 +138,7 @@ mod tests {
         Timestamp::parse(&format!("{day}T00:00:00Z")).unwrap()
     }
 
-    fn billed(id: &str, status: SubscriptionStatus, created: &str) -> ProviderSubscription {
+    fn billed(id: &str, status: Status, created: &str) -> ProviderSubscription {
         ProviderSubscription {
             id: id.to_owned(),
             customer: "cus_1".to_owned(),
@@ -186,28 +185,23 @@ mod tests {
 
     #[test]
     fn each_provider_status_maps_to_its_effect() {
-        let base = billed("sub", SubscriptionStatus::Active, "2026-01-31");
+        let base = billed("sub", Status::Active, "2026-01-31");
         let ending = ProviderSubscription { ends_at: Some(at("2026-03-31")), ..base.clone() };
         let deleted = ProviderSubscription {
-            status: SubscriptionStatus::Canceled,
+            status: Status::Canceled,
             ended_at: Some(at("2026-03-10")),
             ..base.clone()
         };
-        let with = |status: SubscriptionStatus| ProviderSubscription { status, ..base.clone() };
+        let with = |status: Status| ProviderSubscription { status, ..base.clone() };
         let cases = [
             (base.clone(), "pro", "2026-03-01", "pro active ends -"),
-            (with(SubscriptionStatus::Trialing), "pro", "2026-03-01", "pro trialing ends -"),
-            (with(SubscriptionStatus::PastDue), "pro", "2026-03-01", "pro past_due ends -"),
-            (with(SubscriptionStatus::Unpaid), "pro", "2026-03-01", "pro unpaid ends -"),
-            (with(SubscriptionStatus::Paused), "pro", "2026-03-01", "pro paused ends -"),
-            (with(SubscriptionStatus::Incomplete), "pro", "2026-03-01", "pro incomplete ends -"),
-            (
-                with(SubscriptionStatus::IncompleteExpired),
-                "pro",
-                "2026-03-01",
-                "pro incomplete_expired ends -",
-            ),
-            (with(SubscriptionStatus::IncompleteExpired), "team", "2026-03-01", "free active ends -"),
+            (with(Status::Trialing), "pro", "2026-03-01", "pro trialing ends -"),
+            (with(Status::PastDue), "pro", "2026-03-01", "pro past_due ends -"),
+            (with(Status::Unpaid), "pro", "2026-03-01", "pro unpaid ends -"),
+            (with(Status::Paused), "pro", "2026-03-01", "pro paused ends -"),
+            (with(Status::Incomplete), "pro", "2026-03-01", "pro incomplete ends -"),
+            (with(Status::IncompleteExpired), "pro", "2026-03-01", "pro incomplete_expired ends -"),
+            (with(Status::IncompleteExpired), "team", "2026-03-01", "free active ends -"),
             (ending.clone(), "pro", "2026-03-30", "pro active ends 2026-03-31T00:00:00Z"),
             (ending.clone(), "pro", "2026-03-31", "pro canceled ends 2026-03-31T00:00:00Z"),
             (ending.clone(), "team", "2026-03-31", "free active ends -"),
@@ -227,7 +221,7 @@ mod tests {
 
     #[test]
     fn billing_anchor_comes_from_the_provider_in_any_event_order() {
-        let february = billed("sub", SubscriptionStatus::Active, "2026-01-31");
+        let february = billed("sub", Status::Active, "2026-01-31");
         let march = ProviderSubscription {
             period: Some(Span { from: at("2026-03-31"), to: at("2026-04-30") }),
             ..february.clone()
@@ -240,7 +234,7 @@ mod tests {
 
     #[test]
     fn overrides_are_dropped_when_the_plan_changes() {
-        let base = billed("sub", SubscriptionStatus::Active, "2026-01-31");
+        let base = billed("sub", Status::Active, "2026-01-31");
         let mut first = after(&base, "pro", None, "2026-03-01");
         first.overrides.insert(crate::base::names::ItemKey::parse("l").unwrap(), None);
         let own = json!({"key": "own", "model": "flat", "currency": "usd", "amount": 1});
@@ -257,22 +251,17 @@ mod tests {
     fn one_of_several_subscriptions_governs() {
         let lead =
             |all: &[ProviderSubscription]| leading(all, |b| b).map(|b| b.id.clone()).unwrap_or_default();
-        let old = billed("old", SubscriptionStatus::Active, "2026-01-01");
-        let new = billed("new", SubscriptionStatus::Active, "2026-02-01");
-        let with = |status: SubscriptionStatus| ProviderSubscription { status, ..new.clone() };
+        let old = billed("old", Status::Active, "2026-01-01");
+        let new = billed("new", Status::Active, "2026-02-01");
+        let with = |status: Status| ProviderSubscription { status, ..new.clone() };
         assert_eq!(lead(&[old.clone(), new.clone()]), "new");
-        for status in [
-            SubscriptionStatus::Unpaid,
-            SubscriptionStatus::Paused,
-            SubscriptionStatus::Canceled,
-            SubscriptionStatus::Incomplete,
-        ] {
+        for status in [Status::Unpaid, Status::Paused, Status::Canceled, Status::Incomplete] {
             assert_eq!(lead(&[with(status), old.clone()]), "old", "{status:?}");
         }
-        let unpaid = ProviderSubscription { status: SubscriptionStatus::Unpaid, ..old.clone() };
-        let ended = ProviderSubscription { status: SubscriptionStatus::Canceled, ..old };
-        assert_eq!(lead(&[with(SubscriptionStatus::Canceled), unpaid]), "old");
-        assert_eq!(lead(&[with(SubscriptionStatus::IncompleteExpired), ended]), "old");
+        let unpaid = ProviderSubscription { status: Status::Unpaid, ..old.clone() };
+        let ended = ProviderSubscription { status: Status::Canceled, ..old };
+        assert_eq!(lead(&[with(Status::Canceled), unpaid]), "old");
+        assert_eq!(lead(&[with(Status::IncompleteExpired), ended]), "old");
         assert_eq!(lead(&[]), "");
     }
 
@@ -280,36 +269,31 @@ mod tests {
     fn provider_events_do_not_end_plans_the_provider_did_not_start() {
         let key = |plan: &str| PlanKey::parse(plan).unwrap();
         let (free, pro) = (key("free"), key("pro"));
-        let on = |plan: &str, status: SubscriptionStatus| Subscription {
+        let on = |plan: &str, status: Status| Subscription {
             status,
             ..Subscription::begin(key(plan), at("2026-01-01"))
         };
-        let of = |status: SubscriptionStatus| billed("sub", status, "2026-02-01");
+        let of = |status: Status| billed("sub", status, "2026-02-01");
         let cases = [
-            (SubscriptionStatus::Incomplete, None, None, true),
-            (SubscriptionStatus::Incomplete, Some(on("free", SubscriptionStatus::Active)), None, true),
-            (
-                SubscriptionStatus::IncompleteExpired,
-                Some(on("free", SubscriptionStatus::Active)),
-                Some("pro"),
-                true,
-            ),
-            (SubscriptionStatus::Incomplete, Some(on("team", SubscriptionStatus::Canceled)), None, false),
-            (SubscriptionStatus::Canceled, None, None, false),
-            (SubscriptionStatus::Canceled, Some(on("pro", SubscriptionStatus::Active)), None, false),
-            (SubscriptionStatus::Canceled, Some(on("free", SubscriptionStatus::Active)), None, false),
-            (SubscriptionStatus::Canceled, Some(on("team", SubscriptionStatus::Active)), None, true),
-            (SubscriptionStatus::Canceled, Some(on("team", SubscriptionStatus::Active)), Some("team"), false),
-            (SubscriptionStatus::Canceled, Some(on("free", SubscriptionStatus::Active)), Some("pro"), true),
-            (SubscriptionStatus::Canceled, Some(on("pro", SubscriptionStatus::Unpaid)), Some("pro"), false),
-            (SubscriptionStatus::Active, Some(on("team", SubscriptionStatus::Active)), None, false),
+            (Status::Incomplete, None, None, true),
+            (Status::Incomplete, Some(on("free", Status::Active)), None, true),
+            (Status::IncompleteExpired, Some(on("free", Status::Active)), Some("pro"), true),
+            (Status::Incomplete, Some(on("team", Status::Canceled)), None, false),
+            (Status::Canceled, None, None, false),
+            (Status::Canceled, Some(on("pro", Status::Active)), None, false),
+            (Status::Canceled, Some(on("free", Status::Active)), None, false),
+            (Status::Canceled, Some(on("team", Status::Active)), None, true),
+            (Status::Canceled, Some(on("team", Status::Active)), Some("team"), false),
+            (Status::Canceled, Some(on("free", Status::Active)), Some("pro"), true),
+            (Status::Canceled, Some(on("pro", Status::Unpaid)), Some("pro"), false),
+            (Status::Active, Some(on("team", Status::Active)), None, false),
         ];
         for (status, before, followed, expected) in cases {
             let followed = followed.map(key);
             let left = of(status).leaves_alone(&pro, before.as_ref(), followed.as_ref(), Some(&free));
             assert_eq!(left, expected, "{status:?} {before:?} {followed:?}");
         }
-        assert!(!of(SubscriptionStatus::Incomplete).leaves_alone(&pro, None, None, None));
+        assert!(!of(Status::Incomplete).leaves_alone(&pro, None, None, None));
     }
 
     #[test]

@@ -1,0 +1,56 @@
+//! YAML documents as JSON values.
+
+use serde_json::Value;
+
+use crate::base::fields::{Parsed, Violation};
+
+/// Reads one YAML document. Scalars keep their spelling, so no number passes through a float.
+pub(super) fn to_json(text: &str) -> Parsed<Value> {
+    use saphyr::{YamlLoader, YamlOwned};
+
+    fn convert(node: &YamlOwned) -> Option<Value> {
+        Some(match node {
+            YamlOwned::Representation(text, saphyr::ScalarStyle::Plain, None) => plain_scalar(text),
+            YamlOwned::Representation(text, _, _) => Value::String(text.clone()),
+            YamlOwned::Sequence(items) => Value::Array(items.iter().map(convert).collect::<Option<_>>()?),
+            YamlOwned::Mapping(map) => Value::Object(
+                map.iter()
+                    .map(|(name, value)| match name {
+                        YamlOwned::Representation(name, _, _) => Some((name.clone(), convert(value)?)),
+                        _ => None,
+                    })
+                    .collect::<Option<_>>()?,
+            ),
+            _ => return None,
+        })
+    }
+
+    fn plain_scalar(text: &str) -> Value {
+        match text {
+            "" | "~" | "null" | "Null" | "NULL" => Value::Null,
+            "true" | "True" | "TRUE" => Value::Bool(true),
+            "false" | "False" | "FALSE" => Value::Bool(false),
+            other => match other.parse::<serde_json::Number>() {
+                Ok(number) => Value::Number(number),
+                Err(_) => Value::String(other.to_owned()),
+            },
+        }
+    }
+
+    let unreadable = |why: String| vec![Violation::new("malformed_yaml", why)];
+    let mut loader = YamlLoader::<YamlOwned>::default();
+    loader.early_parse(false);
+    saphyr_parser::Parser::new_from_str(text)
+        .load(&mut loader, true)
+        .map_err(|why| unreadable(why.to_string()))?;
+    if let Some(why) = loader.error() {
+        return Err(unreadable(why.to_string()));
+    }
+    let documents = loader.into_documents();
+    match documents.as_slice() {
+        [document] => {
+            convert(document).ok_or_else(|| unreadable("has tags, or keys that are no text".to_owned()))
+        }
+        _ => Err(unreadable("must be exactly one document".to_owned())),
+    }
+}
