@@ -12,11 +12,12 @@ use super::services::{Engine, detached};
 use crate::store::{self, StoreError};
 use metergate_domain::base::environment::Environment;
 use metergate_domain::base::timestamp::Timestamp;
+use metergate_domain::catalog::Catalog;
+use metergate_domain::catalog::diff::{CatalogChange, CatalogUse};
 use metergate_domain::catalog::plan::Limit;
-use metergate_domain::catalog::{Catalog, CatalogChange};
 use metergate_domain::credits;
 use metergate_domain::credits::unit::Unit;
-use metergate_domain::gate::applicable_cap;
+use metergate_domain::gate::counted_prices;
 
 /// What applying a catalog did, or, as a dry run, would do.
 #[derive(Debug, Clone, Serialize)]
@@ -55,12 +56,8 @@ impl Engine {
             next.validate_caps(&rates, now)?;
             credits::catalog::validate_applied(&next)?;
             let granted = granted_units(transaction, environment, &present, &next).await?;
-            let changes = present.changes_to(
-                &next,
-                |key| recorded.contains(key.as_str()),
-                |key| in_use.contains(key.as_str()),
-                |unit| granted.contains(unit),
-            )?;
+            let in_use = CatalogUse { meters: recorded, plans: in_use, granted_units: granted };
+            let changes = present.changes_to(&next, &in_use)?;
             if dry_run || changes.is_empty() {
                 change.transaction.rollback().await?;
                 return Ok(Applied { dry_run, version, changes });
@@ -162,7 +159,7 @@ async fn change_limits(
     for plan in &next.plans {
         let limits = plan.limits.iter().map(Limit::definition);
         let definitions: Vec<Uuid> =
-            limits.chain(applicable_cap::definitions(&plan.prices, &plan.spend_caps)).collect();
+            limits.chain(counted_prices::definitions(&plan.prices, &plan.spend_caps)).collect();
         let key = plan.key.as_str();
         let dropped =
             store::catalog::set_plan_limits(connection, environment, key, &definitions, now).await?;

@@ -10,7 +10,9 @@ use sqlx::PgConnection;
 use crate::store::configuration::Versions;
 use crate::store::{self, StoreError};
 use metergate_domain::base::environment::Environment;
-use metergate_domain::gate::catalog_index::{CatalogIndex, CounterKey, Path};
+use metergate_domain::gate::catalog_index::CatalogIndex;
+use metergate_domain::gate::counter::CounterKey;
+use metergate_domain::gate::path::Path;
 
 /// Most subjects, and most paths, in a cache.
 const PATHS_MAX: usize = 200_000;
@@ -97,7 +99,9 @@ impl EnvironmentCaches {
         {
             return Ok(Arc::clone(known));
         }
-        let terms = match known.filter(|known| known.versions.catalog == versions.catalog) {
+        let terms = match known
+            .filter(|known| known.versions.catalog == versions.catalog && !known.terms.is_full())
+        {
             Some(known) => Arc::clone(&known.terms),
             None => Arc::new(catalog_index(connection, environment).await?),
         };

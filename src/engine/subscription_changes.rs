@@ -7,13 +7,18 @@ use super::change::ChangeTransaction;
 use super::clock::Clock;
 use super::error::EngineError;
 use crate::store::subjects::subject::Which;
+use crate::store::subjects::subscriptions::{Holder, NewChange};
 use crate::store::{self, StoreError, configuration};
 use metergate_domain::base::environment::Environment;
 use metergate_domain::base::names::{PlanKey, SubjectId};
 use metergate_domain::base::timestamp::Timestamp;
 use metergate_domain::catalog::Catalog;
-use metergate_domain::gate::catalog_index::{CatalogIndex, CounterKey, Path, PathSubject};
-use metergate_domain::subjects::subscription::{End, Subscription, SubscriptionParams, SubscriptionStatus};
+use metergate_domain::gate::catalog_index::CatalogIndex;
+use metergate_domain::gate::counter::CounterKey;
+use metergate_domain::gate::path::{Path, PathSubject};
+use metergate_domain::subjects::subscription::{
+    End, Subscription, SubscriptionChangeKind, SubscriptionParams, SubscriptionStatus,
+};
 
 /// Ends carried out in one transaction.
 const ENDS_MAX: i64 = 1_000;
@@ -99,8 +104,8 @@ impl<'c> SubscriptionTransaction<'c> {
             next.pristine_version = Some(configuration::version(self.connection(), environment).await?);
         }
         if before != Some(&next) {
-            let word = change_word(before, &next, now);
-            self.write(member, &next, word, now).await?;
+            let (subject_id, kind) = (member.subject_id, SubscriptionChangeKind::between(before, &next, now));
+            self.write(member, NewChange { subject_id, kind, subscription: &next, at: now }).await?;
             self.carry_out_end(member, &next).await?;
         }
         Ok(())
@@ -118,7 +123,8 @@ impl<'c> SubscriptionTransaction<'c> {
         let next = before.ending(end, fallback_plan, now);
         if before.status != SubscriptionStatus::Canceled && (*before != next || member.subscription.is_none())
         {
-            self.write(member, &next, "end_set", now).await?;
+            let (subject_id, kind) = (member.subject_id, SubscriptionChangeKind::EndSet);
+            self.write(member, NewChange { subject_id, kind, subscription: &next, at: now }).await?;
             self.carry_out_end(member, &next).await?;
         }
         Ok(())
@@ -136,23 +142,16 @@ impl<'c> SubscriptionTransaction<'c> {
             ended.terms_since = configuration::time_of_change(self.connection(), environment, at).await?;
         }
         let at = subscription.ends_at.unwrap_or(now);
-        let word = if ended.status == SubscriptionStatus::Canceled { "canceled" } else { "fell_back" };
-        self.write(member, &ended, word, at).await
+        let (subject_id, kind) = (member.subject_id, SubscriptionChangeKind::ended(&ended));
+        self.write(member, NewChange { subject_id, kind, subscription: &ended, at }).await
     }
 
     /// Writes a change, and drops the counters that its limits do not keep any more.
-    async fn write(
-        &mut self,
-        member: &PathSubject,
-        next: &Subscription,
-        word: &str,
-        at: Timestamp,
-    ) -> Result<(), StoreError> {
+    async fn write(&mut self, member: &PathSubject, change: NewChange<'_>) -> Result<(), StoreError> {
         let (environment, connection) = (self.environment(), self.connection());
-        store::subjects::subscriptions::write(connection, environment, member.subject_id, next, word, at)
-            .await?;
+        store::subjects::subscriptions::write(connection, environment, change).await?;
         let terms = super::environment_cache::catalog_index(connection, environment).await?;
-        let member = PathSubject { subscription: Some(next.clone()), ..member.clone() };
+        let member = PathSubject { subscription: Some(change.subscription.clone()), ..member.clone() };
         let there = store::gate::counters::of_subject(connection, member.subject_id).await?;
         let dropped: Vec<CounterKey> = there
             .into_iter()
@@ -172,10 +171,10 @@ pub(crate) async fn carry_out_ends(
     let change = ChangeTransaction::within(connection.begin().await?, environment, clock).await?;
     let mut change = SubscriptionTransaction::new(change).await?;
     let now = change.now();
-    for (subject_id, subscription) in
-        store::subjects::subscriptions::due(change.connection(), environment, now, ENDS_MAX).await?
+    for holder in store::subjects::subscriptions::due(change.connection(), environment, now, ENDS_MAX).await?
     {
-        let member = PathSubject { subject_id, ..PathSubject::default() };
+        let Holder { subject_id, subject, subscription } = holder;
+        let member = PathSubject::new(subject_id, store::subjects::subject::subject(subject)?);
         change.carry_out_end(&member, &subscription).await?;
     }
     change.commit().await
@@ -189,18 +188,6 @@ pub(crate) async fn subscription_and_path(
 ) -> Result<Option<Path>, StoreError> {
     let names = [subject.to_string()];
     Ok(store::subjects::subject::paths(connection, environment, Which::Of(&names)).await?.into_iter().next())
-}
-
-fn change_word(before: Option<&Subscription>, next: &Subscription, now: Timestamp) -> &'static str {
-    let Some(before) = before else { return "created" };
-    if before.plan != next.plan {
-        "plan_changed"
-    } else if before.cycle.billing_period(now) != next.cycle.billing_period(now) || before.cycle != next.cycle
-    {
-        "renewed"
-    } else {
-        "updated"
-    }
 }
 
 /// Whether a counter is one that a subject's limits still keep, as it is.

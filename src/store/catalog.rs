@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 
 use serde_json::Value;
 use sqlx::types::Json;
-use sqlx::{PgConnection, Row};
+use sqlx::{FromRow, PgConnection};
 use uuid::Uuid;
 
 use super::StoreError;
@@ -12,22 +12,21 @@ use metergate_domain::base::environment::Environment;
 use metergate_domain::base::timestamp::Timestamp;
 use metergate_domain::catalog::Catalog;
 use metergate_domain::catalog::meter::{Meter, StoredMeter};
-use metergate_domain::gate::catalog_index::EffectiveFrom;
+use metergate_domain::gate::counter::EffectiveFrom;
 
 /// The catalog in force and its version; the empty one, version 0, before any was applied.
 pub async fn current(
     connection: &mut PgConnection,
     environment: Environment,
 ) -> Result<(Catalog, i64), StoreError> {
-    let row = sqlx::query(
+    let row: Option<(Json<Value>, i64)> = sqlx::query_as(
         "select document, version from catalogs where environment = $1 order by version desc limit 1",
     )
     .bind(environment.code())
     .fetch_optional(connection)
     .await?;
-    let Some(row) = row else { return Ok((Catalog::default(), 0)) };
-    let Json(document): Json<Value> = row.try_get("document")?;
-    Ok((stored(Catalog::read_stored(document))?, row.try_get("version")?))
+    let Some((Json(document), version)) = row else { return Ok((Catalog::default(), 0)) };
+    Ok((stored(Catalog::read_stored(document))?, version))
 }
 
 /// The latest catalog that had a plan.
@@ -71,16 +70,13 @@ pub async fn plan_limits(
     connection: &mut PgConnection,
     environment: Environment,
 ) -> Result<HashMap<(String, Uuid), EffectiveFrom>, StoreError> {
-    let rows = sqlx::query("select plan, definition, since, version from plan_limits where environment = $1")
-        .bind(environment.code())
-        .fetch_all(connection)
-        .await?;
-    rows.iter()
-        .map(|row| {
-            let since = EffectiveFrom { at: row.try_get("since")?, version: row.try_get("version")? };
-            Ok(((row.try_get("plan")?, row.try_get("definition")?), since))
-        })
-        .collect()
+    let rows: Vec<(String, Uuid, Timestamp, i64)> =
+        sqlx::query_as("select plan, definition, since, version from plan_limits where environment = $1")
+            .bind(environment.code())
+            .fetch_all(connection)
+            .await?;
+    let keyed = |(plan, definition, at, version)| ((plan, definition), EffectiveFrom { at, version });
+    Ok(rows.into_iter().map(keyed).collect())
 }
 
 /// Notes the definitions of a plan's limits: new ones are there since now, in the version that the
@@ -121,12 +117,13 @@ pub async fn meters(
     connection: &mut PgConnection,
     environment: Environment,
 ) -> Result<Vec<StoredMeter>, StoreError> {
-    let rows =
-        sqlx::query("select id, event_name_id, definition from meters where environment = $1 order by key")
-            .bind(environment.code())
-            .fetch_all(connection)
-            .await?;
-    rows.iter().map(read_meter).collect()
+    let rows: Vec<MeterRow> = sqlx::query_as(
+        "select id, event_name_id, definition from meters where environment = $1 order by key",
+    )
+    .bind(environment.code())
+    .fetch_all(connection)
+    .await?;
+    rows.into_iter().map(MeterRow::read).collect()
 }
 
 pub async fn meter(
@@ -134,25 +131,32 @@ pub async fn meter(
     environment: Environment,
     key: &str,
 ) -> Result<Option<StoredMeter>, StoreError> {
-    let row =
-        sqlx::query("select id, event_name_id, definition from meters where environment = $1 and key = $2")
-            .bind(environment.code())
-            .bind(key)
-            .fetch_optional(connection)
-            .await?;
-    row.as_ref().map(read_meter).transpose()
+    let row: Option<MeterRow> = sqlx::query_as(
+        "select id, event_name_id, definition from meters where environment = $1 and key = $2",
+    )
+    .bind(environment.code())
+    .bind(key)
+    .fetch_optional(connection)
+    .await?;
+    row.map(MeterRow::read).transpose()
 }
 
-fn read_meter(row: &sqlx::postgres::PgRow) -> Result<StoredMeter, StoreError> {
-    let Json(definition): Json<Value> = row.try_get("definition")?;
-    Ok(StoredMeter {
-        id: row.try_get("id")?,
-        event_name_id: row.try_get("event_name_id")?,
-        meter: stored(Meter::read(definition))?,
-    })
+#[derive(FromRow)]
+struct MeterRow {
+    id: i32,
+    event_name_id: i32,
+    #[sqlx(json)]
+    definition: Value,
 }
 
-/// What we stored, we can read.
+impl MeterRow {
+    fn read(self) -> Result<StoredMeter, StoreError> {
+        let Self { id, event_name_id, definition } = self;
+        Ok(StoredMeter { id, event_name_id, meter: stored(Meter::read(definition))? })
+    }
+}
+
+/// Turns an error of reading a stored document into an error of the store.
 fn stored<T>(read: metergate_domain::base::fields::Parsed<T>) -> Result<T, StoreError> {
     read.map_err(|violations| {
         StoreError::Refused(sqlx::Error::Decode(format!("stored catalog: {violations:?}").into()))
@@ -253,10 +257,10 @@ pub async fn event_name_ids(
     .bind(names)
     .execute(&mut *connection)
     .await?;
-    let rows = sqlx::query("select name, id from event_names where environment = $1 and name = any($2)")
+    let rows = sqlx::query_as("select name, id from event_names where environment = $1 and name = any($2)")
         .bind(environment.code())
         .bind(names)
         .fetch_all(connection)
         .await?;
-    rows.iter().map(|row| Ok((row.try_get("name")?, row.try_get("id")?))).collect()
+    Ok(rows)
 }

@@ -18,13 +18,13 @@ use metergate_domain::base::names::SubjectId;
 use metergate_domain::base::period::Period;
 use metergate_domain::base::quantity::{Quantity, Total};
 use metergate_domain::base::timestamp::Timestamp;
-use metergate_domain::credits::catalog;
 use metergate_domain::credits::grant::{GrantSource, Request, VoidRequest};
-use metergate_domain::credits::money;
 use metergate_domain::credits::recurrence::Rollover;
 use metergate_domain::credits::unit::Unit;
 use metergate_domain::credits::wallet::{GrantBalance, GrantState};
-use metergate_domain::gate::catalog_index::{CatalogIndex, PathSubject};
+use metergate_domain::credits::{catalog, cost};
+use metergate_domain::gate::catalog_index::CatalogIndex;
+use metergate_domain::gate::path::PathSubject;
 
 /// A grant as it is shown, with what is left of it.
 #[derive(Debug, Clone, Serialize)]
@@ -334,7 +334,7 @@ fn validate_subject_unit(
     let ended = own.ended(&terms.catalog, now);
     let own = ended.as_ref().unwrap_or(own);
     let Some(plan) = terms.catalog.plan(&own.plan) else { return Ok(()) };
-    match money::validate_money_limits(&plan.limits, &own.prices(&terms.catalog), *currency) {
+    match cost::validate_money_limits(&plan.limits, &own.prices(&terms.catalog), *currency) {
         Some(violation) => Err(violation.into()),
         None => Ok(()),
     }

@@ -19,7 +19,7 @@ use metergate_domain::base::timestamp::Timestamp;
 use metergate_domain::credits::accounts::{LedgerAccount, MovementKind};
 use metergate_domain::credits::unit::Unit;
 use metergate_domain::credits::wallet::{GrantState, Wallet};
-use metergate_domain::gate::catalog_index::PathSubject;
+use metergate_domain::gate::path::PathSubject;
 
 #[derive(Debug, Clone, Serialize)]
 pub struct CreditsView {

@@ -24,7 +24,7 @@ use metergate_domain::exports::{Bucket, ExportDraft, ExportStatus, Units, level_
 const PROVIDER: &str = "stripe";
 /// Customers and meters whose sums become exports in one transaction.
 const PAIRS_MAX: i64 = 500;
-/// GaugeExports that become exports in one transaction.
+/// The most gauges that become exports in one transaction.
 const GAUGES_MAX: i64 = 500;
 
 /// The usage that is due.

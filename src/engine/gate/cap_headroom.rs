@@ -9,8 +9,10 @@ use quick_cache::sync::Cache;
 use metergate_domain::base::quantity::Total;
 use metergate_domain::base::timestamp::Timestamp;
 use metergate_domain::gate::applicable_cap::{ApplicableCap, CounterSource};
-use metergate_domain::gate::catalog_index::{CatalogIndex, CounterKey, Path};
-use metergate_domain::gate::decision::CounterState;
+use metergate_domain::gate::catalog_index::CatalogIndex;
+use metergate_domain::gate::counter::CounterKey;
+use metergate_domain::gate::counter::CounterState;
+use metergate_domain::gate::path::Path;
 
 /// Counters of caps that a writer remembers.
 const SEEN_MAX: usize = 100_000;

@@ -19,15 +19,16 @@ use crate::store::gate::counters::{CounterColumns, CounterRow, WantedCounter};
 use crate::store::gate::hold_lines::LineColumns;
 use crate::store::{self, Database, StoreError};
 use metergate_domain::base::environment::Environment;
-use metergate_domain::base::names::SubjectId;
 use metergate_domain::base::quantity::{Quantity, Total};
 use metergate_domain::base::timestamp::Timestamp;
 use metergate_domain::base::window::{Span, Zone};
 use metergate_domain::catalog::meter::StoredMeter;
 use metergate_domain::credits::coverage::covered;
 use metergate_domain::gate::applicable_cap::CounterSource;
-use metergate_domain::gate::catalog_index::{ApplicableLimit, CatalogIndex, CounterKey, CounterPeriod, Path};
-use metergate_domain::gate::decision::CounterState;
+use metergate_domain::gate::catalog_index::{ApplicableLimit, CatalogIndex};
+use metergate_domain::gate::counter::CounterState;
+use metergate_domain::gate::counter::{CounterKey, CounterPeriod};
+use metergate_domain::gate::path::Path;
 use metergate_domain::gate::reservation::Reservation;
 use metergate_domain::gate::state::{Counter, HoldLine, HoldLineKey};
 use metergate_domain::usage::event::Properties;
@@ -288,8 +289,8 @@ pub(crate) async fn count(
         }
     };
     let counted = need.counter.counted_span();
-    let names = std::slice::from_ref(&need.counter_source.member().subject);
-    let paths = store::subjects::subject::path_ids(snapshot, environment, names, true).await?;
+    let names = [need.counter_source.member().subject.to_string()];
+    let paths = store::subjects::subject::path_ids(snapshot, environment, &names, true).await?;
     let open = store::gate::reservations::open_on_paths(snapshot, &paths, counted.from, counted.to).await?;
     let paid = paid(snapshot, &[need]).await?.first().copied().unwrap_or_default();
     Ok(Count { used, paid, lines: lines(need, open.iter()) })
@@ -333,7 +334,7 @@ pub(crate) fn usage_query_for(
         span: counter.counted_span(),
         window: None,
         zone: Zone::default(),
-        subjects: SubjectId::parse(found.member.subject.as_str()).into_iter().collect(),
+        subjects: vec![found.member.subject.clone()],
         descendants: true,
         whose: GroupBySubject::All,
         group_by: Vec::new(),

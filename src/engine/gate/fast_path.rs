@@ -22,8 +22,10 @@ use crate::store::gate::fast_path::{self, CounterAddition, Done, FastBatch, Held
 use metergate_domain::base::quantity::{Quantity, Total};
 use metergate_domain::base::timestamp::Timestamp;
 use metergate_domain::gate::applicable_cap::ApplicableCap;
-use metergate_domain::gate::catalog_index::{CatalogIndex, CounterKey, Path};
+use metergate_domain::gate::catalog_index::CatalogIndex;
+use metergate_domain::gate::counter::CounterKey;
 use metergate_domain::gate::decision::{GrantMode, precheck};
+use metergate_domain::gate::path::Path;
 use metergate_domain::gate::request::{HoldRequest, Reserve};
 use metergate_domain::gate::reservation::{Moment, Reservation, ReservationStatus, holds};
 use metergate_domain::gate::state::{CallOutcome, Counter, GateAnswer, GateState, HoldLine, HoldLineKey};
@@ -374,7 +376,7 @@ impl<'w, 'p> Sum<'w, 'p> {
             let addition = self.counters.entry(counter).or_default();
             addition.of_price = true;
             let slice = priced_usage.slice;
-            let rated = |ask: &&HoldRequest| ask.meter == slice.meter && slice.admits(&ask.properties, now);
+            let rated = |ask: &&HoldRequest| ask.meter == *slice.meter && slice.admits(&ask.properties, now);
             let asked = request.asks.iter().find(rated).map(|ask| ask.value.amount());
             let Some(asked) = asked.filter(|asked| !asked.is_zero() && met.insert(counter)) else { continue };
             let quantity = slice.measure_held(priced_usage.measure, asked).quantity()?;

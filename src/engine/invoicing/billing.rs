@@ -56,7 +56,7 @@ impl Engine {
         let mut plans = PlanHistory::read(&mut connection, environment).await?;
         let payers = store::invoicing::payers(&mut connection, environment, &plans.priced(), now).await?;
         for payer in payers {
-            billed.opened += self.open_drafts(&mut connection, environment, &mut plans, payer, now).await?;
+            billed.opened += self.open_drafts(&mut connection, &mut plans, payer, now).await?;
         }
         let ended_by = now.saturating_sub(self.inner.settings.late_grace);
         loop {

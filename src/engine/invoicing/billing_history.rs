@@ -3,7 +3,6 @@
 
 use std::time::Duration;
 
-use serde_json::Value;
 use sqlx::PgConnection;
 
 use super::EngineError;
@@ -11,7 +10,6 @@ use super::plan_history::PlanHistory;
 use crate::store;
 use crate::store::invoicing::Payer;
 use crate::store::subjects::subscriptions::HistoryRow;
-use metergate_domain::base::fields;
 use metergate_domain::base::limits::INVOICE_TURNS_MAX;
 use metergate_domain::base::names::PlanKey;
 use metergate_domain::base::period::Cycle;
@@ -19,7 +17,7 @@ use metergate_domain::base::timestamp::Timestamp;
 use metergate_domain::base::window::Span;
 use metergate_domain::invoicing::mapping::Mappings;
 use metergate_domain::invoicing::timeline::{BillingPeriod, OwnPricing, PlanChange, Timeline};
-use metergate_domain::subjects::subscription::{SubscriptionStatus, read_commitments, read_prices};
+use metergate_domain::subjects::subscription::{read_commitments, read_prices};
 
 fn unreadable(what: impl std::fmt::Debug) -> EngineError {
     EngineError::Internal(format!("a stored subscription: {what:?}"))
@@ -34,9 +32,9 @@ fn plan_change(row: HistoryRow) -> Result<PlanChange, EngineError> {
             prices: read_prices(row.prices).map_err(unreadable)?,
             commitments: read_commitments(row.commitments).map_err(unreadable)?,
         },
-        status: fields::one_of(Value::String(row.status), &SubscriptionStatus::WORDS).map_err(unreadable)?,
+        status: row.status,
         cycle: Cycle { anchor: row.cycle_anchor, billing: billing.map(|(from, to)| Span { from, to }) },
-        closes: matches!(row.change.as_str(), "canceled" | "fell_back"),
+        closes: row.change.is_end(),
     })
 }
 

@@ -16,7 +16,7 @@ use metergate_domain::base::environment::Environment;
 use metergate_domain::base::timestamp::Timestamp;
 use metergate_domain::base::window::Span;
 use metergate_domain::invoicing::line::{InvoiceLine, RatingTerms};
-use metergate_domain::invoicing::timeline::{BillingPeriod, PlanInterval};
+use metergate_domain::invoicing::timeline::BillingPeriod;
 use metergate_domain::pricing::currency::Currency;
 
 /// How long a transaction that takes something back may run after it looked at the clock.
@@ -55,7 +55,7 @@ impl Engine {
         let mut plans = PlanHistory::read(&mut connection, environment).await?;
         for customer_id in mappings.customers() {
             let payer = Payer { customer_id, subject_id: row.id };
-            self.open_drafts(&mut connection, environment, &mut plans, payer, now).await?;
+            self.open_drafts(&mut connection, &mut plans, payer, now).await?;
         }
         Ok(())
     }
@@ -64,22 +64,23 @@ impl Engine {
     pub(super) async fn open_drafts(
         &self,
         connection: &mut PgConnection,
-        environment: Environment,
         plans: &mut PlanHistory,
         payer: Payer,
         now: Timestamp,
     ) -> Result<u64, EngineError> {
+        let environment = plans.environment;
         let mut transaction = connection.begin().await?;
         let mut openings = Vec::new();
         let age_max = self.inner.settings.event_age_max;
         let recent = self.corrected_since(Timestamp::MIN.max(now.saturating_sub(age_max)));
         let numbered = store::invoicing::of_payer(&mut transaction, payer, recent).await?;
         let book = BillingHistory::read(&mut transaction, plans, payer).await?;
-        for BillingPeriod { span, intervals } in book.periods(&mut transaction, now).await? {
+        for period in book.periods(&mut transaction, now).await? {
+            let span = period.span;
             let mut currencies = if book.owes_fixed_fees(span) {
-                plans.currencies(&mut transaction, &intervals).await?
+                plans.currencies(&mut transaction, &period.intervals).await?
             } else if book.may_have_usage(span, age_max) {
-                self.used_in(&mut transaction, plans, payer, span, &intervals).await?
+                used_in(&mut transaction, plans, payer, &period).await?
             } else {
                 BTreeSet::new()
             };
@@ -97,34 +98,6 @@ impl Engine {
             store::invoicing::set_drafts(&mut transaction, environment, payer, &openings, now).await?;
         transaction.commit().await?;
         Ok(opened)
-    }
-
-    /// The currencies in which a customer used something in a period.
-    async fn used_in(
-        &self,
-        connection: &mut PgConnection,
-        plans: &mut PlanHistory,
-        payer: Payer,
-        span: Span,
-        intervals: &[PlanInterval],
-    ) -> Result<BTreeSet<Currency>, EngineError> {
-        let mut used = BTreeSet::new();
-        let paths =
-            store::usage::customer_usage::paths(connection, payer.customer_id, payer.subject_id).await?;
-        let (environment, customer_id) = (plans.environment, payer.customer_id);
-        let whose = CustomerScope { environment, customer_id, paths: &paths, span };
-        if !store::usage::customer_usage::is_any(connection, whose).await? {
-            return Ok(used);
-        }
-        let meters = store::catalog::meters(connection, environment).await?;
-        let rater = InvoiceRater { environment, customer_id, meters: &meters, paths: &paths };
-        for currency in plans.currencies(connection, intervals).await? {
-            let terms = plans.terms(connection, intervals, currency, false).await?;
-            if !rater.lines(connection, &terms, currency).await?.is_empty() {
-                used.insert(currency);
-            }
-        }
-        Ok(used)
     }
 
     /// Up to where a period that begins at a time corrects those before it: what is recorded in it may be
@@ -188,6 +161,31 @@ impl Engine {
         }
         Ok(InvoiceDraft { period, terms, lines, currencies })
     }
+}
+
+/// Returns the currencies in which a customer used something in a period.
+async fn used_in(
+    connection: &mut PgConnection,
+    plans: &mut PlanHistory,
+    payer: Payer,
+    period: &BillingPeriod,
+) -> Result<BTreeSet<Currency>, EngineError> {
+    let mut used = BTreeSet::new();
+    let paths = store::usage::customer_usage::paths(connection, payer.customer_id, payer.subject_id).await?;
+    let (environment, customer_id) = (plans.environment, payer.customer_id);
+    let whose = CustomerScope { environment, customer_id, paths: &paths, span: period.span };
+    if !store::usage::customer_usage::is_any(connection, whose).await? {
+        return Ok(used);
+    }
+    let meters = store::catalog::meters(connection, environment).await?;
+    let rater = InvoiceRater { environment, customer_id, meters: &meters, paths: &paths };
+    for currency in plans.currencies(connection, &period.intervals).await? {
+        let terms = plans.terms(connection, &period.intervals, currency, false).await?;
+        if !rater.lines(connection, &terms, currency).await?.is_empty() {
+            used.insert(currency);
+        }
+    }
+    Ok(used)
 }
 
 /// A period of which the invoice in another currency is numbered: as long as that one's, and without what it

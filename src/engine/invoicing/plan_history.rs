@@ -12,8 +12,7 @@ use metergate_domain::base::names::PlanKey;
 use metergate_domain::catalog::Catalog;
 use metergate_domain::catalog::plan::Plan;
 use metergate_domain::invoicing::line::RatingTerms;
-use metergate_domain::invoicing::timeline::{PlanChange, PlanInterval};
-use metergate_domain::pricing::commitment::Commitment;
+use metergate_domain::invoicing::timeline::{OwnPricing, PlanChange, PlanInterval};
 use metergate_domain::pricing::currency::Currency;
 use metergate_domain::pricing::price::Price;
 use metergate_domain::subjects::subscription::{commitment_of, prices_of};
@@ -24,14 +23,6 @@ pub(super) struct PlanHistory {
     pub(super) environment: Environment,
     catalog: Catalog,
     gone: BTreeMap<PlanKey, Option<Plan>>,
-}
-
-/// What a stretch of a period is rated by, in the currency of its first price.
-#[derive(Debug)]
-struct PlanPrices {
-    currency: Currency,
-    prices: Vec<Price>,
-    commitment: Option<Commitment>,
 }
 
 impl PlanHistory {
@@ -73,37 +64,22 @@ impl PlanHistory {
         plan_changes: &[PlanChange],
     ) -> Result<bool, EngineError> {
         for plan_change in plan_changes {
-            if self.currency_of(connection, plan_change).await?.is_some() {
+            if self.currency_of(connection, &plan_change.plan, &plan_change.own).await?.is_some() {
                 return Ok(true);
             }
         }
         Ok(false)
     }
 
-    /// That of the first price of a turn; none where nothing has a price.
+    /// Returns the currency of the first price of a subscription; none where nothing has a price.
     pub(super) async fn currency_of(
         &mut self,
         connection: &mut PgConnection,
-        plan_change: &PlanChange,
+        plan: &PlanKey,
+        own: &OwnPricing,
     ) -> Result<Option<Currency>, EngineError> {
-        let plan = self.plan(connection, &plan_change.plan).await?;
-        Ok(prices_of(plan, &plan_change.own.prices).first().map(|price| price.currency))
-    }
-
-    /// None where nothing has a price.
-    async fn plan_prices(
-        &mut self,
-        connection: &mut PgConnection,
-        interval: &PlanInterval,
-    ) -> Result<Option<PlanPrices>, EngineError> {
-        let plan = self.plan(connection, &interval.plan).await?;
-        let prices = prices_of(plan, &interval.own.prices);
-        let Some(currency) = prices.first().map(|price| price.currency) else { return Ok(None) };
-        Ok(Some(PlanPrices {
-            currency,
-            prices: prices.iter().filter(|price| price.currency == currency).cloned().collect(),
-            commitment: commitment_of(plan, &interval.own.commitments, currency).cloned(),
-        }))
+        let plan = self.plan(connection, plan).await?;
+        Ok(prices_of(plan, &own.prices).first().map(|price| price.currency))
     }
 
     /// By what the stretches of a period are rated in a currency, for a customer that owes what they cost
@@ -117,12 +93,16 @@ impl PlanHistory {
     ) -> Result<Vec<RatingTerms>, EngineError> {
         let mut terms = Vec::new();
         for interval in intervals {
-            let tariff = self.plan_prices(connection, interval).await?;
-            let named = self.plan(connection, &interval.plan).await?.map(|plan| plan.name.clone());
-            let plan_name = named.filter(|name| *name != interval.plan.as_str());
-            let billed = tariff.filter(|tariff| interval.is_billed && tariff.currency == currency);
-            let (prices, commitment) =
-                billed.map(|tariff| (tariff.prices, tariff.commitment)).unwrap_or_default();
+            let found = self.plan(connection, &interval.plan).await?;
+            let prices = prices_of(found, &interval.own.prices);
+            let is_rated =
+                interval.is_billed && prices.first().is_some_and(|first| first.currency == currency);
+            let of_currency = prices.iter().filter(|price| is_rated && price.currency == currency);
+            let prices: Vec<Price> = of_currency.cloned().collect();
+            let commitment = commitment_of(found, &interval.own.commitments, currency);
+            let commitment = commitment.filter(|_| is_rated).cloned();
+            let name = found.map(|plan| plan.name.clone());
+            let plan_name = name.filter(|name| *name != interval.plan.as_str());
             let PlanInterval { plan, span, is_billed, .. } = interval.clone();
             terms.push(RatingTerms {
                 plan,
@@ -150,7 +130,7 @@ impl PlanHistory {
     ) -> Result<BTreeSet<Currency>, EngineError> {
         let mut currencies = BTreeSet::new();
         for interval in intervals.iter().filter(|interval| interval.is_billed) {
-            currencies.extend(self.plan_prices(connection, interval).await?.map(|tariff| tariff.currency));
+            currencies.extend(self.currency_of(connection, &interval.plan, &interval.own).await?);
         }
         Ok(currencies)
     }

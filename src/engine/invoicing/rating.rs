@@ -16,8 +16,8 @@ use metergate_domain::invoicing::line::{
     BilledAmount, InvoiceLine, InvoiceLineKey, InvoiceLineKind, RatingTerms, total,
 };
 use metergate_domain::pricing::currency::Currency;
-use metergate_domain::pricing::list::PriceList;
 use metergate_domain::pricing::price::Price;
+use metergate_domain::pricing::price_book::PriceBook;
 use metergate_domain::pricing::rating::RatedQuantity;
 
 /// Rates what was recorded for a customer.
@@ -41,13 +41,12 @@ impl InvoiceRater<'_> {
         let mut lines = Vec::new();
         for terms in terms {
             let RatingTerms { plan, span, .. } = terms;
-            let list = PriceList::of(&terms.prices, currency);
-            let used = self.used(snapshot, &list, *span).await?;
+            let book = PriceBook::new(&terms.prices, currency);
+            let used = self.used(snapshot, &book, *span).await?;
             let counts = |price: &&Price| {
                 (terms.with_fees || price.meter.is_some())
                     && (!terms.only_used || used.contains_key(price.key.as_str()))
-                    && price.effective_from.is_none_or(|from| from < span.to)
-                    && price.effective_to.is_none_or(|to| span.from < to)
+                    && price.is_in_force_within(*span)
             };
             for price in terms.prices.iter().filter(counts) {
                 let used = used.get(price.key.as_str()).cloned().unwrap_or_default();
@@ -77,7 +76,7 @@ impl InvoiceRater<'_> {
     async fn used(
         &self,
         snapshot: &mut PgConnection,
-        list: &PriceList<'_>,
+        book: &PriceBook,
         span: Span,
     ) -> Result<BTreeMap<String, RatedQuantity>, EngineError> {
         let whose = CustomerScope {
@@ -87,9 +86,9 @@ impl InvoiceRater<'_> {
             span,
         };
         let mut used = BTreeMap::new();
-        let keys = list.meters();
+        let keys = book.meters();
         for stored in self.meters.iter().filter(|stored| keys.contains(&stored.meter.key)) {
-            let prices: Vec<&Price> = list.of_meter(&stored.meter.key).collect();
+            let prices: Vec<&Price> = book.of_meter(&stored.meter.key).collect();
             let adds_up = stored.meter.aggregation.is_reservable();
             let questions: Vec<&[&Price]> =
                 if adds_up { vec![&prices[..]] } else { prices.chunks(1).collect() };

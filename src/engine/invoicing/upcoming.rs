@@ -7,7 +7,7 @@ use super::billing_history::BillingHistory;
 use super::plan_history::PlanHistory;
 use super::{Engine, EngineError, InvoiceView, payer_of};
 use crate::store;
-use crate::store::invoicing::{InvoiceRow, Payer};
+use crate::store::invoicing::Payer;
 use metergate_domain::base::environment::Environment;
 use metergate_domain::base::names::SubjectId;
 use metergate_domain::base::timestamp::Timestamp;
@@ -32,13 +32,10 @@ impl Engine {
         let mut connection = self.database().pool().acquire().await?;
         let now = self.inner.clock.now(environment, store::usage::now(&mut connection).await?);
         let payer = payer_of(&mut connection, environment, subject.as_str()).await?;
-        if let Some(payer) = payer {
-            let rows = store::invoicing::of_payer(&mut connection, payer, now).await?;
-            let is_present = |row: &InvoiceRow| row.numbered.is_none() && row.period.contains(now);
-            let present: Vec<InvoiceRow> = rows.into_iter().filter(is_present).collect();
-            if let Some(id) = self.first(&mut connection, environment, payer, &present, now).await? {
-                return Ok(id);
-            }
+        if let Some(payer) = payer
+            && let Some(id) = self.first(&mut connection, environment, payer, now).await?
+        {
+            return Ok(id);
         }
         let detail = why_none(&mut connection, environment, subject, payer, now).await?;
         Err(EngineError::NotFound { code: "no_upcoming_invoice", detail })
@@ -51,18 +48,19 @@ impl Engine {
         connection: &mut PgConnection,
         environment: Environment,
         payer: Payer,
-        present: &[InvoiceRow],
         now: Timestamp,
     ) -> Result<Option<Uuid>, EngineError> {
+        let mut present = store::invoicing::of_payer(connection, payer, now).await?;
+        present.retain(|row| row.numbered.is_none() && row.period.contains(now));
         let mut plans = PlanHistory::read(connection, environment).await?;
         let book = BillingHistory::read(connection, &mut plans, payer).await?;
         if let Some(plan_change) = book.timeline.at(now).filter(|plan_change| plan_change.is_billed()) {
-            let currency = plans.currency_of(connection, plan_change).await?;
+            let currency = plans.currency_of(connection, &plan_change.plan, &plan_change.own).await?;
             if let Some(row) = present.iter().find(|row| Some(row.currency) == currency) {
                 return Ok(Some(row.id));
             }
         }
-        for row in present {
+        for row in &present {
             if !self.draft(connection, environment, row).await?.is_empty() {
                 return Ok(Some(row.id));
             }

@@ -19,14 +19,15 @@ use metergate_domain::base::timestamp::Timestamp;
 use metergate_domain::base::window::{Span, Zone};
 use metergate_domain::catalog::meter::{Aggregation, StoredMeter};
 use metergate_domain::pricing::amount::MinorUnits;
+use metergate_domain::pricing::cost_basis::CostBasis;
 use metergate_domain::pricing::currency::Currency;
 use metergate_domain::pricing::exchange::ExchangeRate;
-use metergate_domain::pricing::list::PriceList;
+use metergate_domain::pricing::line::RatedLine;
 use metergate_domain::pricing::parts::{MeterTotal, RatedUsage};
-use metergate_domain::pricing::period_costs::{PeriodCosts, StatementPricing};
+use metergate_domain::pricing::period_costs::PeriodCosts;
 use metergate_domain::pricing::price::Price;
+use metergate_domain::pricing::price_book::PriceBook;
 use metergate_domain::pricing::quote::Unpriced;
-use metergate_domain::pricing::rating::RatedLine;
 use metergate_domain::usage::query::{GroupBySubject, UsageQuery, UsageSlice};
 
 /// What usage comes to, price by price, in the currency that was asked for.
@@ -45,25 +46,21 @@ pub struct CostView {
 }
 
 impl CostView {
-    pub(crate) fn of(
-        statement: &PeriodCosts<'_>,
-        total: &RatedUsage<'_>,
-        pricing: StatementPricing<'_>,
-    ) -> Self {
+    pub(crate) fn of(statement: &PeriodCosts<'_>, total: &RatedUsage<'_>, pricing: CostBasis<'_>) -> Self {
         let lines = statement.lines(total, pricing);
         Self {
             currency: pricing.currency(),
             total: lines.iter().map(|line| line.rounded_amount.clone()).sum(),
             lines,
             exchange_rate: pricing.rate.cloned(),
-            unpriced: unpriced(total, pricing.list),
+            unpriced: unpriced(total, pricing.book),
         }
     }
 }
 
 /// What no price rates, by meter: of meters that have prices a part, of others all.
-fn unpriced(part: &RatedUsage<'_>, list: &PriceList<'_>) -> Vec<Unpriced> {
-    let (with_prices, mut found) = (list.meters(), part.unpriced.clone());
+fn unpriced(part: &RatedUsage<'_>, book: &PriceBook) -> Vec<Unpriced> {
+    let (with_prices, mut found) = (book.meters(), part.unpriced.clone());
     for (meter, taken) in &part.meters {
         if let Some(value) = taken.value().filter(|_| !with_prices.contains(meter)) {
             found.insert(*meter, value);
@@ -86,7 +83,7 @@ pub(crate) struct Look<'l, 'a> {
     pub(crate) bounds: &'l [Timestamp],
     /// From which bound on levels are looked at; before it only what adds up.
     pub(crate) levels_from: usize,
-    pub(crate) list: Option<&'l PriceList<'a>>,
+    pub(crate) book: Option<&'a PriceBook>,
     pub(crate) rollup_coverage: &'l ReadCoverage,
 }
 
@@ -150,12 +147,12 @@ impl<'a> Look<'_, 'a> {
         snapshot: &mut PgConnection,
         meters: &[&'m StoredMeter],
     ) -> Result<UsageParts<'a>, EngineError> {
-        let with_prices: BTreeSet<&MeterKey> = self.list.map(PriceList::meters).unwrap_or_default();
+        let with_prices: BTreeSet<&MeterKey> = self.book.map(PriceBook::meters).unwrap_or_default();
         let mut asks: Vec<CostQuery<'m, 'a>> = Vec::new();
         for stored in meters.iter().copied() {
-            let prices: Vec<&'a Price> = match self.list {
-                Some(list) if with_prices.contains(&stored.meter.key) => {
-                    list.of_meter(&stored.meter.key).collect()
+            let prices: Vec<&'a Price> = match self.book {
+                Some(book) if with_prices.contains(&stored.meter.key) => {
+                    book.of_meter(&stored.meter.key).collect()
                 }
                 _ => Vec::new(),
             };

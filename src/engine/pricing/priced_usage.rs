@@ -10,11 +10,10 @@ use crate::store::{self, StoreError};
 use metergate_domain::base::environment::Environment;
 use metergate_domain::base::names::SubjectId;
 use metergate_domain::base::quantity::Total;
-use metergate_domain::base::timestamp::Timestamp;
 use metergate_domain::base::window::{Span, Zone};
 use metergate_domain::catalog::meter::StoredMeter;
-use metergate_domain::gate::applicable_cap::{CapMeasure, PricedSlice, PricedUsage};
-use metergate_domain::pricing::price::Price;
+use metergate_domain::gate::applicable_cap::PricedUsage;
+use metergate_domain::gate::counted_prices::{CapMeasure, CountedSlice};
 use metergate_domain::usage::event::Properties;
 use metergate_domain::usage::query::{GroupBySubject, UsageQuery, UsageRow};
 
@@ -28,10 +27,10 @@ pub(crate) async fn used(
 ) -> Result<Total, StoreError> {
     let slice = priced_usage.slice;
     let mut sum = Total::default();
-    for span in segments(slice, period) {
+    for span in slice.rated.segments(period, slice.aggregation.is_reservable()) {
         let found = match priced_usage.measure {
             CapMeasure::Quantity => {
-                let query = slice_query(slice, stored, &priced_usage.member().subject, span);
+                let query = usage_query_for(slice, stored, &priced_usage.member().subject, span);
                 let rows = reader::answer(snapshot, environment, stored, &query).await.map_err(unexpected)?;
                 // a level was asked for by the filter of its price
                 let admits = |row: &&UsageRow| slice.admits(&properties(row), span.from);
@@ -39,9 +38,9 @@ pub(crate) async fn used(
                 rated.fold(Total::default(), |sum, row| sum + row.value.unwrap_or_default())
             }
             CapMeasure::Fees | CapMeasure::Excess => {
-                let names = std::slice::from_ref(&priced_usage.member().subject);
-                let paths = store::subjects::subject::path_ids(snapshot, environment, names, true).await?;
-                let of = (slice, priced_usage.measure);
+                let names = [priced_usage.member().subject.to_string()];
+                let paths = store::subjects::subject::path_ids(snapshot, environment, &names, true).await?;
+                let of = (&slice, priced_usage.measure);
                 let groups =
                     store::pricing::event_fees::fees_above(snapshot, environment, stored, of, &paths, span)
                         .await?;
@@ -54,32 +53,24 @@ pub(crate) async fn used(
     Ok(sum)
 }
 
-/// A period cut where the price or one that comes before it comes into force or goes out of it; a price
-/// that rates all of it alike leaves it whole. Those of levels leave nothing to each other.
-fn segments(slice: &PricedSlice, period: Span) -> Vec<Span> {
-    let rivals: &[Price] = if slice.aggregation.is_reservable() { &slice.rivals } else { &[] };
-    let prices = rivals.iter().chain([&slice.price]);
-    let edges = prices.flat_map(|price| [price.effective_from, price.effective_to]).flatten();
-    let mut edges: Vec<Timestamp> = edges.filter(|edge| period.contains(*edge)).collect();
-    edges.extend([period.from, period.to]);
-    edges.sort_unstable();
-    edges.dedup();
-    let spans = edges.windows(2).map(|pair| Span { from: pair[0], to: pair[1] });
-    spans.filter(|span| slice.price.is_in_force(span.from)).collect()
-}
-
 /// The question whose answer is a level that a price rates, as long as the price rates it in a period.
 pub(crate) fn level(
     priced_usage: &PricedUsage<'_>,
     stored: &StoredMeter,
     period: Span,
 ) -> Option<UsageQuery> {
-    let span = segments(priced_usage.slice, period).into_iter().next()?;
-    Some(slice_query(priced_usage.slice, stored, &priced_usage.member().subject, span))
+    let slice = priced_usage.slice;
+    let segments = slice.rated.segments(period, slice.aggregation.is_reservable());
+    Some(usage_query_for(slice, stored, &priced_usage.member().subject, segments.into_iter().next()?))
 }
 
 /// Use by those dimensions. A level is asked for by the filter of its price alone: levels do not add up.
-fn slice_query(slice: &PricedSlice, stored: &StoredMeter, subject: &str, span: Span) -> UsageQuery {
+fn usage_query_for(
+    slice: CountedSlice<'_>,
+    stored: &StoredMeter,
+    subject: &SubjectId,
+    span: Span,
+) -> UsageQuery {
     let adds_up = slice.aggregation.is_reservable();
     let filter = &slice.price.filter;
     UsageQuery {
@@ -87,10 +78,10 @@ fn slice_query(slice: &PricedSlice, stored: &StoredMeter, subject: &str, span: S
         span,
         window: None,
         zone: Zone::default(),
-        subjects: SubjectId::parse(subject).into_iter().collect(),
+        subjects: vec![subject.clone()],
         descendants: true,
         whose: GroupBySubject::All,
-        group_by: if adds_up { slice.dimensions() } else { Vec::new() },
+        group_by: if adds_up { slice.rated.dimensions() } else { Vec::new() },
         filter: if adds_up {
             BTreeMap::new()
         } else {

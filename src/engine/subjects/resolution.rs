@@ -10,10 +10,11 @@ use crate::engine::change::ChangeTransaction;
 use crate::engine::clock::Clock;
 use crate::engine::environment_cache::{CacheUpdates, EnvironmentCache};
 use crate::store::subjects::subject::Which;
+use crate::store::subjects::subscriptions::Newcomer;
 use crate::store::{self, StoreError};
 use metergate_domain::base::environment::Environment;
 use metergate_domain::base::timestamp::Timestamp;
-use metergate_domain::gate::catalog_index::Path;
+use metergate_domain::gate::path::Path;
 
 /// Paths by the subject that stands there.
 pub(crate) type SubjectPaths = HashMap<String, Arc<Path>>;
@@ -135,10 +136,10 @@ pub(crate) async fn subscribe(
         }
     }
     let version = cache.versions.config;
-    let (ids, pristine): (Vec<i64>, Vec<Option<i64>>) =
-        roots.into_iter().map(|(id, made)| (id, made.then_some(version))).unzip();
-    store::subjects::subscriptions::insert_default(connection, environment, &ids, &pristine, plan, now)
-        .await?;
+    let newcomer =
+        |(subject_id, made): (i64, bool)| Newcomer { subject_id, pristine_version: made.then_some(version) };
+    let newcomers: Vec<Newcomer> = roots.into_iter().map(newcomer).collect();
+    store::subjects::subscriptions::insert_default(connection, environment, &newcomers, plan, now).await?;
     read(connection, environment, &names, found, fresh).await?;
     Ok(Vec::new())
 }
@@ -155,17 +156,11 @@ pub(crate) async fn subscribe_alone(
     let mut change = ChangeTransaction::within(connection.begin().await?, environment, clock).await?;
     let (catalog, _) = change.catalog().await?;
     if let Some(plan) = &catalog.default_plan {
-        let pristine = vec![None; roots.len()];
+        let newcomer = |subject_id: i64| Newcomer { subject_id, pristine_version: None };
+        let newcomers: Vec<Newcomer> = roots.into_iter().map(newcomer).collect();
         let (transaction, now) = (&mut change.transaction, change.now);
-        store::subjects::subscriptions::insert_default(
-            transaction,
-            environment,
-            &roots,
-            &pristine,
-            plan,
-            now,
-        )
-        .await?;
+        store::subjects::subscriptions::insert_default(transaction, environment, &newcomers, plan, now)
+            .await?;
     }
     change.commit().await
 }

@@ -17,7 +17,7 @@ use metergate_domain::base::limits::HISTORY_ROWS_MAX;
 use metergate_domain::base::names::{PlanKey, SubjectId};
 use metergate_domain::base::timestamp::Timestamp;
 use metergate_domain::base::window::Span;
-use metergate_domain::gate::catalog_index::Path;
+use metergate_domain::gate::path::Path;
 use metergate_domain::pricing::commitment::Commitment;
 use metergate_domain::pricing::price::Price;
 use metergate_domain::subjects::subscription::{End, Subscription, SubscriptionParams, SubscriptionStatus};
@@ -37,43 +37,7 @@ pub struct SubscriptionView {
     pub created_at: Timestamp,
     pub updated_at: Timestamp,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub history: Option<Vec<ChangeView>>,
-}
-
-/// A change, and what it was changed to.
-#[derive(Debug, Clone, Serialize)]
-pub struct ChangeView {
-    pub at: Timestamp,
-    pub change: String,
-    pub plan: String,
-    pub status: String,
-    pub cycle_anchor: Timestamp,
-    pub period_start: Option<Timestamp>,
-    pub period_end: Option<Timestamp>,
-    pub ends_at: Option<Timestamp>,
-    pub fallback_plan: Option<String>,
-    pub overrides: Value,
-    pub prices: Value,
-    pub commitments: Value,
-}
-
-impl From<HistoryRow> for ChangeView {
-    fn from(row: HistoryRow) -> Self {
-        Self {
-            at: row.at,
-            change: row.change,
-            plan: row.plan,
-            status: row.status,
-            cycle_anchor: row.cycle_anchor,
-            period_start: row.period_start,
-            period_end: row.period_end,
-            ends_at: row.ends_at,
-            fallback_plan: row.fallback_plan,
-            overrides: row.overrides,
-            prices: row.prices,
-            commitments: row.commitments,
-        }
-    }
+    pub history: Option<Vec<HistoryRow>>,
 }
 
 /// The times of a subscription's row.
@@ -202,7 +166,7 @@ impl Engine {
         if with_history {
             let rows =
                 store::subjects::subscriptions::history(&mut snapshot, subject_id, HISTORY_ROWS_MAX).await?;
-            shown.history = Some(rows.into_iter().map(ChangeView::from).collect());
+            shown.history = Some(rows);
         }
         snapshot.commit().await?;
         Ok(shown)

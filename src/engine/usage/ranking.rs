@@ -22,13 +22,14 @@ use metergate_domain::base::timestamp::Timestamp;
 use metergate_domain::base::window::{Span, Zone};
 use metergate_domain::catalog::meter::StoredMeter;
 use metergate_domain::gate::catalog_index::CatalogIndex;
+use metergate_domain::gate::counted_prices::CountedPrices;
 use metergate_domain::gate::decision::resets_at;
 use metergate_domain::pricing::amount::MinorUnits;
+use metergate_domain::pricing::cost_basis::CostBasis;
 use metergate_domain::pricing::currency::Currency;
 use metergate_domain::pricing::exchange::ExchangeRate;
-use metergate_domain::pricing::list::PriceList;
 use metergate_domain::pricing::parts::RatedUsage;
-use metergate_domain::pricing::period_costs::StatementPricing;
+use metergate_domain::pricing::price_book::nearest_to;
 use metergate_domain::usage::query::{Aggregate, GroupBySubject, UsageQuery, UsageState, percent};
 use metergate_domain::usage::ranking::{RankBy, RankPageRequest};
 
@@ -219,18 +220,20 @@ async fn by_cost(
     let (mut costs, mut untold, mut no_rate) = (Vec::new(), Vec::new(), None);
     for together in price_books.values() {
         let Some(one) = together.first() else { continue };
-        let prices = one.subscription.prices(&terms.catalog);
-        let Some(list) = PriceList::nearest_to(&prices, Some(currency)) else { continue };
-        match list.exchanged_to(Some(currency), &terms.rates, snapshot.now) {
+        let Some(CountedPrices { book, .. }) = nearest_to(terms.prices_of(&one.subscription), Some(currency))
+        else {
+            continue;
+        };
+        match book.exchanged_to(Some(currency), &terms.rates, snapshot.now) {
             Ok(rate) => {
                 // a commitment is one of a billing period, which this need not be
-                let pricing = StatementPricing { list: &list, rate: rate.as_ref(), commitment: None };
+                let pricing = CostBasis { book, rate: rate.as_ref(), commitment: None };
                 let told = cost(snapshot, terms, pricing, together, span).await?;
                 costs.extend(told.into_iter().map(|(total, holder)| (total, holder, rate.clone())));
             }
             Err(violations) => {
                 no_rate.get_or_insert(violations);
-                untold.extend(together.iter().map(|holder| (*holder, list.currency)));
+                untold.extend(together.iter().map(|holder| (*holder, book.currency)));
             }
         }
     }
@@ -253,11 +256,11 @@ async fn by_cost(
 async fn cost<'h>(
     snapshot: &mut ReadSnapshot,
     terms: &CatalogIndex,
-    pricing: StatementPricing<'_>,
+    pricing: CostBasis<'_>,
     together: &[&'h Holder],
     span: Span,
 ) -> Result<Vec<(MinorUnits, &'h Holder)>, EngineError> {
-    let list = pricing.list;
+    let book = pricing.book;
     let ids: Vec<i64> = together.iter().map(|holder| holder.subject_id).collect();
     let through = store::subjects::subject::paths_through(&mut snapshot.snapshot, &ids).await?;
     let mut whose = HolderColumns::default();
@@ -276,15 +279,15 @@ async fn cost<'h>(
         holders: Some(&whose),
         bounds: &[span.from, span.to],
         levels_from: 0,
-        list: Some(list),
+        book: Some(book),
         rollup_coverage: &rollup_coverage,
     };
-    let meters: Vec<&StoredMeter> = list.meters().into_iter().filter_map(|key| terms.meter(key)).collect();
+    let meters: Vec<&StoredMeter> = book.meters().into_iter().filter_map(|key| terms.meter(key)).collect();
     let found = look.parts(&mut snapshot.snapshot, &meters).await?;
     let nothing = RatedUsage::default();
     let total = |holder: &&'h Holder| {
         let part = found.get(&(Some(holder.subject_id.to_string()), 0)).unwrap_or(&nothing);
-        (pricing.total(part.lines(list, span)), *holder)
+        (pricing.total(part.lines(book, span)), *holder)
     };
     Ok(together.iter().map(total).collect())
 }

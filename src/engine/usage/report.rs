@@ -19,15 +19,18 @@ use metergate_domain::base::window::{Span, utc_month};
 use metergate_domain::catalog::meter::StoredMeter;
 use metergate_domain::catalog::plan::Enforcement;
 use metergate_domain::gate::applicable_cap::CounterSource;
-use metergate_domain::gate::catalog_index::{ApplicableLimit, CatalogIndex, CounterKey};
-use metergate_domain::gate::decision::{CounterState, LimitState};
+use metergate_domain::gate::catalog_index::{ApplicableLimit, CatalogIndex};
+use metergate_domain::gate::counter::CounterKey;
+use metergate_domain::gate::counter::CounterState;
+use metergate_domain::gate::decision::LimitState;
 use metergate_domain::gate::state::Counter;
 use metergate_domain::pricing::amount::MinorUnits;
+use metergate_domain::pricing::cost_basis::CostBasis;
 use metergate_domain::pricing::currency::Currency;
 use metergate_domain::pricing::forecast::Method;
-use metergate_domain::pricing::list::PriceList;
 use metergate_domain::pricing::parts::{MeterTotal, RatedUsage};
-use metergate_domain::pricing::period_costs::{Calendar, Day, Forecast, PeriodCosts, StatementPricing};
+use metergate_domain::pricing::period_costs::{Calendar, Day, Forecast, PeriodCosts};
+use metergate_domain::pricing::price_book::{PriceBook, nearest_to};
 use metergate_domain::subjects::subscription::SubscriptionStatus;
 use metergate_domain::usage::query::{UsageState, percent};
 
@@ -156,7 +159,7 @@ impl Engine {
         // an end user sees what is their own, and never what others above them use
         let shown = nearest
             .map(|(member, _)| member)
-            .filter(|member| viewer == Viewer::Application || member.subject == subject.as_str());
+            .filter(|member| viewer == Viewer::Application || member.subject == subject);
         let limits = match shown {
             None => Vec::new(),
             Some(member) => {
@@ -165,26 +168,25 @@ impl Engine {
                 terms.of_member(member).map(usage).collect()
             }
         };
-        let prices = path.prices(&terms.catalog);
-        let list = prices.as_deref().and_then(|prices| PriceList::nearest_to(prices, currency));
-        let exchange_rate = match &list {
+        let book = nearest_to(terms.prices_on(&path), currency).map(|prices| &prices.book);
+        let exchange_rate = match book {
             None => None,
-            Some(list) => list.exchanged_to(currency, &terms.rates, snapshot.now)?,
+            Some(book) => book.exchanged_to(currency, &terms.rates, snapshot.now)?,
         };
         let calendar = Calendar::of(period, snapshot.now);
         let names = [subject.to_string()];
         let below = viewer == Viewer::Application;
         let paths =
             store::subjects::subject::path_ids(&mut snapshot.snapshot, environment, &names, below).await?;
-        let parts = parts(&mut snapshot, &terms, &calendar, list.as_ref(), &paths).await?;
+        let parts = parts(&mut snapshot, &terms, &calendar, book, &paths).await?;
         snapshot.snapshot.commit().await?;
 
         let statement = PeriodCosts::new(calendar, parts);
         let total = statement.total();
-        let pricing = list.as_ref().map(|list| StatementPricing {
-            list,
+        let pricing = book.map(|book| CostBasis {
+            book,
             rate: exchange_rate.as_ref(),
-            commitment: path.commitment(&terms.catalog, list.currency),
+            commitment: terms.commitment_of(&path, book.currency),
         });
         let plan = nearest.and_then(|(_, subscription)| terms.catalog.plan(&subscription.plan));
         Ok(Report {
@@ -206,7 +208,7 @@ async fn parts<'a>(
     snapshot: &mut ReadSnapshot,
     terms: &'a CatalogIndex,
     calendar: &Calendar,
-    list: Option<&PriceList<'a>>,
+    book: Option<&'a PriceBook>,
     paths: &[i64],
 ) -> Result<Vec<RatedUsage<'a>>, EngineError> {
     let (environment, span) = (snapshot.environment, calendar.span());
@@ -223,7 +225,7 @@ async fn parts<'a>(
         holders: None,
         bounds: &calendar.bounds,
         levels_from: calendar.first,
-        list,
+        book,
         rollup_coverage: &rollup_coverage,
     };
     let mut found = look.parts(snapshot, &meters).await?;
@@ -258,14 +260,14 @@ impl From<Day<'_, '_>> for DayView {
 fn forecast(
     terms: &CatalogIndex,
     statement: &PeriodCosts<'_>,
-    pricing: Option<StatementPricing<'_>>,
+    pricing: Option<CostBasis<'_>>,
 ) -> ForecastView {
     let adding_up = terms.meters().filter(|stored| stored.meter.aggregation.is_reservable());
     let of_meter = |stored: &StoredMeter| {
         let Forecast { value, method } = statement.forecast_of(&stored.meter.key);
         MeterForecast { meter: stored.meter.key.clone(), value, method }
     };
-    let of_cost = |pricing: StatementPricing<'_>| {
+    let of_cost = |pricing: CostBasis<'_>| {
         let Forecast { value, method } = statement.forecast_of_cost(pricing);
         CostForecast { currency: pricing.currency(), total: value, method }
     };

@@ -44,8 +44,9 @@ impl Engine {
             None if purchase.has_more && purchase.checkout.is_none() => return Ok(Some(no_key())),
             None => {}
         }
-        let pack_of =
-            |price: &str| catalog.credit_packs.iter().find(|p| p.has_stripe_price(environment, price));
+        let pack_of = |price: &str| {
+            catalog.credit_packs.iter().find(|p| p.stripe_price_ids.contains(environment, price))
+        };
         let bought: Vec<(&str, &CreditPack, i64)> = purchase
             .items
             .iter()

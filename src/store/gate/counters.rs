@@ -10,8 +10,8 @@ use metergate_domain::base::names::{ItemKey, PlanKey};
 use metergate_domain::base::quantity::{Quantity, Total};
 use metergate_domain::base::timestamp::Timestamp;
 use metergate_domain::base::window::Span;
-use metergate_domain::gate::catalog_index::{CounterKey, CounterPeriod};
-use metergate_domain::gate::decision::CounterState;
+use metergate_domain::gate::counter::CounterState;
+use metergate_domain::gate::counter::{CounterKey, CounterPeriod};
 use metergate_domain::usage::ranking::RankPageRequest;
 
 /// A counter that is wanted.

@@ -13,8 +13,8 @@ use crate::store::configuration::{LOCK, Versions};
 use metergate_domain::base::environment::Environment;
 use metergate_domain::base::quantity::{Quantity, Total};
 use metergate_domain::base::timestamp::Timestamp;
-use metergate_domain::gate::catalog_index::CounterKey;
-use metergate_domain::gate::decision::CounterState;
+use metergate_domain::gate::counter::CounterKey;
+use metergate_domain::gate::counter::CounterState;
 use metergate_domain::gate::request::OnExpiry;
 use metergate_domain::gate::reservation::Hold;
 

@@ -13,7 +13,7 @@ use metergate_domain::base::environment::Environment;
 use metergate_domain::base::quantity::Total;
 use metergate_domain::base::window::Span;
 use metergate_domain::catalog::meter::StoredMeter;
-use metergate_domain::gate::applicable_cap::{CapMeasure, PricedSlice};
+use metergate_domain::gate::counted_prices::{CapMeasure, CountedSlice};
 use metergate_domain::pricing::amount::Amount;
 use metergate_domain::pricing::price::Model;
 use metergate_domain::usage::event::Properties;
@@ -47,7 +47,7 @@ impl<'a> Fee<'a> {
         sql.push_bind(self.most.map(number)).push("::numeric)");
     }
 
-    /// What a counter takes of it, rounded up to the digits of a quantity, as `PricedSlice::measure` does.
+    /// What a counter takes of it, rounded up to the digits of a quantity, as `CountedSlice::measure` does.
     fn push_above(&self, sql: &mut QueryBuilder<Postgres>, measure: CapMeasure) {
         sql.push("ceil((");
         self.push(sql);
@@ -105,12 +105,12 @@ pub async fn fees_above(
     connection: &mut PgConnection,
     environment: Environment,
     stored: &StoredMeter,
-    (slice, measure): (&PricedSlice, CapMeasure),
+    (slice, measure): (&CountedSlice<'_>, CapMeasure),
     paths: &[i64],
     span: Span,
 ) -> Result<Vec<(Properties, Total)>, StoreError> {
     let Some(fee) = Fee::of(&slice.price.model) else { return Ok(Vec::new()) };
-    let dimensions = slice.dimensions();
+    let dimensions = slice.rated.dimensions();
     let mut sql = QueryBuilder::new("select members, sum(sign * ");
     fee.push_above(&mut sql, measure);
     sql.push(") as fees from (");

@@ -2,14 +2,14 @@
 
 use serde::Deserialize;
 use serde_json::Value;
+use sqlx::PgConnection;
 use sqlx::types::Json;
-use sqlx::{PgConnection, Row};
 
 use crate::store::StoreError;
 use metergate_domain::base::environment::Environment;
 use metergate_domain::base::timestamp::Timestamp;
-use metergate_domain::gate::applicable_cap::CapTerms;
-use metergate_domain::gate::catalog_index::EffectiveFrom;
+use metergate_domain::gate::counter::EffectiveFrom;
+use metergate_domain::gate::path::CapTerms;
 use metergate_domain::pricing::cap::SpendCap;
 
 #[derive(Deserialize)]
@@ -34,16 +34,16 @@ pub(crate) fn read(gathered: Option<Json<Vec<Value>>>) -> Result<Vec<CapTerms>, 
     gathered.into_iter().flat_map(|Json(caps)| caps).map(read).collect()
 }
 
-/// Those of a subject, by key.
+/// Returns the caps of a subject, by key.
 pub async fn of_subject(connection: &mut PgConnection, subject_id: i64) -> Result<Vec<CapTerms>, StoreError> {
-    let row = sqlx::query(
+    let gathered = sqlx::query_scalar(
         "select jsonb_agg(jsonb_build_object('cap', cap, 'since', since) order by key) as caps
          from spend_caps where subject_id = $1",
     )
     .bind(subject_id)
     .fetch_one(connection)
     .await?;
-    read(row.try_get("caps")?)
+    read(gathered)
 }
 
 /// Puts others in their place. The caller holds the configuration lock.

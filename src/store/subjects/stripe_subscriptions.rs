@@ -72,7 +72,7 @@ fn read(row: &PgRow) -> Result<ProviderSubscriptionRow, StoreError> {
             id: row.try_get("id")?,
             customer: row.try_get("customer")?,
             subject: subject.map(SubjectId::parse).transpose().map_err(unreadable)?,
-            status: fields::one_of(status.into(), &SubscriptionStatus::WORDS).map_err(unreadable)?,
+            status: fields::one_of(status.into(), SubscriptionStatus::WORDS).map_err(unreadable)?,
             prices: row.try_get("price_ids")?,
             anchor: row.try_get("anchor")?,
             period: start.zip(end).map(|(from, to)| Span { from, to }),

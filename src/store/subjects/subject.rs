@@ -4,14 +4,15 @@ use std::collections::HashMap;
 
 use serde_json::{Map, Value};
 use sqlx::types::Json;
-use sqlx::{PgConnection, Row};
+use sqlx::{FromRow, PgConnection, Row};
 
 use crate::store::StoreError;
 use metergate_domain::base::environment::Environment;
+use metergate_domain::base::names::SubjectId;
 use metergate_domain::base::timestamp::Timestamp;
-use metergate_domain::gate::catalog_index::{Path, PathSubject};
+use metergate_domain::gate::path::{Path, PathSubject};
 
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, FromRow)]
 pub struct SubjectRow {
     pub id: i64,
     pub subject: String,
@@ -19,6 +20,7 @@ pub struct SubjectRow {
     /// Names of the subject and its ancestors, nearest first.
     pub path: Vec<String>,
     pub stripe_customer_id: Option<String>,
+    #[sqlx(json)]
     pub metadata: Map<String, Value>,
     pub created_at: Timestamp,
     pub updated_at: Timestamp,
@@ -27,9 +29,9 @@ pub struct SubjectRow {
 /// Which paths are read.
 #[derive(Debug, Clone, Copy)]
 pub enum Which<'a> {
-    /// Those on which these subjects stand now, where they exist.
+    /// The current paths of these subjects, where they exist.
     Of(&'a [String]),
-    /// Those with these numbers.
+    /// Paths by number.
     Ids(&'a [i64]),
 }
 
@@ -82,7 +84,7 @@ pub async fn paths(
         }
         path.members.push(PathSubject {
             subject_id: row.try_get("member_id")?,
-            subject: row.try_get("subject")?,
+            subject: subject(row.try_get("subject")?)?,
             subscription: super::subscriptions::read(row)?,
             caps: crate::store::pricing::spend_caps::read(row.try_get("caps")?)?,
             moved_at: row.try_get("moved_at")?,
@@ -105,6 +107,11 @@ pub async fn paths(
         path.members.shrink_to_fit();
     }
     Ok(paths)
+}
+
+/// Reads a stored name.
+pub fn subject(name: String) -> Result<SubjectId, StoreError> {
+    SubjectId::parse(name).map_err(|why| StoreError::Refused(sqlx::Error::Decode(why.into())))
 }
 
 /// Makes the subjects that do not exist yet, each as a root. `names` ascend, so that two
@@ -141,28 +148,13 @@ const SELECT: &str =
      left join customers c on c.id = s.customer_id
      where s.environment = $1";
 
-fn read(row: &sqlx::postgres::PgRow) -> Result<SubjectRow, StoreError> {
-    let Json(metadata): Json<Map<String, Value>> = row.try_get("metadata")?;
-    Ok(SubjectRow {
-        id: row.try_get("id")?,
-        subject: row.try_get("subject")?,
-        parent: row.try_get("parent")?,
-        path: row.try_get("path")?,
-        stripe_customer_id: row.try_get("stripe_customer_id")?,
-        metadata,
-        created_at: row.try_get("created_at")?,
-        updated_at: row.try_get("updated_at")?,
-    })
-}
-
 pub async fn find(
     connection: &mut PgConnection,
     environment: Environment,
     name: &str,
 ) -> Result<Option<SubjectRow>, StoreError> {
     let sql = sqlx::AssertSqlSafe(format!("{SELECT} and s.subject = $2"));
-    let row = sqlx::query(sql).bind(environment.code()).bind(name).fetch_optional(connection).await?;
-    row.as_ref().map(read).transpose()
+    Ok(sqlx::query_as(sql).bind(environment.code()).bind(name).fetch_optional(connection).await?)
 }
 
 /// A page of subjects in the order they were made, after the one with the id `after`; children of
@@ -177,14 +169,14 @@ pub async fn list(
     let sql = format!(
         "{SELECT} and s.id > $2 and ($3::text is null or parent.subject = $3) order by s.id limit $4"
     );
-    let rows = sqlx::query(sqlx::AssertSqlSafe(sql))
+    let rows = sqlx::query_as(sqlx::AssertSqlSafe(sql))
         .bind(environment.code())
         .bind(after)
         .bind(parent)
         .bind(i64::from(limit))
         .fetch_all(connection)
         .await?;
-    rows.iter().map(read).collect()
+    Ok(rows)
 }
 
 /// The levels of a subject's own subtree, itself included, and whether `other` lies in it.
@@ -193,7 +185,7 @@ pub async fn subtree(
     subject_id: i64,
     other: i64,
 ) -> Result<(usize, bool), StoreError> {
-    let row = sqlx::query(
+    let (height, is_below): (i32, bool) = sqlx::query_as(
         "with recursive below (id, level) as (
              select $1::bigint, 1
              union all
@@ -204,8 +196,7 @@ pub async fn subtree(
     .bind(other)
     .fetch_one(connection)
     .await?;
-    let height: i32 = row.try_get("height")?;
-    Ok((usize::try_from(height).unwrap_or(usize::MAX), row.try_get("is_below")?))
+    Ok((usize::try_from(height).unwrap_or(usize::MAX), is_below))
 }
 
 /// Moves a subject, and gives it and all below it their new paths; old paths stay, for what was
@@ -267,7 +258,7 @@ pub async fn of_mapping(
     environment: Environment,
     stripe_customer_id: &str,
 ) -> Result<Option<(i64, String)>, StoreError> {
-    let row = sqlx::query(
+    let found = sqlx::query_as(
         "select s.id, s.subject from customers c join subjects s on s.customer_id = c.id
          where c.environment = $1 and c.stripe_customer_id = $2",
     )
@@ -275,7 +266,7 @@ pub async fn of_mapping(
     .bind(stripe_customer_id)
     .fetch_optional(connection)
     .await?;
-    row.map(|row| Ok((row.try_get("id")?, row.try_get("subject")?))).transpose()
+    Ok(found)
 }
 
 /// The name of a subject.
@@ -350,14 +341,14 @@ pub async fn paths_through(
     connection: &mut PgConnection,
     subject_ids: &[i64],
 ) -> Result<HashMap<i64, Vec<i64>>, StoreError> {
-    let rows = sqlx::query(
+    let rows: Vec<(i64, Vec<i64>)> = sqlx::query_as(
         "select p.id, array(select a.id from unnest(p.ancestors) a (id) where a.id = any($1)) as members
          from paths p where p.ancestors && $1",
     )
     .bind(subject_ids)
     .fetch_all(connection)
     .await?;
-    rows.iter().map(|row| Ok((row.try_get("id")?, row.try_get("members")?))).collect()
+    Ok(rows.into_iter().collect())
 }
 
 /// Whether anything was ever recorded or held for a subject, or for what stood below it.
@@ -379,7 +370,7 @@ pub async fn path_names(
     connection: &mut PgConnection,
     ids: &[i64],
 ) -> Result<HashMap<i64, Vec<String>>, StoreError> {
-    let rows = sqlx::query(
+    let rows: Vec<(i64, Vec<String>)> = sqlx::query_as(
         "select p.id, array(select a.subject from unnest(p.ancestors) with ordinality as level (id, n)
                             join subjects a on a.id = level.id order by level.n) as names
          from paths p where p.id = any($1)",
@@ -387,7 +378,7 @@ pub async fn path_names(
     .bind(ids)
     .fetch_all(connection)
     .await?;
-    rows.iter().map(|row| Ok((row.try_get("id")?, row.try_get("names")?))).collect()
+    Ok(rows.into_iter().collect())
 }
 
 /// The paths under which usage of the subjects was recorded; with `descendants`, also the paths of

@@ -2,10 +2,11 @@
 
 use std::collections::BTreeMap;
 
+use serde::Serialize;
 use serde_json::{Map, Value};
 use sqlx::postgres::PgRow;
 use sqlx::types::Json;
-use sqlx::{PgConnection, Row};
+use sqlx::{FromRow, PgConnection, Row};
 use uuid::Uuid;
 
 use crate::store::StoreError;
@@ -16,7 +17,7 @@ use metergate_domain::base::period::Cycle;
 use metergate_domain::base::timestamp::Timestamp;
 use metergate_domain::base::window::Span;
 use metergate_domain::subjects::subscription::{
-    OwnPriceBooks, Subscription, SubscriptionStatus, read_commitments, read_overrides, read_prices,
+    Subscription, SubscriptionChangeKind, SubscriptionStatus, read_commitments, read_overrides, read_prices,
 };
 
 /// The columns of a subscription, under the alias `sub`.
@@ -31,21 +32,44 @@ pub struct SubscriptionRow {
     pub updated_at: Timestamp,
 }
 
-/// One change, and what it was changed to.
-#[derive(Debug, Clone)]
+/// A change of a subscription, and the state after it.
+#[derive(Debug, Clone, Serialize, FromRow)]
 pub struct HistoryRow {
     pub at: Timestamp,
-    pub change: String,
+    #[sqlx(try_from = "String")]
+    pub change: SubscriptionChangeKind,
     pub plan: String,
-    pub status: String,
+    #[sqlx(try_from = "String")]
+    pub status: SubscriptionStatus,
     pub cycle_anchor: Timestamp,
     pub period_start: Option<Timestamp>,
     pub period_end: Option<Timestamp>,
     pub ends_at: Option<Timestamp>,
     pub fallback_plan: Option<String>,
+    #[sqlx(json)]
     pub overrides: Value,
+    #[sqlx(json)]
     pub prices: Value,
+    #[sqlx(json)]
     pub commitments: Value,
+}
+
+/// A change to be written.
+#[derive(Debug, Clone, Copy)]
+pub struct NewChange<'a> {
+    pub subject_id: i64,
+    pub kind: SubscriptionChangeKind,
+    /// The subscription after the change.
+    pub subscription: &'a Subscription,
+    pub at: Timestamp,
+}
+
+/// A subject without a subscription.
+#[derive(Debug, Clone, Copy)]
+pub struct Newcomer {
+    pub subject_id: i64,
+    /// The version of the configuration, where nothing was recorded for the subject before.
+    pub pristine_version: Option<i64>,
 }
 
 fn unreadable(what: impl std::fmt::Debug) -> StoreError {
@@ -56,7 +80,6 @@ fn unreadable(what: impl std::fmt::Debug) -> StoreError {
 pub(crate) fn read(row: &PgRow) -> Result<Option<Subscription>, StoreError> {
     let Some(plan): Option<String> = row.try_get("plan")? else { return Ok(None) };
     let key = |plan: String| PlanKey::parse(plan).map_err(unreadable);
-    let status: String = row.try_get("status")?;
     let (start, end): (Option<Timestamp>, Option<Timestamp>) =
         (row.try_get("period_start")?, row.try_get("period_end")?);
     let fallback: Option<String> = row.try_get("fallback_plan")?;
@@ -70,7 +93,7 @@ pub(crate) fn read(row: &PgRow) -> Result<Option<Subscription>, StoreError> {
     };
     Ok(Some(Subscription {
         plan: key(plan)?,
-        status: fields::one_of(Value::String(status), &SubscriptionStatus::WORDS).map_err(unreadable)?,
+        status: SubscriptionStatus::try_from(row.try_get::<String, _>("status")?).map_err(unreadable)?,
         cycle: Cycle {
             anchor: row.try_get("cycle_anchor")?,
             billing: start.zip(end).map(|(from, to)| Span { from, to }),
@@ -80,7 +103,6 @@ pub(crate) fn read(row: &PgRow) -> Result<Option<Subscription>, StoreError> {
         overrides: read_overrides(overrides).map_err(unreadable)?,
         prices: read_prices(prices).map_err(unreadable)?,
         commitments: read_commitments(commitments).map_err(unreadable)?,
-        price_books: OwnPriceBooks::default(),
         terms_since: row.try_get("terms_since")?,
         pristine_version: row.try_get("pristine_version")?,
         resets: resets.into_iter().map(reset).collect::<Result<BTreeMap<_, _>, StoreError>>()?,
@@ -104,16 +126,13 @@ pub async fn find(
     }))
 }
 
-/// Writes a subscription as it stands after a change, and the change into the history. The caller
-/// holds the configuration lock.
+/// Writes a subscription and the change into its history. The caller holds the configuration lock.
 pub async fn write(
     connection: &mut PgConnection,
     environment: Environment,
-    subject_id: i64,
-    subscription: &Subscription,
-    change: &str,
-    at: Timestamp,
+    change: NewChange<'_>,
 ) -> Result<(), StoreError> {
+    let NewChange { subject_id, kind, subscription, at } = change;
     let resets: BTreeMap<String, Timestamp> =
         subscription.resets.iter().map(|(definition, at)| (definition.to_string(), *at)).collect();
     let billing = subscription.cycle.billing;
@@ -146,7 +165,7 @@ pub async fn write(
     .bind(subscription.terms_since)
     .bind(subscription.pristine_version)
     .bind(Json(resets))
-    .bind(change)
+    .bind(kind.as_str())
     .bind(at)
     .bind(Json(&subscription.prices))
     .bind(Json(&subscription.commitments))
@@ -155,17 +174,17 @@ pub async fn write(
     Ok(())
 }
 
-/// Puts subjects on the default plan, unless somebody was faster. `subject_ids` ascend, so that two
-/// transactions with the same ones wait for each other in one order. `pristine_versions`: that of the
-/// configuration, for those for whom nothing was recorded before.
+/// Puts subjects on the default plan, unless another transaction was faster. Their ids ascend, so that two
+/// transactions with the same subjects wait for each other in one order.
 pub async fn insert_default(
     connection: &mut PgConnection,
     environment: Environment,
-    subject_ids: &[i64],
-    pristine_versions: &[Option<i64>],
+    newcomers: &[Newcomer],
     plan: &PlanKey,
     now: Timestamp,
 ) -> Result<(), StoreError> {
+    let (subject_ids, pristine_versions): (Vec<i64>, Vec<Option<i64>>) =
+        newcomers.iter().map(|new| (new.subject_id, new.pristine_version)).unzip();
     sqlx::query(
         "with made as (
              insert into subscriptions (subject_id, environment, plan, status, cycle_anchor, terms_since, pristine_version,
@@ -203,15 +222,16 @@ pub async fn with_descendants(
     Ok(found)
 }
 
-/// Subscriptions whose end has come: of which subject, as they stand.
+/// Returns the subjects whose subscriptions have come to their end, as they stand.
 pub async fn due(
     connection: &mut PgConnection,
     environment: Environment,
     now: Timestamp,
     limit: i64,
-) -> Result<Vec<(i64, Subscription)>, StoreError> {
+) -> Result<Vec<Holder>, StoreError> {
     let sql = format!(
-        "select sub.subject_id, {COLUMNS} from subscriptions sub
+        "select s.id as subject_id, s.subject, {COLUMNS}
+         from subscriptions sub join subjects s on s.id = sub.subject_id
          where sub.environment = $1 and sub.ends_at <= $2 and sub.status <> 'canceled'
          order by sub.ends_at limit $3"
     );
@@ -221,9 +241,12 @@ pub async fn due(
         .bind(limit)
         .fetch_all(connection)
         .await?;
-    rows.iter()
-        .map(|row| Ok((row.try_get("subject_id")?, read(row)?.ok_or_else(|| unreadable("without a plan"))?)))
-        .collect()
+    rows.iter().map(holder).collect()
+}
+
+fn holder(row: &PgRow) -> Result<Holder, StoreError> {
+    let subscription = read(row)?.ok_or_else(|| unreadable("without a plan"))?;
+    Ok(Holder { subject_id: row.try_get("subject_id")?, subject: row.try_get("subject")?, subscription })
 }
 
 /// The changes of a subscription, the oldest first; the latest of them where there are too many.
@@ -232,7 +255,7 @@ pub async fn history(
     subject_id: i64,
     limit: i64,
 ) -> Result<Vec<HistoryRow>, StoreError> {
-    let mut rows = sqlx::query(
+    let mut rows: Vec<HistoryRow> = sqlx::query_as(
         "select at, change, plan, status, cycle_anchor, period_start, period_end, ends_at, fallback_plan, overrides,
                 prices, commitments
          from subscription_history where subject_id = $1 order by id desc limit $2",
@@ -242,26 +265,7 @@ pub async fn history(
     .fetch_all(connection)
     .await?;
     rows.reverse();
-    rows.iter()
-        .map(|row| {
-            let (Json(overrides), Json(prices)) = (row.try_get("overrides")?, row.try_get("prices")?);
-            let Json(commitments) = row.try_get("commitments")?;
-            Ok(HistoryRow {
-                at: row.try_get("at")?,
-                change: row.try_get("change")?,
-                plan: row.try_get("plan")?,
-                status: row.try_get("status")?,
-                cycle_anchor: row.try_get("cycle_anchor")?,
-                period_start: row.try_get("period_start")?,
-                period_end: row.try_get("period_end")?,
-                ends_at: row.try_get("ends_at")?,
-                fallback_plan: row.try_get("fallback_plan")?,
-                overrides,
-                prices,
-                commitments,
-            })
-        })
-        .collect()
+    Ok(rows)
 }
 
 /// Which of some plans have subscribers, or are where subscribers fall back to.
@@ -282,7 +286,7 @@ pub async fn plans_in_use(
     Ok(found)
 }
 
-/// Who has a subscription.
+/// A subject with a subscription of its own.
 #[derive(Debug, Clone)]
 pub struct Holder {
     pub subject_id: i64,
@@ -290,7 +294,7 @@ pub struct Holder {
     pub subscription: Subscription,
 }
 
-/// Those who are on some plans, or have prices of their own.
+/// Returns the subjects that are on some plans, or have prices of their own.
 pub async fn holders(
     connection: &mut PgConnection,
     environment: Environment,
@@ -307,9 +311,5 @@ pub async fn holders(
         .bind(i64::try_from(rows_max).unwrap_or(i64::MAX))
         .fetch_all(connection)
         .await?;
-    let holder = |row: &PgRow| {
-        let subscription = read(row)?.ok_or_else(|| unreadable("without a plan"))?;
-        Ok(Holder { subject_id: row.try_get("subject_id")?, subject: row.try_get("subject")?, subscription })
-    };
     rows.iter().map(holder).collect()
 }

@@ -204,6 +204,14 @@ pub struct Meter {
 pub const VALUE: &str = "value";
 
 impl Meter {
+    /// Returns why a filter does not fit: it may only name dimensions of the meter.
+    pub(crate) fn validate_filter(&self, filter: &Filter) -> Option<Violation> {
+        let is_dimension = |name: &str| self.dimensions.iter().any(|known| known.as_str() == name);
+        let unknown = filter.iter().map(|(name, _)| name).find(|name| !is_dimension(name))?;
+        let detail = format!("the meter `{}` has no dimension `{unknown}`", self.key);
+        Some(Violation::new("unknown_dimension", detail).under(unknown).under("filter"))
+    }
+
     pub fn read(value: Value) -> Parsed<Self> {
         let mut fields = ObjectParser::new(value)?;
         let key = fields.required("key", |v| Ok(MeterKey::parse(fields::text(v)?)?));

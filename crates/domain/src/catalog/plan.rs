@@ -5,8 +5,8 @@ use serde_json::{Map, Value};
 use uuid::Uuid;
 
 use super::meter::Filter;
+use super::stripe_price_ids::StripePriceIds;
 use crate::base::digest::Digest;
-use crate::base::environment::Environment;
 use crate::base::fields::{self, ObjectParser, Parsed, Violation};
 use crate::base::limits::{CATALOG_ITEMS_MAX, NAME_CHARS_MAX};
 use crate::base::names::{ItemKey, MeterKey, PlanKey};
@@ -38,8 +38,7 @@ pub struct Plan {
     pub credit_grants: Vec<PlanCredits>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub credit_alerts: Vec<CreditAlert>,
-    /// A list, or one list per environment; kept word for word.
-    pub stripe_price_ids: Value,
+    pub stripe_price_ids: StripePriceIds,
 }
 
 /// What happens to usage that no limit matches.
@@ -146,11 +145,6 @@ impl Plan {
         self.limits.iter().find(|limit| limit.key == *key)
     }
 
-    /// Whether one of Stripe's prices is this plan's.
-    pub fn has_stripe_price(&self, environment: Environment, id: &str) -> bool {
-        names_price(&self.stripe_price_ids, environment, id)
-    }
-
     pub fn read(value: Value) -> Parsed<Self> {
         let mut fields = ObjectParser::new(value)?;
         let key = fields.required("key", |v| Ok(PlanKey::parse(fields::text(v)?)?));
@@ -173,29 +167,28 @@ impl Plan {
         let spend_caps = fields.list("spend_caps", CATALOG_ITEMS_MAX, SpendCap::read);
         let credit_grants = fields.list("credit_grants", CATALOG_ITEMS_MAX, PlanCredits::read);
         let credit_alerts = fields.list("credit_alerts", CATALOG_ITEMS_MAX, CreditAlert::read);
-        let stripe_price_ids = fields.optional("stripe_price_ids", price_ids);
+        let stripe_price_ids = fields.optional("stripe_price_ids", StripePriceIds::read);
         // what is flawed was not read, and would be missed
         if !fields.has_errors() {
             for violation in commitment::validate_commitments(&commitments, prices.iter()) {
                 fields.add_error(violation.under("commitments"));
             }
         }
-        let keys: Vec<&ItemKey> = limits.iter().map(|limit| &limit.key).collect();
-        if super::meter::has_repeats(&keys) {
-            fields.add_error(
-                Violation::new("duplicate_key", "must use each key of a limit once").under("limits"),
-            );
-        }
-        let keys: Vec<&ItemKey> = spend_caps.iter().map(|cap| &cap.key).collect();
-        if super::meter::has_repeats(&keys) {
-            fields.add_error(
-                Violation::new("duplicate_key", "must use each key of a spend cap once").under("spend_caps"),
-            );
-        }
-        let keys: Vec<&ItemKey> = credit_grants.iter().map(|credits| &credits.key).collect();
-        if super::meter::has_repeats(&keys) {
-            let violation = Violation::new("duplicate_key", "must use each key of a credit grant once");
-            fields.add_error(violation.under("credit_grants"));
+        let keys: [(&str, &str, Vec<&ItemKey>); 3] = [
+            ("limits", "must use each key of a limit once", limits.iter().map(|limit| &limit.key).collect()),
+            (
+                "spend_caps",
+                "must use each key of a spend cap once",
+                spend_caps.iter().map(|cap| &cap.key).collect(),
+            ),
+            (
+                "credit_grants",
+                "must use each key of a credit grant once",
+                credit_grants.iter().map(|c| &c.key).collect(),
+            ),
+        ];
+        for (name, detail, _) in keys.iter().filter(|(_, _, keys)| super::meter::has_repeats(keys)) {
+            fields.add_error(Violation::new("duplicate_key", *detail).under(name));
         }
         let key = fields.finish_with(key)?;
         Ok(Self {
@@ -211,36 +204,7 @@ impl Plan {
             spend_caps,
             credit_grants,
             credit_alerts,
-            stripe_price_ids: stripe_price_ids.unwrap_or_else(|| Value::Array(Vec::new())),
+            stripe_price_ids: stripe_price_ids.unwrap_or_default(),
         })
     }
-}
-
-/// Whether a price is in such lists.
-pub(crate) fn names_price(lists: &Value, environment: Environment, id: &str) -> bool {
-    prices_of(lists, environment).any(|known| known == id)
-}
-
-/// The prices of an environment, of lists as [`price_ids`] reads them.
-pub(crate) fn prices_of(lists: &Value, environment: Environment) -> impl Iterator<Item = &str> {
-    let ids = match lists {
-        Value::Object(lists) => lists.get(environment.as_str()),
-        list => Some(list),
-    };
-    ids.and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str)
-}
-
-/// `["price_…"]`, or `{"test": […], "live": […]}`.
-pub(crate) fn price_ids(value: Value) -> Parsed<Value> {
-    let list = |value: Value| fields::items(value, CATALOG_ITEMS_MAX, fields::text);
-    if value.is_array() {
-        return list(value).map(Value::from);
-    }
-    let mut fields = ObjectParser::new(value)?;
-    let read = ["live", "test"]
-        .map(|environment| (environment, fields.list(environment, CATALOG_ITEMS_MAX, fields::text)));
-    fields.finish()?;
-    Ok(Value::Object(
-        read.into_iter().map(|(environment, ids)| (environment.to_owned(), ids.into())).collect(),
-    ))
 }

@@ -1,16 +1,25 @@
-//! What the catalog may say of credits, and what a change of it changes.
+//! Rules for the credits of a catalog.
 
-use super::money;
+use super::cost;
 use super::unit::Unit;
 use crate::base::environment::Environment;
 use crate::base::fields::{Parsed, Violation};
 use crate::base::names::ItemKey;
 use crate::base::period::Period;
+use crate::catalog::Catalog;
 use crate::catalog::meter::{Meter, has_repeats};
 use crate::catalog::plan::{Enforcement, Limit, Overage};
-use crate::catalog::{Action, Catalog, CatalogChange, CatalogItemKind, differing, validate_filter};
 
-/// Names of credits that fit no other part of the catalog.
+/// Puts a violation under an item of a list.
+pub fn at(violation: Violation, list: &str, index: usize) -> Violation {
+    violation.under(&index.to_string()).under(list)
+}
+
+fn in_plan(violation: Violation, list: &str, position: usize, plan: usize) -> Violation {
+    at(at(violation, list, position), "plans", plan)
+}
+
+/// Adds the errors of credits that name other parts of the catalog.
 pub fn inconsistencies(catalog: &Catalog, violations: &mut Vec<Violation>) {
     let keys: Vec<&ItemKey> = catalog.credit_units.iter().map(|unit| &unit.key).collect();
     if has_repeats(&keys) {
@@ -23,37 +32,25 @@ pub fn inconsistencies(catalog: &Catalog, violations: &mut Vec<Violation>) {
     for (index, unit) in catalog.credit_units.iter().enumerate() {
         for (position, cost) in unit.costs.iter().enumerate() {
             let violation = match catalog.meter(&cost.meter) {
-                None => Some(validate_unit(catalog, &Unit::Meter(cost.meter.clone()))),
-                Some(meter) => Some(validate_filter(meter, &cost.filter)),
+                None => validate_unit(catalog, &Unit::Meter(cost.meter.clone())),
+                Some(meter) => meter.validate_filter(&cost.filter),
             };
-            let at = |violation: Violation| {
-                violation
-                    .under(&position.to_string())
-                    .under("costs")
-                    .under(&index.to_string())
-                    .under("credit_units")
-            };
-            violations.extend(violation.flatten().map(at));
+            violations.extend(
+                violation.map(|violation| at(at(violation, "costs", position), "credit_units", index)),
+            );
         }
     }
     for (index, pack) in catalog.credit_packs.iter().enumerate() {
-        let at = |violation: Violation| violation.under(&index.to_string()).under("credit_packs");
-        violations.extend(validate_unit(catalog, &pack.unit).map(at));
+        violations
+            .extend(validate_unit(catalog, &pack.unit).map(|violation| at(violation, "credit_packs", index)));
     }
     for (index, plan) in catalog.plans.iter().enumerate() {
         for (position, credits) in plan.credit_grants.iter().enumerate() {
-            let at = |violation: Violation| {
-                let violation = violation.under(&position.to_string()).under("credit_grants");
-                violation.under(&index.to_string()).under("plans")
-            };
-            violations.extend(validate_unit(catalog, &credits.unit).map(at));
+            let violation = validate_unit(catalog, &credits.unit);
+            violations
+                .extend(violation.map(|violation| in_plan(violation, "credit_grants", position, index)));
         }
         for (position, alert) in plan.credit_alerts.iter().enumerate() {
-            let at = |violation: Violation| {
-                let violation = violation.under(&position.to_string()).under("credit_alerts");
-                violation.under(&index.to_string()).under("plans")
-            };
-            violations.extend(validate_unit(catalog, &alert.unit).map(at));
             let missing = alert.top_up.as_ref().filter(|key| catalog.credit_pack(key).is_none());
             let missing = missing.map(|key| {
                 Violation::new(
@@ -62,51 +59,50 @@ pub fn inconsistencies(catalog: &Catalog, violations: &mut Vec<Violation>) {
                 )
                 .under("top_up")
             });
-            violations.extend(missing.map(at));
+            let found = validate_unit(catalog, &alert.unit).into_iter().chain(missing);
+            violations.extend(found.map(|violation| in_plan(violation, "credit_alerts", position, index)));
         }
     }
 }
 
-/// What speaks against a catalog when it is applied: money that nobody could burn, costs that nobody could pay,
-/// a price that buys two packs. One that was applied before that was asked is read all the same.
+/// Refuses a new catalog with money that cannot burn, costs that cannot be paid, or a price that buys two packs.
+/// Catalogs that were applied before these rules are read all the same.
 pub fn validate_applied(catalog: &Catalog) -> Parsed<()> {
     let mut violations = Vec::new();
     for (index, unit) in catalog.credit_units.iter().enumerate() {
         for (position, cost) in unit.costs.iter().enumerate() {
-            let at = |violation: Violation| {
-                let violation = violation.under(&position.to_string()).under("costs");
-                violation.under(&index.to_string()).under("credit_units")
-            };
-            violations.extend(validate_unit(catalog, &Unit::Meter(cost.meter.clone())).map(at));
+            let violation = validate_unit(catalog, &Unit::Meter(cost.meter.clone()));
+            violations.extend(
+                violation.map(|violation| at(at(violation, "costs", position), "credit_units", index)),
+            );
         }
     }
     for (index, pack) in catalog.credit_packs.iter().enumerate() {
-        let bought = |environment| pack.stripe_prices(environment).map(move |id| (environment, id));
+        let bought =
+            |environment| pack.stripe_price_ids.of(environment).iter().map(move |id| (environment, id));
         let mut prices = [Environment::Live, Environment::Test].into_iter().flat_map(bought);
         let taken = prices.find_map(|(environment, id)| {
             let others = &catalog.credit_packs[..index];
-            Some((id, others.iter().find(|other| other.has_stripe_price(environment, id))?))
+            Some((id, others.iter().find(|other| other.stripe_price_ids.contains(environment, id))?))
         });
         violations.extend(taken.map(|(id, other)| {
             let detail = format!("must not contain `{id}`, which buys the pack `{}`", other.key);
             let violation = Violation::new("duplicate_stripe_price", detail).under("stripe_price_ids");
-            violation.under(&index.to_string()).under("credit_packs")
+            at(violation, "credit_packs", index)
         }));
     }
     for (index, plan) in catalog.plans.iter().enumerate() {
         for (position, credits) in plan.credit_grants.iter().enumerate() {
             let Unit::Currency(currency) = credits.unit else { continue };
-            let violation = money::validate_money_limits(&plan.limits, &plan.prices, currency);
-            violations.extend(violation.map(|violation| {
-                let violation = violation.under(&position.to_string()).under("credit_grants");
-                violation.under(&index.to_string()).under("plans")
-            }));
+            let violation = cost::validate_money_limits(&plan.limits, &plan.prices, currency);
+            violations
+                .extend(violation.map(|violation| in_plan(violation, "credit_grants", position, index)));
         }
     }
     Violation::check_all(violations)
 }
 
-/// What speaks against granting credits in a unit.
+/// Returns why credits cannot be granted in a unit.
 pub fn validate_unit(catalog: &Catalog, unit: &Unit) -> Option<Violation> {
     match unit {
         Unit::Meter(key) => match catalog.meter(key) {
@@ -131,7 +127,7 @@ pub fn validate_unit(catalog: &Catalog, unit: &Unit) -> Option<Violation> {
     }
 }
 
-/// What speaks against covering a limit's overage with credits.
+/// Returns why credits cannot cover the overage of a limit.
 pub fn validate_overage(meter: &Meter, limit: &Limit) -> Option<Violation> {
     if limit.overage == Overage::None {
         return None;
@@ -151,64 +147,6 @@ pub fn validate_overage(meter: &Meter, limit: &Limit) -> Option<Violation> {
         return Some(Violation::new("uncoverable_enforcement", detail).under("overage"));
     }
     None
-}
-
-/// What differs between two catalogs; `granted` says in which units there are open grants.
-pub fn changes(
-    present: &Catalog,
-    next: &Catalog,
-    granted: impl Fn(&Unit) -> bool,
-    changes: &mut Vec<CatalogChange>,
-    violations: &mut Vec<Violation>,
-) {
-    let change =
-        |action, kind, key: &ItemKey, fields| CatalogChange { action, kind, key: key.to_string(), fields };
-    for unit in &next.credit_units {
-        let kind = CatalogItemKind::CreditUnit;
-        match present.credit_unit(&unit.key) {
-            None => changes.push(change(Action::Create, kind, &unit.key, Vec::new())),
-            Some(old) if old == unit => {}
-            Some(old) => {
-                let fields =
-                    differing(&[("name", old.name != unit.name), ("costs", old.costs != unit.costs)]);
-                changes.push(change(Action::Update, kind, &unit.key, fields));
-            }
-        }
-    }
-    for unit in present.credit_units.iter().filter(|unit| next.credit_unit(&unit.key).is_none()) {
-        if granted(&Unit::CreditUnit(unit.key.clone())) {
-            let detail = format!("must keep the credit unit `{}`, which has open grants", unit.key);
-            violations.push(Violation::new("credit_unit_in_use", detail).under("credit_units"));
-        }
-        changes.push(change(Action::Delete, CatalogItemKind::CreditUnit, &unit.key, Vec::new()));
-    }
-    for meter in present.meters.iter().filter(|meter| next.meter(&meter.key).is_none()) {
-        if granted(&Unit::Meter(meter.key.clone())) {
-            let detail = format!("must keep the meter `{}`, which has open grants", meter.key);
-            violations.push(Violation::new("meter_in_use", detail).under("meters"));
-        }
-    }
-    for pack in &next.credit_packs {
-        let kind = CatalogItemKind::CreditPack;
-        match present.credit_pack(&pack.key) {
-            None => changes.push(change(Action::Create, kind, &pack.key, Vec::new())),
-            Some(old) if old == pack => {}
-            Some(old) => {
-                let fields = differing(&[
-                    ("name", old.name != pack.name),
-                    ("unit", old.unit != pack.unit),
-                    ("amount", old.amount != pack.amount),
-                    ("priority", old.priority != pack.priority),
-                    ("expires_after", old.expires_after != pack.expires_after),
-                    ("stripe_price_ids", old.stripe_price_ids != pack.stripe_price_ids),
-                ]);
-                changes.push(change(Action::Update, kind, &pack.key, fields));
-            }
-        }
-    }
-    for pack in present.credit_packs.iter().filter(|pack| next.credit_pack(&pack.key).is_none()) {
-        changes.push(change(Action::Delete, CatalogItemKind::CreditPack, &pack.key, Vec::new()));
-    }
 }
 
 #[cfg(test)]

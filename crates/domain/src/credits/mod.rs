@@ -3,13 +3,12 @@
 
 pub mod accounts;
 pub mod catalog;
+pub mod cost;
 pub mod coverage;
 pub mod grant;
 pub mod grant_lifecycle;
-pub mod money;
 pub mod notice;
 pub mod offers;
-pub mod rate;
 pub mod recurrence;
 pub mod unit;
 pub mod wallet;

@@ -9,14 +9,13 @@ use serde_json::Value;
 use super::grant::{life, priority};
 use super::recurrence::Rollover;
 use super::unit::{Unit, above_zero, short_text};
-use crate::base::environment::Environment;
 use crate::base::fields::{self, ObjectParser, Parsed, Violation};
 use crate::base::names::ItemKey;
 use crate::base::period::{Anchor, Cycle, Period};
 use crate::base::quantity::Quantity;
 use crate::base::timestamp::Timestamp;
 use crate::base::window::{Span, Zone};
-use crate::catalog::plan;
+use crate::catalog::stripe_price_ids::StripePriceIds;
 
 /// Credits that a plan gives each period, for that period.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -70,8 +69,7 @@ pub struct CreditPack {
     pub priority: i32,
     #[serde(skip_serializing_if = "Option::is_none", serialize_with = "written")]
     pub expires_after: Option<Duration>,
-    /// A list, or one list per environment; kept word for word.
-    pub stripe_price_ids: Value,
+    pub stripe_price_ids: StripePriceIds,
 }
 
 #[expect(clippy::ref_option, reason = "the shape that serde asks for")]
@@ -91,7 +89,7 @@ impl CreditPack {
         let amount = fields.required("amount", above_zero);
         let priority = fields.optional("priority", priority).unwrap_or_default();
         let expires_after = fields.optional("expires_after", life);
-        let stripe_price_ids = fields.optional("stripe_price_ids", plan::price_ids);
+        let stripe_price_ids = fields.optional("stripe_price_ids", StripePriceIds::read);
         let (key, unit, amount) = fields.finish_with((key, unit, amount))?;
         Ok(Self {
             name: name.unwrap_or_else(|| key.to_string()),
@@ -100,16 +98,8 @@ impl CreditPack {
             amount,
             priority,
             expires_after,
-            stripe_price_ids: stripe_price_ids.unwrap_or_else(|| Value::Array(Vec::new())),
+            stripe_price_ids: stripe_price_ids.unwrap_or_default(),
         })
-    }
-
-    pub fn has_stripe_price(&self, environment: Environment, id: &str) -> bool {
-        plan::names_price(&self.stripe_price_ids, environment, id)
-    }
-
-    pub fn stripe_prices(&self, environment: Environment) -> impl Iterator<Item = &str> {
-        plan::prices_of(&self.stripe_price_ids, environment)
     }
 }
 

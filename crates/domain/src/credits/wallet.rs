@@ -10,9 +10,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use uuid::Uuid;
 
 use super::accounts::{Cause, LedgerAccount, Movement, MovementKind};
+use super::cost::RateStep;
+use super::cost::{CostedUse, share};
 use super::grant::Grant;
-use super::money::RateStep;
-use super::rate::{CostedUse, share};
 use super::unit::Unit;
 use crate::base::names::MeterKey;
 use crate::base::quantity::{Quantity, Total};

@@ -8,12 +8,13 @@ use proptest::prelude::*;
 use serde_json::{Value, json};
 
 use super::applicable_cap::CounterSource;
-use super::catalog_index::{CatalogIndex, Path, PathSubject};
+use super::catalog_index::CatalogIndex;
 use super::decision::Denier;
+use super::path::{Path, PathSubject};
 use super::request::Reserve;
 use super::reservation::Moment;
 use super::state::GateState;
-use crate::base::names::{MeterKey, PlanKey};
+use crate::base::names::{MeterKey, PlanKey, SubjectId};
 use crate::base::quantity::Quantity;
 use crate::base::timestamp::Timestamp;
 use crate::catalog::Catalog;
@@ -62,10 +63,8 @@ impl CapFixture {
         let terms = CatalogIndex::new(catalog, meters, &HashMap::new(), Rates::default());
         let subscription = Subscription::begin(PlanKey::parse("p").unwrap(), noon());
         let member = PathSubject {
-            subject_id: 1,
-            subject: "u".into(),
             subscription: Some(subscription),
-            ..PathSubject::default()
+            ..PathSubject::new(1, SubjectId::parse("u").unwrap())
         };
         Self { terms, path: Path { id: 1, customer_id: None, members: vec![member] } }
     }

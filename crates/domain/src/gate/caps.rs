@@ -2,9 +2,11 @@
 //! what is used, held and asked for, must not pass a cap. Track may pass it, as it may a quota.
 
 use super::applicable_cap::{ApplicableCap, PricedUsage};
-use super::catalog_index::{CounterKey, Path};
+use super::counter::CounterKey;
+use super::counter::CounterState;
 use super::credit_coverage::CoverageRequest;
-use super::decision::{CapDenier, CounterState, Denier, GrantMode, resets_at};
+use super::decision::{CapDenier, Denier, GrantMode, resets_at};
+use super::path::Path;
 use super::request::{HoldRequest, order};
 use super::state::GateState;
 use crate::base::names::MeterKey;
@@ -120,7 +122,7 @@ impl GateState<'_> {
         let more = |priced_usage: &PricedUsage<'_>, key: &CounterKey| {
             let (slice, measure) = (priced_usage.slice, priced_usage.measure);
             let meets = |growth: &&HoldIncrease<'_>| {
-                *growth.meter == slice.meter && slice.admits(growth.properties, at)
+                growth.meter == slice.meter && slice.admits(growth.properties, at)
             };
             if !slice.aggregation.is_reservable() {
                 let is_asked = growths.iter().any(|growth| meets(&growth));

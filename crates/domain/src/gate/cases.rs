@@ -18,17 +18,18 @@ use std::time::Duration;
 use serde_json::{Map, Value, json};
 use uuid::Uuid;
 
-use super::catalog_index::{
-    ApplicableLimit, CatalogIndex, CounterKey, CounterPeriod, EffectiveFrom, Path, PathSubject,
-};
+use super::catalog_index::{ApplicableLimit, CatalogIndex};
+use super::counter::CounterState;
+use super::counter::{CounterKey, CounterPeriod, EffectiveFrom};
 use super::credit_coverage::shortfall;
-use super::decision::{CounterState, Denial, Denier, GrantMode, LimitState, Reason, granted};
+use super::decision::{Denial, Denier, GrantMode, LimitState, Reason, granted};
+use super::path::{Path, PathSubject};
 use super::request::{Commit, Extend, OnExpiry, Release, Reserve};
 use super::reservation::{Hold, Moment, Record, Reservation, ReservationStatus, holds};
 use super::state::{CallOutcome, Counter, GateAnswer, GateState, HoldLine, HoldLineKey, ReservationChange};
 use crate::base::digest::Digest;
 use crate::base::fields::Violation;
-use crate::base::names::{MeterKey, PlanKey};
+use crate::base::names::{MeterKey, PlanKey, SubjectId};
 use crate::base::quantity::{Quantity, Total};
 use crate::base::timestamp::{MICROS_PER_SECOND, Timestamp};
 use crate::catalog::Catalog;
@@ -168,10 +169,8 @@ impl World {
 
     fn path(&self, subject: &str) -> Path {
         let member = |name: &&str| PathSubject {
-            subject_id: path_id(name),
-            subject: (*name).to_owned(),
             subscription: self.subscriptions.get(*name).cloned(),
-            ..PathSubject::default()
+            ..PathSubject::new(path_id(name), SubjectId::parse(*name).unwrap())
         };
         let members = lineage(subject).iter().map(member).collect();
         Path { id: path_id(subject), customer_id: None, members }.settled(self.clock(), &self.terms)
@@ -276,7 +275,7 @@ impl World {
         let body = body(words, "reserve");
         let path = self.path(body["subject"].as_str().unwrap());
         if let Some((member, subscription)) = path.nearest() {
-            self.subscriptions.entry(member.subject.clone()).or_insert_with(|| subscription.clone());
+            self.subscriptions.entry(member.subject.to_string()).or_insert_with(|| subscription.clone());
         }
     }
 
@@ -294,7 +293,9 @@ impl World {
                 let mut level = CounterState::default();
                 for (path_id, at, record) in &self.events {
                     let counts = limit.meter == record.meter && limit.filter.admits(&record.properties);
-                    if counts && is_on(&found.member.subject, *path_id) && period.counted_span().contains(*at)
+                    if counts
+                        && is_on(found.member.subject.as_str(), *path_id)
+                        && period.counted_span().contains(*at)
                     {
                         let more = Total::from(record.quantity);
                         level.used =
@@ -316,7 +317,8 @@ impl World {
     ) -> BTreeMap<HoldLineKey, HoldLine> {
         let limit = &found.terms.limit;
         let here = |of: &&Reservation| {
-            is_on(&found.member.subject, of.path_id) && found.counter_at(of.created_at) == Some(period)
+            is_on(found.member.subject.as_str(), of.path_id)
+                && found.counter_at(of.created_at) == Some(period)
         };
         let line = |of: &Reservation, hold: &Hold| {
             let quantity = of.open(hold, self.clock());
@@ -465,7 +467,10 @@ impl World {
             let left = |quota: Quantity| (Total::from(quota) - state.used - state.held).or_zero();
             assert_eq!(state.remaining, state.quota.map(left));
         }
-        assert!(answer.limits.is_sorted_by_key(|state| path_id(&state.subject)), "the nearest subject first");
+        assert!(
+            answer.limits.is_sorted_by_key(|state| path_id(state.subject.as_str())),
+            "the nearest subject first"
+        );
         let committed = |of: &Reservation| joined(of.holds.iter().map(|hold| &hold.committed));
         let status = |of: &Reservation| match of.status(book.moment.now) {
             ReservationStatus::Held => "held",

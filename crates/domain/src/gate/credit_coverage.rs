@@ -6,8 +6,10 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use uuid::Uuid;
 
-use super::catalog_index::{ApplicableLimit, Path};
-use super::decision::{CounterState, Denial, Denier, GrantMode, Reason, fits};
+use super::catalog_index::ApplicableLimit;
+use super::counter::CounterState;
+use super::decision::{Denial, Denier, GrantMode, Reason, fits};
+use super::path::Path;
 use super::request::{HoldRequest, OnExpiry};
 use super::reservation::{Record, Reservation};
 use super::state::GateState;
@@ -15,9 +17,9 @@ use crate::base::names::MeterKey;
 use crate::base::quantity::{Quantity, Total};
 use crate::base::timestamp::Timestamp;
 use crate::credits::accounts::Cause;
+use crate::credits::cost::CostedUse;
+use crate::credits::cost::CountedLimit;
 use crate::credits::coverage::{CoverageShare, CreditCoverage};
-use crate::credits::money::CountedLimit;
-use crate::credits::rate::CostedUse;
 use crate::credits::wallet::{GrantShares, TentativeAmounts, Wallet, quantity_of};
 use crate::usage::event::Properties;
 
@@ -111,8 +113,8 @@ impl GateState<'_> {
         };
         let counted: Vec<CountedLimit<'_>> = limits.iter().map(counted).collect();
         let of = CostedUse {
-            catalog: &self.terms.catalog,
-            prices: &first.subscription.prices(&self.terms.catalog),
+            credit_units: &self.terms.catalog.credit_units,
+            books: &self.terms.books_of(first.subscription),
             meter,
             properties,
             counted: &counted,

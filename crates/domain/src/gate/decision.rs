@@ -2,8 +2,10 @@
 
 use serde::Serialize;
 
-use super::catalog_index::{ApplicableLimit, CatalogIndex, Path};
-use crate::base::names::{ItemKey, MeterKey};
+use super::catalog_index::{ApplicableLimit, CatalogIndex};
+use super::counter::CounterState;
+use super::path::Path;
+use crate::base::names::{ItemKey, MeterKey, SubjectId};
 use crate::base::quantity::{Quantity, Total};
 use crate::base::timestamp::Timestamp;
 use crate::base::window::Span;
@@ -11,15 +13,6 @@ use crate::catalog::plan::Unmatched;
 use crate::pricing::amount::Amount;
 use crate::pricing::currency::Currency;
 use crate::usage::event::Properties;
-
-/// What is used and held of a limit's quota.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct CounterState {
-    pub used: Total,
-    pub held: Total,
-    /// The part of both that credits bear.
-    pub covered: Total,
-}
 
 /// Why something may not run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
@@ -49,7 +42,7 @@ impl Reason {
 /// A limit as it stands.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct LimitState {
-    pub subject: String,
+    pub subject: SubjectId,
     pub key: ItemKey,
     pub meter: MeterKey,
     /// None: unlimited.
@@ -91,7 +84,7 @@ pub fn resets_at(period: Span) -> Option<Timestamp> {
     (period.to < Timestamp::MAX).then_some(period.to)
 }
 
-/// What denies.
+/// A limit or a cap that denies.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(untagged)]
 pub enum Denier {
@@ -102,7 +95,7 @@ pub enum Denier {
 /// A limit that denies.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct LimitDenier {
-    pub subject: String,
+    pub subject: SubjectId,
     pub key: ItemKey,
     pub meter: MeterKey,
     pub quota: Option<Quantity>,
@@ -119,12 +112,12 @@ pub struct LimitDenier {
 /// exchange rate to say them with.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct CapDenier {
-    pub subject: String,
+    pub subject: SubjectId,
     pub key: ItemKey,
     pub cap: Amount,
     pub currency: Currency,
     pub spent: Option<Amount>,
-    /// What is held may cost this much more.
+    /// The further cost of held usage.
     pub held: Option<Amount>,
     pub requested: Option<Amount>,
     pub resets_at: Option<Timestamp>,
@@ -159,7 +152,7 @@ impl Denial {
     }
 }
 
-/// What stands in the way of a use before any quota is looked at.
+/// Returns why a use is denied before any quota is checked.
 pub fn precheck<'a>(
     terms: &CatalogIndex,
     path: &Path,
@@ -177,12 +170,12 @@ pub fn precheck<'a>(
     (unmatched_use && unmatched == Unmatched::Deny).then(|| Denial::bare(Reason::Unmatched))
 }
 
-/// How much of what is asked is granted.
+/// The amount that is granted of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum GrantMode {
     /// All of it or none.
     Exactly,
-    /// What is left of it.
+    /// The part that is left.
     UpTo,
 }
 

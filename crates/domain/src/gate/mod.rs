@@ -1,6 +1,6 @@
-//! The gate: may this run, now? Pure: who stands where and which limits meet a use ([`standing`]),
-//! the test itself ([`decision`]), what may be spent ([`budget`], [`spending`]), what a reservation goes through ([`reservation`]), and a book of
-//! counters and reservations to which calls are applied one after the other ([`book`]).
+//! The gate: may this run, now? Pure functions over subjects ([`path`]), counters ([`counter`]) and the terms of
+//! their plans ([`catalog_index`]): the test itself ([`decision`]), spend caps ([`applicable_cap`], [`spending`]),
+//! the life of a reservation ([`reservation`]), and the state to which calls are applied in turn ([`book`]).
 
 pub mod applicable_cap;
 #[cfg(test)]
@@ -9,8 +9,11 @@ pub mod caps;
 #[cfg(test)]
 mod cases;
 pub mod catalog_index;
+pub mod counted_prices;
+pub mod counter;
 pub mod credit_coverage;
 pub mod decision;
+pub mod path;
 pub mod request;
 pub mod reservation;
 pub mod state;

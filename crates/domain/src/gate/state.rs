@@ -9,9 +9,12 @@ use std::time::Duration;
 use uuid::Uuid;
 
 use super::caps::HoldIncrease;
-use super::catalog_index::{ApplicableLimit, CatalogIndex, CounterKey, Path};
+use super::catalog_index::{ApplicableLimit, CatalogIndex};
+use super::counter::CounterKey;
+use super::counter::CounterState;
 use super::credit_coverage::{CoverageRequest, Credits, denial};
-use super::decision::{CounterState, Denial, Denier, GrantMode, LimitState, Reason, granted, precheck};
+use super::decision::{Denial, Denier, GrantMode, LimitState, Reason, granted, precheck};
+use super::path::Path;
 use super::request::{Commit, Extend, HoldRequest, OnExpiry, Release, Reserve, order};
 use super::reservation::{
     CommitResult, Hold, Moment, Objection, Record, Refusal, Reservation, ReservationStatus, holds,

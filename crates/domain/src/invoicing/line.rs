@@ -11,9 +11,10 @@ use crate::base::names::PlanKey;
 use crate::base::quantity::Total;
 use crate::base::window::Span;
 use crate::pricing::amount::MinorUnits;
-use crate::pricing::commitment::{Bound, Commitment};
+use crate::pricing::commitment::Commitment;
+use crate::pricing::line::Bound;
+use crate::pricing::line::{LineModel, RatedLine};
 use crate::pricing::price::Price;
-use crate::pricing::rating::{LineModel, RatedLine};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -246,7 +247,7 @@ pub fn total(lines: &[InvoiceLine]) -> MinorUnits {
     lines.iter().map(InvoiceLine::rounded).sum()
 }
 
-/// By what a stretch of a period was rated.
+/// The terms by which a part of a billing period was rated.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RatingTerms {
     pub plan: PlanKey,

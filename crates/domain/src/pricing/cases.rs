@@ -4,8 +4,9 @@ use proptest::prelude::*;
 use serde_json::{Value, json};
 
 use super::amount::{Amount, MinorUnits};
+use super::line::RatedLine;
 use super::price::Price;
-use super::rating::{RatedLine, RatedQuantity};
+use super::rating::RatedQuantity;
 use crate::base::quantity::{Quantity, Total};
 
 fn price(mut fields: Value) -> Price {

@@ -8,8 +8,8 @@ use super::amount;
 use super::amount::{Amount, MinorUnits};
 use super::currency::Currency;
 use super::exchange::ExchangeRate;
+use super::line::{Bound, LineModel, RatedLine};
 use super::price::Price;
-use super::rating::{LineModel, RatedLine};
 use crate::base::fields::{ObjectParser, Parsed, Violation};
 use crate::base::quantity::Total;
 use crate::catalog::meter::{Filter, has_repeats};
@@ -22,14 +22,6 @@ pub struct Commitment {
     pub minimum_amount: Option<MinorUnits>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub maximum_amount: Option<MinorUnits>,
-}
-
-/// One of the two.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Bound {
-    Minimum,
-    Maximum,
 }
 
 /// Bills have no smaller units.

@@ -100,6 +100,16 @@ impl FromIterator<ExchangeRate> for Rates {
 }
 
 impl Rates {
+    /// Returns the rate between two currencies, or the error that there is none.
+    pub fn known(&self, from: Currency, to: Currency, at: Timestamp) -> Parsed<&ExchangeRate> {
+        self.at(from, to, at).ok_or_else(|| {
+            let detail = format!(
+                "must be a currency with an exchange rate from {from}; got {to}: set a rate with `PUT /v1/rates`"
+            );
+            Violation::new("no_rate", detail).under("currency").into()
+        })
+    }
+
     /// The latest that holds at a time.
     pub fn at(&self, from: Currency, to: Currency, at: Timestamp) -> Option<&ExchangeRate> {
         Some(self.0.get(&(from, to))?.range(..=at).next_back()?.1)

@@ -6,13 +6,15 @@ pub mod cap;
 #[cfg(test)]
 mod cases;
 pub mod commitment;
+pub mod cost_basis;
 pub mod currency;
 pub mod exchange;
 pub mod forecast;
 mod fraction;
-pub mod list;
+pub mod line;
 pub mod parts;
 pub mod period_costs;
 pub mod price;
+pub mod price_book;
 pub mod quote;
 pub mod rating;

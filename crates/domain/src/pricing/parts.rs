@@ -4,9 +4,10 @@
 use std::collections::BTreeMap;
 
 use super::amount::Amount;
-use super::list::PriceList;
+use super::line::RatedLine;
 use super::price::Price;
-use super::rating::{RatedLine, RatedQuantity};
+use super::price_book::PriceBook;
+use super::rating::RatedQuantity;
 use crate::base::names::{ItemKey, MeterKey};
 use crate::base::quantity::Total;
 use crate::base::window::Span;
@@ -83,8 +84,8 @@ impl RatedUsage<'_> {
     }
 
     /// One line for each price that has something to say about the range of which this was found.
-    pub fn lines(&self, list: &PriceList<'_>, span: Span) -> Vec<RatedLine> {
-        list.in_force_in(span).map(|price| price.rate(&self.used(price))).collect()
+    pub fn lines(&self, book: &PriceBook, span: Span) -> Vec<RatedLine> {
+        book.in_force_in(span).map(|price| price.rate(&self.used(price))).collect()
     }
 }
 

@@ -4,14 +4,12 @@
 use serde::Serialize;
 
 use super::amount::{Amount, MinorUnits};
-use super::commitment::Commitment;
-use super::currency::Currency;
-use super::exchange::ExchangeRate;
+use super::cost_basis::CostBasis;
 use super::forecast::{EARLIER_DAYS, HISTORY_DAYS, Method, Outlook, Series};
-use super::list::PriceList;
+use super::line::RatedLine;
 use super::parts::RatedUsage;
 use super::price::Price;
-use super::rating::{RatedLine, RatedQuantity};
+use super::rating::RatedQuantity;
 use crate::base::limits::{EVENT_AHEAD_MAX, TREND_DAYS_MAX};
 use crate::base::names::MeterKey;
 use crate::base::quantity::Total;
@@ -96,39 +94,6 @@ pub struct Day<'s, 'a> {
     pub cost: Option<MinorUnits>,
 }
 
-/// By which prices costs are told, and in which currency.
-#[derive(Debug, Clone, Copy)]
-pub struct StatementPricing<'p> {
-    pub list: &'p PriceList<'p>,
-    pub rate: Option<&'p ExchangeRate>,
-    /// What all lines of the period come to at least and at most, in the currency of the prices.
-    pub commitment: Option<&'p Commitment>,
-}
-
-impl StatementPricing<'_> {
-    /// In which costs are told.
-    pub fn currency(&self) -> Currency {
-        self.rate.map_or(self.list.currency, |rate| rate.to)
-    }
-
-    /// Lines as they are shown.
-    fn shown(&self, mut lines: Vec<RatedLine>) -> Vec<RatedLine> {
-        if let Some(rate) = self.rate {
-            lines = lines.iter().map(|line| line.converted(rate)).collect();
-        }
-        if let Some(commitment) = self.commitment {
-            let converted = self.rate.map(|rate| commitment.converted(rate));
-            converted.as_ref().unwrap_or(commitment).complete(&mut lines);
-        }
-        lines
-    }
-
-    /// The sum of the rounded lines, as they are shown.
-    pub fn total(&self, lines: Vec<RatedLine>) -> MinorUnits {
-        self.shown(lines).into_iter().map(|line| line.rounded_amount).sum()
-    }
-}
-
 /// Something at the end of the period, and how that was told.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Forecast<T> {
@@ -154,12 +119,12 @@ impl<'a> PeriodCosts<'a> {
     }
 
     /// What it costs so far, price by price.
-    pub fn lines(&self, total: &RatedUsage<'_>, pricing: StatementPricing<'_>) -> Vec<RatedLine> {
-        pricing.shown(total.lines(pricing.list, self.calendar.so_far()))
+    pub fn lines(&self, total: &RatedUsage<'_>, pricing: CostBasis<'_>) -> Vec<RatedLine> {
+        pricing.shown(total.lines(pricing.book, self.calendar.so_far()))
     }
 
     /// Its days: costs add up to that of the whole, whatever rounds and whichever tier is reached.
-    pub fn days(&self, pricing: Option<StatementPricing<'_>>) -> Vec<Day<'_, 'a>> {
+    pub fn days(&self, pricing: Option<CostBasis<'_>>) -> Vec<Day<'_, 'a>> {
         let (mut running, mut before) = (RatedUsage::default(), MinorUnits::default());
         let mut days = Vec::new();
         for (place, part) in self.of_period() {
@@ -170,7 +135,7 @@ impl<'a> PeriodCosts<'a> {
             running.join(part);
             let cost = pricing.map(|pricing| {
                 let until = Span { to: span.to, ..self.calendar.period };
-                let so_far = pricing.total(running.lines(pricing.list, until));
+                let so_far = pricing.total(running.lines(pricing.book, until));
                 so_far.clone() - std::mem::replace(&mut before, so_far)
             });
             days.push(Day { span, part, cost });
@@ -192,10 +157,10 @@ impl<'a> PeriodCosts<'a> {
 
     /// The cost of the period at its end. Levels stay as they are; a price that is not in force any more
     /// rates nothing further, and one that is not yet has no use to go by.
-    pub fn forecast_of_cost(&self, pricing: StatementPricing<'_>) -> Forecast<MinorUnits> {
+    pub fn forecast_of_cost(&self, pricing: CostBasis<'_>) -> Forecast<MinorUnits> {
         let total = self.total();
         let (mut lines, mut methods) = (Vec::new(), Vec::new());
-        for price in pricing.list.in_force_in(self.calendar.period) {
+        for price in pricing.book.in_force_in(self.calendar.period) {
             let adds_up = total.priced.get(&price.key).is_some_and(|t| t.aggregation.is_reservable());
             let (used, method) = if adds_up {
                 let (used, method) = self.used_at_end(price);

@@ -14,7 +14,9 @@ use crate::base::limits::{NAME_CHARS_MAX, PRICE_TIERS_MAX};
 use crate::base::names::{ItemKey, MeterKey};
 use crate::base::quantity::{Quantity, Total};
 use crate::base::timestamp::Timestamp;
+use crate::base::window::Span;
 use crate::catalog::meter::Filter;
+use crate::usage::event::Properties;
 use crate::usage::query::UsageSlice;
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -429,6 +431,17 @@ impl Price {
     /// Whether it rates what happens at a time.
     pub fn is_in_force(&self, at: Timestamp) -> bool {
         self.effective_from.is_none_or(|from| from <= at) && self.effective_to.is_none_or(|to| at < to)
+    }
+
+    /// Returns whether it is in force at any time of a range.
+    pub fn is_in_force_within(&self, span: Span) -> bool {
+        self.effective_from.is_none_or(|from| from < span.to)
+            && self.effective_to.is_none_or(|to| span.from < to)
+    }
+
+    /// Returns whether it rates a use at a time, where no other price takes precedence.
+    pub fn may_rate(&self, properties: &Properties, at: Timestamp) -> bool {
+        self.is_in_force(at) && self.filter.admits(properties)
     }
 
     /// What it rates of its meter.

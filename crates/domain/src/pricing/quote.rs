@@ -8,12 +8,14 @@ use serde_json::Value;
 use super::amount::MinorUnits;
 use super::commitment;
 use super::commitment::Commitment;
+use super::cost_basis::CostBasis;
 use super::currency::Currency;
 use super::exchange::{ExchangeRate, Rates};
-use super::list;
-use super::list::PriceList;
+use super::line::RatedLine;
 use super::price::Price;
-use super::rating::{RatedLine, RatedQuantity};
+use super::price_book;
+use super::price_book::{PriceBook, nearest_to};
+use super::rating::RatedQuantity;
 use crate::base::fields::{self, ObjectParser, Parsed, Violation};
 use crate::base::limits::{CATALOG_ITEMS_MAX, QUOTE_VALUES_MAX};
 use crate::base::names::{MeterKey, PlanKey};
@@ -73,7 +75,7 @@ impl QuoteRequest {
         let plan = fields.optional("plan", |v| Ok(PlanKey::parse(fields::text(v)?)?));
         let prices = fields.optional("prices", |v| {
             let prices = fields::items(v, CATALOG_ITEMS_MAX, Price::read)?;
-            list::validate_price_list(&prices, &[])?;
+            price_book::validate_price_list(&prices, &[])?;
             Ok(prices)
         });
         let commitments = fields.list("commitments", CATALOG_ITEMS_MAX, Commitment::read);
@@ -116,13 +118,14 @@ impl QuoteRequest {
     pub fn rate(&self, catalog: &Catalog, rates: &Rates, now: Timestamp) -> Parsed<Quote> {
         let (prices, commitments) = self.prices(catalog)?;
         self.validate_unknown_meters(catalog, prices)?;
-        let Some(list) = PriceList::nearest_to(prices, self.currency) else {
+        let books = PriceBook::of_each_currency(prices);
+        let Some(book) = nearest_to(&books, self.currency) else {
             return self.free();
         };
         let at = self.at.unwrap_or(now);
         let (mut used, mut unpriced) = (BTreeMap::new(), Vec::new());
         for entry in &self.usage {
-            match list.rating(&entry.meter, &entry.properties, at) {
+            match book.rating(&entry.meter, &entry.properties, at) {
                 Some(price) => {
                     let sum: &mut RatedQuantity = used.entry(&price.key).or_default();
                     *sum = sum.clone() + RatedQuantity::of_values(price, entry.values.iter().copied());
@@ -130,19 +133,13 @@ impl QuoteRequest {
                 None => unpriced.push(entry.unpriced()),
             }
         }
-        let exchange_rate = list.exchanged_to(self.currency, rates, at)?;
-        let line = |price: &Price| {
-            let line = price.rate(used.get(&price.key).unwrap_or(&RatedQuantity::default()));
-            exchange_rate.as_ref().map_or(line.clone(), |rate| line.converted(rate))
-        };
-        let in_force = prices.iter().filter(|price| price.currency == list.currency && price.is_in_force(at));
-        let mut lines: Vec<RatedLine> = in_force.map(line).collect();
-        if let Some(commitment) = commitments.iter().find(|commitment| commitment.currency == list.currency) {
-            let shown = exchange_rate.as_ref().map(|rate| commitment.converted(rate));
-            shown.as_ref().unwrap_or(commitment).complete(&mut lines);
-        }
+        let exchange_rate = book.exchanged_to(self.currency, rates, at)?;
+        let commitment = commitments.iter().find(|commitment| commitment.currency == book.currency);
+        let basis = CostBasis { book, rate: exchange_rate.as_ref(), commitment };
+        let line = |price: &Price| price.rate(used.get(&price.key).unwrap_or(&RatedQuantity::default()));
+        let lines = basis.shown(book.prices().filter(|price| price.is_in_force(at)).map(line).collect());
         Ok(Quote {
-            currency: exchange_rate.as_ref().map_or(list.currency, |rate| rate.to),
+            currency: basis.currency(),
             total: lines.iter().map(|line| line.rounded_amount.clone()).sum(),
             lines,
             exchange_rate,
@@ -187,31 +184,6 @@ impl QuoteRequest {
     }
 }
 
-impl PriceList<'_> {
-    /// The rate to the currency asked for; none where that is its own.
-    pub fn exchanged_to(
-        &self,
-        currency: Option<Currency>,
-        rates: &Rates,
-        at: Timestamp,
-    ) -> Parsed<Option<ExchangeRate>> {
-        match currency.filter(|currency| *currency != self.currency) {
-            None => Ok(None),
-            Some(wanted) => Ok(Some(known_rate(rates, self.currency, wanted, at)?.clone())),
-        }
-    }
-}
-
-/// The rate between two currencies; without one, nothing is converted.
-pub fn known_rate(rates: &Rates, from: Currency, to: Currency, at: Timestamp) -> Parsed<&ExchangeRate> {
-    rates.at(from, to, at).ok_or_else(|| {
-        let detail = format!(
-            "must be a currency with an exchange rate from {from}; got {to}: set a rate with `PUT /v1/rates`"
-        );
-        Violation::new("no_rate", detail).under("currency").into()
-    })
-}
-
 impl QuotedUse {
     fn read(value: Value) -> Parsed<Self> {
         let mut fields = ObjectParser::new(value)?;
@@ -244,22 +216,5 @@ impl QuotedUse {
     fn unpriced(&self) -> Unpriced {
         let quantity = self.values.iter().fold(Total::default(), |sum, value| sum + (*value).into());
         Unpriced { meter: self.meter.clone(), quantity }
-    }
-}
-
-impl RatedLine {
-    /// In another currency, which rounds in its own units.
-    #[must_use]
-    pub fn converted(&self, rate: &ExchangeRate) -> Self {
-        let mut line = self.clone();
-        line.amount = rate.converted(&line.amount);
-        line.adjustment = rate.converted(&line.adjustment);
-        line.rounded_amount = line.amount.rounded();
-        for tier in &mut line.tiers {
-            tier.unit_amount = rate.converted(&tier.unit_amount);
-            tier.flat_amount = rate.converted(&tier.flat_amount);
-            tier.amount = rate.converted(&tier.amount);
-        }
-        line
     }
 }

@@ -1,13 +1,9 @@
 //! Rating: usage in, a line with its tiers out. Exact until the line rounds, once.
 
-use serde::Serialize;
-
-use super::amount::{Amount, MinorUnits};
-use super::commitment::Bound;
-use super::price::{Model, ModelName, Price, Round, Tier};
-use crate::base::names::{ItemKey, MeterKey};
+use super::amount::Amount;
+use super::line::{LineModel, RatedLine, TierLine};
+use super::price::{Model, Price, Round, Tier};
 use crate::base::quantity::{Quantity, Total};
-use crate::catalog::meter::Filter;
 
 /// What was used of what a price rates.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -45,46 +41,6 @@ impl std::ops::Add for RatedQuantity {
     fn add(self, other: Self) -> Self {
         Self { quantity: self.quantity + other.quantity, event_fees: self.event_fees + other.event_fees }
     }
-}
-
-/// What a price comes to, or a bound of all lines adds to them.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct RatedLine {
-    /// None: a bound.
-    pub price: Option<ItemKey>,
-    pub meter: Option<MeterKey>,
-    #[serde(skip_serializing_if = "Filter::is_empty")]
-    pub filter: Filter,
-    pub model: LineModel,
-    pub quantity: Total,
-    /// Exact, in minor units.
-    pub amount: Amount,
-    pub rounded_amount: MinorUnits,
-    /// How the tiers of a tiered price share in it; none for others.
-    pub tiers: Vec<TierLine>,
-    /// What a minimum or a maximum of the price adds or takes off.
-    #[serde(skip_serializing_if = "Amount::is_zero")]
-    pub adjustment: Amount,
-    /// Of a bound: what all lines come to at least, or at most.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub bound: Option<MinorUnits>,
-}
-
-/// What a line is made by.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(untagged)]
-pub enum LineModel {
-    Price(ModelName),
-    Bound(Bound),
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct TierLine {
-    pub up_to: Option<Quantity>,
-    pub quantity: Amount,
-    pub unit_amount: Amount,
-    pub flat_amount: Amount,
-    pub amount: Amount,
 }
 
 impl Price {

@@ -3,7 +3,6 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
-use std::sync::OnceLock;
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -18,67 +17,106 @@ use crate::base::timestamp::Timestamp;
 use crate::base::window::Span;
 use crate::catalog::Catalog;
 use crate::catalog::plan::{OnPlanChange, Plan};
-use crate::gate::applicable_cap::PriceBook;
-use crate::pricing;
 use crate::pricing::cap::SpendCap;
 use crate::pricing::commitment::{self, Commitment};
 use crate::pricing::currency::Currency;
 use crate::pricing::exchange::Rates;
 use crate::pricing::price::Price;
-use crate::pricing::quote::known_rate;
+use crate::pricing::price_book;
 
-/// As the biller says it (<https://docs.stripe.com/api/subscriptions/object#subscription_object-status>).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum SubscriptionStatus {
-    Trialing,
-    Active,
-    PastDue,
-    Unpaid,
-    Paused,
-    Canceled,
-    Incomplete,
-    IncompleteExpired,
+macro_rules! words {
+    ($(#[$doc:meta])* $name:ident { $($variant:ident = $word:literal),* $(,)? }) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+        pub enum $name {
+            $(#[serde(rename = $word)] $variant,)*
+        }
+
+        impl $name {
+            pub const WORDS: &[(&'static str, Self)] = &[$(($word, Self::$variant)),*];
+
+            pub fn as_str(self) -> &'static str {
+                match self {
+                    $(Self::$variant => $word,)*
+                }
+            }
+        }
+
+        impl TryFrom<String> for $name {
+            type Error = UnknownWord;
+
+            fn try_from(word: String) -> Result<Self, UnknownWord> {
+                let known = Self::WORDS.iter().find(|(known, _)| *known == word);
+                known.map(|(_, value)| *value).ok_or(UnknownWord(word))
+            }
+        }
+    };
 }
 
-impl SubscriptionStatus {
-    pub const WORDS: [(&'static str, Self); 8] = [
-        ("trialing", Self::Trialing),
-        ("active", Self::Active),
-        ("past_due", Self::PastDue),
-        ("unpaid", Self::Unpaid),
-        ("paused", Self::Paused),
-        ("canceled", Self::Canceled),
-        ("incomplete", Self::Incomplete),
-        ("incomplete_expired", Self::IncompleteExpired),
-    ];
+/// A stored word that has no meaning here.
+#[derive(Debug, thiserror::Error)]
+#[error("`{0}` is not a known word")]
+pub struct UnknownWord(String);
 
-    pub fn as_str(self) -> &'static str {
-        Self::WORDS.iter().find(|(_, status)| *status == self).map_or("", |(word, _)| word)
+words!(
+    /// The status that the biller reports
+    /// (<https://docs.stripe.com/api/subscriptions/object#subscription_object-status>).
+    SubscriptionStatus {
+        Trialing = "trialing",
+        Active = "active",
+        PastDue = "past_due",
+        Unpaid = "unpaid",
+        Paused = "paused",
+        Canceled = "canceled",
+        Incomplete = "incomplete",
+        IncompleteExpired = "incomplete_expired",
     }
+);
 
+impl SubscriptionStatus {
     pub fn may_use(self) -> bool {
         matches!(self, Self::Trialing | Self::Active | Self::PastDue)
     }
 }
 
-/// What follows from a subscription and the catalog, and distinguishes no two subscriptions.
-#[derive(Debug, Clone, Default)]
-pub struct OwnPriceBooks(OnceLock<Vec<PriceBook>>);
+words!(
+    /// The kind of a change in the history of a subscription.
+    SubscriptionChangeKind {
+        Created = "created",
+        PlanChanged = "plan_changed",
+        Renewed = "renewed",
+        Updated = "updated",
+        EndSet = "end_set",
+        Canceled = "canceled",
+        FellBack = "fell_back",
+    }
+);
 
-impl OwnPriceBooks {
-    pub fn get_or_init(&self, make: impl FnOnce() -> Vec<PriceBook>) -> &[PriceBook] {
-        self.0.get_or_init(make)
+impl SubscriptionChangeKind {
+    /// Returns the kind of the change from one state to the next.
+    pub fn between(before: Option<&Subscription>, next: &Subscription, now: Timestamp) -> Self {
+        let Some(before) = before else { return Self::Created };
+        if before.plan != next.plan {
+            Self::PlanChanged
+        } else if before.cycle.billing_period(now) != next.cycle.billing_period(now)
+            || before.cycle != next.cycle
+        {
+            Self::Renewed
+        } else {
+            Self::Updated
+        }
+    }
+
+    /// Returns the kind of the change to a subscription whose end was carried out.
+    pub fn ended(next: &Subscription) -> Self {
+        if next.status == SubscriptionStatus::Canceled { Self::Canceled } else { Self::FellBack }
+    }
+
+    /// Returns whether the earlier subscription ended with it.
+    pub fn is_end(self) -> bool {
+        matches!(self, Self::Canceled | Self::FellBack)
     }
 }
-
-impl PartialEq for OwnPriceBooks {
-    fn eq(&self, _: &Self) -> bool {
-        true
-    }
-}
-
-impl Eq for OwnPriceBooks {}
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Subscription {
@@ -86,7 +124,7 @@ pub struct Subscription {
     pub status: SubscriptionStatus,
     pub cycle: Cycle,
     pub ends_at: Option<Timestamp>,
-    /// Where it goes when it ends; none: where its plan says.
+    /// The plan after its end; none: the one that its plan names.
     pub fallback_plan: Option<PlanKey>,
     /// Quotas of its own, by the keys of limits; none is unlimited.
     pub overrides: BTreeMap<ItemKey, Option<Quantity>>,
@@ -94,8 +132,6 @@ pub struct Subscription {
     pub prices: Vec<Price>,
     /// Commitments of its own: each in place of its plan's in the same currency, or beside those.
     pub commitments: Vec<Commitment>,
-    /// The same with those of its plan, as they are counted; made once they are asked for.
-    pub price_books: OwnPriceBooks,
     /// Since when its plan, its periods and its prices are what they are.
     pub terms_since: Timestamp,
     /// The version of the configuration under which it began, if nothing was recorded for the subject
@@ -110,8 +146,7 @@ pub struct Subscription {
 pub struct SubscriptionParams {
     pub plan: PlanKey,
     pub status: SubscriptionStatus,
-    /// Where the biller counts its periods from; then nothing of the cycle before stays. Callers do
-    /// not say it.
+    /// The anchor of the biller's periods, which replaces the earlier cycle. Callers do not set it.
     pub anchor: Option<Timestamp>,
     pub cycle_start: Option<Timestamp>,
     pub period_end: Option<Timestamp>,
@@ -125,7 +160,7 @@ impl SubscriptionParams {
     pub fn read(value: Value) -> Parsed<Self> {
         let mut fields = ObjectParser::new(value)?;
         let plan = fields.required("plan", |v| Ok(PlanKey::parse(fields::text(v)?)?));
-        let status = fields.optional("status", |v| fields::one_of(v, &SubscriptionStatus::WORDS));
+        let status = fields.optional("status", |v| fields::one_of(v, SubscriptionStatus::WORDS));
         let cycle_start = fields.optional("cycle_start", fields::timestamp);
         let period_end = fields.optional("period_end", fields::timestamp);
         let ends_at = fields.optional("ends_at", fields::timestamp);
@@ -152,7 +187,7 @@ impl SubscriptionParams {
         })
     }
 
-    /// What speaks against it under a catalog.
+    /// Refuses plans, limits, prices and commitments that do not fit a catalog.
     pub fn validate(&self, catalog: &Catalog) -> Parsed<()> {
         let Some(plan) = catalog.plan(&self.plan) else {
             let detail = format!("must be the key of a plan in the catalog; got `{}`", self.plan);
@@ -169,11 +204,8 @@ impl SubscriptionParams {
             })
             .collect();
         let beside = prices_beside(plan, &self.prices);
-        let mut found = pricing::list::validate_price_list(&self.prices, &beside)
-            .err()
-            .into_iter()
-            .flatten()
-            .collect::<Vec<_>>();
+        let mut found: Vec<Violation> =
+            price_book::validate_price_list(&self.prices, &beside).err().into_iter().flatten().collect();
         found.extend(catalog.validate_prices(&self.prices, &beside));
         violations.extend(found.into_iter().map(|violation| violation.under("prices")));
         let found =
@@ -182,8 +214,7 @@ impl SubscriptionParams {
         Violation::check_all(violations)
     }
 
-    /// What speaks against its own prices beside spend caps: in a currency of caps nothing would have a
-    /// price, and no rate leads to it.
+    /// Refuses own prices that leave the currency of a spend cap with neither prices nor an exchange rate.
     pub fn validate_incomparable<'c>(
         &self,
         catalog: &Catalog,
@@ -195,7 +226,7 @@ impl SubscriptionParams {
         let Some(first) = prices.first().map(|price| price.currency) else { return Ok(()) };
         let own = self.prices.iter().position(|price| price.currency == first).unwrap_or_default();
         for cap in caps.filter(|cap| prices.iter().all(|price| price.currency != cap.currency)) {
-            if let Err(violations) = known_rate(rates, first, cap.currency, now) {
+            if let Err(violations) = rates.known(first, cap.currency, now) {
                 let at = |violation: Violation| violation.under(&own.to_string()).under("prices");
                 return Violation::check_all(violations.into_iter().map(at).collect());
             }
@@ -223,7 +254,7 @@ pub fn prices_of<'a>(plan: Option<&'a Plan>, own: &'a [Price]) -> Cow<'a, [Price
     Cow::Owned(prices)
 }
 
-/// What bounds a bill in a currency: what a subscription has of its own, else its plan's.
+/// Returns the commitment of a currency: the subscription's own, else its plan's.
 pub fn commitment_of<'a>(
     plan: Option<&'a Plan>,
     own: &'a [Commitment],
@@ -286,7 +317,6 @@ impl Subscription {
             overrides: BTreeMap::new(),
             prices: Vec::new(),
             commitments: Vec::new(),
-            price_books: OwnPriceBooks::default(),
             terms_since: now,
             pristine_version: None,
             resets: BTreeMap::new(),
@@ -337,12 +367,12 @@ impl Subscription {
         Ok(next)
     }
 
-    /// What its use costs.
+    /// Returns the prices of its usage.
     pub fn prices<'a>(&'a self, catalog: &'a Catalog) -> Cow<'a, [Price]> {
         prices_of(catalog.plan(&self.plan), &self.prices)
     }
 
-    /// What bounds its bill in a currency.
+    /// Returns the commitment of its bill in a currency.
     pub fn commitment<'a>(&'a self, catalog: &'a Catalog, currency: Currency) -> Option<&'a Commitment> {
         commitment_of(catalog.plan(&self.plan), &self.commitments, currency)
     }
@@ -396,7 +426,6 @@ impl Subscription {
     fn put_prices(&mut self, prices: Vec<Price>, at: Timestamp) {
         if self.prices != prices {
             self.prices = prices;
-            self.price_books = OwnPriceBooks::default();
             self.terms_since = at;
             self.pristine_version = None;
         }

@@ -22,8 +22,9 @@ use crate::store::{self, StoreError};
 use metergate_domain::base::environment::Environment;
 use metergate_domain::base::fields::Violation;
 use metergate_domain::base::timestamp::Timestamp;
-use metergate_domain::gate::catalog_index::{CatalogIndex, Path};
+use metergate_domain::gate::catalog_index::CatalogIndex;
 use metergate_domain::gate::decision::LimitState;
+use metergate_domain::gate::path::Path;
 use metergate_domain::usage::event::validate_time;
 
 /// An event of the batch with what was found out about it.
@@ -345,7 +346,7 @@ fn additions<'a>(terms: &'a CatalogIndex, tracked: impl Iterator<Item = Tracked<
     additions
 }
 
-fn by_key(rows: &[CounterRow]) -> HashMap<metergate_domain::gate::catalog_index::CounterKey, &CounterRow> {
+fn by_key(rows: &[CounterRow]) -> HashMap<metergate_domain::gate::counter::CounterKey, &CounterRow> {
     rows.iter().map(|row| (row.key, row)).collect()
 }
 
@@ -353,7 +354,7 @@ fn by_key(rows: &[CounterRow]) -> HashMap<metergate_domain::gate::catalog_index:
 struct Limits<'a> {
     terms: &'a CatalogIndex,
     subject_paths: &'a SubjectPaths,
-    counters: HashMap<metergate_domain::gate::catalog_index::CounterKey, &'a CounterRow>,
+    counters: HashMap<metergate_domain::gate::counter::CounterKey, &'a CounterRow>,
     now: Timestamp,
 }
 

@@ -3,6 +3,7 @@ use crate::base::names::PlanKey;
 use crate::catalog::Catalog;
 use crate::credits::grant::Request;
 use crate::credits::grant_lifecycle::GrantSchedule;
+use crate::pricing::price_book::PriceBook;
 use crate::subjects::subscription::Subscription;
 use crate::usage::event::Properties;
 use proptest::prelude::*;
@@ -56,9 +57,10 @@ impl WalletRig {
         let (meter, plan) = (MeterKey::parse(meter).unwrap(), &self.catalog.plans[0]);
         let properties = Properties::stored(Some(properties));
         let quantity = Quantity::from_decimal(quantity).unwrap();
+        let books = PriceBook::of_each_currency(&plan.prices);
         let of = CostedUse {
-            catalog: &self.catalog,
-            prices: &plan.prices,
+            credit_units: &self.catalog.credit_units,
+            books: &books.iter().collect::<Vec<_>>(),
             meter: &meter,
             properties: &properties,
             counted: &[],

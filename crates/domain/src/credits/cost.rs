@@ -1,28 +1,99 @@
-//! What money pays for: the price of each unit of a use, one after the other. Where it depends on how much
-//! was used before, the counter of a limit has to say how much that is.
+//! The cost of a unit of a meter, in the unit of a grant. Shares of a use are exact fractions; amounts are kept
+//! to nine digits and round up once per use. Where a price depends on earlier usage, the counter of a limit
+//! tells how much that is.
 
-use super::rate::UnitRate;
+use super::unit::{CreditUnit, Unit};
 use crate::base::fields::Violation;
+use crate::base::names::MeterKey;
 use crate::base::period::Period;
 use crate::base::quantity::Total;
+use crate::base::timestamp::Timestamp;
 use crate::catalog::plan::{Limit, Overage};
 use crate::pricing::amount::Amount;
 use crate::pricing::currency::Currency;
-use crate::pricing::list::PriceList;
 use crate::pricing::price::{Model, Price, Tier};
+use crate::pricing::price_book::PriceBook;
+use crate::usage::event::Properties;
 
-/// How much a limit has counted before the first unit that credits are to bear.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum UnitRate {
+    /// A grant in the meter's own units.
+    One,
+    /// Above zero.
+    Of(Amount),
+}
+
+/// A use of a meter by the holder of grants.
+#[derive(Debug, Clone, Copy)]
+pub struct CostedUse<'a> {
+    pub credit_units: &'a [CreditUnit],
+    /// The price books of the holder's own subscription.
+    pub books: &'a [&'a PriceBook],
+    pub meter: &'a MeterKey,
+    pub properties: &'a Properties,
+    /// Usage that the limits it passes have counted before the part to be paid for.
+    pub counted: &'a [CountedLimit<'a>],
+    pub at: Timestamp,
+}
+
+impl CostedUse<'_> {
+    /// Returns the cost of the next units, after some `further` ones that grants bear already. None where a grant
+    /// in that unit does not pay for them.
+    pub fn step(&self, unit: &Unit, further: &Amount) -> Option<RateStep> {
+        let rate = match unit {
+            Unit::Meter(meter) => (meter == self.meter).then_some(UnitRate::One)?,
+            Unit::CreditUnit(key) => {
+                let known = self.credit_units.iter().find(|unit| unit.key == *key)?;
+                UnitRate::Of(known.cost_of(self.meter, self.properties)?.into())
+            }
+            Unit::Currency(currency) => {
+                let book = self.books.iter().find(|book| book.currency == *currency)?;
+                let price = book.rating(self.meter, self.properties, self.at)?;
+                return RateStep::at(price, book, self.counted, further);
+            }
+        };
+        Some(RateStep { rate, units: None })
+    }
+}
+
+impl UnitRate {
+    /// Returns the cost of a quantity.
+    pub fn amount_of(&self, quantity: &Amount) -> Total {
+        match self {
+            Self::One => quantity.quantity_above(),
+            Self::Of(rate) => (rate * quantity).quantity_above(),
+        }
+    }
+
+    /// Returns the quantity that an amount pays for.
+    pub fn quantity_for(&self, amount: Total) -> Amount {
+        match self {
+            Self::One => Amount::of(amount),
+            Self::Of(rate) => Amount::of(amount).divided_by(rate),
+        }
+    }
+}
+
+/// The part of an amount that goes with a part of the quantity that it paid for.
+pub fn share(amount: Total, part: &Amount, whole: &Amount) -> Total {
+    if part >= whole {
+        return amount;
+    }
+    (&Amount::of(amount) * part).divided_by(whole).quantity_above()
+}
+
+/// The usage that a limit has counted before the first unit that credits bear.
 #[derive(Debug, Clone, Copy)]
 pub struct CountedLimit<'a> {
     pub limit: &'a Limit,
     pub before: Total,
 }
 
-/// What each of the next units costs.
+/// The cost of each of the next units.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RateStep {
     pub rate: UnitRate,
-    /// How many of them there are; none: all that come.
+    /// Their number; none if all further units cost the same.
     pub units: Option<Amount>,
 }
 
@@ -53,9 +124,9 @@ fn tiers(price: &Price) -> Option<&[Tier]> {
 }
 
 /// Whether a limit counts exactly what a price rates: the same use, from the start of a billing period on.
-fn counts_along(limit: &Limit, price: &Price, list: &PriceList<'_>) -> bool {
+fn counts_along(limit: &Limit, price: &Price, book: &PriceBook) -> bool {
     let is_always = price.effective_from.is_none() && price.effective_to.is_none();
-    let mut before = list.of_meter(&limit.meter).take_while(|other| other.key != price.key);
+    let mut before = book.of_meter(&limit.meter).take_while(|other| other.key != price.key);
     limit.period == Period::Billing
         && limit.overage == Overage::Credits
         && price.meter.as_ref() == Some(&limit.meter)
@@ -65,11 +136,11 @@ fn counts_along(limit: &Limit, price: &Price, list: &PriceList<'_>) -> bool {
 }
 
 impl RateStep {
-    /// What the next units cost at a price, after some `further` ones that grants bear already. None where
-    /// they cost nothing, or nobody can tell.
+    /// Returns the cost of the next units at a price, after some `further` ones that grants bear already. None where
+    /// they are free, or their cost depends on usage that no limit counts.
     pub fn at(
         price: &Price,
-        list: &PriceList<'_>,
+        book: &PriceBook,
         counted: &[CountedLimit<'_>],
         further: &Amount,
     ) -> Option<Self> {
@@ -77,7 +148,7 @@ impl RateStep {
             (amount, None)
         } else {
             let tiers = tiers(price)?;
-            let counted = counted.iter().find(|counted| counts_along(counted.limit, price, list))?;
+            let counted = counted.iter().find(|counted| counts_along(counted.limit, price, book))?;
             let place = Amount::of(counted.before.or_zero()) + further.clone() - price.free_units.into();
             if place.is_negative() {
                 return None;
@@ -90,9 +161,8 @@ impl RateStep {
 }
 
 /// The first price of a currency at which money cannot burn, of those that rate what credits are to cover.
-pub fn uncoverable<'p>(limits: &[Limit], prices: &'p [Price], currency: Currency) -> Option<&'p Price> {
-    let list = PriceList::of(prices, currency);
-    list.prices().find(|price| {
+fn uncoverable<'p>(limits: &[Limit], book: &'p PriceBook) -> Option<&'p Price> {
+    book.prices().find(|price| {
         let meets = |limit: &&Limit| {
             limit.overage == Overage::Credits
                 && price.meter.as_ref() == Some(&limit.meter)
@@ -101,13 +171,14 @@ pub fn uncoverable<'p>(limits: &[Limit], prices: &'p [Price], currency: Currency
         let mut met = limits.iter().filter(meets).peekable();
         met.peek().is_some()
             && unit_price(price).is_none()
-            && (tiers(price).is_none() || !met.any(|limit| counts_along(limit, price, &list)))
+            && (tiers(price).is_none() || !met.any(|limit| counts_along(limit, price, book)))
     })
 }
 
 /// Says so, and what to do instead.
 pub fn validate_money_limits(limits: &[Limit], prices: &[Price], currency: Currency) -> Option<Violation> {
-    let price = uncoverable(limits, prices, currency)?;
+    let book = PriceBook::new(prices, currency);
+    let price = uncoverable(limits, &book)?;
     let meter = price.meter.as_ref()?;
     let detail = format!(
         "must not be money, which cannot burn at the price `{}`: it burns at `per_unit` without free units, and at `graduated` without flat \
@@ -125,6 +196,7 @@ mod tests {
     use serde_json::{Value, json};
 
     use crate::catalog::plan::Plan;
+    use crate::pricing::amount::one;
     use crate::pricing::rating::RatedQuantity;
 
     fn plan(limits: &Value, prices: &Value) -> Plan {
@@ -204,7 +276,8 @@ mod tests {
         let usd = Currency::parse("usd").unwrap();
         for (limits, prices, expected) in cases {
             let plan = plan(&limits, &prices);
-            let found = uncoverable(&plan.limits, &plan.prices, usd).map(|price| price.key.as_str());
+            let book = PriceBook::new(&plan.prices, usd);
+            let found = uncoverable(&plan.limits, &book).map(|price| price.key.as_str());
             assert_eq!(found, expected, "{limits} {prices}");
         }
     }
@@ -213,10 +286,10 @@ mod tests {
     fn each_unit_costs_the_price_of_its_tier() {
         let shown = |free: i64, before: &str, further: i64| {
             let plan = plan(&json!([limit(&json!({}))]), &json!([graduated(&json!({"free_units": free}))]));
-            let list = PriceList::of(&plan.prices, plan.prices[0].currency);
+            let book = PriceBook::new(&plan.prices, plan.prices[0].currency);
             let counted =
                 [CountedLimit { limit: &plan.limits[0], before: Total::from_decimal(before).unwrap() }];
-            let step = RateStep::at(&plan.prices[0], &list, &counted, &Amount::of(further.into()))?;
+            let step = RateStep::at(&plan.prices[0], &book, &counted, &Amount::of(further.into()))?;
             let UnitRate::Of(amount) = step.rate else { return None };
             Some(format!("{} at {amount}", step.units.map_or("all".to_owned(), |units| units.to_string())))
         };
@@ -253,11 +326,11 @@ mod tests {
             let prices = json!([graduated(&json!({"tiers": rows.collect::<Vec<_>>()}))]);
             let plan = plan(&json!([limit(&json!({}))]), &prices);
             let price = &plan.prices[0];
-            let list = PriceList::of(&plan.prices, price.currency);
+            let book = PriceBook::new(&plan.prices, price.currency);
             let counted = [CountedLimit { limit: &plan.limits[0], before: before.into() }];
             let (mut sum, mut further, all) = (Total::default(), Amount::default(), Amount::of(units.into()));
             while further < all {
-                let step = RateStep::at(price, &list, &counted, &further).unwrap();
+                let step = RateStep::at(price, &book, &counted, &further).unwrap();
                 let left = all.clone() - further.clone();
                 let taken = step.units.map_or(left.clone(), |units| units.min(left));
                 sum = sum + step.rate.amount_of(&taken);
@@ -265,6 +338,31 @@ mod tests {
             }
             let cost = |quantity: i64| price.cost(&RatedQuantity { quantity: quantity.into(), ..RatedQuantity::default() });
             prop_assert_eq!(Amount::of(sum), cost(before + units) - cost(before));
+        }
+    }
+
+    #[test]
+    fn costs_finer_than_the_balance_precision_round_up() {
+        let rate = UnitRate::Of(Amount::from_decimal("0.000000000001").unwrap());
+        assert_eq!(rate.amount_of(&one()).to_string(), "0.000000001");
+        let third = UnitRate::Of(Amount::from_decimal("1").unwrap().divided_by(&Amount::from_minor_units(3)));
+        assert_eq!(third.amount_of(&one()).to_string(), "0.333333334");
+        assert_eq!(third.quantity_for(Total::from(1)).to_string(), "3");
+    }
+
+    proptest! {
+        #[test]
+        fn quantity_for_an_amount_costs_at_most_that_amount(
+            nanos in 1_i64..10_000_000_000_000, cost in 1_i64..1_000_000_000_000, parts in 1_i64..50,
+        ) {
+            let rate = Amount::of(Total::from_nanos(cost.into())).divided_by(&Amount::from_minor_units(parts));
+            let (rate, balance) = (UnitRate::Of(rate), Total::from_nanos(nanos.into()));
+            let quantity = rate.quantity_for(balance);
+            prop_assert_eq!(rate.amount_of(&quantity), balance);
+            prop_assert!(rate.amount_of(&(quantity.clone() + Amount::of(Total::from_nanos(1)))) > balance);
+            // what one part does not take is left to the other
+            let part = quantity.divided_by(&Amount::from_minor_units(3));
+            prop_assert_eq!(share(balance, &part, &quantity), rate.amount_of(&part));
         }
     }
 }
