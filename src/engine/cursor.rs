@@ -12,21 +12,27 @@ pub fn unknown() -> EngineError {
     EngineError::invalid(Violation::new("invalid_cursor", "is none that a list answered").under("cursor"))
 }
 
-/// The place of what was made at a time, in a list that is ordered by that and a key.
+/// Writes the place of what was made at a time, in a list that is ordered by that and a key.
 pub(crate) fn write(created_at: Timestamp, key: Uuid) -> String {
-    let mut bytes = Vec::with_capacity(24);
-    bytes.extend(created_at.micros().to_be_bytes());
-    bytes.extend(key.as_bytes());
-    URL_SAFE_NO_PAD.encode(bytes)
+    encode(&[&created_at.micros().to_be_bytes(), key.as_bytes()])
 }
 
 pub(crate) fn read(cursor: &str) -> Result<(Timestamp, Uuid), EngineError> {
-    let read = || {
-        let bytes: [u8; 24] = URL_SAFE_NO_PAD.decode(cursor).ok()?.try_into().ok()?;
-        let (micros, key) = bytes.split_first_chunk::<8>()?;
-        Some((Timestamp::from_micros(i64::from_be_bytes(*micros))?, Uuid::from_slice(key).ok()?))
-    };
-    read().ok_or_else(unknown)
+    let bytes = decode::<24>(cursor)?;
+    let (micros, key) = bytes.split_first_chunk::<8>().ok_or_else(unknown)?;
+    let at = Timestamp::from_micros(i64::from_be_bytes(*micros)).ok_or_else(unknown)?;
+    Ok((at, Uuid::from_slice(key).map_err(|_| unknown())?))
+}
+
+/// Encodes the parts of a place.
+pub(crate) fn encode(parts: &[&[u8]]) -> String {
+    URL_SAFE_NO_PAD.encode(parts.concat())
+}
+
+/// Decodes a place of as many bytes.
+pub(crate) fn decode<const BYTES: usize>(cursor: &str) -> Result<[u8; BYTES], EngineError> {
+    let bytes = URL_SAFE_NO_PAD.decode(cursor).ok();
+    bytes.and_then(|bytes| bytes.try_into().ok()).ok_or_else(unknown)
 }
 
 /// The number before which a page begins, in a list that is ordered by numbers, the latest first.

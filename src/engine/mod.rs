@@ -11,6 +11,7 @@ pub mod error;
 mod exports;
 mod gate;
 mod invoicing;
+mod page;
 pub(crate) mod pricing;
 mod snapshot;
 pub(crate) mod subjects;

@@ -19,7 +19,7 @@ use metergate_domain::base::names::{MeterKey, SubjectId};
 use metergate_domain::base::timestamp::Timestamp;
 use metergate_domain::base::window::{Span, Window, Zone};
 use metergate_domain::pricing::currency::Currency;
-use metergate_domain::usage::query::{GroupBySubject, UsageQuery, UsageRow};
+use metergate_domain::usage::query::{GroupBySubject, Subjects, UsageQuery, UsageRow};
 use metergate_domain::usage::ranking::{RankBy, RankPageRequest};
 
 #[derive(Serialize)]
@@ -143,10 +143,15 @@ fn restrict(query: &mut UsageQuery, principal: &Principal) -> Result<(), Problem
     if query.descendants {
         return Err(forbidden("a token never shows descendants"));
     }
-    if query.subjects.iter().any(|asked| asked != subject) {
+    let own = Subjects::one(subject.as_str());
+    let asks_for_others = match &query.subjects {
+        Subjects::All => false,
+        Subjects::Listed(names) => names.as_slice().iter().any(|name| name != subject.as_str()),
+    };
+    if asks_for_others {
         return Err(forbidden("a token shows its own subject alone"));
     }
-    query.subjects = vec![subject.clone()];
+    query.subjects = own;
     Ok(())
 }
 
@@ -199,18 +204,16 @@ fn read_query(uri: &Uri) -> Result<UsageQuery, Problem> {
     };
     let span = Span { from, to };
     Ok(UsageQuery {
-        meter,
-        span,
         window,
         zone,
-        subjects,
+        // a query that names no subject asks for all
+        subjects: Subjects::listed(subjects).unwrap_or(Subjects::All),
         descendants,
         whose,
         group_by,
         filter,
-        slices: Vec::new(),
-        tells_new: false,
         fill,
+        ..UsageQuery::internal(&meter, span)
     })
 }
 

@@ -18,3 +18,5 @@ pub mod webhook_events;
 
 pub use connect::Database;
 pub use error::StoreError;
+pub use usage::days;
+use usage::{grain, measures};

@@ -6,10 +6,11 @@ use serde::{Serialize, Serializer};
 use sqlx::{Connection, PgConnection};
 
 use super::{exported, failure_text};
+use crate::engine::usage::reader;
 use crate::engine::{Engine, EngineError};
 use crate::providers::{Provider, Summary, SummaryWindow};
 use crate::store;
-use crate::store::exports::reconciliation::{Sums, UnitsAt};
+use crate::store::exports::reconciliation::{Checked, Sums, UnitsAt};
 use metergate_domain::base::environment::Environment;
 use metergate_domain::base::fields::Violation;
 use metergate_domain::base::limits::RECONCILED_WINDOWS_MAX;
@@ -136,15 +137,9 @@ impl Engine {
             let detail = "is exported by its last or greatest value: there are no sums to compare";
             return Err(EngineError::invalid(Violation::new("not_summed", detail).under("meter")));
         }
-        let events = store::exports::reconciliation::events(
-            &mut snapshot,
-            environment,
-            stored,
-            stripe.scale,
-            customer,
-            question.span,
-        )
-        .await?;
+        let by_window = reader::customer_sums(&mut snapshot, environment, stored, customer, &windows).await?;
+        let units = |(at, sum)| UnitsAt { at, units: Units::of(sum, stripe.scale) };
+        let events: Vec<UnitsAt> = by_window.into_iter().map(units).collect();
         let recorded =
             store::exports::reconciliation::recorded(&mut snapshot, customer, stored.id, question.span)
                 .await?;
@@ -214,15 +209,8 @@ impl Engine {
                     difference,
                 });
             }
-            store::exports::reconciliation::note_checked(
-                connection,
-                environment,
-                &pair,
-                day.from,
-                there,
-                now,
-            )
-            .await?;
+            let checked = Checked { day: day.from, provider: there, checked_at: now };
+            store::exports::reconciliation::note_checked(connection, environment, &pair, checked).await?;
         }
         Ok(drifts)
     }

@@ -2,8 +2,6 @@
 
 use std::collections::BTreeMap;
 
-use base64::Engine as _;
-use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde::Serialize;
 use serde_json::{Map, Value};
 use uuid::Uuid;
@@ -11,11 +9,13 @@ use uuid::Uuid;
 use crate::engine::credits::wallets::WalletLoader;
 use crate::engine::environment_cache::CacheUpdates;
 use crate::engine::gate::counters::{Additions, Reader, Sign};
+use crate::engine::page::Page;
 use crate::engine::{Engine, EngineError, ExportView, cursor, detached};
 use crate::store;
 use crate::store::configuration::open_recording;
 use crate::store::subjects::subject::Which;
-use crate::store::usage::event_list::{EventCursor, EventFilter, EventRow};
+use crate::store::usage::event_list::{EventCursor, EventFilter, EventRow, PageOfEvents};
+use crate::store::usage::voids::NewVoid;
 use metergate_domain::base::environment::Environment;
 use metergate_domain::base::names::{EventId, EventSource, MeterKey};
 use metergate_domain::base::quantity::Quantity;
@@ -90,7 +90,7 @@ impl EventView {
             id: row.id.clone().unwrap_or_else(|| row.key.to_string()),
             source: row.source.clone().unwrap_or_default(),
             event_name: row.event_name.clone(),
-            subject: row.subject.clone(),
+            subject: row.subject().to_owned(),
             value,
             properties: Properties::stored(row.properties.clone()).into_map(),
             timestamp: row.occurred_at,
@@ -122,30 +122,19 @@ impl Engine {
             None => None,
             Some(subject) => {
                 let subjects = std::slice::from_ref(subject);
-                Some(
-                    store::subjects::subject::path_ids(
-                        &mut snapshot,
-                        environment,
-                        subjects,
-                        filter.descendants,
-                    )
-                    .await?,
-                )
+                let found = store::subjects::subject::path_ids(
+                    &mut snapshot,
+                    environment,
+                    subjects,
+                    filter.descendants,
+                );
+                Some(found.await?)
             }
         };
-        let mut rows = store::usage::event_list::list(
-            &mut snapshot,
-            environment,
-            filter,
-            paths.as_deref(),
-            after,
-            limit + 1,
-        )
-        .await?;
+        let page = PageOfEvents { paths: paths.as_deref(), after, limit: limit + 1 };
+        let rows = store::usage::event_list::list(&mut snapshot, environment, filter, page).await?;
         snapshot.commit().await?;
-        let more = rows.len() > limit as usize;
-        rows.truncate(limit as usize);
-        let next_cursor = rows.last().filter(|_| more).map(write_cursor);
+        let Page { rows, next_cursor } = Page::from_rows(rows, limit as usize, write_cursor);
         let data = rows.iter().map(EventView::of).collect::<Result<_, _>>()?;
         Ok(EventPage { data, next_cursor })
     }
@@ -248,22 +237,19 @@ impl Engine {
         let known = store::usage::events::find_keys(&mut transaction, environment, &[key]).await?;
         let Some(known) = known.first().copied() else { return Err(not_found()) };
         let (at, batch_id) = (known.occurred_at, opening.batch_id);
-        let made =
-            store::usage::voids::insert(&mut transaction, environment, key, batch_id, reason, now).await?;
+        let void = NewVoid { key, batch_id, reason, voided_at: now };
+        let made = store::usage::voids::insert(&mut transaction, environment, void).await?;
         if made {
             store::usage::voids::insert_counter_event(&mut transaction, environment, key, at, batch_id)
                 .await?;
             let row = store::usage::event_list::find(&mut transaction, environment, key, at).await?;
             let row = row.ok_or_else(|| EngineError::Internal(format!("the key {key} has no event")))?;
-            let dirty: Vec<i32> = store::catalog::meters(&mut transaction, environment)
-                .await?
-                .into_iter()
-                .filter(|stored| {
-                    stored.meter.aggregation.is_order_statistic()
-                        && stored.meter.event_name.as_str() == row.event_name
-                })
-                .map(|stored| stored.id)
-                .collect();
+            let meters = store::catalog::meters(&mut transaction, environment).await?;
+            let is_dirty = |stored: &&StoredMeter| {
+                stored.meter.aggregation.is_order_statistic()
+                    && stored.meter.event_name.as_str() == row.event_name
+            };
+            let dirty: Vec<i32> = meters.iter().filter(is_dirty).map(|stored| stored.id).collect();
             store::usage::voids::insert_gaps(&mut transaction, environment, &dirty, at.hour_floor()).await?;
 
             // as it stands now: that nobody on it has a plan is nothing to remember
@@ -309,25 +295,21 @@ fn measured<'a>(
     Ok(terms.meters_of(&row.event_name).filter_map(taken).collect())
 }
 
-/// The cursor after an event: its place in the order of the list.
+/// Writes the cursor after an event: its place in the order of the list.
 fn write_cursor(row: &EventRow) -> String {
-    let mut bytes = Vec::with_capacity(20);
-    bytes.extend(row.occurred_at.micros().to_be_bytes());
-    bytes.extend(row.batch_id.to_be_bytes());
-    bytes.extend(row.ordinal.to_be_bytes());
-    URL_SAFE_NO_PAD.encode(bytes)
+    let (at, batch, ordinal) = (row.occurred_at.micros(), row.batch_id, row.ordinal);
+    cursor::encode(&[&at.to_be_bytes(), &batch.to_be_bytes(), &ordinal.to_be_bytes()])
 }
 
 fn read_cursor(cursor: &str) -> Result<EventCursor, EngineError> {
+    let bytes = cursor::decode::<20>(cursor)?;
     let read = || {
-        let bytes: [u8; 20] = URL_SAFE_NO_PAD.decode(cursor).ok()?.try_into().ok()?;
         let (micros, rest) = bytes.split_first_chunk::<8>()?;
-        let (batch, rest) = rest.split_first_chunk::<8>()?;
-        let ordinal = rest.first_chunk::<4>()?;
+        let (batch, ordinal) = rest.split_first_chunk::<8>()?;
         Some(EventCursor {
             occurred_at: Timestamp::from_micros(i64::from_be_bytes(*micros))?,
             batch_id: i64::from_be_bytes(*batch),
-            ordinal: i32::from_be_bytes(*ordinal),
+            ordinal: i32::from_be_bytes(*ordinal.first_chunk::<4>()?),
         })
     };
     read().ok_or_else(cursor::unknown)

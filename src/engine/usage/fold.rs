@@ -39,7 +39,7 @@ impl Engine {
         // read after the batches: a meter that is not seen here has a gap that covers them
         let meters = store::catalog::meters(&mut transaction, environment).await?;
         let not_kept = fold::permanent_gaps(&mut transaction, environment).await?;
-        let days = store::usage::daily_rollups::until(&mut transaction, environment).await?;
+        let days = store::days::until(&mut transaction, environment).await?;
         let mut concerned: Vec<&StoredMeter> =
             meters.iter().filter(|stored| taken.event_name_ids.contains(&stored.event_name_id)).collect();
         for stored in concerned.iter().filter(|stored| !not_kept.contains(&stored.id)) {
@@ -74,7 +74,7 @@ impl Engine {
         };
         let meters = store::catalog::meters(&mut transaction, environment).await?;
         if let Some(stored) = meters.into_iter().find(|stored| stored.id == gap.meter_id) {
-            let days = store::usage::daily_rollups::until(&mut transaction, environment).await?;
+            let days = store::days::until(&mut transaction, environment).await?;
             let days_until = days.get(&stored.id).copied();
             fold::build(&mut transaction, environment, &stored, &gap, days_until, BUILD_EVENTS_MAX).await?;
         }
@@ -87,27 +87,19 @@ impl Engine {
         let mut transaction = self.database().pool().begin().await?;
         let now = store::usage::now(&mut transaction).await?;
         let over = self.inner.clock.now(environment, now).saturating_sub(DAY_REST).day_floor();
-        if store::usage::daily_rollups::next_incomplete(&mut transaction, environment, over).await?.is_none()
+        if store::days::next_incomplete(&mut transaction, environment, over).await?.is_none()
             || !fold::try_lock(&mut transaction, environment).await?
         {
             return Ok(false);
         }
         // again, now that nobody else can be at it
-        let Some(incomplete) =
-            store::usage::daily_rollups::next_incomplete(&mut transaction, environment, over).await?
+        let Some(incomplete) = store::days::next_incomplete(&mut transaction, environment, over).await?
         else {
             return Ok(true);
         };
         let meters = store::catalog::meters(&mut transaction, environment).await?;
         if let Some(stored) = meters.into_iter().find(|stored| stored.id == incomplete.meter_id) {
-            store::usage::daily_rollups::rebuild_next_days(
-                &mut transaction,
-                environment,
-                &stored,
-                incomplete,
-                over,
-            )
-            .await?;
+            store::days::rebuild_next_days(&mut transaction, environment, &stored, incomplete, over).await?;
         }
         transaction.commit().await?;
         Ok(true)

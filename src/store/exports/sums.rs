@@ -6,8 +6,8 @@ use std::collections::{BTreeMap, HashMap};
 use sqlx::{PgConnection, QueryBuilder, Row};
 
 use crate::store::StoreError;
+use crate::store::measures::{MeasureScope, push_measures};
 use crate::store::usage::fold::ClaimedBatches;
-use crate::store::usage::measures::{MeasureScope, push_measures};
 use metergate_domain::base::environment::Environment;
 use metergate_domain::base::period::Cycle;
 use metergate_domain::base::quantity::Quantity;

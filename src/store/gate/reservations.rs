@@ -8,7 +8,7 @@ use sqlx::{PgConnection, Postgres, QueryBuilder, Row};
 use uuid::Uuid;
 
 use crate::store::StoreError;
-use crate::store::usage::measures::push_paths;
+use crate::store::measures::push_paths;
 use metergate_domain::base::environment::Environment;
 use metergate_domain::base::names::MeterKey;
 use metergate_domain::base::quantity::Quantity;

@@ -4,10 +4,10 @@
 
 use sqlx::{PgConnection, QueryBuilder, Row};
 
-use super::daily_rollups;
-use super::measures::{MeasureScope, join_columns, made_of, push_measures, rollup_column};
-use super::rollup_resolution::RollupResolution;
 use crate::store::StoreError;
+use crate::store::days;
+use crate::store::grain::RollupResolution;
+use crate::store::measures::{MeasureScope, join_columns, made_of, push_measures, rollup_column};
 use metergate_domain::base::environment::Environment;
 use metergate_domain::base::limits::DIMENSION_SETS_PER_METER_MAX;
 use metergate_domain::base::names::PropertyName;
@@ -278,14 +278,14 @@ pub async fn build(
     .bind(gap.id)
     .fetch_all(&mut *connection)
     .await?;
-    daily_rollups::delete(connection, environment, stored, RollupResolution::Hour, chunk).await?;
+    days::delete(connection, environment, stored, RollupResolution::Hour, chunk).await?;
     add_to_rollups(connection, environment, stored, RollupResolution::Hour, &MeasureScope::Folded(chunk))
         .await?;
     let summed = chunk.to.day_ceil().min(days_until.unwrap_or(Timestamp::MIN));
     let days = Span { from: chunk.from.day_floor(), to: summed };
     if !days.is_empty() {
         // what of them is still in a gap is not right yet, but is not read either, and built in its turn
-        daily_rollups::rebuild_days(connection, environment, stored, days).await?;
+        days::rebuild_days(connection, environment, stored, days).await?;
     }
     sqlx::query("delete from rollup_gaps where id = any($1)").bind(marks).execute(&mut *connection).await?;
     let rest = Span { from: chunk.to, to: gap.span.to };

@@ -5,8 +5,8 @@ use std::collections::HashMap;
 
 use sqlx::{PgConnection, QueryBuilder, Row};
 
+use super::grain::RollupResolution;
 use super::measures::{join_columns, rollup_column};
-use super::rollup_resolution::RollupResolution;
 use crate::store::StoreError;
 use metergate_domain::base::environment::Environment;
 use metergate_domain::base::timestamp::Timestamp;
@@ -58,10 +58,10 @@ pub async fn rebuild_next_days(
     connection: &mut PgConnection,
     environment: Environment,
     stored: &StoredMeter,
-    incomplete: IncompleteDays,
+    behind: IncompleteDays,
     over: Timestamp,
 ) -> Result<(), StoreError> {
-    let since = incomplete.until.unwrap_or(Timestamp::MIN);
+    let since = behind.until.unwrap_or(Timestamp::MIN);
     let first: Option<Timestamp> = sqlx::query_scalar(
         "select hour from rollups where environment = $1 and meter_id = $2 and hour >= $3 and hour < $4
          order by hour limit 1",
