@@ -18,7 +18,6 @@ mod services;
 mod settings;
 mod snapshot;
 pub(crate) mod subjects;
-mod subscription_changes;
 pub mod usage;
 mod webhooks;
 mod writers;

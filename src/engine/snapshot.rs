@@ -6,9 +6,7 @@ use std::sync::Arc;
 use uuid::Uuid;
 
 use super::credits::wallets::{HolderSubscriptions, WalletLoader, add_holder};
-use super::gate::counters::{
-    CounterRequest, CounterRequests, count, request_counter, unexpected, usage_query_for,
-};
+use super::gate::counters::{CounterRequest, CounterRequests, count, request_counter, usage_query_for};
 use super::pricing::priced_usage;
 use super::usage::reader;
 use super::{Engine, EngineError};
@@ -168,8 +166,8 @@ impl ReadSnapshot {
                         let (environment, member) = (self.environment, &ask.value.member);
                         let snapshot = &mut self.snapshot;
                         let is_known =
-                            reader::has_member(snapshot, environment, stored, &query, member).await;
-                        used + Total::from(i64::from(!is_known.map_err(unexpected)?))
+                            reader::has_member(snapshot, environment, stored, &query, member).await?;
+                        used + Total::from(i64::from(!is_known))
                     }
                     (Aggregation::Max, CounterSource::PricedUsage(_)) => used.max(asked),
                     _ => asked,

@@ -21,7 +21,7 @@ use metergate_domain::base::names::{MeterKey, SubjectId};
 use metergate_domain::base::timestamp::Timestamp;
 use metergate_domain::base::window::{Span, Window, Zone};
 use metergate_domain::pricing::currency::Currency;
-use metergate_domain::usage::query::{GroupBySubject, UsageQuery, UsageRow};
+use metergate_domain::usage::query::{GroupBySubject, Subjects, UsageQuery, UsageRow};
 use metergate_domain::usage::ranking::{RankBy, RankPageRequest};
 
 #[derive(Serialize)]
@@ -113,10 +113,14 @@ fn restrict(query: &mut UsageQuery, caller: &Caller) -> Result<(), Problem> {
     if query.descendants {
         return Err(forbidden("a token never shows descendants; leave out `descendants`"));
     }
-    if query.subjects.iter().any(|asked| asked != subject) {
+    let asks_for_others = match &query.subjects {
+        Subjects::All => false,
+        Subjects::Listed(names) => names.as_slice().iter().any(|name| name != subject.as_str()),
+    };
+    if asks_for_others {
         return Err(other_subject(subject));
     }
-    query.subjects = vec![subject.clone()];
+    query.subjects = Subjects::one(subject.as_str());
     Ok(())
 }
 
@@ -147,18 +151,16 @@ impl FromQuery for UsageQuery {
         let (whose, group_by) = read_grouping(&grouping);
         check_count(parameters, "group_by", group_by.len(), METER_DIMENSIONS_MAX);
         Some(Self {
-            meter: meter?,
-            span: Span { from: from?, to: to? },
             window,
             zone,
-            subjects,
+            // a query that names no subject asks for all
+            subjects: Subjects::listed(subjects).unwrap_or(Subjects::All),
             descendants,
             whose,
             group_by,
             filter,
-            slices: Vec::new(),
-            tells_new: false,
             fill,
+            ..Self::internal(&meter?, Span { from: from?, to: to? })
         })
     }
 }

@@ -35,6 +35,13 @@ pub enum StoreError {
     Url(String),
 }
 
+impl StoreError {
+    /// Reports a defect: a value that does not fit what the code relies on.
+    pub fn internal(why: impl Into<String>) -> Self {
+        Self::Refused(sqlx::Error::Decode(why.into().into()))
+    }
+}
+
 impl From<sqlx::Error> for StoreError {
     fn from(error: sqlx::Error) -> Self {
         match &error {

@@ -7,8 +7,6 @@ pub mod configuration;
 pub mod connect;
 pub mod credits;
 pub mod error;
-pub mod export_gauges;
-pub mod export_parts;
 pub mod exports;
 pub mod gate;
 pub mod invoicing;

@@ -6,6 +6,7 @@ use std::time::Duration;
 use serde::Serialize;
 
 use crate::base::period::Cycle;
+use crate::base::quantity::{Quantity, Total};
 use crate::base::timestamp::{MICROS_PER_HOUR, MICROS_PER_SECOND, Timestamp};
 use crate::base::window::Span;
 
@@ -79,6 +80,11 @@ impl Units {
         let whole: i128 = whole.parse().unwrap_or(i128::MAX);
         let fraction: i128 = format!("{fraction:0<FRACTION_DIGITS$}").parse().ok()?;
         Some(Self(whole.saturating_mul(ONE).saturating_add(fraction) * sign))
+    }
+
+    /// Converts usage; what exceeds the scale stays at its end.
+    pub fn of(usage: Total, scale: Quantity) -> Self {
+        Self(usage.nanos().saturating_mul(scale.nanos()))
     }
 
     pub fn whole(units: i64) -> Self {

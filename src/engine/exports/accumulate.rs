@@ -6,8 +6,8 @@ use sqlx::PgConnection;
 
 use crate::engine::usage::fold::FoldListener;
 use crate::store::StoreError;
-use crate::store::export_gauges::{self, HourlyGauge};
-use crate::store::export_parts::{self, BucketPart, CustomerPart, ExportValue};
+use crate::store::exports::gauges::{self, HourlyGauge};
+use crate::store::exports::parts::{self, BucketPart, CustomerPart, ExportValue};
 use crate::store::exports::sums::{self, HourlySum};
 use crate::store::usage::fold::MeterBatches;
 use metergate_domain::base::timestamp::Timestamp;
@@ -59,9 +59,9 @@ async fn keep_gauges(
     // what was taken back may have been the value
     for gauge in gauges.iter_mut().filter(|gauge| gauge.value.voided) {
         let (customer_id, span) = (gauge.customer_id, gauge.bucket.span);
-        gauge.value.mark = export_gauges::recount(connection, environment, stored, customer_id, span).await?;
+        gauge.value.mark = gauges::recount(connection, environment, stored, customer_id, span).await?;
     }
-    export_gauges::keep(connection, environment, stored.id, &gauges).await
+    gauges::keep(connection, environment, stored.id, &gauges).await
 }
 
 /// Reads the values of batches by bucket, in the order of customer and time. An hour is read by instant
@@ -70,8 +70,7 @@ async fn by_bucket<V: ExportValue>(
     connection: &mut PgConnection,
     invalid_batches_are_rejected: MeterBatches<'_>,
 ) -> Result<Vec<BucketPart<V>>, StoreError> {
-    let hours: Vec<CustomerPart<V>> =
-        export_parts::read(connection, invalid_batches_are_rejected, None).await?;
+    let hours: Vec<CustomerPart<V>> = parts::read(connection, invalid_batches_are_rejected, None).await?;
     if hours.is_empty() {
         return Ok(Vec::new());
     }
@@ -84,7 +83,7 @@ async fn by_bucket<V: ExportValue>(
         hours.into_iter().partition(|part| bucket(part).span != Bucket::of(part.at, None).span);
     if !split.is_empty() {
         let pairs: Vec<(i64, Timestamp)> = split.iter().map(|part| (part.customer_id, part.at)).collect();
-        parts.extend(export_parts::read(connection, invalid_batches_are_rejected, Some(&pairs)).await?);
+        parts.extend(parts::read(connection, invalid_batches_are_rejected, Some(&pairs)).await?);
     }
     let mut buckets: BTreeMap<(i64, Timestamp), BucketPart<V>> = BTreeMap::new();
     for part in parts {

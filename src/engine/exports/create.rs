@@ -10,8 +10,8 @@ use uuid::Uuid;
 use super::exported_meters::exported;
 use crate::engine::error::EngineError;
 use crate::engine::services::Engine;
-use crate::store::export_gauges::{self, ChangedGauge};
-use crate::store::export_parts::MeterBucket;
+use crate::store::exports::gauges::{self, ChangedGauge};
+use crate::store::exports::parts::MeterBucket;
 use crate::store::exports::sums::{self, DueBucket};
 use crate::store::exports::{ExportRow, NewExport};
 use crate::store::{self, StoreError};
@@ -245,7 +245,7 @@ impl Accumulated for GaugeExports<'_> {
     ) -> Result<Option<ExportWrites>, StoreError> {
         let (environment, ended_by) = (rules.environment, rules.ended_by);
         let changed =
-            export_gauges::take_changed(connection, environment, self.stored, ended_by, GAUGES_MAX).await?;
+            gauges::take_changed(connection, environment, self.stored, ended_by, GAUGES_MAX).await?;
         if changed.is_empty() {
             return Ok(None);
         }

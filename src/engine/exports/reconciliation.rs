@@ -8,9 +8,10 @@ use sqlx::{Connection, PgConnection};
 use super::exported_meters::exported;
 use crate::engine::error::EngineError;
 use crate::engine::services::Engine;
+use crate::engine::usage::reader;
 use crate::providers::{Provider, Summary, SummaryQuery, SummaryWindow};
 use crate::store;
-use crate::store::exports::reconciliation::{Sums, UnitsAt};
+use crate::store::exports::reconciliation::{Checked, Sums, UnitsAt};
 use metergate_domain::base::environment::Environment;
 use metergate_domain::base::fields::{Violation, received};
 use metergate_domain::base::limits::RECONCILED_WINDOWS_MAX;
@@ -137,15 +138,9 @@ impl Engine {
             let detail = "must be a meter that is exported as a sum; this one is exported by its last or largest value";
             return Err(EngineError::invalid(Violation::new("not_summed", detail).under("meter")));
         }
-        let events = store::exports::reconciliation::events(
-            &mut snapshot,
-            environment,
-            stored,
-            stripe.scale,
-            customer,
-            question.span,
-        )
-        .await?;
+        let by_window = reader::customer_sums(&mut snapshot, environment, stored, customer, &windows).await?;
+        let units = |(at, sum)| UnitsAt { at, units: Units::of(sum, stripe.scale) };
+        let events: Vec<UnitsAt> = by_window.into_iter().map(units).collect();
         let recorded =
             store::exports::reconciliation::recorded(&mut snapshot, customer, stored.id, question.span)
                 .await?;
@@ -219,15 +214,8 @@ impl Engine {
                     difference,
                 });
             }
-            store::exports::reconciliation::note_checked(
-                connection,
-                environment,
-                &pair,
-                day.from,
-                there,
-                now,
-            )
-            .await?;
+            let checked = Checked { day: day.from, provider: there, checked_at: now };
+            store::exports::reconciliation::note_checked(connection, environment, &pair, checked).await?;
         }
         Ok(drifts)
     }

@@ -17,11 +17,13 @@ use crate::engine::usage::reader;
 use crate::engine::{Engine, EngineError};
 use crate::store::gate::counters::{CounterColumns, CounterRow, WantedCounter};
 use crate::store::gate::hold_lines::LineColumns;
+use crate::store::usage::{MeterQuery, UsageScope};
 use crate::store::{self, Database, StoreError};
 use metergate_domain::base::environment::Environment;
+use metergate_domain::base::limits::USAGE_ROWS_MAX;
 use metergate_domain::base::quantity::{Quantity, Total};
 use metergate_domain::base::timestamp::Timestamp;
-use metergate_domain::base::window::{Span, Zone};
+use metergate_domain::base::window::Span;
 use metergate_domain::catalog::meter::StoredMeter;
 use metergate_domain::credits::coverage::covered;
 use metergate_domain::gate::applicable_cap::CounterSource;
@@ -32,7 +34,7 @@ use metergate_domain::gate::path::Path;
 use metergate_domain::gate::reservation::Reservation;
 use metergate_domain::gate::state::{Counter, HoldLine, HoldLineKey};
 use metergate_domain::usage::event::Properties;
-use metergate_domain::usage::query::{GroupBySubject, UsageQuery};
+use metergate_domain::usage::query::{GroupBySubject, Subjects, UsageQuery};
 
 /// A counter that is needed, and what for.
 #[derive(Debug, Clone, Copy)]
@@ -218,23 +220,21 @@ async fn count_together(
     let ids: Vec<i64> = counter_requests.iter().map(|need| need.counter.key.subject_id).collect();
     let through = store::subjects::subject::paths_through(snapshot, &ids).await?;
     let paths: Vec<i64> = through.keys().copied().collect();
-    let query = UsageQuery {
-        whose: GroupBySubject::EachPath,
-        subjects: Vec::new(),
-        ..usage_query_for(&found, &first.counter, stored)
-    };
-    let rows = match reader::answer_on(snapshot, environment, stored, &query, Some(&paths)).await {
-        Ok(rows) => rows,
+    let query =
+        UsageQuery { whose: GroupBySubject::EachPath, ..usage_query_for(&found, &first.counter, stored) };
+    let bounds = [query.span.from, query.span.to];
+    let asked = MeterQuery::new(environment, stored, &query, UsageScope::Paths(&paths), &bounds);
+    let rows = reader::read(snapshot, &asked).await?;
+    if rows.len() > USAGE_ROWS_MAX {
         // a whole tree on more paths than an answer has rows
-        Err(EngineError::Invalid(_)) => return Ok(None),
-        Err(why) => return Err(unexpected(why)),
-    };
+        return Ok(None);
+    }
     let mut used: BTreeMap<i64, Total> = BTreeMap::new();
-    for row in rows {
-        let path = row.subject.and_then(|path| path.parse::<i64>().ok());
+    for ((_, group), found) in rows {
+        let path = group.subject.and_then(|path| path.parse::<i64>().ok());
         for subject in path.and_then(|path| through.get(&path)).into_iter().flatten() {
             let sum = used.entry(*subject).or_default();
-            *sum = *sum + row.value.unwrap_or_default();
+            *sum = *sum + found.value(stored.meter.aggregation).unwrap_or_default();
         }
     }
     let counted = first.counter.counted_span();
@@ -281,8 +281,7 @@ pub(crate) async fn count(
     let used = match need.counter_source {
         CounterSource::Limit(found) => {
             let query = usage_query_for(&found, &need.counter, stored);
-            let rows = reader::answer(snapshot, environment, stored, &query).await.map_err(unexpected)?;
-            rows.first().and_then(|row| row.value).unwrap_or_default()
+            reader::value(snapshot, environment, stored, &query).await?
         }
         CounterSource::PricedUsage(priced_usage) => {
             priced_usage::used(snapshot, environment, stored, &priced_usage, need.counter.period).await?
@@ -322,34 +321,18 @@ fn lines<'r>(
     lines
 }
 
-/// The question whose answer is what the counter of a limit counts.
+/// Builds the query of what the counter of a limit counts.
 pub(crate) fn usage_query_for(
     found: &ApplicableLimit<'_>,
     counter: &CounterPeriod,
     stored: &StoredMeter,
 ) -> UsageQuery {
-    let limit = &found.terms.limit;
+    let filter = found.terms.limit.filter.iter();
     UsageQuery {
-        meter: stored.meter.key.clone(),
-        span: counter.counted_span(),
-        window: None,
-        zone: Zone::default(),
-        subjects: vec![found.member.subject.clone()],
+        subjects: Subjects::one(found.member.subject.as_str()),
         descendants: true,
-        whose: GroupBySubject::All,
-        group_by: Vec::new(),
-        filter: limit.filter.iter().map(|(name, values)| (name.to_owned(), values.to_vec())).collect(),
-        slices: Vec::new(),
-        tells_new: false,
-        fill: false,
-    }
-}
-
-/// A question of our own that cannot be answered is a defect, or the database's failure.
-pub(crate) fn unexpected(why: EngineError) -> StoreError {
-    match why {
-        EngineError::Unavailable { why, .. } => StoreError::Unavailable(sqlx::Error::Protocol(why)),
-        other => StoreError::Refused(sqlx::Error::Decode(other.to_string().into())),
+        filter: filter.map(|(name, values)| (name.to_owned(), values.to_vec())).collect(),
+        ..UsageQuery::internal(&stored.meter.key, counter.counted_span())
     }
 }
 

@@ -6,9 +6,10 @@ use std::collections::BTreeMap;
 use sqlx::PgConnection;
 
 use super::{EngineError, invoice_number};
-use crate::store;
+use crate::engine::usage::reader::read_each;
 use crate::store::invoicing::InvoiceRow;
-use crate::store::usage::customer_usage::{CustomerScope, CustomerUsage};
+use crate::store::usage::fees::{SliceFee, fees};
+use crate::store::usage::{MeterQuery, RollupCoverage, UsageScope};
 use metergate_domain::base::environment::Environment;
 use metergate_domain::base::window::Span;
 use metergate_domain::catalog::meter::StoredMeter;
@@ -19,6 +20,7 @@ use metergate_domain::pricing::currency::Currency;
 use metergate_domain::pricing::price::Price;
 use metergate_domain::pricing::price_book::PriceBook;
 use metergate_domain::pricing::rating::RatedQuantity;
+use metergate_domain::usage::query::UsageQuery;
 
 /// Rates what was recorded for a customer.
 #[derive(Debug, Clone, Copy)]
@@ -79,28 +81,34 @@ impl InvoiceRater<'_> {
         book: &PriceBook,
         span: Span,
     ) -> Result<BTreeMap<String, RatedQuantity>, EngineError> {
-        let whose = CustomerScope {
-            environment: self.environment,
-            customer_id: self.customer_id,
-            paths: self.paths,
-            span,
-        };
-        let mut used = BTreeMap::new();
+        let mut asked: Vec<(&StoredMeter, Vec<&Price>, UsageQuery)> = Vec::new();
         let keys = book.meters();
         for stored in self.meters.iter().filter(|stored| keys.contains(&stored.meter.key)) {
             let prices: Vec<&Price> = book.of_meter(&stored.meter.key).collect();
-            let adds_up = stored.meter.aggregation.is_reservable();
-            let questions: Vec<&[&Price]> =
-                if adds_up { vec![&prices[..]] } else { prices.chunks(1).collect() };
-            for prices in questions {
-                let found = store::usage::customer_usage::find(snapshot, whose, stored, prices).await?;
-                for (place, usage) in found {
-                    let CustomerUsage { count, value, event_fees } = usage;
-                    let Some(price) = prices.get(place).filter(|_| count != 0) else { continue };
-                    let mut of_price = RatedQuantity::of_sum(price, value, count);
-                    of_price.event_fees = event_fees.unwrap_or(of_price.event_fees);
-                    used.insert(price.key.to_string(), of_price);
-                }
+            let together = if stored.meter.aggregation.is_reservable() { prices.len() } else { 1 };
+            for prices in prices.chunks(together.max(1)) {
+                let slices = prices.iter().map(|price| price.slice()).collect();
+                let query = UsageQuery { slices, ..UsageQuery::internal(&stored.meter.key, span) };
+                asked.push((stored, prices.to_vec(), query));
+            }
+        }
+        let bounds = [span.from, span.to];
+        let scope = UsageScope::Customer { customer_id: self.customer_id, paths: Some(self.paths) };
+        let questions: Vec<MeterQuery<'_>> = asked
+            .iter()
+            .map(|(stored, _, query)| MeterQuery::new(self.environment, stored, query, scope, &bounds))
+            .collect();
+        let answers = read_each(snapshot, &RollupCoverage::default(), &questions).await?;
+        let mut used = BTreeMap::new();
+        for (((stored, prices, _), question), found) in asked.iter().zip(&questions).zip(answers) {
+            let mut fees = fees(snapshot, question, &SliceFee::of_prices(prices)).await?;
+            for (key, found) in found {
+                let price = key.1.slice.and_then(|place| prices.get(place)).filter(|_| found.count != 0);
+                let Some(price) = price else { continue };
+                let value = found.value(stored.meter.aggregation).unwrap_or_default();
+                let mut of_price = RatedQuantity::of_sum(price, value, found.count);
+                of_price.event_fees = fees.remove(&key).unwrap_or(of_price.event_fees);
+                used.insert(price.key.to_string(), of_price);
             }
         }
         Ok(used)

@@ -8,15 +8,14 @@ use serde::Serialize;
 use sqlx::PgConnection;
 
 use crate::engine::EngineError;
-use crate::engine::usage::reader::ReadCoverage;
-use crate::store;
-use crate::store::pricing::event_fees::Fee;
-use crate::store::usage::{AggregatesByGroup, HolderColumns, MeterQuery};
+use crate::engine::usage::reader::read_each;
+use crate::store::usage::fees::{SliceFee, fees};
+use crate::store::usage::{AggregatesByGroup, HolderColumns, MeterQuery, RollupCoverage, UsageScope};
 use metergate_domain::base::environment::Environment;
 use metergate_domain::base::names::MeterKey;
 use metergate_domain::base::quantity::Total;
 use metergate_domain::base::timestamp::Timestamp;
-use metergate_domain::base::window::{Span, Zone};
+use metergate_domain::base::window::Span;
 use metergate_domain::catalog::meter::{Aggregation, StoredMeter};
 use metergate_domain::pricing::amount::MinorUnits;
 use metergate_domain::pricing::cost_basis::CostBasis;
@@ -28,7 +27,7 @@ use metergate_domain::pricing::period_costs::PeriodCosts;
 use metergate_domain::pricing::price::Price;
 use metergate_domain::pricing::price_book::PriceBook;
 use metergate_domain::pricing::quote::Unpriced;
-use metergate_domain::usage::query::{GroupBySubject, UsageQuery, UsageSlice};
+use metergate_domain::usage::query::UsageQuery;
 
 /// What usage comes to, price by price, in the currency that was asked for.
 #[derive(Debug, Clone, Serialize)]
@@ -84,7 +83,7 @@ pub(crate) struct Look<'l, 'a> {
     /// From which bound on levels are looked at; before it only what adds up.
     pub(crate) levels_from: usize,
     pub(crate) book: Option<&'a PriceBook>,
-    pub(crate) rollup_coverage: &'l ReadCoverage,
+    pub(crate) rollup_coverage: &'l RollupCoverage,
 }
 
 /// A question of a meter, and what its answer is for.
@@ -163,7 +162,7 @@ impl<'a> Look<'_, 'a> {
             }
         }
         let meter_queries: Vec<MeterQuery<'_>> = asks.iter().map(|ask| self.meter_query(ask)).collect();
-        let answers = self.rollup_coverage.found_of_each(snapshot, self.environment, &meter_queries).await?;
+        let answers = read_each(snapshot, self.rollup_coverage, &meter_queries).await?;
         let mut parts = UsageParts::default();
         for (ask, found) in asks.iter().zip(answers) {
             ask.note(found, &mut parts);
@@ -178,7 +177,7 @@ impl<'a> Look<'_, 'a> {
 
     fn sums<'m>(&self, stored: &'m StoredMeter, prices: Vec<&'a Price>) -> CostQuery<'m, 'a> {
         let slices = prices.iter().map(|price| price.slice()).collect();
-        let query = query(stored, self.span(0), BTreeMap::new(), slices);
+        let query = UsageQuery { slices, ..UsageQuery::internal(&stored.meter.key, self.span(0)) };
         CostQuery { stored, query, from: 0, purpose: QueryPurpose::Sums(prices) }
     }
 
@@ -201,7 +200,7 @@ impl<'a> Look<'_, 'a> {
         asks.into_iter()
             .filter(|(_, span, _)| !span.is_empty())
             .map(|(filter, span, purpose)| {
-                let query = UsageQuery { tells_new, ..query(stored, span, filter, Vec::new()) };
+                let query = UsageQuery { filter, tells_new, ..UsageQuery::internal(&stored.meter.key, span) };
                 CostQuery { stored, query, from: self.levels_from, purpose }
             })
             .collect()
@@ -209,9 +208,10 @@ impl<'a> Look<'_, 'a> {
 
     fn meter_query<'q>(&'q self, ask: &'q CostQuery<'_, '_>) -> MeterQuery<'q> {
         MeterQuery {
+            environment: self.environment,
             stored: ask.stored,
             query: &ask.query,
-            paths: Some(self.paths),
+            scope: UsageScope::Paths(self.paths),
             holders: self.holders,
             bounds: self.bounds.get(ask.from..).unwrap_or_default(),
             is_usual: self.holders.is_none(),
@@ -226,17 +226,14 @@ impl<'a> Look<'_, 'a> {
         prices: &[&'a Price],
         parts: &mut UsageParts<'a>,
     ) -> Result<(), EngineError> {
-        for (place, price) in prices.iter().enumerate() {
-            let Some(fee) = Some(&price.model).filter(|model| model.bounds_events()).and_then(Fee::of) else {
-                continue;
-            };
-            let fees =
-                store::pricing::event_fees::sums(snapshot, self.environment, meter_query, place, fee).await?;
-            for (whose, event_fees) in fees {
-                let part = parts.get_mut(&whose);
-                if let Some(taken) = part.and_then(|part| part.priced.get_mut(&price.key)) {
-                    taken.event_fees = Some(event_fees);
-                }
+        for ((window, group), event_fees) in fees(snapshot, meter_query, &SliceFee::of_prices(prices)).await?
+        {
+            let price = group.slice.and_then(|place| prices.get(place));
+            let part = parts.get_mut(&(group.subject, window));
+            if let (Some(price), Some(part)) = (price, part)
+                && let Some(taken) = part.priced.get_mut(&price.key)
+            {
+                taken.event_fees = Some(event_fees);
             }
         }
         Ok(())
@@ -245,27 +242,5 @@ impl<'a> Look<'_, 'a> {
     fn span(&self, from: usize) -> Span {
         let edge = |edge: Option<&Timestamp>| edge.copied().unwrap_or(Timestamp::MIN);
         Span { from: edge(self.bounds.get(from)), to: edge(self.bounds.last()) }
-    }
-}
-
-fn query(
-    stored: &StoredMeter,
-    span: Span,
-    filter: BTreeMap<String, Vec<String>>,
-    slices: Vec<UsageSlice>,
-) -> UsageQuery {
-    UsageQuery {
-        meter: stored.meter.key.clone(),
-        span,
-        window: None,
-        zone: Zone::default(),
-        subjects: Vec::new(),
-        descendants: false,
-        whose: GroupBySubject::All,
-        group_by: Vec::new(),
-        filter,
-        slices,
-        tells_new: false,
-        fill: false,
     }
 }

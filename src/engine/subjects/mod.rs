@@ -2,4 +2,5 @@
 
 pub(crate) mod resolution;
 pub(crate) mod subject;
+pub(crate) mod subscription_changes;
 pub(crate) mod subscriptions;

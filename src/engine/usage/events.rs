@@ -8,13 +8,16 @@ use uuid::Uuid;
 
 use crate::engine::credits::wallets::WalletLoader;
 use crate::engine::environment_cache::CacheUpdates;
+use crate::engine::error::EngineError;
 use crate::engine::gate::counters::{Additions, Reader, Sign};
-use crate::engine::{Engine, EngineError, Page, PageRequest, detached};
+use crate::engine::page::{Page, PageRequest};
+use crate::engine::services::{Engine, detached};
 use crate::store;
 use crate::store::configuration::open_recording;
 use crate::store::exports::ExportRow;
 use crate::store::subjects::subject::Which;
-use crate::store::usage::event_list::{EventCursor, EventRow};
+use crate::store::usage::event_list::{EventCursor, EventRow, PageOfEvents};
+use crate::store::usage::voids::NewVoid;
 use metergate_domain::base::environment::Environment;
 use metergate_domain::base::names::{EventId, EventSource, MeterKey};
 use metergate_domain::base::quantity::Quantity;
@@ -83,7 +86,7 @@ impl EventView {
             id: row.id.clone().unwrap_or_else(|| row.key.to_string()),
             source: row.source.clone().unwrap_or_default(),
             event_name: row.event_name.clone(),
-            subject: row.subject.clone(),
+            subject: row.subject().to_owned(),
             value,
             properties: Properties::stored(row.properties.clone()).into_map(),
             timestamp: row.occurred_at,
@@ -118,27 +121,17 @@ impl Engine {
             None => None,
             Some(subject) => {
                 let subjects = [subject.to_string()];
-                Some(
-                    store::subjects::subject::path_ids(
-                        &mut snapshot,
-                        environment,
-                        &subjects,
-                        filter.descendants,
-                    )
-                    .await?,
-                )
+                let found = store::subjects::subject::path_ids(
+                    &mut snapshot,
+                    environment,
+                    &subjects,
+                    filter.descendants,
+                );
+                Some(found.await?)
             }
         };
-        let rows_max = page.rows_max();
-        let rows = store::usage::event_list::list(
-            &mut snapshot,
-            environment,
-            filter,
-            paths.as_deref(),
-            after,
-            rows_max,
-        )
-        .await?;
+        let events = PageOfEvents { paths: paths.as_deref(), after, limit: page.rows_max() };
+        let rows = store::usage::event_list::list(&mut snapshot, environment, filter, events).await?;
         snapshot.commit().await?;
         let place = |row: &EventRow| (row.occurred_at, row.batch_id, row.ordinal);
         let Page { data, next_cursor } = Page::from_rows(rows, page.limit, place);
@@ -243,22 +236,19 @@ impl Engine {
         let known = store::usage::events::find_keys(&mut transaction, environment, &[key]).await?;
         let Some(known) = known.first().copied() else { return Err(not_found()) };
         let (at, batch_id) = (known.occurred_at, opening.batch_id);
-        let made =
-            store::usage::voids::insert(&mut transaction, environment, key, batch_id, reason, now).await?;
+        let void = NewVoid { key, batch_id, reason, voided_at: now };
+        let made = store::usage::voids::insert(&mut transaction, environment, void).await?;
         if made {
             store::usage::voids::insert_counter_event(&mut transaction, environment, key, at, batch_id)
                 .await?;
             let row = store::usage::event_list::find(&mut transaction, environment, key, at).await?;
             let row = row.ok_or_else(|| EngineError::Internal(format!("the key {key} has no event")))?;
-            let dirty: Vec<i32> = store::catalog::meters(&mut transaction, environment)
-                .await?
-                .into_iter()
-                .filter(|stored| {
-                    stored.meter.aggregation.is_order_statistic()
-                        && stored.meter.event_name.as_str() == row.event_name
-                })
-                .map(|stored| stored.id)
-                .collect();
+            let meters = store::catalog::meters(&mut transaction, environment).await?;
+            let is_dirty = |stored: &&StoredMeter| {
+                stored.meter.aggregation.is_order_statistic()
+                    && stored.meter.event_name.as_str() == row.event_name
+            };
+            let dirty: Vec<i32> = meters.iter().filter(is_dirty).map(|stored| stored.id).collect();
             store::usage::voids::insert_gaps(&mut transaction, environment, &dirty, at.hour_floor()).await?;
 
             // as it stands now: that nobody on it has a plan is nothing to remember

@@ -1,25 +1,24 @@
 //! Who uses most, who costs most, who is nearest to a limit: each from one snapshot.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use serde::Serialize;
 
-use super::reader::ReadCoverage;
 use crate::engine::pricing::costs::Look;
 use crate::engine::snapshot::ReadSnapshot;
 use crate::engine::{Engine, EngineError};
 use crate::store;
 use crate::store::gate::counters::QuotaOf;
 use crate::store::subjects::subscriptions::Holder;
-use crate::store::usage::{HolderColumns, MeterQuery};
+use crate::store::usage::{HolderColumns, MeterQuery, UsageScope};
 use metergate_domain::base::environment::Environment;
 use metergate_domain::base::fields::Violation;
 use metergate_domain::base::limits::{TOP_UNRANKED_MAX, USAGE_ROWS_MAX};
 use metergate_domain::base::names::{ItemKey, MeterKey, PlanKey};
 use metergate_domain::base::quantity::{Quantity, Total};
 use metergate_domain::base::timestamp::Timestamp;
-use metergate_domain::base::window::{Span, Zone};
+use metergate_domain::base::window::Span;
 use metergate_domain::catalog::meter::StoredMeter;
 use metergate_domain::gate::catalog_index::CatalogIndex;
 use metergate_domain::gate::counted_prices::CountedPrices;
@@ -159,27 +158,12 @@ async fn by_usage(
     ranks: RankPageRequest,
 ) -> Result<Vec<(String, RankValue)>, EngineError> {
     let stored = known(terms, meter)?;
-    let query = UsageQuery {
-        meter: meter.clone(),
-        span,
-        window: None,
-        zone: Zone::default(),
-        subjects: Vec::new(),
-        descendants: false,
-        whose: GroupBySubject::EachSubject,
-        group_by: Vec::new(),
-        filter: BTreeMap::new(),
-        slices: Vec::new(),
-        tells_new: false,
-        fill: false,
-    };
-    let rollup_coverage =
-        ReadCoverage::read(&mut snapshot.snapshot, snapshot.environment, span, Some(stored)).await?;
+    let query = UsageQuery { whose: GroupBySubject::EachSubject, ..UsageQuery::internal(meter, span) };
+    let (environment, snapshot) = (snapshot.environment, &mut *snapshot.snapshot);
+    let rollup_coverage = store::usage::rollup_coverage(snapshot, environment, Some(stored), span).await?;
     let bounds = [span.from, span.to];
-    let meter_query =
-        MeterQuery { stored, query: &query, paths: None, holders: None, bounds: &bounds, is_usual: false };
-    let found =
-        rollup_coverage.ranking(&mut snapshot.snapshot, snapshot.environment, &meter_query, ranks).await?;
+    let meter_query = MeterQuery::new(environment, stored, &query, UsageScope::All, &bounds);
+    let found = store::usage::top(snapshot, &rollup_coverage.plan(&meter_query), ranks).await?;
     let rank = |(subject, found): (String, Aggregate)| {
         let value = found.value(stored.meter.aggregation);
         (subject, RankValue::Usage { value, event_count: found.count })
@@ -272,7 +256,7 @@ async fn cost<'h>(
     }
     let paths: Vec<i64> = through.keys().copied().collect();
     let rollup_coverage =
-        ReadCoverage::read(&mut snapshot.snapshot, snapshot.environment, span, None).await?;
+        store::usage::rollup_coverage(&mut snapshot.snapshot, snapshot.environment, None, span).await?;
     let look = Look {
         environment: snapshot.environment,
         paths: &paths,

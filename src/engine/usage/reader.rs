@@ -1,132 +1,119 @@
-//! Reading usage in a snapshot: from rollups where it can be, from events where it must.
+//! Reads usage in a snapshot: from rollups where it can be, from events where it must.
 
 use sqlx::PgConnection;
 
 use crate::engine::EngineError;
-use crate::store;
-use crate::store::usage::{AggregatesByGroup, MeterQuery, PlannedQuery};
+use crate::store::usage::{AggregatesByGroup, MeterQuery, RollupCoverage, UsageScope};
+use crate::store::{self, StoreError};
 use metergate_domain::base::environment::Environment;
+use metergate_domain::base::quantity::Total;
+use metergate_domain::base::timestamp::Timestamp;
 use metergate_domain::base::window::Span;
 use metergate_domain::catalog::meter::StoredMeter;
-use metergate_domain::usage::query::{Aggregate, UsageQuery, UsageRow, rows};
-use metergate_domain::usage::ranking::RankPageRequest;
-use metergate_domain::usage::read_plan::{Reading, Rollups};
+use metergate_domain::usage::query::{Subjects, UsageQuery, UsageRow, rows};
 
 /// Questions that one statement asks.
 const QUERIES_TOGETHER_MAX: usize = 16;
 
-/// The rows that answer a question.
+/// Returns the rows that answer a query.
 pub(crate) async fn answer(
     snapshot: &mut PgConnection,
     environment: Environment,
     stored: &StoredMeter,
     query: &UsageQuery,
 ) -> Result<Vec<UsageRow>, EngineError> {
-    let paths = if query.subjects.is_empty() {
-        None
-    } else {
-        let names: Vec<String> = query.subjects.iter().map(ToString::to_string).collect();
-        Some(store::subjects::subject::path_ids(snapshot, environment, &names, query.descendants).await?)
-    };
-    answer_on(snapshot, environment, stored, query, paths.as_deref()).await
+    let paths = paths(snapshot, environment, query).await?;
+    let bounds = query.bounds()?;
+    let meter_query = MeterQuery::new(environment, stored, query, scope(paths.as_deref()), &bounds);
+    let found = read(snapshot, &meter_query).await?;
+    Ok(rows(query, stored.meter.aggregation, &bounds, found)?)
 }
 
-/// The same for usage on some paths; none for all.
-pub(crate) async fn answer_on(
+/// Returns the value of a query that has neither windows nor groups; zero where there is none.
+pub(crate) async fn value(
     snapshot: &mut PgConnection,
     environment: Environment,
     stored: &StoredMeter,
     query: &UsageQuery,
-    paths: Option<&[i64]>,
-) -> Result<Vec<UsageRow>, EngineError> {
-    let bounds = query.bounds()?;
-    let rollup_coverage = ReadCoverage::read(snapshot, environment, query.span, Some(stored)).await?;
-    let meter_query = MeterQuery { stored, query, paths, holders: None, bounds: &bounds, is_usual: false };
-    let found = rollup_coverage.found(snapshot, environment, &meter_query).await?;
-    Ok(rows(query, stored.meter.aggregation, &bounds, found)?)
+) -> Result<Total, StoreError> {
+    let paths = paths(snapshot, environment, query).await?;
+    let bounds = [query.span.from, query.span.to];
+    let meter_query = MeterQuery::new(environment, stored, query, scope(paths.as_deref()), &bounds);
+    let found = read(snapshot, &meter_query).await?.into_values().next().unwrap_or_default();
+    Ok(found.value(stored.meter.aggregation).unwrap_or_default())
 }
 
-/// How a snapshot reads: what it has to know of rollups before it trusts them.
-#[derive(Debug, Default)]
-pub(crate) struct ReadCoverage(store::usage::RollupCoverage);
-
-impl ReadCoverage {
-    /// Of a meter, or of all.
-    pub(crate) async fn read(
-        snapshot: &mut PgConnection,
-        environment: Environment,
-        span: Span,
-        meter: Option<&StoredMeter>,
-    ) -> Result<Self, EngineError> {
-        Ok(Self(store::usage::rollup_coverage(snapshot, environment, meter, span).await?))
-    }
-
-    /// Whether all that a meter counted is in its rollups.
-    pub(crate) fn is_folded(&self, stored: &StoredMeter) -> bool {
-        !self.0.gaps.contains_key(&stored.id) && !self.0.tails.contains_key(&stored.event_name_id)
-    }
-
-    /// What a question finds between its bounds, by their number, and group.
-    pub(crate) async fn found(
-        &self,
-        snapshot: &mut PgConnection,
-        environment: Environment,
-        meter_query: &MeterQuery<'_>,
-    ) -> Result<AggregatesByGroup, EngineError> {
-        let meter_query = std::slice::from_ref(meter_query);
-        Ok(self.found_of_each(snapshot, environment, meter_query).await?.pop().unwrap_or_default())
-    }
-
-    /// The same of several questions, which have the same groups, in their order.
-    pub(crate) async fn found_of_each(
-        &self,
-        snapshot: &mut PgConnection,
-        environment: Environment,
-        meter_queries: &[MeterQuery<'_>],
-    ) -> Result<Vec<AggregatesByGroup>, EngineError> {
-        let mut answers = Vec::new();
-        for meter_queries in meter_queries.chunks(QUERIES_TOGETHER_MAX) {
-            let asked: Vec<PlannedQuery<'_>> =
-                meter_queries.iter().map(|meter_query| self.asked(meter_query)).collect();
-            answers.extend(store::usage::find(snapshot, environment, &asked).await?);
-        }
-        Ok(answers)
-    }
-
-    /// Some ranks of the subjects that a question finds between two bounds, the most first, and one more
-    /// where there are more.
-    pub(crate) async fn ranking(
-        &self,
-        snapshot: &mut PgConnection,
-        environment: Environment,
-        meter_query: &MeterQuery<'_>,
-        ranks: RankPageRequest,
-    ) -> Result<Vec<(String, Aggregate)>, EngineError> {
-        Ok(store::usage::top(snapshot, environment, &self.asked(meter_query), ranks).await?)
-    }
-
-    fn asked<'a>(&'a self, meter_query: &'a MeterQuery<'_>) -> PlannedQuery<'a> {
-        let MeterQuery { stored, query, bounds, .. } = *meter_query;
-        let gaps = self.0.gaps.get(&stored.id).map_or(&[][..], Vec::as_slice);
-        let rollups = Rollups {
-            gaps,
-            days_until: self.0.days_until.get(&stored.id).copied(),
-            subtract: !stored.meter.aggregation.is_order_statistic(),
-        };
-        let reading = Reading::plan(query.span, &query.edges(bounds), rollups);
-        PlannedQuery { meter_query, reading, tail: self.0.tails.get(&stored.event_name_id) }
-    }
+/// Returns what a customer used in adjacent windows, by their starts.
+pub(crate) async fn customer_sums(
+    snapshot: &mut PgConnection,
+    environment: Environment,
+    stored: &StoredMeter,
+    customer_id: i64,
+    windows: &[Span],
+) -> Result<Vec<(Timestamp, Total)>, StoreError> {
+    let (Some(first), Some(last)) = (windows.first(), windows.last()) else { return Ok(Vec::new()) };
+    let query = UsageQuery::internal(&stored.meter.key, Span { from: first.from, to: last.to });
+    let bounds: Vec<Timestamp> = windows.iter().map(|window| window.from).chain([last.to]).collect();
+    let scope = UsageScope::Customer { customer_id, paths: None };
+    let meter_query = MeterQuery::new(environment, stored, &query, scope, &bounds);
+    let found = read(snapshot, &meter_query).await?;
+    let sums = found.into_iter().filter_map(|((index, _), found)| Some((*bounds.get(index)?, found.sum?)));
+    Ok(sums.collect())
 }
 
-/// Whether a `unique_count` meter has counted a member already, within a question.
+/// Returns whether a `unique_count` meter has counted a member already, within a query.
 pub(crate) async fn has_member(
     snapshot: &mut PgConnection,
     environment: Environment,
     stored: &StoredMeter,
     query: &UsageQuery,
     member: &str,
-) -> Result<bool, EngineError> {
-    let names: Vec<String> = query.subjects.iter().map(ToString::to_string).collect();
-    let paths = store::subjects::subject::path_ids(snapshot, environment, &names, query.descendants).await?;
-    Ok(store::usage::has_member(snapshot, environment, stored, query, &paths, member).await?)
+) -> Result<bool, StoreError> {
+    let paths = paths(snapshot, environment, query).await?;
+    let meter_query = MeterQuery::new(environment, stored, query, scope(paths.as_deref()), &[]);
+    store::usage::has_member(snapshot, &meter_query, member).await
+}
+
+/// Answers a question, by window and group.
+pub(crate) async fn read(
+    snapshot: &mut PgConnection,
+    meter_query: &MeterQuery<'_>,
+) -> Result<AggregatesByGroup, StoreError> {
+    let MeterQuery { environment, stored, query, .. } = *meter_query;
+    let rollup_coverage =
+        store::usage::rollup_coverage(snapshot, environment, Some(stored), query.span).await?;
+    let answers = read_each(snapshot, &rollup_coverage, std::slice::from_ref(meter_query)).await?;
+    Ok(answers.into_iter().next().unwrap_or_default())
+}
+
+/// Answers questions that have the same groups, in their order.
+pub(crate) async fn read_each(
+    snapshot: &mut PgConnection,
+    rollup_coverage: &RollupCoverage,
+    meter_queries: &[MeterQuery<'_>],
+) -> Result<Vec<AggregatesByGroup>, StoreError> {
+    let mut answers = Vec::with_capacity(meter_queries.len());
+    for meter_queries in meter_queries.chunks(QUERIES_TOGETHER_MAX) {
+        let asked: Vec<_> =
+            meter_queries.iter().map(|meter_query| rollup_coverage.plan(meter_query)).collect();
+        answers.extend(store::usage::find(snapshot, &asked).await?);
+    }
+    Ok(answers)
+}
+
+/// Returns the paths of the subjects of a query; none for all.
+pub(crate) async fn paths(
+    snapshot: &mut PgConnection,
+    environment: Environment,
+    query: &UsageQuery,
+) -> Result<Option<Vec<i64>>, StoreError> {
+    let Subjects::Listed(names) = &query.subjects else { return Ok(None) };
+    let found =
+        store::subjects::subject::path_ids(snapshot, environment, names.as_slice(), query.descendants);
+    found.await.map(Some)
+}
+
+/// Returns the scope of some paths; none are all.
+pub(crate) fn scope(paths: Option<&[i64]>) -> UsageScope<'_> {
+    paths.map_or(UsageScope::All, UsageScope::Paths)
 }

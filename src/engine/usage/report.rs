@@ -6,7 +6,6 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
-use super::reader::ReadCoverage;
 use crate::engine::pricing::costs::{CostView, Look};
 use crate::engine::snapshot::ReadSnapshot;
 use crate::engine::{Engine, EngineError};
@@ -214,7 +213,7 @@ async fn parts<'a>(
     let (environment, span) = (snapshot.environment, calendar.span());
     let snapshot = &mut *snapshot.snapshot;
     store::usage::keep_plans(snapshot).await?;
-    let rollup_coverage = ReadCoverage::read(snapshot, environment, span, None).await?;
+    let rollup_coverage = store::usage::rollup_coverage(snapshot, environment, None, span).await?;
     let ids: Vec<i32> = terms.meters().map(|stored| stored.id).collect();
     let seen = store::usage::with_rollups(snapshot, environment, &ids, paths, span).await?;
     let counted = |stored: &&StoredMeter| seen.contains(&stored.id) || !rollup_coverage.is_folded(stored);
@@ -273,6 +272,7 @@ fn forecast(
     };
     ForecastView { meters: adding_up.map(of_meter).collect(), cost: pricing.map(of_cost) }
 }
+
 fn limit_usage(
     terms: &CatalogIndex,
     found: &ApplicableLimit<'_>,

@@ -8,7 +8,7 @@ use super::mapping::map_within;
 use crate::engine::change::ChangeTransaction;
 use crate::engine::error::EngineError;
 use crate::engine::services::Engine;
-use crate::engine::subscription_changes::SubscriptionTransaction;
+use crate::engine::subjects::subscription_changes::SubscriptionTransaction;
 use crate::store::subjects::stripe_subscriptions::{ProviderSubscriptionRow, SubscriptionOwner, Unmapped};
 use crate::store::subjects::{stripe_customers, stripe_subscriptions};
 use crate::store::{self, webhook_events};

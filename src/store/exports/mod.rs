@@ -1,5 +1,7 @@
 //! Exports: written before anything is sent, and kept with their outcomes.
 
+pub mod gauges;
+pub mod parts;
 pub mod reconciliation;
 pub mod sums;
 
@@ -8,12 +10,12 @@ use sqlx::{FromRow, PgConnection, QueryBuilder};
 use uuid::Uuid;
 
 use super::StoreError;
-use super::export_parts::MeterBucket;
 use metergate_domain::base::environment::Environment;
 use metergate_domain::base::timestamp::Timestamp;
 use metergate_domain::base::window::Span;
 use metergate_domain::catalog::meter::StripeMeter;
 use metergate_domain::exports::{ExportFilter, ExportStatus};
+use parts::MeterBucket;
 
 /// An export, stored and shown.
 #[derive(Debug, Clone, FromRow, Serialize)]

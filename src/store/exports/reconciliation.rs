@@ -1,16 +1,13 @@
 //! What was recorded, summed up and exported of one customer on one meter, to be compared.
 
 use sqlx::postgres::PgRow;
-use sqlx::{PgConnection, QueryBuilder, Row};
+use sqlx::{PgConnection, Row};
 
+use super::parts::read_units;
 use crate::store::StoreError;
-use crate::store::export_parts::read_units;
-use crate::store::usage::measures::{MeasureScope, push_measures};
 use metergate_domain::base::environment::Environment;
-use metergate_domain::base::quantity::Quantity;
 use metergate_domain::base::timestamp::Timestamp;
 use metergate_domain::base::window::Span;
-use metergate_domain::catalog::meter::StoredMeter;
 use metergate_domain::exports::Units;
 
 /// What lies at a time.
@@ -45,24 +42,6 @@ pub async fn customer(
             .fetch_optional(connection)
             .await?;
     Ok(id)
-}
-
-/// What the events say, by hour.
-pub async fn events(
-    connection: &mut PgConnection,
-    environment: Environment,
-    stored: &StoredMeter,
-    scale: Quantity,
-    customer_id: i64,
-    span: Span,
-) -> Result<Vec<UnitsAt>, StoreError> {
-    let mut sql = QueryBuilder::new("with measures as (");
-    push_measures(&mut sql, environment, stored, &[], None, &MeasureScope::Spans(&[span]));
-    sql.push(") select date_bin('1 hour', at, '2000-01-01T00:00:00Z') as at, (sum(case when sign = 1 then number else -number end) * ");
-    sql.push_bind(scale).push(")::text as units from measures where customer_id = ").push_bind(customer_id);
-    sql.push(" group by 1");
-    let rows = sql.build().persistent(false).fetch_all(connection).await?;
-    rows.iter().map(part).collect()
 }
 
 /// What was summed up, by bucket.
@@ -134,7 +113,7 @@ pub async fn checked_since(
 }
 
 /// A customer and meter whose day is to be compared.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, sqlx::FromRow)]
 pub struct Unchecked {
     pub customer_id: i64,
     pub customer: String,
@@ -152,7 +131,7 @@ pub async fn unchecked(
     day: Span,
     limit: i64,
 ) -> Result<Vec<Unchecked>, StoreError> {
-    let rows = sqlx::query(
+    let found = sqlx::query_as(
         "select x.customer_id, c.stripe_customer_id as customer, x.meter_id, m.key as meter, x.event_name,
                 sum(x.value)::bigint as exported
          from exports x
@@ -173,27 +152,23 @@ pub async fn unchecked(
     .bind(limit)
     .fetch_all(connection)
     .await?;
-    rows.iter()
-        .map(|row| {
-            Ok(Unchecked {
-                customer_id: row.try_get("customer_id")?,
-                customer: row.try_get("customer")?,
-                meter_id: row.try_get("meter_id")?,
-                meter: row.try_get("meter")?,
-                event_name: row.try_get("event_name")?,
-                exported: row.try_get("exported")?,
-            })
-        })
-        .collect()
+    Ok(found)
+}
+
+/// What a comparison found.
+#[derive(Debug, Clone, Copy)]
+pub struct Checked {
+    pub day: Timestamp,
+    /// What the provider has.
+    pub provider: Units,
+    pub checked_at: Timestamp,
 }
 
 pub async fn note_checked(
     connection: &mut PgConnection,
     environment: Environment,
     pair: &Unchecked,
-    day: Timestamp,
-    provider: Units,
-    now: Timestamp,
+    checked: Checked,
 ) -> Result<(), StoreError> {
     sqlx::query(
         "insert into export_checks (environment, customer_id, meter_id, day, exported, provider, checked_at)
@@ -205,10 +180,10 @@ pub async fn note_checked(
     .bind(environment.code())
     .bind(pair.customer_id)
     .bind(pair.meter_id)
-    .bind(day)
+    .bind(checked.day)
     .bind(pair.exported)
-    .bind(provider.to_string())
-    .bind(now)
+    .bind(checked.provider.to_string())
+    .bind(checked.checked_at)
     .execute(connection)
     .await?;
     Ok(())

@@ -6,8 +6,8 @@ use std::collections::{BTreeMap, HashMap};
 use sqlx::postgres::PgRow;
 use sqlx::{PgConnection, Postgres, QueryBuilder, Row};
 
+use super::parts::{BucketPart, ExportValue, MeterBucket, read_units};
 use crate::store::StoreError;
-use crate::store::export_parts::{BucketPart, ExportValue, MeterBucket, read_units};
 use metergate_domain::base::environment::Environment;
 use metergate_domain::base::period::Cycle;
 use metergate_domain::base::timestamp::Timestamp;

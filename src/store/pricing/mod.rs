@@ -1,5 +1,4 @@
 //! Tables of exchange rates, spend caps and event fees.
 
-pub mod event_fees;
 pub mod exchange_rates;
 pub mod spend_caps;

@@ -58,10 +58,10 @@ pub async fn rebuild_next_days(
     connection: &mut PgConnection,
     environment: Environment,
     stored: &StoredMeter,
-    incomplete: IncompleteDays,
+    behind: IncompleteDays,
     over: Timestamp,
 ) -> Result<(), StoreError> {
-    let since = incomplete.until.unwrap_or(Timestamp::MIN);
+    let since = behind.until.unwrap_or(Timestamp::MIN);
     let first: Option<Timestamp> = sqlx::query_scalar(
         "select hour from rollups where environment = $1 and meter_id = $2 and hour >= $3 and hour < $4
          order by hour limit 1",

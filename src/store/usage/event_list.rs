@@ -1,18 +1,17 @@
 //! Reading recorded events back, one by one.
 
 use serde_json::Value;
-use sqlx::types::Json;
-use sqlx::{PgConnection, Postgres, QueryBuilder, Row};
+use sqlx::{PgConnection, Postgres, QueryBuilder};
 use uuid::Uuid;
 
-use super::measures::push_paths;
 use crate::store::StoreError;
+use crate::store::usage::measures::push_paths;
 use metergate_domain::base::environment::Environment;
 use metergate_domain::base::names::EventName;
 use metergate_domain::base::timestamp::Timestamp;
 use metergate_domain::usage::event::EventFilter;
 
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, sqlx::FromRow)]
 pub struct EventRow {
     pub key: Uuid,
     pub path_id: i64,
@@ -20,7 +19,6 @@ pub struct EventRow {
     pub id: Option<String>,
     pub source: Option<String>,
     pub event_name: String,
-    pub subject: String,
     /// The subject and its ancestors as they stood, nearest first.
     pub path: Vec<String>,
     pub value: String,
@@ -35,6 +33,15 @@ pub struct EventRow {
     pub folded: bool,
     pub void_reason: Option<String>,
     pub voided_at: Option<Timestamp>,
+}
+
+/// The page to be read.
+#[derive(Debug, Clone, Copy)]
+pub struct PageOfEvents<'a> {
+    /// None: every path.
+    pub paths: Option<&'a [i64]>,
+    pub after: Option<EventCursor>,
+    pub limit: u32,
 }
 
 /// Where a page goes on: after this event, in descending order of time and arrival.
@@ -56,28 +63,10 @@ const COLUMNS: &str =
      left join voids v on v.environment = e.environment and v.key = e.key
      where e.sign = 1 and e.environment = ";
 
-fn read(row: &sqlx::postgres::PgRow) -> Result<EventRow, StoreError> {
-    let properties: Option<Json<Value>> = row.try_get("properties")?;
-    let path: Vec<String> = row.try_get("path")?;
-    Ok(EventRow {
-        key: row.try_get("key")?,
-        path_id: row.try_get("path_id")?,
-        id: row.try_get("id")?,
-        source: row.try_get("source")?,
-        event_name: row.try_get("event_name")?,
-        subject: path.first().cloned().unwrap_or_default(),
-        path,
-        value: row.try_get("value")?,
-        meter_id: row.try_get("meter_id")?,
-        customer_id: row.try_get("customer_id")?,
-        properties: properties.map(|Json(value)| value),
-        occurred_at: row.try_get("occurred_at")?,
-        batch_id: row.try_get("batch_id")?,
-        ordinal: row.try_get("ordinal")?,
-        folded: row.try_get("folded")?,
-        void_reason: row.try_get("void_reason")?,
-        voided_at: row.try_get("voided_at")?,
-    })
+impl EventRow {
+    pub fn subject(&self) -> &str {
+        self.path.first().map_or("", String::as_str)
+    }
 }
 
 /// A page of events, the latest first.
@@ -85,13 +74,11 @@ pub async fn list(
     connection: &mut PgConnection,
     environment: Environment,
     filter: &EventFilter,
-    paths: Option<&[i64]>,
-    after: Option<EventCursor>,
-    limit: u32,
+    page: PageOfEvents<'_>,
 ) -> Result<Vec<EventRow>, StoreError> {
     let mut sql = QueryBuilder::<Postgres>::new(COLUMNS);
     sql.push_bind(environment.code());
-    push_paths(&mut sql, "e.path_id", paths);
+    push_paths(&mut sql, "e.path_id", page.paths);
     if let Some(name) = filter.event_name.as_ref().map(EventName::as_str) {
         sql.push(" and e.event_name_id = (select id from event_names where environment = ");
         sql.push_bind(environment.code()).push(" and name = ").push_bind(name).push(")");
@@ -108,16 +95,15 @@ pub async fn list(
     if let Some(voided) = filter.voided {
         sql.push(if voided { " and v.key is not null" } else { " and v.key is null" });
     }
-    if let Some(after) = after {
+    if let Some(after) = page.after {
         // the first condition alone is one that the index and the partitions understand
         sql.push(" and e.occurred_at <= ").push_bind(after.occurred_at);
         sql.push(" and (e.occurred_at, e.batch_id, e.ordinal) < (").push_bind(after.occurred_at);
         sql.push(", ").push_bind(after.batch_id).push(", ").push_bind(after.ordinal).push(")");
     }
     sql.push(" order by e.occurred_at desc, e.batch_id desc, e.ordinal desc limit ")
-        .push_bind(i64::from(limit));
-    let rows = sql.build().persistent(false).fetch_all(connection).await?;
-    rows.iter().map(read).collect()
+        .push_bind(i64::from(page.limit));
+    Ok(sql.build_query_as().persistent(false).fetch_all(connection).await?)
 }
 
 /// The event of a key.
@@ -130,6 +116,5 @@ pub async fn find(
     let mut sql = QueryBuilder::<Postgres>::new(COLUMNS);
     sql.push_bind(environment.code());
     sql.push(" and e.key = ").push_bind(key).push(" and e.occurred_at = ").push_bind(occurred_at);
-    let row = sql.build().persistent(false).fetch_optional(connection).await?;
-    row.as_ref().map(read).transpose()
+    Ok(sql.build_query_as().persistent(false).fetch_optional(connection).await?)
 }

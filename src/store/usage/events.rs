@@ -1,6 +1,6 @@
 //! Recording: the once-only keys, the events, and the note that their batch is not folded yet.
 
-use sqlx::{PgConnection, Row};
+use sqlx::PgConnection;
 use uuid::Uuid;
 
 use crate::store::StoreError;
@@ -18,7 +18,7 @@ pub struct KeyColumns {
 }
 
 /// A key as it was first recorded.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, sqlx::FromRow)]
 pub struct KeyRow {
     pub key: Uuid,
     pub content: Uuid,
@@ -57,7 +57,7 @@ pub async fn find_keys(
     environment: Environment,
     keys: &[Uuid],
 ) -> Result<Vec<KeyRow>, StoreError> {
-    let rows = sqlx::query(
+    let found = sqlx::query_as(
         "select key, content, occurred_at, timestamp_given, batch_id from event_keys
          where environment = $1 and key = any($2)",
     )
@@ -65,17 +65,7 @@ pub async fn find_keys(
     .bind(keys)
     .fetch_all(connection)
     .await?;
-    rows.iter()
-        .map(|row| {
-            Ok(KeyRow {
-                key: row.try_get("key")?,
-                content: row.try_get("content")?,
-                occurred_at: row.try_get("occurred_at")?,
-                timestamp_given: row.try_get("timestamp_given")?,
-                batch_id: row.try_get("batch_id")?,
-            })
-        })
-        .collect()
+    Ok(found)
 }
 
 /// The time of the latest event.

@@ -3,10 +3,10 @@
 
 use sqlx::{PgConnection, QueryBuilder, Row};
 
-use super::daily_rollups;
-use super::measures::{MeasureScope, join_columns, made_of, push_measures, rollup_column};
-use super::rollup_resolution::RollupResolution;
 use crate::store::StoreError;
+use crate::store::usage::daily_rollups;
+use crate::store::usage::measures::{MeasureScope, join_columns, made_of, push_measures, rollup_column};
+use crate::store::usage::rollup_resolution::RollupResolution;
 use metergate_domain::base::environment::Environment;
 use metergate_domain::base::limits::DIMENSION_SETS_PER_METER_MAX;
 use metergate_domain::base::names::PropertyName;

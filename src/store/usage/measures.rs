@@ -8,26 +8,36 @@
 
 use sqlx::{Postgres, QueryBuilder};
 
+use super::query::{Dimensions, MeterQuery, UsageScope};
 use metergate_domain::base::environment::Environment;
 use metergate_domain::base::timestamp::Timestamp;
 use metergate_domain::base::window::Span;
 use metergate_domain::catalog::meter::{Aggregation, Meter, StoredMeter};
 
-/// Which events are looked at.
+/// The events that are read.
 #[derive(Debug, Clone)]
 pub(crate) enum MeasureScope<'a> {
-    /// Those of some batches, which lie within a span.
+    /// Events of some batches, which lie within a span.
     Batches { batch_ids: &'a [i64], within: Span },
-    /// Those of some batches that also lie in one of the spans.
+    /// Events of some batches that also lie in one of the spans.
     BatchesWithin { batch_ids: &'a [i64], within: Span, spans: &'a [Span] },
-    /// Those that lie in the spans.
+    /// Events that lie in the spans.
     Spans(&'a [Span]),
-    /// Those in a span whose batch has been folded.
+    /// Events in a span whose batch has been folded.
     Folded(Span),
 }
 
-/// Writes `select …` of the measures of a meter. `dimensions`: which to take, by name. `paths`: none
-/// for every path.
+/// The measures of a meter: of which events, and with which dimensions.
+#[derive(Debug, Clone)]
+pub(crate) struct Measures<'a> {
+    pub(crate) environment: Environment,
+    pub(crate) stored: &'a StoredMeter,
+    pub(crate) dimensions: &'a [String],
+    pub(crate) usage: UsageScope<'a>,
+    pub(crate) events: MeasureScope<'a>,
+}
+
+/// Writes [`Measures`] of some paths, or of all; folding and exports call it until they build [`Measures`].
 pub(crate) fn push_measures(
     sql: &mut QueryBuilder<Postgres>,
     environment: Environment,
@@ -36,59 +46,84 @@ pub(crate) fn push_measures(
     paths: Option<&[i64]>,
     scope: &MeasureScope<'_>,
 ) {
-    let meter = &stored.meter;
-    sql.push("select * from (select e.path_id, e.customer_id, e.occurred_at as at, e.sign, array[");
-    for (index, dimension) in dimensions.iter().enumerate() {
-        sql.push(if index == 0 { "" } else { ", " });
-        push_dimension(sql, dimension);
+    let usage = paths.map_or(UsageScope::All, UsageScope::Paths);
+    Measures { environment, stored, dimensions, usage, events: scope.clone() }.push(sql);
+}
+
+impl<'a> Measures<'a> {
+    /// The measures of the usage that a question may read.
+    pub(super) fn of(
+        meter_query: &MeterQuery<'a>,
+        dimensions: &'a Dimensions,
+        events: MeasureScope<'a>,
+    ) -> Self {
+        let MeterQuery { environment, stored, scope: usage, .. } = *meter_query;
+        Self { environment, stored, dimensions: dimensions.names(), usage, events }
     }
-    sql.push("]::text[] as members, ");
-    if meter.aggregation == Aggregation::UniqueCount {
-        push_member(sql, meter);
-    } else {
-        push_number(sql, meter);
-        sql.push(" as number");
-    }
-    if meter.aggregation == Aggregation::Last {
-        sql.push(", e.batch_id, e.ordinal");
-    }
-    if meter.aggregation.is_order_statistic() {
-        sql.push(", ").push(LIVE).push(" as live");
-    }
-    match scope {
-        // each of several spans is looked up by itself, so that the index serves every one
-        MeasureScope::Spans(spans) if spans.len() > 1 => {
-            let (from, to) = columns(spans);
-            sql.push(" from unnest(").push_bind(from).push(", ").push_bind(to);
-            sql.push(") as span (s, e) cross join lateral (select * from events e where ");
-            push_identity(sql, environment, stored, paths);
-            sql.push(" and e.occurred_at >= span.s and e.occurred_at < span.e offset 0) e where true");
+
+    /// Writes `select …`.
+    pub(crate) fn push(&self, sql: &mut QueryBuilder<Postgres>) {
+        let meter = &self.stored.meter;
+        sql.push("select * from (select e.path_id, e.customer_id, e.occurred_at as at, e.sign, array[");
+        for (index, dimension) in self.dimensions.iter().enumerate() {
+            sql.push(if index == 0 { "" } else { ", " });
+            push_dimension(sql, dimension);
         }
-        _ => {
-            sql.push(" from events e where ");
-            push_identity(sql, environment, stored, paths);
+        sql.push("]::text[] as members, ");
+        if meter.aggregation == Aggregation::UniqueCount {
+            push_member(sql, meter);
+        } else {
+            push_number(sql, meter);
+            sql.push(" as number");
         }
+        if meter.aggregation == Aggregation::Last {
+            sql.push(", e.batch_id, e.ordinal");
+        }
+        if meter.aggregation.is_order_statistic() {
+            sql.push(", ").push(LIVE).push(" as live");
+        }
+        match &self.events {
+            // each of several spans is looked up by itself, so that the index serves every one
+            MeasureScope::Spans(spans) if spans.len() > 1 => {
+                let (from, to) = columns(spans);
+                sql.push(" from unnest(").push_bind(from).push(", ").push_bind(to);
+                sql.push(") as span (s, e) cross join lateral (select * from events e where ");
+                self.push_identity(sql);
+                sql.push(" and e.occurred_at >= span.s and e.occurred_at < span.e offset 0) e where true");
+            }
+            _ => {
+                sql.push(" from events e where ");
+                self.push_identity(sql);
+            }
+        }
+        for (property, allowed) in meter.filter.iter() {
+            sql.push(" and (e.meter_id is not null or dimension_value(e.properties -> ");
+            sql.push_bind(property.to_owned()).push(") = any(").push_bind(allowed.to_vec()).push("))");
+        }
+        push_scope(sql, &self.events);
+        sql.push(") measure where number is not null");
     }
-    for (property, allowed) in meter.filter.iter() {
-        sql.push(" and (e.meter_id is not null or dimension_value(e.properties -> ");
-        sql.push_bind(property.to_owned()).push(") = any(").push_bind(allowed.to_vec()).push("))");
+
+    fn push_identity(&self, sql: &mut QueryBuilder<Postgres>) {
+        sql.push("e.environment = ").push_bind(self.environment.code());
+        sql.push(" and e.event_name_id = ").push_bind(self.stored.event_name_id);
+        sql.push(" and (e.meter_id is null or e.meter_id = ").push_bind(self.stored.id).push(")");
+        self.usage.push(sql);
     }
-    push_scope(sql, scope);
-    sql.push(") measure where number is not null");
 }
 
 /// Of an event `e`: recorded, and not taken back.
-pub(crate) const LIVE: &str =
+pub(super) const LIVE: &str =
     "e.sign = 1 and not exists (select from voids v where v.environment = e.environment and v.key = e.key)";
 
-/// What an event `e` says of a dimension, as text.
-pub(crate) fn push_dimension(sql: &mut QueryBuilder<Postgres>, name: &str) {
+/// Writes the value that an event `e` has for a dimension, as text.
+pub(super) fn push_dimension(sql: &mut QueryBuilder<Postgres>, name: &str) {
     sql.push("dimension_value(e.properties -> ").push_bind(name.to_owned()).push(")");
 }
 
 /// The quantity that a meter takes from an event `e`; null where there is none. An event that is bound to a meter
 /// says it itself.
-pub(crate) fn push_number(sql: &mut QueryBuilder<Postgres>, meter: &Meter) {
+pub(super) fn push_number(sql: &mut QueryBuilder<Postgres>, meter: &Meter) {
     let bindable = matches!(meter.aggregation, Aggregation::Sum | Aggregation::Count);
     sql.push(if bindable { "case when e.meter_id is not null then e.value else " } else { "" });
     match (meter.aggregation, meter.property()) {
@@ -115,18 +150,6 @@ fn push_member(sql: &mut QueryBuilder<Postgres>, meter: &Meter) {
     }
 }
 
-fn push_identity(
-    sql: &mut QueryBuilder<Postgres>,
-    environment: Environment,
-    stored: &StoredMeter,
-    paths: Option<&[i64]>,
-) {
-    sql.push("e.environment = ").push_bind(environment.code());
-    sql.push(" and e.event_name_id = ").push_bind(stored.event_name_id);
-    sql.push(" and (e.meter_id is null or e.meter_id = ").push_bind(stored.id).push(")");
-    push_paths(sql, "e.path_id", paths);
-}
-
 /// Restricts a column to some paths.
 pub(crate) fn push_paths(sql: &mut QueryBuilder<Postgres>, column: &str, paths: Option<&[i64]>) {
     match paths {
@@ -141,7 +164,7 @@ pub(crate) fn push_paths(sql: &mut QueryBuilder<Postgres>, column: &str, paths: 
 }
 
 /// Of an event `e`: whether its batch has been folded, as one more condition.
-pub(crate) const NOT_UNFOLDED: &str =
+pub(super) const NOT_UNFOLDED: &str =
     " and not exists (select from unfolded u where u.batch_id = e.batch_id)";
 
 fn push_scope(sql: &mut QueryBuilder<Postgres>, scope: &MeasureScope<'_>) {
@@ -174,7 +197,7 @@ fn push_span(sql: &mut QueryBuilder<Postgres>, span: Span) {
     sql.push(" and e.occurred_at >= ").push_bind(span.from).push(" and e.occurred_at < ").push_bind(span.to);
 }
 
-pub(crate) fn columns(spans: &[Span]) -> (Vec<Timestamp>, Vec<Timestamp>) {
+pub(super) fn columns(spans: &[Span]) -> (Vec<Timestamp>, Vec<Timestamp>) {
     spans.iter().map(|span| (span.from, span.to)).unzip()
 }
 
@@ -189,7 +212,7 @@ pub(crate) fn rollup_column(aggregation: Aggregation) -> Option<&'static str> {
     }
 }
 
-/// How a rollup column is made of measures, as an aggregate of those whose `number` is there.
+/// Returns the aggregate that makes a rollup column of measures, of those whose `number` is not null.
 pub(crate) fn made_of(column: &str, number: &str) -> String {
     match column {
         "sum" => format!("sum(case when sign = 1 then {number} else -{number} end)"),
@@ -201,7 +224,7 @@ pub(crate) fn made_of(column: &str, number: &str) -> String {
     }
 }
 
-/// How rollup columns of the same name join: as an aggregate, and where one is `kept` already.
+/// Returns how rollup columns of the same name join: as an aggregate, and where one is `kept` already.
 pub(crate) fn join_columns(column: &str) -> (&'static str, &'static str) {
     match column {
         "sum" => ("sum(sum)", "kept.sum + excluded.sum"),

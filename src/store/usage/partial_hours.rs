@@ -3,26 +3,25 @@
 
 use sqlx::{Postgres, QueryBuilder};
 
-use super::measures::{
-    LIVE, NOT_UNFOLDED, columns, made_of, push_dimension, push_number, push_paths, rollup_column,
-};
-use super::{MeterQuery, PlannedQuery, needed_dimensions};
+use super::measures::{LIVE, NOT_UNFOLDED, columns, made_of, push_dimension, push_number, rollup_column};
+use super::query::{Dimensions, MeterQuery, PlannedQuery, UsageScope};
+use crate::store::StoreError;
 use metergate_domain::base::environment::Environment;
 use metergate_domain::base::timestamp::Timestamp;
 use metergate_domain::base::window::Span;
 use metergate_domain::catalog::meter::{Aggregation, Meter};
-use metergate_domain::usage::query::GroupBySubject;
 use metergate_domain::usage::read_plan::PartialHour;
 
-/// What questions read of events, by event name and paths.
+/// The events that questions read, by event name and scope.
 #[derive(Debug, Default)]
-pub(crate) struct PartialHours<'a>(Vec<PartialHourSpan<'a>>);
+pub(super) struct PartialHours<'a>(Vec<PartialHourSpan<'a>>);
 
-/// Events of a name on some paths: in spans, by what anybody asks of them.
+/// Events of a name within a scope: in spans, by what anybody asks of them.
 #[derive(Debug)]
 struct PartialHourSpan<'a> {
+    environment: Environment,
     event_name_id: i32,
-    paths: Option<&'a [i64]>,
+    scope: UsageScope<'a>,
     /// In order, once each.
     spans: Vec<Span>,
     /// Between two of them, all that happens is one to every question.
@@ -35,7 +34,7 @@ struct PartialHourSpan<'a> {
     has_cuts: bool,
 }
 
-/// What events are told apart by.
+/// A text by which events are grouped.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Text {
     Property(String),
@@ -67,14 +66,11 @@ fn is_alike(one: &Meter, other: &Meter) -> bool {
 }
 
 impl<'a> PartialHours<'a> {
-    pub(crate) fn of(asked: &[&'a PlannedQuery<'a>]) -> Self {
+    pub(super) fn of(asked: &[&'a PlannedQuery<'a>]) -> Self {
         let mut edges = Self::default();
         for asked in asked.iter().filter(|asked| has_some(asked)) {
-            let MeterQuery { stored, paths, .. } = *asked.meter_query;
-            let name = stored.event_name_id;
-            let known = edges.0.iter().position(|edge| edge.event_name_id == name && edge.paths == paths);
-            let place = known.unwrap_or_else(|| {
-                edges.0.push(PartialHourSpan::new(name, paths));
+            let place = edges.place(asked.meter_query).unwrap_or_else(|| {
+                edges.0.push(PartialHourSpan::new(asked.meter_query));
                 edges.0.len() - 1
             });
             edges.0[place].note(asked);
@@ -82,36 +78,40 @@ impl<'a> PartialHours<'a> {
         edges
     }
 
+    /// Returns the place of the relation that a question reads.
+    fn place(&self, meter_query: &MeterQuery<'_>) -> Option<usize> {
+        let name = meter_query.stored.event_name_id;
+        self.0.iter().position(|edge| edge.event_name_id == name && edge.scope == meter_query.scope)
+    }
+
     /// Writes `with …` of the relations that [`PartialHours::push_part`] reads; nothing where there are none.
-    pub(crate) fn push(&self, sql: &mut QueryBuilder<Postgres>, environment: Environment) {
+    pub(super) fn push(&self, sql: &mut QueryBuilder<Postgres>) {
         for (place, edge) in self.0.iter().enumerate() {
             sql.push(if place == 0 { "with " } else { ", " });
             sql.push(format!("edge_{place} as materialized ("));
-            edge.push(sql, environment);
+            edge.push(sql);
             sql.push(") ");
         }
     }
 
     /// The part of a question that comes from events, with the columns of every part; none where nothing does.
-    pub(crate) fn push_part(
+    pub(super) fn push_part(
         &self,
         sql: &mut QueryBuilder<Postgres>,
         asked: &PlannedQuery<'_>,
-        dimensions: &[String],
+        dimensions: &Dimensions,
         mut next_part: impl FnMut(&mut QueryBuilder<Postgres>),
-    ) {
-        let MeterQuery { stored, paths, .. } = *asked.meter_query;
-        let is_its =
-            |edge: &PartialHourSpan<'_>| edge.event_name_id == stored.event_name_id && edge.paths == paths;
-        let Some(place) = self.0.iter().position(is_its) else { return };
-        let edge = &self.0[place];
+    ) -> Result<(), StoreError> {
+        let Some(place) = self.place(asked.meter_query) else { return Ok(()) };
+        let (edge, meter) = (&self.0[place], &asked.meter_query.stored.meter);
         if !asked.reading.events.is_empty() {
             next_part(sql);
-            edge.push_columns(sql, &stored.meter, dimensions, "at", "");
+            sql.push("select path_id, at, ");
+            edge.push_columns(sql, meter, dimensions, "")?;
             sql.push(format!(" from edge_{place} where n = any("));
             sql.push_bind(asked.reading.events.iter().map(|span| edge.number(*span)).collect::<Vec<_>>());
             sql.push(")");
-            edge.push_conditions(sql, asked.meter_query);
+            edge.push_conditions(sql, asked.meter_query)?;
         }
         if !asked.reading.partial_hours.is_empty() {
             next_part(sql);
@@ -121,11 +121,13 @@ impl<'a> PartialHours<'a> {
             };
             let (numbers, at): (Vec<i64>, Vec<Timestamp>) =
                 asked.reading.partial_hours.iter().flat_map(rest).unzip();
-            edge.push_columns(sql, &stored.meter, dimensions, "cut.at", "-");
+            sql.push("select path_id, cut.at as at, ");
+            edge.push_columns(sql, meter, dimensions, "-")?;
             sql.push(format!(" from edge_{place} join unnest(")).push_bind(numbers).push(", ").push_bind(at);
             sql.push(") as cut (n, at) using (n) where is_folded");
-            edge.push_conditions(sql, asked.meter_query);
+            edge.push_conditions(sql, asked.meter_query)?;
         }
+        Ok(())
     }
 }
 
@@ -135,10 +137,11 @@ fn has_some(asked: &PlannedQuery<'_>) -> bool {
 }
 
 impl<'a> PartialHourSpan<'a> {
-    fn new(event_name_id: i32, paths: Option<&'a [i64]>) -> Self {
+    fn new(meter_query: &MeterQuery<'a>) -> Self {
         Self {
-            event_name_id,
-            paths,
+            environment: meter_query.environment,
+            event_name_id: meter_query.stored.event_name_id,
+            scope: meter_query.scope,
             spans: Vec::new(),
             bounds: Vec::new(),
             texts: Vec::new(),
@@ -150,7 +153,7 @@ impl<'a> PartialHourSpan<'a> {
 
     /// Takes what a question asks to what is read.
     fn note(&mut self, asked: &'a PlannedQuery<'a>) {
-        let MeterQuery { stored, query, holders, bounds, .. } = *asked.meter_query;
+        let MeterQuery { stored, query, bounds, .. } = *asked.meter_query;
         let meter = &stored.meter;
         let spans = asked.reading.events.iter().copied();
         self.spans.extend(spans.chain(asked.reading.partial_hours.iter().flat_map(PartialHour::complement)));
@@ -160,7 +163,7 @@ impl<'a> PartialHourSpan<'a> {
         self.bounds.sort_unstable();
         self.bounds.dedup();
         let filters = meter.filter.iter().map(|(property, _)| property.to_owned());
-        for name in needed_dimensions(query).into_iter().chain(filters) {
+        for name in Dimensions::needed(query).names().iter().cloned().chain(filters) {
             add(&mut self.texts, Text::Property(name));
         }
         if is_unique(meter) {
@@ -169,7 +172,7 @@ impl<'a> PartialHourSpan<'a> {
             self.meters.push(meter);
         }
         self.has_cuts |= !asked.reading.partial_hours.is_empty();
-        self.by_path |= holders.is_some() || query.whose != GroupBySubject::All;
+        self.by_path |= asked.meter_query.is_by_path();
     }
 
     /// Of a span that is known; they are numbered from 1.
@@ -178,16 +181,18 @@ impl<'a> PartialHourSpan<'a> {
         place.map_or(0, |place| i64::try_from(place + 1).unwrap_or_default())
     }
 
-    fn column_of(&self, meter: &Meter) -> usize {
-        self.meters.iter().position(|known| is_alike(known, meter)).unwrap_or_default()
+    fn column_of(&self, meter: &Meter) -> Result<usize, StoreError> {
+        let place = self.meters.iter().position(|known| is_alike(known, meter));
+        place.ok_or_else(|| StoreError::internal(format!("no events are read for the meter `{}`", meter.key)))
     }
 
-    fn column_of_text(&self, text: &Text) -> usize {
-        self.texts.iter().position(|known| known == text).unwrap_or_default()
+    fn column_of_text(&self, text: &Text) -> Result<usize, StoreError> {
+        let place = self.texts.iter().position(|known| known == text);
+        place.ok_or_else(|| StoreError::internal(format!("events are read without {text:?}")))
     }
 
     /// Writes `select …`.
-    fn push(&self, sql: &mut QueryBuilder<Postgres>, environment: Environment) {
+    fn push(&self, sql: &mut QueryBuilder<Postgres>) {
         sql.push("select n, path_id, meter_id, min(at) as at, sum(sign)::bigint as count");
         let groups = self.groups();
         sql.push(&groups);
@@ -220,7 +225,7 @@ impl<'a> PartialHourSpan<'a> {
         }
         if let [span] = self.spans[..] {
             sql.push(" from (select 1::bigint as n, * from events e");
-            self.push_identity(sql, environment);
+            self.push_identity(sql);
             sql.push(" and e.occurred_at >= ").push_bind(span.from);
             sql.push(" and e.occurred_at < ").push_bind(span.to).push(") e) e");
         } else {
@@ -228,7 +233,7 @@ impl<'a> PartialHourSpan<'a> {
             let (from, to) = columns(&self.spans);
             sql.push(" from unnest(").push_bind(from).push(", ").push_bind(to);
             sql.push(") with ordinality as span (s, e, n) cross join lateral (select * from events e");
-            self.push_identity(sql, environment);
+            self.push_identity(sql);
             sql.push(" and e.occurred_at >= span.s and e.occurred_at < span.e offset 0) e) e");
         }
         sql.push(" group by n, path_id, meter_id, width_bucket(at, ")
@@ -237,10 +242,10 @@ impl<'a> PartialHourSpan<'a> {
         sql.push(groups);
     }
 
-    fn push_identity(&self, sql: &mut QueryBuilder<Postgres>, environment: Environment) {
-        sql.push(" where e.environment = ").push_bind(environment.code());
+    fn push_identity(&self, sql: &mut QueryBuilder<Postgres>) {
+        sql.push(" where e.environment = ").push_bind(self.environment.code());
         sql.push(" and e.event_name_id = ").push_bind(self.event_name_id);
-        push_paths(sql, "e.path_id", self.paths);
+        self.scope.push(sql);
     }
 
     /// The columns that tell rows apart beside times, paths and meters, each after a comma.
@@ -249,43 +254,49 @@ impl<'a> PartialHourSpan<'a> {
         folded.into_iter().chain((0..self.texts.len()).map(|place| format!(", text_{place}"))).collect()
     }
 
-    /// The columns of a part.
+    /// Writes the columns of a part behind `path_id` and `at`. `sign`: `-` where they are taken off.
     fn push_columns(
         &self,
         sql: &mut QueryBuilder<Postgres>,
         meter: &Meter,
-        dimensions: &[String],
-        at: &str,
+        dimensions: &Dimensions,
         sign: &str,
-    ) {
-        let text = |name: &String| format!("text_{}", self.column_of_text(&Text::Property(name.clone())));
-        let members: Vec<String> = dimensions.iter().map(text).collect();
-        sql.push(format!("select path_id, {at} as at, array[{}]::text[] as members, ", members.join(", ")));
+    ) -> Result<(), StoreError> {
+        let text =
+            |name: &String| Ok(format!("text_{}", self.column_of_text(&Text::Property(name.clone()))?));
+        let members: Result<Vec<String>, StoreError> = dimensions.names().iter().map(text).collect();
+        sql.push(format!("array[{}]::text[] as members, ", members?.join(", ")));
         if is_unique(meter) {
-            let member = self.column_of_text(&Text::member(meter));
+            let member = self.column_of_text(&Text::member(meter))?;
             sql.push(format!("{sign}count, text_digest(text_{member})"));
-            return;
+            return Ok(());
         }
-        let place = self.column_of(meter);
+        let place = self.column_of(meter)?;
         sql.push(format!("{sign}count_{place}"));
         if let Some(name) = rollup_column(meter.aggregation) {
             sql.push(format!(", {sign}{name}_{place}"));
         }
+        Ok(())
     }
 
-    /// Which rows a question takes.
-    fn push_conditions(&self, sql: &mut QueryBuilder<Postgres>, meter_query: &MeterQuery<'_>) {
+    /// Writes the conditions on the rows that a question takes.
+    fn push_conditions(
+        &self,
+        sql: &mut QueryBuilder<Postgres>,
+        meter_query: &MeterQuery<'_>,
+    ) -> Result<(), StoreError> {
         let MeterQuery { stored, .. } = *meter_query;
         sql.push(" and (meter_id is null or meter_id = ").push_bind(stored.id).push(")");
         for (property, allowed) in stored.meter.filter.iter() {
-            let text = self.column_of_text(&Text::Property(property.to_owned()));
+            let text = self.column_of_text(&Text::Property(property.to_owned()))?;
             sql.push(format!(" and (meter_id is not null or text_{text} = any("));
             sql.push_bind(allowed.to_vec()).push("))");
         }
         if is_unique(&stored.meter) {
-            let member = self.column_of_text(&Text::member(&stored.meter));
+            let member = self.column_of_text(&Text::member(&stored.meter))?;
             sql.push(format!(" and text_{member} is not null"));
         }
+        Ok(())
     }
 }
 

@@ -1,13 +1,13 @@
 //! Recounting everything from the events, and naming what differs.
 
-use sqlx::{PgConnection, QueryBuilder, Row};
+use sqlx::{PgConnection, Postgres, QueryBuilder, Row};
 use uuid::Uuid;
 
-use super::measures::{MeasureScope, made_of, push_measures, rollup_column};
-use super::rollup_resolution::RollupResolution;
+use super::UsageScope;
 use crate::store::StoreError;
+use crate::store::usage::measures::{MeasureScope, Measures, made_of, rollup_column};
+use crate::store::usage::rollup_resolution::RollupResolution;
 use metergate_domain::base::environment::Environment;
-use metergate_domain::base::names::PropertyName;
 use metergate_domain::base::timestamp::Timestamp;
 use metergate_domain::base::window::Span;
 use metergate_domain::catalog::meter::{Aggregation, Filter, StoredMeter};
@@ -85,84 +85,89 @@ pub async fn rollups(
     let unique = stored.meter.aggregation == Aggregation::UniqueCount;
     let mut compared = 0;
     for resolution in RollupResolution::ALL {
-        compared += compare(connection, environment, stored, (resolution, false), differences).await?;
-        if unique {
-            compared += compare(connection, environment, stored, (resolution, true), differences).await?;
+        for of_members in [false, true].into_iter().filter(|of_members| unique || !of_members) {
+            let mut sql = QueryBuilder::default();
+            let table = RollupTable { environment, stored, resolution, of_members };
+            table.push_compared(&mut sql);
+            table.push_judged(&mut sql);
+            let row = sql.build().persistent(false).fetch_one(&mut *connection).await?;
+            let wrong: i64 = row.try_get("wrong")?;
+            if wrong > 0 {
+                let shown: Vec<String> = row.try_get("shown")?;
+                let (name, key, shown) = (table.name(), &stored.meter.key, shown.join("; "));
+                let text = format!("{environment}: {wrong} {name} of meter {key} differ: {shown}");
+                differences.note(wrong, text);
+            }
+            compared += row.try_get::<i64, _>("compared")?;
         }
     }
     Ok(compared)
 }
 
-async fn compare(
-    connection: &mut PgConnection,
+/// The rollups of a meter, or the members that they have seen.
+struct RollupTable<'a> {
     environment: Environment,
-    stored: &StoredMeter,
-    (resolution, of_members): (RollupResolution, bool),
-    differences: &mut Differences,
-) -> Result<i64, StoreError> {
-    let start = resolution.word();
-    let dimensions: Vec<String> =
-        stored.meter.dimensions.iter().cloned().map(PropertyName::into_string).collect();
-    let (table, count, member) = if of_members {
-        (resolution.members(), "refs", ", member")
-    } else {
-        (resolution.rollups(), "count", "")
-    };
-    let column = rollup_column(stored.meter.aggregation).filter(|_| !of_members);
-    let everything = Span { from: Timestamp::MIN, to: Timestamp::MAX };
-    let mut sql = QueryBuilder::new("with measures as (");
-    push_measures(&mut sql, environment, stored, &dimensions, None, &MeasureScope::Folded(everything));
-    let bucket = resolution.start_of("at");
-    sql.push(format!(
-        "), counted as (select path_id, {bucket} as start, members{}, sum(sign)::bigint as count",
-        member.replace("member", "text_digest(member) as member")
-    ));
-    if let Some(name) = column {
-        sql.push(format!(", {} as {name}", made_of(name, "number")));
+    stored: &'a StoredMeter,
+    resolution: RollupResolution,
+    of_members: bool,
+}
+
+impl RollupTable<'_> {
+    fn name(&self) -> &'static str {
+        if self.of_members { self.resolution.members() } else { self.resolution.rollups() }
     }
-    sql.push(format!(" from measures group by path_id, start, members{member}), kept as (select r.path_id, r.{start} as start, d.members{}, r.{count} as count", member.replace(", ", ", r.")));
-    if let Some(name) = column {
-        sql.push(format!(", r.{name}"));
-    }
-    sql.push(format!(
-        " from {table} r join dimension_sets d on d.id = r.dimension_set_id where r.environment = "
-    ));
-    sql.push_bind(environment.code()).push(" and r.meter_id = ").push_bind(stored.id);
-    sql.push("), compared as (select coalesce(c.path_id, k.path_id) as path_id, coalesce(c.start, k.start) as start, coalesce(c.members, k.members) as members, ");
-    // a bucket in which everything was taken back may be there or not
-    sql.push("coalesce(c.count, 0) = coalesce(k.count, 0)");
-    if let Some(name) = column {
-        if name == "sum" {
-            sql.push(" and coalesce(c.sum, 0) = coalesce(k.sum, 0)");
-        } else {
-            sql.push(format!(" and c.{name} is not distinct from k.{name}"));
+
+    /// Writes `compared`: of each rollup, what the events say and what is kept.
+    fn push_compared(&self, sql: &mut QueryBuilder<Postgres>) {
+        let Self { environment, stored, resolution, of_members } = *self;
+        let (table, start) = (self.name(), resolution.word());
+        let dimensions: Vec<String> = stored.meter.dimensions.iter().map(ToString::to_string).collect();
+        let (count, member) = if of_members { ("refs", ", member") } else { ("count", "") };
+        let column = rollup_column(stored.meter.aggregation).filter(|_| !of_members);
+        let events = MeasureScope::Folded(Span { from: Timestamp::MIN, to: Timestamp::MAX });
+        sql.push("with measures as (");
+        Measures { environment, stored, dimensions: &dimensions, usage: UsageScope::All, events }.push(sql);
+        let bucket = resolution.start_of("at");
+        sql.push(format!(
+            "), counted as (select path_id, {bucket} as start, members{}, sum(sign)::bigint as count",
+            member.replace("member", "text_digest(member) as member")
+        ));
+        if let Some(name) = column {
+            sql.push(format!(", {} as {name}", made_of(name, "number")));
         }
+        sql.push(format!(" from measures group by path_id, start, members{member}), kept as (select r.path_id, r.{start} as start, d.members{}, r.{count} as count", member.replace(", ", ", r.")));
+        if let Some(name) = column {
+            sql.push(format!(", r.{name}"));
+        }
+        sql.push(format!(
+            " from {table} r join dimension_sets d on d.id = r.dimension_set_id where r.environment = "
+        ));
+        sql.push_bind(environment.code()).push(" and r.meter_id = ").push_bind(stored.id);
+        sql.push("), compared as (select coalesce(c.path_id, k.path_id) as path_id, coalesce(c.start, k.start) as start, coalesce(c.members, k.members) as members, ");
+        // a bucket in which everything was taken back may be there or not
+        sql.push("coalesce(c.count, 0) = coalesce(k.count, 0)");
+        match column {
+            None => {}
+            Some("sum") => drop(sql.push(" and coalesce(c.sum, 0) = coalesce(k.sum, 0)")),
+            Some(name) => drop(sql.push(format!(" and c.{name} is not distinct from k.{name}"))),
+        }
+        sql.push(" as same, coalesce(c.count, 0) as counted, coalesce(k.count, 0) as kept from counted c full join kept k on k.path_id = c.path_id and k.start = c.start and k.members = c.members");
+        sql.push(if of_members { " and k.member = c.member)" } else { ")" });
     }
-    sql.push(" as same, coalesce(c.count, 0) as counted, coalesce(k.count, 0) as kept from counted c full join kept k on k.path_id = c.path_id and k.start = c.start and k.members = c.members");
-    if of_members {
-        sql.push(" and k.member = c.member");
+
+    /// Writes how many of `compared` differ, of those that are read from rollups.
+    fn push_judged(&self, sql: &mut QueryBuilder<Postgres>) {
+        let start = self.resolution.word();
+        sql.push(", judged as (select * from compared c where not exists (select from rollup_gaps g where g.environment = ");
+        sql.push_bind(self.environment.code()).push(" and g.meter_id = ").push_bind(self.stored.id);
+        sql.push(format!(" and c.start < g.to_hour and c.start + interval '1 {start}' > g.from_hour)"));
+        if self.resolution == RollupResolution::Day {
+            sql.push(" and c.start < (select until from summed_days where meter_id = ");
+            sql.push_bind(self.stored.id).push(")");
+        }
+        sql.push(format!(") select (select count(*) from judged) as compared, (select count(*) from judged where not same) as wrong, array(select format('path %s, {start} %s, %s: %s events, rollup has %s', path_id, start, members, counted, kept) from judged where not same order by start limit "));
+        sql.push_bind(SHOWN).push(") as shown");
     }
-    sql.push("), judged as (select * from compared c where not exists (select from rollup_gaps g where g.environment = ");
-    sql.push_bind(environment.code()).push(" and g.meter_id = ").push_bind(stored.id);
-    sql.push(format!(" and c.start < g.to_hour and c.start + interval '1 {start}' > g.from_hour)"));
-    if resolution == RollupResolution::Day {
-        sql.push(" and c.start < (select until from summed_days where meter_id = ").push_bind(stored.id);
-        sql.push(")");
-    }
-    sql.push(")");
-    sql.push(format!(" select (select count(*) from judged) as compared, (select count(*) from judged where not same) as wrong, array(select format('path %s, {start} %s, %s: %s events, rollup has %s', path_id, start, members, counted, kept) from judged where not same order by start limit "));
-    sql.push_bind(SHOWN).push(") as shown");
-    let row = sql.build().persistent(false).fetch_one(connection).await?;
-    let wrong: i64 = row.try_get("wrong")?;
-    if wrong > 0 {
-        let shown: Vec<String> = row.try_get("shown")?;
-        let key = &stored.meter.key;
-        differences.note(
-            wrong,
-            format!("{environment}: {wrong} {table} of meter {key} differ: {}", shown.join("; ")),
-        );
-    }
-    Ok(row.try_get("compared")?)
 }
 
 /// A definition of limits, of which there are counters.
@@ -218,9 +223,12 @@ async fn used(
     let dimensions: Vec<String> = definition.filter.iter().map(|(name, _)| name.to_owned()).collect();
     let everything = [Span { from: Timestamp::MIN, to: Timestamp::MAX }];
     let mut sql = QueryBuilder::new("with measures as (");
-    let scope = MeasureScope::Spans(&everything);
-    push_measures(&mut sql, environment, definition.stored, &dimensions, None, &scope);
-    sql.push("), minded as materialized (select path_id, at, sum(case when sign = 1 then number else -number end) as number from measures where true");
+    let (stored, events) = (definition.stored, MeasureScope::Spans(&everything));
+    Measures { environment, stored, dimensions: &dimensions, usage: UsageScope::All, events }.push(&mut sql);
+    let sum = made_of("sum", "number");
+    sql.push(format!(
+        "), minded as materialized (select path_id, at, {sum} as number from measures where true"
+    ));
     for (index, (_, allowed)) in definition.filter.iter().enumerate() {
         sql.push(format!(" and members[{}] = any(", index + 1)).push_bind(allowed.to_vec()).push(")");
     }

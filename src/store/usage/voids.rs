@@ -1,13 +1,13 @@
 //! Taking events back: each once, with a trace.
 
-use sqlx::{PgConnection, Row};
+use sqlx::PgConnection;
 use uuid::Uuid;
 
 use crate::store::StoreError;
 use metergate_domain::base::environment::Environment;
 use metergate_domain::base::timestamp::{MICROS_PER_HOUR, Timestamp};
 
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, sqlx::FromRow)]
 pub struct VoidRow {
     pub reason: Option<String>,
     pub voided_at: Timestamp,
@@ -18,13 +18,23 @@ pub async fn find(
     environment: Environment,
     key: Uuid,
 ) -> Result<Option<VoidRow>, StoreError> {
-    let row = sqlx::query("select reason, voided_at from voids where environment = $1 and key = $2")
+    let found = sqlx::query_as("select reason, voided_at from voids where environment = $1 and key = $2")
         .bind(environment.code())
         .bind(key)
         .fetch_optional(connection)
         .await?;
-    row.map(|row| Ok(VoidRow { reason: row.try_get("reason")?, voided_at: row.try_get("voided_at")? }))
-        .transpose()
+    Ok(found)
+}
+
+/// A void to be made.
+#[derive(Debug, Clone, Copy)]
+pub struct NewVoid<'a> {
+    /// Of the event.
+    pub key: Uuid,
+    /// Of the counter-event.
+    pub batch_id: i64,
+    pub reason: Option<&'a str>,
+    pub voided_at: Timestamp,
 }
 
 /// Notes that the event is taken back; false where it already was. A second caller waits for the
@@ -32,20 +42,17 @@ pub async fn find(
 pub async fn insert(
     connection: &mut PgConnection,
     environment: Environment,
-    key: Uuid,
-    batch_id: i64,
-    reason: Option<&str>,
-    voided_at: Timestamp,
+    void: NewVoid<'_>,
 ) -> Result<bool, StoreError> {
     let done = sqlx::query(
         "insert into voids (environment, key, batch_id, reason, voided_at) values ($1, $2, $3, $4, $5)
          on conflict on constraint voids_pk do nothing",
     )
     .bind(environment.code())
-    .bind(key)
-    .bind(batch_id)
-    .bind(reason)
-    .bind(voided_at)
+    .bind(void.key)
+    .bind(void.batch_id)
+    .bind(void.reason)
+    .bind(void.voided_at)
     .execute(connection)
     .await?;
     Ok(done.rows_affected() == 1)

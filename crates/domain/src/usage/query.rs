@@ -23,6 +23,35 @@ pub enum GroupBySubject {
     EachPath,
 }
 
+/// The subjects whose usage is read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Subjects {
+    All,
+    Listed(SubjectNames),
+}
+
+/// Names of subjects, at least one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SubjectNames(Vec<String>);
+
+impl Subjects {
+    pub fn one(name: impl Into<String>) -> Self {
+        Self::Listed(SubjectNames(vec![name.into()]))
+    }
+
+    /// Lists subjects; none of an empty list, which names nobody.
+    pub fn listed(subjects: Vec<SubjectId>) -> Option<Self> {
+        let names: Vec<String> = subjects.into_iter().map(SubjectId::into_string).collect();
+        (!names.is_empty()).then_some(Self::Listed(SubjectNames(names)))
+    }
+}
+
+impl SubjectNames {
+    pub fn as_slice(&self) -> &[String] {
+        &self.0
+    }
+}
+
 /// A question: a meter over a range.
 #[derive(Debug, Clone)]
 pub struct UsageQuery {
@@ -30,8 +59,7 @@ pub struct UsageQuery {
     pub span: Span,
     pub window: Option<Window>,
     pub zone: Zone,
-    /// Empty: every subject.
-    pub subjects: Vec<SubjectId>,
+    pub subjects: Subjects,
     pub descendants: bool,
     pub whose: GroupBySubject,
     /// Dimensions of the meter.
@@ -66,6 +94,24 @@ impl UsageSlice {
 }
 
 impl UsageQuery {
+    /// Asks for all usage of a meter in a range, as one row.
+    pub fn internal(meter: &MeterKey, span: Span) -> Self {
+        Self {
+            meter: meter.clone(),
+            span,
+            window: None,
+            zone: Zone::default(),
+            subjects: Subjects::All,
+            descendants: false,
+            whose: GroupBySubject::All,
+            group_by: Vec::new(),
+            filter: BTreeMap::new(),
+            slices: Vec::new(),
+            tells_new: false,
+            fill: false,
+        }
+    }
+
     /// The natural bounds of its windows; without a window those of the range itself.
     pub fn bounds(&self) -> Parsed<Vec<Timestamp>> {
         match self.window {
@@ -245,6 +291,16 @@ fn validate_row_count(rows: usize) -> Parsed<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::base::window::utc_month;
+
+    #[test]
+    fn an_empty_list_of_subjects_is_never_everybody() {
+        assert_eq!(Subjects::listed(Vec::new()), None);
+        let ada = SubjectId::parse("ada").unwrap();
+        assert_eq!(Subjects::listed(vec![ada]), Some(Subjects::one("ada")));
+        let query = UsageQuery::internal(&MeterKey::parse("calls").unwrap(), utc_month(Timestamp::MIN));
+        assert_eq!(query.subjects, Subjects::All);
+    }
 
     #[test]
     fn usage_states_change_exactly_at_the_thresholds() {

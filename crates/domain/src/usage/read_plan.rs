@@ -68,6 +68,13 @@ impl Reading {
         reading
     }
 
+    /// Reads all of a range from events.
+    pub fn of_events(span: Span) -> Self {
+        let mut reading = Self::default();
+        push(&mut reading.events, span);
+        reading
+    }
+
     pub fn is_empty(&self) -> bool {
         let Self { days, hours, partial_hours, events } = self;
         days.is_empty() && hours.is_empty() && partial_hours.is_empty() && events.is_empty()

@@ -3,9 +3,9 @@
 
 use sqlx::{Connection, PgConnection};
 
-use super::change::ChangeTransaction;
-use super::clock::Clock;
-use super::error::EngineError;
+use crate::engine::change::ChangeTransaction;
+use crate::engine::clock::Clock;
+use crate::engine::error::EngineError;
 use crate::store::subjects::subject::Which;
 use crate::store::subjects::subscriptions::{Holder, NewChange};
 use crate::store::{self, StoreError, configuration};
@@ -150,7 +150,7 @@ impl<'c> SubscriptionTransaction<'c> {
     async fn write(&mut self, member: &PathSubject, change: NewChange<'_>) -> Result<(), StoreError> {
         let (environment, connection) = (self.environment(), self.connection());
         store::subjects::subscriptions::write(connection, environment, change).await?;
-        let terms = super::environment_cache::catalog_index(connection, environment).await?;
+        let terms = crate::engine::environment_cache::catalog_index(connection, environment).await?;
         let member = PathSubject { subscription: Some(change.subscription.clone()), ..member.clone() };
         let there = store::gate::counters::of_subject(connection, member.subject_id).await?;
         let dropped: Vec<CounterKey> = there

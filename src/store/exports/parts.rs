@@ -3,9 +3,9 @@
 use sqlx::postgres::PgRow;
 use sqlx::{PgConnection, Postgres, QueryBuilder, Row};
 
-use super::StoreError;
-use super::usage::fold::MeterBatches;
-use super::usage::measures::{MeasureScope, push_measures};
+use crate::store::StoreError;
+use crate::store::usage::fold::MeterBatches;
+use crate::store::usage::measures::{MeasureScope, push_measures};
 use metergate_domain::base::timestamp::Timestamp;
 use metergate_domain::base::window::Span;
 use metergate_domain::catalog::meter::StoredMeter;

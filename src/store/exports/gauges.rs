@@ -4,9 +4,9 @@
 use sqlx::postgres::PgRow;
 use sqlx::{PgConnection, Postgres, QueryBuilder, Row};
 
-use super::StoreError;
-use super::export_parts::{BucketPart, ExportValue, MeterBucket, read_units};
-use super::usage::measures::{MeasureScope, push_measures};
+use super::parts::{BucketPart, ExportValue, MeterBucket, read_units};
+use crate::store::StoreError;
+use crate::store::usage::measures::{MeasureScope, push_measures};
 use metergate_domain::base::environment::Environment;
 use metergate_domain::base::timestamp::Timestamp;
 use metergate_domain::base::window::Span;

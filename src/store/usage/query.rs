@@ -1,0 +1,314 @@
+//! A usage query as the store reads it: of whom, between which bounds, and from which rollups.
+
+use std::collections::{HashMap, HashSet};
+
+use sqlx::{PgConnection, Postgres, QueryBuilder, Row};
+
+use super::measures::push_paths;
+use crate::store::StoreError;
+use metergate_domain::base::environment::Environment;
+use metergate_domain::base::timestamp::Timestamp;
+use metergate_domain::base::window::Span;
+use metergate_domain::catalog::meter::StoredMeter;
+use metergate_domain::usage::query::{GroupBySubject, UsageQuery, UsageSlice};
+use metergate_domain::usage::read_plan::{Reading, Rollups};
+
+/// The ranges in which rollups agree with the events of a snapshot.
+#[derive(Debug, Default)]
+pub struct RollupCoverage {
+    /// By meter: hours that are not to be read from rollups.
+    pub gaps: HashMap<i32, Vec<Span>>,
+    /// By meter: until when its days are summed up.
+    pub days_until: HashMap<i32, Timestamp>,
+    /// By event name: what is not in the rollups yet.
+    pub tails: HashMap<i32, UnfoldedRange>,
+}
+
+/// Batches that are not folded, and where their events lie.
+#[derive(Debug, Clone)]
+pub struct UnfoldedRange {
+    pub(super) batch_ids: Vec<i64>,
+    pub(super) within: Span,
+}
+
+impl RollupCoverage {
+    /// Whether all that a meter counted is in its rollups.
+    pub fn is_folded(&self, stored: &StoredMeter) -> bool {
+        !self.gaps.contains_key(&stored.id) && !self.tails.contains_key(&stored.event_name_id)
+    }
+
+    /// Plans the sources of an answer. Rollups do not tell customers apart: their usage is read from events.
+    pub fn plan<'a>(&'a self, meter_query: &'a MeterQuery<'_>) -> PlannedQuery<'a> {
+        let MeterQuery { stored, query, bounds, .. } = *meter_query;
+        if matches!(meter_query.scope, UsageScope::Customer { .. }) {
+            return PlannedQuery { meter_query, reading: Reading::of_events(query.span), tail: None };
+        }
+        let rollups = Rollups {
+            gaps: self.gaps.get(&stored.id).map_or(&[][..], Vec::as_slice),
+            days_until: self.days_until.get(&stored.id).copied(),
+            subtract: !stored.meter.aggregation.is_order_statistic(),
+        };
+        let reading = Reading::plan(query.span, &query.edges(bounds), rollups);
+        PlannedQuery { meter_query, reading, tail: self.tails.get(&stored.event_name_id) }
+    }
+}
+
+/// Reads the coverage of the rollups of a meter, or of all, in a span.
+pub async fn rollup_coverage(
+    connection: &mut PgConnection,
+    environment: Environment,
+    meter: Option<&StoredMeter>,
+    span: Span,
+) -> Result<RollupCoverage, StoreError> {
+    let rows = sqlx::query(
+        "select 'gap' as kind, meter_id as id, from_hour as first, to_hour as last, null::bigint[] as batch_ids
+         from rollup_gaps
+         where environment = $1 and meter_id = coalesce($4, meter_id) and from_hour < $3 and to_hour > $2
+         union all
+         select 'days', meter_id, until, until, null from summed_days
+         where environment = $1 and meter_id = coalesce($4, meter_id)
+         union all
+         select 'tail', name, min(first_at), max(last_at), array_agg(batch_id)
+         from unfolded cross join unnest(event_name_ids) name
+         where environment = $1 and first_at < $3 and last_at >= $2 and name = coalesce($5, name)
+         group by name",
+    )
+    .bind(environment.code())
+    .bind(span.from)
+    .bind(span.to)
+    .bind(meter.map(|stored| stored.id))
+    .bind(meter.map(|stored| stored.event_name_id))
+    .fetch_all(connection)
+    .await?;
+    let mut rollup_coverage = RollupCoverage::default();
+    for row in &rows {
+        let id: i32 = row.try_get("id")?;
+        let within = Span { from: row.try_get("first")?, to: row.try_get("last")? };
+        match row.try_get::<&str, _>("kind")? {
+            "gap" => rollup_coverage.gaps.entry(id).or_default().push(within),
+            "days" => drop(rollup_coverage.days_until.insert(id, within.to)),
+            _ => drop(
+                rollup_coverage
+                    .tails
+                    .insert(id, UnfoldedRange { batch_ids: row.try_get("batch_ids")?, within }),
+            ),
+        }
+    }
+    Ok(rollup_coverage)
+}
+
+/// Returns the meters, of those given, that have rollups on some paths in a span.
+pub async fn with_rollups(
+    connection: &mut PgConnection,
+    environment: Environment,
+    meter_ids: &[i32],
+    paths: &[i64],
+    span: Span,
+) -> Result<HashSet<i32>, StoreError> {
+    let found = sqlx::query_scalar(
+        "select id from unnest($2::int[]) id
+         where exists (select from rollups r where r.environment = $1 and r.meter_id = id and r.path_id = any($3)
+                                               and r.hour >= $4 and r.hour < $5)
+            or exists (select from rollup_members r where r.environment = $1 and r.meter_id = id and r.path_id = any($3)
+                                                      and r.hour >= $4 and r.hour < $5)",
+    )
+    .bind(environment.code())
+    .bind(meter_ids)
+    .bind(paths)
+    .bind(span.from.hour_floor())
+    .bind(span.to)
+    .fetch_all(connection)
+    .await?;
+    Ok(found.into_iter().collect())
+}
+
+/// The usage that a query may read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum UsageScope<'a> {
+    All,
+    Paths(&'a [i64]),
+    /// Events that were recorded for a customer, on the paths where they may lie, if these are known.
+    Customer {
+        customer_id: i64,
+        paths: Option<&'a [i64]>,
+    },
+}
+
+impl<'a> UsageScope<'a> {
+    /// The paths that are read; none: every path.
+    pub(super) fn paths(self) -> Option<&'a [i64]> {
+        match self {
+            Self::All => None,
+            Self::Paths(paths) => Some(paths),
+            Self::Customer { paths, .. } => paths,
+        }
+    }
+
+    /// Restricts events `e`, as one more condition.
+    pub(super) fn push(self, sql: &mut QueryBuilder<Postgres>) {
+        push_paths(sql, "e.path_id", self.paths());
+        if let Self::Customer { customer_id, .. } = self {
+            sql.push(" and e.customer_id = ").push_bind(customer_id);
+        }
+    }
+}
+
+/// The holders of paths, in pairs of a path and a subject; several may hold one.
+#[derive(Debug, Clone, Default)]
+pub struct HolderColumns {
+    pub paths: Vec<i64>,
+    pub subject_ids: Vec<i64>,
+}
+
+/// A query of a meter within a scope, between bounds.
+#[derive(Debug, Clone, Copy)]
+pub struct MeterQuery<'a> {
+    pub environment: Environment,
+    pub stored: &'a StoredMeter,
+    pub query: &'a UsageQuery,
+    pub scope: UsageScope<'a>,
+    /// The subjects that rows name, each by their number; none: as the query says.
+    pub holders: Option<&'a HolderColumns>,
+    pub bounds: &'a [Timestamp],
+    /// Whether the same is asked again and again: then its plan is kept.
+    pub is_usual: bool,
+}
+
+impl<'a> MeterQuery<'a> {
+    /// A question whose rows name subjects as its query says, and whose plan is not kept.
+    pub fn new(
+        environment: Environment,
+        stored: &'a StoredMeter,
+        query: &'a UsageQuery,
+        scope: UsageScope<'a>,
+        bounds: &'a [Timestamp],
+    ) -> Self {
+        Self { environment, stored, query, scope, holders: None, bounds, is_usual: false }
+    }
+
+    /// Whether usage of different paths makes different rows.
+    pub(super) fn is_by_path(&self) -> bool {
+        self.holders.is_some() || self.query.whose != GroupBySubject::All
+    }
+}
+
+/// A question, where its parts are read, and what is not in the rollups yet.
+#[derive(Debug)]
+pub struct PlannedQuery<'a> {
+    pub meter_query: &'a MeterQuery<'a>,
+    pub reading: Reading,
+    pub tail: Option<&'a UnfoldedRange>,
+}
+
+impl PlannedQuery<'_> {
+    /// Whether there is nothing to read.
+    pub(super) fn is_empty(&self) -> bool {
+        self.meter_query.scope.paths().is_some_and(<[i64]>::is_empty) || self.reading.is_empty()
+    }
+}
+
+/// Dimensions that a relation has in its column `members`, in order.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Dimensions(Vec<String>);
+
+impl Dimensions {
+    /// The dimensions that a query shows or looks at, once each, those that it groups by first.
+    pub(super) fn needed(query: &UsageQuery) -> Self {
+        let mut needed = query.group_by.clone();
+        for name in query.filter.keys().chain(query.slices.iter().flat_map(|slice| slice.filter.keys())) {
+            if !needed.contains(name) {
+                needed.push(name.clone());
+            }
+        }
+        Self(needed)
+    }
+
+    pub(super) fn of(stored: &StoredMeter) -> Self {
+        Self(stored.meter.dimensions.iter().map(ToString::to_string).collect())
+    }
+
+    pub(super) fn names(&self) -> &[String] {
+        &self.0
+    }
+
+    /// The place of a dimension in the column, which counts from 1. One that is missing is a defect: taking
+    /// another in its place would rate usage by a wrong price.
+    pub(super) fn place(&self, name: &str) -> Result<usize, StoreError> {
+        let place = self.0.iter().position(|known| known == name).map(|place| place + 1);
+        place.ok_or_else(|| StoreError::internal(format!("the dimension `{name}` is not among {:?}", self.0)))
+    }
+
+    /// Writes conditions that the dimensions of a filter have one of its values, each after ` and `.
+    pub(super) fn push_filter<'f>(
+        &self,
+        sql: &mut QueryBuilder<Postgres>,
+        filter: impl IntoIterator<Item = (&'f String, &'f Vec<String>)>,
+    ) -> Result<(), StoreError> {
+        for (name, allowed) in filter {
+            sql.push(format!(" and members[{}] = any(", self.place(name)?));
+            sql.push_bind(allowed.clone()).push(")");
+        }
+        Ok(())
+    }
+
+    /// Writes the place of the first slice that admits what the columns `at` and `members` say.
+    pub(super) fn push_slice(
+        &self,
+        sql: &mut QueryBuilder<Postgres>,
+        slices: &[UsageSlice],
+    ) -> Result<(), StoreError> {
+        if slices.is_empty() {
+            sql.push("null::int");
+            return Ok(());
+        }
+        sql.push("case");
+        for (place, slice) in slices.iter().enumerate() {
+            sql.push(" when true");
+            self.push_filter(sql, &slice.filter)?;
+            if let Some(from) = slice.from {
+                sql.push(" and at >= ").push_bind(from);
+            }
+            if let Some(to) = slice.to {
+                sql.push(" and at < ").push_bind(to);
+            }
+            sql.push(format!(" then {place}"));
+        }
+        sql.push(" end");
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use metergate_domain::base::names::MeterKey;
+    use metergate_domain::base::window::utc_month;
+
+    fn query(group_by: &[&str], filter: &[&str]) -> UsageQuery {
+        let meter = MeterKey::parse("calls").unwrap();
+        let any = |name: &&str| ((*name).to_owned(), vec!["x".to_owned()]);
+        UsageQuery {
+            group_by: group_by.iter().map(|name| (*name).to_owned()).collect(),
+            filter: filter.iter().map(any).collect(),
+            ..UsageQuery::internal(&meter, utc_month(Timestamp::MIN))
+        }
+    }
+
+    #[test]
+    fn needed_dimensions_are_listed_once() {
+        let dimensions = Dimensions::needed(&query(&["model", "region"], &["region", "tier"]));
+        assert_eq!(dimensions.names(), ["model", "region", "tier"]);
+        assert_eq!(dimensions.place("tier").unwrap(), 3);
+    }
+
+    #[test]
+    fn a_missing_dimension_is_an_error_and_not_the_first() {
+        let dimensions = Dimensions::needed(&query(&["model"], &[]));
+        assert!(matches!(dimensions.place("tier"), Err(StoreError::Refused(_))));
+        let mut sql = QueryBuilder::default();
+        assert!(dimensions.push_filter(&mut sql, &query(&[], &["tier"]).filter).is_err());
+        let filter = query(&[], &["tier"]).filter;
+        let slices = [UsageSlice { filter, from: None, to: None }];
+        assert!(dimensions.push_slice(&mut sql, &slices).is_err());
+    }
+}
