@@ -18,10 +18,10 @@ use metergate_domain::base::fields::Violation;
 use metergate_domain::base::names::{EventId, MeterKey, SubjectId};
 use metergate_domain::base::quantity::Quantity;
 use metergate_domain::base::timestamp::Timestamp;
+use metergate_domain::gate::calls::{CallOutcome, GateAnswer};
 use metergate_domain::gate::decision::{Denier, LimitState, Reason};
 use metergate_domain::gate::request::{Commit, Extend, Release, Reserve};
 use metergate_domain::gate::reservation::{Hold, ReservationStatus};
-use metergate_domain::gate::state::{CallOutcome, GateAnswer};
 
 #[derive(Serialize)]
 struct HeldHold<'a> {

@@ -25,6 +25,13 @@ pub enum StoreError {
     Url(String),
 }
 
+impl StoreError {
+    /// Returns the error for data that contradicts itself.
+    pub fn defect(why: String) -> Self {
+        Self::Refused(sqlx::Error::Decode(why.into()))
+    }
+}
+
 impl From<sqlx::Error> for StoreError {
     fn from(error: sqlx::Error) -> Self {
         match &error {

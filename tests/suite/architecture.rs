@@ -46,7 +46,7 @@ fn layers_import_only_layers_below() {
 fn layers_use_only_what_they_may() {
     let rules = [
         ("domain", &["sqlx::", "axum::", "tokio::", "async fn", "now()"][..]),
-        ("engine", &["axum::", "sqlx::query"]),
+        ("engine", &["axum::", "sqlx::query", "raw_sql"]),
         ("http", &["sqlx::"]),
         ("jobs", &["sqlx::", "axum::"]),
         ("providers", &["axum::", "sqlx::"]),

@@ -20,8 +20,8 @@ use metergate_domain::catalog::plan::Plan;
 use metergate_domain::credits::unit::Unit;
 use metergate_domain::credits::wallet::{ExpiredCreditLine, GrantSchedule, Wallet};
 use metergate_domain::gate::catalog_index::{CatalogIndex, PathSubject};
-use metergate_domain::gate::credit_coverage::CreditLineKey;
 use metergate_domain::gate::request::OnExpiry;
+use metergate_domain::gate::state::CreditLineKey;
 use metergate_domain::subjects::subscription::Subscription;
 
 /// Those whose credits are looked at, with what they are on.

@@ -6,32 +6,38 @@
 
 mod lane;
 mod months;
+mod prerequisite;
 mod queue;
+mod transaction;
 mod writer;
 
 use sqlx::PgConnection;
 
 pub(crate) use lane::{Lane, WriterTasks};
 pub(crate) use months::Months;
+pub(crate) use prerequisite::{Interrupt, Prerequisite, Recheck};
+pub(crate) use transaction::BatchTransaction;
 
+use super::usage::ingest::WriterContext;
 use crate::store::StoreError;
+use metergate_domain::base::environment::Environment;
 
-/// What waiting work takes of its queue.
+/// The room that waiting work takes of its queue.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Weight {
     pub(crate) items: usize,
     pub(crate) bytes: usize,
 }
 
-/// How an attempt ended, where the database did not refuse it.
+/// The end of an attempt that the database did not refuse.
 #[derive(Debug)]
 pub(crate) enum Attempt<R> {
     /// A reply for each piece of work, in the order of arrival.
     Committed(Vec<R>),
     /// The commit was sent and not answered.
     Unanswered { batch_id: i64 },
-    /// Nothing was done but what had to be done first: to be attempted again.
-    Again,
+    /// Nothing was done; the batch is attempted again once this is carried out.
+    Again(Prerequisite),
 }
 
 /// A kind of work that writers settle.
@@ -40,6 +46,10 @@ pub(crate) trait BatchProcessor: Send + 'static {
     type Reply: Send + 'static;
 
     fn weigh(work: &Self::Work) -> Weight;
+
+    fn environment(&self) -> Environment;
+
+    fn writer_context(&self) -> &WriterContext;
 
     /// Waits where it is better not to take more work yet.
     fn rest(&self) -> impl Future<Output = ()> + Send;

@@ -1,16 +1,19 @@
-//! The gate: may this run, now? Pure: who stands where and which limits meet a use ([`standing`]),
-//! the test itself ([`decision`]), what may be spent ([`budget`], [`spending`]), what a reservation goes through ([`reservation`]), and a book of
-//! counters and reservations to which calls are applied one after the other ([`book`]).
+//! The gate: may this run, now? Pure. [`standing`] has paths and their limits, [`decision`] the test itself,
+//! [`reservation`] the life of a reservation. [`state`] has the data that calls are applied to, [`limits`],
+//! [`credit_coverage`] and [`caps`] the tests on it, [`changes`] and [`calls`] the changes of it.
 
 pub mod applicable_cap;
+pub mod calls;
 #[cfg(test)]
 mod cap_cases;
-pub mod caps;
+mod caps;
 #[cfg(test)]
 mod cases;
 pub mod catalog_index;
+mod changes;
 pub mod credit_coverage;
 pub mod decision;
+mod limits;
 pub mod request;
 pub mod reservation;
 pub mod state;

@@ -14,7 +14,7 @@ use crate::engine::clock::Clock;
 use crate::engine::environment_cache::EnvironmentCaches;
 use crate::engine::gate::counters::Reader;
 use crate::engine::snapshot::TrackedUse;
-use crate::engine::writers::{Attempt, BatchProcessor, Lane, Months, Weight, WriterTasks};
+use crate::engine::writers::{Attempt, BatchProcessor, Interrupt, Lane, Months, Weight, WriterTasks};
 use crate::engine::{Engine, EngineError};
 use crate::store::{Database, StoreError};
 use metergate_domain::base::environment::Environment;
@@ -143,6 +143,14 @@ impl BatchProcessor for IngestProcessor {
     type Work = IngestRequest;
     type Reply = RecordResult;
 
+    fn environment(&self) -> Environment {
+        self.environment
+    }
+
+    fn writer_context(&self) -> &WriterContext {
+        &self.writer_context
+    }
+
     fn weigh(delivery: &IngestRequest) -> Weight {
         let bytes = delivery.events.iter().map(PreparedEvent::bytes).sum();
         Weight { items: delivery.events.len(), bytes }
@@ -158,7 +166,7 @@ impl BatchProcessor for IngestProcessor {
         work: &[&IngestRequest],
         uncertain: &[i64],
     ) -> Result<Attempt<RecordResult>, StoreError> {
-        batch::attempt(self, connection, work, uncertain).await
+        batch::attempt(self, connection, work, uncertain).await.or_else(Interrupt::attempt)
     }
 }
 
