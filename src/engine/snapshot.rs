@@ -1,4 +1,4 @@
-//! Looking without touching: what may run, and how limits stand, from one snapshot.
+//! Read-only checks and limit states from one snapshot.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -18,16 +18,17 @@ use metergate_domain::base::quantity::{Quantity, Total};
 use metergate_domain::base::timestamp::Timestamp;
 use metergate_domain::catalog::meter::Aggregation;
 use metergate_domain::gate::applicable_cap::{ApplicableCap, CounterSource};
+use metergate_domain::gate::calls::{CallOutcome, GateAnswer};
 use metergate_domain::gate::catalog_index::{ApplicableLimit, CatalogIndex};
 use metergate_domain::gate::counter::CounterKey;
 use metergate_domain::gate::decision::LimitState;
 use metergate_domain::gate::path::{Path, PathSubject};
 use metergate_domain::gate::request::Reserve;
 use metergate_domain::gate::reservation::{Moment, holds};
-use metergate_domain::gate::state::{CallOutcome, Counter, GateAnswer, GateState};
+use metergate_domain::gate::state::{Counter, GateState};
 use metergate_domain::usage::event::{Event, Properties};
 
-/// What an event is of which the limits are to be shown.
+/// An event whose limits are to be shown.
 #[derive(Debug)]
 pub(crate) struct TrackedUse {
     subject: SubjectId,
@@ -56,7 +57,7 @@ pub(crate) struct ReadSnapshot {
 }
 
 impl ReadSnapshot {
-    /// Where a subject stands, with what is due carried out.
+    /// Returns the path of a subject after due cancellations and the default plan are applied.
     pub(crate) async fn subject_path(&mut self, subject: &SubjectId) -> Result<Path, StoreError> {
         let names = [subject.to_string()];
         let found =
@@ -65,14 +66,13 @@ impl ReadSnapshot {
         Ok(path.settled(self.now, &self.terms))
     }
 
-    /// Whether a subject's own subscription is written, or has none; else it is only to be taken for granted.
+    /// Returns whether a subject's own subscription is written, or there is none.
     pub(crate) async fn is_as_written(&mut self, member: &PathSubject) -> Result<bool, StoreError> {
         Ok(member.subscription.is_none()
             || store::subjects::subscriptions::find(&mut self.snapshot, member.subject_id).await?.is_some())
     }
 
-    /// What is used and held of limits and of what prices rate, now, by counter. Levels are read as
-    /// counters are.
+    /// Returns the present counters of limits and of what prices rate. Gauges are read as counters are.
     pub(crate) async fn counters<'m>(
         &mut self,
         counter_sources: impl Iterator<Item = CounterSource<'m>>,
@@ -101,26 +101,13 @@ impl ReadSnapshot {
         if counter_requests.is_empty() {
             return Ok(counters);
         }
-        let rows = store::gate::counters::find(&mut self.snapshot, counter_requests.keys().copied()).await?;
-        let mut lapsing = BTreeMap::new();
-        for row in rows {
-            if !counter_requests.get(&row.key).is_some_and(|need| row.counts(&need.counter)) {
-                continue;
-            }
-            if row.next_expiry.is_some_and(|at| at <= self.now) {
-                lapsing.insert(row.id, row.key);
-            }
-            let counter = Counter { level: row.level, next_expiry: row.next_expiry, becomes: None };
-            counters.insert(row.key, counter);
-        }
-        if !lapsing.is_empty() {
-            let ids: Vec<i64> = lapsing.keys().copied().collect();
-            for expired in store::gate::hold_lines::expired(&mut self.snapshot, &ids, self.now).await? {
-                let key = lapsing.get(&expired.counter_id);
-                if let Some(counter) = key.and_then(|key| counters.get_mut(key)) {
-                    counter.level.held = counter.level.held - expired.line.quantity.into();
-                    counter.level.covered = counter.level.covered - expired.line.covered;
-                }
+        let mut rows =
+            store::gate::counters::find(&mut self.snapshot, counter_requests.keys().copied()).await?;
+        rows.retain(|row| counter_requests.get(&row.key).is_some_and(|need| row.counts(&need.counter)));
+        counters.extend(rows.iter().map(|row| (row.key, Counter::from(row))));
+        for (key, line) in store::gate::hold_lines::expired(&mut self.snapshot, &rows, self.now).await? {
+            if let Some(counter) = counters.get_mut(&key.counter) {
+                counter.level = counter.level.without_expired(&line);
             }
         }
         for (key, need) in counter_requests {
@@ -136,7 +123,7 @@ impl ReadSnapshot {
         Ok(counters)
     }
 
-    /// What the level of a checked meter would become, for limits and for what prices rate.
+    /// Sets the values that the gauges of a request would have after it.
     async fn with_gauge_value(
         &mut self,
         path: &Path,

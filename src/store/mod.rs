@@ -13,6 +13,7 @@ pub mod invoicing;
 pub mod partitions;
 pub mod pricing;
 pub mod subjects;
+pub mod transaction;
 pub mod usage;
 pub mod webhook_events;
 

@@ -8,6 +8,10 @@ use sqlx::PgConnection;
 use uuid::Uuid;
 
 use super::wallets::{HolderSubscriptions, LockedWallets, WalletLoader, add_holder};
+use metergate_domain::credits::accounts::Cause;
+use metergate_domain::credits::cost::share;
+use metergate_domain::usage::event::Properties;
+
 use crate::engine::gate::counters::Additions;
 use crate::store::credits::wallets::Changes;
 use crate::store::credits::{grants, ledger};
@@ -17,16 +21,13 @@ use metergate_domain::base::names::MeterKey;
 use metergate_domain::base::quantity::{Quantity, Total};
 use metergate_domain::base::timestamp::Timestamp;
 use metergate_domain::catalog::meter::StoredMeter;
-use metergate_domain::credits::accounts::Cause;
-use metergate_domain::credits::cost::share;
 use metergate_domain::gate::counter::CounterKey;
-use metergate_domain::gate::credit_coverage::PaidShare;
+use metergate_domain::gate::credit_coverage::{Recorder, RequestedUse};
 use metergate_domain::gate::path::Path;
 use metergate_domain::gate::request::OnExpiry;
 use metergate_domain::gate::reservation::Moment;
-use metergate_domain::gate::state::{Counter, GateState};
+use metergate_domain::gate::state::{Counter, GateState, PaidShare};
 use metergate_domain::pricing::amount::Amount;
-use metergate_domain::usage::event::Properties;
 
 /// An event as one meter takes it.
 #[derive(Debug, Clone, Copy)]
@@ -81,7 +82,12 @@ impl WalletLoader<'_> {
                 }
             }
             if quantity > Quantity::default() {
-                book.cover_recorded(path, (meter, properties), quantity, (None, event), at);
+                book.cover_recorded(
+                    path,
+                    RequestedUse { meter, properties, quantity },
+                    Recorder { reservation: None, event },
+                    at,
+                );
             }
         }
         let mut given = Vec::new();
@@ -198,25 +204,17 @@ impl WalletLoader<'_> {
     }
 }
 
-/// Leaves out expired holds on counters, which the next writer takes off.
+/// Leaves out what has expired on counters, which whoever settles them next will take off.
 async fn leave_out_expired(
     connection: &mut PgConnection,
-    book: &mut GateState<'_>,
+    state: &mut GateState<'_>,
     rows: &[CounterRow],
     now: Timestamp,
 ) -> Result<(), StoreError> {
-    let is_lapsing = |row: &&CounterRow| row.next_expiry.is_some_and(|at| at <= now);
-    let lapsing: BTreeMap<i64, CounterKey> =
-        rows.iter().filter(is_lapsing).map(|row| (row.id, row.key)).collect();
-    if lapsing.is_empty() {
-        return Ok(());
-    }
-    let ids: Vec<i64> = lapsing.keys().copied().collect();
-    for expired in store::gate::hold_lines::expired(connection, &ids, now).await? {
-        let key = lapsing.get(&expired.counter_id).filter(|_| expired.line.on_expiry == OnExpiry::Release);
-        if let Some(counter) = key.and_then(|key| book.counters.get_mut(key)) {
-            counter.level.held = counter.level.held - expired.line.quantity.into();
-            counter.level.covered = counter.level.covered - expired.line.covered;
+    for (key, line) in store::gate::hold_lines::expired(connection, rows, now).await? {
+        let counter = state.counters.get_mut(&key.counter).filter(|_| line.on_expiry == OnExpiry::Release);
+        if let Some(counter) = counter {
+            counter.level = counter.level.without_expired(&line);
         }
     }
     Ok(())

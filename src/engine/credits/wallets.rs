@@ -21,9 +21,9 @@ use metergate_domain::credits::grant_lifecycle::GrantSchedule;
 use metergate_domain::credits::unit::Unit;
 use metergate_domain::credits::wallet::{ExpiredCreditLine, Wallet};
 use metergate_domain::gate::catalog_index::CatalogIndex;
-use metergate_domain::gate::credit_coverage::CreditLineKey;
 use metergate_domain::gate::path::PathSubject;
 use metergate_domain::gate::request::OnExpiry;
+use metergate_domain::gate::state::CreditLineKey;
 use metergate_domain::subjects::subscription::Subscription;
 
 /// The subjects to read credits of, with their subscriptions.

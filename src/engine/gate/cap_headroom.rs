@@ -1,6 +1,6 @@
-//! What the counters of a cap may come to, each for itself, so that together they cost no more than the
-//! cap: worked out from what they came to when they were seen last, with more for each where there is
-//! room for more. However far they have gone since, what fits under every one of them fits under the cap.
+//! Upper bounds per counter that keep the total cost below a cap. They are computed from the values that the
+//! counters had when they were seen last, with a margin for each where the cap leaves one. However far
+//! counters have gone since, what fits under every bound fits under the cap.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -15,19 +15,19 @@ use metergate_domain::gate::counter::CounterState;
 use metergate_domain::gate::path::Path;
 
 /// Counters of caps that a writer remembers.
-const SEEN_MAX: usize = 100_000;
+const COUNTERS_MAX: usize = 100_000;
 /// Paths whose caps a writer remembers.
 const PATHS_MAX: usize = 50_000;
-/// How many times what it comes to each counter may have, in percent; what is tried first comes first.
+/// Growth factors to try, in percent of the last value.
 const SCALES_PERCENT: [i128; 6] = [10_000, 1_000, 300, 150, 110, 100];
 
-/// What counters came to, used and held together, when they were seen last.
+/// The values of counters, used and held together, when they were seen last.
 #[derive(Debug)]
 pub(super) struct LastSeenCounters(Cache<CounterKey, Total>);
 
 impl Default for LastSeenCounters {
     fn default() -> Self {
-        Self(Cache::new(SEEN_MAX))
+        Self(Cache::new(COUNTERS_MAX))
     }
 }
 
@@ -44,16 +44,16 @@ pub(super) struct CapsOnPath {
     pub(super) from: Timestamp,
     pub(super) until: Timestamp,
     /// In the order of the path's budgets.
-    pub(super) caps: Vec<KnownCap>,
+    caps: Vec<KnownCap>,
 }
 
 #[derive(Debug)]
-pub(super) struct KnownCap {
+struct KnownCap {
     /// In the order of the budget's portions.
-    pub(super) counters: Vec<CounterKey>,
-    /// Whether all it counts has counters; levels are read by the long way.
-    pub(super) uses_counter: bool,
-    /// What each of them may come to, as it was worked out last; empty before.
+    counters: Vec<CounterKey>,
+    /// False where it counts gauges, which are read under locks.
+    uses_counter: bool,
+    /// The bounds that were computed last; empty before.
     rooms: Mutex<Vec<Total>>,
 }
 
@@ -94,7 +94,7 @@ impl Default for KnownCaps {
 }
 
 impl KnownCaps {
-    /// What is said of another version is forgotten.
+    /// Forgets the caps of another version.
     pub(super) fn under(&mut self, version: i64) -> &Self {
         if self.version != version {
             self.by_path.clear();
@@ -103,66 +103,63 @@ impl KnownCaps {
         self
     }
 
-    /// The caps of everybody on a path, and their counters at a time.
-    pub(super) fn on<'p>(
-        &self,
-        path: &'p Path,
-        terms: &'p CatalogIndex,
-        now: Timestamp,
-    ) -> Option<(Vec<ApplicableCap<'p>>, Arc<CapsOnPath>)> {
+    /// Returns the caps of everybody on a path, with their counters at a time.
+    pub(super) fn on<'p>(&self, path: &'p Path, terms: &'p CatalogIndex, now: Timestamp) -> Vec<MetCap<'p>> {
         let applicable_caps = terms.applicable_caps(path, now);
         if applicable_caps.is_empty() {
-            return None;
+            return Vec::new();
         }
         let known = self.by_path.get(&path.id).filter(|known| known.from <= now && now < known.until);
-        let known = known.unwrap_or_else(|| {
+        let on_path = known.unwrap_or_else(|| {
             let made = Arc::new(CapsOnPath::of(&applicable_caps, now));
             self.by_path.insert(path.id, Arc::clone(&made));
             made
         });
-        Some((applicable_caps, known))
+        let met = |(place, applicable_cap)| MetCap { applicable_cap, on_path: Arc::clone(&on_path), place };
+        applicable_caps.into_iter().enumerate().map(met).collect()
     }
 }
 
-/// The caps that a batch meets, each once.
-#[derive(Debug, Default)]
-pub(super) struct ApplicableCaps<'p>(Vec<(ApplicableCap<'p>, Arc<CapsOnPath>, usize)>);
+/// A cap that a batch meets.
+#[derive(Debug)]
+pub(super) struct MetCap<'p> {
+    pub(super) applicable_cap: ApplicableCap<'p>,
+    pub(super) on_path: Arc<CapsOnPath>,
+    place: usize,
+}
 
-impl<'p> ApplicableCaps<'p> {
-    /// The cap at a place among those of its path.
-    pub(super) fn add(&mut self, applicable_cap: ApplicableCap<'p>, known: &Arc<CapsOnPath>, place: usize) {
-        let is_there =
-            |(_, other, at): &(_, Arc<CapsOnPath>, usize)| *at == place && Arc::ptr_eq(other, known);
-        if !self.0.iter().any(is_there) {
-            self.0.push((applicable_cap, Arc::clone(known), place));
-        }
+impl MetCap<'_> {
+    /// Returns the counters of the cap; none where it counts gauges, which are read under locks.
+    pub(super) fn counters(&self) -> Option<&[CounterKey]> {
+        let cap = self.on_path.caps.get(self.place).filter(|cap| cap.uses_counter)?;
+        Some(&cap.counters)
     }
 
-    /// What each counter may come to; none where it has to be looked at which of it fits.
-    pub(super) fn cap_headrooms(
+    pub(super) fn is(&self, other: &Self) -> bool {
+        self.place == other.place && Arc::ptr_eq(&self.on_path, &other.on_path)
+    }
+
+    /// Returns the upper bound of each counter; none where what fits has to be decided under locks.
+    pub(super) fn headroom(
         &self,
         seen: &LastSeenCounters,
         added: impl Fn(&CounterKey) -> Total,
         now: Timestamp,
-    ) -> Option<Vec<(CounterKey, Total)>> {
-        let mut rooms = Vec::new();
-        for (applicable_cap, known, place) in &self.0 {
-            let cap = known.caps.get(*place)?;
-            let comes_to = |key: &CounterKey| Some(seen.0.get(key)? + added(key));
-            let levels: Vec<Total> = cap.counters.iter().map(comes_to).collect::<Option<_>>()?;
-            let mut known = cap.rooms.lock().unwrap_or_else(PoisonError::into_inner);
-            let fit =
-                known.len() == levels.len() && levels.iter().zip(&*known).all(|(level, room)| level <= room);
-            if !fit {
-                *known = compute_headroom(applicable_cap, &cap.counters, &levels, now)?;
-            }
-            rooms.extend(cap.counters.iter().copied().zip(known.iter().copied()));
+    ) -> Option<Vec<Total>> {
+        let cap = self.on_path.caps.get(self.place)?;
+        let comes_to = |key: &CounterKey| Some(seen.0.get(key)? + added(key));
+        let levels: Vec<Total> = cap.counters.iter().map(comes_to).collect::<Option<_>>()?;
+        let mut known = cap.rooms.lock().unwrap_or_else(PoisonError::into_inner);
+        let fit =
+            known.len() == levels.len() && levels.iter().zip(&*known).all(|(level, room)| level <= room);
+        if !fit {
+            *known = compute_headroom(&self.applicable_cap, &cap.counters, &levels, now)?;
         }
-        Some(rooms)
+        Some(known.clone())
     }
 }
 
-/// The most for each that fits.
+/// Returns the largest bounds tried that fit under the cap.
 fn compute_headroom(
     applicable_cap: &ApplicableCap<'_>,
     counters: &[CounterKey],

@@ -11,17 +11,19 @@ use std::time::Duration;
 use sqlx::{Connection, PgConnection};
 use uuid::Uuid;
 
-use crate::engine::environment_cache::{CacheUpdates, EnvironmentCache};
+use crate::engine::credits::recording::Tracked;
 use crate::engine::pricing::priced_usage;
 use crate::engine::usage::reader;
+use crate::engine::writers::BatchTransaction;
 use crate::engine::{Engine, EngineError};
 use crate::store::gate::counters::{CounterColumns, CounterRow, WantedCounter};
 use crate::store::gate::hold_lines::LineColumns;
+use crate::store::transaction;
 use crate::store::usage::{MeterQuery, UsageScope};
 use crate::store::{self, Database, StoreError};
 use metergate_domain::base::environment::Environment;
 use metergate_domain::base::limits::USAGE_ROWS_MAX;
-use metergate_domain::base::quantity::{Quantity, Total};
+use metergate_domain::base::quantity::Total;
 use metergate_domain::base::timestamp::Timestamp;
 use metergate_domain::base::window::Span;
 use metergate_domain::catalog::meter::StoredMeter;
@@ -30,10 +32,8 @@ use metergate_domain::gate::applicable_cap::CounterSource;
 use metergate_domain::gate::catalog_index::{ApplicableLimit, CatalogIndex};
 use metergate_domain::gate::counter::CounterState;
 use metergate_domain::gate::counter::{CounterKey, CounterPeriod};
-use metergate_domain::gate::path::Path;
 use metergate_domain::gate::reservation::Reservation;
 use metergate_domain::gate::state::{Counter, HoldLine, HoldLineKey};
-use metergate_domain::usage::event::Properties;
 use metergate_domain::usage::query::{GroupBySubject, Subjects, UsageQuery};
 
 /// A counter that is needed, and what for.
@@ -89,14 +89,11 @@ impl Reader {
 
 /// Makes those of the needed counters that are missing and whose period is not over for good.
 pub(crate) async fn make_missing(
-    connection: &mut PgConnection,
-    reader: &mut Reader,
-    environment: Environment,
-    cache: &EnvironmentCache,
+    transaction: &mut BatchTransaction<'_>,
     counter_requests: &CounterRequests<'_>,
-    now: Timestamp,
-    fresh: &mut CacheUpdates,
 ) -> Result<(), StoreError> {
+    let BatchTransaction { connection, reader, environment, cache, now, fresh } = transaction;
+    let (environment, now) = (*environment, *now);
     let unknown = |need: &&CounterRequest<'_>| {
         !need.counter.is_forgotten(now) && !cache.counters.contains_key(&need.counter.key)
     };
@@ -121,34 +118,39 @@ pub(crate) async fn make_missing(
         return Ok(());
     }
     // however long it takes: each statement of the reader is bounded
-    sqlx::raw_sql("set local idle_in_transaction_session_timeout = 0").execute(&mut *connection).await?;
-    let mut snapshot = reader.connected().await?;
-    let mut transaction = snapshot
-        .begin_with("begin isolation level repeatable read, read only")
-        .await
-        .map_err(StoreError::from)?;
-    let counted = count_all(&mut transaction, environment, &cache.terms, &uncounted).await?;
-    transaction.commit().await?;
-    reader.connection = Some(snapshot);
+    transaction::allow_idle(connection).await?;
+    let mut idle = reader.connected().await?;
+    let mut snapshot = transaction::begin_snapshot(&mut idle).await?;
+    let counted = count_all(&mut snapshot, environment, &cache.terms, &uncounted).await?;
+    snapshot.commit().await?;
+    reader.connection = Some(idle);
     write(connection, environment, &counted).await
 }
 
-/// What a counter comes to: what is used, and the lines of what is held.
+/// The value of a counter, counted anew: what is used, and the lines of what is held.
 #[derive(Debug, Default)]
 pub(crate) struct Count {
     used: Total,
-    /// What credits have paid for, for good.
+    /// The part that credits have paid for.
     paid: Total,
     lines: Vec<(HoldLineKey, HoldLine)>,
 }
 
 impl Count {
+    /// Returns the counter without the lines that have expired.
     pub(crate) fn counter(&self, now: Timestamp) -> Counter {
-        let lines = || self.lines.iter().filter(|(key, _)| now < key.expires_at);
-        let held = lines().fold(Total::default(), |sum, (_, line)| sum + line.quantity.into());
-        let next_expiry = lines().map(|(key, _)| key.expires_at).min();
-        let covered = lines().fold(self.paid, |sum, (_, line)| sum + line.covered);
-        Counter { level: CounterState { used: self.used, held, covered }, next_expiry, becomes: None }
+        self.with_lines(|key| now < key.expires_at)
+    }
+
+    fn with_lines(&self, included: impl Fn(&HoldLineKey) -> bool) -> Counter {
+        let mut level = CounterState { used: self.used, held: Total::default(), covered: self.paid };
+        let mut next_expiry: Option<Timestamp> = None;
+        for (key, line) in self.lines.iter().filter(|(key, _)| included(key)) {
+            level.held = level.held + line.quantity.into();
+            level.covered = level.covered + line.covered;
+            next_expiry = Some(next_expiry.map_or(key.expires_at, |at| at.min(key.expires_at)));
+        }
+        Counter { level, next_expiry, becomes: None }
     }
 }
 
@@ -159,15 +161,13 @@ async fn write(
 ) -> Result<(), StoreError> {
     let rows =
         store::gate::counters::find(connection, counted.iter().map(|(need, _)| need.counter.key)).await?;
+    let ids: BTreeMap<CounterKey, i64> = rows.iter().map(|row| (row.key, row.id)).collect();
     let (mut columns, mut lines) = (CounterColumns::default(), LineColumns::default());
     for (need, count) in counted {
-        let held = count.lines.iter().fold(Total::default(), |sum, (_, line)| sum + line.quantity.into());
-        let next_expiry = count.lines.iter().map(|(key, _)| key.expires_at).min();
-        let covered = count.lines.iter().fold(count.paid, |sum, (_, line)| sum + line.covered);
-        columns.push(need.counter.key, CounterState { used: count.used, held, covered }, next_expiry);
-        let Some(row) = rows.iter().find(|row| row.key == need.counter.key) else { continue };
+        let Counter { level, next_expiry, .. } = count.with_lines(|_| true);
+        columns.push(need.counter.key, level, next_expiry);
         for (key, line) in &count.lines {
-            lines.push(row.id, *key, *line);
+            lines.push(store::gate::counters::id_of(&ids, &key.counter)?, *key, *line);
         }
     }
     store::gate::counters::set(connection, &columns).await?;
@@ -258,7 +258,7 @@ async fn count_together(
     Ok(Some(counts))
 }
 
-/// What credits have paid for, for good, of what counters count.
+/// Returns the part of each counter that credits have paid for.
 async fn paid(
     snapshot: &mut PgConnection,
     counter_requests: &[&CounterRequest<'_>],
@@ -295,8 +295,8 @@ pub(crate) async fn count(
     Ok(Count { used, paid, lines: lines(need, open.iter()) })
 }
 
-/// What open reservations hold on a counter. Those that have lapsed too: whoever locks the counter next
-/// settles them.
+/// Returns the lines of open reservations on a counter. Expired ones are included: the next batch that locks
+/// the counter settles them.
 fn lines<'r>(
     need: &CounterRequest<'_>,
     open: impl Iterator<Item = &'r Reservation>,
@@ -336,14 +336,14 @@ pub(crate) fn usage_query_for(
     }
 }
 
-/// Whether an event comes or goes.
+/// The direction in which an event changes counters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Sign {
     Recorded,
     TakenBack,
 }
 
-/// What recorded quantities add to counters.
+/// The additions of recorded quantities to counters.
 #[derive(Debug, Default)]
 pub(crate) struct Additions<'a> {
     pub(crate) counter_requests: CounterRequests<'a>,
@@ -351,16 +351,9 @@ pub(crate) struct Additions<'a> {
 }
 
 impl<'a> Additions<'a> {
-    /// An event of a quantity of one meter, or its void, for everybody on a path.
-    pub(crate) fn add(
-        &mut self,
-        terms: &'a CatalogIndex,
-        path: &'a Path,
-        stored: &'a StoredMeter,
-        properties: &Properties,
-        (sign, quantity): (Sign, Quantity),
-        at: Timestamp,
-    ) {
+    /// Adds an event as one meter takes it, or its void, for everybody on the path.
+    pub(crate) fn add(&mut self, terms: &'a CatalogIndex, used: &Tracked<'a>, sign: Sign) {
+        let Tracked { path, stored, properties, quantity, at, .. } = *used;
         if !stored.meter.aggregation.is_reservable() {
             return;
         }
@@ -380,25 +373,22 @@ impl<'a> Additions<'a> {
         }
     }
 
-    /// What is added to a counter.
+    /// Returns the addition to a counter.
     pub(crate) fn amount(&self, key: CounterKey) -> Total {
         self.amounts.get(&key).copied().unwrap_or_default()
     }
 
-    /// Writes them, the counters in order; as they stand then.
+    /// Writes them, the counters in order; returns the counters after that.
     pub(crate) async fn write(
         &self,
-        connection: &mut PgConnection,
-        reader: &mut Reader,
-        environment: Environment,
-        cache: &EnvironmentCache,
-        now: Timestamp,
-        fresh: &mut CacheUpdates,
+        transaction: &mut BatchTransaction<'_>,
     ) -> Result<Vec<CounterRow>, StoreError> {
         if self.counter_requests.is_empty() {
             return Ok(Vec::new());
         }
-        make_missing(connection, reader, environment, cache, &self.counter_requests, now, fresh).await?;
+        make_missing(transaction, &self.counter_requests).await?;
+        let BatchTransaction { connection, environment, now, .. } = transaction;
+        let (environment, now) = (*environment, *now);
         let closed: BTreeSet<CounterKey> = self
             .counter_requests
             .values()
@@ -425,7 +415,7 @@ impl<'a> Additions<'a> {
     }
 }
 
-/// How long counters are kept after the last reservation of their period can be extended.
+/// The time for which counters are kept after the last reservation of their period can be extended.
 const KEPT_MAX: Duration = Duration::from_hours(24);
 /// Counters dropped in one transaction.
 const DROPPED_MAX: i64 = 5_000;

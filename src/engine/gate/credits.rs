@@ -1,24 +1,18 @@
 //! The credits of a batch: of those whose limits they extend, and of those for whom reservations hold some.
 
-use std::collections::HashMap;
-use std::sync::Arc;
-
 use sqlx::PgConnection;
 use uuid::Uuid;
 
-use super::Call;
-use super::locked::requests;
+use super::context::{BatchContext, CheckedCall, requests};
 use crate::engine::credits::wallets::{HolderSubscriptions, LockedWallets, WalletLoader, add_holder};
-use crate::engine::subjects::resolution::SubjectPaths;
 use crate::store::StoreError;
 use crate::store::credits::wallets::Changes;
 use metergate_domain::base::names::MeterKey;
 use metergate_domain::base::timestamp::Timestamp;
 use metergate_domain::gate::catalog_index::CatalogIndex;
-use metergate_domain::gate::credit_coverage::Credits;
 use metergate_domain::gate::path::Path;
 use metergate_domain::gate::reservation::Reservation;
-use metergate_domain::gate::state::GateState;
+use metergate_domain::gate::state::{Credits, GateState};
 use metergate_domain::usage::event::Properties;
 
 /// Wallets while a batch uses them; none where it needs none.
@@ -49,21 +43,21 @@ impl<'a> BatchWallets<'a> {
     }
 
     /// Puts the wallets into a book; the reservations that hold credits, are to be charged, and are not in
-    /// the book.
-    pub(super) fn lend(&mut self, book: &mut GateState<'_>) -> Vec<Uuid> {
+    /// the state.
+    pub(super) fn lend(&mut self, state: &mut GateState<'_>) -> Vec<Uuid> {
         let Some(opened) = &mut self.opened else { return Vec::new() };
-        book.credits.wallets = std::mem::take(&mut opened.wallets);
-        opened.charged.iter().filter(|key| !book.reservations.contains_key(key)).copied().collect()
+        state.credits.wallets = std::mem::take(&mut opened.wallets);
+        opened.charged.iter().filter(|key| !state.reservations.contains_key(key)).copied().collect()
     }
 
-    /// Writes what has become of them in the book.
+    /// Writes what has become of them in the state.
     pub(super) async fn write(
         &mut self,
         connection: &mut PgConnection,
-        book: &mut GateState<'_>,
+        state: &mut GateState<'_>,
     ) -> Result<(), StoreError> {
         let Some(opened) = &mut self.opened else { return Ok(()) };
-        let Credits { wallets, lines, paid } = std::mem::take(&mut book.credits);
+        let Credits { wallets, lines, paid } = std::mem::take(&mut state.credits);
         opened.wallets = wallets;
         let mut changes = Changes { paid, ..Changes::default() };
         for (key, line) in lines {
@@ -76,13 +70,13 @@ impl<'a> BatchWallets<'a> {
     }
 }
 
-/// Those whose credits calls may burn, hold or give back.
-pub(super) fn holders<'c>(
+/// Returns those whose credits calls may burn, hold or give back.
+pub(super) fn holders(
     terms: &CatalogIndex,
-    calls: impl Iterator<Item = &'c Call>,
-    subject_paths: &SubjectPaths,
-    (locked, paths): (&[Reservation], &HashMap<i64, Arc<Path>>),
+    calls: &[CheckedCall<'_>],
+    context: &BatchContext,
 ) -> HolderSubscriptions {
+    let BatchContext { subject_paths, locked, paths } = context;
     let mut holders = HolderSubscriptions::new();
     if !terms.has_covered() && !locked.iter().any(Reservation::holds_credits) {
         return holders;

@@ -1,6 +1,7 @@
 //! Reserving, settling and looking at reservations. Calls share transactions on lanes of their own.
 
 mod cap_headroom;
+mod context;
 pub(crate) mod counters;
 mod credits;
 mod fast_path;
@@ -17,10 +18,12 @@ use uuid::Uuid;
 
 pub(crate) use routing::Gate;
 
+use super::error::EngineError;
+use super::page::{Page, PageRequest};
+use super::services::Engine;
 use super::usage::ingest::{WriterContext, new_id};
-use super::writers::{Attempt, BatchProcessor, Weight};
-use super::{Engine, EngineError, Page, PageRequest};
-use crate::store::gate::reservations::ReservationCursor;
+use super::writers::{Attempt, BatchProcessor, Interrupt, Prerequisite, Recheck, Weight};
+use crate::store::gate::reservations::{PageOf, ReservationCursor};
 use crate::store::{self, StoreError};
 use counters::Reader;
 use metergate_domain::base::environment::Environment;
@@ -28,11 +31,11 @@ use metergate_domain::base::limits::SWEEP_RESERVATIONS_MAX;
 use metergate_domain::base::names::{EventId, EventSource, MeterKey};
 use metergate_domain::base::quantity::Quantity;
 use metergate_domain::base::timestamp::Timestamp;
+use metergate_domain::gate::calls::{CallOutcome, GateAnswer};
 use metergate_domain::gate::request::{Commit, Extend, OnExpiry, Release, Reserve};
 use metergate_domain::gate::reservation::{
     Moment, Refusal, Reservation, ReservationFilter, ReservationStatus,
 };
-use metergate_domain::gate::state::{CallOutcome, GateAnswer};
 use metergate_domain::usage::event::event_key;
 
 /// One call.
@@ -70,13 +73,47 @@ impl Call {
             Self::Sweep => None,
         }
     }
+
+    /// The request, of a call that asks for new holds.
+    fn reserve(&self) -> Option<&Reserve> {
+        match self {
+            Self::Reserve { request, .. } => Some(request),
+            _ => None,
+        }
+    }
 }
 
 #[derive(Debug)]
 pub(crate) enum Reply {
     Answer(Box<GateAnswer>),
-    /// How many expiries were carried out.
+    /// The number of expiries carried out.
     Swept(usize),
+}
+
+/// The things that earlier attempts at a batch found out, for the next one.
+#[derive(Debug, Default)]
+struct Findings {
+    /// Reservations whose expiry has to be carried out before others can be decided.
+    expired_to_commit: Vec<Uuid>,
+    /// True where reservations to make may exist, and are looked for first.
+    check_existing: bool,
+    /// Ids of events that commits would derive and that others took.
+    conflicting_event_ids: BTreeSet<Uuid>,
+}
+
+impl Findings {
+    fn is_empty(&self) -> bool {
+        self.expired_to_commit.is_empty() && !self.check_existing && self.conflicting_event_ids.is_empty()
+    }
+
+    fn note(&mut self, recheck: &Recheck) {
+        match recheck {
+            Recheck::Time => {}
+            Recheck::Reservations => self.check_existing = true,
+            Recheck::Expired(keys) => self.expired_to_commit.extend(keys),
+            Recheck::EventIds(ids) => self.conflicting_event_ids.extend(ids),
+        }
+    }
 }
 
 /// Settles calls on reservations.
@@ -85,36 +122,63 @@ pub(crate) struct GateProcessor {
     environment: Environment,
     writer_context: WriterContext,
     reader: Reader,
-    /// Reservations whose expiry has to be carried out before others can be decided.
-    expired_to_commit: Vec<Uuid>,
-    /// Whether reservations that are to be made are looked for first.
-    check_existing: bool,
-    /// Ids that commits would derive and that others took.
-    conflicting_event_ids: BTreeSet<Uuid>,
-    /// What is to be answered if the batch turns out to be committed.
+    findings: Findings,
+    /// The replies of batches whose commit was not answered.
     unconfirmed_replies: BTreeMap<i64, Vec<Reply>>,
     fast_path: fast_path::FastPath,
 }
 
 impl GateProcessor {
     pub(crate) fn new(environment: Environment, writer_context: &WriterContext) -> Self {
-        let reader = Reader::new(writer_context.database.clone());
         Self {
             environment,
             writer_context: writer_context.clone(),
-            reader,
-            expired_to_commit: Vec::new(),
-            check_existing: false,
-            conflicting_event_ids: BTreeSet::new(),
+            reader: Reader::new(writer_context.database.clone()),
+            findings: Findings::default(),
             unconfirmed_replies: BTreeMap::new(),
             fast_path: fast_path::FastPath::default(),
         }
+    }
+
+    async fn settle(
+        &mut self,
+        connection: &mut PgConnection,
+        work: &[&Call],
+        uncertain: &[i64],
+    ) -> Result<Attempt<Reply>, Interrupt> {
+        let mut was_held = false;
+        for batch_id in uncertain {
+            if store::gate::batches::was_committed(connection, *batch_id).await? {
+                if let Some(replies) = self.unconfirmed_replies.remove(batch_id) {
+                    return Ok(Attempt::Committed(replies));
+                }
+                was_held = true;
+            }
+        }
+        if was_held {
+            // by the fast path, without an answer: what it made is found as it is
+            self.findings.check_existing = true;
+            return Ok(as_first_answers(locked::attempt(self, connection, work).await?));
+        }
+        let is_usual = uncertain.is_empty() && self.findings.is_empty();
+        if is_usual && let Some(done) = fast_path::attempt(self, connection, work).await? {
+            return Ok(done);
+        }
+        locked::attempt(self, connection, work).await
     }
 }
 
 impl BatchProcessor for GateProcessor {
     type Work = Call;
     type Reply = Reply;
+
+    fn environment(&self) -> Environment {
+        self.environment
+    }
+
+    fn writer_context(&self) -> &WriterContext {
+        &self.writer_context
+    }
 
     fn weigh(call: &Call) -> Weight {
         let bytes = match call {
@@ -138,32 +202,21 @@ impl BatchProcessor for GateProcessor {
         work: &[&Call],
         uncertain: &[i64],
     ) -> Result<Attempt<Reply>, StoreError> {
-        let mut was_held = false;
-        for batch_id in uncertain {
-            if store::gate::batches::was_committed(connection, *batch_id).await? {
-                if let Some(replies) = self.unconfirmed_replies.remove(batch_id) {
-                    return Ok(Attempt::Committed(replies));
-                }
-                was_held = true;
+        let attempt = self.settle(connection, work, uncertain).await.or_else(Interrupt::attempt);
+        match &attempt {
+            Ok(Attempt::Again(Prerequisite::Recheck(recheck))) => self.findings.note(recheck),
+            Ok(Attempt::Again(_) | Attempt::Unanswered { .. }) => {}
+            Ok(Attempt::Committed(_)) => {
+                self.findings = Findings::default();
+                self.unconfirmed_replies.clear();
             }
+            Err(_) => self.findings = Findings::default(),
         }
-        if was_held {
-            // at once, without an answer: what it made is found as it stands
-            self.check_existing = true;
-            return Ok(as_first_answers(locked::attempt(self, connection, work).await?));
-        }
-        let is_usual = uncertain.is_empty()
-            && self.expired_to_commit.is_empty()
-            && !self.check_existing
-            && self.conflicting_event_ids.is_empty();
-        if is_usual && let Some(done) = fast_path::attempt(self, connection, work).await? {
-            return Ok(done);
-        }
-        locked::attempt(self, connection, work).await
+        attempt
     }
 }
 
-/// What this process made itself is no replay to whoever asked for it.
+/// Unmarks replays: a reservation that this process made itself is none to its caller.
 fn as_first_answers(mut attempt: Attempt<Reply>) -> Attempt<Reply> {
     if let Attempt::Committed(replies) = &mut attempt {
         for reply in replies {
@@ -199,7 +252,7 @@ pub struct ReservationView {
 pub struct HoldView {
     pub meter: MeterKey,
     pub value: Quantity,
-    /// What commits recorded so far.
+    /// The quantity that commits have recorded so far.
     pub committed: Quantity,
     pub properties: Map<String, Value>,
 }
@@ -235,7 +288,7 @@ impl ReservationView {
     }
 }
 
-/// How long it may be asked whether a batch was committed.
+/// The time for which it is known whether a batch was committed.
 const BATCHES_KEPT: Duration = Duration::from_hours(1);
 
 /// The key of a reservation, made of its id as an event's is.
@@ -359,16 +412,8 @@ impl Engine {
                 Some(store::subjects::subject::path_ids(&mut snapshot, environment, &names, false).await?)
             }
         };
-        let rows = store::gate::reservations::list(
-            &mut snapshot,
-            environment,
-            paths.as_deref(),
-            filter.status,
-            now,
-            after,
-            page.rows_max(),
-        )
-        .await?;
+        let asked = PageOf { paths, status: filter.status, after, limit: page.rows_max() };
+        let rows = store::gate::reservations::list(&mut snapshot, environment, &asked, now).await?;
         let page = Page::from_rows(rows, page.limit, |row| (row.created_at, row.key));
         let ids: Vec<i64> = page.data.iter().map(|row| row.path_id).collect();
         let names = store::subjects::subject::path_names(&mut snapshot, &ids).await?;

@@ -64,7 +64,7 @@ impl Gate {
         &self.lanes[usize::try_from(tree).unwrap_or_default() % lanes.max(1)]
     }
 
-    /// What tells trees apart: the root's number where the subject is known, else its own name.
+    /// Returns a hash that tells trees apart: of the root's number, or of the name of an unknown subject.
     fn tree_of(&self, subject: &str) -> u64 {
         let known = self.caches.known(self.environment);
         let path = known.and_then(|cache| cache.subject_paths.get(subject));

@@ -6,12 +6,14 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 use uuid::Uuid;
 
+use crate::engine::credits::recording::Tracked;
 use crate::engine::credits::wallets::WalletLoader;
 use crate::engine::environment_cache::CacheUpdates;
 use crate::engine::error::EngineError;
 use crate::engine::gate::counters::{Additions, Reader, Sign};
 use crate::engine::page::{Page, PageRequest};
 use crate::engine::services::{Engine, detached};
+use crate::engine::writers::BatchTransaction;
 use crate::store;
 use crate::store::configuration::open_recording;
 use crate::store::exports::ExportRow;
@@ -265,10 +267,20 @@ impl Engine {
             let mut quantities = BTreeMap::new();
             for (stored, quantity) in measured(terms, &row)? {
                 quantities.insert(stored.meter.key.clone(), quantity);
-                additions.add(terms, path, stored, &properties, (Sign::TakenBack, quantity), at);
+                let properties = &properties;
+                let used = Tracked { path, stored, properties, quantity, at, event: key };
+                additions.add(terms, &used, Sign::TakenBack);
             }
-            let mut reader = Reader::new(self.database().clone());
-            additions.write(&mut transaction, &mut reader, environment, &cache, now, &mut fresh).await?;
+            let mut batch = BatchTransaction {
+                connection: &mut transaction,
+                reader: &mut Reader::new(self.database().clone()),
+                environment,
+                cache: &cache,
+                now,
+                fresh,
+            };
+            additions.write(&mut batch).await?;
+            fresh = batch.fresh;
             let wallet_loader = WalletLoader { environment, terms, clock: &self.inner.clock, began: now };
             wallet_loader.take_back(&mut transaction, path, key, &quantities).await?;
         }

@@ -87,9 +87,8 @@ async fn priced_usages(
                 counter: priced_usage.counter_at(at),
             };
             let counted = counters::count(snapshot, environment, terms, &need).await?.counter(now).level;
-            let expired = store::gate::hold_lines::expired(snapshot, &[row.id], now).await?;
-            let held =
-                expired.iter().fold(row.level.held, |held, expired| held - expired.line.quantity.into());
+            let expired = store::gate::hold_lines::expired(snapshot, &[*row], now).await?;
+            let held = expired.iter().fold(row.level, |level, (_, line)| level.without_expired(line)).held;
             compared += 1;
             if (counted.used, counted.held) != (row.level.used, held) {
                 let what = format!(

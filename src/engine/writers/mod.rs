@@ -9,14 +9,21 @@
 mod health;
 pub(crate) mod lane;
 pub(crate) mod months;
+mod prerequisite;
 mod queue;
 #[cfg(test)]
 mod tests;
+mod transaction;
 mod writer;
 
 use sqlx::PgConnection;
 
+pub(crate) use prerequisite::{Interrupt, Prerequisite, Recheck};
+pub(crate) use transaction::BatchTransaction;
+
+use super::usage::ingest::WriterContext;
 use crate::store::StoreError;
+use metergate_domain::base::environment::Environment;
 
 /// The share of a queue that waiting work takes.
 #[derive(Debug, Clone, Copy)]
@@ -32,8 +39,8 @@ pub(crate) enum Attempt<R> {
     Committed(Vec<R>),
     /// The commit was sent and not answered.
     Unanswered { batch_id: i64 },
-    /// Nothing was done but what had to be done first: to be attempted again.
-    Again,
+    /// Nothing was done; the batch is attempted again once this is carried out.
+    Again(Prerequisite),
 }
 
 /// A kind of work that writers settle.
@@ -45,6 +52,10 @@ pub(crate) trait BatchProcessor: Sized + Send + 'static {
 
     /// Returns a processor in its initial state, to replace this one after a panic.
     fn restarted(&self) -> Self;
+
+    fn environment(&self) -> Environment;
+
+    fn writer_context(&self) -> &WriterContext;
 
     /// Waits until it is sensible to take more work.
     fn rest(&self) -> impl Future<Output = ()> + Send;

@@ -7,10 +7,14 @@ use std::time::Duration;
 use sqlx::PgConnection;
 
 use super::lane::{Lane, WriterTasks};
+use super::months::Months;
 use super::{Attempt, BatchProcessor, Weight};
 use crate::embedded::{Cluster, ServerPurpose};
 use crate::engine::EngineError;
+use crate::engine::clock::{Clock, Offset};
+use crate::engine::usage::ingest::WriterContext;
 use crate::store::{Database, StoreError};
+use metergate_domain::base::environment::Environment;
 
 const WAIT_MAX: Duration = Duration::from_secs(30);
 
@@ -28,6 +32,7 @@ struct Echo {
     resume: Arc<Mutex<Receiver<()>>>,
     /// Attempts of this instance: a new one starts at zero.
     attempts: u32,
+    writer_context: WriterContext,
 }
 
 impl BatchProcessor for Echo {
@@ -38,12 +43,21 @@ impl BatchProcessor for Echo {
         Weight { items: 1, bytes: 1 }
     }
 
+    fn environment(&self) -> Environment {
+        Environment::Test
+    }
+
+    fn writer_context(&self) -> &WriterContext {
+        &self.writer_context
+    }
+
     async fn rest(&self) {}
 
     fn restarted(&self) -> Self {
         self.stopped.send(()).unwrap();
         self.resume.lock().unwrap().recv().unwrap();
-        Self { stopped: self.stopped.clone(), resume: Arc::clone(&self.resume), attempts: 0 }
+        let (stopped, resume) = (self.stopped.clone(), Arc::clone(&self.resume));
+        Self { stopped, resume, attempts: 0, writer_context: self.writer_context.clone() }
     }
 
     async fn attempt(
@@ -82,7 +96,20 @@ impl LaneRig {
         let database = Database::new(&cluster.url("postgres"), None, 1).unwrap();
         let ((stopped, has_stopped), (resume, resumed)) = (channel(), channel());
         let resumed = Arc::new(Mutex::new(resumed));
-        let echo = || Echo { stopped: stopped.clone(), resume: Arc::clone(&resumed), attempts: 0 };
+        let writer_context = WriterContext {
+            database: database.clone(),
+            clock: Clock::postgres(Offset::Ahead(Duration::ZERO)),
+            caches: Arc::default(),
+            tails: Arc::default(),
+            age_max: Duration::from_hours(1),
+            months: Months::default(),
+        };
+        let echo = || Echo {
+            stopped: stopped.clone(),
+            resume: Arc::clone(&resumed),
+            attempts: 0,
+            writer_context: writer_context.clone(),
+        };
         let mut writer_tasks = WriterTasks::default();
         let processors = (0..writers).map(|_| echo()).collect();
         let lane = Lane::start("test_lane".to_owned(), 10, &database, processors, &mut writer_tasks);

@@ -111,11 +111,11 @@ impl<T: BatchProcessor> Writer<T> {
             }
             let why = match self.attempt(jobs, &uncertain).await {
                 Ok(Attempt::Committed(replies)) => return Ok(replies),
-                Ok(Attempt::Again) if preparations < PREPARATIONS_MAX => {
+                Ok(Attempt::Again(_)) if preparations < PREPARATIONS_MAX => {
                     preparations += 1;
                     continue;
                 }
-                Ok(Attempt::Again) => {
+                Ok(Attempt::Again(_)) => {
                     StoreError::Conflict(sqlx::Error::Protocol("there is no end of preparations".to_owned()))
                 }
                 Ok(Attempt::Unanswered { batch_id }) => {
@@ -151,7 +151,12 @@ impl<T: BatchProcessor> Writer<T> {
         };
         let connection = self.connection.insert(connection);
         let work: Vec<&T::Work> = jobs.iter().map(|job| &job.work).collect();
-        self.trade.attempt(connection, &work, uncertain).await
+        let attempt = self.trade.attempt(connection, &work, uncertain).await?;
+        if let Attempt::Again(prerequisite) = &attempt {
+            let (environment, writer_context) = (self.trade.environment(), self.trade.writer_context());
+            prerequisite.carry_out(connection, environment, writer_context).await?;
+        }
+        Ok(attempt)
     }
 }
 

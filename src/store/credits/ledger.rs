@@ -10,7 +10,7 @@ use metergate_domain::base::quantity::{Quantity, Total};
 use metergate_domain::base::timestamp::Timestamp;
 use metergate_domain::credits::accounts::MovementKind;
 use metergate_domain::credits::unit::Unit;
-use metergate_domain::gate::credit_coverage::PaidShare;
+use metergate_domain::gate::state::PaidShare;
 
 /// A movement as it was written.
 #[derive(Debug, Clone, FromRow)]

@@ -14,8 +14,8 @@ use metergate_domain::base::environment::Environment;
 use metergate_domain::base::quantity::{Quantity, Total};
 use metergate_domain::base::timestamp::Timestamp;
 use metergate_domain::credits::wallet::{ExpiredCreditLine, Wallet};
-use metergate_domain::gate::credit_coverage::{CreditLine, CreditLineKey, PaidShare};
 use metergate_domain::gate::request::OnExpiry;
+use metergate_domain::gate::state::{CreditLine, CreditLineKey, PaidShare};
 
 /// Makes those that are missing. `subject_ids` ascend.
 pub async fn insert_missing(

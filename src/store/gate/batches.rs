@@ -15,7 +15,7 @@ pub async fn commit(connection: &mut PgConnection, batch_id: i64) -> Result<(), 
     Ok(())
 }
 
-/// Whether a batch was committed. Waits for it where it is still at work; if it was not, it never will
+/// Returns whether a batch was committed. Waits for it where it is still at work; if it was not, it never will
 /// be.
 pub async fn was_committed(connection: &mut PgConnection, batch_id: i64) -> Result<bool, StoreError> {
     sqlx::query(

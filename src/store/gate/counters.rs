@@ -1,5 +1,6 @@
-//! Counters. Row locks are taken in one order, that of the
-//! primary key: missing counters are made first, then all are locked.
+//! Counters. Row locks are taken in one order, that of the primary key: missing counters are made first, then all are locked.
+
+use std::collections::BTreeMap;
 
 use sqlx::{PgConnection, Row};
 use uuid::Uuid;
@@ -12,6 +13,7 @@ use metergate_domain::base::timestamp::Timestamp;
 use metergate_domain::base::window::Span;
 use metergate_domain::gate::counter::CounterState;
 use metergate_domain::gate::counter::{CounterKey, CounterPeriod};
+use metergate_domain::gate::state::Counter;
 use metergate_domain::usage::ranking::RankPageRequest;
 
 /// A counter that is wanted.
@@ -34,11 +36,22 @@ pub struct CounterRow {
 }
 
 impl CounterRow {
-    /// Whether it counts what a limit asks for; a limit may have changed without the row being dropped
+    /// Returns whether it counts what a limit asks for; a limit may have changed without the row being dropped
     /// yet.
     pub fn counts(&self, counter: &CounterPeriod) -> bool {
         self.period_end == counter.period.to && self.since == counter.since
     }
+}
+
+impl From<&CounterRow> for Counter {
+    fn from(row: &CounterRow) -> Self {
+        Self { level: row.level, next_expiry: row.next_expiry, becomes: None }
+    }
+}
+
+/// Returns the id of a counter whose row was found. There is no line without one.
+pub fn id_of(ids: &BTreeMap<CounterKey, i64>, key: &CounterKey) -> Result<i64, StoreError> {
+    ids.get(key).copied().ok_or_else(|| StoreError::internal(format!("the counter {key:?} has no row")))
 }
 
 /// Keys, column by column.
@@ -49,13 +62,41 @@ pub(crate) struct Keys {
     pub(crate) period_starts: Vec<Timestamp>,
 }
 
+impl Keys {
+    fn push(&mut self, key: CounterKey) {
+        self.subject_ids.push(key.subject_id);
+        self.definitions.push(key.definition);
+        self.period_starts.push(key.period_start);
+    }
+}
+
 impl FromIterator<CounterKey> for Keys {
     fn from_iter<I: IntoIterator<Item = CounterKey>>(keys: I) -> Self {
         let mut columns = Self::default();
-        for key in keys {
-            columns.subject_ids.push(key.subject_id);
-            columns.definitions.push(key.definition);
-            columns.period_starts.push(key.period_start);
+        keys.into_iter().for_each(|key| columns.push(key));
+        columns
+    }
+}
+
+/// Wanted counters, column by column.
+#[derive(Debug, Default)]
+struct WantedColumns {
+    keys: Keys,
+    meter_ids: Vec<i32>,
+    ends: Vec<Timestamp>,
+    since: Vec<Timestamp>,
+    of_price: Vec<bool>,
+}
+
+impl<'w> FromIterator<&'w WantedCounter> for WantedColumns {
+    fn from_iter<I: IntoIterator<Item = &'w WantedCounter>>(all: I) -> Self {
+        let mut columns = Self::default();
+        for WantedCounter { counter, meter_id, of_price } in all {
+            columns.keys.push(counter.key);
+            columns.meter_ids.push(*meter_id);
+            columns.ends.push(counter.period.to);
+            columns.since.push(counter.since);
+            columns.of_price.push(*of_price);
         }
         columns
     }
@@ -91,11 +132,7 @@ pub async fn insert_missing(
     environment: Environment,
     wanted: &[WantedCounter],
 ) -> Result<Vec<CounterKey>, StoreError> {
-    let keys: Keys = wanted.iter().map(|wanted| wanted.counter.key).collect();
-    let meter_ids: Vec<i32> = wanted.iter().map(|wanted| wanted.meter_id).collect();
-    let ends: Vec<Timestamp> = wanted.iter().map(|wanted| wanted.counter.period.to).collect();
-    let since: Vec<Timestamp> = wanted.iter().map(|wanted| wanted.counter.since).collect();
-    let of_price: Vec<bool> = wanted.iter().map(|wanted| wanted.of_price).collect();
+    let columns: WantedColumns = wanted.iter().collect();
     let rows = sqlx::query(
         "insert into counters (environment, subject_id, definition, period_start, meter_id, period_end, since,
                                of_price, used, held)
@@ -107,13 +144,13 @@ pub async fn insert_missing(
          returning subject_id, definition, period_start",
     )
     .bind(environment.code())
-    .bind(&keys.subject_ids)
-    .bind(&keys.definitions)
-    .bind(&keys.period_starts)
-    .bind(&meter_ids)
-    .bind(&ends)
-    .bind(&since)
-    .bind(&of_price)
+    .bind(&columns.keys.subject_ids)
+    .bind(&columns.keys.definitions)
+    .bind(&columns.keys.period_starts)
+    .bind(&columns.meter_ids)
+    .bind(&columns.ends)
+    .bind(&columns.since)
+    .bind(&columns.of_price)
     .fetch_all(connection)
     .await?;
     rows.iter().map(read_key).collect()
@@ -180,11 +217,7 @@ pub async fn add_used(
     environment: Environment,
     given: &[(WantedCounter, Total)],
 ) -> Result<Vec<CounterRow>, StoreError> {
-    let keys: Keys = given.iter().map(|(wanted, _)| wanted.counter.key).collect();
-    let meter_ids: Vec<i32> = given.iter().map(|(wanted, _)| wanted.meter_id).collect();
-    let ends: Vec<Timestamp> = given.iter().map(|(wanted, _)| wanted.counter.period.to).collect();
-    let since: Vec<Timestamp> = given.iter().map(|(wanted, _)| wanted.counter.since).collect();
-    let of_price: Vec<bool> = given.iter().map(|(wanted, _)| wanted.of_price).collect();
+    let columns: WantedColumns = given.iter().map(|(wanted, _)| wanted).collect();
     let amounts: Vec<Total> = given.iter().map(|(_, amount)| *amount).collect();
     // an upsert takes its locks in the order given, which a plain update does not
     let rows = sqlx::query(
@@ -198,13 +231,13 @@ pub async fn add_used(
          returning subject_id, definition, period_start, id, used, held, covered, next_expiry, period_end, since",
     )
     .bind(environment.code())
-    .bind(&keys.subject_ids)
-    .bind(&keys.definitions)
-    .bind(&keys.period_starts)
-    .bind(&meter_ids)
-    .bind(&ends)
-    .bind(&since)
-    .bind(&of_price)
+    .bind(&columns.keys.subject_ids)
+    .bind(&columns.keys.definitions)
+    .bind(&columns.keys.period_starts)
+    .bind(&columns.meter_ids)
+    .bind(&columns.ends)
+    .bind(&columns.since)
+    .bind(&columns.of_price)
     .bind(&amounts)
     .fetch_all(connection)
     .await?;
@@ -359,7 +392,7 @@ pub async fn delete_of_plan(
     Ok(())
 }
 
-/// Whether there are counters whose period ended long ago and on which nothing is held, or that prices
+/// Returns whether there are counters whose period ended long ago and on which nothing is held, or that prices
 /// left behind.
 pub async fn has_old(
     connection: &mut PgConnection,

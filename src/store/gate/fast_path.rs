@@ -7,7 +7,7 @@ use uuid::Uuid;
 
 use super::counters::Keys;
 use super::hold_lines::on_expiry_code;
-use super::reservations::kept;
+use super::reservations::{id_beside_key, kept};
 use crate::store::StoreError;
 use crate::store::configuration::{LOCK, Versions};
 use metergate_domain::base::environment::Environment;
@@ -16,51 +16,67 @@ use metergate_domain::base::timestamp::Timestamp;
 use metergate_domain::gate::counter::CounterKey;
 use metergate_domain::gate::counter::CounterState;
 use metergate_domain::gate::request::OnExpiry;
-use metergate_domain::gate::reservation::Hold;
+use metergate_domain::gate::reservation::NewReservation;
 
-/// What an id that is taken violates; then everything is taken back.
+/// The constraints that a taken id violates; then everything is rolled back.
 const TAKEN: [&str; 2] = ["reservations_pk", "hold_lines_pk"];
 
-/// What time it is, by the server's clock.
+/// The time, relative to the server's clock.
 #[derive(Debug, Clone, Copy)]
 pub struct StatementClock {
-    /// Where it is not asked.
+    /// A time at which the clock stands still.
     pub fixed: Option<Timestamp>,
-    /// How far ahead of it the time is.
+    /// The microseconds by which the time is ahead of the server's clock.
     pub shift_micros: i64,
 }
 
-/// What is to be added to a counter.
+/// The number of a batch, and the configuration and the clock that it goes by.
+#[derive(Debug, Clone, Copy)]
+pub struct HoldConditions {
+    pub batch_id: i64,
+    pub versions: Versions,
+    pub clock: StatementClock,
+}
+
+/// The increase of a counter.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct CounterAddition {
+pub struct CounterIncrease {
     pub added: Total,
-    /// What `used` and `held` may come to; none where nothing bounds them.
+    /// The upper bound of used and held together; none where nothing bounds them.
     pub room: Option<Total>,
     /// The shortest of what is held on it; none where nothing is.
-    pub ttl_seconds: Option<i32>,
+    pub ttl_seconds: Option<u32>,
     /// Of what a price rates; else of a limit.
     pub of_price: bool,
 }
 
-/// What one reservation holds on one counter.
+impl CounterIncrease {
+    /// Lowers the bound, where it is above another.
+    pub fn bound(&mut self, room: Total) {
+        self.room = Some(self.room.map_or(room, |known| known.min(room)));
+    }
+
+    /// Adds a line.
+    pub fn add(&mut self, line: &HeldLine) {
+        self.added = self.added + line.quantity.into();
+        let ttl = self.ttl_seconds.map_or(line.ttl_seconds, |ttl| ttl.min(line.ttl_seconds));
+        self.ttl_seconds = Some(ttl);
+    }
+}
+
+/// Returns a lifetime as the database takes it: bounded far below what that can be.
+fn seconds(ttl: u32) -> i32 {
+    i32::try_from(ttl).unwrap_or(i32::MAX)
+}
+
+/// The quantity that a new reservation holds on a counter.
 #[derive(Debug, Clone, Copy)]
 pub struct HeldLine {
     pub counter: CounterKey,
     pub reservation: Uuid,
-    pub ttl_seconds: i32,
+    pub ttl_seconds: u32,
     pub on_expiry: OnExpiry,
     pub quantity: Quantity,
-}
-
-#[derive(Debug, Clone)]
-pub struct NewReservation<'a> {
-    pub key: Uuid,
-    pub id: &'a str,
-    pub path_id: i64,
-    pub content: Uuid,
-    pub ttl_seconds: i32,
-    pub on_expiry: OnExpiry,
-    pub holds: Vec<Hold>,
 }
 
 /// A batch that is taken to fit.
@@ -70,12 +86,12 @@ pub struct FastBatch<'a> {
     pub from: Option<Timestamp>,
     pub until: Option<Timestamp>,
     /// In the order of their keys.
-    pub counters: Vec<(CounterKey, CounterAddition)>,
+    pub counters: Vec<(CounterKey, CounterIncrease)>,
     pub lines: Vec<HeldLine>,
     pub made: Vec<NewReservation<'a>>,
 }
 
-/// What was found and done.
+/// The state that a batch found, and the number of the next one.
 #[derive(Debug)]
 pub struct Done {
     pub at: Timestamp,
@@ -96,11 +112,10 @@ pub async fn next_batch(connection: &mut PgConnection) -> Result<(i64, Timestamp
 pub async fn hold(
     connection: &mut PgConnection,
     environment: Environment,
-    versions: Versions,
-    batch_id: i64,
-    clock: StatementClock,
+    conditions: HoldConditions,
     batch: &FastBatch<'_>,
 ) -> Result<Option<Done>, StoreError> {
+    let HoldConditions { batch_id, versions, clock } = conditions;
     let FastBatch { counters, lines, made, .. } = batch;
     let mut made: Vec<&NewReservation<'_>> = made.iter().collect();
     made.sort_unstable_by_key(|reservation| reservation.key);
@@ -110,8 +125,6 @@ pub async fn hold(
         // arrays begin at one
         found.ok().and_then(|index| i32::try_from(index + 1).ok())
     };
-    let ids: Vec<Option<&str>> =
-        made.iter().map(|r| Some(r.id).filter(|id| Uuid::try_parse(id).ok() != Some(r.key))).collect();
     let rows = sqlx::query(
         "select done_at, next_batch, levels_used, levels_held
          from hold_what_fits($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20,
@@ -130,17 +143,17 @@ pub async fn hold(
     .bind(&keys.period_starts)
     .bind(counters.iter().map(|(_, addition)| addition.added).collect::<Vec<_>>())
     .bind(counters.iter().map(|(_, addition)| addition.room).collect::<Vec<_>>())
-    .bind(counters.iter().map(|(_, addition)| addition.ttl_seconds).collect::<Vec<_>>())
+    .bind(counters.iter().map(|(_, addition)| addition.ttl_seconds.map(seconds)).collect::<Vec<_>>())
     .bind(lines.iter().map(place).collect::<Vec<_>>())
     .bind(lines.iter().map(|line| line.reservation).collect::<Vec<_>>())
-    .bind(lines.iter().map(|line| line.ttl_seconds).collect::<Vec<_>>())
+    .bind(lines.iter().map(|line| seconds(line.ttl_seconds)).collect::<Vec<_>>())
     .bind(lines.iter().map(|line| on_expiry_code(line.on_expiry)).collect::<Vec<_>>())
     .bind(lines.iter().map(|line| line.quantity).collect::<Vec<_>>())
     .bind(made.iter().map(|r| r.key).collect::<Vec<_>>())
-    .bind(&ids)
+    .bind(made.iter().map(|r| id_beside_key(r.id, r.key)).collect::<Vec<_>>())
     .bind(made.iter().map(|r| r.path_id).collect::<Vec<_>>())
     .bind(made.iter().map(|r| r.content).collect::<Vec<_>>())
-    .bind(made.iter().map(|r| r.ttl_seconds).collect::<Vec<_>>())
+    .bind(made.iter().map(|r| seconds(r.ttl_seconds)).collect::<Vec<_>>())
     .bind(made.iter().map(|r| on_expiry_code(r.on_expiry)).collect::<Vec<_>>())
     .bind(made.iter().map(|r| kept(&r.holds)).collect::<Vec<_>>())
     // all of the answer: that of the commit comes after the row

@@ -1,25 +1,20 @@
 //! Hold lines: what an open reservation holds on a counter. They are written under the counter's lock.
 
-use sqlx::{PgConnection, Row};
+use std::collections::HashMap;
+
+use sqlx::PgConnection;
 use uuid::Uuid;
 
+use super::counters::CounterRow;
 use crate::store::StoreError;
 use metergate_domain::base::environment::Environment;
 use metergate_domain::base::quantity::{Quantity, Total};
 use metergate_domain::base::timestamp::Timestamp;
+use metergate_domain::gate::counter::CounterKey;
 use metergate_domain::gate::request::OnExpiry;
-use metergate_domain::gate::state::{HoldLine, HoldLineKey};
+use metergate_domain::gate::state::{Counter, HoldLine, HoldLineKey};
 
-/// A line that has lapsed.
-#[derive(Debug, Clone, Copy)]
-pub struct ExpiredLine {
-    pub counter_id: i64,
-    pub expires_at: Timestamp,
-    pub reservation: Uuid,
-    pub line: HoldLine,
-}
-
-fn on_expiry(code: i16) -> OnExpiry {
+pub(crate) fn on_expiry_of(code: i16) -> OnExpiry {
     if code == 1 { OnExpiry::Commit } else { OnExpiry::Release }
 }
 
@@ -30,44 +25,52 @@ pub(crate) fn on_expiry_code(on_expiry: OnExpiry) -> i16 {
     }
 }
 
-/// The lines of some counters that have lapsed by now.
+#[derive(sqlx::FromRow)]
+struct LineRow {
+    counter_id: i64,
+    expires_at: Timestamp,
+    reservation: Uuid,
+    on_expiry: i16,
+    quantity: Quantity,
+    covered: Total,
+}
+
+/// Returns the expired lines that counters still include.
 pub async fn expired(
     connection: &mut PgConnection,
-    counter_ids: &[i64],
+    counters: &[CounterRow],
     now: Timestamp,
-) -> Result<Vec<ExpiredLine>, StoreError> {
-    let rows = sqlx::query(
+) -> Result<Vec<(HoldLineKey, HoldLine)>, StoreError> {
+    let counters = counters.iter().filter(|row| Counter::from(*row).may_have_expired(now));
+    let keys: HashMap<i64, CounterKey> = counters.map(|row| (row.id, row.key)).collect();
+    if keys.is_empty() {
+        return Ok(Vec::new());
+    }
+    let rows: Vec<LineRow> = sqlx::query_as(
         "select counter_id, expires_at, reservation, on_expiry, quantity, covered from hold_lines
          where counter_id = any($1) and expires_at <= $2",
     )
-    .bind(counter_ids)
+    .bind(keys.keys().copied().collect::<Vec<i64>>())
     .bind(now)
     .fetch_all(connection)
     .await?;
-    rows.iter()
-        .map(|row| {
-            let quantity: Quantity = row.try_get("quantity")?;
-            Ok(ExpiredLine {
-                counter_id: row.try_get("counter_id")?,
-                expires_at: row.try_get("expires_at")?,
-                reservation: row.try_get("reservation")?,
-                line: HoldLine {
-                    quantity,
-                    covered: row.try_get("covered")?,
-                    on_expiry: on_expiry(row.try_get("on_expiry")?),
-                },
-            })
-        })
-        .collect()
+    let line = |row: LineRow| {
+        let LineRow { expires_at, reservation, quantity, covered, .. } = row;
+        let counter = keys.get(&row.counter_id).copied();
+        let counter = counter.ok_or_else(|| StoreError::internal("a line of another counter".to_owned()))?;
+        let on_expiry = on_expiry_of(row.on_expiry);
+        Ok((HoldLineKey { counter, expires_at, reservation }, HoldLine { quantity, covered, on_expiry }))
+    };
+    rows.into_iter().map(line).collect()
 }
 
-/// When the first line lapses after now, by counter.
+/// Returns when the first line expires after now, by counter.
 pub async fn next_expiries(
     connection: &mut PgConnection,
     counter_ids: &[i64],
     now: Timestamp,
 ) -> Result<Vec<(i64, Option<Timestamp>)>, StoreError> {
-    let rows = sqlx::query(
+    let rows = sqlx::query_as(
         "select id, (select min(expires_at) from hold_lines where counter_id = id and expires_at > $2) as next
          from unnest($1::bigint[]) id",
     )
@@ -75,7 +78,7 @@ pub async fn next_expiries(
     .bind(now)
     .fetch_all(connection)
     .await?;
-    rows.iter().map(|row| Ok((row.try_get("id")?, row.try_get("next")?))).collect()
+    Ok(rows)
 }
 
 /// Lines that are to be written, by counter id.

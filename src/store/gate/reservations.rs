@@ -7,6 +7,7 @@ use sqlx::types::Json;
 use sqlx::{PgConnection, Postgres, QueryBuilder, Row};
 use uuid::Uuid;
 
+use super::hold_lines::on_expiry_of;
 use crate::store::StoreError;
 use crate::store::usage::measures::push_paths;
 use metergate_domain::base::environment::Environment;
@@ -15,7 +16,6 @@ use metergate_domain::base::quantity::Quantity;
 use metergate_domain::base::timestamp::Timestamp;
 use metergate_domain::credits::coverage::{CoverageShare, CreditCoverage};
 use metergate_domain::credits::wallet::GrantShare;
-use metergate_domain::gate::request::OnExpiry;
 use metergate_domain::gate::reservation::{Hold, LastCall, Reservation, ReservationStatus};
 use metergate_domain::pricing::amount::Amount;
 use metergate_domain::usage::event::Properties;
@@ -33,7 +33,7 @@ struct KeptHold<'a> {
     covers: Vec<KeptCover>,
 }
 
-/// What credits bear of a hold: whose, of which grants (quantity, amount), and sparing which limits.
+/// The credits for a hold: the subject, its grants (quantity, amount), and the limits that are spared.
 #[derive(Serialize, Deserialize)]
 struct KeptCover {
     subject: i64,
@@ -93,7 +93,7 @@ struct StoredHold {
 }
 
 fn unreadable(what: impl std::fmt::Debug) -> StoreError {
-    StoreError::Refused(sqlx::Error::Decode(format!("a stored reservation: {what:?}").into()))
+    StoreError::internal(format!("a stored reservation: {what:?}"))
 }
 
 impl StoredHold {
@@ -123,6 +123,11 @@ pub(crate) fn kept(holds: &[Hold]) -> String {
         .collect();
     // names and numbers always serialise
     serde_json::to_string(&holds).unwrap_or_default()
+}
+
+/// Returns the id to keep; none where it is the key.
+pub(crate) fn id_beside_key(id: &str, key: Uuid) -> Option<&str> {
+    Some(id).filter(|id| Uuid::try_parse(id).ok() != Some(key))
 }
 
 fn status_code(status: ReservationStatus) -> i16 {
@@ -167,7 +172,7 @@ fn read(row: &PgRow) -> Result<Reservation, StoreError> {
         content: row.try_get("content")?,
         created_at: row.try_get("created_at")?,
         expires_at: row.try_get("expires_at")?,
-        on_expiry: if on_expiry == 1 { OnExpiry::Commit } else { OnExpiry::Release },
+        on_expiry: on_expiry_of(on_expiry),
         status: status_of(row.try_get("status")?),
         holds: holds.into_iter().map(StoredHold::read).collect::<Result<_, _>>()?,
         over_hold: row.try_get("over_hold")?,
@@ -210,7 +215,7 @@ pub async fn find(
     row.as_ref().map(read).transpose()
 }
 
-/// Whether one of some keys is taken.
+/// Returns whether one of some keys is taken.
 pub async fn exist(
     connection: &mut PgConnection,
     environment: Environment,
@@ -226,7 +231,7 @@ pub async fn exist(
     Ok(found)
 }
 
-/// Whether anything was ever held on a meter. Exact while nobody reserves.
+/// Returns whether anything was ever held on a meter. Exact while nobody reserves.
 pub async fn has_meter(
     connection: &mut PgConnection,
     environment: Environment,
@@ -243,7 +248,7 @@ pub async fn has_meter(
     Ok(found)
 }
 
-/// Those on some paths that are not settled and were made in a span.
+/// Finds the reservations on some paths that are not settled and were made in a span.
 pub async fn open_on_paths(
     connection: &mut PgConnection,
     paths: &[i64],
@@ -282,7 +287,7 @@ pub async fn due(
     Ok(keys)
 }
 
-/// Whether some have been charged at their expiry without that being written yet.
+/// Returns whether some are charged at their expiry without that being written yet.
 pub async fn has_due_charges(
     connection: &mut PgConnection,
     environment: Environment,
@@ -299,7 +304,7 @@ pub async fn has_due_charges(
     Ok(found)
 }
 
-/// What of a reservation changes.
+/// The columns of a reservation that change.
 pub(crate) struct EncodedReservation<'a> {
     reservation: &'a Reservation,
     holds: String,
@@ -347,26 +352,35 @@ impl<'a> StateColumns<'a> {
     }
 }
 
-/// Where a page goes on: after this one, in descending order of time.
+/// The last reservation of the page before, in descending order of time.
 #[derive(Debug, Clone, Copy)]
 pub struct ReservationCursor {
     pub created_at: Timestamp,
     pub key: Uuid,
 }
 
-/// A page, the latest first; by what they are now, where a status is asked for.
+/// The reservations of a page.
+#[derive(Debug, Clone)]
+pub struct PageOf {
+    /// None: of everybody.
+    pub paths: Option<Vec<i64>>,
+    /// The present status, whether it is written or not.
+    pub status: Option<ReservationStatus>,
+    pub after: Option<ReservationCursor>,
+    pub limit: u32,
+}
+
+/// Lists reservations, the latest first.
 pub async fn list(
     connection: &mut PgConnection,
     environment: Environment,
-    paths: Option<&[i64]>,
-    status: Option<ReservationStatus>,
+    page: &PageOf,
     now: Timestamp,
-    after: Option<ReservationCursor>,
-    limit: u32,
 ) -> Result<Vec<Reservation>, StoreError> {
+    let PageOf { paths, status, after, limit } = page;
     let mut sql = QueryBuilder::<Postgres>::new(format!("select {COLUMNS} from reservations r where "));
     sql.push("r.environment = ").push_bind(environment.code());
-    push_paths(&mut sql, "r.path_id", paths);
+    push_paths(&mut sql, "r.path_id", paths.as_deref());
     if let Some(status) = status {
         // time may have done what nobody has written yet
         match status {
@@ -386,7 +400,7 @@ pub async fn list(
         sql.push(" and (r.created_at, r.key) < (").push_bind(after.created_at);
         sql.push(", ").push_bind(after.key).push(")");
     }
-    sql.push(" order by r.created_at desc, r.key desc limit ").push_bind(i64::from(limit));
+    sql.push(" order by r.created_at desc, r.key desc limit ").push_bind(i64::from(*limit));
     let rows = sql.build().persistent(false).fetch_all(connection).await?;
     rows.iter().map(read).collect()
 }

@@ -4,7 +4,7 @@
 use super::applicable_cap::{ApplicableCap, PricedUsage};
 use super::counter::CounterKey;
 use super::counter::CounterState;
-use super::credit_coverage::CoverageRequest;
+use super::credit_coverage::RequestedUse;
 use super::decision::{CapDenier, Denier, GrantMode, resets_at};
 use super::path::Path;
 use super::request::{HoldRequest, order};
@@ -15,7 +15,7 @@ use crate::base::timestamp::Timestamp;
 use crate::pricing::amount::Amount;
 use crate::usage::event::Properties;
 
-/// What is to be held of a meter, instead of what is held already.
+/// The new held quantity of a meter, beside the present one.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct HoldIncrease<'a> {
     pub(super) meter: &'a MeterKey,
@@ -25,14 +25,18 @@ pub(super) struct HoldIncrease<'a> {
 }
 
 impl<'a> HoldIncrease<'a> {
-    /// What is asked for beyond what is held.
-    pub(super) fn asked(&self) -> CoverageRequest<'a> {
-        CoverageRequest { meter: self.meter, properties: self.properties, quantity: self.to.above(self.from) }
+    pub(super) fn is_growth(&self) -> bool {
+        self.to > self.from
+    }
+
+    /// Returns the use that is asked for beyond what is held.
+    pub(super) fn asked(&self) -> RequestedUse<'a> {
+        RequestedUse { meter: self.meter, properties: self.properties, quantity: self.to.above(self.from) }
     }
 }
 
 impl GateState<'_> {
-    /// What of some grants fits under the caps of a path, too; or what stands in the way.
+    /// Returns the part of some grants that fits under the caps of a path; else the caps that deny.
     pub(super) fn within_caps<'k>(
         &self,
         asks: &'k [HoldRequest],

@@ -18,6 +18,7 @@ use std::time::Duration;
 use serde_json::{Map, Value, json};
 use uuid::Uuid;
 
+use super::calls::{CallOutcome, GateAnswer};
 use super::catalog_index::{ApplicableLimit, CatalogIndex};
 use super::counter::CounterState;
 use super::counter::{CounterKey, CounterPeriod, EffectiveFrom};
@@ -26,7 +27,7 @@ use super::decision::{Denial, Denier, GrantMode, LimitState, Reason, granted};
 use super::path::{Path, PathSubject};
 use super::request::{Commit, Extend, OnExpiry, Release, Reserve};
 use super::reservation::{Hold, Moment, Record, Reservation, ReservationStatus, holds};
-use super::state::{CallOutcome, Counter, GateAnswer, GateState, HoldLine, HoldLineKey, ReservationChange};
+use super::state::{Counter, GateState, HoldLine, HoldLineKey, ReservationChange};
 use crate::base::digest::Digest;
 use crate::base::fields::Violation;
 use crate::base::names::{MeterKey, PlanKey, SubjectId};

@@ -1,4 +1,4 @@
-//! Credits in the book: what is above the quota of a limit that says so is covered by grants of its subject,
+//! Credit coverage: what is above the quota of a limit that says so is covered by grants of its subject,
 //! the largest shortfall of that subject's limits, once. Held credits follow their reservation; what is
 //! recorded beyond what was held is covered as far as grants go, and noted where they do not.
 
@@ -10,9 +10,9 @@ use super::catalog_index::ApplicableLimit;
 use super::counter::CounterState;
 use super::decision::{Denial, Denier, GrantMode, Reason, fits};
 use super::path::Path;
-use super::request::{HoldRequest, OnExpiry};
-use super::reservation::{Record, Reservation};
+use super::request::HoldRequest;
 use super::state::GateState;
+use super::state::PaidShare;
 use crate::base::names::MeterKey;
 use crate::base::quantity::{Quantity, Total};
 use crate::base::timestamp::Timestamp;
@@ -20,49 +20,22 @@ use crate::credits::accounts::Cause;
 use crate::credits::cost::CostedUse;
 use crate::credits::cost::CountedLimit;
 use crate::credits::coverage::{CoverageShare, CreditCoverage};
-use crate::credits::wallet::{GrantShares, TentativeAmounts, Wallet, quantity_of};
+use crate::credits::wallet::{GrantShares, TentativeAmounts, quantity_of};
 use crate::usage::event::Properties;
-
-/// The credits of those in a book.
-#[derive(Debug, Default)]
-pub struct Credits {
-    pub wallets: BTreeMap<i64, Wallet>,
-    /// What reservations hold of grants; none: no more.
-    pub lines: BTreeMap<CreditLineKey, Option<CreditLine>>,
-    pub paid: Vec<PaidShare>,
-}
-
-/// Names what a reservation holds of a grant.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub struct CreditLineKey {
-    pub grant: Uuid,
-    pub expires_at: Timestamp,
-    pub reservation: Uuid,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct CreditLine {
-    pub subject_id: i64,
-    pub on_expiry: OnExpiry,
-    pub amount: Total,
-}
-
-/// What credits have paid for, for good, of what a counter counts.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct PaidShare {
-    pub subject_id: i64,
-    pub definition: Uuid,
-    pub at: Timestamp,
-    pub event: Uuid,
-    pub quantity: Total,
-}
 
 /// A use that is to be covered.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct CoverageRequest<'a> {
-    pub(super) meter: &'a MeterKey,
-    pub(super) properties: &'a Properties,
-    pub(super) quantity: Quantity,
+pub struct RequestedUse<'a> {
+    pub meter: &'a MeterKey,
+    pub properties: &'a Properties,
+    pub quantity: Quantity,
+}
+
+/// The event that records a use, and the reservation that it is for.
+#[derive(Debug, Clone, Copy)]
+pub struct Recorder {
+    pub reservation: Option<Uuid>,
+    pub event: Uuid,
 }
 
 /// The limits of one subject that credits extend, with their levels.
@@ -76,9 +49,9 @@ fn limits_with_credit_overage<'p>(limits: &[(ApplicableLimit<'p>, CounterState)]
     found
 }
 
-/// What of a use the quota does not bear: never more than the use. What was recorded beyond the quota before
-/// takes it up, and is nobody's to pay for. Of a use of nothing it is the least there is where the quota is
-/// passed already: then it may run where any use may.
+/// Returns the part of a use above the quota: never more than the use. Earlier use above the quota takes the
+/// quota up, and needs no credits. For a zero-value use, returns the smallest unit once the quota is exceeded:
+/// it may run where any use may.
 pub(super) fn shortfall(found: &ApplicableLimit<'_>, level: CounterState, more: Quantity) -> Quantity {
     let Some(quota) = found.quota() else { return Quantity::default() };
     let above = level.used + level.held - level.covered - quota.into();
@@ -93,12 +66,12 @@ fn largest_shortfall(limits: &[(ApplicableLimit<'_>, CounterState)], more: Quant
 }
 
 impl GateState<'_> {
-    /// What the grants of a subject bear of a quantity that its limits fall short of where `more` is used.
+    /// Returns the parts of a quantity that the grants of a subject pay for, where its limits fall short of
+    /// a use by that quantity.
     fn parts<'p>(
         &self,
         limits: &[(ApplicableLimit<'p>, CounterState)],
-        (meter, properties): (&MeterKey, &Properties),
-        more: Quantity,
+        asked: RequestedUse<'_>,
         quantity: Quantity,
         taken: &TentativeAmounts,
     ) -> GrantShares {
@@ -106,25 +79,25 @@ impl GateState<'_> {
         let Some(wallet) = self.credits.wallets.get(&first.member.subject_id) else {
             return GrantShares::new();
         };
-        let need = largest_shortfall(limits, more);
+        let need = largest_shortfall(limits, asked.quantity);
         let counted = |(found, level): &(ApplicableLimit<'p>, CounterState)| CountedLimit {
             limit: &found.terms.limit,
-            before: level.used + level.held + more.into() - need.into(),
+            before: level.used + level.held + asked.quantity.into() - need.into(),
         };
         let counted: Vec<CountedLimit<'_>> = limits.iter().map(counted).collect();
         let of = CostedUse {
             credit_units: &self.terms.catalog.credit_units,
             books: &self.terms.books_of(first.subscription),
-            meter,
-            properties,
+            meter: asked.meter,
+            properties: asked.properties,
             counted: &counted,
             at: self.moment.now,
         };
         wallet.parts(quantity, &of, taken, self.moment.now)
     }
 
-    /// How much of a use credits let pass, where every other limit would; and the subjects whose credits do
-    /// not reach for any of it. What it takes of grants is noted, for what is asked for beside it.
+    /// Returns how much of a use credits let pass, where every other limit would; else the subjects whose
+    /// credits do not reach. Notes what it takes of grants, for the other asks of the call.
     pub(super) fn covered_grant(
         &self,
         ask: &HoldRequest,
@@ -136,12 +109,12 @@ impl GateState<'_> {
         if extended.is_empty() {
             return Ok(granted);
         }
-        let of = (&ask.meter, &ask.properties);
-        let asked = granted.unwrap_or_else(|| ask.value.amount());
-        let (mut left, mut short) = (Total::from(asked), BTreeSet::new());
+        let quantity = granted.unwrap_or_else(|| ask.value.amount());
+        let asked = RequestedUse { meter: &ask.meter, properties: &ask.properties, quantity };
+        let (mut left, mut short) = (Total::from(quantity), BTreeSet::new());
         for (subject_id, limits) in &extended {
-            let need = largest_shortfall(limits, asked);
-            let covers = |quantity| quantity_of(&self.parts(limits, of, asked, quantity, taken));
+            let need = largest_shortfall(limits, quantity);
+            let covers = |quantity| quantity_of(&self.parts(limits, asked, quantity, taken));
             if need.is_zero() || covers(need) >= need {
                 continue;
             }
@@ -159,17 +132,16 @@ impl GateState<'_> {
             return Err(short);
         }
         let Some(_) = granted else { return Ok(None) };
-        let left = left.or_zero().quantity().unwrap_or(asked);
+        let left = left.or_zero().quantity().unwrap_or(quantity);
         let left = if self.is_whole(ask) { left.whole() } else { left };
-        let asked = CoverageRequest { meter: &ask.meter, properties: &ask.properties, quantity: left };
-        self.covers(asked, limits, taken);
+        self.covers(RequestedUse { quantity: left, ..asked }, limits, taken);
         Ok(Some(left))
     }
 
-    /// What credits bear of a use that was granted; it is noted as taken.
+    /// Returns the credits for a use that was granted, and notes them as taken.
     fn covers(
         &self,
-        asked: CoverageRequest<'_>,
+        asked: RequestedUse<'_>,
         limits: &[(ApplicableLimit<'_>, CounterState)],
         taken: &mut TentativeAmounts,
     ) -> Vec<CreditCoverage> {
@@ -179,8 +151,7 @@ impl GateState<'_> {
         }
         for (subject_id, limits) in limits_with_credit_overage(limits) {
             let need = largest_shortfall(&limits, asked.quantity);
-            let of = (asked.meter, asked.properties);
-            let parts = self.parts(&limits, of, asked.quantity, need, taken);
+            let parts = self.parts(&limits, asked, need, taken);
             for part in &parts {
                 let sum = taken.entry(part.grant).or_default();
                 *sum = *sum + part.amount;
@@ -194,12 +165,12 @@ impl GateState<'_> {
         covers
     }
 
-    /// What credits bear of uses that were granted, by their places; one after the other in the order in
-    /// which they were decided.
+    /// Returns the credits for uses that were granted, by their places. `order`: that in which they were
+    /// decided.
     pub(super) fn covers_of(
         &self,
         path: &Path,
-        uses: &[CoverageRequest<'_>],
+        uses: &[RequestedUse<'_>],
         order: &[usize],
         at: Timestamp,
     ) -> Vec<Vec<CreditCoverage>> {
@@ -212,100 +183,32 @@ impl GateState<'_> {
         covers
     }
 
-    /// What stands in the way of holds that grow.
-    pub(super) fn growth_denied(
+    /// Returns the limits that deny the growth of a hold, and why; else notes what it takes of grants.
+    pub(super) fn growth_denied<'p>(
         &self,
-        limits: &[(ApplicableLimit<'_>, CounterState)],
-        asked: CoverageRequest<'_>,
-        value: Quantity,
+        limits: &[(ApplicableLimit<'p>, CounterState)],
+        asked: RequestedUse<'_>,
         taken: &mut TentativeAmounts,
-        at: Timestamp,
-    ) -> Vec<(Reason, Denier)> {
+    ) -> Vec<(Reason, ApplicableLimit<'p>, CounterState)> {
         let more = asked.quantity;
-        let mut denied: Vec<(Reason, Denier)> = limits
-            .iter()
-            .filter(|(found, level)| {
-                found.terms.is_hard()
-                    && !found.terms.is_covered()
-                    && !fits(found.quota(), *level, more.into())
-            })
-            .map(|(found, level)| (Reason::LimitReached, Denier::of(found, *level, value, at)))
-            .collect();
+        let is_full = |found: &ApplicableLimit<'_>, level: CounterState| {
+            let is_plain = found.terms.is_hard() && !found.terms.is_covered();
+            is_plain && !fits(found.quota(), level, more.into())
+        };
+        let full = limits.iter().filter(|(found, level)| is_full(found, *level));
+        let mut denied: Vec<_> = full.map(|(found, level)| (Reason::LimitReached, *found, *level)).collect();
         for limits in limits_with_credit_overage(limits).into_values() {
             let need = largest_shortfall(&limits, more);
-            let of = (asked.meter, asked.properties);
-            if need.is_zero() || quantity_of(&self.parts(&limits, of, more, need, taken)) >= need {
+            if need.is_zero() || quantity_of(&self.parts(&limits, asked, need, taken)) >= need {
                 continue;
             }
-            let short = limits.iter().filter(|(found, level)| !shortfall(found, *level, more).is_zero());
-            denied.extend(
-                short.map(|(found, level)| {
-                    (Reason::InsufficientCredits, Denier::of(found, *level, value, at))
-                }),
-            );
+            let short = limits.into_iter().filter(|(found, level)| !shortfall(found, *level, more).is_zero());
+            denied.extend(short.map(|(found, level)| (Reason::InsufficientCredits, found, level)));
         }
         if denied.is_empty() {
             self.covers(asked, limits, taken);
         }
         denied
-    }
-
-    /// Moves held credits as a hold of a reservation goes from one state to the next: what was recorded is
-    /// spent, what is held no more given back, what is held anew held. What is held then, and what was paid
-    /// for good.
-    pub(super) fn carry_covers(
-        &mut self,
-        (before, after): (Option<&Reservation>, &Reservation),
-        index: usize,
-        record: Option<&Record>,
-        added: Vec<CreditCoverage>,
-    ) -> (Vec<CreditCoverage>, Vec<CreditCoverage>) {
-        let now = self.moment.now;
-        let hold = &after.holds[index];
-        let old = before.filter(|old| old.is_holding(now)).map(|old| (&old.holds[index], old));
-        let mut kept = old.map(|(hold, _)| hold.covers.clone()).unwrap_or_default();
-        let mut spent = Vec::new();
-        let mut left = old.map(|(hold, old)| old.open(hold, now)).unwrap_or_default();
-        if let Some(record) = record {
-            let within = record.quantity.min(left);
-            let cut: Vec<(CreditCoverage, CreditCoverage)> =
-                kept.iter().map(|cover| cover.split(within, left)).collect();
-            (spent, kept) = cut.into_iter().unzip();
-            left = left.above(within);
-            for cover in &spent {
-                if let Some(wallet) = self.credits.wallets.get_mut(&cover.subject_id) {
-                    wallet.settle(&cover.parts, &hold.meter, (after.key, record.key), now);
-                }
-            }
-        }
-        // where nothing is left open, nothing is held for it either
-        let open = after.open(hold, now);
-        let back = if open.is_zero() { Quantity::MAX } else { left.above(open) };
-        if !back.is_zero() {
-            let cut: Vec<(CreditCoverage, CreditCoverage)> =
-                kept.iter().map(|cover| cover.less(back)).collect();
-            let given: Vec<CreditCoverage>;
-            (kept, given) = cut.into_iter().unzip();
-            for cover in given {
-                if let Some(wallet) = self.credits.wallets.get_mut(&cover.subject_id) {
-                    wallet.release(&cover.parts, &hold.meter, after.key, now);
-                }
-            }
-        }
-        for cover in &added {
-            if let Some(wallet) = self.credits.wallets.get_mut(&cover.subject_id) {
-                wallet.hold(&cover.parts, &hold.meter, after.key, now);
-            }
-        }
-        for more in added {
-            match kept.iter_mut().find(|cover| cover.subject_id == more.subject_id) {
-                Some(cover) => cover.add(more),
-                None => kept.push(more),
-            }
-        }
-        kept.retain(|cover| !cover.is_empty());
-        spent.retain(|cover| !cover.is_empty());
-        (kept, spent)
     }
 
     /// Notes what was paid for good.
@@ -323,46 +226,11 @@ impl GateState<'_> {
         }
     }
 
-    /// The lines of what a reservation holds of grants, as it goes from one state to the next.
-    pub(super) fn enter_credit_lines(&mut self, before: Option<&Reservation>, after: &Reservation) {
-        let now = self.moment.now;
-        if let Some(old) = before.filter(|old| old.is_holding(now)) {
-            for part in old.holds.iter().flat_map(|hold| &hold.covers).flat_map(|cover| &cover.parts) {
-                let key =
-                    CreditLineKey { grant: part.grant, expires_at: old.expires_at, reservation: old.key };
-                self.credits.lines.insert(key, None);
-            }
-        }
-        for cover in after.holds.iter().flat_map(|hold| &hold.covers) {
-            // a cost so small that its last digit was charged with what is spent of it already holds nothing
-            for part in cover.parts.iter().filter(|part| part.amount > Total::default()) {
-                let (grant, expires_at) = (part.grant, after.expires_at);
-                let key = CreditLineKey { grant, expires_at, reservation: after.key };
-                let line = CreditLine {
-                    subject_id: cover.subject_id,
-                    on_expiry: after.on_expiry,
-                    amount: Total::default(),
-                };
-                let line = self.credits.lines.entry(key).or_insert(None).get_or_insert(line);
-                line.amount = line.amount + part.amount;
-            }
-            if let Some(wallet) = self.credits.wallets.get_mut(&cover.subject_id) {
-                wallet.next_line =
-                    wallet.next_line.map(|at| at.min(after.expires_at)).or(Some(after.expires_at));
-            }
-        }
-    }
-
     /// Covers what was recorded without being held, as far as grants go; the rest is noted, and stays
     /// uncovered. The counters have it already.
-    pub fn cover_recorded(
-        &mut self,
-        path: &Path,
-        (meter, properties): (&MeterKey, &Properties),
-        quantity: Quantity,
-        (reservation, event): (Option<Uuid>, Uuid),
-        at: Timestamp,
-    ) {
+    pub fn cover_recorded(&mut self, path: &Path, asked: RequestedUse<'_>, by: Recorder, at: Timestamp) {
+        let RequestedUse { meter, properties, quantity } = asked;
+        let Recorder { reservation, event } = by;
         let now = self.moment.now;
         let mut limits = self.levels(path, meter, properties, at);
         // of a period that is over for good there may be no counter
@@ -376,7 +244,7 @@ impl GateState<'_> {
             if need.is_zero() {
                 continue;
             }
-            let parts = self.parts(&limits, (meter, properties), quantity, need, &TentativeAmounts::new());
+            let parts = self.parts(&limits, asked, need, &TentativeAmounts::new());
             let borne = quantity_of(&parts);
             let shares = shares(&limits, quantity, borne);
             let counter_of = |share: &CoverageShare| {
@@ -403,14 +271,14 @@ impl GateState<'_> {
         }
     }
 
-    /// What denies where credits do not reach.
+    /// Returns the limits that deny because credits do not reach.
     pub(super) fn short_of_credits(
         &self,
         ask: &HoldRequest,
         limits: &[(ApplicableLimit<'_>, CounterState)],
         short: &BTreeSet<i64>,
-        least: Quantity,
     ) -> Vec<Denier> {
+        let least = self.least(ask);
         let requested = ask.value.quantity.unwrap_or(Quantity::ONE);
         limits
             .iter()

@@ -8,6 +8,7 @@ use serde::Serialize;
 use uuid::Uuid;
 
 use super::catalog_index::CatalogIndex;
+use super::request::Reserve;
 use super::request::{Commit, Extend, HoldRequest, MeterAmount, OnExpiry, Release, validate_amounts};
 use crate::base::fields::{Violation, Violations};
 use crate::base::names::{MeterKey, SubjectId};
@@ -88,6 +89,45 @@ pub struct Reservation {
     pub settled_at: Option<Timestamp>,
     /// The last call that recorded something or settled it.
     pub last_call: Option<LastCall>,
+}
+
+/// A reservation to make, before the time of its making is known.
+#[derive(Debug, Clone)]
+pub struct NewReservation<'a> {
+    pub key: Uuid,
+    pub id: &'a str,
+    pub path_id: i64,
+    pub content: Uuid,
+    pub ttl_seconds: u32,
+    pub on_expiry: OnExpiry,
+    pub holds: Vec<Hold>,
+}
+
+impl<'a> NewReservation<'a> {
+    pub fn of(key: Uuid, id: &'a str, path_id: i64, call: &Reserve, holds: Vec<Hold>) -> Self {
+        let (content, ttl_seconds, on_expiry) = (call.content(), call.ttl_seconds, call.on_expiry);
+        Self { key, id, path_id, content, ttl_seconds, on_expiry, holds }
+    }
+
+    /// Returns the reservation, made at a time.
+    pub fn at(self, created_at: Timestamp) -> Reservation {
+        Reservation {
+            key: self.key,
+            id: self.id.to_owned(),
+            path_id: self.path_id,
+            content: self.content,
+            created_at,
+            expires_at: created_at.saturating_add(Duration::from_secs(self.ttl_seconds.into())),
+            on_expiry: self.on_expiry,
+            status: ReservationStatus::Held,
+            holds: self.holds,
+            over_hold: false,
+            late: false,
+            reason: None,
+            settled_at: None,
+            last_call: None,
+        }
+    }
 }
 
 /// What a call left behind, so that the same again is answered alike.
@@ -191,7 +231,7 @@ impl From<Violations> for Objection {
     }
 }
 
-/// What a commit comes to.
+/// The result of a commit.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum CommitResult {
     /// It changes the reservation, and records these.

@@ -10,16 +10,14 @@ use uuid::Uuid;
 use super::{EventOutcome, IngestProcessor, IngestRequest, PreparedEvent, RecordResult, Times};
 use crate::engine::credits::recording::Tracked;
 use crate::engine::credits::wallets::WalletLoader;
-use crate::engine::environment_cache::{CacheUpdates, EnvironmentCache};
+use crate::engine::environment_cache::CacheUpdates;
 use crate::engine::gate::counters::{Additions, Sign};
-use crate::engine::subjects::resolution::{self, SubjectPaths};
-use crate::engine::subjects::subscriptions::carry_out_ends;
-use crate::engine::writers::Attempt;
+use crate::engine::subjects::resolution::{Arrivals, SubjectPaths};
+use crate::engine::writers::{Attempt, BatchTransaction, Interrupt, Prerequisite};
 use crate::store::configuration::begin_recording;
 use crate::store::gate::counters::CounterRow;
 use crate::store::usage::events::{EventColumns, KeyColumns, KeyRow};
 use crate::store::{self, StoreError};
-use metergate_domain::base::environment::Environment;
 use metergate_domain::base::fields::Violation;
 use metergate_domain::base::timestamp::Timestamp;
 use metergate_domain::gate::catalog_index::CatalogIndex;
@@ -42,56 +40,51 @@ pub(crate) async fn attempt(
     connection: &mut PgConnection,
     work: &[&IngestRequest],
     uncertain: &[i64],
-) -> Result<Attempt<RecordResult>, StoreError> {
-    let (environment, writer_context) = (processor.environment, &processor.writer_context);
+) -> Result<Attempt<RecordResult>, Interrupt> {
+    let IngestProcessor { environment, writer_context, reader } = processor;
+    let environment = *environment;
     let opening = begin_recording(connection, environment).await?;
     let now = writer_context.clock.now(environment, opening.now);
     let cache = writer_context.caches.at(connection, environment, opening.versions).await?;
     let terms = &cache.terms;
+    let fresh = CacheUpdates::default();
+    let cache = &*cache;
+    let mut transaction = BatchTransaction { connection, reader, environment, cache, now, fresh };
 
     let candidates = examine(work, now, writer_context.age_max, terms);
     let good = candidates.iter().filter(|candidate| candidate.objection.is_none());
     let missing = writer_context.months.missing(good.map(|candidate| candidate.occurred_at));
     if !missing.is_empty() {
-        sqlx::raw_sql("rollback").execute(&mut *connection).await?;
-        writer_context.months.make(connection, &missing).await?;
-        return Ok(Attempt::Again);
+        return Err(Prerequisite::Partitions(missing).into());
     }
     let winners = winners(&candidates);
 
-    let mut fresh = CacheUpdates::default();
-    let (subject_paths, roots) =
-        locate(connection, environment, &cache, &candidates, &winners, now, &mut fresh).await?;
-    if !roots.is_empty() {
-        sqlx::raw_sql("rollback").execute(&mut *connection).await?;
-        resolution::subscribe_alone(connection, environment, &roots, &writer_context.clock).await?;
-        return Ok(Attempt::Again);
-    }
+    let subject_paths = locate(&mut transaction, &candidates, &winners).await?;
     if subject_paths.values().any(|path| path.has_due_end(now, terms)) {
-        sqlx::raw_sql("rollback").execute(&mut *connection).await?;
-        carry_out_ends(connection, environment, &writer_context.clock).await?;
-        return Ok(Attempt::Again);
+        return Err(Prerequisite::EndSubscriptions.into());
     }
-    let known = take_keys(connection, environment, opening.batch_id, &candidates, &winners).await?;
+    let known = take_keys(&mut transaction, opening.batch_id, &candidates, &winners).await?;
     let (outcomes, recorded) = judge(&candidates, &winners, &known, opening.batch_id, uncertain);
 
-    let names = name_ids(connection, environment, &cache, &candidates, &recorded, &mut fresh).await?;
+    let names = name_ids(&mut transaction, &candidates, &recorded).await?;
     let columns = event_columns(&candidates, &recorded, &subject_paths, &names);
-    store::usage::events::insert_batch(connection, environment, opening.batch_id, &columns).await?;
+    store::usage::events::insert_batch(transaction.connection, environment, opening.batch_id, &columns)
+        .await?;
 
     let tracked = tracked(terms, &candidates, &recorded, &subject_paths);
-    let additions = additions(terms, tracked.clone());
-    let reader = &mut processor.reader;
-    let mut counters = additions.write(connection, reader, environment, &cache, now, &mut fresh).await?;
+    let mut additions = Additions::default();
+    tracked.clone().for_each(|used| additions.add(terms, &used, Sign::Recorded));
+    let mut counters = additions.write(&mut transaction).await?;
+    let BatchTransaction { connection, fresh, .. } = transaction;
     let wallet_loader = WalletLoader { environment, terms, clock: &writer_context.clock, began: now };
     wallet_loader.cover_recorded(connection, &mut counters, &additions, tracked).await?;
 
-    if let Err(why) = sqlx::raw_sql("commit").execute(&mut *connection).await {
+    if let Err(why) = store::transaction::commit(connection).await {
         tracing::debug!(%why, "commit");
         return Ok(Attempt::Unanswered { batch_id: opening.batch_id });
     }
     // only what is committed may be remembered
-    fresh.remember(&cache);
+    fresh.remember(cache);
     writer_context.tails.of(environment).grow(recorded.len());
     note_metrics(&outcomes);
     let limits = Limits { terms, subject_paths: &subject_paths, counters: by_key(&counters), now };
@@ -132,49 +125,46 @@ fn winners(candidates: &[Candidate<'_>]) -> HashMap<Uuid, usize> {
     winners
 }
 
-/// Where the subjects of the winners stand; first contacts are made, but not for events whose id
-/// turns out to be taken. Also the roots that have to be subscribed first.
+/// Resolves the subjects of the winners. Makes first contacts, but not for events whose id turns out to be
+/// taken.
 async fn locate(
-    connection: &mut PgConnection,
-    environment: Environment,
-    cache: &EnvironmentCache,
+    transaction: &mut BatchTransaction<'_>,
     candidates: &[Candidate<'_>],
     winners: &HashMap<Uuid, usize>,
-    now: Timestamp,
-    fresh: &mut CacheUpdates,
-) -> Result<(SubjectPaths, Vec<i64>), StoreError> {
+) -> Result<SubjectPaths, Interrupt> {
     let subject = |index: &usize| candidates[*index].event.subject.as_str();
     let names: BTreeSet<&str> = winners.values().map(subject).collect();
-    let mut found = resolution::find(connection, environment, cache, &names, fresh).await?;
-    let mut made = HashSet::new();
-    if found.len() < names.len() {
+    let mut arrivals = Arrivals::find(transaction, &names).await?;
+    if arrivals.found.len() < names.len() {
         let mut unknown: HashMap<&str, Vec<Uuid>> = HashMap::new();
         for (key, index) in winners {
-            if !found.contains_key(subject(index)) {
+            if !arrivals.found.contains_key(subject(index)) {
                 unknown.entry(subject(index)).or_default().push(*key);
             }
         }
         let keys: Vec<Uuid> = unknown.values().flatten().copied().collect();
-        let rows = store::usage::events::find_keys(connection, environment, &keys).await?;
+        let rows = arrivals.find_keys(&keys).await?;
         let taken: HashSet<Uuid> = rows.iter().map(|row| row.key).collect();
         unknown.retain(|_, keys| keys.iter().any(|key| !taken.contains(key)));
         let mut names: Vec<String> = unknown.into_keys().map(str::to_owned).collect();
         names.sort_unstable();
-        made = resolution::make(connection, environment, &names, &mut found, fresh).await?;
+        arrivals.make(&names).await?;
     }
-    let roots = resolution::subscribe(connection, environment, cache, &mut found, &made, now, fresh).await?;
-    Ok((found, roots))
+    match arrivals.subscribe().await? {
+        None => Ok(arrivals.found),
+        Some(prerequisite) => Err(prerequisite.into()),
+    }
 }
 
 /// Takes the keys of the winners. What is found of keys that were taken before, or that a candidate
 /// with an objection asks about; empty where every winner's key was free and there are no others.
 async fn take_keys(
-    connection: &mut PgConnection,
-    environment: Environment,
+    transaction: &mut BatchTransaction<'_>,
     batch_id: i64,
     candidates: &[Candidate<'_>],
     winners: &HashMap<Uuid, usize>,
 ) -> Result<HashMap<Uuid, KeyRow>, StoreError> {
+    let (connection, environment) = (&mut *transaction.connection, transaction.environment);
     let mut sorted: Vec<(Uuid, usize)> = winners.iter().map(|(key, index)| (*key, *index)).collect();
     sorted.sort_unstable();
     let mut columns = KeyColumns::default();
@@ -187,7 +177,7 @@ async fn take_keys(
     let taken = if columns.keys.is_empty() {
         0
     } else {
-        store::usage::events::insert_keys(connection, environment, batch_id, &columns).await?
+        store::usage::events::insert_keys(&mut *connection, environment, batch_id, &columns).await?
     };
     let mut asked: Vec<Uuid> =
         candidates.iter().filter(|c| c.objection.is_some()).map(|c| c.event.key).collect();
@@ -256,13 +246,11 @@ fn reused() -> Violation {
 }
 
 async fn name_ids(
-    connection: &mut PgConnection,
-    environment: Environment,
-    cache: &EnvironmentCache,
+    transaction: &mut BatchTransaction<'_>,
     candidates: &[Candidate<'_>],
     recorded: &[usize],
-    fresh: &mut CacheUpdates,
 ) -> Result<HashMap<String, i32>, StoreError> {
+    let BatchTransaction { connection, environment, cache, fresh, .. } = transaction;
     let mut ids = HashMap::new();
     let mut unknown: Vec<String> = Vec::new();
     for index in recorded {
@@ -280,7 +268,7 @@ async fn name_ids(
     }
     if !unknown.is_empty() {
         unknown.sort_unstable();
-        let found = store::catalog::event_name_ids(connection, environment, &unknown).await?;
+        let found = store::catalog::event_name_ids(connection, *environment, &unknown).await?;
         fresh.event_names.extend(found.iter().cloned());
         ids.extend(found);
     }
@@ -337,20 +325,11 @@ fn tracked<'a>(
     })
 }
 
-/// What the recorded events add to the counters of everybody on their paths.
-fn additions<'a>(terms: &'a CatalogIndex, tracked: impl Iterator<Item = Tracked<'a>>) -> Additions<'a> {
-    let mut additions = Additions::default();
-    for Tracked { path, stored, properties, quantity, at, .. } in tracked {
-        additions.add(terms, path, stored, properties, (Sign::Recorded, quantity), at);
-    }
-    additions
-}
-
 fn by_key(rows: &[CounterRow]) -> HashMap<metergate_domain::gate::counter::CounterKey, &CounterRow> {
     rows.iter().map(|row| (row.key, row)).collect()
 }
 
-/// What the counters that were just written say of limits.
+/// The limits as the counters that were just written show them.
 struct Limits<'a> {
     terms: &'a CatalogIndex,
     subject_paths: &'a SubjectPaths,

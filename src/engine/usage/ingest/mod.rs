@@ -14,6 +14,7 @@ use crate::engine::clock::Clock;
 use crate::engine::environment_cache::EnvironmentCaches;
 use crate::engine::gate::counters::Reader;
 use crate::engine::snapshot::TrackedUse;
+use crate::engine::writers::Interrupt;
 use crate::engine::writers::lane::{Lane, WriterTasks};
 use crate::engine::writers::months::Months;
 use crate::engine::writers::{Attempt, BatchProcessor, Weight};
@@ -145,6 +146,14 @@ impl BatchProcessor for IngestProcessor {
     type Work = IngestRequest;
     type Reply = RecordResult;
 
+    fn environment(&self) -> Environment {
+        self.environment
+    }
+
+    fn writer_context(&self) -> &WriterContext {
+        &self.writer_context
+    }
+
     fn weigh(delivery: &IngestRequest) -> Weight {
         let bytes = delivery.events.iter().map(PreparedEvent::bytes).sum();
         Weight { items: delivery.events.len(), bytes }
@@ -165,7 +174,7 @@ impl BatchProcessor for IngestProcessor {
         work: &[&IngestRequest],
         uncertain: &[i64],
     ) -> Result<Attempt<RecordResult>, StoreError> {
-        batch::attempt(self, connection, work, uncertain).await
+        batch::attempt(self, connection, work, uncertain).await.or_else(Interrupt::attempt)
     }
 }
 
