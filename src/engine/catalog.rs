@@ -9,6 +9,7 @@ use super::change::ChangeTransaction;
 use super::error::EngineError;
 use super::exports;
 use super::services::{Engine, detached};
+use crate::store::Scope;
 use crate::store::{self, StoreError};
 use metergate_domain::base::environment::Environment;
 use metergate_domain::base::timestamp::Timestamp;
@@ -49,27 +50,28 @@ impl Engine {
         detached(async move {
             let mut change = ChangeTransaction::begin(database.pool(), environment, &clock).await?;
             let (present, version) = change.catalog().await?;
-            let (now, transaction) = (change.now, &mut change.transaction);
-            let recorded = recorded_meters(transaction, environment, &present, &next).await?;
-            let in_use = plans_in_use(transaction, environment, &present, &next).await?;
-            let rates = store::pricing::exchange_rates::all(transaction, environment).await?;
+            let now = change.now;
+            let scope = &mut change.scope();
+            let recorded = recorded_meters(scope, &present, &next).await?;
+            let in_use = plans_in_use(scope, &present, &next).await?;
+            let rates = store::pricing::exchange_rates::all(scope).await?;
             next.validate_caps(&rates, now)?;
             credits::catalog::validate_applied(&next)?;
-            let granted = granted_units(transaction, environment, &present, &next).await?;
+            let granted = granted_units(scope, &present, &next).await?;
             let in_use = CatalogUse { meters: recorded, plans: in_use, granted_units: granted };
             let changes = present.changes_to(&next, &in_use)?;
             if dry_run || changes.is_empty() {
                 change.transaction.rollback().await?;
                 return Ok(Applied { dry_run, version, changes });
             }
-            change_meters(transaction, environment, &present, &next).await?;
+            change_meters(scope, &present, &next).await?;
             let now = change.time_of_change().await?;
-            let transaction = &mut change.transaction;
-            change_limits(transaction, environment, &present, &next, now).await?;
-            exports::revive_readdressed(transaction, environment, &present, now, late_grace).await?;
-            store::catalog::insert_version(transaction, environment, version + 1, &next).await?;
+            let scope = &mut change.scope();
+            change_limits(scope, &present, &next, now).await?;
+            exports::revive_readdressed(scope, &present, now, late_grace).await?;
+            store::catalog::insert_version(scope, version + 1, &next).await?;
             // it may know prices now that it did not know
-            store::subjects::stripe_subscriptions::unsettle_without_plan(transaction, environment).await?;
+            store::subjects::stripe_subscriptions::unsettle_without_plan(scope).await?;
             change.commit().await?;
             wake.notify_one();
             Ok(Applied { dry_run, version: version + 1, changes })
@@ -79,25 +81,25 @@ impl Engine {
 
     pub async fn catalog(&self, environment: Environment) -> Result<CatalogView, EngineError> {
         let mut connection = self.database().pool().acquire().await?;
-        let (catalog, version) = store::catalog::current(&mut connection, environment).await?;
+        let (catalog, version) =
+            store::catalog::current(&mut Scope::new(&mut connection, environment)).await?;
         Ok(CatalogView { version, catalog })
     }
 }
 
 /// Meters that would be left out and have seen events, or holds.
 async fn recorded_meters(
-    connection: &mut sqlx::PgConnection,
-    environment: Environment,
+    scope: &mut Scope<'_>,
     present: &Catalog,
     next: &Catalog,
 ) -> Result<HashSet<String>, StoreError> {
     let mut recorded = HashSet::new();
-    for stored in store::catalog::meters(connection, environment).await? {
+    for stored in store::catalog::meters(scope).await? {
         let key = &stored.meter.key;
         let leaves = present.meter(key).is_some() && next.meter(key).is_none();
         if leaves
-            && (store::catalog::has_events(connection, environment, stored.event_name_id).await?
-                || store::gate::reservations::has_meter(connection, environment, key).await?)
+            && (store::catalog::has_events(scope, stored.event_name_id).await?
+                || store::gate::reservations::has_meter(scope, key).await?)
         {
             recorded.insert(key.to_string());
         }
@@ -107,8 +109,7 @@ async fn recorded_meters(
 
 /// Plans that would be left out and have subscribers.
 async fn plans_in_use(
-    connection: &mut sqlx::PgConnection,
-    environment: Environment,
+    scope: &mut Scope<'_>,
     present: &Catalog,
     next: &Catalog,
 ) -> Result<HashSet<String>, StoreError> {
@@ -117,16 +118,12 @@ async fn plans_in_use(
     if gone.is_empty() {
         return Ok(HashSet::new());
     }
-    Ok(store::subjects::subscriptions::plans_in_use(connection, environment, &gone)
-        .await?
-        .into_iter()
-        .collect())
+    Ok(store::subjects::subscriptions::plans_in_use(scope, &gone).await?.into_iter().collect())
 }
 
 /// Units that would be left out and of which there are open grants.
 async fn granted_units(
-    connection: &mut sqlx::PgConnection,
-    environment: Environment,
+    scope: &mut Scope<'_>,
     present: &Catalog,
     next: &Catalog,
 ) -> Result<Vec<Unit>, StoreError> {
@@ -136,7 +133,7 @@ async fn granted_units(
     let gone: Vec<Unit> = gone.chain(meters.map(|meter| Unit::Meter(meter.key.clone()))).collect();
     let mut granted = Vec::new();
     for unit in gone {
-        if store::credits::grants::are_live(connection, environment, &unit).await? {
+        if store::credits::grants::are_live(scope, &unit).await? {
             granted.push(unit);
         }
     }
@@ -146,59 +143,52 @@ async fn granted_units(
 /// Notes which limits, prices and caps plans have now, and drops the counters of limits that they have
 /// no more; where only a quota or an amount changed, counters stay.
 async fn change_limits(
-    connection: &mut sqlx::PgConnection,
-    environment: Environment,
+    scope: &mut Scope<'_>,
     present: &Catalog,
     next: &Catalog,
     now: Timestamp,
 ) -> Result<(), StoreError> {
     let gone = present.plans.iter().filter(|plan| next.plan(&plan.key).is_none()).map(|plan| &plan.key);
     for plan in gone {
-        store::catalog::set_plan_limits(connection, environment, plan.as_str(), &[], now).await?;
+        store::catalog::set_plan_limits(scope, plan.as_str(), &[], now).await?;
     }
     for plan in &next.plans {
         let limits = plan.limits.iter().map(Limit::definition);
         let definitions: Vec<Uuid> =
             limits.chain(counted_prices::definitions(&plan.prices, &plan.spend_caps)).collect();
         let key = plan.key.as_str();
-        let dropped =
-            store::catalog::set_plan_limits(connection, environment, key, &definitions, now).await?;
+        let dropped = store::catalog::set_plan_limits(scope, key, &definitions, now).await?;
         if !dropped.is_empty() {
-            store::gate::counters::delete_of_plan(connection, environment, key, &dropped).await?;
+            store::gate::counters::delete_of_plan(scope, key, &dropped).await?;
         }
     }
     Ok(())
 }
 
-async fn change_meters(
-    connection: &mut sqlx::PgConnection,
-    environment: Environment,
-    present: &Catalog,
-    next: &Catalog,
-) -> Result<(), StoreError> {
-    let stored = store::catalog::meters(connection, environment).await?;
+async fn change_meters(scope: &mut Scope<'_>, present: &Catalog, next: &Catalog) -> Result<(), StoreError> {
+    let stored = store::catalog::meters(scope).await?;
     for old in stored.iter().filter(|old| next.meter(&old.meter.key).is_none()) {
-        store::catalog::delete_meter(connection, old.id).await?;
+        store::catalog::delete_meter(scope.connection, old.id).await?;
     }
-    let known = store::catalog::known_event_names(connection, environment).await?;
+    let known = store::catalog::known_event_names(scope).await?;
     for meter in &next.meters {
         if present.meter(&meter.key) == Some(meter) {
             continue;
         }
         if let Some(old) = stored.iter().find(|old| old.meter.key == meter.key) {
-            store::catalog::update_meter(connection, old.id, meter).await?;
+            store::catalog::update_meter(scope.connection, old.id, meter).await?;
             if old.meter.dimensions != meter.dimensions {
                 // its rollups do not know the new dimensions, or keep them in another order
-                store::catalog::insert_gap(connection, environment, old.id, false).await?;
+                store::catalog::insert_gap(scope, old.id, false).await?;
             }
         } else {
             let names = [meter.event_name.to_string()];
-            let ids = store::catalog::event_name_ids(connection, environment, &names).await?;
+            let ids = store::catalog::event_name_ids(scope, &names).await?;
             let Some((_, event_name_id)) = ids.first() else { continue };
-            let id = store::catalog::insert_meter(connection, environment, *event_name_id, meter).await?;
+            let id = store::catalog::insert_meter(scope, *event_name_id, meter).await?;
             if known.contains(&names[0]) {
                 // there may be events already: it sees them, from the next read on
-                store::catalog::insert_gap(connection, environment, id, false).await?;
+                store::catalog::insert_gap(scope, id, false).await?;
             }
         }
     }

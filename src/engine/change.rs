@@ -1,6 +1,7 @@
 //! Transactions that change an environment's configuration: they wait until nobody records, raise the
 //! version, and read the clock after that.
 
+use crate::store::Scope;
 use sqlx::{PgPool, Postgres, Transaction};
 
 use super::clock::Clock;
@@ -19,6 +20,11 @@ pub(crate) struct ChangeTransaction<'c> {
 }
 
 impl<'c> ChangeTransaction<'c> {
+    /// Returns the environment on the connection of this transaction.
+    pub(crate) fn scope(&mut self) -> Scope<'_> {
+        Scope::new(&mut self.transaction, self.environment)
+    }
+
     /// Begins a transaction and locks the configuration.
     pub(crate) async fn begin(
         pool: &PgPool,
@@ -34,22 +40,22 @@ impl<'c> ChangeTransaction<'c> {
         environment: Environment,
         clock: &Clock,
     ) -> Result<Self, StoreError> {
-        configuration::lock_for_change(&mut transaction, environment).await?;
+        configuration::lock_for_change(&mut Scope::new(&mut transaction, environment)).await?;
         let now = clock.now(environment, store::usage::now(&mut transaction).await?);
         Ok(Self { transaction, environment, now })
     }
 
     /// Returns the catalog in force and its version.
     pub(crate) async fn catalog(&mut self) -> Result<(Catalog, i64), StoreError> {
-        store::catalog::current(&mut self.transaction, self.environment).await
+        store::catalog::current(&mut self.scope()).await
     }
 
     /// Returns a time for the change that no other change has, and before which all recorded events
     /// lie, also where the clock went back.
     pub(crate) async fn time_of_change(&mut self) -> Result<Timestamp, StoreError> {
-        let latest = store::usage::events::latest(&mut self.transaction, self.environment).await?;
+        let latest = store::usage::events::latest(&mut self.scope()).await?;
         let at = latest.map_or(self.now, |latest| latest.max(self.now));
-        configuration::time_of_change(&mut self.transaction, self.environment, at).await
+        configuration::time_of_change(&mut self.scope(), at).await
     }
 
     pub(crate) async fn commit(self) -> Result<(), StoreError> {

@@ -1,11 +1,11 @@
 //! Caches of an environment's catalog, subject tree and subscriptions, one per version of its configuration. A
 //! cache is valid while the caller holds the configuration lock shared and the version is the same.
 
+use crate::store::Scope;
 use std::collections::HashMap;
 use std::sync::{Arc, PoisonError, RwLock};
 
 use quick_cache::sync::Cache;
-use sqlx::PgConnection;
 
 use crate::store::configuration::Versions;
 use crate::store::{self, StoreError};
@@ -89,11 +89,10 @@ impl EnvironmentCaches {
     /// Returns the cache of a version, and creates it if another version is cached.
     pub(crate) async fn at(
         &self,
-        connection: &mut PgConnection,
-        environment: Environment,
+        scope: &mut Scope<'_>,
         versions: Versions,
     ) -> Result<Arc<EnvironmentCache>, StoreError> {
-        let known = self.known(environment);
+        let known = self.known(scope.environment);
         if let Some(known) = &known
             && known.versions == versions
         {
@@ -103,11 +102,11 @@ impl EnvironmentCaches {
             .filter(|known| known.versions.catalog == versions.catalog && !known.terms.is_full())
         {
             Some(known) => Arc::clone(&known.terms),
-            None => Arc::new(catalog_index(connection, environment).await?),
+            None => Arc::new(catalog_index(scope).await?),
         };
         let read = Arc::new(EnvironmentCache::new(versions, terms));
         let mut current = self.current.write().unwrap_or_else(PoisonError::into_inner);
-        let newest = current.entry(environment).or_insert_with(|| Arc::clone(&read));
+        let newest = current.entry(scope.environment).or_insert_with(|| Arc::clone(&read));
         if newest.versions.config < versions.config {
             *newest = Arc::clone(&read);
         }
@@ -116,13 +115,10 @@ impl EnvironmentCaches {
 }
 
 /// Reads the current catalog with its meters, start times of limits, and exchange rates.
-pub(crate) async fn catalog_index(
-    connection: &mut PgConnection,
-    environment: Environment,
-) -> Result<CatalogIndex, StoreError> {
-    let (catalog, _) = store::catalog::current(connection, environment).await?;
-    let meters = store::catalog::meters(connection, environment).await?;
-    let since = store::catalog::plan_limits(connection, environment).await?;
-    let rates = store::pricing::exchange_rates::all(connection, environment).await?;
+pub(crate) async fn catalog_index(scope: &mut Scope<'_>) -> Result<CatalogIndex, StoreError> {
+    let (catalog, _) = store::catalog::current(scope).await?;
+    let meters = store::catalog::meters(scope).await?;
+    let since = store::catalog::plan_limits(scope).await?;
+    let rates = store::pricing::exchange_rates::all(scope).await?;
     Ok(CatalogIndex::new(catalog, meters, &since, rates))
 }

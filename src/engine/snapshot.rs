@@ -1,5 +1,6 @@
 //! Read-only checks and limit states from one snapshot.
 
+use crate::store::Scope;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
@@ -57,11 +58,15 @@ pub(crate) struct ReadSnapshot {
 }
 
 impl ReadSnapshot {
+    /// Returns the environment on the connection of this snapshot.
+    pub(crate) fn scope(&mut self) -> Scope<'_> {
+        Scope::new(&mut self.snapshot, self.environment)
+    }
+
     /// Returns the path of a subject after due cancellations and the default plan are applied.
     pub(crate) async fn subject_path(&mut self, subject: &SubjectId) -> Result<Path, StoreError> {
         let names = [subject.to_string()];
-        let found =
-            store::subjects::subject::paths(&mut self.snapshot, self.environment, Which::Of(&names)).await?;
+        let found = store::subjects::subject::paths(&mut self.scope(), Which::Of(&names)).await?;
         let path = found.into_iter().next().unwrap_or_else(|| Path::of_stranger(subject));
         Ok(path.settled(self.now, &self.terms))
     }
@@ -86,8 +91,9 @@ impl ReadSnapshot {
             }
         }
         let mut counters = self.counted(&counter_requests).await?;
+        let scope = &mut Scope::new(&mut self.snapshot, self.environment);
         for level in levels {
-            let read = count(&mut self.snapshot, self.environment, &self.terms, &level).await?;
+            let read = count(scope, &self.terms, &level).await?;
             counters.insert(level.counter.key, read.counter(self.now));
         }
         Ok(counters)
@@ -101,11 +107,12 @@ impl ReadSnapshot {
         if counter_requests.is_empty() {
             return Ok(counters);
         }
+        let scope = &mut Scope::new(&mut self.snapshot, self.environment);
         let mut rows =
-            store::gate::counters::find(&mut self.snapshot, counter_requests.keys().copied()).await?;
+            store::gate::counters::find(scope.connection, counter_requests.keys().copied()).await?;
         rows.retain(|row| counter_requests.get(&row.key).is_some_and(|need| row.counts(&need.counter)));
         counters.extend(rows.iter().map(|row| (row.key, Counter::from(row))));
-        for (key, line) in store::gate::hold_lines::expired(&mut self.snapshot, &rows, self.now).await? {
+        for (key, line) in store::gate::hold_lines::expired(scope.connection, &rows, self.now).await? {
             if let Some(counter) = counters.get_mut(&key.counter) {
                 counter.level = counter.level.without_expired(&line);
             }
@@ -115,7 +122,7 @@ impl ReadSnapshot {
                 let counter = if need.counter.starts_at_zero {
                     Counter::default()
                 } else {
-                    count(&mut self.snapshot, self.environment, &self.terms, need).await?.counter(self.now)
+                    count(scope, &self.terms, need).await?.counter(self.now)
                 };
                 counters.insert(*key, counter);
             }
@@ -150,10 +157,8 @@ impl ReadSnapshot {
                             }
                         };
                         let Some(query) = query else { continue };
-                        let (environment, member) = (self.environment, &ask.value.member);
-                        let snapshot = &mut self.snapshot;
-                        let is_known =
-                            reader::has_member(snapshot, environment, stored, &query, member).await?;
+                        let member = &ask.value.member;
+                        let is_known = reader::has_member(&mut self.scope(), stored, &query, member).await?;
                         used + Total::from(i64::from(!is_known))
                     }
                     (Aggregation::Max, CounterSource::PricedUsage(_)) => used.max(asked),
@@ -170,10 +175,11 @@ impl Engine {
     /// A snapshot in which everything that time has done is there.
     pub(crate) async fn read_snapshot(&self, environment: Environment) -> Result<ReadSnapshot, EngineError> {
         let mut snapshot = self.settled_snapshot(environment).await?;
-        let (versions, now) = store::configuration::versions(&mut snapshot, environment).await?;
-        let cache = self.inner.caches.at(&mut snapshot, environment, versions).await?;
+        let scope = &mut Scope::new(&mut snapshot, environment);
+        let (versions, now) = store::configuration::versions(scope).await?;
+        let cache = self.inner.caches.at(scope, versions).await?;
         let now = self.inner.clock.now(environment, now);
-        if store::gate::reservations::has_due_charges(&mut snapshot, environment, now).await? {
+        if store::gate::reservations::has_due_charges(scope, now).await? {
             // it expired just now
             drop(snapshot);
             return Box::pin(self.read_snapshot(environment)).await;

@@ -1,5 +1,6 @@
 //! Catalogs and their meters.
 
+use crate::store::scope::Scope;
 use std::collections::{HashMap, HashSet};
 
 use serde_json::Value;
@@ -8,48 +9,39 @@ use sqlx::{FromRow, PgConnection};
 use uuid::Uuid;
 
 use super::StoreError;
-use metergate_domain::base::environment::Environment;
 use metergate_domain::base::timestamp::Timestamp;
 use metergate_domain::catalog::Catalog;
 use metergate_domain::catalog::meter::{Meter, StoredMeter};
 use metergate_domain::gate::counter::EffectiveFrom;
 
 /// The catalog in force and its version; the empty one, version 0, before any was applied.
-pub async fn current(
-    connection: &mut PgConnection,
-    environment: Environment,
-) -> Result<(Catalog, i64), StoreError> {
+pub async fn current(scope: &mut Scope<'_>) -> Result<(Catalog, i64), StoreError> {
     let row: Option<(Json<Value>, i64)> = sqlx::query_as(
         "select document, version from catalogs where environment = $1 order by version desc limit 1",
     )
-    .bind(environment.code())
-    .fetch_optional(connection)
+    .bind(scope.environment.code())
+    .fetch_optional(&mut *scope.connection)
     .await?;
     let Some((Json(document), version)) = row else { return Ok((Catalog::default(), 0)) };
     Ok((stored(Catalog::read_stored(document))?, version))
 }
 
 /// The latest catalog that had a plan.
-pub async fn last_with_plan(
-    connection: &mut PgConnection,
-    environment: Environment,
-    plan: &str,
-) -> Result<Option<Catalog>, StoreError> {
+pub async fn last_with_plan(scope: &mut Scope<'_>, plan: &str) -> Result<Option<Catalog>, StoreError> {
     let found = sqlx::query_scalar(
         "select document from catalogs
          where environment = $1 and document @> jsonb_build_object('plans', jsonb_build_array(jsonb_build_object('key', $2::text)))
          order by version desc limit 1",
     )
-    .bind(environment.code())
+    .bind(scope.environment.code())
     .bind(plan)
-    .fetch_optional(connection)
+    .fetch_optional(&mut *scope.connection)
     .await?;
     found.map(|Json(document): Json<Value>| stored(Catalog::read_stored(document))).transpose()
 }
 
 pub async fn insert_version(
-    connection: &mut PgConnection,
-    environment: Environment,
+    scope: &mut Scope<'_>,
     version: i64,
     catalog: &Catalog,
 ) -> Result<(), StoreError> {
@@ -57,23 +49,22 @@ pub async fn insert_version(
         "with made as (insert into catalogs (environment, version, document) values ($1, $2, $3))
          update environments set catalog_version = catalog_version + 1 where environment = $1",
     )
-    .bind(environment.code())
+    .bind(scope.environment.code())
     .bind(version)
     .bind(Json(catalog))
-    .execute(connection)
+    .execute(&mut *scope.connection)
     .await?;
     Ok(())
 }
 
 /// Since when plans have had limits of their definitions.
 pub async fn plan_limits(
-    connection: &mut PgConnection,
-    environment: Environment,
+    scope: &mut Scope<'_>,
 ) -> Result<HashMap<(String, Uuid), EffectiveFrom>, StoreError> {
     let rows: Vec<(String, Uuid, Timestamp, i64)> =
         sqlx::query_as("select plan, definition, since, version from plan_limits where environment = $1")
-            .bind(environment.code())
-            .fetch_all(connection)
+            .bind(scope.environment.code())
+            .fetch_all(&mut *scope.connection)
             .await?;
     let keyed = |(plan, definition, at, version)| ((plan, definition), EffectiveFrom { at, version });
     Ok(rows.into_iter().map(keyed).collect())
@@ -82,8 +73,7 @@ pub async fn plan_limits(
 /// Notes the definitions of a plan's limits: new ones are there since now, in the version that the
 /// caller has raised; others no more. Which were dropped.
 pub async fn set_plan_limits(
-    connection: &mut PgConnection,
-    environment: Environment,
+    scope: &mut Scope<'_>,
     plan: &str,
     definitions: &[Uuid],
     now: Timestamp,
@@ -94,49 +84,42 @@ pub async fn set_plan_limits(
          from unnest($3::uuid[]) definition join environments e on e.environment = $1
          on conflict on constraint plan_limits_pk do nothing",
     )
-    .bind(environment.code())
+    .bind(scope.environment.code())
     .bind(plan)
     .bind(definitions)
     .bind(now)
-    .execute(&mut *connection)
+    .execute(&mut *scope.connection)
     .await?;
     let dropped = sqlx::query_scalar(
         "delete from plan_limits where environment = $1 and plan = $2 and definition <> all($3)
          returning definition",
     )
-    .bind(environment.code())
+    .bind(scope.environment.code())
     .bind(plan)
     .bind(definitions)
-    .fetch_all(connection)
+    .fetch_all(&mut *scope.connection)
     .await?;
     Ok(dropped)
 }
 
 /// Every meter of the environment, by key.
-pub async fn meters(
-    connection: &mut PgConnection,
-    environment: Environment,
-) -> Result<Vec<StoredMeter>, StoreError> {
+pub async fn meters(scope: &mut Scope<'_>) -> Result<Vec<StoredMeter>, StoreError> {
     let rows: Vec<MeterRow> = sqlx::query_as(
         "select id, event_name_id, definition from meters where environment = $1 order by key",
     )
-    .bind(environment.code())
-    .fetch_all(connection)
+    .bind(scope.environment.code())
+    .fetch_all(&mut *scope.connection)
     .await?;
     rows.into_iter().map(MeterRow::read).collect()
 }
 
-pub async fn meter(
-    connection: &mut PgConnection,
-    environment: Environment,
-    key: &str,
-) -> Result<Option<StoredMeter>, StoreError> {
+pub async fn meter(scope: &mut Scope<'_>, key: &str) -> Result<Option<StoredMeter>, StoreError> {
     let row: Option<MeterRow> = sqlx::query_as(
         "select id, event_name_id, definition from meters where environment = $1 and key = $2",
     )
-    .bind(environment.code())
+    .bind(scope.environment.code())
     .bind(key)
-    .fetch_optional(connection)
+    .fetch_optional(&mut *scope.connection)
     .await?;
     row.map(MeterRow::read).transpose()
 }
@@ -164,19 +147,18 @@ fn stored<T>(read: metergate_domain::base::fields::Parsed<T>) -> Result<T, Store
 }
 
 pub async fn insert_meter(
-    connection: &mut PgConnection,
-    environment: Environment,
+    scope: &mut Scope<'_>,
     event_name_id: i32,
     meter: &Meter,
 ) -> Result<i32, StoreError> {
     let id = sqlx::query_scalar(
         "insert into meters (environment, key, event_name_id, definition) values ($1, $2, $3, $4) returning id",
     )
-    .bind(environment.code())
+    .bind(scope.environment.code())
     .bind(meter.key.as_str())
     .bind(event_name_id)
     .bind(Json(meter))
-    .fetch_one(connection)
+    .fetch_one(&mut *scope.connection)
     .await?;
     Ok(id)
 }
@@ -196,71 +178,58 @@ pub async fn delete_meter(connection: &mut PgConnection, id: i32) -> Result<(), 
 }
 
 /// Whether any event of that name was ever recorded. Exact while nobody records.
-pub async fn has_events(
-    connection: &mut PgConnection,
-    environment: Environment,
-    event_name_id: i32,
-) -> Result<bool, StoreError> {
+pub async fn has_events(scope: &mut Scope<'_>, event_name_id: i32) -> Result<bool, StoreError> {
     let found = sqlx::query_scalar(
         "select exists (select from events where environment = $1 and event_name_id = $2)",
     )
-    .bind(environment.code())
+    .bind(scope.environment.code())
     .bind(event_name_id)
-    .fetch_one(connection)
+    .fetch_one(&mut *scope.connection)
     .await?;
     Ok(found)
 }
 
 /// Marks all hours of a meter as not built: reads take its events until a job has caught up.
-pub async fn insert_gap(
-    connection: &mut PgConnection,
-    environment: Environment,
-    meter_id: i32,
-    permanent: bool,
-) -> Result<(), StoreError> {
+pub async fn insert_gap(scope: &mut Scope<'_>, meter_id: i32, permanent: bool) -> Result<(), StoreError> {
     sqlx::query(
         "insert into rollup_gaps (environment, meter_id, from_hour, to_hour, permanent) values ($1, $2, $3, $4, $5)",
     )
-    .bind(environment.code())
+    .bind(scope.environment.code())
     .bind(meter_id)
     .bind(Timestamp::MIN.hour_floor())
     .bind(Timestamp::MAX.hour_floor())
     .bind(permanent)
-    .execute(connection)
+    .execute(&mut *scope.connection)
     .await?;
     Ok(())
 }
 
 /// Every name that an event or a meter ever used.
-pub async fn known_event_names(
-    connection: &mut PgConnection,
-    environment: Environment,
-) -> Result<HashSet<String>, StoreError> {
+pub async fn known_event_names(scope: &mut Scope<'_>) -> Result<HashSet<String>, StoreError> {
     let names: Vec<String> = sqlx::query_scalar("select name from event_names where environment = $1")
-        .bind(environment.code())
-        .fetch_all(connection)
+        .bind(scope.environment.code())
+        .fetch_all(&mut *scope.connection)
         .await?;
     Ok(names.into_iter().collect())
 }
 
 /// The numbers of event names, made where they are missing.
 pub async fn event_name_ids(
-    connection: &mut PgConnection,
-    environment: Environment,
+    scope: &mut Scope<'_>,
     names: &[String],
 ) -> Result<Vec<(String, i32)>, StoreError> {
     sqlx::query(
         "insert into event_names (environment, name) select $1, name from unnest($2::text[]) name
          on conflict on constraint event_names_name do nothing",
     )
-    .bind(environment.code())
+    .bind(scope.environment.code())
     .bind(names)
-    .execute(&mut *connection)
+    .execute(&mut *scope.connection)
     .await?;
     let rows = sqlx::query_as("select name, id from event_names where environment = $1 and name = any($2)")
-        .bind(environment.code())
+        .bind(scope.environment.code())
         .bind(names)
-        .fetch_all(connection)
+        .fetch_all(&mut *scope.connection)
         .await?;
     Ok(rows)
 }

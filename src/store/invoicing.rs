@@ -1,5 +1,6 @@
 //! Invoices: drafts, which have a customer and a period only, and numbered invoices.
 
+use crate::store::scope::Scope;
 use std::collections::BTreeSet;
 
 use serde_json::Value;
@@ -9,7 +10,6 @@ use sqlx::{FromRow, PgConnection, Row};
 use uuid::Uuid;
 
 use super::StoreError;
-use metergate_domain::base::environment::Environment;
 use metergate_domain::base::names::{StripeCustomerId, SubjectId};
 use metergate_domain::base::timestamp::Timestamp;
 use metergate_domain::base::window::Span;
@@ -143,14 +143,10 @@ fn read(row: &PgRow) -> Result<InvoiceRow, StoreError> {
     })
 }
 
-pub async fn find(
-    connection: &mut PgConnection,
-    environment: Environment,
-    id: Uuid,
-) -> Result<Option<InvoiceRow>, StoreError> {
+pub async fn find(scope: &mut Scope<'_>, id: Uuid) -> Result<Option<InvoiceRow>, StoreError> {
     let sql = format!("{SELECT} where i.environment = $1 and i.id = $2");
-    let row = sqlx::query(sqlx::AssertSqlSafe(sql)).bind(environment.code()).bind(id);
-    row.fetch_optional(connection).await?.as_ref().map(read).transpose()
+    let row = sqlx::query(sqlx::AssertSqlSafe(sql)).bind(scope.environment.code()).bind(id);
+    row.fetch_optional(&mut *scope.connection).await?.as_ref().map(read).transpose()
 }
 
 /// Returns the invoices of a customer, the oldest period first: drafts, and numbered ones that ended after a time.
@@ -188,8 +184,7 @@ pub async fn billed_until(
 
 /// A page, the latest made first, of those before a place.
 pub async fn list(
-    connection: &mut PgConnection,
-    environment: Environment,
+    scope: &mut Scope<'_>,
     filter: &InvoiceFilter,
     before: (Timestamp, Uuid),
     limit: u32,
@@ -201,21 +196,20 @@ pub async fn list(
          order by i.created_at desc, i.id desc limit $7"
     );
     let rows = sqlx::query(sqlx::AssertSqlSafe(sql))
-        .bind(environment.code())
+        .bind(scope.environment.code())
         .bind(before.0)
         .bind(before.1)
         .bind(filter.subject.as_ref().map(SubjectId::as_str))
         .bind(filter.customer.as_ref().map(StripeCustomerId::as_str))
         .bind(filter.status)
         .bind(i64::from(limit));
-    rows.fetch_all(connection).await?.iter().map(read).collect()
+    rows.fetch_all(&mut *scope.connection).await?.iter().map(read).collect()
 }
 
 /// Returns customers with drafts that may be out of date: those with a subject, or an ancestor of it, that is
 /// or was on one of some plans, and those that have been billed.
 pub async fn payers(
-    connection: &mut PgConnection,
-    environment: Environment,
+    scope: &mut Scope<'_>,
     plans: &[String],
     now: Timestamp,
 ) -> Result<Vec<Payer>, StoreError> {
@@ -236,10 +230,10 @@ pub async fn payers(
                                where above.id = any(p.ancestors)))
          order by m.customer_id, m.subject_id",
     )
-    .bind(environment.code())
+    .bind(scope.environment.code())
     .bind(plans)
     .bind(now);
-    Ok(rows.fetch_all(connection).await?)
+    Ok(rows.fetch_all(&mut *scope.connection).await?)
 }
 
 /// The customer that a subject is mapped to.
@@ -251,8 +245,7 @@ pub async fn payer(connection: &mut PgConnection, subject_id: i64) -> Result<Opt
 /// Has the drafts of a customer be those of some periods, and no others; those of a period of which the
 /// invoice in another currency is numbered stay.
 pub async fn set_drafts(
-    connection: &mut PgConnection,
-    environment: Environment,
+    scope: &mut Scope<'_>,
     payer: Payer,
     openings: &[DraftOpening],
     now: Timestamp,
@@ -268,9 +261,9 @@ pub async fn set_drafts(
     .bind(payer.subject_id)
     .bind(&from)
     .bind(&currencies)
-    .execute(&mut *connection)
+    .execute(&mut *scope.connection)
     .await?;
-    open_drafts(connection, environment, payer, openings, now).await
+    open_drafts(scope, payer, openings, now).await
 }
 
 fn places(openings: &[DraftOpening]) -> (Vec<Timestamp>, Vec<String>) {
@@ -279,8 +272,7 @@ fn places(openings: &[DraftOpening]) -> (Vec<Timestamp>, Vec<String>) {
 
 /// Opens drafts where there are none; draft by draft the id is kept. How many are new.
 pub async fn open_drafts(
-    connection: &mut PgConnection,
-    environment: Environment,
+    scope: &mut Scope<'_>,
     payer: Payer,
     openings: &[DraftOpening],
     now: Timestamp,
@@ -299,7 +291,7 @@ pub async fn open_drafts(
              returning xmax = 0 as is_new)
          select count(*) from opened where is_new",
     )
-    .bind(environment.code())
+    .bind(scope.environment.code())
     .bind(payer.customer_id)
     .bind(payer.subject_id)
     .bind(now)
@@ -307,26 +299,21 @@ pub async fn open_drafts(
     .bind(&currencies)
     .bind(&from)
     .bind(openings.iter().map(|opening| opening.period.to).collect::<Vec<_>>())
-    .fetch_one(connection)
+    .fetch_one(&mut *scope.connection)
     .await?;
     Ok(opened.unsigned_abs())
 }
 
 /// Returns drafts of periods that ended by a time, the oldest first.
-pub async fn due(
-    connection: &mut PgConnection,
-    environment: Environment,
-    ended_by: Timestamp,
-    limit: i64,
-) -> Result<Vec<Uuid>, StoreError> {
+pub async fn due(scope: &mut Scope<'_>, ended_by: Timestamp, limit: i64) -> Result<Vec<Uuid>, StoreError> {
     let found = sqlx::query_scalar(
         "select id from invoices where environment = $1 and status = 'draft' and period_to <= $2
          order by period_to, period_from, customer_id, currency limit $3",
     )
-    .bind(environment.code())
+    .bind(scope.environment.code())
     .bind(ended_by)
     .bind(limit)
-    .fetch_all(connection)
+    .fetch_all(&mut *scope.connection)
     .await?;
     Ok(found)
 }
@@ -343,11 +330,7 @@ pub struct FinalInvoice<'a> {
 }
 
 /// Gives a draft the next number of its environment and its final content. None: it is not a draft any more.
-pub async fn finalize(
-    connection: &mut PgConnection,
-    environment: Environment,
-    invoice: FinalInvoice<'_>,
-) -> Result<Option<i64>, StoreError> {
+pub async fn finalize(scope: &mut Scope<'_>, invoice: FinalInvoice<'_>) -> Result<Option<i64>, StoreError> {
     let terms: Vec<Value> = invoice.terms.iter().map(RatingTerms::to_json).collect();
     let number = sqlx::query_scalar(
         "with draft as (select id from invoices where id = $2 and status = 'draft' for update),
@@ -358,14 +341,14 @@ pub async fn finalize(
          from draft, given where i.id = draft.id
          returning i.number",
     )
-    .bind(environment.code())
+    .bind(scope.environment.code())
     .bind(invoice.id)
     .bind(invoice.period_to)
     .bind(Json(terms))
     .bind(Json(invoice.lines))
     .bind(invoice.total.to_string())
     .bind(invoice.at)
-    .fetch_optional(connection)
+    .fetch_optional(&mut *scope.connection)
     .await?;
     Ok(number)
 }
@@ -381,20 +364,20 @@ pub async fn drop_draft(connection: &mut PgConnection, id: Uuid) -> Result<(), S
 
 /// Takes the right to make invoices of an environment, until [`unlock`] or the connection's end; false
 /// where another has it.
-pub async fn try_lock(connection: &mut PgConnection, environment: Environment) -> Result<bool, StoreError> {
+pub async fn try_lock(scope: &mut Scope<'_>) -> Result<bool, StoreError> {
     let locked = sqlx::query_scalar("select pg_try_advisory_lock($1, $2)")
         .bind(LOCK)
-        .bind(i32::from(environment.code()))
-        .fetch_one(connection)
+        .bind(i32::from(scope.environment.code()))
+        .fetch_one(&mut *scope.connection)
         .await?;
     Ok(locked)
 }
 
-pub async fn unlock(connection: &mut PgConnection, environment: Environment) -> Result<(), StoreError> {
+pub async fn unlock(scope: &mut Scope<'_>) -> Result<(), StoreError> {
     sqlx::query("select pg_advisory_unlock($1, $2)")
         .bind(LOCK)
-        .bind(i32::from(environment.code()))
-        .execute(connection)
+        .bind(i32::from(scope.environment.code()))
+        .execute(&mut *scope.connection)
         .await?;
     Ok(())
 }

@@ -12,6 +12,7 @@ pub mod gate;
 pub mod invoicing;
 pub mod partitions;
 pub mod pricing;
+pub mod scope;
 pub mod subjects;
 pub mod transaction;
 pub mod usage;
@@ -19,3 +20,4 @@ pub mod webhook_events;
 
 pub use connect::Database;
 pub use error::StoreError;
+pub use scope::Scope;

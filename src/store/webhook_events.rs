@@ -1,12 +1,12 @@
 //! Webhook events of the biller, word for word, and their outcomes.
 
+use crate::store::scope::Scope;
 use serde::Serialize;
 use serde_json::value::RawValue;
 use sqlx::types::Json;
 use sqlx::{FromRow, PgConnection};
 
 use super::StoreError;
-use metergate_domain::base::environment::Environment;
 use metergate_domain::base::timestamp::Timestamp;
 use metergate_domain::webhook::{WebhookNotice, WebhookStatus};
 
@@ -56,12 +56,7 @@ pub struct WebhookRow {
 
 /// Keeps an event, once; one that failed is tried again when it comes again. Whether there is anything
 /// new to do.
-pub async fn insert(
-    connection: &mut PgConnection,
-    environment: Environment,
-    arrival: Arrival<'_>,
-    now: Timestamp,
-) -> Result<bool, StoreError> {
+pub async fn insert(scope: &mut Scope<'_>, arrival: Arrival<'_>, now: Timestamp) -> Result<bool, StoreError> {
     let done = sqlx::query(
         "insert into webhook_events (environment, id, type, created, api_version, object_id, customer, payload, status,
                                      next_attempt_at, received_at, settled_at)
@@ -71,7 +66,7 @@ pub async fn insert(
              status = 'pending', attempts = 0, next_attempt_at = $10, settled_at = null
              where webhook_events.status = 'failed'",
     )
-    .bind(environment.code())
+    .bind(scope.environment.code())
     .bind(&arrival.notice.id)
     .bind(&arrival.notice.kind)
     .bind(arrival.notice.created.unwrap_or(now))
@@ -81,15 +76,14 @@ pub async fn insert(
     .bind(arrival.payload.get())
     .bind(arrival.matters)
     .bind(now)
-    .execute(connection)
+    .execute(&mut *scope.connection)
     .await?;
     Ok(done.rows_affected() > 0 && arrival.matters)
 }
 
 /// Takes events that are due, for as long as a lease: others pass over them until then.
 pub async fn claim(
-    connection: &mut PgConnection,
-    environment: Environment,
+    scope: &mut Scope<'_>,
     now: Timestamp,
     lease_until: Timestamp,
     limit: i64,
@@ -103,11 +97,11 @@ pub async fn claim(
          from due where e.seq = due.seq
          returning e.seq, e.id, e.type, e.created, e.object_id, e.attempts",
     )
-    .bind(environment.code())
+    .bind(scope.environment.code())
     .bind(now)
     .bind(lease_until)
     .bind(limit)
-    .fetch_all(connection)
+    .fetch_all(&mut *scope.connection)
     .await?;
     Ok(claimed)
 }
@@ -131,8 +125,7 @@ pub struct SubscriptionTypes<'a> {
 
 /// The payloads about a subscription that can say what holds: those of the latest second, and of an end.
 pub async fn latest_payloads(
-    connection: &mut PgConnection,
-    environment: Environment,
+    scope: &mut Scope<'_>,
     object_id: &str,
     types: SubscriptionTypes<'_>,
     limit: i64,
@@ -144,12 +137,12 @@ pub async fn latest_payloads(
                                         where environment = $1 and object_id = $2 and starts_with(type, $3)))
          order by seq desc limit $5",
     )
-    .bind(environment.code())
+    .bind(scope.environment.code())
     .bind(object_id)
     .bind(types.prefix)
     .bind(types.deleted)
     .bind(limit)
-    .fetch_all(connection)
+    .fetch_all(&mut *scope.connection)
     .await?;
     Ok(found.into_iter().map(|Json(payload)| payload).collect())
 }
@@ -176,17 +169,13 @@ pub async fn settle(
 }
 
 /// The events of a subscription that wait for a mapping.
-pub async fn unmapped(
-    connection: &mut PgConnection,
-    environment: Environment,
-    object_id: &str,
-) -> Result<Vec<i64>, StoreError> {
+pub async fn unmapped(scope: &mut Scope<'_>, object_id: &str) -> Result<Vec<i64>, StoreError> {
     let found = sqlx::query_scalar(
         "select seq from webhook_events where environment = $1 and object_id = $2 and status = 'unmapped'",
     )
-    .bind(environment.code())
+    .bind(scope.environment.code())
     .bind(object_id)
-    .fetch_all(connection)
+    .fetch_all(&mut *scope.connection)
     .await?;
     Ok(found)
 }
@@ -209,8 +198,7 @@ pub async fn postpone(
 
 /// A page of events, the latest to arrive first, those before the one with the number `before`.
 pub async fn list(
-    connection: &mut PgConnection,
-    environment: Environment,
+    scope: &mut Scope<'_>,
     status: Option<WebhookStatus>,
     before: i64,
     limit: u32,
@@ -223,11 +211,11 @@ pub async fn list(
          from webhook_events
          where environment = $1 and status = any($2) and seq < $3 order by seq desc limit $4",
     )
-    .bind(environment.code())
+    .bind(scope.environment.code())
     .bind(words(&statuses))
     .bind(before)
     .bind(i64::from(limit))
-    .fetch_all(connection)
+    .fetch_all(&mut *scope.connection)
     .await?;
     Ok(rows)
 }

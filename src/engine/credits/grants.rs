@@ -1,5 +1,6 @@
 //! Giving credits, once by their outside reference, and taking them back.
 
+use crate::store::Scope;
 use serde::Serialize;
 use sqlx::PgConnection;
 use uuid::Uuid;
@@ -105,27 +106,26 @@ impl WalletTransaction {
     /// `make`: the subject and its wallet, where they are missing.
     async fn enter(
         engine: &Engine,
-        connection: &mut PgConnection,
-        environment: Environment,
+        scope: &mut Scope<'_>,
         subject: &SubjectId,
         make: bool,
     ) -> Result<Option<Self>, EngineError> {
-        let opening = store::configuration::open_recording(connection, environment).await?;
-        let began = engine.inner.clock.now(environment, opening.now);
-        let cache = engine.inner.caches.at(connection, environment, opening.versions).await?;
+        let opening = store::configuration::open_recording(scope).await?;
+        let began = engine.inner.clock.now(scope.environment, opening.now);
+        let cache = engine.inner.caches.at(scope, opening.versions).await?;
         let names = [subject.to_string()];
         if make {
-            store::subjects::subject::insert_missing(connection, environment, &names).await?;
+            store::subjects::subject::insert_missing(scope, &names).await?;
         }
-        let paths = store::subjects::subject::paths(connection, environment, Which::Of(&names)).await?;
+        let paths = store::subjects::subject::paths(scope, Which::Of(&names)).await?;
         let member = paths.into_iter().next().and_then(|path| path.members.into_iter().next());
         let Some(member) = member else { return Ok(None) };
         let mut holders = HolderSubscriptions::new();
         add_holder(&mut holders, &member);
         if make {
-            wallets::insert_missing(connection, environment, &[member.subject_id]).await?;
+            wallets::insert_missing(scope, &[member.subject_id]).await?;
         }
-        Ok(Some(Self { cache, environment, began, member, holders }))
+        Ok(Some(Self { cache, environment: scope.environment, began, member, holders }))
     }
 
     fn wallet_loader<'a>(&'a self, engine: &'a Engine) -> WalletLoader<'a> {
@@ -183,7 +183,7 @@ impl Engine {
     ) -> Result<Option<GrantView>, EngineError> {
         let Some(reference) = &request.external_ref else { return Ok(None) };
         let mut transaction = self.database().pool().begin().await?;
-        let known = grants::of_reference(&mut transaction, environment, reference).await?;
+        let known = grants::of_reference(&mut Scope::new(&mut transaction, environment), reference).await?;
         let Some((subject_id, id, content)) = known else { return Ok(None) };
         if content != Some(request.content(subject.as_str())) {
             return Err(EngineError::Conflict {
@@ -208,9 +208,8 @@ impl Engine {
         request: &Request,
     ) -> Result<Option<GrantView>, EngineError> {
         let mut transaction = self.database().pool().begin().await?;
-        let Some(wallet_transaction) =
-            WalletTransaction::enter(self, &mut transaction, environment, subject, true).await?
-        else {
+        let scope = &mut Scope::new(&mut transaction, environment);
+        let Some(wallet_transaction) = WalletTransaction::enter(self, scope, subject, true).await? else {
             return Err(EngineError::Internal("a subject vanished".to_owned()));
         };
         validate_subject_unit(
@@ -221,10 +220,10 @@ impl Engine {
         )?;
         let wallet_loader = wallet_transaction.wallet_loader(self);
         let mut locked_wallets =
-            wallet_loader.open(&mut transaction, &wallet_transaction.holders, &[]).await?;
+            wallet_loader.open(scope.connection, &wallet_transaction.holders, &[]).await?;
         let subject_id = wallet_transaction.member.subject_id;
         if let Some(spend) = request.refund_of {
-            validate_refund(&mut transaction, subject_id, spend, request).await?;
+            validate_refund(scope.connection, subject_id, spend, request).await?;
         }
         let now = locked_wallets.now;
         let Some(wallet) = locked_wallets.wallets.get_mut(&subject_id) else {
@@ -242,13 +241,13 @@ impl Engine {
         }
         let grant = request.granted(Uuid::now_v7(), now)?;
         let content = Some(request.content(subject.as_str()));
-        if !grants::insert(&mut transaction, environment, subject_id, &grant, content).await? {
+        if !grants::insert(scope, subject_id, &grant, content).await? {
             return Ok(None);
         }
         let id = grant.id;
         wallet.give(grant, now);
         locked_wallets
-            .write(&mut transaction, wallet_loader, &wallet_transaction.holders, Changes::default())
+            .write(scope.connection, wallet_loader, &wallet_transaction.holders, Changes::default())
             .await?;
         transaction.commit().await?;
         Ok(wallet_transaction.view(subject, &locked_wallets, id))
@@ -265,8 +264,13 @@ impl Engine {
         let engine = self.clone();
         detached(async move {
             let mut transaction = engine.database().pool().begin().await?;
-            let wallet_transaction =
-                WalletTransaction::enter(&engine, &mut transaction, environment, &subject, false).await?;
+            let wallet_transaction = WalletTransaction::enter(
+                &engine,
+                &mut Scope::new(&mut transaction, environment),
+                &subject,
+                false,
+            )
+            .await?;
             let wallet_transaction = wallet_transaction.ok_or_else(not_found)?;
             let wallet_loader = wallet_transaction.wallet_loader(&engine);
             let mut locked_wallets =

@@ -1,5 +1,6 @@
 //! Notices: a balance has fallen below what its plan calls low, or a pack is due that would raise it.
 
+use crate::store::Scope;
 use std::collections::BTreeMap;
 
 use crate::engine::{Engine, EngineError, Page, PageRequest};
@@ -56,9 +57,13 @@ impl Engine {
     ) -> Result<Page<CreditNotice>, EngineError> {
         let before = page.before_number()?;
         let mut connection = self.database().pool().acquire().await?;
-        let rows =
-            store::credits::notices::list(&mut connection, environment, filter, before, page.rows_max())
-                .await?;
+        let rows = store::credits::notices::list(
+            &mut Scope::new(&mut connection, environment),
+            filter,
+            before,
+            page.rows_max(),
+        )
+        .await?;
         Ok(Page::from_rows(rows, page.limit, |row| row.id))
     }
 }

@@ -1,6 +1,7 @@
 //! Credits and what is recorded: usage above a quota burns them as far as they go, and an event that is
 //! taken back gives back what was burnt for it. Both after the counters were written, under their locks.
 
+use crate::store::Scope;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
@@ -140,7 +141,7 @@ impl WalletLoader<'_> {
         event: Uuid,
         quantities: &BTreeMap<MeterKey, Quantity>,
     ) -> Result<(), StoreError> {
-        let spends = ledger::spent_for(connection, self.environment, event).await?;
+        let spends = ledger::spent_for(&mut Scope::new(connection, self.environment), event).await?;
         if spends.is_empty() {
             return Ok(());
         }
@@ -188,7 +189,7 @@ impl WalletLoader<'_> {
             }
         }
         let most = quantities.values().copied().max().unwrap_or_default();
-        let paid = ledger::covers_of(connection, self.environment, event).await?;
+        let paid = ledger::covers_of(&mut Scope::new(connection, self.environment), event).await?;
         let taken_back = |paid: PaidShare| {
             // whatever plan its holder is on now
             let of_meter = self.terms.limit_of(paid.definition);

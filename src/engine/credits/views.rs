@@ -224,7 +224,7 @@ impl Engine {
     ) -> Result<Page<MovementView>, EngineError> {
         let before = page.before_number()?;
         let (mut snapshot, id, _) = self.settled_wallet(environment, subject).await?;
-        let rows = ledger::list(&mut snapshot.snapshot, environment, id, before, page.rows_max()).await?;
+        let rows = ledger::list(&mut snapshot.scope(), id, before, page.rows_max()).await?;
         Ok(Page::from_rows(rows, page.limit, |row| row.id).map(MovementView::from))
     }
 }

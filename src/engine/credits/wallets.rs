@@ -1,6 +1,7 @@
 //! Wallets in a transaction: locked after every counter, in the order of their subjects; what is due by time
 //! carried out first; written at the end.
 
+use crate::store::Scope;
 use std::collections::{BTreeMap, BTreeSet};
 
 use sqlx::{Connection, PgConnection};
@@ -108,7 +109,7 @@ impl<'a> WalletLoader<'a> {
         let missing: Vec<i64> =
             ids.iter().filter(|id| !found.contains_key(id)).filter(gives).copied().collect();
         if !missing.is_empty() {
-            wallets::insert_missing(connection, self.environment, &missing).await?;
+            wallets::insert_missing(&mut Scope::new(connection, self.environment), &missing).await?;
             let (more, at) = wallets::lock(connection, &missing).await?;
             found.extend(more);
             locked_at = at.or(locked_at);
@@ -209,14 +210,10 @@ impl<'a> WalletLoader<'a> {
 }
 
 /// Makes wallets and refuses if another transaction has filled one of them meanwhile.
-async fn make(
-    connection: &mut PgConnection,
-    environment: Environment,
-    new: &[i64],
-) -> Result<(), StoreError> {
-    wallets::insert_missing(connection, environment, new).await?;
-    let (found, _) = wallets::lock(connection, new).await?;
-    let filled = wallets::open(connection, &found, &[]).await?;
+async fn make(scope: &mut Scope<'_>, new: &[i64]) -> Result<(), StoreError> {
+    wallets::insert_missing(scope, new).await?;
+    let (found, _) = wallets::lock(scope.connection, new).await?;
+    let filled = wallets::open(scope.connection, &found, &[]).await?;
     if filled.values().any(|wallet| !wallet.grant_balances().is_empty()) {
         return Err(StoreError::Conflict(sqlx::Error::Protocol("a wallet was filled meanwhile".to_owned())));
     }
@@ -236,10 +233,14 @@ impl LockedWallets {
         let new: Vec<i64> =
             wallets.iter().map(|wallet| wallet.subject_id).filter(|id| self.without.contains(id)).collect();
         if !new.is_empty() {
-            make(connection, wallet_loader.environment, &new).await?;
+            make(&mut Scope::new(connection, wallet_loader.environment), &new).await?;
         }
         changes.gone.extend(&self.gone);
-        wallets::write(connection, wallet_loader.environment, &Changes { wallets, ..changes }).await?;
+        wallets::write(
+            &mut Scope::new(connection, wallet_loader.environment),
+            &Changes { wallets, ..changes },
+        )
+        .await?;
         let mut found = Vec::new();
         for (id, wallet) in self.wallets.iter().filter(|(_, wallet)| wallet.is_changed()) {
             let plan = plan_of(wallet_loader.terms, holders.get(id).and_then(Option::as_ref));
@@ -247,7 +248,7 @@ impl LockedWallets {
             let before = self.before.get(id);
             found.extend(notices::due(alerts, *id, before, wallet.balances(), self.now));
         }
-        store::credits::notices::insert(connection, wallet_loader.environment, &found).await
+        store::credits::notices::insert(&mut Scope::new(connection, wallet_loader.environment), &found).await
     }
 
     pub(crate) fn is_changed(&self) -> bool {
@@ -268,19 +269,18 @@ impl Engine {
             let mut connection = engine.database().pool().acquire().await?;
             loop {
                 let mut transaction = connection.begin().await?;
-                let opening = store::configuration::open_recording(&mut transaction, environment).await?;
+                let scope = &mut Scope::new(&mut transaction, environment);
+                let opening = store::configuration::open_recording(scope).await?;
                 let clock = &engine.inner.clock;
                 let began = clock.now(environment, opening.now);
                 let caches = &engine.inner.caches;
-                let cache = caches.at(&mut transaction, environment, opening.versions).await?;
+                let cache = caches.at(scope, opening.versions).await?;
                 let terms = &cache.terms;
                 // a subject's first path has its own number
-                let paths =
-                    store::subjects::subject::paths(&mut transaction, environment, Which::Ids(&subject_ids))
-                        .await?;
+                let paths = store::subjects::subject::paths(scope, Which::Ids(&subject_ids)).await?;
                 if paths.iter().any(|path| path.has_due_end(began, terms)) {
                     transaction.rollback().await?;
-                    carry_out_ends(&mut connection, environment, clock).await?;
+                    carry_out_ends(&mut Scope::new(&mut connection, environment), clock).await?;
                     continue;
                 }
                 let mut holders = HolderSubscriptions::new();
@@ -288,10 +288,10 @@ impl Engine {
                     add_holder(&mut holders, member);
                 }
                 let wallet_loader = WalletLoader { environment, terms, clock, began };
-                let locked_wallets = wallet_loader.open(&mut transaction, &holders, &[]).await?;
+                let locked_wallets = wallet_loader.open(scope.connection, &holders, &[]).await?;
                 if locked_wallets.is_changed() {
                     locked_wallets
-                        .write(&mut transaction, wallet_loader, &holders, Changes::default())
+                        .write(scope.connection, wallet_loader, &holders, Changes::default())
                         .await?;
                 }
                 transaction.commit().await?;
@@ -305,7 +305,8 @@ impl Engine {
     pub async fn settle_due_wallets(&self, environment: Environment) -> Result<bool, EngineError> {
         let mut connection = self.database().pool().acquire().await?;
         let now = self.inner.clock.now(environment, store::usage::now(&mut connection).await?);
-        let due = wallets::due(&mut connection, environment, now, CREDIT_SWEEP_WALLETS_MAX).await?;
+        let due = wallets::due(&mut Scope::new(&mut connection, environment), now, CREDIT_SWEEP_WALLETS_MAX)
+            .await?;
         drop(connection);
         if due.is_empty() {
             return Ok(false);

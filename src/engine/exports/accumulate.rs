@@ -1,5 +1,6 @@
 //! Adds what folded batches say of customers to the sums and gauges that exports are made of.
 
+use crate::store::Scope;
 use std::collections::BTreeMap;
 
 use sqlx::PgConnection;
@@ -41,8 +42,7 @@ async fn add_sums(
         return Ok(());
     }
     sums::add(
-        connection,
-        invalid_batches_are_rejected.environment,
+        &mut Scope::new(connection, invalid_batches_are_rejected.environment),
         invalid_batches_are_rejected.stored.id,
         &sums,
     )
@@ -59,9 +59,10 @@ async fn keep_gauges(
     // what was taken back may have been the value
     for gauge in gauges.iter_mut().filter(|gauge| gauge.value.voided) {
         let (customer_id, span) = (gauge.customer_id, gauge.bucket.span);
-        gauge.value.mark = gauges::recount(connection, environment, stored, customer_id, span).await?;
+        gauge.value.mark =
+            gauges::recount(&mut Scope::new(connection, environment), stored, customer_id, span).await?;
     }
-    gauges::keep(connection, environment, stored.id, &gauges).await
+    gauges::keep(&mut Scope::new(connection, environment), stored.id, &gauges).await
 }
 
 /// Reads the values of batches by bucket, in the order of customer and time. An hour is read by instant

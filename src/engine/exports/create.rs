@@ -1,6 +1,7 @@
 //! Creates exports of what has accumulated, written with all that they will ever say. Sums and gauges
 //! differ in what is due and in how much of it an export says; the rest is one pipeline.
 
+use crate::store::Scope;
 use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
@@ -81,7 +82,8 @@ impl ExportWrites {
 
     async fn write(&self, connection: &mut PgConnection, rules: &Rules) -> Result<(), StoreError> {
         let Rules { environment, now, .. } = rules;
-        store::exports::insert(connection, *environment, PROVIDER, &self.created, *now).await?;
+        let scope = &mut Scope::new(connection, *environment);
+        store::exports::insert(scope, PROVIDER, &self.created, *now).await?;
         sums::mark_exported(connection, &self.exported).await?;
         sums::set_remainders(connection, &self.remainders).await?;
         store::exports::want_cancel(connection, &self.to_cancel, *now).await?;
@@ -101,42 +103,36 @@ trait Accumulated {
 
 impl Engine {
     /// Creates exports of all that is due, and returns their number.
-    pub(super) async fn create_exports(
-        &self,
-        connection: &mut PgConnection,
-        environment: Environment,
-        due: Due,
-    ) -> Result<u64, EngineError> {
-        let meters = store::catalog::meters(&mut *connection, environment).await?;
+    pub(super) async fn create_exports(&self, scope: &mut Scope<'_>, due: Due) -> Result<u64, EngineError> {
+        let meters = store::catalog::meters(scope).await?;
         let (sums, gauges): (Vec<_>, Vec<_>) =
             exported(&meters).partition(|(_, stripe)| stripe.formula == StripeFormula::Sum);
         let sums = SumExports(sums.into_iter().map(|(stored, stripe)| (stored.id, stripe)).collect());
-        let mut created = self.create_from(connection, environment, due, &sums).await?;
+        let mut created = self.create_from(scope, due, &sums).await?;
         for (stored, stripe) in gauges {
             let gauges = GaugeExports { stored, stripe };
-            created += self.create_from(connection, environment, due, &gauges).await?;
+            created += self.create_from(scope, due, &gauges).await?;
         }
         Ok(created)
     }
 
     async fn create_from(
         &self,
-        connection: &mut PgConnection,
-        environment: Environment,
+        scope: &mut Scope<'_>,
         due: Due,
         accumulated: &impl Accumulated,
     ) -> Result<u64, EngineError> {
-        let cancels_for = self.provider(environment).map(|provider| provider.cancels_for());
+        let cancels_for = self.provider(scope.environment).map(|provider| provider.cancels_for());
         let mut created = 0;
         loop {
-            let mut transaction = connection.begin().await?;
-            let now = self.inner.clock.now(environment, store::usage::now(&mut transaction).await?);
+            let mut transaction = scope.connection.begin().await?;
+            let now = self.inner.clock.now(scope.environment, store::usage::now(&mut transaction).await?);
             let ended_by = match due {
                 Due::Ended => now,
                 Due::All => Timestamp::MAX,
             };
             let late_grace = self.inner.settings.late_grace;
-            let rules = Rules { environment, now, ended_by, late_grace, cancels_for };
+            let rules = Rules { environment: scope.environment, now, ended_by, late_grace, cancels_for };
             let Some(writes) = accumulated.settle_due(&mut transaction, &rules).await? else {
                 return Ok(created);
             };
@@ -158,11 +154,12 @@ impl Accumulated for SumExports<'_> {
     ) -> Result<Option<ExportWrites>, StoreError> {
         let (environment, ended_by) = (rules.environment, rules.ended_by);
         let ids: Vec<i32> = self.0.keys().copied().collect();
-        let pairs = sums::due_pairs(connection, environment, ended_by, &ids, PAIRS_MAX).await?;
+        let pairs =
+            sums::due_pairs(&mut Scope::new(connection, environment), ended_by, &ids, PAIRS_MAX).await?;
         if pairs.is_empty() {
             return Ok(None);
         }
-        let remainders = sums::lock_remainders(connection, environment, &pairs).await?;
+        let remainders = sums::lock_remainders(&mut Scope::new(connection, environment), &pairs).await?;
         let mut writes = ExportWrites { remainders, ..ExportWrites::default() };
         for due in sums::lock_due(connection, &pairs, ended_by).await? {
             let MeterBucket { customer_id, meter_id, bucket } = due.place;
@@ -245,7 +242,8 @@ impl Accumulated for GaugeExports<'_> {
     ) -> Result<Option<ExportWrites>, StoreError> {
         let (environment, ended_by) = (rules.environment, rules.ended_by);
         let changed =
-            gauges::take_changed(connection, environment, self.stored, ended_by, GAUGES_MAX).await?;
+            gauges::take_changed(&mut Scope::new(connection, environment), self.stored, ended_by, GAUGES_MAX)
+                .await?;
         if changed.is_empty() {
             return Ok(None);
         }

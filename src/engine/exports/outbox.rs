@@ -1,5 +1,6 @@
 //! The list of exports, and changes of them from outside: retries, refusals, new addresses.
 
+use crate::store::Scope;
 use std::time::Duration;
 
 use sqlx::PgConnection;
@@ -28,20 +29,27 @@ impl Engine {
     ) -> Result<Page<ExportRow>, EngineError> {
         let after = page.place()?.map(|(created_at, id)| ExportCursor { created_at, id });
         let mut connection = self.database().pool().acquire().await?;
-        let rows = store::exports::list(&mut connection, environment, filter, after, page.rows_max()).await?;
+        let rows = store::exports::list(
+            &mut Scope::new(&mut connection, environment),
+            filter,
+            after,
+            page.rows_max(),
+        )
+        .await?;
         Ok(Page::from_rows(rows, page.limit, |row| (row.created_at, row.id)))
     }
 
     /// Makes a dead export pending again, under its meter's present names.
     pub async fn retry_export(&self, environment: Environment, id: Uuid) -> Result<ExportRow, EngineError> {
         let mut transaction = self.database().pool().begin().await?;
-        let now = self.inner.clock.now(environment, store::usage::now(&mut transaction).await?);
-        let row = store::exports::lock(&mut transaction, environment, id).await?.ok_or_else(not_found)?;
+        let scope = &mut Scope::new(&mut transaction, environment);
+        let now = self.inner.clock.now(environment, store::usage::now(scope.connection).await?);
+        let row = store::exports::lock(scope, id).await?.ok_or_else(not_found)?;
         if row.status != ExportStatus::Dead {
             let detail = format!("only a dead export can be retried; this one is {}", row.status.as_str());
             return Err(EngineError::Conflict { code: "export_not_dead", detail });
         }
-        let meters = store::catalog::meters(&mut transaction, environment).await?;
+        let meters = store::catalog::meters(scope).await?;
         let Some((_, stripe)) = exported(&meters).find(|(stored, _)| stored.id == row.meter_id) else {
             let detail = format!(
                 "the meter `{}` has no `stripe` block; add one to the catalog before you retry",
@@ -51,8 +59,8 @@ impl Engine {
         };
         let late_grace = self.inner.settings.late_grace;
         let revival = Revival { only: Some(row.id), ..revival(row.meter_id, stripe, now, late_grace) };
-        store::exports::revive(&mut transaction, environment, revival).await?;
-        let row = store::exports::lock(&mut transaction, environment, id).await?.ok_or_else(not_found)?;
+        store::exports::revive(scope, revival).await?;
+        let row = store::exports::lock(scope, id).await?.ok_or_else(not_found)?;
         transaction.commit().await?;
         Ok(row)
     }
@@ -67,7 +75,9 @@ impl Engine {
             failed.iter().map(|(identifier, failure)| (identifier.clone(), failure.to_string())).collect();
         let mut connection = self.database().pool().acquire().await?;
         let now = self.inner.clock.now(environment, store::usage::now(&mut connection).await?);
-        let count = store::exports::mark_refused(&mut connection, environment, &refused, now).await?;
+        let count =
+            store::exports::mark_refused(&mut Scope::new(&mut connection, environment), &refused, now)
+                .await?;
         if count > 0 {
             tracing::error!(%environment, count, "the provider refused exports that it had taken");
         }
@@ -83,18 +93,17 @@ fn revival(meter_id: i32, stripe: &StripeMeter, now: Timestamp, late_grace: Dura
 /// After the catalog has changed: tries the dead exports of meters again whose address at the provider
 /// is another one now, since that may have been the cause.
 pub(crate) async fn revive_readdressed(
-    connection: &mut PgConnection,
-    environment: Environment,
+    scope: &mut Scope<'_>,
     before: &Catalog,
     now: Timestamp,
     late_grace: Duration,
 ) -> Result<(), StoreError> {
-    let meters = store::catalog::meters(connection, environment).await?;
+    let meters = store::catalog::meters(scope).await?;
     for (stored, stripe) in exported(&meters) {
         let old = before.meters.iter().find(|meter| meter.key == stored.meter.key);
         if old.is_some_and(|old| old.stripe.as_ref() != Some(stripe)) {
             let revival = revival(stored.id, stripe, now, late_grace);
-            store::exports::revive(connection, environment, revival).await?;
+            store::exports::revive(scope, revival).await?;
         }
     }
     Ok(())

@@ -1,9 +1,10 @@
 //! Comparison of recorded usage, exports, and the provider's own sums.
 
+use crate::store::Scope;
 use std::collections::BTreeMap;
 
 use serde::{Serialize, Serializer};
-use sqlx::{Connection, PgConnection};
+use sqlx::Connection;
 
 use super::exported_meters::exported;
 use crate::engine::error::EngineError;
@@ -121,13 +122,13 @@ impl Engine {
         let hours = if question.by_day { 24 } else { 1 };
         let windows = windows(question.span, hours)?;
         let mut snapshot = self.settled_snapshot(environment).await?;
-        let customer =
-            store::exports::reconciliation::customer(&mut snapshot, environment, &question.customer).await?;
+        let scope = &mut Scope::new(&mut snapshot, environment);
+        let customer = store::exports::reconciliation::customer(scope, &question.customer).await?;
         let customer = customer.ok_or_else(|| EngineError::NotFound {
             code: "customer_not_found",
             detail: format!("no subject was ever mapped to the customer {}", received(&question.customer)),
         })?;
-        let meters = store::catalog::meters(&mut snapshot, environment).await?;
+        let meters = store::catalog::meters(scope).await?;
         let Some((stored, stripe)) =
             exported(&meters).find(|(stored, _)| stored.meter.key.as_str() == question.meter)
         else {
@@ -138,14 +139,14 @@ impl Engine {
             let detail = "must be a meter that is exported as a sum; this one is exported by its last or largest value";
             return Err(EngineError::invalid(Violation::new("not_summed", detail).under("meter")));
         }
-        let by_window = reader::customer_sums(&mut snapshot, environment, stored, customer, &windows).await?;
+        let by_window = reader::customer_sums(scope, stored, customer, &windows).await?;
         let units = |(at, sum)| UnitsAt { at, units: Units::of(sum, stripe.scale) };
         let events: Vec<UnitsAt> = by_window.into_iter().map(units).collect();
         let recorded =
-            store::exports::reconciliation::recorded(&mut snapshot, customer, stored.id, question.span)
+            store::exports::reconciliation::recorded(scope.connection, customer, stored.id, question.span)
                 .await?;
         let sent =
-            store::exports::reconciliation::exported(&mut snapshot, customer, stored.id, question.span)
+            store::exports::reconciliation::exported(scope.connection, customer, stored.id, question.span)
                 .await?;
         snapshot.commit().await?;
 
@@ -169,8 +170,9 @@ impl Engine {
     pub async fn check_exports(&self, environment: Environment) -> Result<Vec<Drift>, EngineError> {
         let Some(provider) = self.provider(environment) else { return Ok(Vec::new()) };
         let mut connection = self.database().connect_writer().await?;
-        let drifts = if store::exports::reconciliation::try_lock(&mut connection, environment).await? {
-            self.check_some(&mut connection, environment, provider.as_ref()).await
+        let scope = &mut Scope::new(&mut connection, environment);
+        let drifts = if store::exports::reconciliation::try_lock(scope).await? {
+            self.check_some(scope, provider.as_ref()).await
         } else {
             Ok(Vec::new())
         };
@@ -180,18 +182,16 @@ impl Engine {
 
     async fn check_some(
         &self,
-        connection: &mut PgConnection,
-        environment: Environment,
+        scope: &mut Scope<'_>,
         provider: &dyn Provider,
     ) -> Result<Vec<Drift>, EngineError> {
-        let now = self.inner.clock.now(environment, store::usage::now(connection).await?);
+        let now = self.inner.clock.now(scope.environment, store::usage::now(scope.connection).await?);
         let day = day_before(now);
         // what other replicas have read counts too, and what this one has before it was started again
         let an_hour_ago = Timestamp::from_micros(now.micros() - MICROS_PER_HOUR).unwrap_or(now);
-        let compared =
-            store::exports::reconciliation::checked_since(connection, environment, an_hour_ago).await?;
+        let compared = store::exports::reconciliation::checked_since(scope, an_hour_ago).await?;
         let limit = (COMPARED_PER_HOUR_MAX - compared).max(0);
-        let due = store::exports::reconciliation::unchecked(connection, environment, day, limit).await?;
+        let due = store::exports::reconciliation::unchecked(scope, day, limit).await?;
         let mut drifts = Vec::new();
         for pair in due {
             let (event_name, customer) = (pair.event_name.as_str(), pair.customer.as_str());
@@ -202,10 +202,10 @@ impl Engine {
             let difference = Units::whole(pair.exported).minus(there);
             if difference != Units::default() {
                 tracing::error!(
-                    %environment, customer = pair.customer, meter = pair.meter, day = %day.from, %difference,
+                    environment = %scope.environment, customer = pair.customer, meter = pair.meter, day = %day.from, %difference,
                     "the provider has something else than was exported"
                 );
-                metrics::counter!("metergate_export_drifts_total", "environment" => environment.as_str())
+                metrics::counter!("metergate_export_drifts_total", "environment" => scope.environment.as_str())
                     .increment(1);
                 drifts.push(Drift {
                     customer: pair.customer.clone(),
@@ -215,7 +215,7 @@ impl Engine {
                 });
             }
             let checked = Checked { day: day.from, provider: there, checked_at: now };
-            store::exports::reconciliation::note_checked(connection, environment, &pair, checked).await?;
+            store::exports::reconciliation::note_checked(scope, &pair, checked).await?;
         }
         Ok(drifts)
     }

@@ -1,5 +1,6 @@
 //! Runs of exports: fold, create, send, until nothing is due that can be sent now.
 
+use crate::store::Scope;
 use std::time::Duration;
 
 use serde::Serialize;
@@ -42,7 +43,7 @@ impl Engine {
         detached(async move {
             let mut connection = engine.database().connect_writer().await?;
             let deadline = tokio::time::Instant::now() + LOCK_WAIT_MAX;
-            while !store::exports::try_lock(&mut connection, environment).await? {
+            while !store::exports::try_lock(&mut Scope::new(&mut connection, environment)).await? {
                 if tokio::time::Instant::now() > deadline {
                     return Err(EngineError::exports_running());
                 }
@@ -59,7 +60,7 @@ impl Engine {
             return Ok(Ran::default());
         }
         let mut connection = self.database().connect_writer().await?;
-        if !store::exports::try_lock(&mut connection, environment).await? {
+        if !store::exports::try_lock(&mut Scope::new(&mut connection, environment)).await? {
             connection.close().await.map_err(StoreError::from)?;
             return Ok(Ran::default());
         }
@@ -73,45 +74,36 @@ impl Engine {
         environment: Environment,
         due: Due,
     ) -> Result<Ran, EngineError> {
-        let ran = self.run_rounds(&mut connection, environment, due).await;
-        if store::exports::unlock(&mut connection, environment).await.is_ok() {
+        let scope = &mut Scope::new(&mut connection, environment);
+        let ran = self.run_rounds(scope, due).await;
+        if store::exports::unlock(scope).await.is_ok() {
             connection.close().await.ok();
         }
         ran
     }
 
-    async fn run_rounds(
-        &self,
-        connection: &mut PgConnection,
-        environment: Environment,
-        due: Due,
-    ) -> Result<Ran, EngineError> {
-        self.fold_all(environment).await?;
+    async fn run_rounds(&self, scope: &mut Scope<'_>, due: Due) -> Result<Ran, EngineError> {
+        self.fold_all(scope.environment).await?;
         let mut ran = Ran::default();
-        let Some(provider) = self.provider(environment) else {
-            ran.created = self.create_exports(connection, environment, due).await?;
-            return self.count_open(connection, environment, ran).await;
+        let Some(provider) = self.provider(scope.environment) else {
+            ran.created = self.create_exports(scope, due).await?;
+            return self.count_open(scope, ran).await;
         };
-        let mut sender = Sender::new(&self.inner.clock, environment, provider);
+        let mut sender = Sender::new(&self.inner.clock, scope.environment, provider);
         for round in 0..ROUNDS_MAX {
-            ran.created += self.create_exports(connection, environment, due).await?;
-            if !sender.send_due(connection, due, round).await? {
+            ran.created += self.create_exports(scope, due).await?;
+            if !sender.send_due(scope.connection, due, round).await? {
                 break;
             }
         }
         ran.delivered = sender.delivered();
-        self.count_open(connection, environment, ran).await
+        self.count_open(scope, ran).await
     }
 
-    async fn count_open(
-        &self,
-        connection: &mut PgConnection,
-        environment: Environment,
-        ran: Ran,
-    ) -> Result<Ran, EngineError> {
-        let (pending, dead) = store::exports::open(connection, environment).await?;
+    async fn count_open(&self, scope: &mut Scope<'_>, ran: Ran) -> Result<Ran, EngineError> {
+        let (pending, dead) = store::exports::open(scope).await?;
         let gauge = |name: &'static str, count: i64| {
-            metrics::gauge!(name, "environment" => environment.as_str())
+            metrics::gauge!(name, "environment" => scope.environment.as_str())
                 .set(f64::from(u32::try_from(count).unwrap_or(u32::MAX)));
         };
         gauge("metergate_exports_pending", pending);
@@ -123,11 +115,12 @@ impl Engine {
     async fn fold_all(&self, environment: Environment) -> Result<(), EngineError> {
         while self.sweep(environment).await? {}
         let mut connection = self.database().pool().acquire().await?;
-        let Some(last) = store::usage::fold::last_unfolded(&mut connection, environment).await? else {
+        let scope = &mut Scope::new(&mut connection, environment);
+        let Some(last) = store::usage::fold::last_unfolded(scope).await? else {
             return Ok(());
         };
         let deadline = tokio::time::Instant::now() + LOCK_WAIT_MAX;
-        while store::usage::fold::has_unfolded(&mut connection, environment, last).await? {
+        while store::usage::fold::has_unfolded(scope, last).await? {
             let folded = self.fold_some(environment).await?;
             if folded.events == 0 {
                 // another is at it

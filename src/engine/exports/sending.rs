@@ -1,5 +1,6 @@
 //! Hands exports over, many at once, but one at a time for a customer and meter.
 
+use crate::store::Scope;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -83,7 +84,9 @@ impl<'a> Sender<'a> {
             let now = self.now(connection).await?;
             let due_by = if is_asked { Timestamp::MAX } else { now };
             let (environment, tried) = (self.environment, &self.round.tried);
-            let rows = store::exports::due(connection, environment, due_by, tried, TOGETHER_MAX).await?;
+            let rows =
+                store::exports::due(&mut Scope::new(connection, environment), due_by, tried, TOGETHER_MAX)
+                    .await?;
             if rows.is_empty() {
                 break;
             }

@@ -61,8 +61,7 @@ impl BatchContext {
         let keys = reservations_to_lock(transaction, calls, findings).await?;
         let mut context = Self::default();
         if !keys.is_empty() {
-            let BatchTransaction { connection, environment, .. } = transaction;
-            context.locked = store::gate::reservations::lock(connection, *environment, &keys).await?;
+            context.locked = store::gate::reservations::lock(&mut transaction.scope, &keys).await?;
         }
         let ids = context.locked.iter().map(|reservation| reservation.path_id).collect();
         context.paths = find_paths(transaction, &ids).await?;
@@ -109,11 +108,11 @@ async fn reservations_to_lock(
     calls: &[CheckedCall<'_>],
     findings: &Findings,
 ) -> Result<Vec<uuid::Uuid>, Interrupt> {
-    let BatchTransaction { connection, environment, now, .. } = transaction;
+    let BatchTransaction { scope, now, .. } = transaction;
     let mut keys = findings.expired_to_commit.clone();
     if acceptable(calls).any(|call| matches!(call, Call::Sweep)) {
         let limit = SWEEP_RESERVATIONS_MAX;
-        keys.extend(store::gate::reservations::due(connection, *environment, *now, limit).await?);
+        keys.extend(store::gate::reservations::due(scope, *now, limit).await?);
     }
     // reservations to make are looked for only where making them has failed: most ids are new
     let is_looked_for = |call: &&Call| findings.check_existing || call.reserve().is_none();

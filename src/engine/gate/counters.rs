@@ -5,6 +5,7 @@
 //! its own, at what was recorded: others who are about to record wait for the row, and add their part
 //! to it; what they recorded before is seen.
 
+use crate::store::Scope;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
@@ -92,8 +93,8 @@ pub(crate) async fn make_missing(
     transaction: &mut BatchTransaction<'_>,
     counter_requests: &CounterRequests<'_>,
 ) -> Result<(), StoreError> {
-    let BatchTransaction { connection, reader, environment, cache, now, fresh } = transaction;
-    let (environment, now) = (*environment, *now);
+    let BatchTransaction { scope, reader, cache, now, fresh } = transaction;
+    let now = *now;
     let unknown = |need: &&CounterRequest<'_>| {
         !need.counter.is_forgotten(now) && !cache.counters.contains_key(&need.counter.key)
     };
@@ -102,12 +103,12 @@ pub(crate) async fn make_missing(
     if wanted.is_empty() {
         return Ok(());
     }
-    let mut made = store::gate::counters::insert_missing(connection, environment, &wanted).await?;
+    let mut made = store::gate::counters::insert_missing(scope, &wanted).await?;
     // of a period that has just closed, somebody who began before that may have been about to make one
     let closed: Vec<CounterKey> = made
         .extract_if(.., |key| counter_requests.get(key).is_some_and(|need| need.counter.is_closed(now)))
         .collect();
-    store::gate::counters::delete(connection, closed.into_iter()).await?;
+    store::gate::counters::delete(scope.connection, closed.into_iter()).await?;
     let open = wanted.iter().filter(|wanted| !wanted.counter.is_closed(now));
     fresh.counters.extend(open.map(|wanted| wanted.counter.key));
     let mut uncounted: Vec<&CounterRequest<'_>> =
@@ -118,13 +119,14 @@ pub(crate) async fn make_missing(
         return Ok(());
     }
     // however long it takes: each statement of the reader is bounded
-    transaction::allow_idle(connection).await?;
+    transaction::allow_idle(scope.connection).await?;
     let mut idle = reader.connected().await?;
     let mut snapshot = transaction::begin_snapshot(&mut idle).await?;
-    let counted = count_all(&mut snapshot, environment, &cache.terms, &uncounted).await?;
+    let counted =
+        count_all(&mut Scope::new(&mut snapshot, scope.environment), &cache.terms, &uncounted).await?;
     snapshot.commit().await?;
     reader.connection = Some(idle);
-    write(connection, environment, &counted).await
+    write(scope, &counted).await
 }
 
 /// The value of a counter, counted anew: what is used, and the lines of what is held.
@@ -154,13 +156,10 @@ impl Count {
     }
 }
 
-async fn write(
-    connection: &mut PgConnection,
-    environment: Environment,
-    counted: &[(&CounterRequest<'_>, Count)],
-) -> Result<(), StoreError> {
+async fn write(scope: &mut Scope<'_>, counted: &[(&CounterRequest<'_>, Count)]) -> Result<(), StoreError> {
     let rows =
-        store::gate::counters::find(connection, counted.iter().map(|(need, _)| need.counter.key)).await?;
+        store::gate::counters::find(scope.connection, counted.iter().map(|(need, _)| need.counter.key))
+            .await?;
     let ids: BTreeMap<CounterKey, i64> = rows.iter().map(|row| (row.key, row.id)).collect();
     let (mut columns, mut lines) = (CounterColumns::default(), LineColumns::default());
     for (need, count) in counted {
@@ -170,9 +169,9 @@ async fn write(
             lines.push(store::gate::counters::id_of(&ids, &key.counter)?, *key, *line);
         }
     }
-    store::gate::counters::set(connection, &columns).await?;
+    store::gate::counters::set(scope.connection, &columns).await?;
     if !lines.is_empty() {
-        store::gate::hold_lines::write(connection, environment, &lines).await?;
+        store::gate::hold_lines::write(scope, &lines).await?;
     }
     Ok(())
 }
@@ -182,8 +181,7 @@ const COUNTED_TOGETHER_MAX: usize = 1_000;
 
 /// Counts from what was recorded, in a snapshot: those that differ in nothing but the subject together.
 async fn count_all<'n, 'a>(
-    snapshot: &mut PgConnection,
-    environment: Environment,
+    scope: &mut Scope<'_>,
     terms: &CatalogIndex,
     counter_requests: &[&'n CounterRequest<'a>],
 ) -> Result<Vec<(&'n CounterRequest<'a>, Count)>, StoreError> {
@@ -195,11 +193,11 @@ async fn count_all<'n, 'a>(
     let mut counted = Vec::with_capacity(counter_requests.len());
     for together in alike.values().flat_map(|counter_requests| counter_requests.chunks(COUNTED_TOGETHER_MAX))
     {
-        match count_together(snapshot, environment, terms, together).await? {
+        match count_together(scope, terms, together).await? {
             Some(counts) => counted.extend(together.iter().copied().zip(counts)),
             None => {
                 for need in together {
-                    counted.push((*need, count(snapshot, environment, terms, need).await?));
+                    counted.push((*need, count(scope, terms, need).await?));
                 }
             }
         }
@@ -209,8 +207,7 @@ async fn count_all<'n, 'a>(
 
 /// None where they are better counted one by one.
 async fn count_together(
-    snapshot: &mut PgConnection,
-    environment: Environment,
+    scope: &mut Scope<'_>,
     terms: &CatalogIndex,
     counter_requests: &[&CounterRequest<'_>],
 ) -> Result<Option<Vec<Count>>, StoreError> {
@@ -218,13 +215,13 @@ async fn count_together(
     let CounterSource::Limit(found) = first.counter_source else { return Ok(None) };
     let Some(stored) = terms.meter(&found.terms.limit.meter) else { return Ok(None) };
     let ids: Vec<i64> = counter_requests.iter().map(|need| need.counter.key.subject_id).collect();
-    let through = store::subjects::subject::paths_through(snapshot, &ids).await?;
+    let through = store::subjects::subject::paths_through(scope.connection, &ids).await?;
     let paths: Vec<i64> = through.keys().copied().collect();
     let query =
         UsageQuery { whose: GroupBySubject::EachPath, ..usage_query_for(&found, &first.counter, stored) };
     let bounds = [query.span.from, query.span.to];
-    let asked = MeterQuery::new(environment, stored, &query, UsageScope::Paths(&paths), &bounds);
-    let rows = reader::read(snapshot, &asked).await?;
+    let asked = MeterQuery::new(scope.environment, stored, &query, UsageScope::Paths(&paths), &bounds);
+    let rows = reader::read(scope.connection, &asked).await?;
     if rows.len() > USAGE_ROWS_MAX {
         // a whole tree on more paths than an answer has rows
         return Ok(None);
@@ -238,7 +235,8 @@ async fn count_together(
         }
     }
     let counted = first.counter.counted_span();
-    let open = store::gate::reservations::open_on_paths(snapshot, &paths, counted.from, counted.to).await?;
+    let open =
+        store::gate::reservations::open_on_paths(scope.connection, &paths, counted.from, counted.to).await?;
     let mut held: BTreeMap<i64, Vec<&Reservation>> = BTreeMap::new();
     for reservation in &open {
         for subject in through.get(&reservation.path_id).into_iter().flatten() {
@@ -252,7 +250,7 @@ async fn count_together(
         Count { used, paid: Total::default(), lines: lines(need, open) }
     };
     let mut counts: Vec<Count> = counter_requests.iter().map(count).collect();
-    for (count, paid) in counts.iter_mut().zip(paid(snapshot, counter_requests).await?) {
+    for (count, paid) in counts.iter_mut().zip(paid(scope.connection, counter_requests).await?) {
         count.paid = paid;
     }
     Ok(Some(counts))
@@ -272,8 +270,7 @@ async fn paid(
 
 /// Counts from what was recorded, in a snapshot.
 pub(crate) async fn count(
-    snapshot: &mut PgConnection,
-    environment: Environment,
+    scope: &mut Scope<'_>,
     terms: &CatalogIndex,
     need: &CounterRequest<'_>,
 ) -> Result<Count, StoreError> {
@@ -281,17 +278,18 @@ pub(crate) async fn count(
     let used = match need.counter_source {
         CounterSource::Limit(found) => {
             let query = usage_query_for(&found, &need.counter, stored);
-            reader::value(snapshot, environment, stored, &query).await?
+            reader::value(scope, stored, &query).await?
         }
         CounterSource::PricedUsage(priced_usage) => {
-            priced_usage::used(snapshot, environment, stored, &priced_usage, need.counter.period).await?
+            priced_usage::used(scope, stored, &priced_usage, need.counter.period).await?
         }
     };
     let counted = need.counter.counted_span();
     let names = [need.counter_source.member().subject.to_string()];
-    let paths = store::subjects::subject::path_ids(snapshot, environment, &names, true).await?;
-    let open = store::gate::reservations::open_on_paths(snapshot, &paths, counted.from, counted.to).await?;
-    let paid = paid(snapshot, &[need]).await?.first().copied().unwrap_or_default();
+    let paths = store::subjects::subject::path_ids(scope, &names, true).await?;
+    let open =
+        store::gate::reservations::open_on_paths(scope.connection, &paths, counted.from, counted.to).await?;
+    let paid = paid(scope.connection, &[need]).await?.first().copied().unwrap_or_default();
     Ok(Count { used, paid, lines: lines(need, open.iter()) })
 }
 
@@ -387,8 +385,8 @@ impl<'a> Additions<'a> {
             return Ok(Vec::new());
         }
         make_missing(transaction, &self.counter_requests).await?;
-        let BatchTransaction { connection, environment, now, .. } = transaction;
-        let (environment, now) = (*environment, *now);
+        let BatchTransaction { scope, now, .. } = transaction;
+        let now = *now;
         let closed: BTreeSet<CounterKey> = self
             .counter_requests
             .values()
@@ -399,7 +397,7 @@ impl<'a> Additions<'a> {
         let there: BTreeSet<CounterKey> = if closed.is_empty() {
             closed.clone()
         } else {
-            let rows = store::gate::counters::find(connection, closed.iter().copied()).await?;
+            let rows = store::gate::counters::find(scope.connection, closed.iter().copied()).await?;
             rows.into_iter().map(|row| row.key).collect()
         };
         let given: Vec<(WantedCounter, Total)> = self
@@ -411,7 +409,7 @@ impl<'a> Additions<'a> {
         if given.is_empty() {
             return Ok(Vec::new());
         }
-        store::gate::counters::add_used(connection, environment, &given).await
+        store::gate::counters::add_used(scope, &given).await
     }
 }
 
@@ -427,14 +425,14 @@ impl Engine {
         let mut connection = self.database().pool().acquire().await?;
         let now = self.inner.clock.now(environment, store::usage::now(&mut connection).await?);
         let before = now.saturating_sub(self.inner.settings.event_age_max + KEPT_MAX);
-        if !store::gate::counters::has_old(&mut connection, environment, before).await? {
+        if !store::gate::counters::has_old(&mut Scope::new(&mut connection, environment), before).await? {
             return Ok(false);
         }
         // whoever records may be about to add to them
         let mut transaction = connection.begin().await?;
-        store::configuration::lock_alone(&mut transaction, environment).await?;
-        let dropped =
-            store::gate::counters::delete_old(&mut transaction, environment, before, DROPPED_MAX).await?;
+        let scope = &mut Scope::new(&mut transaction, environment);
+        store::configuration::lock_alone(scope).await?;
+        let dropped = store::gate::counters::delete_old(scope, before, DROPPED_MAX).await?;
         transaction.commit().await?;
         Ok(dropped >= DROPPED_MAX.unsigned_abs())
     }

@@ -5,6 +5,7 @@
 //!
 //! The rules are those of the gate's state, and builds with assertions compare every batch with it.
 
+use crate::store::Scope;
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -22,7 +23,6 @@ use crate::store::StoreError;
 use crate::store::gate::fast_path::{
     self, CounterIncrease, Done, FastBatch, HeldLine, HoldConditions, StatementClock,
 };
-use metergate_domain::base::environment::Environment;
 use metergate_domain::base::quantity::{Quantity, Total};
 use metergate_domain::base::timestamp::Timestamp;
 use metergate_domain::gate::calls::{CallOutcome, GateAnswer};
@@ -73,15 +73,14 @@ impl FastPath {
 
     async fn next(
         &mut self,
-        connection: &mut PgConnection,
-        environment: Environment,
+        scope: &mut Scope<'_>,
         writer_context: &WriterContext,
     ) -> Result<NextBatch, StoreError> {
         if let Some(next) = self.next {
             return Ok(next);
         }
-        let (batch_id, now) = fast_path::next_batch(connection).await?;
-        let now = writer_context.clock.now(environment, now);
+        let (batch_id, now) = fast_path::next_batch(scope.connection).await?;
+        let now = writer_context.clock.now(scope.environment, now);
         Ok(*self.next.insert(NextBatch { batch_id, now, read_at: Instant::now() }))
     }
 
@@ -120,7 +119,7 @@ pub(super) async fn attempt(
         return Ok(None);
     }
     let Some(cache) = writer_context.caches.known(environment) else { return Ok(None) };
-    let next = fast_path.next(connection, environment, writer_context).await?;
+    let next = fast_path.next(&mut Scope::new(connection, environment), writer_context).await?;
     let clock = writer_context.clock.setting(environment);
     let caps = fast_path.caps.under(cache.versions.config);
     let plan = GatePlan::new(&cache.terms, caps, next.reckoned(clock));
@@ -131,7 +130,7 @@ pub(super) async fn attempt(
     fast_path.next = None;
     let batch_id = next.batch_id;
     let conditions = HoldConditions { batch_id, versions: cache.versions, clock };
-    let done = match fast_path::hold(connection, environment, conditions, &batch).await {
+    let done = match fast_path::hold(&mut Scope::new(connection, environment), conditions, &batch).await {
         Ok(Some(done)) => done,
         Ok(None) => {
             fast_path.doubt();

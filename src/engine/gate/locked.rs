@@ -3,6 +3,7 @@
 //! lock is held, come the keys of recorded events, which nobody else can want, and the ids of new
 //! reservations: whoever waits there waits only for a commit.
 
+use crate::store::Scope;
 use std::collections::{BTreeMap, BTreeSet};
 
 use sqlx::PgConnection;
@@ -39,18 +40,13 @@ pub(super) async fn attempt(
     let GateProcessor { environment, writer_context, reader, findings, unconfirmed_replies, fast_path } =
         processor;
     let (environment, writer_context) = (*environment, &*writer_context);
-    let opening = begin_recording(connection, environment).await?;
-    let cache = writer_context.caches.at(connection, environment, opening.versions).await?;
+    let mut scope = Scope::new(connection, environment);
+    let opening = begin_recording(&mut scope).await?;
+    let cache = writer_context.caches.at(&mut scope, opening.versions).await?;
     let terms = &cache.terms;
     let now = writer_context.clock.now(environment, opening.now);
-    let mut transaction = BatchTransaction {
-        connection,
-        reader,
-        environment,
-        cache: &cache,
-        now,
-        fresh: CacheUpdates::default(),
-    };
+    let mut transaction =
+        BatchTransaction { scope, reader, cache: &cache, now, fresh: CacheUpdates::default() };
 
     let calls: Vec<CheckedCall<'_>> = work.iter().map(|call| CheckedCall::of(call, terms)).collect();
     let mut context = BatchContext::gather(&mut transaction, &calls, findings).await?;
@@ -78,8 +74,8 @@ pub(super) async fn attempt(
     record_events(&mut transaction, &state, opening.batch_id).await?;
     locks.write(&mut transaction, &mut state).await?;
     refuse_twins(&mut transaction, work, &replies).await?;
-    let BatchTransaction { connection, fresh, .. } = transaction;
-    if let Err(why) = store::gate::batches::commit(connection, opening.batch_id).await {
+    let BatchTransaction { scope, fresh, .. } = transaction;
+    if let Err(why) = store::gate::batches::commit(scope.connection, opening.batch_id).await {
         tracing::debug!(%why, "commit");
         unconfirmed_replies.insert(opening.batch_id, replies);
         return Ok(Attempt::Unanswered { batch_id: opening.batch_id });
@@ -98,10 +94,10 @@ async fn read_gauges(
     needed: &NeededCounters<'_>,
     now: Timestamp,
 ) -> Result<Vec<(CounterKey, Counter)>, StoreError> {
-    let BatchTransaction { connection, environment, cache, .. } = transaction;
+    let BatchTransaction { scope, cache, .. } = transaction;
     let mut read = Vec::with_capacity(needed.gauges.len());
     for (key, need) in &needed.gauges {
-        let count = count(connection, *environment, &cache.terms, need).await?;
+        let count = count(scope, &cache.terms, need).await?;
         read.push((*key, count.counter(now)));
     }
     Ok(read)
@@ -124,13 +120,13 @@ impl<'a> Locks<'a> {
         holders: HolderSubscriptions,
     ) -> Result<Self, Interrupt> {
         make_missing(transaction, &needed.counters).await?;
-        let BatchTransaction { connection, environment, cache, now: began, .. } = transaction;
-        let (environment, began) = (*environment, *began);
+        let BatchTransaction { scope, cache, now: began, .. } = transaction;
+        let (environment, began) = (scope.environment, *began);
         let (rows, locked_at) =
-            store::gate::counters::lock(connection, needed.counters.keys().copied()).await?;
+            store::gate::counters::lock(scope.connection, needed.counters.keys().copied()).await?;
         let wallet_loader =
             WalletLoader { environment, terms: &cache.terms, clock: &writer_context.clock, began };
-        let batch_wallets = BatchWallets::open(connection, wallet_loader, holders).await?;
+        let batch_wallets = BatchWallets::open(scope.connection, wallet_loader, holders).await?;
         let now = batch_wallets.not_before(writer_context.clock.now(environment, locked_at).max(began));
         // a period may have turned over while others held the locks
         if needed.until.is_some_and(|end| end <= now) {
@@ -147,7 +143,7 @@ impl<'a> Locks<'a> {
         state: &mut GateState<'_>,
     ) -> Result<(), Interrupt> {
         state.counters.extend(self.rows.iter().map(|row| (row.key, Counter::from(row))));
-        let mut charged: Vec<Uuid> = self.give_back_expired(transaction.connection, state).await?;
+        let mut charged: Vec<Uuid> = self.give_back_expired(transaction.scope.connection, state).await?;
         charged.extend(self.batch_wallets.lend(state));
         charged.retain(|key| !state.reservations.contains_key(key));
         if !charged.is_empty() {
@@ -194,12 +190,12 @@ impl<'a> Locks<'a> {
         transaction: &mut BatchTransaction<'_>,
         state: &mut GateState<'_>,
     ) -> Result<(), Interrupt> {
-        let BatchTransaction { connection, environment, .. } = transaction;
+        let scope = &mut transaction.scope;
         let writes = self.writes(state)?;
-        if store::gate::gate_writes::write(connection, *environment, &writes).await? < writes.made.len() {
+        if store::gate::gate_writes::write(scope, &writes).await? < writes.made.len() {
             return Err(Recheck::Reservations.into());
         }
-        Ok(self.batch_wallets.write(connection, state).await?)
+        Ok(self.batch_wallets.write(scope.connection, state).await?)
     }
 
     fn writes<'s>(&self, state: &'s GateState<'_>) -> Result<GateWrites<'s>, StoreError> {
@@ -268,8 +264,7 @@ async fn refuse_twins(
         _ => None,
     };
     let denied: Vec<Uuid> = work.iter().zip(replies).filter_map(denied).collect();
-    let BatchTransaction { connection, environment, .. } = transaction;
-    if !denied.is_empty() && store::gate::reservations::exist(connection, *environment, &denied).await? {
+    if !denied.is_empty() && store::gate::reservations::exist(&mut transaction.scope, &denied).await? {
         return Err(Recheck::Reservations.into());
     }
     Ok(())
@@ -285,16 +280,16 @@ async fn record_events(
     if state.entries.is_empty() {
         return Ok(());
     }
-    let BatchTransaction { connection, environment, .. } = transaction;
+    let scope = &mut transaction.scope;
     let keys = event_keys(state);
-    let inserted = store::usage::events::insert_keys(connection, *environment, batch_id, &keys).await?;
+    let inserted = store::usage::events::insert_keys(scope, batch_id, &keys).await?;
     if inserted < keys.keys.len() as u64 {
-        let rows = store::usage::events::find_keys(connection, *environment, &keys.keys).await?;
+        let rows = store::usage::events::find_keys(scope, &keys.keys).await?;
         let others = rows.into_iter().filter(|row| row.batch_id != batch_id);
         return Err(Recheck::EventIds(others.map(|row| row.key).collect()).into());
     }
     let columns = event_columns(state)?;
-    Ok(store::usage::events::insert_batch(connection, *environment, batch_id, &columns).await?)
+    Ok(store::usage::events::insert_batch(scope, batch_id, &columns).await?)
 }
 
 fn event_keys(state: &GateState<'_>) -> KeyColumns {

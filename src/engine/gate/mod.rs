@@ -8,6 +8,7 @@ mod fast_path;
 mod locked;
 mod routing;
 
+use crate::store::Scope;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
@@ -373,7 +374,9 @@ impl Engine {
         loop {
             let mut snapshot = store::usage::snapshot(self.database().pool()).await?;
             let now = self.inner.clock.now(environment, store::usage::now(&mut snapshot).await?);
-            if !store::gate::reservations::has_due_charges(&mut snapshot, environment, now).await? {
+            if !store::gate::reservations::has_due_charges(&mut Scope::new(&mut snapshot, environment), now)
+                .await?
+            {
                 return Ok(snapshot);
             }
             drop(snapshot);
@@ -389,7 +392,9 @@ impl Engine {
     ) -> Result<ReservationView, EngineError> {
         let mut connection = self.database().pool().acquire().await?;
         let now = self.inner.clock.now(environment, store::usage::now(&mut connection).await?);
-        let found = store::gate::reservations::find(&mut connection, environment, key_of(id)).await?;
+        let found =
+            store::gate::reservations::find(&mut Scope::new(&mut connection, environment), key_of(id))
+                .await?;
         let found = found.ok_or_else(not_found)?;
         let mut names = store::subjects::subject::path_names(&mut connection, &[found.path_id]).await?;
         Ok(ReservationView::of(&found, names.remove(&found.path_id).unwrap_or_default(), now))
@@ -404,19 +409,20 @@ impl Engine {
     ) -> Result<Page<ReservationView>, EngineError> {
         let after = page.place()?.map(|(created_at, key)| ReservationCursor { created_at, key });
         let mut snapshot = store::usage::snapshot(self.database().pool()).await?;
-        let now = self.inner.clock.now(environment, store::usage::now(&mut snapshot).await?);
+        let scope = &mut Scope::new(&mut snapshot, environment);
+        let now = self.inner.clock.now(environment, store::usage::now(scope.connection).await?);
         let paths = match &filter.subject {
             None => None,
             Some(subject) => {
                 let names = [subject.to_string()];
-                Some(store::subjects::subject::path_ids(&mut snapshot, environment, &names, false).await?)
+                Some(store::subjects::subject::path_ids(scope, &names, false).await?)
             }
         };
         let asked = PageOf { paths, status: filter.status, after, limit: page.rows_max() };
-        let rows = store::gate::reservations::list(&mut snapshot, environment, &asked, now).await?;
+        let rows = store::gate::reservations::list(scope, &asked, now).await?;
         let page = Page::from_rows(rows, page.limit, |row| (row.created_at, row.key));
         let ids: Vec<i64> = page.data.iter().map(|row| row.path_id).collect();
-        let names = store::subjects::subject::path_names(&mut snapshot, &ids).await?;
+        let names = store::subjects::subject::path_names(scope.connection, &ids).await?;
         snapshot.commit().await?;
         let path_of = |row: &Reservation| names.get(&row.path_id).cloned().unwrap_or_default();
         Ok(page.map(|row| ReservationView::of(&row, path_of(&row), now)))

@@ -2,10 +2,10 @@
 //! replica at a time. Each in a transaction of its own, so that whatever ends in the middle leaves
 //! nothing half.
 
+use crate::store::Scope;
 use std::collections::BTreeSet;
 
 use serde::Serialize;
-use sqlx::PgConnection;
 use uuid::Uuid;
 
 use super::drafting::InvoiceDraft;
@@ -33,13 +33,14 @@ impl Engine {
         let engine = self.clone();
         detached(async move {
             let mut lock = engine.database().connect_writer().await?;
-            if !store::invoicing::try_lock(&mut lock, environment).await? {
+            let scope = &mut Scope::new(&mut lock, environment);
+            if !store::invoicing::try_lock(scope).await? {
                 sqlx::Connection::close(lock).await.map_err(StoreError::from)?;
                 return Ok(BillingRun::default());
             }
             let billed = engine.bill_locked(environment).await;
             // else it goes with the connection
-            if store::invoicing::unlock(&mut lock, environment).await.is_ok() {
+            if store::invoicing::unlock(scope).await.is_ok() {
                 sqlx::Connection::close(lock).await.ok();
             }
             billed
@@ -53,15 +54,16 @@ impl Engine {
         let mut billed = BillingRun::default();
         let mut connection = self.database().pool().acquire().await?;
         let now = self.inner.clock.now(environment, store::usage::now(&mut connection).await?);
-        let mut plans = PlanHistory::read(&mut connection, environment).await?;
-        let payers = store::invoicing::payers(&mut connection, environment, &plans.priced(), now).await?;
+        let scope = &mut Scope::new(&mut connection, environment);
+        let mut plans = PlanHistory::read(scope).await?;
+        let payers = store::invoicing::payers(scope, &plans.priced(), now).await?;
         for payer in payers {
-            billed.opened += self.open_drafts(&mut connection, &mut plans, payer, now).await?;
+            billed.opened += self.open_drafts(scope.connection, &mut plans, payer, now).await?;
         }
         let ended_by = now.saturating_sub(self.inner.settings.late_grace);
         loop {
             let limit = INVOICES_PER_LOOK_MAX;
-            let due = store::invoicing::due(&mut connection, environment, ended_by, limit).await?;
+            let due = store::invoicing::due(scope, ended_by, limit).await?;
             let mut settled = 0;
             for id in &due {
                 settled += usize::from(self.finalize(environment, *id, &mut billed).await?);
@@ -82,13 +84,13 @@ impl Engine {
         while self.sweep(environment).await? {}
         let begin = "begin isolation level repeatable read";
         let mut transaction = self.database().pool().begin_with(begin).await?;
-        let connection: &mut PgConnection = &mut transaction;
-        let Some(row) = store::invoicing::find(connection, environment, id).await? else { return Ok(true) };
+        let scope = &mut Scope::new(&mut transaction, environment);
+        let Some(row) = store::invoicing::find(scope, id).await? else { return Ok(true) };
         if row.numbered.is_some() {
             return Ok(true);
         }
-        let now = self.inner.clock.now(environment, store::usage::now(connection).await?);
-        let draft = self.draft(connection, environment, &row).await?;
+        let now = self.inner.clock.now(environment, store::usage::now(scope.connection).await?);
+        let draft = self.draft(scope, &row).await?;
         let is_empty = draft.is_empty();
         let InvoiceDraft { period, terms, lines, currencies } = draft;
         if period.to.saturating_add(self.inner.settings.late_grace) > now {
@@ -96,11 +98,11 @@ impl Engine {
             return Ok(false);
         }
         if is_empty {
-            store::invoicing::drop_draft(connection, id).await?;
+            store::invoicing::drop_draft(scope.connection, id).await?;
         } else {
             let (period_to, total) = (period.to, &total(&lines));
             let invoice = FinalInvoice { id, period_to, terms: &terms, lines: &lines, total, at: now };
-            let number = store::invoicing::finalize(connection, environment, invoice).await?;
+            let number = store::invoicing::finalize(scope, invoice).await?;
             billed.finalized += u64::from(number.is_some());
             // the period is settled with the first of its invoices: what is billed in another currency has its
             // draft by then
@@ -108,8 +110,7 @@ impl Engine {
             let others: BTreeSet<Currency> =
                 currencies.into_iter().filter(|currency| *currency != row.currency).collect();
             let openings: Vec<DraftOpening> = DraftOpening::each(&others, period).collect();
-            billed.opened +=
-                store::invoicing::open_drafts(connection, environment, payer, &openings, now).await?;
+            billed.opened += store::invoicing::open_drafts(scope, payer, &openings, now).await?;
         }
         transaction.commit().await?;
         Ok(true)

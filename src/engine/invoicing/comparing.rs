@@ -1,6 +1,7 @@
 //! Ours against the biller's, line by line. A price of ours is the biller's that it names, else whatever
 //! bills the meter that its usage is exported to.
 
+use crate::store::Scope;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
@@ -102,15 +103,15 @@ impl Engine {
             ));
         };
         let mut snapshot = self.settled_snapshot(environment).await?;
-        let row =
-            store::invoicing::find(&mut snapshot, environment, id).await?.ok_or_else(|| not_found(id))?;
-        let meters = store::catalog::meters(&mut snapshot, environment).await?;
-        let now = self.inner.clock.now(environment, store::usage::now(&mut snapshot).await?);
+        let scope = &mut Scope::new(&mut snapshot, environment);
+        let row = store::invoicing::find(scope, id).await?.ok_or_else(|| not_found(id))?;
+        let meters = store::catalog::meters(scope).await?;
+        let now = self.inner.clock.now(environment, store::usage::now(scope.connection).await?);
         let followed =
-            store::subjects::stripe_subscriptions::of_subject(&mut snapshot, row.subject_id).await?;
+            store::subjects::stripe_subscriptions::of_subject(scope.connection, row.subject_id).await?;
         let followed = followed.into_iter().find(|followed| followed.governs);
         let is_under_way = row.numbered.is_none() && row.period.contains(now);
-        let (shown, terms) = self.shown(&mut snapshot, environment, row.clone()).await?;
+        let (shown, terms) = self.shown(scope, row.clone()).await?;
         // the biller may take its time
         snapshot.commit().await?;
         let source = match (&row.provider, followed) {

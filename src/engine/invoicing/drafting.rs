@@ -1,5 +1,6 @@
 //! Drafts: which a customer should have, and what each says.
 
+use crate::store::Scope;
 use std::collections::BTreeSet;
 use std::time::Duration;
 
@@ -47,15 +48,16 @@ impl Engine {
         subject: &str,
     ) -> Result<(), EngineError> {
         let mut connection = self.database().pool().acquire().await?;
-        let now = self.inner.clock.now(environment, store::usage::now(&mut connection).await?);
-        let Some(row) = store::subjects::subject::find(&mut connection, environment, subject).await? else {
+        let scope = &mut Scope::new(&mut connection, environment);
+        let now = self.inner.clock.now(environment, store::usage::now(scope.connection).await?);
+        let Some(row) = store::subjects::subject::find(scope, subject).await? else {
             return Ok(());
         };
-        let mappings = store::subjects::customer_mappings::of_subject(&mut connection, row.id).await?;
-        let mut plans = PlanHistory::read(&mut connection, environment).await?;
+        let mappings = store::subjects::customer_mappings::of_subject(scope.connection, row.id).await?;
+        let mut plans = PlanHistory::read(scope).await?;
         for customer_id in mappings.customers() {
             let payer = Payer { customer_id, subject_id: row.id };
-            self.open_drafts(&mut connection, &mut plans, payer, now).await?;
+            self.open_drafts(scope.connection, &mut plans, payer, now).await?;
         }
         Ok(())
     }
@@ -94,8 +96,13 @@ impl Engine {
             );
             openings.extend(DraftOpening::each(&currencies, span));
         }
-        let opened =
-            store::invoicing::set_drafts(&mut transaction, environment, payer, &openings, now).await?;
+        let opened = store::invoicing::set_drafts(
+            &mut Scope::new(&mut transaction, environment),
+            payer,
+            &openings,
+            now,
+        )
+        .await?;
         transaction.commit().await?;
         Ok(opened)
     }
@@ -107,49 +114,48 @@ impl Engine {
     }
 
     /// When what was taken back happened that no invoice of a customer knows of yet.
-    async fn taken_back(
-        &self,
-        snapshot: &mut PgConnection,
-        environment: Environment,
-        payer: Payer,
-    ) -> Result<Vec<Timestamp>, EngineError> {
-        let Some((_, numbered_at)) = store::invoicing::billed_until(snapshot, payer).await? else {
+    async fn taken_back(&self, scope: &mut Scope<'_>, payer: Payer) -> Result<Vec<Timestamp>, EngineError> {
+        let Some((_, numbered_at)) = store::invoicing::billed_until(scope.connection, payer).await? else {
             return Ok(Vec::new());
         };
         // looking at some twice does no harm: a correction is a difference
         let since = numbered_at.saturating_sub(VOIDS_MARGIN);
-        Ok(store::usage::customer_usage::taken_back_since(snapshot, environment, payer.customer_id, since)
-            .await?)
+        Ok(store::usage::customer_usage::taken_back_since(scope, payer.customer_id, since).await?)
     }
 
     /// What a draft comes to now.
     pub(super) async fn draft(
         &self,
-        snapshot: &mut PgConnection,
-        environment: Environment,
+        scope: &mut Scope<'_>,
         row: &InvoiceRow,
     ) -> Result<InvoiceDraft, EngineError> {
-        let now = self.inner.clock.now(environment, store::usage::now(snapshot).await?);
-        let mut plans = PlanHistory::read(snapshot, environment).await?;
+        let now = self.inner.clock.now(scope.environment, store::usage::now(scope.connection).await?);
+        let mut plans = PlanHistory::read(scope).await?;
         let payer = Payer { customer_id: row.customer_id, subject_id: row.subject_id };
-        let book = BillingHistory::read(snapshot, &mut plans, payer).await?;
-        let times = self.taken_back(snapshot, environment, payer).await?;
+        let book = BillingHistory::read(scope.connection, &mut plans, payer).await?;
+        let times = self.taken_back(scope, payer).await?;
         let since = self.corrected_since(row.period.from);
         let oldest = times.iter().copied().min().unwrap_or(since);
         // all that it may correct, and all that have corrected those
-        let mut others = store::invoicing::of_payer(snapshot, payer, since.min(oldest)).await?;
+        let mut others = store::invoicing::of_payer(scope.connection, payer, since.min(oldest)).await?;
         others.retain(|other| other.id != row.id);
-        let found = book.periods(snapshot, now).await?;
+        let found = book.periods(scope.connection, now).await?;
         let found = found.into_iter().find(|period| period.span.from == row.period.from);
         let BillingPeriod { span: period, intervals } =
             found.unwrap_or_else(|| begun(&book, row.period, &others));
-        let currencies = plans.currencies(snapshot, &intervals).await?;
-        let terms = plans.terms(snapshot, &intervals, row.currency, book.owes_fixed_fees(period)).await?;
-        let meters = store::catalog::meters(snapshot, environment).await?;
-        let paths = store::usage::customer_usage::paths(snapshot, row.customer_id, row.subject_id).await?;
-        let rater =
-            InvoiceRater { environment, customer_id: row.customer_id, meters: &meters, paths: &paths };
-        let mut lines = rater.lines(snapshot, &terms, row.currency).await?;
+        let currencies = plans.currencies(scope.connection, &intervals).await?;
+        let terms =
+            plans.terms(scope.connection, &intervals, row.currency, book.owes_fixed_fees(period)).await?;
+        let meters = store::catalog::meters(scope).await?;
+        let paths =
+            store::usage::customer_usage::paths(scope.connection, row.customer_id, row.subject_id).await?;
+        let rater = InvoiceRater {
+            environment: scope.environment,
+            customer_id: row.customer_id,
+            meters: &meters,
+            paths: &paths,
+        };
+        let mut lines = rater.lines(scope.connection, &terms, row.currency).await?;
         lines.retain(|line| !line.is_kept_to());
         others.retain(|other| other.currency == row.currency);
         // an older draft has what is to be corrected
@@ -157,7 +163,7 @@ impl Engine {
             let may_differ = |other: &InvoiceRow| {
                 other.period.to > since || times.iter().any(|at| other.period.contains(*at))
             };
-            lines.extend(corrections(snapshot, &rater, &others, may_differ, row.currency).await?);
+            lines.extend(corrections(scope.connection, &rater, &others, may_differ, row.currency).await?);
         }
         Ok(InvoiceDraft { period, terms, lines, currencies })
     }
@@ -177,7 +183,7 @@ async fn used_in(
     if !store::usage::customer_usage::is_any(connection, whose).await? {
         return Ok(used);
     }
-    let meters = store::catalog::meters(connection, environment).await?;
+    let meters = store::catalog::meters(&mut Scope::new(connection, environment)).await?;
     let rater = InvoiceRater { environment, customer_id, meters: &meters, paths: &paths };
     for currency in plans.currencies(connection, &period.intervals).await? {
         let terms = plans.terms(connection, &period.intervals, currency, false).await?;

@@ -10,8 +10,8 @@ mod plan_history;
 mod rating;
 mod upcoming;
 
+use crate::store::Scope;
 use serde::Serialize;
-use sqlx::PgConnection;
 use uuid::Uuid;
 
 pub use billing::BillingRun;
@@ -96,30 +96,35 @@ impl Engine {
             self.open_drafts_of(environment, subject.as_str()).await?;
         }
         let mut connection = self.database().pool().acquire().await?;
-        let rows =
-            store::invoicing::list(&mut connection, environment, filter, before, page.rows_max()).await?;
+        let rows = store::invoicing::list(
+            &mut Scope::new(&mut connection, environment),
+            filter,
+            before,
+            page.rows_max(),
+        )
+        .await?;
         Ok(Page::from_rows(rows, page.limit, |row| (row.created_at, row.id)).map(|row| self.listed(row)))
     }
 
     pub async fn get_invoice(&self, environment: Environment, id: Uuid) -> Result<InvoiceView, EngineError> {
         let mut snapshot = self.settled_snapshot(environment).await?;
-        let row = store::invoicing::find(&mut snapshot, environment, id).await?;
+        let scope = &mut Scope::new(&mut snapshot, environment);
+        let row = store::invoicing::find(scope, id).await?;
         let row = row.ok_or_else(|| not_found(id))?;
-        let (shown, _) = self.shown(&mut snapshot, environment, row).await?;
+        let (shown, _) = self.shown(scope, row).await?;
         Ok(shown)
     }
 
     /// An invoice with its lines, and by what those were rated.
     async fn shown(
         &self,
-        snapshot: &mut PgConnection,
-        environment: Environment,
+        scope: &mut Scope<'_>,
         row: InvoiceRow,
     ) -> Result<(InvoiceView, Vec<RatingTerms>), EngineError> {
         let (period, terms, lines) = if let Some(Numbered { terms, lines, .. }) = &row.numbered {
             (row.period, terms.clone(), lines.clone())
         } else {
-            let InvoiceDraft { period, terms, lines, .. } = self.draft(snapshot, environment, &row).await?;
+            let InvoiceDraft { period, terms, lines, .. } = self.draft(scope, &row).await?;
             (period, terms, lines)
         };
         let total = total(&lines);
@@ -153,13 +158,9 @@ impl Engine {
     }
 }
 
-async fn payer_of(
-    connection: &mut PgConnection,
-    environment: Environment,
-    subject: &str,
-) -> Result<Option<Payer>, EngineError> {
-    let Some(row) = store::subjects::subject::find(connection, environment, subject).await? else {
+async fn payer_of(scope: &mut Scope<'_>, subject: &str) -> Result<Option<Payer>, EngineError> {
+    let Some(row) = store::subjects::subject::find(scope, subject).await? else {
         return Ok(None);
     };
-    Ok(store::invoicing::payer(connection, row.id).await?)
+    Ok(store::invoicing::payer(scope.connection, row.id).await?)
 }

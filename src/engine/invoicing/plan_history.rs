@@ -1,6 +1,7 @@
 //! The plans that periods are rated by: their prices and commitments, as the catalog and the subscription have
 //! them.
 
+use crate::store::Scope;
 use std::collections::{BTreeMap, BTreeSet};
 
 use sqlx::PgConnection;
@@ -26,12 +27,9 @@ pub(super) struct PlanHistory {
 }
 
 impl PlanHistory {
-    pub(super) async fn read(
-        connection: &mut PgConnection,
-        environment: Environment,
-    ) -> Result<Self, EngineError> {
-        let (catalog, _) = store::catalog::current(connection, environment).await?;
-        Ok(Self { environment, catalog, gone: BTreeMap::new() })
+    pub(super) async fn read(scope: &mut Scope<'_>) -> Result<Self, EngineError> {
+        let (catalog, _) = store::catalog::current(scope).await?;
+        Ok(Self { environment: scope.environment, catalog, gone: BTreeMap::new() })
     }
 
     /// The keys of those that have prices.
@@ -51,7 +49,9 @@ impl PlanHistory {
         key: &PlanKey,
     ) -> Result<Option<&Plan>, EngineError> {
         if self.catalog.plan(key).is_none() && !self.gone.contains_key(key) {
-            let last = store::catalog::last_with_plan(connection, self.environment, key.as_str()).await?;
+            let last =
+                store::catalog::last_with_plan(&mut Scope::new(connection, self.environment), key.as_str())
+                    .await?;
             self.gone.insert(key.clone(), last.and_then(|catalog| catalog.plan(key).cloned()));
         }
         Ok(self.catalog.plan(key).or_else(|| self.gone.get(key)?.as_ref()))

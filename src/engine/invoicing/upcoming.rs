@@ -1,6 +1,6 @@
 //! The draft of the period that is under way; where there is none, why.
 
-use sqlx::PgConnection;
+use crate::store::Scope;
 use uuid::Uuid;
 
 use super::billing_history::BillingHistory;
@@ -30,14 +30,15 @@ impl Engine {
     ) -> Result<Uuid, EngineError> {
         self.open_drafts_of(environment, subject.as_str()).await?;
         let mut connection = self.database().pool().acquire().await?;
-        let now = self.inner.clock.now(environment, store::usage::now(&mut connection).await?);
-        let payer = payer_of(&mut connection, environment, subject.as_str()).await?;
+        let scope = &mut Scope::new(&mut connection, environment);
+        let now = self.inner.clock.now(environment, store::usage::now(scope.connection).await?);
+        let payer = payer_of(scope, subject.as_str()).await?;
         if let Some(payer) = payer
-            && let Some(id) = self.first(&mut connection, environment, payer, now).await?
+            && let Some(id) = self.first(scope, payer, now).await?
         {
             return Ok(id);
         }
-        let detail = why_none(&mut connection, environment, subject, payer, now).await?;
+        let detail = why_none(scope, subject, payer, now).await?;
         Err(EngineError::NotFound { code: "no_upcoming_invoice", detail })
     }
 
@@ -45,23 +46,22 @@ impl Engine {
     /// force, else the first that has something to say.
     async fn first(
         &self,
-        connection: &mut PgConnection,
-        environment: Environment,
+        scope: &mut Scope<'_>,
         payer: Payer,
         now: Timestamp,
     ) -> Result<Option<Uuid>, EngineError> {
-        let mut present = store::invoicing::of_payer(connection, payer, now).await?;
+        let mut present = store::invoicing::of_payer(scope.connection, payer, now).await?;
         present.retain(|row| row.numbered.is_none() && row.period.contains(now));
-        let mut plans = PlanHistory::read(connection, environment).await?;
-        let book = BillingHistory::read(connection, &mut plans, payer).await?;
+        let mut plans = PlanHistory::read(scope).await?;
+        let book = BillingHistory::read(scope.connection, &mut plans, payer).await?;
         if let Some(plan_change) = book.timeline.at(now).filter(|plan_change| plan_change.is_billed()) {
-            let currency = plans.currency_of(connection, &plan_change.plan, &plan_change.own).await?;
+            let currency = plans.currency_of(scope.connection, &plan_change.plan, &plan_change.own).await?;
             if let Some(row) = present.iter().find(|row| Some(row.currency) == currency) {
                 return Ok(Some(row.id));
             }
         }
         for row in &present {
-            if !self.draft(connection, environment, row).await?.is_empty() {
+            if !self.draft(scope, row).await?.is_empty() {
                 return Ok(Some(row.id));
             }
         }
@@ -70,8 +70,7 @@ impl Engine {
 }
 
 async fn why_none(
-    connection: &mut PgConnection,
-    environment: Environment,
+    scope: &mut Scope<'_>,
     subject: &SubjectId,
     payer: Option<Payer>,
     now: Timestamp,
@@ -79,14 +78,14 @@ async fn why_none(
     let Some(payer) = payer else {
         return Ok(format!("`{subject}` is mapped to no customer: give it a `stripe_customer_id`"));
     };
-    let mut plans = PlanHistory::read(connection, environment).await?;
-    let book = BillingHistory::read(connection, &mut plans, payer).await?;
+    let mut plans = PlanHistory::read(scope).await?;
+    let book = BillingHistory::read(scope.connection, &mut plans, payer).await?;
     let Some(plan_change) = book.timeline.at(now) else {
         return Ok(format!(
             "neither `{subject}` nor a subject above it is on a plan with prices: put it on one"
         ));
     };
-    if !plans.rate_any(connection, std::slice::from_ref(plan_change)).await? {
+    if !plans.rate_any(scope.connection, std::slice::from_ref(plan_change)).await? {
         return Ok(format!("the plan `{}` has no prices: put `{subject}` on one that has", plan_change.plan));
     }
     if !plan_change.is_billed() {

@@ -2,13 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use sqlx::PgConnection;
-
 use crate::engine::usage::reader;
+use crate::store::Scope;
 use crate::store::StoreError;
 use crate::store::usage::MeterQuery;
 use crate::store::usage::fees::{Fee, SliceFee, fees};
-use metergate_domain::base::environment::Environment;
 use metergate_domain::base::quantity::Total;
 use metergate_domain::base::window::Span;
 use metergate_domain::catalog::meter::StoredMeter;
@@ -19,8 +17,7 @@ use metergate_domain::usage::query::{Subjects, UsageQuery};
 
 /// Returns the use that a price rated in a period, by the subject and all below it.
 pub(crate) async fn used(
-    snapshot: &mut PgConnection,
-    environment: Environment,
+    scope: &mut Scope<'_>,
     stored: &StoredMeter,
     priced_usage: &PricedUsage<'_>,
     period: Span,
@@ -28,27 +25,27 @@ pub(crate) async fn used(
     let Some(query) = level(priced_usage, stored, period) else { return Ok(Total::default()) };
     let slice = priced_usage.slice;
     if !slice.aggregation.is_reservable() {
-        return reader::value(snapshot, environment, stored, &query).await;
+        return reader::value(scope, stored, &query).await;
     }
     // a price rates what no price before it rates
     let rivals: Vec<&Price> = slice.rated.rivals().collect();
     let own = rivals.len();
     let slices = rivals.into_iter().chain([slice.price]).map(Price::slice).collect();
     let query = UsageQuery { filter: BTreeMap::new(), slices, ..query };
-    let paths = reader::paths(snapshot, environment, &query).await?;
+    let paths = reader::paths(scope, &query).await?;
     let bounds = [query.span.from, query.span.to];
-    let scope = reader::scope(paths.as_deref());
-    let question = MeterQuery::new(environment, stored, &query, scope, &bounds);
+    let usage = reader::usage_scope(paths.as_deref());
+    let question = MeterQuery::new(scope.environment, stored, &query, usage, &bounds);
     match (priced_usage.measure, Fee::of(&slice.price.model)) {
         (CapMeasure::Quantity, _) => {
-            let found = reader::read(snapshot, &question).await?;
+            let found = reader::read(scope.connection, &question).await?;
             let own = found.into_iter().find(|((_, group), _)| group.slice == Some(own));
             Ok(own.and_then(|(_, found)| found.sum).unwrap_or_default())
         }
         (CapMeasure::Fees | CapMeasure::Excess, None) => Ok(Total::default()),
         (measure, Some(fee)) => {
             let own = SliceFee { slice: own, fee, counted_as: Some(measure) };
-            let found = fees(snapshot, &question, &[own]).await?;
+            let found = fees(scope.connection, &question, &[own]).await?;
             Ok(found.into_values().next().map_or(Total::default(), |fees| fees.quantity_above()))
         }
     }

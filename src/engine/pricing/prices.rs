@@ -1,5 +1,6 @@
 //! Quotes, and the exchange rates that they may need.
 
+use crate::store::Scope;
 use serde_json::Value;
 
 use crate::engine::change::ChangeTransaction;
@@ -21,8 +22,9 @@ impl Engine {
         request: &QuoteRequest,
     ) -> Result<Quote, EngineError> {
         let mut snapshot = store::usage::snapshot(self.database().pool()).await?;
-        let (versions, now) = configuration::versions(&mut snapshot, environment).await?;
-        let known = self.inner.caches.at(&mut snapshot, environment, versions).await?;
+        let scope = &mut Scope::new(&mut snapshot, environment);
+        let (versions, now) = configuration::versions(scope).await?;
+        let known = self.inner.caches.at(scope, versions).await?;
         snapshot.commit().await?;
         let now = self.inner.clock.now(environment, now);
         Ok(request.rate(&known.terms.catalog, &known.terms.rates, now)?)
@@ -37,9 +39,9 @@ impl Engine {
         let (database, clock) = (self.database().clone(), self.inner.clock.clone());
         detached(async move {
             let mut change = ChangeTransaction::begin(database.pool(), environment, &clock).await?;
-            configuration::raise_catalog_version(&mut change.transaction, environment).await?;
+            configuration::raise_catalog_version(&mut change.scope()).await?;
             let rates = ExchangeRate::read_all(body, change.now)?;
-            store::pricing::exchange_rates::put(&mut change.transaction, environment, &rates).await?;
+            store::pricing::exchange_rates::put(&mut change.scope(), &rates).await?;
             change.commit().await?;
             Ok(rates)
         })
@@ -56,7 +58,8 @@ impl Engine {
         let after = page.place()?.map(|pair| parse(pair).ok_or_else(cursor::unknown)).transpose()?;
         let mut connection = self.database().pool().acquire().await?;
         let now = self.inner.clock.now(environment, store::usage::now(&mut connection).await?);
-        let rates = store::pricing::exchange_rates::all(&mut connection, environment).await?;
+        let rates =
+            store::pricing::exchange_rates::all(&mut Scope::new(&mut connection, environment)).await?;
         let rest = rates.in_force(now).filter(|rate| after.is_none_or(|after| (rate.from, rate.to) > after));
         let rates: Vec<ExchangeRate> = rest.take(page.rows_max() as usize).cloned().collect();
         Ok(Page::from_rows(rates, page.limit, |rate| (rate.from, rate.to)))

@@ -75,14 +75,12 @@ impl Engine {
         detached(async move {
             let mut change = ChangeTransaction::begin(database.pool(), environment, &clock).await?;
             let names = [name.to_string()];
-            store::subjects::subject::insert_missing(&mut change.transaction, environment, &names).await?;
-            let paths =
-                store::subjects::subject::paths(&mut change.transaction, environment, Which::Of(&names))
-                    .await?;
+            store::subjects::subject::insert_missing(&mut change.scope(), &names).await?;
+            let paths = store::subjects::subject::paths(&mut change.scope(), Which::Of(&names)).await?;
             let vanished = || EngineError::Internal("a subject vanished".to_owned());
             let path = paths.into_iter().next().ok_or_else(vanished)?;
             let member = path.members.first().ok_or_else(vanished)?;
-            let terms = environment_cache::catalog_index(&mut change.transaction, environment).await?;
+            let terms = environment_cache::catalog_index(&mut change.scope()).await?;
             let now = change.time_of_change().await?;
             validate_spend_caps(&terms, &path, &caps, now)?;
             let since = |cap: &SpendCap| {
@@ -94,13 +92,7 @@ impl Engine {
             };
             let caps: Vec<CapTerms> =
                 caps.iter().map(|cap| CapTerms { cap: cap.clone(), since: since(cap) }).collect();
-            store::pricing::spend_caps::replace(
-                &mut change.transaction,
-                environment,
-                member.subject_id,
-                &caps,
-            )
-            .await?;
+            store::pricing::spend_caps::replace(&mut change.scope(), member.subject_id, &caps).await?;
             Ok(change.commit().await?)
         })
         .await?;
@@ -148,9 +140,9 @@ impl Engine {
 
 /// Whether nobody stands below a subject, or ever stood.
 async fn stands_alone(snapshot: &mut ReadSnapshot, subject: &SubjectId) -> Result<bool, StoreError> {
-    let (environment, names) = (snapshot.environment, [subject.to_string()]);
-    let own = store::subjects::subject::path_ids(&mut snapshot.snapshot, environment, &names, false).await?;
-    let all = store::subjects::subject::path_ids(&mut snapshot.snapshot, environment, &names, true).await?;
+    let (scope, names) = (&mut snapshot.scope(), [subject.to_string()]);
+    let own = store::subjects::subject::path_ids(scope, &names, false).await?;
+    let all = store::subjects::subject::path_ids(scope, &names, true).await?;
     Ok(all.len() == own.len())
 }
 

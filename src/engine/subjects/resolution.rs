@@ -1,10 +1,11 @@
 //! Resolution of subjects to paths: found, made at their first contact, and put on the default plan where
 //! nobody on their path ever had a subscription.
 
+use crate::store::Scope;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
-use sqlx::{Connection, PgConnection};
+use sqlx::Connection;
 use uuid::Uuid;
 
 use crate::engine::change::ChangeTransaction;
@@ -14,7 +15,6 @@ use crate::store::subjects::subject::Which;
 use crate::store::subjects::subscriptions::Newcomer;
 use crate::store::usage::events::KeyRow;
 use crate::store::{self, StoreError};
-use metergate_domain::base::environment::Environment;
 use metergate_domain::gate::path::Path;
 
 /// Paths by the subject that stands there.
@@ -52,8 +52,8 @@ impl<'t, 'a> Arrivals<'t, 'a> {
     }
 
     async fn read(&mut self, names: &[String]) -> Result<(), StoreError> {
-        let BatchTransaction { connection, environment, fresh, .. } = &mut *self.transaction;
-        for path in store::subjects::subject::paths(connection, *environment, Which::Of(names)).await? {
+        let BatchTransaction { scope, fresh, .. } = &mut *self.transaction;
+        for path in store::subjects::subject::paths(scope, Which::Of(names)).await? {
             let path = Arc::new(path);
             fresh.subject_paths.push(Arc::clone(&path));
             fresh.paths.push(Arc::clone(&path));
@@ -64,8 +64,7 @@ impl<'t, 'a> Arrivals<'t, 'a> {
 
     /// Finds the keys of events that were recorded before.
     pub(crate) async fn find_keys(&mut self, keys: &[Uuid]) -> Result<Vec<KeyRow>, StoreError> {
-        let BatchTransaction { connection, environment, .. } = &mut *self.transaction;
-        store::usage::events::find_keys(connection, *environment, keys).await
+        store::usage::events::find_keys(&mut self.transaction.scope, keys).await
     }
 
     /// Makes subjects at their first contact, each as a root. `names` ascend.
@@ -73,8 +72,7 @@ impl<'t, 'a> Arrivals<'t, 'a> {
         if names.is_empty() {
             return Ok(());
         }
-        let BatchTransaction { connection, environment, .. } = &mut *self.transaction;
-        let made = store::subjects::subject::insert_missing(connection, *environment, names).await?;
+        let made = store::subjects::subject::insert_missing(&mut self.transaction.scope, names).await?;
         self.made.extend(made);
         self.read(names).await
     }
@@ -95,10 +93,11 @@ impl<'t, 'a> Arrivals<'t, 'a> {
         if roots.is_empty() {
             return Ok(None);
         }
-        let BatchTransaction { connection, environment, now, .. } = &mut *self.transaction;
+        let BatchTransaction { scope, now, .. } = &mut *self.transaction;
         let known: Vec<i64> = roots.iter().filter(|(_, made)| !**made).map(|(id, _)| *id).collect();
         if !known.is_empty() {
-            let above_others = store::subjects::subscriptions::with_descendants(connection, &known).await?;
+            let above_others =
+                store::subjects::subscriptions::with_descendants(scope.connection, &known).await?;
             if !above_others.is_empty() {
                 return Ok(Some(Prerequisite::Subscribe(above_others)));
             }
@@ -109,8 +108,7 @@ impl<'t, 'a> Arrivals<'t, 'a> {
             pristine_version: made.then_some(version),
         };
         let newcomers: Vec<Newcomer> = roots.into_iter().map(newcomer).collect();
-        store::subjects::subscriptions::insert_default(connection, *environment, &newcomers, plan, *now)
-            .await?;
+        store::subjects::subscriptions::insert_default(scope, &newcomers, plan, *now).await?;
         self.read(&names).await?;
         Ok(None)
     }
@@ -121,7 +119,7 @@ pub(crate) async fn find_paths(
     transaction: &mut BatchTransaction<'_>,
     ids: &BTreeSet<i64>,
 ) -> Result<HashMap<i64, Arc<Path>>, StoreError> {
-    let BatchTransaction { connection, environment, cache, fresh, .. } = transaction;
+    let BatchTransaction { scope, cache, fresh, .. } = transaction;
     let mut found = HashMap::with_capacity(ids.len());
     let mut unknown = Vec::new();
     for id in ids {
@@ -133,7 +131,7 @@ pub(crate) async fn find_paths(
         }
     }
     if !unknown.is_empty() {
-        for path in store::subjects::subject::paths(connection, *environment, Which::Ids(&unknown)).await? {
+        for path in store::subjects::subject::paths(scope, Which::Ids(&unknown)).await? {
             let path = Arc::new(path);
             fresh.paths.push(Arc::clone(&path));
             found.insert(path.id, path);
@@ -144,21 +142,20 @@ pub(crate) async fn find_paths(
 
 /// Puts roots on the default plan while nobody records, in a transaction of its own.
 pub(crate) async fn subscribe_alone(
-    connection: &mut PgConnection,
-    environment: Environment,
+    scope: &mut Scope<'_>,
     roots: &[i64],
     clock: &Clock,
 ) -> Result<(), StoreError> {
     let mut roots = roots.to_vec();
     roots.sort_unstable();
-    let mut change = ChangeTransaction::within(connection.begin().await?, environment, clock).await?;
+    let mut change =
+        ChangeTransaction::within(scope.connection.begin().await?, scope.environment, clock).await?;
     let (catalog, _) = change.catalog().await?;
     if let Some(plan) = &catalog.default_plan {
         let newcomer = |subject_id: i64| Newcomer { subject_id, pristine_version: None };
         let newcomers: Vec<Newcomer> = roots.into_iter().map(newcomer).collect();
-        let (transaction, now) = (&mut change.transaction, change.now);
-        store::subjects::subscriptions::insert_default(transaction, environment, &newcomers, plan, now)
-            .await?;
+        let now = change.now;
+        store::subjects::subscriptions::insert_default(&mut change.scope(), &newcomers, plan, now).await?;
     }
     change.commit().await
 }

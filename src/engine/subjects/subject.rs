@@ -1,8 +1,8 @@
 //! Subjects: making and changing them, and looking at them.
 
+use crate::store::Scope;
 use serde::Serialize;
 use serde_json::{Map, Value};
-use sqlx::PgConnection;
 
 use crate::engine::change::ChangeTransaction;
 use crate::engine::error::EngineError;
@@ -90,8 +90,8 @@ impl Engine {
             names.extend(change.parent.iter().flatten().map(ToString::to_string));
             names.sort_unstable();
             names.dedup();
-            store::subjects::subject::insert_missing(&mut opened.transaction, environment, &names).await?;
-            let row = existing(&mut opened.transaction, environment, &subject).await?;
+            store::subjects::subject::insert_missing(&mut opened.scope(), &names).await?;
+            let row = existing(&mut opened.scope(), &subject).await?;
             if let Some(parent) = &change.parent {
                 move_under(&mut opened, &row, parent.as_ref()).await?;
             }
@@ -102,7 +102,7 @@ impl Engine {
             if let Some(metadata) = &change.metadata {
                 store::subjects::subject::set_metadata(&mut opened.transaction, row.id, metadata).await?;
             }
-            let row = existing(&mut opened.transaction, environment, &subject).await?;
+            let row = existing(&mut opened.scope(), &subject).await?;
             opened.commit().await?;
             wake.notify_one();
             Ok(row.into())
@@ -116,7 +116,9 @@ impl Engine {
         subject: &SubjectId,
     ) -> Result<SubjectView, EngineError> {
         let mut connection = self.database().pool().acquire().await?;
-        let row = store::subjects::subject::find(&mut connection, environment, subject.as_str()).await?;
+        let row =
+            store::subjects::subject::find(&mut Scope::new(&mut connection, environment), subject.as_str())
+                .await?;
         row.map(SubjectView::from).ok_or_else(|| EngineError::NotFound {
             code: "subject_not_found",
             detail: format!(
@@ -135,9 +137,13 @@ impl Engine {
         let after = page.place()?.unwrap_or(0);
         let parent = parent.map(SubjectId::as_str);
         let mut connection = self.database().pool().acquire().await?;
-        let rows =
-            store::subjects::subject::list(&mut connection, environment, parent, after, page.rows_max())
-                .await?;
+        let rows = store::subjects::subject::list(
+            &mut Scope::new(&mut connection, environment),
+            parent,
+            after,
+            page.rows_max(),
+        )
+        .await?;
         Ok(Page::from_rows(rows, page.limit, |row| row.id).map(SubjectView::from))
     }
 }
@@ -148,20 +154,17 @@ pub(crate) async fn set_customer(
     subject_id: i64,
     customer: Option<&str>,
 ) -> Result<(), StoreError> {
-    let ChangeTransaction { transaction, environment, now } = change;
-    store::subjects::subject::set_customer(transaction, *environment, subject_id, customer, *now).await?;
+    let now = change.now;
+    let scope = &mut change.scope();
+    store::subjects::subject::set_customer(scope, subject_id, customer, now).await?;
     if let Some(customer) = customer {
-        store::subjects::stripe_subscriptions::unsettle_customer(transaction, *environment, customer).await?;
+        store::subjects::stripe_subscriptions::unsettle_customer(scope, customer).await?;
     }
     Ok(())
 }
 
-pub(crate) async fn existing(
-    connection: &mut PgConnection,
-    environment: Environment,
-    subject: &SubjectId,
-) -> Result<SubjectRow, EngineError> {
-    let row = store::subjects::subject::find(connection, environment, subject.as_str()).await?;
+pub(crate) async fn existing(scope: &mut Scope<'_>, subject: &SubjectId) -> Result<SubjectRow, EngineError> {
+    let row = store::subjects::subject::find(scope, subject.as_str()).await?;
     row.ok_or_else(|| EngineError::Internal("a subject vanished".to_owned()))
 }
 
@@ -173,10 +176,9 @@ pub(crate) async fn move_under(
     if row.parent.as_deref() == parent.map(SubjectId::as_str) {
         return Ok(());
     }
-    let environment = change.environment;
     let parent = match parent {
         None => None,
-        Some(parent) => Some(existing(&mut change.transaction, environment, parent).await?),
+        Some(parent) => Some(existing(&mut change.scope(), parent).await?),
     };
     if let Some(parent) = &parent {
         let (height, is_below) =
@@ -187,8 +189,7 @@ pub(crate) async fn move_under(
     }
     let moved_at = change.time_of_change().await?;
     let parent_id = parent.map(|parent| parent.id);
-    let transaction = &mut change.transaction;
-    Ok(store::subjects::subject::set_parent(transaction, environment, row.id, parent_id, moved_at).await?)
+    Ok(store::subjects::subject::set_parent(&mut change.scope(), row.id, parent_id, moved_at).await?)
 }
 
 fn taken_customer(error: StoreError) -> EngineError {

@@ -1,6 +1,7 @@
 //! Changes of subscriptions, in a transaction that holds the configuration lock, so that no decision is made
 //! between the old and the new.
 
+use crate::store::Scope;
 use sqlx::{Connection, PgConnection};
 
 use crate::engine::change::ChangeTransaction;
@@ -44,6 +45,11 @@ impl<'c> SubscriptionTransaction<'c> {
         &mut self.change.transaction
     }
 
+    /// Returns the environment on the connection of this transaction.
+    pub(crate) fn scope(&mut self) -> Scope<'_> {
+        self.change.scope()
+    }
+
     pub(crate) fn environment(&self) -> Environment {
         self.change.environment
     }
@@ -57,10 +63,9 @@ impl<'c> SubscriptionTransaction<'c> {
         &mut self,
         subject: &SubjectId,
     ) -> Result<(PathSubject, Option<Subscription>), EngineError> {
-        let environment = self.environment();
-        store::subjects::subject::insert_missing(self.connection(), environment, &[subject.to_string()])
-            .await?;
-        let path = subscription_and_path(self.connection(), environment, subject).await?;
+        let scope = &mut self.scope();
+        store::subjects::subject::insert_missing(scope, &[subject.to_string()]).await?;
+        let path = subscription_and_path(scope, subject).await?;
         let member = path.and_then(|path| path.members.into_iter().next());
         let member = member.ok_or_else(|| EngineError::Internal("a subject vanished".to_owned()))?;
         let Some(subscription) = &member.subscription else { return Ok((member, None)) };
@@ -79,10 +84,9 @@ impl<'c> SubscriptionTransaction<'c> {
         let Some(plan) = self.catalog.plan(&statement.plan).filter(|_| !statement.prices.is_empty()) else {
             return Ok(());
         };
-        let ChangeTransaction { transaction, environment, now } = &mut self.change;
-        let rates = store::pricing::exchange_rates::all(transaction, *environment).await?;
+        let rates = store::pricing::exchange_rates::all(&mut self.change.scope()).await?;
         let caps = plan.spend_caps.iter().chain(member.caps.iter().map(|terms| &terms.cap));
-        Ok(statement.validate_incomparable(&self.catalog, caps, &rates, *now)?)
+        Ok(statement.validate_incomparable(&self.catalog, caps, &rates, self.change.now)?)
     }
 
     /// Puts a subject on what is stated.
@@ -92,7 +96,7 @@ impl<'c> SubscriptionTransaction<'c> {
         before: Option<&Subscription>,
         statement: SubscriptionParams,
     ) -> Result<(), EngineError> {
-        let (environment, now) = (self.environment(), self.now());
+        let now = self.now();
         let mut next = Subscription::with_params(before, statement, &self.catalog, now)?;
         if next.terms_since == now {
             next.terms_since = self.change.time_of_change().await?;
@@ -101,7 +105,7 @@ impl<'c> SubscriptionTransaction<'c> {
         if before.is_none()
             && !store::subjects::subject::has_record(self.connection(), member.subject_id).await?
         {
-            next.pristine_version = Some(configuration::version(self.connection(), environment).await?);
+            next.pristine_version = Some(configuration::version(&mut self.scope()).await?);
         }
         if before != Some(&next) {
             let (subject_id, kind) = (member.subject_id, SubscriptionChangeKind::between(before, &next, now));
@@ -135,11 +139,11 @@ impl<'c> SubscriptionTransaction<'c> {
         member: &PathSubject,
         subscription: &Subscription,
     ) -> Result<(), StoreError> {
-        let (environment, now) = (self.environment(), self.now());
+        let now = self.now();
         let Some(mut ended) = subscription.ended(&self.catalog, now) else { return Ok(()) };
         if ended.terms_since != subscription.terms_since {
             let at = ended.terms_since;
-            ended.terms_since = configuration::time_of_change(self.connection(), environment, at).await?;
+            ended.terms_since = configuration::time_of_change(&mut self.scope(), at).await?;
         }
         let at = subscription.ends_at.unwrap_or(now);
         let (subject_id, kind) = (member.subject_id, SubscriptionChangeKind::ended(&ended));
@@ -148,31 +152,26 @@ impl<'c> SubscriptionTransaction<'c> {
 
     /// Writes a change, and drops the counters that its limits do not keep any more.
     async fn write(&mut self, member: &PathSubject, change: NewChange<'_>) -> Result<(), StoreError> {
-        let (environment, connection) = (self.environment(), self.connection());
-        store::subjects::subscriptions::write(connection, environment, change).await?;
-        let terms = crate::engine::environment_cache::catalog_index(connection, environment).await?;
+        let scope = &mut self.scope();
+        store::subjects::subscriptions::write(scope, change).await?;
+        let terms = crate::engine::environment_cache::catalog_index(scope).await?;
         let member = PathSubject { subscription: Some(change.subscription.clone()), ..member.clone() };
-        let there = store::gate::counters::of_subject(connection, member.subject_id).await?;
+        let there = store::gate::counters::of_subject(scope.connection, member.subject_id).await?;
         let dropped: Vec<CounterKey> = there
             .into_iter()
             .filter(|(key, end, since)| !keeps(&terms, &member, *key, *end, *since))
             .map(|(key, _, _)| key)
             .collect();
-        store::gate::counters::delete(connection, dropped.into_iter()).await
+        store::gate::counters::delete(scope.connection, dropped.into_iter()).await
     }
 }
 
 /// Carries out ends that have come, in a transaction of its own.
-pub(crate) async fn carry_out_ends(
-    connection: &mut PgConnection,
-    environment: Environment,
-    clock: &Clock,
-) -> Result<(), StoreError> {
-    let change = ChangeTransaction::within(connection.begin().await?, environment, clock).await?;
+pub(crate) async fn carry_out_ends(scope: &mut Scope<'_>, clock: &Clock) -> Result<(), StoreError> {
+    let change = ChangeTransaction::within(scope.connection.begin().await?, scope.environment, clock).await?;
     let mut change = SubscriptionTransaction::new(change).await?;
     let now = change.now();
-    for holder in store::subjects::subscriptions::due(change.connection(), environment, now, ENDS_MAX).await?
-    {
+    for holder in store::subjects::subscriptions::due(&mut change.scope(), now, ENDS_MAX).await? {
         let Holder { subject_id, subject, subscription } = holder;
         let member = PathSubject::new(subject_id, store::subjects::subject::subject(subject)?);
         change.carry_out_end(&member, &subscription).await?;
@@ -182,12 +181,11 @@ pub(crate) async fn carry_out_ends(
 
 /// Finds the path of a subject.
 pub(crate) async fn subscription_and_path(
-    connection: &mut PgConnection,
-    environment: Environment,
+    scope: &mut Scope<'_>,
     subject: &SubjectId,
 ) -> Result<Option<Path>, StoreError> {
     let names = [subject.to_string()];
-    Ok(store::subjects::subject::paths(connection, environment, Which::Of(&names)).await?.into_iter().next())
+    Ok(store::subjects::subject::paths(scope, Which::Of(&names)).await?.into_iter().next())
 }
 
 /// Whether a counter is one that a subject's limits still keep, as it is.

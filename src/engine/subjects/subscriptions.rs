@@ -1,6 +1,7 @@
 //! Subscriptions: putting a subject on a plan, renewing, ending. Changes hold the configuration lock,
 //! so that no decision is made between the old and the new.
 
+use crate::store::Scope;
 use serde::Serialize;
 use serde_json::Value;
 
@@ -128,7 +129,7 @@ impl Engine {
                 ));
             }
             // one that is only to be taken for granted so far can be ended, too
-            let is_root = subscription_and_path(change.connection(), environment, &subject)
+            let is_root = subscription_and_path(&mut change.scope(), &subject)
                 .await?
                 .is_none_or(|path| path.members.len() == 1);
             let (member, before) = change.enrolled(&subject).await?;
@@ -154,18 +155,20 @@ impl Engine {
         with_history: bool,
     ) -> Result<SubscriptionView, EngineError> {
         let mut snapshot = store::usage::snapshot(self.database().pool()).await?;
-        let now = self.inner.clock.now(environment, store::usage::now(&mut snapshot).await?);
-        let terms = crate::engine::environment_cache::catalog_index(&mut snapshot, environment).await?;
-        let path = subscription_and_path(&mut snapshot, environment, subject).await?;
+        let scope = &mut Scope::new(&mut snapshot, environment);
+        let now = self.inner.clock.now(environment, store::usage::now(scope.connection).await?);
+        let terms = crate::engine::environment_cache::catalog_index(scope).await?;
+        let path = subscription_and_path(scope, subject).await?;
         let path = path.unwrap_or_else(|| Path::of_stranger(subject)).settled(now, &terms);
         let own = path.members.first().and_then(|m| Some((m.subject_id, m.subscription.as_ref()?)));
         let Some((subject_id, subscription)) = own else { return Err(not_found(subject)) };
-        let row = store::subjects::subscriptions::find(&mut snapshot, subject_id).await?;
+        let row = store::subjects::subscriptions::find(scope.connection, subject_id).await?;
         let times = row.map_or(ChangeTimes { created_at: now, updated_at: now }, |row| ChangeTimes::of(&row));
         let mut shown = view(subject, subscription, times, now);
         if with_history {
             let rows =
-                store::subjects::subscriptions::history(&mut snapshot, subject_id, HISTORY_ROWS_MAX).await?;
+                store::subjects::subscriptions::history(scope.connection, subject_id, HISTORY_ROWS_MAX)
+                    .await?;
             shown.history = Some(rows);
         }
         snapshot.commit().await?;
@@ -175,12 +178,16 @@ impl Engine {
     /// Carries out the ends of subscriptions that have come.
     pub async fn end_due_subscriptions(&self, environment: Environment) -> Result<(), EngineError> {
         let mut connection = self.database().pool().acquire().await?;
-        let now = self.inner.clock.now(environment, store::usage::now(&mut connection).await?);
-        if store::subjects::subscriptions::due(&mut connection, environment, now, 1).await?.is_empty() {
+        let scope = &mut Scope::new(&mut connection, environment);
+        let now = self.inner.clock.now(environment, store::usage::now(scope.connection).await?);
+        if store::subjects::subscriptions::due(scope, now, 1).await?.is_empty() {
             return Ok(());
         }
         let clock = self.inner.clock.clone();
-        detached(async move { Ok(carry_out_ends(&mut connection, environment, &clock).await?) }).await
+        detached(
+            async move { Ok(carry_out_ends(&mut Scope::new(&mut connection, environment), &clock).await?) },
+        )
+        .await
     }
 }
 

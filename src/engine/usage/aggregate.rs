@@ -3,6 +3,7 @@
 use super::reader::answer;
 use crate::engine::{Engine, EngineError};
 use crate::store;
+use crate::store::Scope;
 use metergate_domain::base::environment::Environment;
 use metergate_domain::base::fields::{Violation, received};
 use metergate_domain::catalog::meter::StoredMeter;
@@ -15,13 +16,14 @@ impl Engine {
         query: &UsageQuery,
     ) -> Result<Vec<UsageRow>, EngineError> {
         let mut snapshot = self.settled_snapshot(environment).await?;
-        let stored = store::catalog::meter(&mut snapshot, environment, query.meter.as_str()).await?;
+        let scope = &mut Scope::new(&mut snapshot, environment);
+        let stored = store::catalog::meter(scope, query.meter.as_str()).await?;
         let Some(stored) = stored else {
             let detail = format!("must be the key of a meter in the catalog; got `{}`", query.meter);
             return Err(EngineError::invalid(Violation::new("unknown_meter", detail).under("meter")));
         };
         check_dimensions(&stored, query)?;
-        let rows = answer(&mut snapshot, environment, &stored, query).await?;
+        let rows = answer(scope, &stored, query).await?;
         snapshot.commit().await?;
         Ok(rows)
     }

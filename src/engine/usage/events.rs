@@ -1,5 +1,6 @@
 //! Looking at recorded events, and taking one back.
 
+use crate::store::Scope;
 use std::collections::BTreeMap;
 
 use serde::Serialize;
@@ -119,21 +120,17 @@ impl Engine {
             ordinal,
         });
         let mut snapshot = self.settled_snapshot(environment).await?;
+        let scope = &mut Scope::new(&mut snapshot, environment);
         let paths = match &filter.subject {
             None => None,
             Some(subject) => {
                 let subjects = [subject.to_string()];
-                let found = store::subjects::subject::path_ids(
-                    &mut snapshot,
-                    environment,
-                    &subjects,
-                    filter.descendants,
-                );
+                let found = store::subjects::subject::path_ids(scope, &subjects, filter.descendants);
                 Some(found.await?)
             }
         };
         let events = PageOfEvents { paths: paths.as_deref(), after, limit: page.rows_max() };
-        let rows = store::usage::event_list::list(&mut snapshot, environment, filter, events).await?;
+        let rows = store::usage::event_list::list(scope, filter, events).await?;
         snapshot.commit().await?;
         let place = |row: &EventRow| (row.occurred_at, row.batch_id, row.ordinal);
         let Page { data, next_cursor } = Page::from_rows(rows, page.limit, place);
@@ -149,17 +146,18 @@ impl Engine {
     ) -> Result<EventTrace, EngineError> {
         let key = event_key(source, id);
         let mut snapshot = self.settled_snapshot(environment).await?;
-        let known = store::usage::events::find_keys(&mut snapshot, environment, &[key]).await?;
+        let scope = &mut Scope::new(&mut snapshot, environment);
+        let known = store::usage::events::find_keys(scope, &[key]).await?;
         let Some(known) = known.first() else { return Err(not_found()) };
-        let row = store::usage::event_list::find(&mut snapshot, environment, key, known.occurred_at).await?;
+        let row = store::usage::event_list::find(scope, key, known.occurred_at).await?;
         let row = row.ok_or_else(|| EngineError::Internal(format!("the key {key} has no event")))?;
-        let terms = crate::engine::environment_cache::catalog_index(&mut snapshot, environment).await?;
+        let terms = crate::engine::environment_cache::catalog_index(scope).await?;
         let measured = measured(&terms, &row)?;
         let mut exports = Vec::new();
         if let Some(customer) = row.customer_id {
             for (stored, _) in &measured {
                 let found =
-                    crate::engine::exports::of_event(&mut snapshot, customer, stored.id, row.occurred_at)
+                    crate::engine::exports::of_event(scope.connection, customer, stored.id, row.occurred_at)
                         .await?;
                 exports.extend(found);
             }
@@ -228,35 +226,34 @@ impl Engine {
         alone: bool,
     ) -> Result<Option<(Void, bool)>, EngineError> {
         let mut transaction = self.database().pool().begin().await?;
+        let scope = &mut Scope::new(&mut transaction, environment);
         if alone {
-            store::configuration::lock_alone(&mut transaction, environment).await?;
+            store::configuration::lock_alone(scope).await?;
         }
-        let opening = open_recording(&mut transaction, environment).await?;
+        let opening = open_recording(scope).await?;
         let now = self.inner.clock.now(environment, opening.now);
-        let cache = self.inner.caches.at(&mut transaction, environment, opening.versions).await?;
+        let cache = self.inner.caches.at(scope, opening.versions).await?;
         let mut fresh = CacheUpdates::default();
-        let known = store::usage::events::find_keys(&mut transaction, environment, &[key]).await?;
+        let known = store::usage::events::find_keys(scope, &[key]).await?;
         let Some(known) = known.first().copied() else { return Err(not_found()) };
         let (at, batch_id) = (known.occurred_at, opening.batch_id);
         let void = NewVoid { key, batch_id, reason, voided_at: now };
-        let made = store::usage::voids::insert(&mut transaction, environment, void).await?;
+        let made = store::usage::voids::insert(scope, void).await?;
         if made {
-            store::usage::voids::insert_counter_event(&mut transaction, environment, key, at, batch_id)
-                .await?;
-            let row = store::usage::event_list::find(&mut transaction, environment, key, at).await?;
+            store::usage::voids::insert_counter_event(scope, key, at, batch_id).await?;
+            let row = store::usage::event_list::find(scope, key, at).await?;
             let row = row.ok_or_else(|| EngineError::Internal(format!("the key {key} has no event")))?;
-            let meters = store::catalog::meters(&mut transaction, environment).await?;
+            let meters = store::catalog::meters(scope).await?;
             let is_dirty = |stored: &&StoredMeter| {
                 stored.meter.aggregation.is_order_statistic()
                     && stored.meter.event_name.as_str() == row.event_name
             };
             let dirty: Vec<i32> = meters.iter().filter(is_dirty).map(|stored| stored.id).collect();
-            store::usage::voids::insert_gaps(&mut transaction, environment, &dirty, at.hour_floor()).await?;
+            store::usage::voids::insert_gaps(scope, &dirty, at.hour_floor()).await?;
 
             // as it stands now: that nobody on it has a plan is nothing to remember
             let ids = [row.path_id];
-            let paths =
-                store::subjects::subject::paths(&mut transaction, environment, Which::Ids(&ids)).await?;
+            let paths = store::subjects::subject::paths(scope, Which::Ids(&ids)).await?;
             let Some(path) = paths.first() else { return Err(not_found()) };
             let terms = &cache.terms;
             if !alone && !path.has_subscription() && terms.catalog.default_plan.is_some() {
@@ -272,9 +269,8 @@ impl Engine {
                 additions.add(terms, &used, Sign::TakenBack);
             }
             let mut batch = BatchTransaction {
-                connection: &mut transaction,
+                scope: Scope::new(scope.connection, environment),
                 reader: &mut Reader::new(self.database().clone()),
-                environment,
                 cache: &cache,
                 now,
                 fresh,
@@ -282,9 +278,9 @@ impl Engine {
             additions.write(&mut batch).await?;
             fresh = batch.fresh;
             let wallet_loader = WalletLoader { environment, terms, clock: &self.inner.clock, began: now };
-            wallet_loader.take_back(&mut transaction, path, key, &quantities).await?;
+            wallet_loader.take_back(scope.connection, path, key, &quantities).await?;
         }
-        let row = store::usage::voids::find(&mut transaction, environment, key).await?;
+        let row = store::usage::voids::find(scope, key).await?;
         transaction.commit().await?;
         fresh.remember(&cache);
         let row = row.ok_or_else(|| EngineError::Internal("a void vanished".to_owned()))?;

@@ -1,6 +1,7 @@
 //! Folding the tail into rollups, and building rollups where there are gaps; a transaction at a
 //! time, so that a job or a test can go on until nothing is left.
 
+use crate::store::Scope;
 use std::time::{Duration, Instant};
 
 use sqlx::PgConnection;
@@ -43,29 +44,30 @@ impl Engine {
     ) -> Result<Folded, EngineError> {
         let started = Instant::now();
         let mut transaction = self.database().pool().begin().await?;
-        if !fold::try_lock(&mut transaction, environment).await? {
+        let scope = &mut Scope::new(&mut transaction, environment);
+        if !fold::try_lock(scope).await? {
             return Ok(Folded::default());
         }
-        let claimed = fold::take(&mut transaction, environment, FOLD_BATCHES_MAX, FOLD_EVENTS_MAX).await?;
+        let claimed = fold::take(scope, FOLD_BATCHES_MAX, FOLD_EVENTS_MAX).await?;
         if claimed.batch_ids.is_empty() {
             return Ok(Folded::default());
         }
         // read after the batches: a meter that is not seen here has a gap that covers them
-        let meters = store::catalog::meters(&mut transaction, environment).await?;
-        let not_kept = fold::permanent_gaps(&mut transaction, environment).await?;
-        let days = store::usage::daily_rollups::until(&mut transaction, environment).await?;
+        let meters = store::catalog::meters(scope).await?;
+        let not_kept = fold::permanent_gaps(scope).await?;
+        let days = store::usage::daily_rollups::until(scope).await?;
         let mut concerned: Vec<&StoredMeter> =
             meters.iter().filter(|stored| claimed.event_name_ids.contains(&stored.event_name_id)).collect();
         for stored in concerned.iter().filter(|stored| !not_kept.contains(&stored.id)) {
             let days_until = days.get(&stored.id).copied();
             let invalid_batches_are_rejected = MeterBatches { environment, stored, claimed: &claimed };
-            fold::fold_meter(&mut transaction, invalid_batches_are_rejected, days_until).await?;
+            fold::fold_meter(scope.connection, invalid_batches_are_rejected, days_until).await?;
         }
         // sums for exports are locked by whoever makes exports too: all take them in this order
         concerned.sort_unstable_by_key(|stored| stored.id);
         for stored in concerned {
             let invalid_batches_are_rejected = MeterBatches { environment, stored, claimed: &claimed };
-            listener.on_folded(&mut transaction, invalid_batches_are_rejected).await?;
+            listener.on_folded(scope.connection, invalid_batches_are_rejected).await?;
         }
         transaction.commit().await?;
         metrics::counter!("metergate_events_folded_total").increment(claimed.event_count.unsigned_abs());
@@ -79,20 +81,20 @@ impl Engine {
     /// Builds some hours of the oldest gap; false where there is none, or another replica is at it.
     pub async fn build_some(&self, environment: Environment) -> Result<bool, EngineError> {
         let mut transaction = self.database().pool().begin().await?;
-        let Some(gap) = fold::next_gap(&mut transaction, environment).await? else { return Ok(false) };
-        if !fold::try_lock(&mut transaction, environment).await? {
+        let scope = &mut Scope::new(&mut transaction, environment);
+        let Some(gap) = fold::next_gap(scope).await? else { return Ok(false) };
+        if !fold::try_lock(scope).await? {
             return Ok(false);
         }
         // again, now that nobody else can be at it
-        let Some(gap) = fold::next_gap(&mut transaction, environment).await?.filter(|now| now.id == gap.id)
-        else {
+        let Some(gap) = fold::next_gap(scope).await?.filter(|now| now.id == gap.id) else {
             return Ok(true);
         };
-        let meters = store::catalog::meters(&mut transaction, environment).await?;
+        let meters = store::catalog::meters(scope).await?;
         if let Some(stored) = meters.into_iter().find(|stored| stored.id == gap.meter_id) {
-            let days = store::usage::daily_rollups::until(&mut transaction, environment).await?;
+            let days = store::usage::daily_rollups::until(scope).await?;
             let days_until = days.get(&stored.id).copied();
-            fold::build(&mut transaction, environment, &stored, &gap, days_until).await?;
+            fold::build(scope, &stored, &gap, days_until).await?;
         }
         transaction.commit().await?;
         Ok(true)
@@ -101,29 +103,21 @@ impl Engine {
     /// Sums up the next day of a meter that is behind; false where none is, or another replica is at it.
     pub async fn sum_some_days(&self, environment: Environment) -> Result<bool, EngineError> {
         let mut transaction = self.database().pool().begin().await?;
-        let now = store::usage::now(&mut transaction).await?;
+        let scope = &mut Scope::new(&mut transaction, environment);
+        let now = store::usage::now(scope.connection).await?;
         let over = self.inner.clock.now(environment, now).saturating_sub(DAY_REST).day_floor();
-        if store::usage::daily_rollups::next_incomplete(&mut transaction, environment, over).await?.is_none()
-            || !fold::try_lock(&mut transaction, environment).await?
+        if store::usage::daily_rollups::next_incomplete(scope, over).await?.is_none()
+            || !fold::try_lock(scope).await?
         {
             return Ok(false);
         }
         // again, now that nobody else can be at it
-        let Some(incomplete) =
-            store::usage::daily_rollups::next_incomplete(&mut transaction, environment, over).await?
-        else {
+        let Some(incomplete) = store::usage::daily_rollups::next_incomplete(scope, over).await? else {
             return Ok(true);
         };
-        let meters = store::catalog::meters(&mut transaction, environment).await?;
+        let meters = store::catalog::meters(scope).await?;
         if let Some(stored) = meters.into_iter().find(|stored| stored.id == incomplete.meter_id) {
-            store::usage::daily_rollups::rebuild_next_days(
-                &mut transaction,
-                environment,
-                &stored,
-                incomplete,
-                over,
-            )
-            .await?;
+            store::usage::daily_rollups::rebuild_next_days(scope, &stored, incomplete, over).await?;
         }
         transaction.commit().await?;
         Ok(true)
@@ -133,11 +127,12 @@ impl Engine {
     /// apart: they are read from events from now on.
     pub async fn bound_dimensions(&self, environment: Environment) -> Result<(), EngineError> {
         let mut transaction = self.database().pool().begin().await?;
-        if !fold::try_lock(&mut transaction, environment).await? {
+        let scope = &mut Scope::new(&mut transaction, environment);
+        if !fold::try_lock(scope).await? {
             return Ok(());
         }
-        for stored in store::catalog::meters(&mut transaction, environment).await? {
-            if fold::drop_if_too_many_sets(&mut transaction, environment, &stored).await? {
+        for stored in store::catalog::meters(scope).await? {
+            if fold::drop_if_too_many_sets(scope, &stored).await? {
                 tracing::warn!(
                     meter = %stored.meter.key, %environment, limit = DIMENSION_SETS_PER_METER_MAX,
                     "too many combinations of dimension values: the meter is read from its events now, which is slow"
@@ -150,7 +145,7 @@ impl Engine {
     /// Counts the tail, for everybody who waits for it.
     pub async fn count_tail(&self, environment: Environment) -> Result<i64, EngineError> {
         let mut connection = self.database().pool().acquire().await?;
-        let events = fold::unfolded_events(&mut connection, environment).await?;
+        let events = fold::unfolded_events(&mut Scope::new(&mut connection, environment)).await?;
         self.tail(environment).set(events);
         metrics::gauge!("metergate_unfolded_events", "environment" => environment.as_str())
             .set(f64::from(u32::try_from(events).unwrap_or(u32::MAX)));

@@ -159,11 +159,11 @@ async fn by_usage(
 ) -> Result<Vec<(String, RankValue)>, EngineError> {
     let stored = known(terms, meter)?;
     let query = UsageQuery { whose: GroupBySubject::EachSubject, ..UsageQuery::internal(meter, span) };
-    let (environment, snapshot) = (snapshot.environment, &mut *snapshot.snapshot);
-    let rollup_coverage = store::usage::rollup_coverage(snapshot, environment, Some(stored), span).await?;
+    let scope = &mut snapshot.scope();
+    let rollup_coverage = store::usage::rollup_coverage(scope, Some(stored), span).await?;
     let bounds = [span.from, span.to];
-    let meter_query = MeterQuery::new(environment, stored, &query, UsageScope::All, &bounds);
-    let found = store::usage::top(snapshot, &rollup_coverage.plan(&meter_query), ranks).await?;
+    let meter_query = MeterQuery::new(scope.environment, stored, &query, UsageScope::All, &bounds);
+    let found = store::usage::top(scope.connection, &rollup_coverage.plan(&meter_query), ranks).await?;
     let rank = |(subject, found): (String, Aggregate)| {
         let value = found.value(stored.meter.aggregation);
         (subject, RankValue::Usage { value, event_count: found.count })
@@ -187,9 +187,7 @@ async fn by_cost(
     let with_prices = terms.catalog.plans.iter().filter(|plan| !plan.prices.is_empty());
     let plans: Vec<String> = with_prices.map(|plan| plan.key.to_string()).collect();
     let rows = USAGE_ROWS_MAX + 1;
-    let holders =
-        store::subjects::subscriptions::holders(&mut snapshot.snapshot, snapshot.environment, &plans, rows)
-            .await?;
+    let holders = store::subjects::subscriptions::holders(&mut snapshot.scope(), &plans, rows).await?;
     if holders.len() > USAGE_ROWS_MAX {
         let detail =
             format!("at most {USAGE_ROWS_MAX} subjects with prices can be ranked; this environment has more");
@@ -255,8 +253,7 @@ async fn cost<'h>(
         }
     }
     let paths: Vec<i64> = through.keys().copied().collect();
-    let rollup_coverage =
-        store::usage::rollup_coverage(&mut snapshot.snapshot, snapshot.environment, None, span).await?;
+    let rollup_coverage = store::usage::rollup_coverage(&mut snapshot.scope(), None, span).await?;
     let look = Look {
         environment: snapshot.environment,
         paths: &paths,
@@ -298,14 +295,8 @@ async fn by_limit(
             }
         }
     }
-    let found = store::gate::counters::nearest_to_quota(
-        &mut snapshot.snapshot,
-        snapshot.environment,
-        &quotas,
-        snapshot.now,
-        ranks,
-    )
-    .await?;
+    let now = snapshot.now;
+    let found = store::gate::counters::nearest_to_quota(&mut snapshot.scope(), &quotas, now, ranks).await?;
     let rank = |near: store::gate::counters::LimitNearQuota| {
         let QuotaOf { plan, key, .. } = quotas.get(near.place)?;
         let limit = terms.catalog.plan(plan)?.limit(key)?;

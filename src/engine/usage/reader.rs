@@ -1,11 +1,11 @@
 //! Reads usage in a snapshot: from rollups where it can be, from events where it must.
 
+use crate::store::Scope;
 use sqlx::PgConnection;
 
 use crate::engine::EngineError;
 use crate::store::usage::{AggregatesByGroup, MeterQuery, RollupCoverage, UsageScope};
 use crate::store::{self, StoreError};
-use metergate_domain::base::environment::Environment;
 use metergate_domain::base::quantity::Total;
 use metergate_domain::base::timestamp::Timestamp;
 use metergate_domain::base::window::Span;
@@ -17,36 +17,35 @@ const QUERIES_TOGETHER_MAX: usize = 16;
 
 /// Returns the rows that answer a query.
 pub(crate) async fn answer(
-    snapshot: &mut PgConnection,
-    environment: Environment,
+    scope: &mut Scope<'_>,
     stored: &StoredMeter,
     query: &UsageQuery,
 ) -> Result<Vec<UsageRow>, EngineError> {
-    let paths = paths(snapshot, environment, query).await?;
+    let paths = paths(scope, query).await?;
     let bounds = query.bounds()?;
-    let meter_query = MeterQuery::new(environment, stored, query, scope(paths.as_deref()), &bounds);
-    let found = read(snapshot, &meter_query).await?;
+    let meter_query =
+        MeterQuery::new(scope.environment, stored, query, usage_scope(paths.as_deref()), &bounds);
+    let found = read(scope.connection, &meter_query).await?;
     Ok(rows(query, stored.meter.aggregation, &bounds, found)?)
 }
 
 /// Returns the value of a query that has neither windows nor groups; zero where there is none.
 pub(crate) async fn value(
-    snapshot: &mut PgConnection,
-    environment: Environment,
+    scope: &mut Scope<'_>,
     stored: &StoredMeter,
     query: &UsageQuery,
 ) -> Result<Total, StoreError> {
-    let paths = paths(snapshot, environment, query).await?;
+    let paths = paths(scope, query).await?;
     let bounds = [query.span.from, query.span.to];
-    let meter_query = MeterQuery::new(environment, stored, query, scope(paths.as_deref()), &bounds);
-    let found = read(snapshot, &meter_query).await?.into_values().next().unwrap_or_default();
+    let meter_query =
+        MeterQuery::new(scope.environment, stored, query, usage_scope(paths.as_deref()), &bounds);
+    let found = read(scope.connection, &meter_query).await?.into_values().next().unwrap_or_default();
     Ok(found.value(stored.meter.aggregation).unwrap_or_default())
 }
 
 /// Returns what a customer used in adjacent windows, by their starts.
 pub(crate) async fn customer_sums(
-    snapshot: &mut PgConnection,
-    environment: Environment,
+    scope: &mut Scope<'_>,
     stored: &StoredMeter,
     customer_id: i64,
     windows: &[Span],
@@ -54,24 +53,23 @@ pub(crate) async fn customer_sums(
     let (Some(first), Some(last)) = (windows.first(), windows.last()) else { return Ok(Vec::new()) };
     let query = UsageQuery::internal(&stored.meter.key, Span { from: first.from, to: last.to });
     let bounds: Vec<Timestamp> = windows.iter().map(|window| window.from).chain([last.to]).collect();
-    let scope = UsageScope::Customer { customer_id, paths: None };
-    let meter_query = MeterQuery::new(environment, stored, &query, scope, &bounds);
-    let found = read(snapshot, &meter_query).await?;
+    let usage = UsageScope::Customer { customer_id, paths: None };
+    let meter_query = MeterQuery::new(scope.environment, stored, &query, usage, &bounds);
+    let found = read(scope.connection, &meter_query).await?;
     let sums = found.into_iter().filter_map(|((index, _), found)| Some((*bounds.get(index)?, found.sum?)));
     Ok(sums.collect())
 }
 
 /// Returns whether a `unique_count` meter has counted a member already, within a query.
 pub(crate) async fn has_member(
-    snapshot: &mut PgConnection,
-    environment: Environment,
+    scope: &mut Scope<'_>,
     stored: &StoredMeter,
     query: &UsageQuery,
     member: &str,
 ) -> Result<bool, StoreError> {
-    let paths = paths(snapshot, environment, query).await?;
-    let meter_query = MeterQuery::new(environment, stored, query, scope(paths.as_deref()), &[]);
-    store::usage::has_member(snapshot, &meter_query, member).await
+    let paths = paths(scope, query).await?;
+    let meter_query = MeterQuery::new(scope.environment, stored, query, usage_scope(paths.as_deref()), &[]);
+    store::usage::has_member(scope.connection, &meter_query, member).await
 }
 
 /// Answers a question, by window and group.
@@ -81,7 +79,8 @@ pub(crate) async fn read(
 ) -> Result<AggregatesByGroup, StoreError> {
     let MeterQuery { environment, stored, query, .. } = *meter_query;
     let rollup_coverage =
-        store::usage::rollup_coverage(snapshot, environment, Some(stored), query.span).await?;
+        store::usage::rollup_coverage(&mut Scope::new(snapshot, environment), Some(stored), query.span)
+            .await?;
     let answers = read_each(snapshot, &rollup_coverage, std::slice::from_ref(meter_query)).await?;
     Ok(answers.into_iter().next().unwrap_or_default())
 }
@@ -102,18 +101,13 @@ pub(crate) async fn read_each(
 }
 
 /// Returns the paths of the subjects of a query; none for all.
-pub(crate) async fn paths(
-    snapshot: &mut PgConnection,
-    environment: Environment,
-    query: &UsageQuery,
-) -> Result<Option<Vec<i64>>, StoreError> {
+pub(crate) async fn paths(scope: &mut Scope<'_>, query: &UsageQuery) -> Result<Option<Vec<i64>>, StoreError> {
     let Subjects::Listed(names) = &query.subjects else { return Ok(None) };
-    let found =
-        store::subjects::subject::path_ids(snapshot, environment, names.as_slice(), query.descendants);
+    let found = store::subjects::subject::path_ids(scope, names.as_slice(), query.descendants);
     found.await.map(Some)
 }
 
 /// Returns the scope of some paths; none are all.
-pub(crate) fn scope(paths: Option<&[i64]>) -> UsageScope<'_> {
+pub(crate) fn usage_scope(paths: Option<&[i64]>) -> UsageScope<'_> {
     paths.map_or(UsageScope::All, UsageScope::Paths)
 }

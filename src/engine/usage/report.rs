@@ -175,8 +175,7 @@ impl Engine {
         let calendar = Calendar::of(period, snapshot.now);
         let names = [subject.to_string()];
         let below = viewer == Viewer::Application;
-        let paths =
-            store::subjects::subject::path_ids(&mut snapshot.snapshot, environment, &names, below).await?;
+        let paths = store::subjects::subject::path_ids(&mut snapshot.scope(), &names, below).await?;
         let parts = parts(&mut snapshot, &terms, &calendar, book, &paths).await?;
         snapshot.snapshot.commit().await?;
 
@@ -210,16 +209,15 @@ async fn parts<'a>(
     book: Option<&'a PriceBook>,
     paths: &[i64],
 ) -> Result<Vec<RatedUsage<'a>>, EngineError> {
-    let (environment, span) = (snapshot.environment, calendar.span());
-    let snapshot = &mut *snapshot.snapshot;
-    store::usage::keep_plans(snapshot).await?;
-    let rollup_coverage = store::usage::rollup_coverage(snapshot, environment, None, span).await?;
+    let (scope, span) = (&mut snapshot.scope(), calendar.span());
+    store::usage::keep_plans(scope.connection).await?;
+    let rollup_coverage = store::usage::rollup_coverage(scope, None, span).await?;
     let ids: Vec<i32> = terms.meters().map(|stored| stored.id).collect();
-    let seen = store::usage::with_rollups(snapshot, environment, &ids, paths, span).await?;
+    let seen = store::usage::with_rollups(scope, &ids, paths, span).await?;
     let counted = |stored: &&StoredMeter| seen.contains(&stored.id) || !rollup_coverage.is_folded(stored);
     let meters: Vec<&StoredMeter> = terms.meters().filter(counted).collect();
     let look = Look {
-        environment,
+        environment: scope.environment,
         paths,
         holders: None,
         bounds: &calendar.bounds,
@@ -227,7 +225,7 @@ async fn parts<'a>(
         book,
         rollup_coverage: &rollup_coverage,
     };
-    let mut found = look.parts(snapshot, &meters).await?;
+    let mut found = look.parts(scope.connection, &meters).await?;
     Ok((1..calendar.bounds.len()).map(|bound| found.remove(&(None, bound - 1)).unwrap_or_default()).collect())
 }
 

@@ -1,9 +1,9 @@
 //! Usage as Stripe's SDKs report it: recorded for the subject whose customer pays, once for each
 //! identifier.
 
+use crate::store::Scope;
 use std::sync::Arc;
 
-use sqlx::PgConnection;
 use uuid::Uuid;
 
 use super::events::Voided;
@@ -80,7 +80,7 @@ impl Engine {
     ) -> Result<Voided, EngineError> {
         let Adjustment { event_name, identifier } = adjustment;
         let mut snapshot = store::usage::snapshot(self.database().pool()).await?;
-        let (terms, _) = self.in_force(&mut snapshot, environment).await?;
+        let (terms, _) = self.in_force(&mut Scope::new(&mut snapshot, environment)).await?;
         snapshot.commit().await?;
         let own_name = meter(&terms, &event_name)?.event_name.as_str();
         let found = match self.trace_event(environment, &identifier, &source()).await {
@@ -105,10 +105,11 @@ impl Engine {
         statement: Uuid,
     ) -> Result<Event, EngineError> {
         let mut snapshot = store::usage::snapshot(self.database().pool()).await?;
-        let (terms, now) = self.in_force(&mut snapshot, environment).await?;
+        let scope = &mut Scope::new(&mut snapshot, environment);
+        let (terms, now) = self.in_force(scope).await?;
         let ParsedMeterEvent { customer, subject: named, event_name, value, properties } =
             sent.meaning(&terms)?;
-        let whose = whose(&mut snapshot, environment, &customer, named.as_ref()).await?;
+        let whose = whose(scope, &customer, named.as_ref()).await?;
         snapshot.commit().await?;
         let subject = match whose {
             PayloadOwner::Known(subject) => subject,
@@ -130,14 +131,10 @@ impl Engine {
         Ok(Event { id, source, event_name, subject, value, properties, timestamp, statement })
     }
 
-    async fn in_force(
-        &self,
-        snapshot: &mut PgConnection,
-        environment: Environment,
-    ) -> Result<(Arc<CatalogIndex>, Timestamp), EngineError> {
-        let (versions, now) = configuration::versions(snapshot, environment).await?;
-        let cache = self.inner.caches.at(snapshot, environment, versions).await?;
-        Ok((Arc::clone(&cache.terms), self.inner.clock.now(environment, now)))
+    async fn in_force(&self, scope: &mut Scope<'_>) -> Result<(Arc<CatalogIndex>, Timestamp), EngineError> {
+        let (versions, now) = configuration::versions(scope).await?;
+        let cache = self.inner.caches.at(scope, versions).await?;
+        Ok((Arc::clone(&cache.terms), self.inner.clock.now(scope.environment, now)))
     }
 
     /// Maps a customer that nobody is mapped to, and puts a subject that stands alone below it.
@@ -150,11 +147,10 @@ impl Engine {
         let (database, clock) = (self.database().clone(), self.inner.clock.clone());
         detached(async move {
             let mut transaction = database.pool().begin().await?;
-            configuration::lock_alone(&mut transaction, environment).await?;
+            let scope = &mut Scope::new(&mut transaction, environment);
+            configuration::lock_alone(scope).await?;
             // others may have met them while this waited
-            if let PayloadOwner::Known(subject) =
-                whose(&mut transaction, environment, &customer, named.as_ref()).await?
-            {
+            if let PayloadOwner::Known(subject) = whose(scope, &customer, named.as_ref()).await? {
                 return Ok(subject);
             }
             let mut change = ChangeTransaction::within(transaction, environment, &clock).await?;
@@ -176,12 +172,11 @@ impl Engine {
 /// Finds the subject of an event: the one mapped to the customer, or the one that is named, where
 /// the customer pays for it.
 async fn whose(
-    connection: &mut PgConnection,
-    environment: Environment,
+    scope: &mut Scope<'_>,
     customer: &StripeCustomerId,
     named: Option<&SubjectId>,
 ) -> Result<PayloadOwner, EngineError> {
-    let mapped = store::subjects::subject::of_customer(connection, environment, customer.as_str()).await?;
+    let mapped = store::subjects::subject::of_customer(scope, customer.as_str()).await?;
     let Some(named) = named else {
         return Ok(match mapped {
             Some((_, payer)) => PayloadOwner::Known(subject(payer)?),
@@ -189,7 +184,7 @@ async fn whose(
         });
     };
     let only = [named.to_string()];
-    let paths = store::subjects::subject::paths(connection, environment, Which::Of(&only)).await?;
+    let paths = store::subjects::subject::paths(scope, Which::Of(&only)).await?;
     let billed = paths.first().and_then(|path| path.customer_id);
     match (billed, mapped) {
         (Some(billed), Some((customer_id, _))) if billed == customer_id => {
@@ -208,15 +203,13 @@ async fn payer(
     change: &mut ChangeTransaction<'_>,
     customer: &StripeCustomerId,
 ) -> Result<SubjectId, EngineError> {
-    let (environment, connection) = (change.environment, &mut change.transaction);
-    if let Some((_, payer)) =
-        store::subjects::subject::of_customer(connection, environment, customer.as_str()).await?
-    {
+    let scope = &mut change.scope();
+    if let Some((_, payer)) = store::subjects::subject::of_customer(scope, customer.as_str()).await? {
         return subject(payer);
     }
     let payer = subject(customer.to_string())?;
-    store::subjects::subject::insert_missing(connection, environment, &[payer.to_string()]).await?;
-    let row = existing(connection, environment, &payer).await?;
+    store::subjects::subject::insert_missing(scope, &[payer.to_string()]).await?;
+    let row = existing(scope, &payer).await?;
     if row.stripe_customer_id.is_some() {
         let detail =
             "must be a customer that a subject is mapped to; set `stripe_customer_id` of its subject";
@@ -233,9 +226,9 @@ async fn adopt(
     named: &SubjectId,
     payer: &SubjectId,
 ) -> Result<(), EngineError> {
-    let (environment, connection) = (change.environment, &mut change.transaction);
-    store::subjects::subject::insert_missing(connection, environment, &[named.to_string()]).await?;
-    let row = existing(connection, environment, named).await?;
+    let scope = &mut change.scope();
+    store::subjects::subject::insert_missing(scope, &[named.to_string()]).await?;
+    let row = existing(scope, named).await?;
     move_under(change, &row, Some(payer)).await.map_err(|error| match error {
         EngineError::Invalid(_) => refused(named, "it cannot stand below the customer's own subject"),
         other => other,

@@ -1,6 +1,6 @@
 //! Recounting: what the events say against what is kept beside them.
 
-use sqlx::PgConnection;
+use crate::store::Scope;
 use uuid::Uuid;
 
 use crate::engine::gate::counters::{self, CounterRequest};
@@ -28,27 +28,25 @@ impl Engine {
     /// Recounts an environment in one snapshot; recording and folding go on meanwhile.
     pub async fn verify(&self, environment: Environment) -> Result<Verdict, EngineError> {
         let mut snapshot = store::usage::snapshot(self.database().pool()).await?;
-        store::usage::verify::allow_long(&mut snapshot).await?;
+        let scope = &mut Scope::new(&mut snapshot, environment);
+        store::usage::verify::allow_long(scope.connection).await?;
         let mut differences = Differences::default();
-        let events = store::usage::verify::keys(&mut snapshot, environment, &mut differences).await?;
+        let events = store::usage::verify::keys(scope, &mut differences).await?;
         let mut rollups = 0;
-        for stored in store::catalog::meters(&mut snapshot, environment).await? {
-            rollups +=
-                store::usage::verify::rollups(&mut snapshot, environment, &stored, &mut differences).await?;
+        for stored in store::catalog::meters(scope).await? {
+            rollups += store::usage::verify::rollups(scope, &stored, &mut differences).await?;
         }
-        let now = self.inner.clock.now(environment, store::usage::now(&mut snapshot).await?);
-        let terms = crate::engine::environment_cache::catalog_index(&mut snapshot, environment).await?;
+        let now = self.inner.clock.now(environment, store::usage::now(scope.connection).await?);
+        let terms = crate::engine::environment_cache::catalog_index(scope).await?;
         let definitions = definitions(&terms);
         let mut counters = 0;
         for definition in &definitions {
-            counters +=
-                store::usage::verify::counters(&mut snapshot, environment, definition, now, &mut differences)
-                    .await?;
+            counters += store::usage::verify::counters(scope, definition, now, &mut differences).await?;
         }
         let known: Vec<Uuid> = definitions.iter().map(|definition| definition.id).collect();
-        store::usage::verify::stray_counters(&mut snapshot, environment, &known, &mut differences).await?;
-        counters += priced_usages(&mut snapshot, environment, &terms, now, &mut differences).await?;
-        store::credits::verify::credits(&mut snapshot, environment, &mut differences).await?;
+        store::usage::verify::stray_counters(scope, &known, &mut differences).await?;
+        counters += priced_usages(scope, &terms, now, &mut differences).await?;
+        store::credits::verify::credits(scope, &mut differences).await?;
         snapshot.commit().await?;
         Ok(Verdict { events, rollups, counters, differences: differences.count, shown: differences.shown })
     }
@@ -60,18 +58,18 @@ const RECOUNTED_TOGETHER: usize = 1_000;
 /// The counters of what prices rate are what was recorded and is held. Those that another price, plan
 /// or place has left behind count nothing any more.
 async fn priced_usages(
-    snapshot: &mut PgConnection,
-    environment: Environment,
+    scope: &mut Scope<'_>,
     terms: &CatalogIndex,
     now: Timestamp,
     differences: &mut Differences,
 ) -> Result<i64, StoreError> {
-    let rows = store::gate::counters::of_prices(snapshot, environment).await?;
+    let environment = scope.environment;
+    let rows = store::gate::counters::of_prices(scope).await?;
     let mut compared = 0;
     for rows in rows.chunks(RECOUNTED_TOGETHER) {
         let mut names: Vec<String> = rows.iter().map(|(subject, _)| subject.clone()).collect();
         names.dedup();
-        let paths = store::subjects::subject::paths(snapshot, environment, Which::Of(&names)).await?;
+        let paths = store::subjects::subject::paths(scope, Which::Of(&names)).await?;
         for (subject, row) in rows {
             let Some(path) = paths.iter().find(|path| path.subject() == subject) else { continue };
             let at = row.key.period_start;
@@ -86,8 +84,8 @@ async fn priced_usages(
                 counter_source: CounterSource::PricedUsage(priced_usage),
                 counter: priced_usage.counter_at(at),
             };
-            let counted = counters::count(snapshot, environment, terms, &need).await?.counter(now).level;
-            let expired = store::gate::hold_lines::expired(snapshot, &[*row], now).await?;
+            let counted = counters::count(scope, terms, &need).await?.counter(now).level;
+            let expired = store::gate::hold_lines::expired(scope.connection, &[*row], now).await?;
             let held = expired.iter().fold(row.level, |level, (_, line)| level.without_expired(line)).held;
             compared += 1;
             if (counted.used, counted.held) != (row.level.used, held) {

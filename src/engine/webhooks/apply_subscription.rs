@@ -1,7 +1,7 @@
 //! Applies the biller's subscriptions: finds the subject of each and the leading one of a subject, and
 //! changes the subject's own subscription. All of it under the configuration lock.
 
-use sqlx::PgConnection;
+use crate::store::Scope;
 
 use super::fetch::FetchedSubscription;
 use super::mapping::map_within;
@@ -27,16 +27,15 @@ impl Engine {
         seqs: &[i64],
     ) -> Result<(), EngineError> {
         let mut connection = self.database().pool().acquire().await?;
-        let now = self.inner.clock.outside(store::usage::now(&mut connection).await?);
+        let scope = &mut Scope::new(&mut connection, environment);
+        let now = self.inner.clock.outside(store::usage::now(scope.connection).await?);
         let id = &fetched.billed.id;
         // most of what is told changes nothing for us: nobody needs to wait for that
-        let row = stripe_subscriptions::find(&mut connection, environment, id).await?;
+        let row = stripe_subscriptions::find(scope, id).await?;
         let is_done = row.as_ref().is_some_and(|row| row.settled && row.owner.unmapped.is_none());
-        if (is_done && !fetched.is_newer_than(row.as_ref()))
-            || confirm(&mut connection, environment, fetched).await?
-        {
+        if (is_done && !fetched.is_newer_than(row.as_ref())) || confirm(scope, fetched).await? {
             return Ok(
-                webhook_events::settle(&mut connection, seqs, WebhookStatus::Applied, None, now).await?
+                webhook_events::settle(scope.connection, seqs, WebhookStatus::Applied, None, now).await?
             );
         }
         drop(connection);
@@ -57,35 +56,31 @@ impl Engine {
     ) -> Result<(), EngineError> {
         let change = ChangeTransaction::begin(self.database().pool(), environment, &self.inner.clock).await?;
         let mut change = SubscriptionTransaction::new(change).await?;
-        let mut row = stripe_subscriptions::find(change.connection(), environment, id).await?;
+        let mut row = stripe_subscriptions::find(&mut change.scope(), id).await?;
         if let Some(fetched) = fetched.filter(|fetched| fetched.is_newer_than(row.as_ref())) {
             let FetchedSubscription { billed, event_created, fetched_at } = fetched;
-            let connection = change.connection();
-            stripe_subscriptions::write(connection, environment, billed, *event_created, *fetched_at).await?;
-            row = stripe_subscriptions::find(connection, environment, id).await?;
+            let scope = &mut change.scope();
+            stripe_subscriptions::write(scope, billed, *event_created, *fetched_at).await?;
+            row = stripe_subscriptions::find(scope, id).await?;
         }
         let Some(row) = row else { return Ok(()) };
         let owner = resolve_owner(&mut change, &row).await?;
-        let connection = change.connection();
-        let mut settled = webhook_events::unmapped(connection, environment, id).await?;
+        let scope = &mut change.scope();
+        let mut settled = webhook_events::unmapped(scope, id).await?;
         settled.extend_from_slice(seqs);
-        let now = self.inner.clock.outside(store::usage::now(connection).await?);
+        let now = self.inner.clock.outside(store::usage::now(scope.connection).await?);
         let (status, reason) = match owner.unmapped {
             None => (WebhookStatus::Applied, None),
             Some(why) => (WebhookStatus::Unmapped, Some(why.as_str())),
         };
-        webhook_events::settle(connection, &settled, status, reason, now).await?;
+        webhook_events::settle(scope.connection, &settled, status, reason, now).await?;
         Ok(change.commit().await?)
     }
 }
 
-async fn confirm(
-    connection: &mut PgConnection,
-    environment: Environment,
-    fetched: &FetchedSubscription,
-) -> Result<bool, EngineError> {
+async fn confirm(scope: &mut Scope<'_>, fetched: &FetchedSubscription) -> Result<bool, EngineError> {
     let FetchedSubscription { billed, event_created, fetched_at } = fetched;
-    Ok(stripe_subscriptions::confirm(connection, environment, billed, *event_created, *fetched_at).await?)
+    Ok(stripe_subscriptions::confirm(scope, billed, *event_created, *fetched_at).await?)
 }
 
 /// Finds whose a subscription is and which plan it is for, and has all whom it concerns follow.
@@ -111,7 +106,7 @@ async fn resolve_owner(
     if let Some(left) = left.filter(|_| row.governs) {
         stripe_subscriptions::release(change.connection(), left).await?;
     }
-    stripe_subscriptions::settle(change.connection(), environment, &billed.id, &owner).await?;
+    stripe_subscriptions::settle(&mut change.scope(), &billed.id, &owner).await?;
     if let Some(left) = left {
         take_leave(change, left, row.governs).await?;
     }
@@ -131,16 +126,14 @@ async fn subject_of(
     change: &mut SubscriptionTransaction<'_>,
     row: &ProviderSubscriptionRow,
 ) -> Result<Option<(i64, SubjectId)>, EngineError> {
-    let (billed, environment) = (&row.billed, change.environment());
-    let connection = change.connection();
-    if let Some((id, name)) =
-        store::subjects::subject::of_mapping(connection, environment, &billed.customer).await?
-    {
+    let billed = &row.billed;
+    let scope = &mut change.scope();
+    if let Some((id, name)) = store::subjects::subject::of_mapping(scope, &billed.customer).await? {
         return Ok(Some((id, known(name)?)));
     }
     let mut told = billed.subject.clone();
     if told.is_none() {
-        let customer = stripe_customers::find(connection, environment, &billed.customer).await?;
+        let customer = stripe_customers::find(scope, &billed.customer).await?;
         told = customer.and_then(|row| row.subject.or(row.reference)).map(known).transpose()?;
     }
     if let Some(subject) = told {
@@ -149,7 +142,7 @@ async fn subject_of(
         return Ok(Some((member.subject_id, subject)));
     }
     let Some(before) = row.owner.subject_id else { return Ok(None) };
-    let name = store::subjects::subject::name(connection, before).await?;
+    let name = store::subjects::subject::name(scope.connection, before).await?;
     Ok(name.map(known).transpose()?.map(|name| (before, name)))
 }
 

@@ -1,6 +1,7 @@
 //! Fetches the present state of a subscription: from the biller, where there is a key; else from the latest
 //! of its events.
 
+use crate::store::Scope;
 use serde_json::Value;
 
 use crate::engine::error::EngineError;
@@ -93,7 +94,8 @@ impl Engine {
         let types = SubscriptionTypes { prefix: SUBSCRIPTION_EVENTS, deleted: SUBSCRIPTION_DELETED };
         let limit = WEBHOOK_TIES_MAX;
         let payloads =
-            webhook_events::latest_payloads(&mut connection, environment, id, types, limit).await?;
+            webhook_events::latest_payloads(&mut Scope::new(&mut connection, environment), id, types, limit)
+                .await?;
         let events: Vec<Value> =
             payloads.iter().filter_map(|payload| serde_json::from_str(payload.get()).ok()).collect();
         let Some((last, billed)) = order::last(&events).and_then(|e| Some((e, webhook::subscription_of(e)?)))
@@ -139,9 +141,12 @@ impl Engine {
         id: &str,
     ) -> Result<Option<Fault>, EngineError> {
         let mut connection = self.database().pool().acquire().await?;
-        let mapped = store::subjects::subject::of_mapping(&mut connection, environment, id).await?.is_some();
+        let mapped = store::subjects::subject::of_mapping(&mut Scope::new(&mut connection, environment), id)
+            .await?
+            .is_some();
         // once it is known, its events tell what changes
-        let known = stripe_customers::find(&mut connection, environment, id).await?.is_some();
+        let known =
+            stripe_customers::find(&mut Scope::new(&mut connection, environment), id).await?.is_some();
         if mapped || known || !is_plain(id) {
             return Ok(None);
         }
@@ -153,7 +158,8 @@ impl Engine {
                 let mut connection = self.database().pool().acquire().await?;
                 // any event about it counts for more
                 let at = Timestamp::MIN;
-                stripe_customers::write(&mut connection, environment, id, subject, at).await?;
+                stripe_customers::write(&mut Scope::new(&mut connection, environment), id, subject, at)
+                    .await?;
                 Ok(None)
             }
             Err(fault) if fault.status == Some(404) => Ok(None),

@@ -1,8 +1,8 @@
 //! Maps customers to subjects. A mapping that the application made stays. Where there is none, the biller
 //! may name the subject: in the metadata of a subscription or a customer, or in a checkout.
 
+use crate::store::Scope;
 use serde_json::Value;
-use sqlx::PgConnection;
 
 use super::worker::WebhookOutcome;
 use crate::engine::change::ChangeTransaction;
@@ -26,7 +26,12 @@ impl Engine {
             return Ok(WebhookOutcome::Ignored("it names no client_reference_id, or no customer"));
         };
         let mut connection = self.database().pool().acquire().await?;
-        stripe_customers::set_reference(&mut connection, environment, &customer, subject.as_str()).await?;
+        stripe_customers::set_reference(
+            &mut Scope::new(&mut connection, environment),
+            &customer,
+            subject.as_str(),
+        )
+        .await?;
         drop(connection);
         self.map(environment, &subject, &customer).await?;
         Ok(WebhookOutcome::Applied)
@@ -41,14 +46,15 @@ impl Engine {
     ) -> Result<WebhookOutcome, EngineError> {
         let Some(customer) = webhook::customer(object) else { return Ok(WebhookOutcome::malformed()) };
         let mut connection = self.database().pool().acquire().await?;
+        let scope = &mut Scope::new(&mut connection, environment);
         if deleted || customer.deleted {
-            stripe_customers::set_deleted(&mut connection, environment, &customer.id).await?;
+            stripe_customers::set_deleted(scope, &customer.id).await?;
             drop(connection);
             self.unmap(environment, &customer.id).await?;
             return Ok(WebhookOutcome::Applied);
         }
         let subject = customer.subject.as_ref().map(SubjectId::as_str);
-        stripe_customers::write(&mut connection, environment, &customer.id, subject, created).await?;
+        stripe_customers::write(scope, &customer.id, subject, created).await?;
         drop(connection);
         if let Some(subject) = &customer.subject {
             self.map(environment, subject, &customer.id).await?;
@@ -64,28 +70,32 @@ impl Engine {
         customer: &str,
     ) -> Result<(), EngineError> {
         let mut transaction = self.database().pool().begin().await?;
-        if store::subjects::subject::of_mapping(&mut transaction, environment, customer).await?.is_some() {
+        if store::subjects::subject::of_mapping(&mut Scope::new(&mut transaction, environment), customer)
+            .await?
+            .is_some()
+        {
             return Ok(());
         }
         let mut change = ChangeTransaction::within(transaction, environment, &self.inner.clock).await?;
         map_within(&mut change, subject, customer).await?;
         // it may be known now whose they are, mapped or not
-        stripe_subscriptions::unsettle_customer(&mut change.transaction, environment, customer).await?;
+        stripe_subscriptions::unsettle_customer(&mut change.scope(), customer).await?;
         Ok(change.commit().await?)
     }
 
     /// A customer that was deleted cannot be billed any more; whose it was is kept.
     async fn unmap(&self, environment: Environment, customer: &str) -> Result<(), EngineError> {
         let mut transaction = self.database().pool().begin().await?;
-        if store::subjects::subject::of_mapping(&mut transaction, environment, customer).await?.is_none() {
+        if store::subjects::subject::of_mapping(&mut Scope::new(&mut transaction, environment), customer)
+            .await?
+            .is_none()
+        {
             return Ok(());
         }
         let mut change = ChangeTransaction::within(transaction, environment, &self.inner.clock).await?;
-        let transaction = &mut change.transaction;
-        if let Some((subject_id, subject)) =
-            store::subjects::subject::of_mapping(transaction, environment, customer).await?
-        {
-            stripe_customers::set_reference(transaction, environment, customer, &subject).await?;
+        let scope = &mut change.scope();
+        if let Some((subject_id, subject)) = store::subjects::subject::of_mapping(scope, customer).await? {
+            stripe_customers::set_reference(scope, customer, &subject).await?;
             set_customer(&mut change, subject_id, None).await?;
         }
         Ok(change.commit().await?)
@@ -98,17 +108,17 @@ pub(super) async fn map_within(
     subject: &SubjectId,
     customer: &str,
 ) -> Result<(), EngineError> {
-    let (environment, connection) = (change.environment, &mut change.transaction);
-    if store::subjects::subject::of_mapping(connection, environment, customer).await?.is_some()
-        || is_deleted(connection, environment, customer).await?
+    let scope = &mut change.scope();
+    if store::subjects::subject::of_mapping(scope, customer).await?.is_some()
+        || is_deleted(scope, customer).await?
     {
         return Ok(());
     }
-    store::subjects::subject::insert_missing(connection, environment, &[subject.to_string()]).await?;
-    let row = existing(connection, environment, subject).await?;
+    store::subjects::subject::insert_missing(scope, &[subject.to_string()]).await?;
+    let row = existing(scope, subject).await?;
     if let Some(present) = &row.stripe_customer_id
-        && !is_deleted(connection, environment, present).await?
-        && !stripe_subscriptions::is_spent(connection, environment, present).await?
+        && !is_deleted(scope, present).await?
+        && !stripe_subscriptions::is_spent(scope, present).await?
     {
         tracing::warn!(%subject, customer, present, "the subject has another customer already, and keeps it");
         return Ok(());
@@ -116,10 +126,6 @@ pub(super) async fn map_within(
     Ok(set_customer(change, row.id, Some(customer)).await?)
 }
 
-async fn is_deleted(
-    connection: &mut PgConnection,
-    environment: Environment,
-    customer: &str,
-) -> Result<bool, StoreError> {
-    Ok(stripe_customers::find(connection, environment, customer).await?.is_some_and(|row| row.deleted))
+async fn is_deleted(scope: &mut Scope<'_>, customer: &str) -> Result<bool, StoreError> {
+    Ok(stripe_customers::find(scope, customer).await?.is_some_and(|row| row.deleted))
 }

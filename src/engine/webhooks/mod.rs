@@ -9,6 +9,7 @@ mod meter_errors;
 mod packs;
 mod worker;
 
+use crate::store::Scope;
 use serde_json::Value;
 use serde_json::value::RawValue;
 
@@ -68,7 +69,7 @@ impl Engine {
         let environment = environment_of(&notice, &signers)?;
         let matters = Topic::of(&notice.kind) != Topic::Other;
         let arrival = Arrival { notice: &notice, payload, matters };
-        if webhook_events::insert(&mut connection, environment, arrival, now).await? {
+        if webhook_events::insert(&mut Scope::new(&mut connection, environment), arrival, now).await? {
             self.webhook_wake(environment).notify_one();
         }
         metrics::counter!("metergate_webhooks_total", "environment" => environment.as_str()).increment(1);
@@ -104,8 +105,13 @@ impl Engine {
     ) -> Result<Page<WebhookRow>, EngineError> {
         let before = page.before_number()?;
         let mut connection = self.database().pool().acquire().await?;
-        let rows =
-            webhook_events::list(&mut connection, environment, status, before, page.rows_max()).await?;
+        let rows = webhook_events::list(
+            &mut Scope::new(&mut connection, environment),
+            status,
+            before,
+            page.rows_max(),
+        )
+        .await?;
         Ok(Page::from_rows(rows, page.limit, |row| row.seq))
     }
 

@@ -1,8 +1,8 @@
 //! Credit packs that were bought: each line of a paid invoice or checkout whose price belongs to a pack
 //! grants the pack once. A checkout with an invoice is the same purchase as that invoice.
 
+use crate::store::Scope;
 use serde_json::Value;
-use sqlx::PgConnection;
 
 use super::fetch::is_plain;
 use super::worker::WebhookOutcome;
@@ -27,7 +27,8 @@ impl Engine {
     ) -> Result<Option<WebhookOutcome>, EngineError> {
         let Some(mut purchase) = purchase else { return Ok(None) };
         let mut connection = self.database().pool().acquire().await?;
-        let (catalog, _) = store::catalog::current(&mut connection, environment).await?;
+        let scope = &mut Scope::new(&mut connection, environment);
+        let (catalog, _) = store::catalog::current(scope).await?;
         if catalog.credit_packs.is_empty() {
             return Ok(None);
         }
@@ -55,7 +56,7 @@ impl Engine {
         if bought.is_empty() {
             return Ok(None);
         }
-        let Some(subject) = buyer(&mut connection, environment, &purchase).await? else {
+        let Some(subject) = buyer(scope, &purchase).await? else {
             return Ok(Some(WebhookOutcome::Waits(
                 "no subject is mapped to the customer who bought credits",
             )));
@@ -103,16 +104,12 @@ async fn lines(client: &Client, purchase: &Purchase) -> Result<Option<Vec<Value>
 }
 
 /// Finds the buyer: the subject that the checkout names, else the one that its customer is mapped to.
-async fn buyer(
-    connection: &mut PgConnection,
-    environment: Environment,
-    purchase: &Purchase,
-) -> Result<Option<SubjectId>, EngineError> {
+async fn buyer(scope: &mut Scope<'_>, purchase: &Purchase) -> Result<Option<SubjectId>, EngineError> {
     if let Some(subject) = &purchase.subject {
         return Ok(Some(subject.clone()));
     }
     let Some(customer) = &purchase.customer else { return Ok(None) };
-    let found = store::subjects::subject::of_mapping(connection, environment, customer).await?;
+    let found = store::subjects::subject::of_mapping(scope, customer).await?;
     let named = found.map(|(_, name)| SubjectId::parse(name)).transpose();
     named.map_err(|why| EngineError::Internal(why.to_string()))
 }

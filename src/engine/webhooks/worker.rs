@@ -1,6 +1,7 @@
 //! The worker of webhooks: claims due events and applies each. Events about one subscription are applied
 //! together: one fetch of its state serves them all.
 
+use crate::store::Scope;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -70,7 +71,8 @@ impl Engine {
         let now = self.inner.clock.outside(store::usage::now(&mut connection).await?);
         let until = now.saturating_add(WEBHOOK_LEASE);
         let limit = WEBHOOK_ROUND_EVENTS_MAX;
-        let mut taken = webhook_events::claim(&mut connection, environment, now, until, limit).await?;
+        let mut taken =
+            webhook_events::claim(&mut Scope::new(&mut connection, environment), now, until, limit).await?;
         taken.sort_by_key(|event| event.seq);
         Ok(taken)
     }
@@ -157,7 +159,8 @@ impl Engine {
     ) -> Result<WebhookOutcome, EngineError> {
         let Some(invoice) = webhook::invoice(object) else { return Ok(WebhookOutcome::malformed()) };
         let mut connection = self.database().pool().acquire().await?;
-        stripe_customers::write_invoice(&mut connection, environment, &invoice, created).await?;
+        stripe_customers::write_invoice(&mut Scope::new(&mut connection, environment), &invoice, created)
+            .await?;
         Ok(WebhookOutcome::Applied)
     }
 
@@ -165,7 +168,8 @@ impl Engine {
     async fn settle_subscriptions(&self, environment: Environment) -> Result<usize, EngineError> {
         let mut connection = self.database().pool().acquire().await?;
         let limit = WEBHOOK_ROUND_EVENTS_MAX;
-        let ids = stripe_subscriptions::unsettled(&mut connection, environment, limit).await?;
+        let ids =
+            stripe_subscriptions::unsettled(&mut Scope::new(&mut connection, environment), limit).await?;
         drop(connection);
         let mut settled = 0;
         for id in ids {

@@ -1,6 +1,6 @@
 //! Work that has to be done before a batch can be settled, outside of the batch's transaction.
 
-use sqlx::PgConnection;
+use crate::store::Scope;
 use uuid::Uuid;
 
 use super::Attempt;
@@ -8,7 +8,6 @@ use crate::engine::subjects::resolution;
 use crate::engine::subjects::subscriptions::carry_out_ends;
 use crate::engine::usage::ingest::WriterContext;
 use crate::store::{StoreError, transaction};
-use metergate_domain::base::environment::Environment;
 use metergate_domain::base::window::Span;
 
 /// The reason why a batch is attempted again.
@@ -41,17 +40,14 @@ impl Prerequisite {
     /// Rolls back the open transaction, then does the work in transactions of its own.
     pub(super) async fn carry_out(
         &self,
-        connection: &mut PgConnection,
-        environment: Environment,
+        scope: &mut Scope<'_>,
         writer_context: &WriterContext,
     ) -> Result<(), StoreError> {
-        transaction::roll_back(connection).await?;
+        transaction::roll_back(scope.connection).await?;
         match self {
-            Self::Subscribe(roots) => {
-                resolution::subscribe_alone(connection, environment, roots, &writer_context.clock).await
-            }
-            Self::EndSubscriptions => carry_out_ends(connection, environment, &writer_context.clock).await,
-            Self::Partitions(months) => writer_context.months.make(connection, months).await,
+            Self::Subscribe(roots) => resolution::subscribe_alone(scope, roots, &writer_context.clock).await,
+            Self::EndSubscriptions => carry_out_ends(scope, &writer_context.clock).await,
+            Self::Partitions(months) => writer_context.months.make(scope.connection, months).await,
             Self::Recheck(_) => Ok(()),
         }
     }

@@ -1,6 +1,7 @@
 //! A writer: takes the jobs that have gathered, settles them in one transaction, answers. It never gives up
 //! on a transaction whose result it does not know, unless it panics.
 
+use crate::store::Scope;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -154,7 +155,7 @@ impl<T: BatchProcessor> Writer<T> {
         let attempt = self.trade.attempt(connection, &work, uncertain).await?;
         if let Attempt::Again(prerequisite) = &attempt {
             let (environment, writer_context) = (self.trade.environment(), self.trade.writer_context());
-            prerequisite.carry_out(connection, environment, writer_context).await?;
+            prerequisite.carry_out(&mut Scope::new(connection, environment), writer_context).await?;
         }
         Ok(attempt)
     }

@@ -1,5 +1,6 @@
 //! Grants of credits: facts, claimed once by their outside reference.
 
+use crate::store::scope::Scope;
 use std::collections::HashMap;
 
 use serde_json::Value;
@@ -9,7 +10,6 @@ use sqlx::{FromRow, PgConnection, Row};
 use uuid::Uuid;
 
 use crate::store::StoreError;
-use metergate_domain::base::environment::Environment;
 use metergate_domain::base::quantity::Total;
 use metergate_domain::base::timestamp::Timestamp;
 use metergate_domain::credits::grant::{Grant, GrantSource};
@@ -77,8 +77,7 @@ fn read(row: &PgRow) -> Result<GrantBalance, StoreError> {
 /// Writes a grant and claims its outside reference; false if that is taken. Waits for a transaction that is
 /// about to take it.
 pub async fn insert(
-    connection: &mut PgConnection,
-    environment: Environment,
+    scope: &mut Scope<'_>,
     subject_id: i64,
     grant: &Grant,
     content: Option<Uuid>,
@@ -92,7 +91,7 @@ pub async fn insert(
          on conflict on constraint credit_grants_external_ref do nothing",
     )
     .bind(grant.id)
-    .bind(environment.code())
+    .bind(scope.environment.code())
     .bind(subject_id)
     .bind(unit)
     .bind(unit_key)
@@ -110,7 +109,7 @@ pub async fn insert(
     .bind(grant.refund_of)
     .bind(&grant.reason)
     .bind(grant.created_at)
-    .execute(connection)
+    .execute(&mut *scope.connection)
     .await?;
     Ok(done.rows_affected() == 1)
 }
@@ -133,16 +132,15 @@ pub async fn set_voided(
 
 /// Finds the subject, the id and the request digest of the grant with an outside reference.
 pub async fn of_reference(
-    connection: &mut PgConnection,
-    environment: Environment,
+    scope: &mut Scope<'_>,
     external_ref: &str,
 ) -> Result<Option<(i64, Uuid, Option<Uuid>)>, StoreError> {
     let row = sqlx::query(
         "select subject_id, id, content from credit_grants where environment = $1 and external_ref = $2",
     )
-    .bind(environment.code())
+    .bind(scope.environment.code())
     .bind(external_ref)
-    .fetch_optional(connection)
+    .fetch_optional(&mut *scope.connection)
     .await?;
     row.map(|row| Ok((row.try_get("subject_id")?, row.try_get("id")?, row.try_get("content")?))).transpose()
 }
@@ -207,20 +205,16 @@ pub async fn list(
 }
 
 /// Returns true if grants in a unit may still be burnt or renewed.
-pub async fn are_live(
-    connection: &mut PgConnection,
-    environment: Environment,
-    unit: &Unit,
-) -> Result<bool, StoreError> {
+pub async fn are_live(scope: &mut Scope<'_>, unit: &Unit) -> Result<bool, StoreError> {
     let (kind, key) = unit.kept();
     let found = sqlx::query_scalar(
         "select exists (select from credit_grants g join credit_balances b on b.grant_id = g.id and b.subject_id = g.subject_id
                         where g.environment = $1 and g.unit = $2 and g.unit_key = $3 and (b.state < 2 or b.held > 0))",
     )
-    .bind(environment.code())
+    .bind(scope.environment.code())
     .bind(kind)
     .bind(key)
-    .fetch_one(connection)
+    .fetch_one(&mut *scope.connection)
     .await?;
     Ok(found)
 }

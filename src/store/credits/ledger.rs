@@ -1,11 +1,11 @@
 //! The ledger of credits, as it is read.
 
+use crate::store::scope::Scope;
 use sqlx::postgres::PgRow;
 use sqlx::{FromRow, PgConnection, Row};
 use uuid::Uuid;
 
 use crate::store::StoreError;
-use metergate_domain::base::environment::Environment;
 use metergate_domain::base::quantity::{Quantity, Total};
 use metergate_domain::base::timestamp::Timestamp;
 use metergate_domain::credits::accounts::MovementKind;
@@ -42,8 +42,7 @@ const COLUMNS: &str = "l.id, l.subject_id, l.grant_id, l.kind, l.unit, l.unit_ke
 
 /// A page of a subject's movements, the latest first, those before the one with the number `before`.
 pub async fn list(
-    connection: &mut PgConnection,
-    environment: Environment,
+    scope: &mut Scope<'_>,
     subject_id: i64,
     before: i64,
     limit: u32,
@@ -59,28 +58,24 @@ pub async fn list(
          order by l.id desc"
     );
     let rows = sqlx::query_as(sqlx::AssertSqlSafe(sql))
-        .bind(environment.code())
+        .bind(scope.environment.code())
         .bind(subject_id)
         .bind(before)
         .bind(i64::from(limit));
-    Ok(rows.fetch_all(connection).await?)
+    Ok(rows.fetch_all(&mut *scope.connection).await?)
 }
 
 /// Returns the spends for an event that were not given back: each spend by its number, in the order in
 /// which it was spent.
-pub async fn spent_for(
-    connection: &mut PgConnection,
-    environment: Environment,
-    event_key: Uuid,
-) -> Result<Vec<LedgerRow>, StoreError> {
+pub async fn spent_for(scope: &mut Scope<'_>, event_key: Uuid) -> Result<Vec<LedgerRow>, StoreError> {
     let sql = format!(
         "select {COLUMNS}, null::text as event_id, null::text as reservation_id from credit_ledger l
          where l.environment = $1 and l.event_key = $2 and l.kind in ('settle', 'spend')
            and not exists (select from credit_ledger r where r.environment = $1 and r.event_key = $2 and r.refunds = l.id)
          order by l.id"
     );
-    let rows = sqlx::query_as(sqlx::AssertSqlSafe(sql)).bind(environment.code()).bind(event_key);
-    Ok(rows.fetch_all(connection).await?)
+    let rows = sqlx::query_as(sqlx::AssertSqlSafe(sql)).bind(scope.environment.code()).bind(event_key);
+    Ok(rows.fetch_all(&mut *scope.connection).await?)
 }
 
 /// A spend of a subject's: its unit, and how much of it was not given back.
@@ -103,18 +98,14 @@ pub async fn spend(
 }
 
 /// Returns how much of an event's usage credits have paid for, by subject and counter.
-pub async fn covers_of(
-    connection: &mut PgConnection,
-    environment: Environment,
-    event_key: Uuid,
-) -> Result<Vec<PaidShare>, StoreError> {
+pub async fn covers_of(scope: &mut Scope<'_>, event_key: Uuid) -> Result<Vec<PaidShare>, StoreError> {
     let rows = sqlx::query(
         "select subject_id, definition, at, sum(quantity) as quantity from credit_covers
          where environment = $1 and event_key = $2 group by subject_id, definition, at having sum(quantity) > 0",
     )
-    .bind(environment.code())
+    .bind(scope.environment.code())
     .bind(event_key)
-    .fetch_all(connection)
+    .fetch_all(&mut *scope.connection)
     .await?;
     let read = |row: &PgRow| {
         Ok(PaidShare {

@@ -1,10 +1,10 @@
 //! Notices: what somebody may want to act on.
 
+use crate::store::scope::Scope;
 use serde::Serialize;
-use sqlx::{FromRow, PgConnection};
+use sqlx::FromRow;
 
 use crate::store::StoreError;
-use metergate_domain::base::environment::Environment;
 use metergate_domain::base::names::SubjectId;
 use metergate_domain::base::quantity::{Quantity, Total};
 use metergate_domain::base::timestamp::Timestamp;
@@ -40,18 +40,14 @@ pub struct CreditNotice {
     pub at: Timestamp,
 }
 
-pub async fn insert(
-    connection: &mut PgConnection,
-    environment: Environment,
-    notices: &[NewNotice],
-) -> Result<(), StoreError> {
+pub async fn insert(scope: &mut Scope<'_>, notices: &[NewNotice]) -> Result<(), StoreError> {
     for notice in notices {
         let (unit, unit_key) = notice.unit.kept();
         sqlx::query(
             "insert into notices (environment, subject_id, kind, unit, unit_key, balance, threshold, pack, at)
              values ($1, $2, $3, $4, $5, $6, $7, $8, $9)",
         )
-        .bind(environment.code())
+        .bind(scope.environment.code())
         .bind(notice.subject_id)
         .bind(notice.kind.as_str())
         .bind(unit)
@@ -60,7 +56,7 @@ pub async fn insert(
         .bind(notice.threshold)
         .bind(&notice.pack)
         .bind(notice.at)
-        .execute(&mut *connection)
+        .execute(&mut *scope.connection)
         .await?;
     }
     Ok(())
@@ -68,8 +64,7 @@ pub async fn insert(
 
 /// Returns notices in descending order of their numbers, beginning below the number `before`.
 pub async fn list(
-    connection: &mut PgConnection,
-    environment: Environment,
+    scope: &mut Scope<'_>,
     filter: &NoticeFilter,
     before: i64,
     limit: u32,
@@ -81,10 +76,10 @@ pub async fn list(
            and ($4::text is null or n.kind = $4)
          order by n.id desc limit $5",
     )
-    .bind(environment.code())
+    .bind(scope.environment.code())
     .bind(before)
     .bind(filter.subject.as_ref().map(SubjectId::as_str))
     .bind(filter.kind.map(NoticeKind::as_str))
     .bind(i64::from(limit));
-    Ok(rows.fetch_all(connection).await?)
+    Ok(rows.fetch_all(&mut *scope.connection).await?)
 }

@@ -1,11 +1,11 @@
 //! Recounting credits from their ledger: what each grant has left, what reservations hold of it, and what a
 //! subject's balance was after each movement.
 
-use sqlx::{PgConnection, Row};
+use crate::store::scope::Scope;
+use sqlx::Row;
 
 use crate::store::StoreError;
 use crate::store::usage::verify::Differences;
-use metergate_domain::base::environment::Environment;
 
 /// Differences that are shown; all are counted.
 const SHOWN: i64 = 20;
@@ -70,11 +70,8 @@ const QUESTIONS: [(&str, &str); 5] = [
 ];
 
 /// Compares everything; how many rows that were.
-pub async fn credits(
-    connection: &mut PgConnection,
-    environment: Environment,
-    differences: &mut Differences,
-) -> Result<i64, StoreError> {
+pub async fn credits(scope: &mut Scope<'_>, differences: &mut Differences) -> Result<i64, StoreError> {
+    let environment = scope.environment;
     let mut compared = 0;
     for (meaning, meter_query) in QUESTIONS {
         let sql = format!(
@@ -85,7 +82,7 @@ pub async fn credits(
         );
         let row = sqlx::query(sqlx::AssertSqlSafe(sql))
             .bind(environment.code())
-            .fetch_one(&mut *connection)
+            .fetch_one(&mut *scope.connection)
             .await?;
         let (count, wrong): (i64, i64) = (row.try_get("compared")?, row.try_get("wrong")?);
         let shown: Vec<String> = row.try_get("shown")?;
@@ -101,7 +98,7 @@ pub async fn credits(
              having sum(case when credit = 'carried' then amount when debit = 'carried' then -amount else 0 end) <> 0) c",
     )
     .bind(environment.code())
-    .fetch_one(connection)
+    .fetch_one(&mut *scope.connection)
     .await?;
     if unbalanced > 0 {
         let what = "units of which not as much was carried into grants as out of them";

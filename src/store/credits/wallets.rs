@@ -1,6 +1,7 @@
 //! Wallets: the lock on a subject's credits, and what is written under it. They are locked in the order of
 //! their subjects, after counters.
 
+use crate::store::scope::Scope;
 use std::collections::BTreeMap;
 
 use sqlx::{PgConnection, Row};
@@ -10,7 +11,6 @@ use super::grants;
 use super::grants::state_code;
 use crate::store::StoreError;
 use crate::store::gate::hold_lines::on_expiry_code;
-use metergate_domain::base::environment::Environment;
 use metergate_domain::base::quantity::{Quantity, Total};
 use metergate_domain::base::timestamp::Timestamp;
 use metergate_domain::credits::wallet::{ExpiredCreditLine, Wallet};
@@ -18,18 +18,14 @@ use metergate_domain::gate::request::OnExpiry;
 use metergate_domain::gate::state::{CreditLine, CreditLineKey, PaidShare};
 
 /// Makes those that are missing. `subject_ids` ascend.
-pub async fn insert_missing(
-    connection: &mut PgConnection,
-    environment: Environment,
-    subject_ids: &[i64],
-) -> Result<(), StoreError> {
+pub async fn insert_missing(scope: &mut Scope<'_>, subject_ids: &[i64]) -> Result<(), StoreError> {
     sqlx::query(
         "insert into credit_wallets (subject_id, environment) select id, $1 from unnest($2::bigint[]) id
          on conflict on constraint credit_wallets_pk do nothing",
     )
-    .bind(environment.code())
+    .bind(scope.environment.code())
     .bind(subject_ids)
-    .execute(connection)
+    .execute(&mut *scope.connection)
     .await?;
     Ok(())
 }
@@ -144,19 +140,14 @@ pub async fn next_lines(
 }
 
 /// Wallets that time has changed.
-pub async fn due(
-    connection: &mut PgConnection,
-    environment: Environment,
-    now: Timestamp,
-    limit: i64,
-) -> Result<Vec<i64>, StoreError> {
+pub async fn due(scope: &mut Scope<'_>, now: Timestamp, limit: i64) -> Result<Vec<i64>, StoreError> {
     let found = sqlx::query_scalar(
         "select subject_id from credit_wallets where environment = $1 and next_due <= $2 order by next_due limit $3",
     )
-    .bind(environment.code())
+    .bind(scope.environment.code())
     .bind(now)
     .bind(limit)
-    .fetch_all(connection)
+    .fetch_all(&mut *scope.connection)
     .await?;
     Ok(found)
 }
@@ -171,31 +162,23 @@ pub struct Changes<'a> {
 }
 
 /// Writes it. The ledger's rows keep their order, wallet by wallet.
-pub async fn write(
-    connection: &mut PgConnection,
-    environment: Environment,
-    changes: &Changes<'_>,
-) -> Result<(), StoreError> {
+pub async fn write(scope: &mut Scope<'_>, changes: &Changes<'_>) -> Result<(), StoreError> {
     for wallet in &changes.wallets {
         for grant_balance in wallet.made() {
-            grants::insert(connection, environment, wallet.subject_id, &grant_balance.grant, None).await?;
+            grants::insert(scope, wallet.subject_id, &grant_balance.grant, None).await?;
         }
     }
-    write_balances(connection, environment, &changes.wallets).await?;
+    write_balances(scope, &changes.wallets).await?;
     if !changes.lines.is_empty() || !changes.gone.is_empty() {
-        write_lines(connection, environment, changes).await?;
+        write_lines(scope, changes).await?;
     }
     if !changes.paid.is_empty() {
-        write_covers(connection, environment, &changes.paid).await?;
+        write_covers(scope, &changes.paid).await?;
     }
     Ok(())
 }
 
-async fn write_balances(
-    connection: &mut PgConnection,
-    environment: Environment,
-    wallets: &[&Wallet],
-) -> Result<(), StoreError> {
+async fn write_balances(scope: &mut Scope<'_>, wallets: &[&Wallet]) -> Result<(), StoreError> {
     let grant_balances: Vec<_> = wallets
         .iter()
         .flat_map(|w| w.changed().map(move |grant_balance| (w.subject_id, grant_balance)))
@@ -227,7 +210,7 @@ async fn write_balances(
                        reservation, meter, quantity, refunds, reason, n)
          order by n",
     )
-    .bind(environment.code())
+    .bind(scope.environment.code())
     .bind(grant_balances.iter().map(|(id, _)| *id).collect::<Vec<i64>>())
     .bind(grant_balances.iter().map(|(_, grant_balance)| grant_balance.grant.id).collect::<Vec<Uuid>>())
     .bind(grant_balances.iter().map(|(_, grant_balance)| grant_balance.available).collect::<Vec<Total>>())
@@ -253,16 +236,12 @@ async fn write_balances(
     .bind(used.iter().map(|used| used.map(|(_, quantity)| *quantity)).collect::<Vec<Option<Quantity>>>())
     .bind(moved.iter().map(|(_, moved)| moved.cause.refunds).collect::<Vec<Option<i64>>>())
     .bind(moved.iter().map(|(_, moved)| moved.cause.reason.as_deref()).collect::<Vec<Option<&str>>>())
-    .execute(connection)
+    .execute(&mut *scope.connection)
     .await?;
     Ok(())
 }
 
-async fn write_lines(
-    connection: &mut PgConnection,
-    environment: Environment,
-    changes: &Changes<'_>,
-) -> Result<(), StoreError> {
+async fn write_lines(scope: &mut Scope<'_>, changes: &Changes<'_>) -> Result<(), StoreError> {
     let Changes { lines, gone, .. } = changes;
     sqlx::query(
         "with ended as (
@@ -274,7 +253,7 @@ async fn write_lines(
          select $1, * from unnest($5::bigint[], $6::uuid[], $7::timestamptz[], $8::uuid[], $9::smallint[], $10::numeric[])
          on conflict on constraint credit_lines_pk do update set amount = excluded.amount",
     )
-    .bind(environment.code())
+    .bind(scope.environment.code())
     .bind(gone.iter().map(|key| key.grant).collect::<Vec<Uuid>>())
     .bind(gone.iter().map(|key| key.expires_at).collect::<Vec<Timestamp>>())
     .bind(gone.iter().map(|key| key.reservation).collect::<Vec<Uuid>>())
@@ -284,27 +263,23 @@ async fn write_lines(
     .bind(lines.iter().map(|(key, _)| key.reservation).collect::<Vec<Uuid>>())
     .bind(lines.iter().map(|(_, line)| on_expiry_code(line.on_expiry)).collect::<Vec<i16>>())
     .bind(lines.iter().map(|(_, line)| line.amount).collect::<Vec<Total>>())
-    .execute(connection)
+    .execute(&mut *scope.connection)
     .await?;
     Ok(())
 }
 
-async fn write_covers(
-    connection: &mut PgConnection,
-    environment: Environment,
-    paid: &[PaidShare],
-) -> Result<(), StoreError> {
+async fn write_covers(scope: &mut Scope<'_>, paid: &[PaidShare]) -> Result<(), StoreError> {
     sqlx::query(
         "insert into credit_covers (environment, subject_id, definition, at, event_key, quantity)
          select $1, * from unnest($2::bigint[], $3::uuid[], $4::timestamptz[], $5::uuid[], $6::numeric[])",
     )
-    .bind(environment.code())
+    .bind(scope.environment.code())
     .bind(paid.iter().map(|paid| paid.subject_id).collect::<Vec<i64>>())
     .bind(paid.iter().map(|paid| paid.definition).collect::<Vec<Uuid>>())
     .bind(paid.iter().map(|paid| paid.at).collect::<Vec<Timestamp>>())
     .bind(paid.iter().map(|paid| paid.event).collect::<Vec<Uuid>>())
     .bind(paid.iter().map(|paid| paid.quantity).collect::<Vec<Total>>())
-    .execute(connection)
+    .execute(&mut *scope.connection)
     .await?;
     Ok(())
 }

@@ -1,13 +1,13 @@
 //! Gauges of customers by hour, for meters that are exported by their last or greatest value: kept in the
 //! fold, read by the run that creates exports.
 
+use crate::store::scope::Scope;
 use sqlx::postgres::PgRow;
-use sqlx::{PgConnection, Postgres, QueryBuilder, Row};
+use sqlx::{Postgres, QueryBuilder, Row};
 
 use super::parts::{BucketPart, ExportValue, MeterBucket, read_units};
 use crate::store::StoreError;
 use crate::store::usage::measures::{MeasureScope, push_measures};
-use metergate_domain::base::environment::Environment;
 use metergate_domain::base::timestamp::Timestamp;
 use metergate_domain::base::window::Span;
 use metergate_domain::catalog::meter::{Aggregation, StoredMeter};
@@ -57,25 +57,23 @@ fn read_mark(row: &PgRow) -> Result<Option<Mark>, StoreError> {
 
 /// Reads the gauge of a customer in a span from its events.
 pub async fn recount(
-    connection: &mut PgConnection,
-    environment: Environment,
+    scope: &mut Scope<'_>,
     stored: &StoredMeter,
     customer_id: i64,
     span: Span,
 ) -> Result<Option<Mark>, StoreError> {
     let mut sql = QueryBuilder::new("with measures as (");
-    push_measures(&mut sql, environment, stored, &[], None, &MeasureScope::Spans(&[span]));
+    push_measures(&mut sql, scope.environment, stored, &[], None, &MeasureScope::Spans(&[span]));
     sql.push(format!(") select ({})::text[] as mark from measures", mark_of(stored.meter.aggregation)));
     sql.push(" where customer_id = ").push_bind(customer_id);
-    let row = sql.build().persistent(false).fetch_one(connection).await?;
+    let row = sql.build().persistent(false).fetch_one(&mut *scope.connection).await?;
     read_mark(&row)
 }
 
 /// Keeps gauges, in the order of their keys. Where one is replaced, later ones of the same period are
 /// looked at again: a running maximum may have become less.
 pub async fn keep(
-    connection: &mut PgConnection,
-    environment: Environment,
+    scope: &mut Scope<'_>,
     meter_id: i32,
     gauges: &[BucketPart<HourlyGauge>],
 ) -> Result<(), StoreError> {
@@ -91,7 +89,7 @@ pub async fn keep(
                  mark = case when $9 then excluded.mark else greatest(l.mark, excluded.mark) end,
                  changed = l.changed or $9 or greatest(l.mark, excluded.mark) is distinct from l.mark",
         )
-        .bind(environment.code())
+        .bind(scope.environment.code())
         .bind(meter_id)
         .bind(gauge.customer_id)
         .bind(gauge.bucket.span.from)
@@ -100,7 +98,7 @@ pub async fn keep(
         .bind(period.map(|period| period.to))
         .bind(mark)
         .bind(gauge.value.voided)
-        .execute(&mut *connection)
+        .execute(&mut *scope.connection)
         .await?;
         if gauge.value.voided {
             sqlx::query(
@@ -111,7 +109,7 @@ pub async fn keep(
             .bind(meter_id)
             .bind(gauge.bucket.span.from)
             .bind(period.map(|period| period.from))
-            .execute(&mut *connection)
+            .execute(&mut *scope.connection)
             .await?;
         }
     }
@@ -129,8 +127,7 @@ pub struct ChangedGauge {
 
 /// Locks some changed gauges of a meter, the oldest first, and marks them as unchanged.
 pub async fn take_changed(
-    connection: &mut PgConnection,
-    environment: Environment,
+    scope: &mut Scope<'_>,
     stored: &StoredMeter,
     ended_by: Timestamp,
     limit: i64,
@@ -152,12 +149,12 @@ pub async fn take_changed(
                    and o.period_from is not distinct from t.period_from) as greatest
          from taken t order by t.customer_id, t.bucket_from",
     )
-    .bind(environment.code())
+    .bind(scope.environment.code())
     .bind(stored.id)
     .bind(ended_by)
     .bind(stripe.scale)
     .bind(limit)
-    .fetch_all(connection)
+    .fetch_all(&mut *scope.connection)
     .await?;
     rows.iter()
         .map(|row| {

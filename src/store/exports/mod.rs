@@ -5,12 +5,12 @@ pub mod parts;
 pub mod reconciliation;
 pub mod sums;
 
+use crate::store::scope::Scope;
 use serde::Serialize;
 use sqlx::{FromRow, PgConnection, QueryBuilder};
 use uuid::Uuid;
 
 use super::StoreError;
-use metergate_domain::base::environment::Environment;
 use metergate_domain::base::timestamp::Timestamp;
 use metergate_domain::base::window::Span;
 use metergate_domain::catalog::meter::StripeMeter;
@@ -82,8 +82,7 @@ pub struct NewExport {
 }
 
 pub async fn insert(
-    connection: &mut PgConnection,
-    environment: Environment,
+    scope: &mut Scope<'_>,
     provider: &str,
     made: &[NewExport],
     now: Timestamp,
@@ -97,7 +96,7 @@ pub async fn insert(
          from unnest($4::uuid[], $5::bigint[], $6::int[], $7::timestamptz[], $8::text[], $9::text[], $10::text[],
                      $11::bigint[], $12::timestamptz[], $13::text[], $14::timestamptz[])",
     )
-    .bind(environment.code())
+    .bind(scope.environment.code())
     .bind(provider)
     .bind(now)
     .bind(made.iter().map(|x| x.id).collect::<Vec<_>>())
@@ -111,7 +110,7 @@ pub async fn insert(
     .bind(made.iter().map(|x| x.occurred_at).collect::<Vec<_>>())
     .bind(texts(|x| &x.identifier))
     .bind(made.iter().map(|x| x.carried_from).collect::<Vec<_>>())
-    .execute(connection)
+    .execute(&mut *scope.connection)
     .await?;
     Ok(())
 }
@@ -176,8 +175,7 @@ pub async fn want_cancel(
 /// where it is due. Meters of ours may share one of the provider's.
 /// `except`: those that were tried just now; theirs wait behind them.
 pub async fn due(
-    connection: &mut PgConnection,
-    environment: Environment,
+    scope: &mut Scope<'_>,
     due_by: Timestamp,
     except: &[Uuid],
     limit: i64,
@@ -192,11 +190,11 @@ pub async fn due(
          order by x.id"
     );
     let rows = sqlx::query_as(sqlx::AssertSqlSafe(sql))
-        .bind(environment.code())
+        .bind(scope.environment.code())
         .bind(due_by)
         .bind(limit)
         .bind(except)
-        .fetch_all(connection)
+        .fetch_all(&mut *scope.connection)
         .await?;
     Ok(rows)
 }
@@ -352,32 +350,32 @@ const LOCK: i32 = 0x4d47_0004;
 
 /// Takes the right to hand over exports of an environment, until [`unlock`] or the connection's end;
 /// false where another has it.
-pub async fn try_lock(connection: &mut PgConnection, environment: Environment) -> Result<bool, StoreError> {
+pub async fn try_lock(scope: &mut Scope<'_>) -> Result<bool, StoreError> {
     let locked = sqlx::query_scalar("select pg_try_advisory_lock($1, $2)")
         .bind(LOCK)
-        .bind(i32::from(environment.code()))
-        .fetch_one(connection)
+        .bind(i32::from(scope.environment.code()))
+        .fetch_one(&mut *scope.connection)
         .await?;
     Ok(locked)
 }
 
-pub async fn unlock(connection: &mut PgConnection, environment: Environment) -> Result<(), StoreError> {
+pub async fn unlock(scope: &mut Scope<'_>) -> Result<(), StoreError> {
     sqlx::query("select pg_advisory_unlock($1, $2)")
         .bind(LOCK)
-        .bind(i32::from(environment.code()))
-        .execute(connection)
+        .bind(i32::from(scope.environment.code()))
+        .execute(&mut *scope.connection)
         .await?;
     Ok(())
 }
 
 /// Counts the exports that are pending and dead.
-pub async fn open(connection: &mut PgConnection, environment: Environment) -> Result<(i64, i64), StoreError> {
+pub async fn open(scope: &mut Scope<'_>) -> Result<(i64, i64), StoreError> {
     let counts = sqlx::query_as(
         "select count(*) filter (where status <> 'dead'), count(*) filter (where status = 'dead') from exports
          where environment = $1 and (status in ('pending', 'dead') or (cancel_wanted and status = 'delivered'))",
     )
-    .bind(environment.code())
-    .fetch_one(connection)
+    .bind(scope.environment.code())
+    .fetch_one(&mut *scope.connection)
     .await?;
     Ok(counts)
 }
@@ -391,14 +389,13 @@ pub struct ExportCursor {
 
 /// A page, the latest first.
 pub async fn list(
-    connection: &mut PgConnection,
-    environment: Environment,
+    scope: &mut Scope<'_>,
     filter: &ExportFilter,
     after: Option<ExportCursor>,
     limit: u32,
 ) -> Result<Vec<ExportRow>, StoreError> {
     let mut sql = QueryBuilder::new(SELECT);
-    sql.push(" where x.environment = ").push_bind(environment.code());
+    sql.push(" where x.environment = ").push_bind(scope.environment.code());
     if let Some(status) = filter.status {
         sql.push(" and x.status = ").push_bind(status.as_str());
     }
@@ -413,21 +410,17 @@ pub async fn list(
         sql.push(", ").push_bind(after.id).push(")");
     }
     sql.push(" order by x.created_at desc, x.id desc limit ").push_bind(i64::from(limit));
-    let rows = sql.build_query_as().persistent(false).fetch_all(connection).await?;
+    let rows = sql.build_query_as().persistent(false).fetch_all(&mut *scope.connection).await?;
     Ok(rows)
 }
 
 /// Locks one.
-pub async fn lock(
-    connection: &mut PgConnection,
-    environment: Environment,
-    id: Uuid,
-) -> Result<Option<ExportRow>, StoreError> {
+pub async fn lock(scope: &mut Scope<'_>, id: Uuid) -> Result<Option<ExportRow>, StoreError> {
     let sql = format!("{SELECT} where x.environment = $1 and x.id = $2 for no key update of x");
     let row = sqlx::query_as(sqlx::AssertSqlSafe(sql))
-        .bind(environment.code())
+        .bind(scope.environment.code())
         .bind(id)
-        .fetch_optional(connection)
+        .fetch_optional(&mut *scope.connection)
         .await?;
     Ok(row)
 }
@@ -453,11 +446,7 @@ pub struct Revival<'a> {
 /// that are surely not there go under the meter's present address, and into the present period where
 /// theirs takes nothing any more. What a provider had taken and refused later needs another
 /// identifier.
-pub async fn revive(
-    connection: &mut PgConnection,
-    environment: Environment,
-    revival: Revival<'_>,
-) -> Result<(), StoreError> {
+pub async fn revive(scope: &mut Scope<'_>, revival: Revival<'_>) -> Result<(), StoreError> {
     sqlx::query(
         "with dead as (
              select x.id, x.unknown_since is not null and x.last_error not like $8 || '%' as in_doubt,
@@ -480,7 +469,7 @@ pub async fn revive(
          update exports x set status = 'pending', next_attempt_at = $4
          from dead d where d.id = x.id and d.in_doubt",
     )
-    .bind(environment.code())
+    .bind(scope.environment.code())
     .bind(revival.meter_id)
     .bind(revival.only)
     .bind(revival.now)
@@ -490,7 +479,7 @@ pub async fn revive(
     .bind(DELIVERY_UNKNOWN)
     .bind(revival.oldest)
     .bind(revival.closed_by)
-    .execute(connection)
+    .execute(&mut *scope.connection)
     .await?;
     Ok(())
 }
@@ -498,8 +487,7 @@ pub async fn revive(
 /// Marks exports as refused by the provider after all: identifiers and why. Those too of which we did not
 /// know yet that it had taken them. How many there were.
 pub async fn mark_refused(
-    connection: &mut PgConnection,
-    environment: Environment,
+    scope: &mut Scope<'_>,
     refused: &[(String, String)],
     now: Timestamp,
 ) -> Result<u64, StoreError> {
@@ -510,11 +498,11 @@ pub async fn mark_refused(
          from unnest($2::text[], $3::text[]) as given (identifier, why)
          where x.environment = $1 and x.identifier = given.identifier and x.status in ('pending', 'delivered')",
     )
-    .bind(environment.code())
+    .bind(scope.environment.code())
     .bind(identifiers)
     .bind(whys)
     .bind(now)
-    .execute(connection)
+    .execute(&mut *scope.connection)
     .await?;
     Ok(done.rows_affected())
 }

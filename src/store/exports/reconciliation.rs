@@ -1,11 +1,11 @@
 //! What was recorded, summed up and exported of one customer on one meter, to be compared.
 
+use crate::store::scope::Scope;
 use sqlx::postgres::PgRow;
 use sqlx::{PgConnection, Row};
 
 use super::parts::read_units;
 use crate::store::StoreError;
-use metergate_domain::base::environment::Environment;
 use metergate_domain::base::timestamp::Timestamp;
 use metergate_domain::base::window::Span;
 use metergate_domain::exports::Units;
@@ -30,16 +30,12 @@ fn part(row: &PgRow) -> Result<UnitsAt, StoreError> {
     Ok(UnitsAt { at: row.try_get("at")?, units: read_units(&row.try_get("units")?)? })
 }
 
-pub async fn customer(
-    connection: &mut PgConnection,
-    environment: Environment,
-    stripe_customer_id: &str,
-) -> Result<Option<i64>, StoreError> {
+pub async fn customer(scope: &mut Scope<'_>, stripe_customer_id: &str) -> Result<Option<i64>, StoreError> {
     let id =
         sqlx::query_scalar("select id from customers where environment = $1 and stripe_customer_id = $2")
-            .bind(environment.code())
+            .bind(scope.environment.code())
             .bind(stripe_customer_id)
-            .fetch_optional(connection)
+            .fetch_optional(&mut *scope.connection)
             .await?;
     Ok(id)
 }
@@ -88,26 +84,22 @@ pub async fn exported(
 const LOCK: i32 = 0x4d47_0005;
 
 /// Takes the right to compare, until the connection's end; false where another has it.
-pub async fn try_lock(connection: &mut PgConnection, environment: Environment) -> Result<bool, StoreError> {
+pub async fn try_lock(scope: &mut Scope<'_>) -> Result<bool, StoreError> {
     let locked = sqlx::query_scalar("select pg_try_advisory_lock($1, $2)")
         .bind(LOCK)
-        .bind(i32::from(environment.code()))
-        .fetch_one(connection)
+        .bind(i32::from(scope.environment.code()))
+        .fetch_one(&mut *scope.connection)
         .await?;
     Ok(locked)
 }
 
 /// How many were compared since a time.
-pub async fn checked_since(
-    connection: &mut PgConnection,
-    environment: Environment,
-    since: Timestamp,
-) -> Result<i64, StoreError> {
+pub async fn checked_since(scope: &mut Scope<'_>, since: Timestamp) -> Result<i64, StoreError> {
     let count =
         sqlx::query_scalar("select count(*) from export_checks where environment = $1 and checked_at > $2")
-            .bind(environment.code())
+            .bind(scope.environment.code())
             .bind(since)
-            .fetch_one(connection)
+            .fetch_one(&mut *scope.connection)
             .await?;
     Ok(count)
 }
@@ -125,12 +117,7 @@ pub struct Unchecked {
 
 /// Some of those to whom something was delivered under timestamps of a day and nothing is on its way, who
 /// were not compared for that day; those whose last comparison is the oldest first.
-pub async fn unchecked(
-    connection: &mut PgConnection,
-    environment: Environment,
-    day: Span,
-    limit: i64,
-) -> Result<Vec<Unchecked>, StoreError> {
+pub async fn unchecked(scope: &mut Scope<'_>, day: Span, limit: i64) -> Result<Vec<Unchecked>, StoreError> {
     let found = sqlx::query_as(
         "select x.customer_id, c.stripe_customer_id as customer, x.meter_id, m.key as meter, x.event_name,
                 sum(x.value)::bigint as exported
@@ -146,11 +133,11 @@ pub async fn unchecked(
          having bool_and(x.status = 'delivered')
          order by k.checked_at nulls first, x.customer_id limit $4",
     )
-    .bind(environment.code())
+    .bind(scope.environment.code())
     .bind(day.from)
     .bind(day.to)
     .bind(limit)
-    .fetch_all(connection)
+    .fetch_all(&mut *scope.connection)
     .await?;
     Ok(found)
 }
@@ -165,8 +152,7 @@ pub struct Checked {
 }
 
 pub async fn note_checked(
-    connection: &mut PgConnection,
-    environment: Environment,
+    scope: &mut Scope<'_>,
     pair: &Unchecked,
     checked: Checked,
 ) -> Result<(), StoreError> {
@@ -177,14 +163,14 @@ pub async fn note_checked(
              set day = excluded.day, exported = excluded.exported, provider = excluded.provider,
                  checked_at = excluded.checked_at",
     )
-    .bind(environment.code())
+    .bind(scope.environment.code())
     .bind(pair.customer_id)
     .bind(pair.meter_id)
     .bind(checked.day)
     .bind(pair.exported)
     .bind(checked.provider.to_string())
     .bind(checked.checked_at)
-    .execute(connection)
+    .execute(&mut *scope.connection)
     .await?;
     Ok(())
 }

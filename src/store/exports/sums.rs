@@ -1,6 +1,7 @@
 //! Sums of customers by meter and hour, until they are exported: added to in the fold, read by the run that
 //! creates exports.
 
+use crate::store::scope::Scope;
 use std::collections::{BTreeMap, HashMap};
 
 use sqlx::postgres::PgRow;
@@ -8,7 +9,6 @@ use sqlx::{PgConnection, Postgres, QueryBuilder, Row};
 
 use super::parts::{BucketPart, ExportValue, MeterBucket, read_units};
 use crate::store::StoreError;
-use metergate_domain::base::environment::Environment;
 use metergate_domain::base::period::Cycle;
 use metergate_domain::base::timestamp::Timestamp;
 use metergate_domain::base::window::Span;
@@ -64,8 +64,7 @@ pub async fn cycles(
 
 /// Adds to sums, in the order of their keys.
 pub async fn add(
-    connection: &mut PgConnection,
-    environment: Environment,
+    scope: &mut Scope<'_>,
     meter_id: i32,
     given: &[BucketPart<HourlySum>],
 ) -> Result<(), StoreError> {
@@ -84,7 +83,7 @@ pub async fn add(
              set recorded = export_sums.recorded + excluded.recorded,
                  last_at = greatest(export_sums.last_at, excluded.last_at)",
     )
-    .bind(environment.code())
+    .bind(scope.environment.code())
     .bind(meter_id)
     .bind(given.iter().map(|add| add.customer_id).collect::<Vec<_>>())
     .bind(column(|add| add.bucket.span.from))
@@ -93,7 +92,7 @@ pub async fn add(
     .bind(period(|period| period.to))
     .bind(column(|add| add.value.last_at))
     .bind(given.iter().map(|add| add.value.units.to_string()).collect::<Vec<_>>())
-    .execute(connection)
+    .execute(&mut *scope.connection)
     .await?;
     Ok(())
 }
@@ -107,8 +106,7 @@ pub struct DueBucket {
 
 /// Customers and meters with buckets that are due, some of them.
 pub async fn due_pairs(
-    connection: &mut PgConnection,
-    environment: Environment,
+    scope: &mut Scope<'_>,
     ended_by: Timestamp,
     meter_ids: &[i32],
     limit: i64,
@@ -121,19 +119,18 @@ pub async fn due_pairs(
                            and e.bucket_from = s.bucket_from and e.cancel_wanted and e.status in ('pending', 'delivered'))
          order by 1, 2 limit $4",
     )
-    .bind(environment.code())
+    .bind(scope.environment.code())
     .bind(ended_by)
     .bind(meter_ids)
     .bind(limit)
-    .fetch_all(connection)
+    .fetch_all(&mut *scope.connection)
     .await?;
     Ok(rows)
 }
 
 /// Locks what is left of some customers and meters: the right to make their exports. By pair.
 pub async fn lock_remainders(
-    connection: &mut PgConnection,
-    environment: Environment,
+    scope: &mut Scope<'_>,
     pairs: &[(i64, i32)],
 ) -> Result<BTreeMap<(i64, i32), Units>, StoreError> {
     let (customers, meters): (Vec<i64>, Vec<i32>) = pairs.iter().copied().unzip();
@@ -142,10 +139,10 @@ pub async fn lock_remainders(
          select $1, * from unnest($2::bigint[], $3::int[]) order by 1, 2
          on conflict on constraint export_remainders_pk do nothing",
     )
-    .bind(environment.code())
+    .bind(scope.environment.code())
     .bind(&customers)
     .bind(&meters)
-    .execute(&mut *connection)
+    .execute(&mut *scope.connection)
     .await?;
     let rows = sqlx::query(
         "select r.customer_id, r.meter_id, r.remainder::text as remainder from export_remainders r
@@ -154,7 +151,7 @@ pub async fn lock_remainders(
     )
     .bind(&customers)
     .bind(&meters)
-    .fetch_all(connection)
+    .fetch_all(&mut *scope.connection)
     .await?;
     rows.iter()
         .map(|row| {

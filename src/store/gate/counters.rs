@@ -1,12 +1,12 @@
 //! Counters. Row locks are taken in one order, that of the primary key: missing counters are made first, then all are locked.
 
+use crate::store::scope::Scope;
 use std::collections::BTreeMap;
 
 use sqlx::{PgConnection, Row};
 use uuid::Uuid;
 
 use crate::store::StoreError;
-use metergate_domain::base::environment::Environment;
 use metergate_domain::base::names::{ItemKey, PlanKey};
 use metergate_domain::base::quantity::{Quantity, Total};
 use metergate_domain::base::timestamp::Timestamp;
@@ -128,8 +128,7 @@ fn read(row: &sqlx::postgres::PgRow) -> Result<CounterRow, StoreError> {
 /// Makes those that are missing, at zero; which these were. `wanted` ascends. Waits for others who are
 /// about to make the same.
 pub async fn insert_missing(
-    connection: &mut PgConnection,
-    environment: Environment,
+    scope: &mut Scope<'_>,
     wanted: &[WantedCounter],
 ) -> Result<Vec<CounterKey>, StoreError> {
     let columns: WantedColumns = wanted.iter().collect();
@@ -143,7 +142,7 @@ pub async fn insert_missing(
          on conflict on constraint counters_pk do nothing
          returning subject_id, definition, period_start",
     )
-    .bind(environment.code())
+    .bind(scope.environment.code())
     .bind(&columns.keys.subject_ids)
     .bind(&columns.keys.definitions)
     .bind(&columns.keys.period_starts)
@@ -151,7 +150,7 @@ pub async fn insert_missing(
     .bind(&columns.ends)
     .bind(&columns.since)
     .bind(&columns.of_price)
-    .fetch_all(connection)
+    .fetch_all(&mut *scope.connection)
     .await?;
     rows.iter().map(read_key).collect()
 }
@@ -213,8 +212,7 @@ pub async fn find(
 /// Adds to what is used of counters that are there, locking each in turn; as they stand then. `given`
 /// ascends.
 pub async fn add_used(
-    connection: &mut PgConnection,
-    environment: Environment,
+    scope: &mut Scope<'_>,
     given: &[(WantedCounter, Total)],
 ) -> Result<Vec<CounterRow>, StoreError> {
     let columns: WantedColumns = given.iter().map(|(wanted, _)| wanted).collect();
@@ -230,7 +228,7 @@ pub async fn add_used(
          on conflict on constraint counters_pk do update set used = counters.used + excluded.used
          returning subject_id, definition, period_start, id, used, held, covered, next_expiry, period_end, since",
     )
-    .bind(environment.code())
+    .bind(scope.environment.code())
     .bind(&columns.keys.subject_ids)
     .bind(&columns.keys.definitions)
     .bind(&columns.keys.period_starts)
@@ -239,7 +237,7 @@ pub async fn add_used(
     .bind(&columns.since)
     .bind(&columns.of_price)
     .bind(&amounts)
-    .fetch_all(connection)
+    .fetch_all(&mut *scope.connection)
     .await?;
     rows.iter().map(read).collect()
 }
@@ -327,18 +325,15 @@ pub async fn of_subject(
 }
 
 /// All those of what prices rate, and whose they are.
-pub async fn of_prices(
-    connection: &mut PgConnection,
-    environment: Environment,
-) -> Result<Vec<(String, CounterRow)>, StoreError> {
+pub async fn of_prices(scope: &mut Scope<'_>) -> Result<Vec<(String, CounterRow)>, StoreError> {
     let rows = sqlx::query(
         "select s.subject, c.subject_id, c.definition, c.period_start, c.id, c.used, c.held, c.covered, c.next_expiry,
                 c.period_end, c.since
          from counters c join subjects s on s.id = c.subject_id
          where c.environment = $1 and c.of_price order by s.subject",
     )
-    .bind(environment.code())
-    .fetch_all(connection)
+    .bind(scope.environment.code())
+    .fetch_all(&mut *scope.connection)
     .await?;
     rows.iter().map(|row| Ok((row.try_get("subject")?, read(row)?))).collect()
 }
@@ -372,8 +367,7 @@ pub async fn delete(
 /// Drops the counters of a definition for all who are on a plan. The caller holds the configuration
 /// lock.
 pub async fn delete_of_plan(
-    connection: &mut PgConnection,
-    environment: Environment,
+    scope: &mut Scope<'_>,
     plan: &str,
     definitions: &[Uuid],
 ) -> Result<(), StoreError> {
@@ -384,36 +378,31 @@ pub async fn delete_of_plan(
              returning c.id)
          delete from hold_lines l using gone where l.counter_id = gone.id",
     )
-    .bind(environment.code())
+    .bind(scope.environment.code())
     .bind(plan)
     .bind(definitions)
-    .execute(connection)
+    .execute(&mut *scope.connection)
     .await?;
     Ok(())
 }
 
 /// Returns whether there are counters whose period ended long ago and on which nothing is held, or that prices
 /// left behind.
-pub async fn has_old(
-    connection: &mut PgConnection,
-    environment: Environment,
-    ended_before: Timestamp,
-) -> Result<bool, StoreError> {
+pub async fn has_old(scope: &mut Scope<'_>, ended_before: Timestamp) -> Result<bool, StoreError> {
     let found = sqlx::query_scalar(
         "select exists (select from counters c where c.environment = $1 and c.period_end < $2
                         and (c.of_price or not exists (select from hold_lines l where l.counter_id = c.id)))",
     )
-    .bind(environment.code())
+    .bind(scope.environment.code())
     .bind(ended_before)
-    .fetch_one(connection)
+    .fetch_one(&mut *scope.connection)
     .await?;
     Ok(found)
 }
 
 /// Drops some of them; how many.
 pub async fn delete_old(
-    connection: &mut PgConnection,
-    environment: Environment,
+    scope: &mut Scope<'_>,
     ended_before: Timestamp,
     limit: i64,
 ) -> Result<u64, StoreError> {
@@ -428,10 +417,10 @@ pub async fn delete_old(
          lines as (delete from hold_lines l using gone where l.counter_id = gone.id)
          select count(*) from gone",
     )
-    .bind(environment.code())
+    .bind(scope.environment.code())
     .bind(ended_before)
     .bind(limit)
-    .fetch_one(connection)
+    .fetch_one(&mut *scope.connection)
     .await?;
     Ok(u64::try_from(dropped).unwrap_or_default())
 }
@@ -460,8 +449,7 @@ pub struct LimitNearQuota {
 /// The counters of the present periods of which most is used, in percent; a quota of nothing is used up.
 /// One more than asked for, where there are more.
 pub async fn nearest_to_quota(
-    connection: &mut PgConnection,
-    environment: Environment,
+    scope: &mut Scope<'_>,
     quotas: &[QuotaOf],
     now: Timestamp,
     ranks: RankPageRequest,
@@ -483,7 +471,7 @@ pub async fn nearest_to_quota(
          order by case when near.quota = 0 then 100 else near.used * 100 / near.quota end desc, s.subject, near.key
          offset $7 limit $8",
     )
-    .bind(environment.code())
+    .bind(scope.environment.code())
     .bind(names(|quota| quota.plan.to_string()))
     .bind(names(|quota| quota.key.to_string()))
     .bind(quotas.iter().map(|quota| quota.definition).collect::<Vec<_>>())
@@ -491,7 +479,7 @@ pub async fn nearest_to_quota(
     .bind(now)
     .bind(i64::try_from(ranks.after).unwrap_or(i64::MAX))
     .bind(i64::try_from(ranks.limit + 1).unwrap_or(i64::MAX))
-    .fetch_all(connection)
+    .fetch_all(&mut *scope.connection)
     .await?;
     rows.iter()
         .map(|row| {

@@ -1,6 +1,7 @@
 //! Holding what fits, in one message, which is a transaction: see `hold_what_fits` in
 //! `migrations/0001_schema.sql`.
 
+use crate::store::scope::Scope;
 use sqlx::postgres::types::PgInterval;
 use sqlx::{PgConnection, Row};
 use uuid::Uuid;
@@ -10,7 +11,6 @@ use super::hold_lines::on_expiry_code;
 use super::reservations::{id_beside_key, kept};
 use crate::store::StoreError;
 use crate::store::configuration::{LOCK, Versions};
-use metergate_domain::base::environment::Environment;
 use metergate_domain::base::quantity::{Quantity, Total};
 use metergate_domain::base::timestamp::Timestamp;
 use metergate_domain::gate::counter::CounterKey;
@@ -110,8 +110,7 @@ pub async fn next_batch(connection: &mut PgConnection) -> Result<(i64, Timestamp
 
 /// Holds all of it, or none where something is not as it was taken to be. Committed when it answers.
 pub async fn hold(
-    connection: &mut PgConnection,
-    environment: Environment,
+    scope: &mut Scope<'_>,
     conditions: HoldConditions,
     batch: &FastBatch<'_>,
 ) -> Result<Option<Done>, StoreError> {
@@ -130,7 +129,7 @@ pub async fn hold(
          from hold_what_fits($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20,
                            $21, $22, $23, $24, $25, $26)",
     )
-    .bind(environment.code())
+    .bind(scope.environment.code())
     .bind(LOCK)
     .bind(versions.config)
     .bind(batch_id)
@@ -157,7 +156,7 @@ pub async fn hold(
     .bind(made.iter().map(|r| on_expiry_code(r.on_expiry)).collect::<Vec<_>>())
     .bind(made.iter().map(|r| kept(&r.holds)).collect::<Vec<_>>())
     // all of the answer: that of the commit comes after the row
-    .fetch_all(connection)
+    .fetch_all(&mut *scope.connection)
     .await;
     let rows = match rows {
         Err(sqlx::Error::Database(refused)) if refused.constraint().is_some_and(|c| TAKEN.contains(&c)) => {

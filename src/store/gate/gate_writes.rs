@@ -1,14 +1,13 @@
 //! The changes of a batch of the gate, written in one statement: every message costs as much as some
 //! reservations.
 
-use sqlx::PgConnection;
+use crate::store::scope::Scope;
 use uuid::Uuid;
 
 use super::counters::{CounterColumns, Keys};
 use super::hold_lines::{LineColumns, on_expiry_code};
 use super::reservations::{EncodedReservation, StateColumns, id_beside_key};
 use crate::store::StoreError;
-use metergate_domain::base::environment::Environment;
 use metergate_domain::base::timestamp::Timestamp;
 use metergate_domain::gate::reservation::Reservation;
 use metergate_domain::gate::state::HoldLineKey;
@@ -45,11 +44,7 @@ impl GateWrites<'_> {
 
 /// Writes a batch; returns how many of the new reservations found their keys free. Where that is not all,
 /// the transaction must be rolled back.
-pub async fn write(
-    connection: &mut PgConnection,
-    environment: Environment,
-    writes: &GateWrites<'_>,
-) -> Result<usize, StoreError> {
+pub async fn write(scope: &mut Scope<'_>, writes: &GateWrites<'_>) -> Result<usize, StoreError> {
     let GateWrites { made, altered, counters, lines, gone } = writes;
     let keys: Keys = counters.keys.iter().copied().collect();
     let altered_states: Vec<EncodedReservation<'_>> =
@@ -58,7 +53,7 @@ pub async fn write(
     let made_states: Vec<EncodedReservation<'_>> = made.iter().map(|r| EncodedReservation::of(r)).collect();
     let new = StateColumns::of(&made_states);
     let inserted: i64 = sqlx::query_scalar(WRITE)
-        .bind(environment.code())
+        .bind(scope.environment.code())
         // counted
         .bind(&keys.subject_ids)
         .bind(&keys.definitions)
@@ -105,7 +100,7 @@ pub async fn write(
         .bind(&new.settled_at)
         .bind(&new.call_content)
         .bind(&new.call_events)
-        .fetch_one(connection)
+        .fetch_one(&mut *scope.connection)
         .await?;
     Ok(usize::try_from(inserted).unwrap_or(usize::MAX))
 }

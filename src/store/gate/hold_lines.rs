@@ -1,5 +1,6 @@
 //! Hold lines: what an open reservation holds on a counter. They are written under the counter's lock.
 
+use crate::store::scope::Scope;
 use std::collections::HashMap;
 
 use sqlx::PgConnection;
@@ -7,7 +8,6 @@ use uuid::Uuid;
 
 use super::counters::CounterRow;
 use crate::store::StoreError;
-use metergate_domain::base::environment::Environment;
 use metergate_domain::base::quantity::{Quantity, Total};
 use metergate_domain::base::timestamp::Timestamp;
 use metergate_domain::gate::counter::CounterKey;
@@ -108,11 +108,7 @@ impl LineColumns {
 }
 
 /// Writes lines, over what a reservation held there before.
-pub async fn write(
-    connection: &mut PgConnection,
-    environment: Environment,
-    lines: &LineColumns,
-) -> Result<(), StoreError> {
+pub async fn write(scope: &mut Scope<'_>, lines: &LineColumns) -> Result<(), StoreError> {
     sqlx::query(
         "insert into hold_lines (environment, counter_id, expires_at, reservation, on_expiry, quantity, covered)
          select $1, * from unnest($2::bigint[], $3::timestamptz[], $4::uuid[], $5::smallint[], $6::numeric[],
@@ -120,14 +116,14 @@ pub async fn write(
          on conflict on constraint hold_lines_pk
          do update set quantity = excluded.quantity, covered = excluded.covered",
     )
-    .bind(environment.code())
+    .bind(scope.environment.code())
     .bind(&lines.counter_ids)
     .bind(&lines.expires_at)
     .bind(&lines.reservations)
     .bind(&lines.on_expiry)
     .bind(&lines.quantities)
     .bind(&lines.covered)
-    .execute(connection)
+    .execute(&mut *scope.connection)
     .await?;
     Ok(())
 }

@@ -1,5 +1,6 @@
 //! Reservations: claimed once by their key, locked by key, listed by the time they were made.
 
+use crate::store::scope::Scope;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use sqlx::postgres::PgRow;
@@ -10,7 +11,6 @@ use uuid::Uuid;
 use super::hold_lines::on_expiry_of;
 use crate::store::StoreError;
 use crate::store::usage::measures::push_paths;
-use metergate_domain::base::environment::Environment;
 use metergate_domain::base::names::MeterKey;
 use metergate_domain::base::quantity::Quantity;
 use metergate_domain::base::timestamp::Timestamp;
@@ -184,66 +184,50 @@ fn read(row: &PgRow) -> Result<Reservation, StoreError> {
 }
 
 /// Locks those that are there, in the order of their keys.
-pub async fn lock(
-    connection: &mut PgConnection,
-    environment: Environment,
-    keys: &[Uuid],
-) -> Result<Vec<Reservation>, StoreError> {
+pub async fn lock(scope: &mut Scope<'_>, keys: &[Uuid]) -> Result<Vec<Reservation>, StoreError> {
     let sql = format!(
         "select {COLUMNS} from reservations r where r.environment = $1 and r.key = any($2)
          order by r.key for no key update"
     );
     let rows = sqlx::query(sqlx::AssertSqlSafe(sql))
-        .bind(environment.code())
+        .bind(scope.environment.code())
         .bind(keys)
-        .fetch_all(connection)
+        .fetch_all(&mut *scope.connection)
         .await?;
     rows.iter().map(read).collect()
 }
 
-pub async fn find(
-    connection: &mut PgConnection,
-    environment: Environment,
-    key: Uuid,
-) -> Result<Option<Reservation>, StoreError> {
+pub async fn find(scope: &mut Scope<'_>, key: Uuid) -> Result<Option<Reservation>, StoreError> {
     let sql = format!("select {COLUMNS} from reservations r where r.environment = $1 and r.key = $2");
     let row = sqlx::query(sqlx::AssertSqlSafe(sql))
-        .bind(environment.code())
+        .bind(scope.environment.code())
         .bind(key)
-        .fetch_optional(connection)
+        .fetch_optional(&mut *scope.connection)
         .await?;
     row.as_ref().map(read).transpose()
 }
 
 /// Returns whether one of some keys is taken.
-pub async fn exist(
-    connection: &mut PgConnection,
-    environment: Environment,
-    keys: &[Uuid],
-) -> Result<bool, StoreError> {
+pub async fn exist(scope: &mut Scope<'_>, keys: &[Uuid]) -> Result<bool, StoreError> {
     let found = sqlx::query_scalar(
         "select exists (select from reservations where environment = $1 and key = any($2))",
     )
-    .bind(environment.code())
+    .bind(scope.environment.code())
     .bind(keys)
-    .fetch_one(connection)
+    .fetch_one(&mut *scope.connection)
     .await?;
     Ok(found)
 }
 
 /// Returns whether anything was ever held on a meter. Exact while nobody reserves.
-pub async fn has_meter(
-    connection: &mut PgConnection,
-    environment: Environment,
-    meter: &MeterKey,
-) -> Result<bool, StoreError> {
+pub async fn has_meter(scope: &mut Scope<'_>, meter: &MeterKey) -> Result<bool, StoreError> {
     let found = sqlx::query_scalar(
         "select exists (select from reservations
                         where environment = $1 and holds @> jsonb_build_array(jsonb_build_object('meter', $2::text)))",
     )
-    .bind(environment.code())
+    .bind(scope.environment.code())
     .bind(meter.as_str())
-    .fetch_one(connection)
+    .fetch_one(&mut *scope.connection)
     .await?;
     Ok(found)
 }
@@ -265,12 +249,7 @@ pub async fn open_on_paths(
 }
 
 /// Some that have expired and are not settled.
-pub async fn due(
-    connection: &mut PgConnection,
-    environment: Environment,
-    now: Timestamp,
-    limit: i64,
-) -> Result<Vec<Uuid>, StoreError> {
+pub async fn due(scope: &mut Scope<'_>, now: Timestamp, limit: i64) -> Result<Vec<Uuid>, StoreError> {
     let keys = sqlx::query_scalar(
         "(select key from reservations where environment = $1 and status = 0 and on_expiry = 1 and expires_at <= $2
           order by expires_at limit $3)
@@ -279,27 +258,23 @@ pub async fn due(
           order by expires_at limit $3)
          limit $3",
     )
-    .bind(environment.code())
+    .bind(scope.environment.code())
     .bind(now)
     .bind(limit)
-    .fetch_all(connection)
+    .fetch_all(&mut *scope.connection)
     .await?;
     Ok(keys)
 }
 
 /// Returns whether some are charged at their expiry without that being written yet.
-pub async fn has_due_charges(
-    connection: &mut PgConnection,
-    environment: Environment,
-    now: Timestamp,
-) -> Result<bool, StoreError> {
+pub async fn has_due_charges(scope: &mut Scope<'_>, now: Timestamp) -> Result<bool, StoreError> {
     let found = sqlx::query_scalar(
         "select exists (select from reservations
                         where environment = $1 and status = 0 and on_expiry = 1 and expires_at <= $2)",
     )
-    .bind(environment.code())
+    .bind(scope.environment.code())
     .bind(now)
-    .fetch_one(connection)
+    .fetch_one(&mut *scope.connection)
     .await?;
     Ok(found)
 }
@@ -372,14 +347,13 @@ pub struct PageOf {
 
 /// Lists reservations, the latest first.
 pub async fn list(
-    connection: &mut PgConnection,
-    environment: Environment,
+    scope: &mut Scope<'_>,
     page: &PageOf,
     now: Timestamp,
 ) -> Result<Vec<Reservation>, StoreError> {
     let PageOf { paths, status, after, limit } = page;
     let mut sql = QueryBuilder::<Postgres>::new(format!("select {COLUMNS} from reservations r where "));
-    sql.push("r.environment = ").push_bind(environment.code());
+    sql.push("r.environment = ").push_bind(scope.environment.code());
     push_paths(&mut sql, "r.path_id", paths.as_deref());
     if let Some(status) = status {
         // time may have done what nobody has written yet
@@ -401,6 +375,6 @@ pub async fn list(
         sql.push(", ").push_bind(after.key).push(")");
     }
     sql.push(" order by r.created_at desc, r.key desc limit ").push_bind(i64::from(*limit));
-    let rows = sql.build().persistent(false).fetch_all(connection).await?;
+    let rows = sql.build().persistent(false).fetch_all(&mut *scope.connection).await?;
     rows.iter().map(read).collect()
 }

@@ -1,9 +1,9 @@
 //! Exchange rates, each with the time since which it holds. None is ever taken away.
 
-use sqlx::{PgConnection, Row};
+use crate::store::scope::Scope;
+use sqlx::Row;
 
 use crate::store::StoreError;
-use metergate_domain::base::environment::Environment;
 use metergate_domain::base::limits::RATES_OF_PAIR_MAX;
 use metergate_domain::base::timestamp::Timestamp;
 use metergate_domain::pricing::amount::Amount;
@@ -11,16 +11,16 @@ use metergate_domain::pricing::currency::Currency;
 use metergate_domain::pricing::exchange::{ExchangeRate, Rates};
 
 /// All that are looked at: of each two currencies the latest.
-pub async fn all(connection: &mut PgConnection, environment: Environment) -> Result<Rates, StoreError> {
+pub async fn all(scope: &mut Scope<'_>) -> Result<Rates, StoreError> {
     let rows = sqlx::query(
         "select from_currency, to_currency, as_of, rate::text as rate
          from (select r.*, row_number() over (partition by from_currency, to_currency order by as_of desc) as place
                from exchange_rates r where environment = $1) ranked
          where place <= $2",
     )
-    .bind(environment.code())
+    .bind(scope.environment.code())
     .bind(RATES_OF_PAIR_MAX)
-    .fetch_all(connection)
+    .fetch_all(&mut *scope.connection)
     .await?;
     let unreadable = || StoreError::Refused(sqlx::Error::Decode("a stored exchange rate".into()));
     let currency = |code: &str| Currency::parse(code).map_err(|_| unreadable());
@@ -38,11 +38,7 @@ pub async fn all(connection: &mut PgConnection, environment: Environment) -> Res
 
 /// Keeps rates, each in place of one of the same currencies and time. The caller holds the
 /// configuration lock.
-pub async fn put(
-    connection: &mut PgConnection,
-    environment: Environment,
-    rates: &[ExchangeRate],
-) -> Result<(), StoreError> {
+pub async fn put(scope: &mut Scope<'_>, rates: &[ExchangeRate]) -> Result<(), StoreError> {
     let codes =
         |of: fn(&ExchangeRate) -> Currency| rates.iter().map(|rate| of(rate).code()).collect::<Vec<_>>();
     let times: Vec<Timestamp> = rates.iter().map(|rate| rate.as_of).collect();
@@ -54,12 +50,12 @@ pub async fn put(
              as given (from_currency, to_currency, as_of, rate)
          on conflict on constraint exchange_rates_pk do update set rate = excluded.rate, set_at = now()",
     )
-    .bind(environment.code())
+    .bind(scope.environment.code())
     .bind(codes(|rate| rate.from))
     .bind(codes(|rate| rate.to))
     .bind(times)
     .bind(numbers)
-    .execute(connection)
+    .execute(&mut *scope.connection)
     .await?;
     Ok(())
 }

@@ -1,12 +1,12 @@
 //! The spend caps that subjects have of their own.
 
+use crate::store::scope::Scope;
 use serde::Deserialize;
 use serde_json::Value;
 use sqlx::PgConnection;
 use sqlx::types::Json;
 
 use crate::store::StoreError;
-use metergate_domain::base::environment::Environment;
 use metergate_domain::base::timestamp::Timestamp;
 use metergate_domain::gate::counter::EffectiveFrom;
 use metergate_domain::gate::path::CapTerms;
@@ -47,26 +47,21 @@ pub async fn of_subject(connection: &mut PgConnection, subject_id: i64) -> Resul
 }
 
 /// Puts others in their place. The caller holds the configuration lock.
-pub async fn replace(
-    connection: &mut PgConnection,
-    environment: Environment,
-    subject_id: i64,
-    caps: &[CapTerms],
-) -> Result<(), StoreError> {
+pub async fn replace(scope: &mut Scope<'_>, subject_id: i64, caps: &[CapTerms]) -> Result<(), StoreError> {
     sqlx::query("delete from spend_caps where subject_id = $1")
         .bind(subject_id)
-        .execute(&mut *connection)
+        .execute(&mut *scope.connection)
         .await?;
     sqlx::query(
         "insert into spend_caps (subject_id, key, environment, cap, since)
          select $1, key, $2, cap, since from unnest($3::text[], $4::jsonb[], $5::timestamptz[]) as given (key, cap, since)",
     )
     .bind(subject_id)
-    .bind(environment.code())
+    .bind(scope.environment.code())
     .bind(caps.iter().map(|terms| terms.cap.key.to_string()).collect::<Vec<_>>())
     .bind(caps.iter().map(|terms| Json(&terms.cap)).collect::<Vec<_>>())
     .bind(caps.iter().map(|terms| terms.since.at).collect::<Vec<_>>())
-    .execute(connection)
+    .execute(&mut *scope.connection)
     .await?;
     Ok(())
 }

@@ -1,9 +1,9 @@
 //! Customers of the biller and their invoices, by its webhooks.
 
-use sqlx::{FromRow, PgConnection};
+use crate::store::scope::Scope;
+use sqlx::FromRow;
 
 use crate::store::StoreError;
-use metergate_domain::base::environment::Environment;
 use metergate_domain::base::timestamp::Timestamp;
 use metergate_domain::webhook::WebhookInvoice;
 
@@ -16,25 +16,20 @@ pub struct CustomerRow {
     pub deleted: bool,
 }
 
-pub async fn find(
-    connection: &mut PgConnection,
-    environment: Environment,
-    id: &str,
-) -> Result<Option<CustomerRow>, StoreError> {
+pub async fn find(scope: &mut Scope<'_>, id: &str) -> Result<Option<CustomerRow>, StoreError> {
     let row = sqlx::query_as(
         "select subject, reference, deleted from stripe_customers where environment = $1 and id = $2",
     )
-    .bind(environment.code())
+    .bind(scope.environment.code())
     .bind(id)
-    .fetch_optional(connection)
+    .fetch_optional(&mut *scope.connection)
     .await?;
     Ok(row)
 }
 
 /// Writes what its metadata names, unless something later is known.
 pub async fn write(
-    connection: &mut PgConnection,
-    environment: Environment,
+    scope: &mut Scope<'_>,
     id: &str,
     subject: Option<&str>,
     event_created: Timestamp,
@@ -45,49 +40,40 @@ pub async fn write(
              subject = excluded.subject, event_created = excluded.event_created
              where not c.deleted and c.event_created <= excluded.event_created",
     )
-    .bind(environment.code())
+    .bind(scope.environment.code())
     .bind(id)
     .bind(subject)
     .bind(event_created)
-    .execute(connection)
+    .execute(&mut *scope.connection)
     .await?;
     Ok(())
 }
 
 /// Notes whom a checkout named; the first counts.
-pub async fn set_reference(
-    connection: &mut PgConnection,
-    environment: Environment,
-    id: &str,
-    reference: &str,
-) -> Result<(), StoreError> {
+pub async fn set_reference(scope: &mut Scope<'_>, id: &str, reference: &str) -> Result<(), StoreError> {
     sqlx::query(
         "insert into stripe_customers as c (environment, id, reference, event_created)
          values ($1, $2, $3, '-infinity')
          on conflict on constraint stripe_customers_pk do update set
              reference = coalesce(c.reference, excluded.reference)",
     )
-    .bind(environment.code())
+    .bind(scope.environment.code())
     .bind(id)
     .bind(reference)
-    .execute(connection)
+    .execute(&mut *scope.connection)
     .await?;
     Ok(())
 }
 
 /// Notes that a customer is gone, for good.
-pub async fn set_deleted(
-    connection: &mut PgConnection,
-    environment: Environment,
-    id: &str,
-) -> Result<(), StoreError> {
+pub async fn set_deleted(scope: &mut Scope<'_>, id: &str) -> Result<(), StoreError> {
     sqlx::query(
         "insert into stripe_customers (environment, id, deleted, event_created) values ($1, $2, true, '-infinity')
          on conflict on constraint stripe_customers_pk do update set deleted = true",
     )
-    .bind(environment.code())
+    .bind(scope.environment.code())
     .bind(id)
-    .execute(connection)
+    .execute(&mut *scope.connection)
     .await?;
     Ok(())
 }
@@ -95,8 +81,7 @@ pub async fn set_deleted(
 /// Writes what is said of an invoice, unless something later is known: of one second, the status that an
 /// invoice comes to later, then the later attempt.
 pub async fn write_invoice(
-    connection: &mut PgConnection,
-    environment: Environment,
+    scope: &mut Scope<'_>,
     invoice: &WebhookInvoice,
     event_created: Timestamp,
 ) -> Result<(), StoreError> {
@@ -116,7 +101,7 @@ pub async fn write_invoice(
                 <= (excluded.event_created, coalesce(array_position(array['draft', 'open'], excluded.status), 3),
                     coalesce(excluded.attempt_count, 0))",
     )
-    .bind(environment.code())
+    .bind(scope.environment.code())
     .bind(&invoice.id)
     .bind(&invoice.customer)
     .bind(&invoice.subscription)
@@ -131,7 +116,7 @@ pub async fn write_invoice(
     .bind(invoice.period_end)
     .bind(invoice.created_at)
     .bind(event_created)
-    .execute(connection)
+    .execute(&mut *scope.connection)
     .await?;
     Ok(())
 }

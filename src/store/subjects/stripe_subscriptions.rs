@@ -1,11 +1,11 @@
 //! Subscriptions of the biller as it said last, whose they are, and what was said to their subjects.
 
+use crate::store::scope::Scope;
 use sqlx::postgres::PgRow;
 use sqlx::{PgConnection, Row};
 use uuid::Uuid;
 
 use crate::store::StoreError;
-use metergate_domain::base::environment::Environment;
 use metergate_domain::base::fields;
 use metergate_domain::base::names::{PlanKey, SubjectId};
 use metergate_domain::base::timestamp::Timestamp;
@@ -98,14 +98,10 @@ fn read(row: &PgRow) -> Result<ProviderSubscriptionRow, StoreError> {
     })
 }
 
-pub async fn find(
-    connection: &mut PgConnection,
-    environment: Environment,
-    id: &str,
-) -> Result<Option<ProviderSubscriptionRow>, StoreError> {
+pub async fn find(scope: &mut Scope<'_>, id: &str) -> Result<Option<ProviderSubscriptionRow>, StoreError> {
     let sql = format!("select {COLUMNS} from stripe_subscriptions where environment = $1 and id = $2");
-    let row = sqlx::query(sqlx::AssertSqlSafe(sql)).bind(environment.code()).bind(id);
-    row.fetch_optional(connection).await?.as_ref().map(read).transpose()
+    let row = sqlx::query(sqlx::AssertSqlSafe(sql)).bind(scope.environment.code()).bind(id);
+    row.fetch_optional(&mut *scope.connection).await?.as_ref().map(read).transpose()
 }
 
 /// Reads the subscriptions of a subject for which the plan is known.
@@ -122,8 +118,7 @@ pub async fn of_subject(
 
 /// Writes what the biller says now. The caller holds the configuration lock.
 pub async fn write(
-    connection: &mut PgConnection,
-    environment: Environment,
+    scope: &mut Scope<'_>,
     billed: &ProviderSubscription,
     event_created: Timestamp,
     fetched_at: Option<Timestamp>,
@@ -141,7 +136,7 @@ pub async fn write(
              event_created = greatest(s.event_created, excluded.event_created),
              fetched_at = greatest(s.fetched_at, excluded.fetched_at)",
     )
-    .bind(environment.code())
+    .bind(scope.environment.code())
     .bind(&billed.id)
     .bind(&billed.customer)
     .bind(billed.subject.as_ref().map(SubjectId::as_str))
@@ -156,7 +151,7 @@ pub async fn write(
     .bind(billed.says())
     .bind(event_created)
     .bind(fetched_at)
-    .execute(connection)
+    .execute(&mut *scope.connection)
     .await?;
     Ok(())
 }
@@ -164,8 +159,7 @@ pub async fn write(
 /// Notes that the biller says the same as before. False: it said something else in between, or there
 /// is more to look at.
 pub async fn confirm(
-    connection: &mut PgConnection,
-    environment: Environment,
+    scope: &mut Scope<'_>,
     billed: &ProviderSubscription,
     event_created: Timestamp,
     fetched_at: Option<Timestamp>,
@@ -175,33 +169,28 @@ pub async fn confirm(
                                          fetched_at = greatest(fetched_at, $5)
          where environment = $1 and id = $2 and says = $3 and settled and unmapped is null",
     )
-    .bind(environment.code())
+    .bind(scope.environment.code())
     .bind(&billed.id)
     .bind(billed.says())
     .bind(event_created)
     .bind(fetched_at)
-    .execute(connection)
+    .execute(&mut *scope.connection)
     .await?;
     Ok(done.rows_affected() > 0)
 }
 
 /// Writes the owner of a subscription.
-pub async fn settle(
-    connection: &mut PgConnection,
-    environment: Environment,
-    id: &str,
-    owner: &SubscriptionOwner,
-) -> Result<(), StoreError> {
+pub async fn settle(scope: &mut Scope<'_>, id: &str, owner: &SubscriptionOwner) -> Result<(), StoreError> {
     sqlx::query(
         "update stripe_subscriptions set subject_id = $3, plan = $4, unmapped = $5, settled = true
          where environment = $1 and id = $2",
     )
-    .bind(environment.code())
+    .bind(scope.environment.code())
     .bind(id)
     .bind(owner.subject_id)
     .bind(owner.plan.as_ref().map(PlanKey::as_str))
     .bind(owner.unmapped.map(Unmapped::as_str))
-    .execute(connection)
+    .execute(&mut *scope.connection)
     .await?;
     Ok(())
 }
@@ -241,65 +230,50 @@ pub async fn release(connection: &mut PgConnection, subject_id: i64) -> Result<(
 }
 
 /// Has the subscriptions of a customer looked at again: whose they are may have changed.
-pub async fn unsettle_customer(
-    connection: &mut PgConnection,
-    environment: Environment,
-    customer: &str,
-) -> Result<u64, StoreError> {
+pub async fn unsettle_customer(scope: &mut Scope<'_>, customer: &str) -> Result<u64, StoreError> {
     let done = sqlx::query(
         "update stripe_subscriptions set settled = false where environment = $1 and customer = $2 and settled",
     )
-    .bind(environment.code())
+    .bind(scope.environment.code())
     .bind(customer)
-    .execute(connection)
+    .execute(&mut *scope.connection)
     .await?;
     Ok(done.rows_affected())
 }
 
 /// Has those looked at again whose prices no plan had.
-pub async fn unsettle_without_plan(
-    connection: &mut PgConnection,
-    environment: Environment,
-) -> Result<u64, StoreError> {
+pub async fn unsettle_without_plan(scope: &mut Scope<'_>) -> Result<u64, StoreError> {
     let done = sqlx::query(
         "update stripe_subscriptions set settled = false
          where environment = $1 and unmapped = 'no_plan' and settled",
     )
-    .bind(environment.code())
-    .execute(connection)
+    .bind(scope.environment.code())
+    .execute(&mut *scope.connection)
     .await?;
     Ok(done.rows_affected())
 }
 
 /// Some of those that are to be looked at again.
-pub async fn unsettled(
-    connection: &mut PgConnection,
-    environment: Environment,
-    limit: i64,
-) -> Result<Vec<String>, StoreError> {
+pub async fn unsettled(scope: &mut Scope<'_>, limit: i64) -> Result<Vec<String>, StoreError> {
     let found = sqlx::query_scalar(
         "select id from stripe_subscriptions where environment = $1 and not settled order by id limit $2",
     )
-    .bind(environment.code())
+    .bind(scope.environment.code())
     .bind(limit)
-    .fetch_all(connection)
+    .fetch_all(&mut *scope.connection)
     .await?;
     Ok(found)
 }
 
 /// Whether a customer had subscriptions, and none of them lives.
-pub async fn is_spent(
-    connection: &mut PgConnection,
-    environment: Environment,
-    customer: &str,
-) -> Result<bool, StoreError> {
+pub async fn is_spent(scope: &mut Scope<'_>, customer: &str) -> Result<bool, StoreError> {
     let spent: Option<bool> = sqlx::query_scalar(
         "select bool_and(status in ('canceled', 'incomplete_expired')) from stripe_subscriptions
          where environment = $1 and customer = $2",
     )
-    .bind(environment.code())
+    .bind(scope.environment.code())
     .bind(customer)
-    .fetch_one(connection)
+    .fetch_one(&mut *scope.connection)
     .await?;
     Ok(spent == Some(true))
 }

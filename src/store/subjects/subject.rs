@@ -1,5 +1,6 @@
 //! Subjects, their tree, and the customers they are mapped to.
 
+use crate::store::scope::Scope;
 use std::collections::HashMap;
 
 use serde_json::{Map, Value};
@@ -7,7 +8,6 @@ use sqlx::types::Json;
 use sqlx::{FromRow, PgConnection, Row};
 
 use crate::store::StoreError;
-use metergate_domain::base::environment::Environment;
 use metergate_domain::base::names::SubjectId;
 use metergate_domain::base::timestamp::Timestamp;
 use metergate_domain::gate::path::{Path, PathSubject};
@@ -36,11 +36,7 @@ pub enum Which<'a> {
 }
 
 /// Paths with everybody on them, and their subscriptions and nearest customer as they are now.
-pub async fn paths(
-    connection: &mut PgConnection,
-    environment: Environment,
-    which: Which<'_>,
-) -> Result<Vec<Path>, StoreError> {
+pub async fn paths(scope: &mut Scope<'_>, which: Which<'_>) -> Result<Vec<Path>, StoreError> {
     let (names, ids) = match which {
         Which::Of(names) => (names, &[][..]),
         Which::Ids(ids) => (&[][..], ids),
@@ -64,10 +60,10 @@ pub async fn paths(
         super::subscriptions::COLUMNS
     );
     let rows = sqlx::query(sqlx::AssertSqlSafe(sql))
-        .bind(environment.code())
+        .bind(scope.environment.code())
         .bind(names)
         .bind(ids)
-        .fetch_all(&mut *connection)
+        .fetch_all(&mut *scope.connection)
         .await?;
     let mut paths: Vec<Path> = Vec::new();
     let mut elsewhere: Vec<(usize, usize, i64)> = Vec::new();
@@ -94,7 +90,7 @@ pub async fn paths(
     if !elsewhere.is_empty() {
         // on a path of what was recorded before somebody moved
         let ids: Vec<i64> = elsewhere.iter().map(|(_, _, id)| *id).collect();
-        let standing = Box::pin(self::paths(connection, environment, Which::Ids(&ids))).await?;
+        let standing = Box::pin(self::paths(scope, Which::Ids(&ids))).await?;
         for (number, index, id) in elsewhere {
             let chain = standing.iter().find(|path| path.id == id).map(|path| path.members.clone());
             if let Some(member) = paths.get_mut(number).and_then(|path| path.members.get_mut(index)) {
@@ -116,11 +112,7 @@ pub fn subject(name: String) -> Result<SubjectId, StoreError> {
 
 /// Makes the subjects that do not exist yet, each as a root. `names` ascend, so that two
 /// transactions that make the same ones wait for each other in one order. The ids of those made.
-pub async fn insert_missing(
-    connection: &mut PgConnection,
-    environment: Environment,
-    names: &[String],
-) -> Result<Vec<i64>, StoreError> {
+pub async fn insert_missing(scope: &mut Scope<'_>, names: &[String]) -> Result<Vec<i64>, StoreError> {
     let made = sqlx::query_scalar(
         "with fresh as (
              insert into subjects (environment, subject, id, path_id)
@@ -131,9 +123,9 @@ pub async fn insert_missing(
          insert into paths (id, environment, subject_id, ancestors) select id, $1, id, array[id] from fresh
          returning id",
     )
-    .bind(environment.code())
+    .bind(scope.environment.code())
     .bind(names)
-    .fetch_all(connection)
+    .fetch_all(&mut *scope.connection)
     .await?;
     Ok(made)
 }
@@ -148,20 +140,19 @@ const SELECT: &str =
      left join customers c on c.id = s.customer_id
      where s.environment = $1";
 
-pub async fn find(
-    connection: &mut PgConnection,
-    environment: Environment,
-    name: &str,
-) -> Result<Option<SubjectRow>, StoreError> {
+pub async fn find(scope: &mut Scope<'_>, name: &str) -> Result<Option<SubjectRow>, StoreError> {
     let sql = sqlx::AssertSqlSafe(format!("{SELECT} and s.subject = $2"));
-    Ok(sqlx::query_as(sql).bind(environment.code()).bind(name).fetch_optional(connection).await?)
+    Ok(sqlx::query_as(sql)
+        .bind(scope.environment.code())
+        .bind(name)
+        .fetch_optional(&mut *scope.connection)
+        .await?)
 }
 
 /// A page of subjects in the order they were made, after the one with the id `after`; children of
 /// `parent` alone where one is named.
 pub async fn list(
-    connection: &mut PgConnection,
-    environment: Environment,
+    scope: &mut Scope<'_>,
     parent: Option<&str>,
     after: i64,
     limit: u32,
@@ -170,11 +161,11 @@ pub async fn list(
         "{SELECT} and s.id > $2 and ($3::text is null or parent.subject = $3) order by s.id limit $4"
     );
     let rows = sqlx::query_as(sqlx::AssertSqlSafe(sql))
-        .bind(environment.code())
+        .bind(scope.environment.code())
         .bind(after)
         .bind(parent)
         .bind(i64::from(limit))
-        .fetch_all(connection)
+        .fetch_all(&mut *scope.connection)
         .await?;
     Ok(rows)
 }
@@ -202,8 +193,7 @@ pub async fn subtree(
 /// Moves a subject, and gives it and all below it their new paths; old paths stay, for what was
 /// recorded under them. The caller holds the configuration lock.
 pub async fn set_parent(
-    connection: &mut PgConnection,
-    environment: Environment,
+    scope: &mut Scope<'_>,
     subject_id: i64,
     parent_id: Option<i64>,
     now: Timestamp,
@@ -212,7 +202,7 @@ pub async fn set_parent(
         .bind(subject_id)
         .bind(parent_id)
         .bind(now)
-        .execute(&mut *connection)
+        .execute(&mut *scope.connection)
         .await?;
     sqlx::query(
         "with recursive moved (id, ancestors) as (
@@ -234,9 +224,9 @@ pub async fn set_parent(
              join paths p on p.environment = $1 and p.ancestors = m.ancestors)
          update subjects s set path_id = standing.id from standing where s.id = standing.subject_id",
     )
-    .bind(environment.code())
+    .bind(scope.environment.code())
     .bind(subject_id)
-    .execute(connection)
+    .execute(&mut *scope.connection)
     .await?;
     Ok(())
 }
@@ -254,17 +244,16 @@ pub async fn ancestor_ids(connection: &mut PgConnection, subject_id: i64) -> Res
 
 /// The subject that a customer is mapped to: its own number, and its name.
 pub async fn of_mapping(
-    connection: &mut PgConnection,
-    environment: Environment,
+    scope: &mut Scope<'_>,
     stripe_customer_id: &str,
 ) -> Result<Option<(i64, String)>, StoreError> {
     let found = sqlx::query_as(
         "select s.id, s.subject from customers c join subjects s on s.customer_id = c.id
          where c.environment = $1 and c.stripe_customer_id = $2",
     )
-    .bind(environment.code())
+    .bind(scope.environment.code())
     .bind(stripe_customer_id)
-    .fetch_optional(connection)
+    .fetch_optional(&mut *scope.connection)
     .await?;
     Ok(found)
 }
@@ -277,8 +266,7 @@ pub async fn name(connection: &mut PgConnection, subject_id: i64) -> Result<Opti
 
 /// Maps a subject to a customer, or to none. Two subjects cannot share one: `subjects_customer`.
 pub async fn set_customer(
-    connection: &mut PgConnection,
-    environment: Environment,
+    scope: &mut Scope<'_>,
     subject_id: i64,
     stripe_customer_id: Option<&str>,
     now: Timestamp,
@@ -288,9 +276,9 @@ pub async fn set_customer(
             "insert into customers (environment, stripe_customer_id) values ($1, $2)
              on conflict on constraint customers_stripe_customer_id do nothing",
         )
-        .bind(environment.code())
+        .bind(scope.environment.code())
         .bind(customer)
-        .execute(&mut *connection)
+        .execute(&mut *scope.connection)
         .await?;
     }
     sqlx::query(
@@ -299,26 +287,25 @@ pub async fn set_customer(
          where id = $1",
     )
     .bind(subject_id)
-    .bind(environment.code())
+    .bind(scope.environment.code())
     .bind(stripe_customer_id)
-    .execute(&mut *connection)
+    .execute(&mut *scope.connection)
     .await?;
-    super::customer_mappings::note(connection, subject_id, now).await
+    super::customer_mappings::note(scope.connection, subject_id, now).await
 }
 
 /// A customer that a subject is mapped to: its number, and the subject.
 pub async fn of_customer(
-    connection: &mut PgConnection,
-    environment: Environment,
+    scope: &mut Scope<'_>,
     stripe_customer_id: &str,
 ) -> Result<Option<(i64, String)>, StoreError> {
     let found = sqlx::query_as(
         "select c.id, s.subject from customers c join subjects s on s.customer_id = c.id
          where c.environment = $1 and c.stripe_customer_id = $2",
     )
-    .bind(environment.code())
+    .bind(scope.environment.code())
     .bind(stripe_customer_id)
-    .fetch_optional(connection)
+    .fetch_optional(&mut *scope.connection)
     .await?;
     Ok(found)
 }
@@ -384,8 +371,7 @@ pub async fn path_names(
 /// The paths under which usage of the subjects was recorded; with `descendants`, also the paths of
 /// all that stood below them then.
 pub async fn path_ids(
-    connection: &mut PgConnection,
-    environment: Environment,
+    scope: &mut Scope<'_>,
     names: &[String],
     descendants: bool,
 ) -> Result<Vec<i64>, StoreError> {
@@ -394,9 +380,9 @@ pub async fn path_ids(
     let with_descendants = "select p.id from paths p
          where p.ancestors && array(select id from subjects where environment = $1 and subject = any($2))";
     let ids = sqlx::query_scalar(if descendants { with_descendants } else { of_themselves })
-        .bind(environment.code())
+        .bind(scope.environment.code())
         .bind(names)
-        .fetch_all(connection)
+        .fetch_all(&mut *scope.connection)
         .await?;
     Ok(ids)
 }

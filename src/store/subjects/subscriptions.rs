@@ -1,5 +1,6 @@
 //! Subscriptions, and the history of their changes.
 
+use crate::store::scope::Scope;
 use std::collections::BTreeMap;
 
 use serde::Serialize;
@@ -10,7 +11,6 @@ use sqlx::{FromRow, PgConnection, Row};
 use uuid::Uuid;
 
 use crate::store::StoreError;
-use metergate_domain::base::environment::Environment;
 use metergate_domain::base::fields;
 use metergate_domain::base::names::PlanKey;
 use metergate_domain::base::period::Cycle;
@@ -127,11 +127,7 @@ pub async fn find(
 }
 
 /// Writes a subscription and the change into its history. The caller holds the configuration lock.
-pub async fn write(
-    connection: &mut PgConnection,
-    environment: Environment,
-    change: NewChange<'_>,
-) -> Result<(), StoreError> {
+pub async fn write(scope: &mut Scope<'_>, change: NewChange<'_>) -> Result<(), StoreError> {
     let NewChange { subject_id, kind, subscription, at } = change;
     let resets: BTreeMap<String, Timestamp> =
         subscription.resets.iter().map(|(definition, at)| (definition.to_string(), *at)).collect();
@@ -153,7 +149,7 @@ pub async fn write(
          values ($1, $14, $3, $4, $5, $6, $7, $8, $9, $10, $15, $16, $17)",
     )
     .bind(subject_id)
-    .bind(environment.code())
+    .bind(scope.environment.code())
     .bind(subscription.plan.as_str())
     .bind(subscription.status.as_str())
     .bind(subscription.cycle.anchor)
@@ -169,7 +165,7 @@ pub async fn write(
     .bind(at)
     .bind(Json(&subscription.prices))
     .bind(Json(&subscription.commitments))
-    .execute(connection)
+    .execute(&mut *scope.connection)
     .await?;
     Ok(())
 }
@@ -177,8 +173,7 @@ pub async fn write(
 /// Puts subjects on the default plan, unless another transaction was faster. Their ids ascend, so that two
 /// transactions with the same subjects wait for each other in one order.
 pub async fn insert_default(
-    connection: &mut PgConnection,
-    environment: Environment,
+    scope: &mut Scope<'_>,
     newcomers: &[Newcomer],
     plan: &PlanKey,
     now: Timestamp,
@@ -196,12 +191,12 @@ pub async fn insert_default(
          insert into subscription_history (subject_id, at, change, plan, status, cycle_anchor, overrides)
          select subject_id, $5, 'created', $4, 'active', $5, '{}' from made",
     )
-    .bind(environment.code())
+    .bind(scope.environment.code())
     .bind(subject_ids)
     .bind(pristine_versions)
     .bind(plan.as_str())
     .bind(now)
-    .execute(connection)
+    .execute(&mut *scope.connection)
     .await?;
     Ok(())
 }
@@ -223,12 +218,7 @@ pub async fn with_descendants(
 }
 
 /// Returns the subjects whose subscriptions have come to their end, as they stand.
-pub async fn due(
-    connection: &mut PgConnection,
-    environment: Environment,
-    now: Timestamp,
-    limit: i64,
-) -> Result<Vec<Holder>, StoreError> {
+pub async fn due(scope: &mut Scope<'_>, now: Timestamp, limit: i64) -> Result<Vec<Holder>, StoreError> {
     let sql = format!(
         "select s.id as subject_id, s.subject, {COLUMNS}
          from subscriptions sub join subjects s on s.id = sub.subject_id
@@ -236,10 +226,10 @@ pub async fn due(
          order by sub.ends_at limit $3"
     );
     let rows = sqlx::query(sqlx::AssertSqlSafe(sql))
-        .bind(environment.code())
+        .bind(scope.environment.code())
         .bind(now)
         .bind(limit)
-        .fetch_all(connection)
+        .fetch_all(&mut *scope.connection)
         .await?;
     rows.iter().map(holder).collect()
 }
@@ -269,19 +259,15 @@ pub async fn history(
 }
 
 /// Which of some plans have subscribers, or are where subscribers fall back to.
-pub async fn plans_in_use(
-    connection: &mut PgConnection,
-    environment: Environment,
-    plans: &[String],
-) -> Result<Vec<String>, StoreError> {
+pub async fn plans_in_use(scope: &mut Scope<'_>, plans: &[String]) -> Result<Vec<String>, StoreError> {
     let found = sqlx::query_scalar(
         "select plan from unnest($2::text[]) plan
          where exists (select from subscriptions s where s.environment = $1 and s.plan = plan.plan)
             or exists (select from subscriptions s where s.environment = $1 and s.fallback_plan = plan.plan)",
     )
-    .bind(environment.code())
+    .bind(scope.environment.code())
     .bind(plans)
-    .fetch_all(connection)
+    .fetch_all(&mut *scope.connection)
     .await?;
     Ok(found)
 }
@@ -296,8 +282,7 @@ pub struct Holder {
 
 /// Returns the subjects that are on some plans, or have prices of their own.
 pub async fn holders(
-    connection: &mut PgConnection,
-    environment: Environment,
+    scope: &mut Scope<'_>,
     plans: &[String],
     rows_max: usize,
 ) -> Result<Vec<Holder>, StoreError> {
@@ -306,10 +291,10 @@ pub async fn holders(
          where sub.environment = $1 and (sub.plan = any($2) or sub.prices <> '[]') limit $3"
     );
     let rows = sqlx::query(sqlx::AssertSqlSafe(sql))
-        .bind(environment.code())
+        .bind(scope.environment.code())
         .bind(plans)
         .bind(i64::try_from(rows_max).unwrap_or(i64::MAX))
-        .fetch_all(connection)
+        .fetch_all(&mut *scope.connection)
         .await?;
     rows.iter().map(holder).collect()
 }

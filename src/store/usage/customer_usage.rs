@@ -1,6 +1,7 @@
 //! Where usage of a customer lies: each event names the customer it was recorded for, whatever became of
 //! mappings and of the tree since. Values are read by [`super::usage`].
 
+use crate::store::scope::Scope;
 use sqlx::PgConnection;
 
 use crate::store::StoreError;
@@ -57,8 +58,7 @@ pub async fn is_any(connection: &mut PgConnection, whose: CustomerScope<'_>) -> 
 
 /// When events of a customer happened that were taken back since a time.
 pub async fn taken_back_since(
-    connection: &mut PgConnection,
-    environment: Environment,
+    scope: &mut Scope<'_>,
     customer_id: i64,
     since: Timestamp,
 ) -> Result<Vec<Timestamp>, StoreError> {
@@ -67,10 +67,10 @@ pub async fn taken_back_since(
          from voids v join events e on e.batch_id = v.batch_id and e.key = v.key and e.sign = -1
          where v.environment = $1 and v.voided_at >= $3 and e.environment = $1 and e.customer_id = $2",
     )
-    .bind(environment.code())
+    .bind(scope.environment.code())
     .bind(customer_id)
     .bind(since)
-    .fetch_all(connection)
+    .fetch_all(&mut *scope.connection)
     .await?;
     Ok(found)
 }

@@ -1,26 +1,23 @@
 //! Days of rollups: summed up from hours once they are over, and from then on as exact as these. Whoever
 //! writes here has the right to fold.
 
+use crate::store::scope::Scope;
 use std::collections::HashMap;
 
-use sqlx::{PgConnection, QueryBuilder, Row};
+use sqlx::{QueryBuilder, Row};
 
 use super::measures::{join_columns, rollup_column};
 use super::rollup_resolution::RollupResolution;
 use crate::store::StoreError;
-use metergate_domain::base::environment::Environment;
 use metergate_domain::base::timestamp::Timestamp;
 use metergate_domain::base::window::Span;
 use metergate_domain::catalog::meter::{Aggregation, StoredMeter};
 
 /// Until when the days of meters are summed up; of one that is not named, none is.
-pub async fn until(
-    connection: &mut PgConnection,
-    environment: Environment,
-) -> Result<HashMap<i32, Timestamp>, StoreError> {
+pub async fn until(scope: &mut Scope<'_>) -> Result<HashMap<i32, Timestamp>, StoreError> {
     let rows = sqlx::query("select meter_id, until from summed_days where environment = $1")
-        .bind(environment.code())
-        .fetch_all(connection)
+        .bind(scope.environment.code())
+        .fetch_all(&mut *scope.connection)
         .await?;
     rows.iter().map(|row| Ok((row.try_get("meter_id")?, row.try_get("until")?))).collect()
 }
@@ -35,8 +32,7 @@ pub struct IncompleteDays {
 
 /// A meter that has rollups, and days that are not summed up before a time.
 pub async fn next_incomplete(
-    connection: &mut PgConnection,
-    environment: Environment,
+    scope: &mut Scope<'_>,
     over: Timestamp,
 ) -> Result<Option<IncompleteDays>, StoreError> {
     let row = sqlx::query(
@@ -45,9 +41,9 @@ pub async fn next_incomplete(
            and not exists (select from rollup_gaps g where g.environment = $1 and g.meter_id = m.id and g.permanent)
          order by m.id limit 1",
     )
-    .bind(environment.code())
+    .bind(scope.environment.code())
     .bind(over)
-    .fetch_optional(connection)
+    .fetch_optional(&mut *scope.connection)
     .await?;
     row.map(|row| Ok(IncompleteDays { meter_id: row.try_get("id")?, until: row.try_get("until")? }))
         .transpose()
@@ -55,8 +51,7 @@ pub async fn next_incomplete(
 
 /// Sums up the next day of a meter that has any hours, and all days before it, of those that are over.
 pub async fn rebuild_next_days(
-    connection: &mut PgConnection,
-    environment: Environment,
+    scope: &mut Scope<'_>,
     stored: &StoredMeter,
     behind: IncompleteDays,
     over: Timestamp,
@@ -66,17 +61,17 @@ pub async fn rebuild_next_days(
         "select hour from rollups where environment = $1 and meter_id = $2 and hour >= $3 and hour < $4
          order by hour limit 1",
     )
-    .bind(environment.code())
+    .bind(scope.environment.code())
     .bind(stored.id)
     .bind(since)
     .bind(over)
-    .fetch_optional(&mut *connection)
+    .fetch_optional(&mut *scope.connection)
     .await?;
     let until = match first {
         None => over,
         Some(first) => {
             let day = Span { from: first.day_floor(), to: first.day_after() };
-            rebuild_days(connection, environment, stored, day).await?;
+            rebuild_days(scope, stored, day).await?;
             day.to
         }
     };
@@ -85,32 +80,30 @@ pub async fn rebuild_next_days(
          on conflict on constraint summed_days_pk do update set until = excluded.until",
     )
     .bind(stored.id)
-    .bind(environment.code())
+    .bind(scope.environment.code())
     .bind(until)
-    .execute(connection)
+    .execute(&mut *scope.connection)
     .await?;
     Ok(())
 }
 
 /// Sums up whole days of a meter from their hours, anew.
 pub(crate) async fn rebuild_days(
-    connection: &mut PgConnection,
-    environment: Environment,
+    scope: &mut Scope<'_>,
     stored: &StoredMeter,
     days: Span,
 ) -> Result<(), StoreError> {
-    delete(connection, environment, stored, RollupResolution::Day, days).await?;
-    copy(connection, environment, stored, days, false).await?;
+    delete(scope, stored, RollupResolution::Day, days).await?;
+    copy(scope, stored, days, false).await?;
     if stored.meter.aggregation == Aggregation::UniqueCount {
-        copy(connection, environment, stored, days, true).await?;
+        copy(scope, stored, days, true).await?;
     }
     Ok(())
 }
 
 /// Removes the rollups of some hours or days.
 pub(crate) async fn delete(
-    connection: &mut PgConnection,
-    environment: Environment,
+    scope: &mut Scope<'_>,
     stored: &StoredMeter,
     resolution: RollupResolution,
     within: Span,
@@ -121,11 +114,11 @@ pub(crate) async fn delete(
             "delete from {table} where environment = $1 and meter_id = $2 and {start} >= $3 and {start} < $4"
         );
         sqlx::query(sqlx::AssertSqlSafe(delete))
-            .bind(environment.code())
+            .bind(scope.environment.code())
             .bind(stored.id)
             .bind(within.from)
             .bind(within.to)
-            .execute(&mut *connection)
+            .execute(&mut *scope.connection)
             .await?;
     }
     Ok(())
@@ -133,8 +126,7 @@ pub(crate) async fn delete(
 
 /// Writes what the hours of some days come to, or the members that they saw.
 async fn copy(
-    connection: &mut PgConnection,
-    environment: Environment,
+    scope: &mut Scope<'_>,
     stored: &StoredMeter,
     days: Span,
     of_members: bool,
@@ -159,11 +151,11 @@ async fn copy(
     if let Some(name) = column {
         sql.push(format!(", {}", join_columns(name).0));
     }
-    sql.push(format!(" from {from} where environment = ")).push_bind(environment.code());
+    sql.push(format!(" from {from} where environment = ")).push_bind(scope.environment.code());
     sql.push(" and meter_id = ").push_bind(stored.id);
     sql.push(" and hour >= ").push_bind(days.from).push(" and hour < ").push_bind(days.to);
     sql.push(format!(" group by environment, meter_id, path_id, 4, dimension_set_id{member}"));
     sql.push(format!(" order by path_id, day, dimension_set_id{member}"));
-    sql.build().persistent(false).execute(connection).await?;
+    sql.build().persistent(false).execute(&mut *scope.connection).await?;
     Ok(())
 }

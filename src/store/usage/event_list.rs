@@ -1,12 +1,12 @@
 //! Reading recorded events back, one by one.
 
+use crate::store::scope::Scope;
 use serde_json::Value;
-use sqlx::{PgConnection, Postgres, QueryBuilder};
+use sqlx::{Postgres, QueryBuilder};
 use uuid::Uuid;
 
 use crate::store::StoreError;
 use crate::store::usage::measures::push_paths;
-use metergate_domain::base::environment::Environment;
 use metergate_domain::base::names::EventName;
 use metergate_domain::base::timestamp::Timestamp;
 use metergate_domain::usage::event::EventFilter;
@@ -71,17 +71,16 @@ impl EventRow {
 
 /// A page of events, the latest first.
 pub async fn list(
-    connection: &mut PgConnection,
-    environment: Environment,
+    scope: &mut Scope<'_>,
     filter: &EventFilter,
     page: PageOfEvents<'_>,
 ) -> Result<Vec<EventRow>, StoreError> {
     let mut sql = QueryBuilder::<Postgres>::new(COLUMNS);
-    sql.push_bind(environment.code());
+    sql.push_bind(scope.environment.code());
     push_paths(&mut sql, "e.path_id", page.paths);
     if let Some(name) = filter.event_name.as_ref().map(EventName::as_str) {
         sql.push(" and e.event_name_id = (select id from event_names where environment = ");
-        sql.push_bind(environment.code()).push(" and name = ").push_bind(name).push(")");
+        sql.push_bind(scope.environment.code()).push(" and name = ").push_bind(name).push(")");
     }
     if let Some(source) = &filter.source {
         sql.push(" and coalesce(e.source, '') = ").push_bind(source.clone());
@@ -103,18 +102,17 @@ pub async fn list(
     }
     sql.push(" order by e.occurred_at desc, e.batch_id desc, e.ordinal desc limit ")
         .push_bind(i64::from(page.limit));
-    Ok(sql.build_query_as().persistent(false).fetch_all(connection).await?)
+    Ok(sql.build_query_as().persistent(false).fetch_all(&mut *scope.connection).await?)
 }
 
 /// The event of a key.
 pub async fn find(
-    connection: &mut PgConnection,
-    environment: Environment,
+    scope: &mut Scope<'_>,
     key: Uuid,
     occurred_at: Timestamp,
 ) -> Result<Option<EventRow>, StoreError> {
     let mut sql = QueryBuilder::<Postgres>::new(COLUMNS);
-    sql.push_bind(environment.code());
+    sql.push_bind(scope.environment.code());
     sql.push(" and e.key = ").push_bind(key).push(" and e.occurred_at = ").push_bind(occurred_at);
-    Ok(sql.build_query_as().persistent(false).fetch_optional(connection).await?)
+    Ok(sql.build_query_as().persistent(false).fetch_optional(&mut *scope.connection).await?)
 }

@@ -1,10 +1,9 @@
 //! Recording: the once-only keys, the events, and the note that their batch is not folded yet.
 
-use sqlx::PgConnection;
+use crate::store::scope::Scope;
 use uuid::Uuid;
 
 use crate::store::StoreError;
-use metergate_domain::base::environment::Environment;
 use metergate_domain::base::quantity::Quantity;
 use metergate_domain::base::timestamp::Timestamp;
 
@@ -29,8 +28,7 @@ pub struct KeyRow {
 
 /// Takes the keys that nobody has taken, waiting for others who are about to. How many were taken.
 pub async fn insert_keys(
-    connection: &mut PgConnection,
-    environment: Environment,
+    scope: &mut Scope<'_>,
     batch_id: i64,
     columns: &KeyColumns,
 ) -> Result<u64, StoreError> {
@@ -41,43 +39,36 @@ pub async fn insert_keys(
              as given (key, content, occurred_at, timestamp_given)
          on conflict on constraint event_keys_pk do nothing",
     )
-    .bind(environment.code())
+    .bind(scope.environment.code())
     .bind(batch_id)
     .bind(&columns.keys)
     .bind(&columns.contents)
     .bind(&columns.occurred_at)
     .bind(&columns.timestamp_given)
-    .execute(connection)
+    .execute(&mut *scope.connection)
     .await?;
     Ok(done.rows_affected())
 }
 
-pub async fn find_keys(
-    connection: &mut PgConnection,
-    environment: Environment,
-    keys: &[Uuid],
-) -> Result<Vec<KeyRow>, StoreError> {
+pub async fn find_keys(scope: &mut Scope<'_>, keys: &[Uuid]) -> Result<Vec<KeyRow>, StoreError> {
     let found = sqlx::query_as(
         "select key, content, occurred_at, timestamp_given, batch_id from event_keys
          where environment = $1 and key = any($2)",
     )
-    .bind(environment.code())
+    .bind(scope.environment.code())
     .bind(keys)
-    .fetch_all(connection)
+    .fetch_all(&mut *scope.connection)
     .await?;
     Ok(found)
 }
 
 /// The time of the latest event.
-pub async fn latest(
-    connection: &mut PgConnection,
-    environment: Environment,
-) -> Result<Option<Timestamp>, StoreError> {
+pub async fn latest(scope: &mut Scope<'_>) -> Result<Option<Timestamp>, StoreError> {
     let latest = sqlx::query_scalar(
         "select occurred_at from events where environment = $1 order by occurred_at desc limit 1",
     )
-    .bind(environment.code())
-    .fetch_optional(connection)
+    .bind(scope.environment.code())
+    .fetch_optional(&mut *scope.connection)
     .await?;
     Ok(latest)
 }
@@ -102,8 +93,7 @@ pub struct EventColumns {
 
 /// Inserts the events and notes their batch as unfolded.
 pub async fn insert_batch(
-    connection: &mut PgConnection,
-    environment: Environment,
+    scope: &mut Scope<'_>,
     batch_id: i64,
     columns: &EventColumns,
 ) -> Result<(), StoreError> {
@@ -127,7 +117,7 @@ pub async fn insert_batch(
              as given (path_id, occurred_at, customer_id, key, ordinal, event_name_id, sign, value, properties, id,
                        source, meter_id)",
     )
-    .bind(environment.code())
+    .bind(scope.environment.code())
     .bind(batch_id)
     .bind(&columns.path_ids)
     .bind(&columns.occurred_at)
@@ -145,7 +135,7 @@ pub async fn insert_batch(
     .bind(i32::try_from(columns.keys.len()).unwrap_or(i32::MAX))
     .bind(event_name_ids)
     .bind(&columns.meter_ids)
-    .execute(connection)
+    .execute(&mut *scope.connection)
     .await?;
     Ok(())
 }

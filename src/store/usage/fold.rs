@@ -1,6 +1,7 @@
 //! Folding: moves unfolded batches into rollups, and rebuilds rollups that no longer match their events. One
 //! transaction folds an environment at a time, over all replicas, and does not block recording.
 
+use crate::store::scope::Scope;
 use sqlx::{PgConnection, QueryBuilder, Row};
 
 use crate::store::StoreError;
@@ -21,55 +22,45 @@ const BUILD_EVENTS_MAX: i64 = 200_000;
 
 /// Within a transaction: takes the right to fold the environment; false where another has it. Nobody
 /// waits for a fold, so it may take its time: given up, it would only have to begin again.
-pub async fn try_lock(connection: &mut PgConnection, environment: Environment) -> Result<bool, StoreError> {
+pub async fn try_lock(scope: &mut Scope<'_>) -> Result<bool, StoreError> {
     sqlx::raw_sql("set local statement_timeout = 0; set local work_mem = '64MB'")
-        .execute(&mut *connection)
+        .execute(&mut *scope.connection)
         .await?;
     let locked = sqlx::query_scalar("select pg_try_advisory_xact_lock($1, $2)")
         .bind(LOCK)
-        .bind(i32::from(environment.code()))
-        .fetch_one(connection)
+        .bind(i32::from(scope.environment.code()))
+        .fetch_one(&mut *scope.connection)
         .await?;
     Ok(locked)
 }
 
 /// Counts the events that are recorded but not folded.
-pub async fn unfolded_events(
-    connection: &mut PgConnection,
-    environment: Environment,
-) -> Result<i64, StoreError> {
+pub async fn unfolded_events(scope: &mut Scope<'_>) -> Result<i64, StoreError> {
     let count = sqlx::query_scalar(
         "select coalesce(sum(event_count), 0)::bigint from unfolded where environment = $1",
     )
-    .bind(environment.code())
-    .fetch_one(connection)
+    .bind(scope.environment.code())
+    .fetch_one(&mut *scope.connection)
     .await?;
     Ok(count)
 }
 
 /// The latest batch that is not folded.
-pub async fn last_unfolded(
-    connection: &mut PgConnection,
-    environment: Environment,
-) -> Result<Option<i64>, StoreError> {
+pub async fn last_unfolded(scope: &mut Scope<'_>) -> Result<Option<i64>, StoreError> {
     let last = sqlx::query_scalar("select max(batch_id) from unfolded where environment = $1")
-        .bind(environment.code())
-        .fetch_one(connection)
+        .bind(scope.environment.code())
+        .fetch_one(&mut *scope.connection)
         .await?;
     Ok(last)
 }
 
 /// Whether a batch up to some is not folded.
-pub async fn has_unfolded(
-    connection: &mut PgConnection,
-    environment: Environment,
-    last: i64,
-) -> Result<bool, StoreError> {
+pub async fn has_unfolded(scope: &mut Scope<'_>, last: i64) -> Result<bool, StoreError> {
     let found =
         sqlx::query_scalar("select exists (select from unfolded where environment = $1 and batch_id <= $2)")
-            .bind(environment.code())
+            .bind(scope.environment.code())
             .bind(last)
-            .fetch_one(connection)
+            .fetch_one(&mut *scope.connection)
             .await?;
     Ok(found)
 }
@@ -94,8 +85,7 @@ pub struct MeterBatches<'a> {
 
 /// Takes the oldest batches, up to a number of events.
 pub async fn take(
-    connection: &mut PgConnection,
-    environment: Environment,
+    scope: &mut Scope<'_>,
     batches_max: i64,
     events_max: i64,
 ) -> Result<ClaimedBatches, StoreError> {
@@ -109,10 +99,10 @@ pub async fn take(
          where u.batch_id = chosen.batch_id
          returning u.batch_id, u.first_at, u.last_at, u.event_count, u.event_name_ids",
     )
-    .bind(environment.code())
+    .bind(scope.environment.code())
     .bind(batches_max)
     .bind(events_max)
-    .fetch_all(connection)
+    .fetch_all(&mut *scope.connection)
     .await?;
     let mut taken = ClaimedBatches::default();
     for row in rows {
@@ -142,23 +132,24 @@ pub async fn fold_meter(
     let MeterBatches { environment, stored, claimed } = invalid_batches_are_rejected;
     let Some(within) = claimed.within else { return Ok(()) };
     let batch_ids = &claimed.batch_ids;
-    let scope = MeasureScope::Batches { batch_ids, within };
-    add_to_rollups(connection, environment, stored, RollupResolution::Hour, &scope).await?;
+    let measure_scope = MeasureScope::Batches { batch_ids, within };
+    add_to_rollups(&mut Scope::new(connection, environment), stored, RollupResolution::Hour, &measure_scope)
+        .await?;
     let summed = Span { from: within.from, to: days_until.unwrap_or(Timestamp::MIN) };
     if summed.is_empty() {
         return Ok(());
     }
-    let scope = MeasureScope::BatchesWithin { batch_ids, within, spans: &[summed] };
-    add_to_rollups(connection, environment, stored, RollupResolution::Day, &scope).await
+    let measure_scope = MeasureScope::BatchesWithin { batch_ids, within, spans: &[summed] };
+    add_to_rollups(&mut Scope::new(connection, environment), stored, RollupResolution::Day, &measure_scope)
+        .await
 }
 
 /// Writes what the events of a scope say into the rollups, added to what is there.
 async fn add_to_rollups(
-    connection: &mut PgConnection,
-    environment: Environment,
+    scope: &mut Scope<'_>,
     stored: &StoredMeter,
     resolution: RollupResolution,
-    scope: &MeasureScope<'_>,
+    measure_scope: &MeasureScope<'_>,
 ) -> Result<(), StoreError> {
     let (table, start) = (resolution.rollups(), resolution.word());
     let dimensions = dimensions_of(stored);
@@ -166,7 +157,7 @@ async fn add_to_rollups(
     let column = rollup_column(aggregation);
 
     let mut sql = QueryBuilder::new("with measures as (");
-    push_measures(&mut sql, environment, stored, &dimensions, None, scope);
+    push_measures(&mut sql, scope.environment, stored, &dimensions, None, measure_scope);
     let bucket = resolution.start_of("at");
     sql.push(format!(
         "), grouped as materialized (select path_id, {bucket} as {start}, members, sum(sign) as count"
@@ -176,7 +167,7 @@ async fn add_to_rollups(
     }
     sql.push(" from measures group by 1, 2, 3), sets as materialized (select members, text_digest(members::text) as digest from (select members from grouped group by members) few),");
     sql.push(" fresh as (insert into dimension_sets (environment, meter_id, digest, members) select ");
-    sql.push_bind(environment.code()).push(", ").push_bind(stored.id);
+    sql.push_bind(scope.environment.code()).push(", ").push_bind(stored.id);
     sql.push(", digest, members from sets on conflict on constraint dimension_sets_digest do nothing returning id, members),");
     sql.push(" known as (select id, members from fresh union all select d.id, s.members from sets s join dimension_sets d on d.digest = s.digest and d.meter_id = ");
     sql.push_bind(stored.id);
@@ -186,7 +177,7 @@ async fn add_to_rollups(
     if let Some(name) = column {
         sql.push(format!(", {name}"));
     }
-    sql.push(") select ").push_bind(environment.code()).push(", ").push_bind(stored.id);
+    sql.push(") select ").push_bind(scope.environment.code()).push(", ").push_bind(stored.id);
     sql.push(format!(", g.path_id, g.{start}, k.id, g.count"));
     if let Some(name) = column {
         sql.push(format!(", g.{name}"));
@@ -198,10 +189,10 @@ async fn add_to_rollups(
     if let Some(name) = column {
         sql.push(format!(", {name} = {}", join_columns(name).1));
     }
-    sql.build().persistent(false).execute(&mut *connection).await?;
+    sql.build().persistent(false).execute(&mut *scope.connection).await?;
 
     if aggregation == Aggregation::UniqueCount {
-        add_members(connection, environment, stored, resolution, scope).await?;
+        add_members(scope, stored, resolution, measure_scope).await?;
     }
     Ok(())
 }
@@ -211,23 +202,22 @@ fn dimensions_of(stored: &StoredMeter) -> Vec<String> {
 }
 
 async fn add_members(
-    connection: &mut PgConnection,
-    environment: Environment,
+    scope: &mut Scope<'_>,
     stored: &StoredMeter,
     resolution: RollupResolution,
-    scope: &MeasureScope<'_>,
+    measure_scope: &MeasureScope<'_>,
 ) -> Result<(), StoreError> {
     let dimensions = dimensions_of(stored);
     let (table, start, bucket) = (resolution.members(), resolution.word(), resolution.start_of("at"));
     let mut sql = QueryBuilder::new("with measures as (");
-    push_measures(&mut sql, environment, stored, &dimensions, None, scope);
+    push_measures(&mut sql, scope.environment, stored, &dimensions, None, measure_scope);
     sql.push(format!("), grouped as (select path_id, {bucket} as {start}, members, member, sum(sign) as refs from measures group by 1, 2, 3, 4)"));
     sql.push(format!(" insert into {table} as kept (environment, meter_id, path_id, {start}, dimension_set_id, member, refs) select "));
-    sql.push_bind(environment.code()).push(", ").push_bind(stored.id);
+    sql.push_bind(scope.environment.code()).push(", ").push_bind(stored.id);
     sql.push(format!(", g.path_id, g.{start}, d.id, text_digest(g.member), g.refs from grouped g join dimension_sets d on d.digest = text_digest(g.members::text) and d.meter_id = "));
     sql.push_bind(stored.id);
     sql.push(format!(" order by 3, 4, 5, 6 on conflict on constraint {table}_pk do update set refs = kept.refs + excluded.refs"));
-    sql.build().persistent(false).execute(connection).await?;
+    sql.build().persistent(false).execute(&mut *scope.connection).await?;
     Ok(())
 }
 
@@ -240,16 +230,13 @@ pub struct Gap {
 }
 
 /// The oldest gap that is to be built.
-pub async fn next_gap(
-    connection: &mut PgConnection,
-    environment: Environment,
-) -> Result<Option<Gap>, StoreError> {
+pub async fn next_gap(scope: &mut Scope<'_>) -> Result<Option<Gap>, StoreError> {
     let row = sqlx::query(
         "select id, meter_id, from_hour, to_hour from rollup_gaps where environment = $1 and not permanent
          order by id limit 1",
     )
-    .bind(environment.code())
-    .fetch_optional(connection)
+    .bind(scope.environment.code())
+    .fetch_optional(&mut *scope.connection)
     .await?;
     row.map(|row| {
         let span = Span { from: row.try_get("from_hour")?, to: row.try_get("to_hour")? };
@@ -261,18 +248,17 @@ pub async fn next_gap(
 /// Rebuilds the first hours of a gap, as many as have about [`BUILD_EVENTS_MAX`] events, at least one, and
 /// takes them out of the gap.
 pub async fn build(
-    connection: &mut PgConnection,
-    environment: Environment,
+    scope: &mut Scope<'_>,
     stored: &StoredMeter,
     gap: &Gap,
     days_until: Option<Timestamp>,
 ) -> Result<(), StoreError> {
-    let chunk = match nth_event(connection, environment, gap.span, 0).await? {
+    let chunk = match nth_event(scope, gap.span, 0).await? {
         None => gap.span,
         Some(first) => {
             let hour = Timestamp::from_micros(first.hour_floor().micros() + MICROS_PER_HOUR);
             let least = hour.unwrap_or(Timestamp::MAX);
-            let beyond = nth_event(connection, environment, gap.span, BUILD_EVENTS_MAX).await?;
+            let beyond = nth_event(scope, gap.span, BUILD_EVENTS_MAX).await?;
             let end = beyond.map_or(gap.span.to, |beyond| beyond.hour_floor().max(least));
             Span { from: gap.span.from, to: end.min(gap.span.to) }
         }
@@ -282,69 +268,65 @@ pub async fn build(
         "select id from rollup_gaps
          where environment = $1 and meter_id = $2 and from_hour >= $3 and to_hour <= $4 and id <> $5",
     )
-    .bind(environment.code())
+    .bind(scope.environment.code())
     .bind(stored.id)
     .bind(chunk.from)
     .bind(chunk.to)
     .bind(gap.id)
-    .fetch_all(&mut *connection)
+    .fetch_all(&mut *scope.connection)
     .await?;
-    daily_rollups::delete(connection, environment, stored, RollupResolution::Hour, chunk).await?;
-    add_to_rollups(connection, environment, stored, RollupResolution::Hour, &MeasureScope::Folded(chunk))
-        .await?;
+    daily_rollups::delete(scope, stored, RollupResolution::Hour, chunk).await?;
+    add_to_rollups(scope, stored, RollupResolution::Hour, &MeasureScope::Folded(chunk)).await?;
     let summed = chunk.to.day_ceil().min(days_until.unwrap_or(Timestamp::MIN));
     let days = Span { from: chunk.from.day_floor(), to: summed };
     if !days.is_empty() {
         // what of them is still in a gap is not right yet, but is not read either, and built in its turn
-        daily_rollups::rebuild_days(connection, environment, stored, days).await?;
+        daily_rollups::rebuild_days(scope, stored, days).await?;
     }
-    sqlx::query("delete from rollup_gaps where id = any($1)").bind(marks).execute(&mut *connection).await?;
+    sqlx::query("delete from rollup_gaps where id = any($1)")
+        .bind(marks)
+        .execute(&mut *scope.connection)
+        .await?;
     let rest = Span { from: chunk.to, to: gap.span.to };
-    if rest.is_empty() || nth_event(connection, environment, rest, 0).await?.is_none() {
-        sqlx::query("delete from rollup_gaps where id = $1").bind(gap.id).execute(connection).await?;
+    if rest.is_empty() || nth_event(scope, rest, 0).await?.is_none() {
+        sqlx::query("delete from rollup_gaps where id = $1")
+            .bind(gap.id)
+            .execute(&mut *scope.connection)
+            .await?;
     } else {
         sqlx::query("update rollup_gaps set from_hour = $2 where id = $1")
             .bind(gap.id)
             .bind(rest.from)
-            .execute(connection)
+            .execute(&mut *scope.connection)
             .await?;
     }
     Ok(())
 }
 
 /// The time of an event of a span, by time, counted from 0.
-async fn nth_event(
-    connection: &mut PgConnection,
-    environment: Environment,
-    within: Span,
-    n: i64,
-) -> Result<Option<Timestamp>, StoreError> {
+async fn nth_event(scope: &mut Scope<'_>, within: Span, n: i64) -> Result<Option<Timestamp>, StoreError> {
     let first = sqlx::query_scalar(
         "select occurred_at from events where environment = $1 and occurred_at >= $2 and occurred_at < $3
          order by occurred_at offset $4 limit 1",
     )
-    .bind(environment.code())
+    .bind(scope.environment.code())
     .bind(within.from)
     .bind(within.to)
     .bind(n)
-    .fetch_optional(connection)
+    .fetch_optional(&mut *scope.connection)
     .await?;
     Ok(first)
 }
 
 /// Whether a meter has more combinations of dimension values than its rollups keep apart. If so its
 /// rollups are dropped for good.
-pub async fn drop_if_too_many_sets(
-    connection: &mut PgConnection,
-    environment: Environment,
-    stored: &StoredMeter,
-) -> Result<bool, StoreError> {
+pub async fn drop_if_too_many_sets(scope: &mut Scope<'_>, stored: &StoredMeter) -> Result<bool, StoreError> {
     let sets: i64 = sqlx::query_scalar(
         "select count(*) from (select from dimension_sets where meter_id = $1 limit $2) s",
     )
     .bind(stored.id)
     .bind(DIMENSION_SETS_PER_METER_MAX + 1)
-    .fetch_one(&mut *connection)
+    .fetch_one(&mut *scope.connection)
     .await?;
     if sets <= DIMENSION_SETS_PER_METER_MAX {
         return Ok(false);
@@ -353,20 +335,17 @@ pub async fn drop_if_too_many_sets(
         RollupResolution::ALL.into_iter().flat_map(|resolution| [resolution.rollups(), resolution.members()]);
     for table in kept.chain(["summed_days", "rollup_gaps", "dimension_sets"]) {
         let delete = format!("delete from {table} where meter_id = $1");
-        sqlx::query(sqlx::AssertSqlSafe(delete)).bind(stored.id).execute(&mut *connection).await?;
+        sqlx::query(sqlx::AssertSqlSafe(delete)).bind(stored.id).execute(&mut *scope.connection).await?;
     }
-    crate::store::catalog::insert_gap(connection, environment, stored.id, true).await?;
+    crate::store::catalog::insert_gap(scope, stored.id, true).await?;
     Ok(true)
 }
 
 /// Meters that are not folded: their gap is permanent.
-pub async fn permanent_gaps(
-    connection: &mut PgConnection,
-    environment: Environment,
-) -> Result<Vec<i32>, StoreError> {
+pub async fn permanent_gaps(scope: &mut Scope<'_>) -> Result<Vec<i32>, StoreError> {
     let ids = sqlx::query_scalar("select meter_id from rollup_gaps where environment = $1 and permanent")
-        .bind(environment.code())
-        .fetch_all(connection)
+        .bind(scope.environment.code())
+        .fetch_all(&mut *scope.connection)
         .await?;
     Ok(ids)
 }

@@ -1,8 +1,9 @@
 //! A usage query as the store reads it: of whom, between which bounds, and from which rollups.
 
+use crate::store::scope::Scope;
 use std::collections::{HashMap, HashSet};
 
-use sqlx::{PgConnection, Postgres, QueryBuilder, Row};
+use sqlx::{Postgres, QueryBuilder, Row};
 
 use super::measures::push_paths;
 use crate::store::StoreError;
@@ -55,8 +56,7 @@ impl RollupCoverage {
 
 /// Reads the coverage of the rollups of a meter, or of all, in a span.
 pub async fn rollup_coverage(
-    connection: &mut PgConnection,
-    environment: Environment,
+    scope: &mut Scope<'_>,
     meter: Option<&StoredMeter>,
     span: Span,
 ) -> Result<RollupCoverage, StoreError> {
@@ -73,12 +73,12 @@ pub async fn rollup_coverage(
          where environment = $1 and first_at < $3 and last_at >= $2 and name = coalesce($5, name)
          group by name",
     )
-    .bind(environment.code())
+    .bind(scope.environment.code())
     .bind(span.from)
     .bind(span.to)
     .bind(meter.map(|stored| stored.id))
     .bind(meter.map(|stored| stored.event_name_id))
-    .fetch_all(connection)
+    .fetch_all(&mut *scope.connection)
     .await?;
     let mut rollup_coverage = RollupCoverage::default();
     for row in &rows {
@@ -99,8 +99,7 @@ pub async fn rollup_coverage(
 
 /// Returns the meters, of those given, that have rollups on some paths in a span.
 pub async fn with_rollups(
-    connection: &mut PgConnection,
-    environment: Environment,
+    scope: &mut Scope<'_>,
     meter_ids: &[i32],
     paths: &[i64],
     span: Span,
@@ -112,12 +111,12 @@ pub async fn with_rollups(
             or exists (select from rollup_members r where r.environment = $1 and r.meter_id = id and r.path_id = any($3)
                                                       and r.hour >= $4 and r.hour < $5)",
     )
-    .bind(environment.code())
+    .bind(scope.environment.code())
     .bind(meter_ids)
     .bind(paths)
     .bind(span.from.hour_floor())
     .bind(span.to)
-    .fetch_all(connection)
+    .fetch_all(&mut *scope.connection)
     .await?;
     Ok(found.into_iter().collect())
 }

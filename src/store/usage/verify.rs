@@ -1,5 +1,6 @@
 //! Recounting everything from the events, and naming what differs.
 
+use crate::store::scope::Scope;
 use sqlx::{PgConnection, Postgres, QueryBuilder, Row};
 use uuid::Uuid;
 
@@ -37,11 +38,8 @@ pub async fn allow_long(connection: &mut PgConnection) -> Result<(), StoreError>
 }
 
 /// Every event has its key and every key its event, once; every void its counter-event, once.
-pub async fn keys(
-    connection: &mut PgConnection,
-    environment: Environment,
-    differences: &mut Differences,
-) -> Result<i64, StoreError> {
+pub async fn keys(scope: &mut Scope<'_>, differences: &mut Differences) -> Result<i64, StoreError> {
+    let environment = scope.environment;
     let row = sqlx::query(
         "with recorded as (
              select key, count(*) filter (where sign = 1) as made, count(*) filter (where sign = -1) as countered,
@@ -58,7 +56,7 @@ pub async fn keys(
          left join voids v on v.environment = $1 and v.key = coalesce(r.key, k.key)",
     )
     .bind(environment.code())
-    .fetch_one(connection)
+    .fetch_one(&mut *scope.connection)
     .await?;
     for (column, meaning) in [
         ("not_once", "keys without exactly one event"),
@@ -77,11 +75,11 @@ pub async fn keys(
 /// The rollups of a meter, where there is no gap, are what the folded events say. How many were
 /// compared.
 pub async fn rollups(
-    connection: &mut PgConnection,
-    environment: Environment,
+    scope: &mut Scope<'_>,
     stored: &StoredMeter,
     differences: &mut Differences,
 ) -> Result<i64, StoreError> {
+    let environment = scope.environment;
     let unique = stored.meter.aggregation == Aggregation::UniqueCount;
     let mut compared = 0;
     for resolution in RollupResolution::ALL {
@@ -90,7 +88,7 @@ pub async fn rollups(
             let table = RollupTable { environment, stored, resolution, of_members };
             table.push_compared(&mut sql);
             table.push_judged(&mut sql);
-            let row = sql.build().persistent(false).fetch_one(&mut *connection).await?;
+            let row = sql.build().persistent(false).fetch_one(&mut *scope.connection).await?;
             let wrong: i64 = row.try_get("wrong")?;
             if wrong > 0 {
                 let shown: Vec<String> = row.try_get("shown")?;
@@ -183,18 +181,18 @@ pub struct Definition<'a> {
 /// The counters of a definition are what the events say, and what is held on them is what the open
 /// reservations hold. How many were compared.
 pub async fn counters(
-    connection: &mut PgConnection,
-    environment: Environment,
+    scope: &mut Scope<'_>,
     definition: &Definition<'_>,
     now: Timestamp,
     differences: &mut Differences,
 ) -> Result<i64, StoreError> {
+    let environment = scope.environment;
     let key = &definition.stored.meter.key;
-    let (compared, wrong, shown) = used(connection, environment, definition).await?;
+    let (compared, wrong, shown) = used(scope, definition).await?;
     if wrong > 0 {
         differences.note(wrong, format!("{environment}: {wrong} counters of meter {key} differ: {shown}"));
     }
-    let (wrong, shown) = held(connection, environment, definition, now).await?;
+    let (wrong, shown) = held(scope, definition, now).await?;
     if wrong > 0 {
         let what = "lines of what is held";
         differences.note(wrong, format!("{environment}: {wrong} {what} on meter {key} differ: {shown}"));
@@ -206,7 +204,7 @@ pub async fn counters(
     .bind(environment.code())
     .bind(definition.id)
     .bind(&definition.plans)
-    .fetch_one(connection)
+    .fetch_one(&mut *scope.connection)
     .await?;
     if stray > 0 {
         let what = "counters of limits that are not assigned";
@@ -215,16 +213,19 @@ pub async fn counters(
     Ok(compared)
 }
 
-async fn used(
-    connection: &mut PgConnection,
-    environment: Environment,
-    definition: &Definition<'_>,
-) -> Result<(i64, i64, String), StoreError> {
+async fn used(scope: &mut Scope<'_>, definition: &Definition<'_>) -> Result<(i64, i64, String), StoreError> {
     let dimensions: Vec<String> = definition.filter.iter().map(|(name, _)| name.to_owned()).collect();
     let everything = [Span { from: Timestamp::MIN, to: Timestamp::MAX }];
     let mut sql = QueryBuilder::new("with measures as (");
     let (stored, events) = (definition.stored, MeasureScope::Spans(&everything));
-    Measures { environment, stored, dimensions: &dimensions, usage: UsageScope::All, events }.push(&mut sql);
+    Measures {
+        environment: scope.environment,
+        stored,
+        dimensions: &dimensions,
+        usage: UsageScope::All,
+        events,
+    }
+    .push(&mut sql);
     let sum = made_of("sum", "number");
     sql.push(format!(
         "), minded as materialized (select path_id, at, {sum} as number from measures where true"
@@ -233,25 +234,24 @@ async fn used(
         sql.push(format!(" and members[{}] = any(", index + 1)).push_bind(allowed.to_vec()).push(")");
     }
     sql.push(" group by path_id, at), spread as (select a.id as subject_id, m.at, m.number from minded m join paths p on p.id = m.path_id cross join unnest(p.ancestors) a (id)), wanted as (select * from counters where environment = ");
-    sql.push_bind(environment.code()).push(" and definition = ").push_bind(definition.id);
+    sql.push_bind(scope.environment.code()).push(" and definition = ").push_bind(definition.id);
     sql.push("), counted as (select c.id, sum(s.number) as number from wanted c join spread s on s.subject_id = c.subject_id and s.at >= c.since and s.at < c.period_end group by c.id), compared as (select c.*, coalesce(n.number, 0) as counted from wanted c left join counted n on n.id = c.id)");
     sql.push(" select (select count(*) from compared) as compared, (select count(*) from compared where counted <> used) as wrong, array(select format('subject %s, period %s: %s by events, counter has %s', subject_id, period_start, counted, used) from compared where counted <> used limit ");
     sql.push_bind(SHOWN).push(") as shown");
-    let row = sql.build().persistent(false).fetch_one(connection).await?;
+    let row = sql.build().persistent(false).fetch_one(&mut *scope.connection).await?;
     let shown: Vec<String> = row.try_get("shown")?;
     Ok((row.try_get("compared")?, row.try_get("wrong")?, shown.join("; ")))
 }
 
 async fn held(
-    connection: &mut PgConnection,
-    environment: Environment,
+    scope: &mut Scope<'_>,
     definition: &Definition<'_>,
     now: Timestamp,
 ) -> Result<(i64, String), StoreError> {
     let mut sql = QueryBuilder::new("with wanted as (select * from counters where environment = ");
-    sql.push_bind(environment.code()).push(" and definition = ").push_bind(definition.id);
+    sql.push_bind(scope.environment.code()).push(" and definition = ").push_bind(definition.id);
     sql.push("), holds as (select r.key, r.path_id, r.created_at, r.expires_at, r.on_expiry, (h ->> 'value')::numeric - (h ->> 'committed')::numeric as quantity from reservations r cross join jsonb_array_elements(r.holds) h where r.status = 0 and r.environment = ");
-    sql.push_bind(environment.code()).push(" and h ->> 'meter' = ");
+    sql.push_bind(scope.environment.code()).push(" and h ->> 'meter' = ");
     sql.push_bind(definition.stored.meter.key.to_string());
     for (name, allowed) in definition.filter.iter() {
         sql.push(" and dimension_value(h -> 'properties' -> ").push_bind(name.to_owned());
@@ -264,24 +264,24 @@ async fn held(
     sql.push(" as same from lines l full join expected e on e.counter_id = l.counter_id and e.key = l.reservation and e.expires_at = l.expires_at), sums as (select c.id as counter_id, null::uuid as key, c.held, coalesce(sum(l.quantity), 0) as expected, c.held = coalesce(sum(l.quantity), 0) and (c.next_expiry <= min(l.expires_at) or min(l.expires_at) is null) as same from wanted c left join lines l on l.counter_id = c.id group by c.id, c.held, c.next_expiry), judged as (select * from compared union all select * from sums)");
     sql.push(" select (select count(*) from judged where same is not true) as wrong, array(select format('counter %s, reservation %s: %s expected, %s held', counter_id, key, expected, held) from judged where same is not true limit ");
     sql.push_bind(SHOWN).push(") as shown");
-    let row = sql.build().persistent(false).fetch_one(connection).await?;
+    let row = sql.build().persistent(false).fetch_one(&mut *scope.connection).await?;
     let shown: Vec<String> = row.try_get("shown")?;
     Ok((row.try_get("wrong")?, shown.join("; ")))
 }
 
 /// Counters that belong to none of the definitions.
 pub async fn stray_counters(
-    connection: &mut PgConnection,
-    environment: Environment,
+    scope: &mut Scope<'_>,
     definitions: &[Uuid],
     differences: &mut Differences,
 ) -> Result<(), StoreError> {
+    let environment = scope.environment;
     let stray: i64 = sqlx::query_scalar(
         "select count(*) from counters where environment = $1 and not of_price and definition <> all($2)",
     )
     .bind(environment.code())
     .bind(definitions)
-    .fetch_one(connection)
+    .fetch_one(&mut *scope.connection)
     .await?;
     if stray > 0 {
         differences.note(stray, format!("{environment}: {stray} counters of limits that no plan has"));

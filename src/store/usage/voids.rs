@@ -1,10 +1,9 @@
 //! Taking events back: each once, with a trace.
 
-use sqlx::PgConnection;
+use crate::store::scope::Scope;
 use uuid::Uuid;
 
 use crate::store::StoreError;
-use metergate_domain::base::environment::Environment;
 use metergate_domain::base::timestamp::{MICROS_PER_HOUR, Timestamp};
 
 #[derive(Debug, Clone, sqlx::FromRow)]
@@ -13,15 +12,11 @@ pub struct VoidRow {
     pub voided_at: Timestamp,
 }
 
-pub async fn find(
-    connection: &mut PgConnection,
-    environment: Environment,
-    key: Uuid,
-) -> Result<Option<VoidRow>, StoreError> {
+pub async fn find(scope: &mut Scope<'_>, key: Uuid) -> Result<Option<VoidRow>, StoreError> {
     let found = sqlx::query_as("select reason, voided_at from voids where environment = $1 and key = $2")
-        .bind(environment.code())
+        .bind(scope.environment.code())
         .bind(key)
-        .fetch_optional(connection)
+        .fetch_optional(&mut *scope.connection)
         .await?;
     Ok(found)
 }
@@ -39,29 +34,24 @@ pub struct NewVoid<'a> {
 
 /// Notes that the event is taken back; false where it already was. A second caller waits for the
 /// first.
-pub async fn insert(
-    connection: &mut PgConnection,
-    environment: Environment,
-    void: NewVoid<'_>,
-) -> Result<bool, StoreError> {
+pub async fn insert(scope: &mut Scope<'_>, void: NewVoid<'_>) -> Result<bool, StoreError> {
     let done = sqlx::query(
         "insert into voids (environment, key, batch_id, reason, voided_at) values ($1, $2, $3, $4, $5)
          on conflict on constraint voids_pk do nothing",
     )
-    .bind(environment.code())
+    .bind(scope.environment.code())
     .bind(void.key)
     .bind(void.batch_id)
     .bind(void.reason)
     .bind(void.voided_at)
-    .execute(connection)
+    .execute(&mut *scope.connection)
     .await?;
     Ok(done.rows_affected() == 1)
 }
 
 /// Writes the counter-event: the event again with sign −1, in a batch of its own, not folded yet.
 pub async fn insert_counter_event(
-    connection: &mut PgConnection,
-    environment: Environment,
+    scope: &mut Scope<'_>,
     key: Uuid,
     occurred_at: Timestamp,
     batch_id: i64,
@@ -79,11 +69,11 @@ pub async fn insert_counter_event(
          insert into unfolded (batch_id, environment, first_at, last_at, event_count, event_name_ids)
          select $4, $1, $3, $3, 1, array[event_name_id] from countered",
     )
-    .bind(environment.code())
+    .bind(scope.environment.code())
     .bind(key)
     .bind(occurred_at)
     .bind(batch_id)
-    .execute(connection)
+    .execute(&mut *scope.connection)
     .await?;
     Ok(())
 }
@@ -91,8 +81,7 @@ pub async fn insert_counter_event(
 /// Marks an hour of some meters as not to be read from rollups: subtracting cannot undo a minimum. A
 /// mark of its own, even where there is one: that one may be about to go, built without this void.
 pub async fn insert_gaps(
-    connection: &mut PgConnection,
-    environment: Environment,
+    scope: &mut Scope<'_>,
     meter_ids: &[i32],
     hour: Timestamp,
 ) -> Result<(), StoreError> {
@@ -101,11 +90,11 @@ pub async fn insert_gaps(
         "insert into rollup_gaps (environment, meter_id, from_hour, to_hour)
          select $1, meter_id, $3, $4 from unnest($2::int[]) meter_id",
     )
-    .bind(environment.code())
+    .bind(scope.environment.code())
     .bind(meter_ids)
     .bind(hour)
     .bind(end)
-    .execute(connection)
+    .execute(&mut *scope.connection)
     .await?;
     Ok(())
 }

@@ -1,6 +1,7 @@
 //! One attempt at recording a batch as one transaction. Locks are taken in one order: configuration
 //! (shared), subjects, event keys, counters, wallets; each group ascending.
 
+use crate::store::Scope;
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
@@ -43,13 +44,14 @@ pub(crate) async fn attempt(
 ) -> Result<Attempt<RecordResult>, Interrupt> {
     let IngestProcessor { environment, writer_context, reader } = processor;
     let environment = *environment;
-    let opening = begin_recording(connection, environment).await?;
+    let mut scope = Scope::new(connection, environment);
+    let opening = begin_recording(&mut scope).await?;
     let now = writer_context.clock.now(environment, opening.now);
-    let cache = writer_context.caches.at(connection, environment, opening.versions).await?;
+    let cache = writer_context.caches.at(&mut scope, opening.versions).await?;
     let terms = &cache.terms;
     let fresh = CacheUpdates::default();
     let cache = &*cache;
-    let mut transaction = BatchTransaction { connection, reader, environment, cache, now, fresh };
+    let mut transaction = BatchTransaction { scope, reader, cache, now, fresh };
 
     let candidates = examine(work, now, writer_context.age_max, terms);
     let good = candidates.iter().filter(|candidate| candidate.objection.is_none());
@@ -68,18 +70,17 @@ pub(crate) async fn attempt(
 
     let names = name_ids(&mut transaction, &candidates, &recorded).await?;
     let columns = event_columns(&candidates, &recorded, &subject_paths, &names);
-    store::usage::events::insert_batch(transaction.connection, environment, opening.batch_id, &columns)
-        .await?;
+    store::usage::events::insert_batch(&mut transaction.scope, opening.batch_id, &columns).await?;
 
     let tracked = tracked(terms, &candidates, &recorded, &subject_paths);
     let mut additions = Additions::default();
     tracked.clone().for_each(|used| additions.add(terms, &used, Sign::Recorded));
     let mut counters = additions.write(&mut transaction).await?;
-    let BatchTransaction { connection, fresh, .. } = transaction;
+    let BatchTransaction { scope, fresh, .. } = transaction;
     let wallet_loader = WalletLoader { environment, terms, clock: &writer_context.clock, began: now };
-    wallet_loader.cover_recorded(connection, &mut counters, &additions, tracked).await?;
+    wallet_loader.cover_recorded(scope.connection, &mut counters, &additions, tracked).await?;
 
-    if let Err(why) = store::transaction::commit(connection).await {
+    if let Err(why) = store::transaction::commit(scope.connection).await {
         tracing::debug!(%why, "commit");
         return Ok(Attempt::Unanswered { batch_id: opening.batch_id });
     }
@@ -164,7 +165,7 @@ async fn take_keys(
     candidates: &[Candidate<'_>],
     winners: &HashMap<Uuid, usize>,
 ) -> Result<HashMap<Uuid, KeyRow>, StoreError> {
-    let (connection, environment) = (&mut *transaction.connection, transaction.environment);
+    let scope = &mut transaction.scope;
     let mut sorted: Vec<(Uuid, usize)> = winners.iter().map(|(key, index)| (*key, *index)).collect();
     sorted.sort_unstable();
     let mut columns = KeyColumns::default();
@@ -177,7 +178,7 @@ async fn take_keys(
     let taken = if columns.keys.is_empty() {
         0
     } else {
-        store::usage::events::insert_keys(&mut *connection, environment, batch_id, &columns).await?
+        store::usage::events::insert_keys(scope, batch_id, &columns).await?
     };
     let mut asked: Vec<Uuid> =
         candidates.iter().filter(|c| c.objection.is_some()).map(|c| c.event.key).collect();
@@ -187,7 +188,7 @@ async fn take_keys(
     if asked.is_empty() {
         return Ok(HashMap::new());
     }
-    let rows = store::usage::events::find_keys(connection, environment, &asked).await?;
+    let rows = store::usage::events::find_keys(scope, &asked).await?;
     Ok(rows.into_iter().map(|row| (row.key, row)).collect())
 }
 
@@ -250,7 +251,7 @@ async fn name_ids(
     candidates: &[Candidate<'_>],
     recorded: &[usize],
 ) -> Result<HashMap<String, i32>, StoreError> {
-    let BatchTransaction { connection, environment, cache, fresh, .. } = transaction;
+    let BatchTransaction { scope, cache, fresh, .. } = transaction;
     let mut ids = HashMap::new();
     let mut unknown: Vec<String> = Vec::new();
     for index in recorded {
@@ -268,7 +269,7 @@ async fn name_ids(
     }
     if !unknown.is_empty() {
         unknown.sort_unstable();
-        let found = store::catalog::event_name_ids(connection, *environment, &unknown).await?;
+        let found = store::catalog::event_name_ids(scope, &unknown).await?;
         fresh.event_names.extend(found.iter().cloned());
         ids.extend(found);
     }

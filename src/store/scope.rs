@@ -1,0 +1,17 @@
+//! A connection together with the environment whose rows it reads and writes.
+
+use metergate_domain::base::environment::Environment;
+use sqlx::PgConnection;
+
+/// The place of work of a query: one environment, on one connection.
+#[derive(Debug)]
+pub struct Scope<'c> {
+    pub connection: &'c mut PgConnection,
+    pub environment: Environment,
+}
+
+impl<'c> Scope<'c> {
+    pub fn new(connection: &'c mut PgConnection, environment: Environment) -> Self {
+        Self { connection, environment }
+    }
+}
