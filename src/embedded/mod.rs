@@ -88,7 +88,8 @@ impl Cluster {
         }
         let socket = socket_folder(&data, account.as_ref())?;
         let log = folder.join("postgres.log");
-        let server = spawn_server(&binaries, account.as_ref(), &data, &socket, &log, purpose)?;
+        let files = ServerFiles { data: &data, socket: &socket, log: &log };
+        let server = spawn_server(&binaries, account.as_ref(), files, purpose)?;
         let guardian = spawn_guardian(&binaries, account.as_ref(), &data, &folder, purpose)?;
         let mut cluster =
             Self { binaries, account, data, socket, log, purpose, server, guardian, _lock: lock };
@@ -109,8 +110,8 @@ impl Cluster {
         tracing::error!("the embedded PostgreSQL ended unexpectedly; restarting it");
         let account = self.account.as_ref();
         stop_orphan(&self.binaries, account, &self.data)?;
-        self.server =
-            spawn_server(&self.binaries, account, &self.data, &self.socket, &self.log, self.purpose)?;
+        let files = ServerFiles { data: &self.data, socket: &self.socket, log: &self.log };
+        self.server = spawn_server(&self.binaries, account, files, self.purpose)?;
         self.wait_until_ready().await
     }
 
@@ -307,14 +308,22 @@ fn initialise(
     Err(failed(String::from_utf8_lossy(&output.stderr).trim().to_owned()))
 }
 
+/// The folders and files of a running server.
+#[derive(Clone, Copy)]
+struct ServerFiles<'a> {
+    data: &'a Path,
+    /// The folder of the socket.
+    socket: &'a Path,
+    log: &'a Path,
+}
+
 fn spawn_server(
     binaries: &Binaries,
     account: Option<&OsAccount>,
-    data: &Path,
-    socket: &Path,
-    log: &Path,
+    files: ServerFiles<'_>,
     purpose: ServerPurpose,
 ) -> Result<Child, EmbeddedError> {
+    let ServerFiles { data, socket, log } = files;
     if fs::metadata(log).is_ok_and(|meta| meta.len() > LOG_BYTES_MAX) {
         fs::remove_file(log).map_err(at(log))?;
     }

@@ -1,10 +1,10 @@
 //! Transactions that change an environment's configuration: they wait until nobody records, raise the
 //! version, and read the clock after that.
 
-use crate::store::Scope;
 use sqlx::{PgPool, Postgres, Transaction};
 
 use super::clock::Clock;
+use crate::store::Scope;
 use crate::store::{self, StoreError, configuration};
 use metergate_domain::base::environment::Environment;
 use metergate_domain::base::timestamp::Timestamp;

@@ -1,12 +1,12 @@
 //! Caches of an environment's catalog, subject tree and subscriptions, one per version of its configuration. A
 //! cache is valid while the caller holds the configuration lock shared and the version is the same.
 
-use crate::store::Scope;
 use std::collections::HashMap;
 use std::sync::{Arc, PoisonError, RwLock};
 
 use quick_cache::sync::Cache;
 
+use crate::store::Scope;
 use crate::store::configuration::Versions;
 use crate::store::{self, StoreError};
 use metergate_domain::base::environment::Environment;

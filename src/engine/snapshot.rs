@@ -1,6 +1,5 @@
 //! Read-only checks and limit states from one snapshot.
 
-use crate::store::Scope;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
@@ -11,6 +10,7 @@ use super::gate::counters::{CounterRequest, CounterRequests, count, request_coun
 use super::pricing::priced_usage;
 use super::usage::reader;
 use super::{Engine, EngineError};
+use crate::store::Scope;
 use crate::store::subjects::subject::Which;
 use crate::store::{self, StoreError};
 use metergate_domain::base::environment::Environment;

@@ -1,6 +1,5 @@
 //! Catalogs and their meters.
 
-use crate::store::scope::Scope;
 use std::collections::{HashMap, HashSet};
 
 use serde_json::Value;
@@ -9,6 +8,7 @@ use sqlx::{FromRow, PgConnection};
 use uuid::Uuid;
 
 use super::StoreError;
+use crate::store::scope::Scope;
 use metergate_domain::base::timestamp::Timestamp;
 use metergate_domain::catalog::Catalog;
 use metergate_domain::catalog::meter::{Meter, StoredMeter};

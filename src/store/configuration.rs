@@ -2,10 +2,10 @@
 //! transaction that records holds the lock shared. A transaction that changes the configuration holds it
 //! exclusively and raises the version. A cache of a version is therefore valid while the shared lock is held.
 
-use crate::store::scope::Scope;
 use sqlx::Row;
 
 use super::error::StoreError;
+use crate::store::scope::Scope;
 use metergate_domain::base::timestamp::Timestamp;
 
 /// First half of the key of the advisory lock; the second half is the environment.

@@ -1,6 +1,5 @@
 //! Invoices: drafts, which have a customer and a period only, and numbered invoices.
 
-use crate::store::scope::Scope;
 use std::collections::BTreeSet;
 
 use serde_json::Value;
@@ -10,6 +9,7 @@ use sqlx::{FromRow, PgConnection, Row};
 use uuid::Uuid;
 
 use super::StoreError;
+use crate::store::scope::Scope;
 use metergate_domain::base::names::{StripeCustomerId, SubjectId};
 use metergate_domain::base::timestamp::Timestamp;
 use metergate_domain::base::window::Span;

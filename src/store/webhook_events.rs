@@ -1,12 +1,12 @@
 //! Webhook events of the biller, word for word, and their outcomes.
 
-use crate::store::scope::Scope;
 use serde::Serialize;
 use serde_json::value::RawValue;
 use sqlx::types::Json;
 use sqlx::{FromRow, PgConnection};
 
 use super::StoreError;
+use crate::store::scope::Scope;
 use metergate_domain::base::timestamp::Timestamp;
 use metergate_domain::webhook::{WebhookNotice, WebhookStatus};
 

@@ -333,7 +333,7 @@ fn landed_migrations_do_not_change() {
     for entry in fs::read_dir(&folder).unwrap() {
         let path = entry.unwrap().path();
         let name = path.file_name().unwrap().to_str().unwrap().to_owned();
-        if std::path::Path::new(&name).extension().is_none_or(|extension| extension != "sql") {
+        if path.extension().is_none_or(|extension| extension != "sql") {
             continue;
         }
         let checksum = hex::encode(Sha384::digest(fs::read(&path).unwrap()));

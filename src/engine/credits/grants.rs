@@ -1,6 +1,5 @@
 //! Giving credits, once by their outside reference, and taking them back.
 
-use crate::store::Scope;
 use serde::Serialize;
 use sqlx::PgConnection;
 use uuid::Uuid;
@@ -9,6 +8,7 @@ use super::wallets::{HolderSubscriptions, LockedWallets, WalletLoader, add_holde
 use crate::engine::environment_cache::EnvironmentCache;
 use crate::engine::{Engine, EngineError, detached};
 use crate::store;
+use crate::store::Scope;
 use crate::store::credits::wallets::Changes;
 use crate::store::credits::{grants, ledger, wallets};
 use crate::store::subjects::subject::Which;

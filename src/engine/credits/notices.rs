@@ -1,10 +1,10 @@
 //! Notices: a balance has fallen below what its plan calls low, or a pack is due that would raise it.
 
-use crate::store::Scope;
 use std::collections::BTreeMap;
 
 use crate::engine::{Engine, EngineError, Page, PageRequest};
 use crate::store;
+use crate::store::Scope;
 use crate::store::credits::notices::{CreditNotice, NewNotice};
 use metergate_domain::base::environment::Environment;
 use metergate_domain::base::quantity::Total;

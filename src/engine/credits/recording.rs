@@ -1,7 +1,6 @@
 //! Credits and what is recorded: usage above a quota burns them as far as they go, and an event that is
 //! taken back gives back what was burnt for it. Both after the counters were written, under their locks.
 
-use crate::store::Scope;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
@@ -14,6 +13,7 @@ use metergate_domain::credits::cost::share;
 use metergate_domain::usage::event::Properties;
 
 use crate::engine::gate::counters::Additions;
+use crate::store::Scope;
 use crate::store::credits::wallets::Changes;
 use crate::store::credits::{grants, ledger};
 use crate::store::gate::counters::CounterRow;

@@ -1,7 +1,6 @@
 //! Wallets in a transaction: locked after every counter, in the order of their subjects; what is due by time
 //! carried out first; written at the end.
 
-use crate::store::Scope;
 use std::collections::{BTreeMap, BTreeSet};
 
 use sqlx::{Connection, PgConnection};
@@ -10,6 +9,7 @@ use uuid::Uuid;
 use super::notices;
 use crate::engine::subjects::subscriptions::carry_out_ends;
 use crate::engine::{Clock, Engine, EngineError, detached};
+use crate::store::Scope;
 use crate::store::credits::wallets::{self, Changes, ExpiredCreditLineRow};
 use crate::store::subjects::subject::Which;
 use crate::store::{self, StoreError};
@@ -232,15 +232,12 @@ impl LockedWallets {
         let wallets: Vec<&Wallet> = self.wallets.values().filter(|wallet| wallet.is_changed()).collect();
         let new: Vec<i64> =
             wallets.iter().map(|wallet| wallet.subject_id).filter(|id| self.without.contains(id)).collect();
+        let scope = &mut Scope::new(connection, wallet_loader.environment);
         if !new.is_empty() {
-            make(&mut Scope::new(connection, wallet_loader.environment), &new).await?;
+            make(scope, &new).await?;
         }
         changes.gone.extend(&self.gone);
-        wallets::write(
-            &mut Scope::new(connection, wallet_loader.environment),
-            &Changes { wallets, ..changes },
-        )
-        .await?;
+        wallets::write(scope, &Changes { wallets, ..changes }).await?;
         let mut found = Vec::new();
         for (id, wallet) in self.wallets.iter().filter(|(_, wallet)| wallet.is_changed()) {
             let plan = plan_of(wallet_loader.terms, holders.get(id).and_then(Option::as_ref));
@@ -248,7 +245,7 @@ impl LockedWallets {
             let before = self.before.get(id);
             found.extend(notices::due(alerts, *id, before, wallet.balances(), self.now));
         }
-        store::credits::notices::insert(&mut Scope::new(connection, wallet_loader.environment), &found).await
+        store::credits::notices::insert(scope, &found).await
     }
 
     pub(crate) fn is_changed(&self) -> bool {

@@ -1,11 +1,11 @@
 //! Adds what folded batches say of customers to the sums and gauges that exports are made of.
 
-use crate::store::Scope;
 use std::collections::BTreeMap;
 
 use sqlx::PgConnection;
 
 use crate::engine::usage::fold::FoldListener;
+use crate::store::Scope;
 use crate::store::StoreError;
 use crate::store::exports::gauges::{self, HourlyGauge};
 use crate::store::exports::parts::{self, BucketPart, CustomerPart, ExportValue};
@@ -56,13 +56,13 @@ async fn keep_gauges(
     let MeterBatches { environment, stored, .. } = invalid_batches_are_rejected;
     let mut gauges: Vec<BucketPart<HourlyGauge>> =
         by_bucket(connection, invalid_batches_are_rejected).await?;
+    let scope = &mut Scope::new(connection, environment);
     // what was taken back may have been the value
     for gauge in gauges.iter_mut().filter(|gauge| gauge.value.voided) {
         let (customer_id, span) = (gauge.customer_id, gauge.bucket.span);
-        gauge.value.mark =
-            gauges::recount(&mut Scope::new(connection, environment), stored, customer_id, span).await?;
+        gauge.value.mark = gauges::recount(scope, stored, customer_id, span).await?;
     }
-    gauges::keep(&mut Scope::new(connection, environment), stored.id, &gauges).await
+    gauges::keep(scope, stored.id, &gauges).await
 }
 
 /// Reads the values of batches by bucket, in the order of customer and time. An hour is read by instant

@@ -1,7 +1,6 @@
 //! Creates exports of what has accumulated, written with all that they will ever say. Sums and gauges
 //! differ in what is due and in how much of it an export says; the rest is one pipeline.
 
-use crate::store::Scope;
 use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
@@ -11,6 +10,7 @@ use uuid::Uuid;
 use super::exported_meters::exported;
 use crate::engine::error::EngineError;
 use crate::engine::services::Engine;
+use crate::store::Scope;
 use crate::store::exports::gauges::{self, ChangedGauge};
 use crate::store::exports::parts::MeterBucket;
 use crate::store::exports::sums::{self, DueBucket};
@@ -152,14 +152,14 @@ impl Accumulated for SumExports<'_> {
         connection: &mut PgConnection,
         rules: &Rules,
     ) -> Result<Option<ExportWrites>, StoreError> {
-        let (environment, ended_by) = (rules.environment, rules.ended_by);
+        let ended_by = rules.ended_by;
+        let scope = &mut Scope::new(connection, rules.environment);
         let ids: Vec<i32> = self.0.keys().copied().collect();
-        let pairs =
-            sums::due_pairs(&mut Scope::new(connection, environment), ended_by, &ids, PAIRS_MAX).await?;
+        let pairs = sums::due_pairs(scope, ended_by, &ids, PAIRS_MAX).await?;
         if pairs.is_empty() {
             return Ok(None);
         }
-        let remainders = sums::lock_remainders(&mut Scope::new(connection, environment), &pairs).await?;
+        let remainders = sums::lock_remainders(scope, &pairs).await?;
         let mut writes = ExportWrites { remainders, ..ExportWrites::default() };
         for due in sums::lock_due(connection, &pairs, ended_by).await? {
             let MeterBucket { customer_id, meter_id, bucket } = due.place;
@@ -240,10 +240,8 @@ impl Accumulated for GaugeExports<'_> {
         connection: &mut PgConnection,
         rules: &Rules,
     ) -> Result<Option<ExportWrites>, StoreError> {
-        let (environment, ended_by) = (rules.environment, rules.ended_by);
-        let changed =
-            gauges::take_changed(&mut Scope::new(connection, environment), self.stored, ended_by, GAUGES_MAX)
-                .await?;
+        let scope = &mut Scope::new(connection, rules.environment);
+        let changed = gauges::take_changed(scope, self.stored, rules.ended_by, GAUGES_MAX).await?;
         if changed.is_empty() {
             return Ok(None);
         }

@@ -1,6 +1,5 @@
 //! The list of exports, and changes of them from outside: retries, refusals, new addresses.
 
-use crate::store::Scope;
 use std::time::Duration;
 
 use sqlx::PgConnection;
@@ -11,6 +10,7 @@ use crate::engine::error::EngineError;
 use crate::engine::page::{Page, PageRequest};
 use crate::engine::services::Engine;
 use crate::providers::Failure;
+use crate::store::Scope;
 use crate::store::exports::{ExportCursor, ExportRow, Revival};
 use crate::store::{self, StoreError};
 use metergate_domain::base::environment::Environment;

@@ -1,6 +1,5 @@
 //! Comparison of recorded usage, exports, and the provider's own sums.
 
-use crate::store::Scope;
 use std::collections::BTreeMap;
 
 use serde::{Serialize, Serializer};
@@ -12,6 +11,7 @@ use crate::engine::services::Engine;
 use crate::engine::usage::reader;
 use crate::providers::{Provider, Summary, SummaryQuery, SummaryWindow};
 use crate::store;
+use crate::store::Scope;
 use crate::store::exports::reconciliation::{Checked, Sums, UnitsAt};
 use metergate_domain::base::environment::Environment;
 use metergate_domain::base::fields::{Violation, received};

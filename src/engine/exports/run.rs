@@ -1,6 +1,5 @@
 //! Runs of exports: fold, create, send, until nothing is due that can be sent now.
 
-use crate::store::Scope;
 use std::time::Duration;
 
 use serde::Serialize;
@@ -12,6 +11,7 @@ use super::sending::Sender;
 use crate::engine::error::EngineError;
 use crate::engine::services::{Engine, detached};
 use crate::engine::usage::fold::Folded;
+use crate::store::Scope;
 use crate::store::{self, StoreError};
 use metergate_domain::base::environment::Environment;
 

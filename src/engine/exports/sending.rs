@@ -1,6 +1,5 @@
 //! Hands exports over, many at once, but one at a time for a customer and meter.
 
-use crate::store::Scope;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,6 +16,7 @@ use super::rate_limit::RateLimit;
 use crate::engine::clock::Clock;
 use crate::engine::error::EngineError;
 use crate::providers::{DeliveryResult, OutgoingMeterEvent, Provider, Retryable};
+use crate::store::Scope;
 use crate::store::exports::{Dead, Deferred, ExportRow, Outcomes};
 use crate::store::{self, StoreError};
 use metergate_domain::base::environment::Environment;

@@ -5,7 +5,6 @@
 //! its own, at what was recorded: others who are about to record wait for the row, and add their part
 //! to it; what they recorded before is seen.
 
-use crate::store::Scope;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
@@ -17,6 +16,7 @@ use crate::engine::pricing::priced_usage;
 use crate::engine::usage::reader;
 use crate::engine::writers::BatchTransaction;
 use crate::engine::{Engine, EngineError};
+use crate::store::Scope;
 use crate::store::gate::counters::{CounterColumns, CounterRow, WantedCounter};
 use crate::store::gate::hold_lines::LineColumns;
 use crate::store::transaction;

@@ -5,7 +5,6 @@
 //!
 //! The rules are those of the gate's state, and builds with assertions compare every batch with it.
 
-use crate::store::Scope;
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -19,6 +18,7 @@ use super::{Call, GateProcessor, Reply};
 use crate::engine::environment_cache::EnvironmentCache;
 use crate::engine::usage::ingest::WriterContext;
 use crate::engine::writers::Attempt;
+use crate::store::Scope;
 use crate::store::StoreError;
 use crate::store::gate::fast_path::{
     self, CounterIncrease, Done, FastBatch, HeldLine, HoldConditions, StatementClock,
@@ -119,7 +119,8 @@ pub(super) async fn attempt(
         return Ok(None);
     }
     let Some(cache) = writer_context.caches.known(environment) else { return Ok(None) };
-    let next = fast_path.next(&mut Scope::new(connection, environment), writer_context).await?;
+    let scope = &mut Scope::new(connection, environment);
+    let next = fast_path.next(scope, writer_context).await?;
     let clock = writer_context.clock.setting(environment);
     let caps = fast_path.caps.under(cache.versions.config);
     let plan = GatePlan::new(&cache.terms, caps, next.reckoned(clock));
@@ -130,7 +131,7 @@ pub(super) async fn attempt(
     fast_path.next = None;
     let batch_id = next.batch_id;
     let conditions = HoldConditions { batch_id, versions: cache.versions, clock };
-    let done = match fast_path::hold(&mut Scope::new(connection, environment), conditions, &batch).await {
+    let done = match fast_path::hold(scope, conditions, &batch).await {
         Ok(Some(done)) => done,
         Ok(None) => {
             fast_path.doubt();

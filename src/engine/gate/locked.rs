@@ -3,7 +3,6 @@
 //! lock is held, come the keys of recorded events, which nobody else can want, and the ids of new
 //! reservations: whoever waits there waits only for a commit.
 
-use crate::store::Scope;
 use std::collections::{BTreeMap, BTreeSet};
 
 use sqlx::PgConnection;
@@ -18,6 +17,7 @@ use crate::engine::environment_cache::CacheUpdates;
 use crate::engine::subjects::resolution::SubjectPaths;
 use crate::engine::usage::ingest::WriterContext;
 use crate::engine::writers::{Attempt, BatchTransaction, Interrupt, Prerequisite, Recheck};
+use crate::store::Scope;
 use crate::store::configuration::begin_recording;
 use crate::store::gate::counters::{CounterRow, id_of};
 use crate::store::gate::gate_writes::GateWrites;

@@ -8,7 +8,6 @@ mod fast_path;
 mod locked;
 mod routing;
 
-use crate::store::Scope;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
@@ -24,6 +23,7 @@ use super::page::{Page, PageRequest};
 use super::services::Engine;
 use super::usage::ingest::{WriterContext, new_id};
 use super::writers::{Attempt, BatchProcessor, Interrupt, Prerequisite, Recheck, Weight};
+use crate::store::Scope;
 use crate::store::gate::reservations::{PageOf, ReservationCursor};
 use crate::store::{self, StoreError};
 use counters::Reader;

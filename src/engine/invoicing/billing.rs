@@ -2,7 +2,6 @@
 //! replica at a time. Each in a transaction of its own, so that whatever ends in the middle leaves
 //! nothing half.
 
-use crate::store::Scope;
 use std::collections::BTreeSet;
 
 use serde::Serialize;
@@ -12,6 +11,7 @@ use super::drafting::InvoiceDraft;
 use super::plan_history::PlanHistory;
 use super::{Engine, EngineError};
 use crate::engine::detached;
+use crate::store::Scope;
 use crate::store::invoicing::{DraftOpening, FinalInvoice, Payer};
 use crate::store::{self, StoreError};
 use metergate_domain::base::environment::Environment;

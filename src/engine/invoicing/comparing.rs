@@ -1,7 +1,6 @@
 //! Ours against the biller's, line by line. A price of ours is the biller's that it names, else whatever
 //! bills the meter that its usage is exported to.
 
-use crate::store::Scope;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
@@ -11,6 +10,7 @@ use uuid::Uuid;
 use super::{Engine, EngineError, InvoiceView, not_found};
 use crate::providers::{Bill, BillLine, Failure, Provider};
 use crate::store;
+use crate::store::Scope;
 use crate::store::invoicing::InvoiceRow;
 use metergate_domain::base::environment::Environment;
 use metergate_domain::base::names::SubjectId;

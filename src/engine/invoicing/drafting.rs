@@ -1,6 +1,5 @@
 //! Drafts: which a customer should have, and what each says.
 
-use crate::store::Scope;
 use std::collections::BTreeSet;
 use std::time::Duration;
 
@@ -11,6 +10,7 @@ use super::plan_history::PlanHistory;
 use super::rating::{InvoiceRater, corrections};
 use super::{Engine, EngineError};
 use crate::store;
+use crate::store::Scope;
 use crate::store::invoicing::{DraftOpening, InvoiceRow, Payer};
 use crate::store::usage::customer_usage::CustomerScope;
 use metergate_domain::base::environment::Environment;

@@ -10,7 +10,6 @@ mod plan_history;
 mod rating;
 mod upcoming;
 
-use crate::store::Scope;
 use serde::Serialize;
 use uuid::Uuid;
 
@@ -19,6 +18,7 @@ pub use comparing::{ComparedInvoice, ComparedLine, ComparedTotal};
 
 use super::{Engine, EngineError, Page, PageRequest};
 use crate::store;
+use crate::store::Scope;
 use crate::store::invoicing::{InvoiceRow, Numbered, Payer};
 use drafting::InvoiceDraft;
 use metergate_domain::base::environment::Environment;

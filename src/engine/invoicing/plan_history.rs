@@ -1,13 +1,13 @@
 //! The plans that periods are rated by: their prices and commitments, as the catalog and the subscription have
 //! them.
 
-use crate::store::Scope;
 use std::collections::{BTreeMap, BTreeSet};
 
 use sqlx::PgConnection;
 
 use super::EngineError;
 use crate::store;
+use crate::store::Scope;
 use metergate_domain::base::environment::Environment;
 use metergate_domain::base::names::PlanKey;
 use metergate_domain::catalog::Catalog;

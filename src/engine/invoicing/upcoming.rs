@@ -1,12 +1,12 @@
 //! The draft of the period that is under way; where there is none, why.
 
-use crate::store::Scope;
 use uuid::Uuid;
 
 use super::billing_history::BillingHistory;
 use super::plan_history::PlanHistory;
 use super::{Engine, EngineError, InvoiceView, payer_of};
 use crate::store;
+use crate::store::Scope;
 use crate::store::invoicing::Payer;
 use metergate_domain::base::environment::Environment;
 use metergate_domain::base::names::SubjectId;

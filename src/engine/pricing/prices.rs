@@ -1,6 +1,5 @@
 //! Quotes, and the exchange rates that they may need.
 
-use crate::store::Scope;
 use serde_json::Value;
 
 use crate::engine::change::ChangeTransaction;
@@ -8,6 +7,7 @@ use crate::engine::cursor;
 use crate::engine::error::EngineError;
 use crate::engine::page::{Page, PageRequest};
 use crate::engine::services::{Engine, detached};
+use crate::store::Scope;
 use crate::store::{self, configuration};
 use metergate_domain::base::environment::Environment;
 use metergate_domain::pricing::currency::Currency;

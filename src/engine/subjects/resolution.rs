@@ -1,7 +1,6 @@
 //! Resolution of subjects to paths: found, made at their first contact, and put on the default plan where
 //! nobody on their path ever had a subscription.
 
-use crate::store::Scope;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
@@ -11,6 +10,7 @@ use uuid::Uuid;
 use crate::engine::change::ChangeTransaction;
 use crate::engine::clock::Clock;
 use crate::engine::writers::{BatchTransaction, Prerequisite};
+use crate::store::Scope;
 use crate::store::subjects::subject::Which;
 use crate::store::subjects::subscriptions::Newcomer;
 use crate::store::usage::events::KeyRow;

@@ -1,6 +1,5 @@
 //! Subjects: making and changing them, and looking at them.
 
-use crate::store::Scope;
 use serde::Serialize;
 use serde_json::{Map, Value};
 
@@ -8,6 +7,7 @@ use crate::engine::change::ChangeTransaction;
 use crate::engine::error::EngineError;
 use crate::engine::page::{Page, PageRequest};
 use crate::engine::services::{Engine, detached};
+use crate::store::Scope;
 use crate::store::subjects::subject::SubjectRow;
 use crate::store::{self, StoreError};
 use metergate_domain::base::environment::Environment;

@@ -1,12 +1,12 @@
 //! Changes of subscriptions, in a transaction that holds the configuration lock, so that no decision is made
 //! between the old and the new.
 
-use crate::store::Scope;
 use sqlx::{Connection, PgConnection};
 
 use crate::engine::change::ChangeTransaction;
 use crate::engine::clock::Clock;
 use crate::engine::error::EngineError;
+use crate::store::Scope;
 use crate::store::subjects::subject::Which;
 use crate::store::subjects::subscriptions::{Holder, NewChange};
 use crate::store::{self, StoreError, configuration};

@@ -1,7 +1,6 @@
 //! Subscriptions: putting a subject on a plan, renewing, ending. Changes hold the configuration lock,
 //! so that no decision is made between the old and the new.
 
-use crate::store::Scope;
 use serde::Serialize;
 use serde_json::Value;
 
@@ -11,6 +10,7 @@ use crate::engine::services::{Engine, detached};
 pub(crate) use crate::engine::subjects::subscription_changes::carry_out_ends;
 use crate::engine::subjects::subscription_changes::{SubscriptionTransaction, subscription_and_path};
 use crate::store;
+use crate::store::Scope;
 use crate::store::subjects::subscriptions::{HistoryRow, SubscriptionRow};
 use metergate_domain::base::environment::Environment;
 use metergate_domain::base::fields::Violation;

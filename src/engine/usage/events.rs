@@ -1,6 +1,5 @@
 //! Looking at recorded events, and taking one back.
 
-use crate::store::Scope;
 use std::collections::BTreeMap;
 
 use serde::Serialize;
@@ -16,6 +15,7 @@ use crate::engine::page::{Page, PageRequest};
 use crate::engine::services::{Engine, detached};
 use crate::engine::writers::BatchTransaction;
 use crate::store;
+use crate::store::Scope;
 use crate::store::configuration::open_recording;
 use crate::store::exports::ExportRow;
 use crate::store::subjects::subject::Which;

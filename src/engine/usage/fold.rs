@@ -1,13 +1,13 @@
 //! Folding the tail into rollups, and building rollups where there are gaps; a transaction at a
 //! time, so that a job or a test can go on until nothing is left.
 
-use crate::store::Scope;
 use std::time::{Duration, Instant};
 
 use sqlx::PgConnection;
 
 use crate::engine::error::EngineError;
 use crate::engine::services::Engine;
+use crate::store::Scope;
 use crate::store::usage::fold;
 use crate::store::usage::fold::MeterBatches;
 use crate::store::{self, StoreError};

@@ -1,9 +1,9 @@
 //! Reads usage in a snapshot: from rollups where it can be, from events where it must.
 
-use crate::store::Scope;
 use sqlx::PgConnection;
 
 use crate::engine::EngineError;
+use crate::store::Scope;
 use crate::store::usage::{AggregatesByGroup, MeterQuery, RollupCoverage, UsageScope};
 use crate::store::{self, StoreError};
 use metergate_domain::base::quantity::Total;

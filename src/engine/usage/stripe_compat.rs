@@ -1,7 +1,6 @@
 //! Usage as Stripe's SDKs report it: recorded for the subject whose customer pays, once for each
 //! identifier.
 
-use crate::store::Scope;
 use std::sync::Arc;
 
 use uuid::Uuid;
@@ -12,6 +11,7 @@ use crate::engine::change::ChangeTransaction;
 use crate::engine::error::EngineError;
 use crate::engine::services::{Engine, detached};
 use crate::engine::subjects::subject::{existing, move_under, set_customer};
+use crate::store::Scope;
 use crate::store::subjects::subject::Which;
 use crate::store::{self, configuration};
 use metergate_domain::base::environment::Environment;

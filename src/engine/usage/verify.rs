@@ -1,10 +1,10 @@
 //! Recounting: what the events say against what is kept beside them.
 
-use crate::store::Scope;
 use uuid::Uuid;
 
 use crate::engine::gate::counters::{self, CounterRequest};
 use crate::engine::{Engine, EngineError};
+use crate::store::Scope;
 use crate::store::subjects::subject::Which;
 use crate::store::usage::verify::{Definition, Differences};
 use crate::store::{self, StoreError};

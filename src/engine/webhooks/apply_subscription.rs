@@ -1,14 +1,13 @@
 //! Applies the biller's subscriptions: finds the subject of each and the leading one of a subject, and
 //! changes the subject's own subscription. All of it under the configuration lock.
 
-use crate::store::Scope;
-
 use super::fetch::FetchedSubscription;
 use super::mapping::map_within;
 use crate::engine::change::ChangeTransaction;
 use crate::engine::error::EngineError;
 use crate::engine::services::Engine;
 use crate::engine::subjects::subscription_changes::SubscriptionTransaction;
+use crate::store::Scope;
 use crate::store::subjects::stripe_subscriptions::{ProviderSubscriptionRow, SubscriptionOwner, Unmapped};
 use crate::store::subjects::{stripe_customers, stripe_subscriptions};
 use crate::store::{self, webhook_events};

@@ -1,13 +1,13 @@
 //! Fetches the present state of a subscription: from the biller, where there is a key; else from the latest
 //! of its events.
 
-use crate::store::Scope;
 use serde_json::Value;
 
 use crate::engine::error::EngineError;
 use crate::engine::services::Engine;
 use crate::providers::stripe::webhook::{self, SUBSCRIPTION_DELETED, SUBSCRIPTION_EVENTS};
 use crate::providers::stripe::{Fault, Stripe, order};
+use crate::store::Scope;
 use crate::store::subjects::stripe_customers;
 use crate::store::subjects::stripe_subscriptions::ProviderSubscriptionRow;
 use crate::store::webhook_events::SubscriptionTypes;
@@ -141,12 +141,10 @@ impl Engine {
         id: &str,
     ) -> Result<Option<Fault>, EngineError> {
         let mut connection = self.database().pool().acquire().await?;
-        let mapped = store::subjects::subject::of_mapping(&mut Scope::new(&mut connection, environment), id)
-            .await?
-            .is_some();
+        let scope = &mut Scope::new(&mut connection, environment);
+        let mapped = store::subjects::subject::of_mapping(scope, id).await?.is_some();
         // once it is known, its events tell what changes
-        let known =
-            stripe_customers::find(&mut Scope::new(&mut connection, environment), id).await?.is_some();
+        let known = stripe_customers::find(scope, id).await?.is_some();
         if mapped || known || !is_plain(id) {
             return Ok(None);
         }

@@ -1,7 +1,6 @@
 //! Maps customers to subjects. A mapping that the application made stays. Where there is none, the biller
 //! may name the subject: in the metadata of a subscription or a customer, or in a checkout.
 
-use crate::store::Scope;
 use serde_json::Value;
 
 use super::worker::WebhookOutcome;
@@ -10,6 +9,7 @@ use crate::engine::error::EngineError;
 use crate::engine::services::Engine;
 use crate::engine::subjects::subject::{existing, set_customer};
 use crate::providers::stripe::webhook;
+use crate::store::Scope;
 use crate::store::subjects::{stripe_customers, stripe_subscriptions};
 use crate::store::{self, StoreError};
 use metergate_domain::base::environment::Environment;

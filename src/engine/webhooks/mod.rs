@@ -9,7 +9,6 @@ mod meter_errors;
 mod packs;
 mod worker;
 
-use crate::store::Scope;
 use serde_json::Value;
 use serde_json::value::RawValue;
 
@@ -18,6 +17,7 @@ use super::page::{Page, PageRequest};
 use super::services::Engine;
 use crate::providers::stripe::signature::{Age, Signature};
 use crate::providers::stripe::webhook::{self, Topic};
+use crate::store::Scope;
 use crate::store::webhook_events::{Arrival, WebhookRow};
 use crate::store::{self, webhook_events};
 use metergate_domain::base::environment::Environment;

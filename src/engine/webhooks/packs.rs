@@ -1,7 +1,6 @@
 //! Credit packs that were bought: each line of a paid invoice or checkout whose price belongs to a pack
 //! grants the pack once. A checkout with an invoice is the same purchase as that invoice.
 
-use crate::store::Scope;
 use serde_json::Value;
 
 use super::fetch::is_plain;
@@ -11,6 +10,7 @@ use crate::engine::services::Engine;
 use crate::providers::stripe::webhook::{self, Purchase};
 use crate::providers::stripe::{Client, Fault};
 use crate::store;
+use crate::store::Scope;
 use metergate_domain::base::environment::Environment;
 use metergate_domain::base::names::SubjectId;
 use metergate_domain::base::quantity::{Quantity, Total};

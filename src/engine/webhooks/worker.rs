@@ -1,7 +1,6 @@
 //! The worker of webhooks: claims due events and applies each. Events about one subscription are applied
 //! together: one fetch of its state serves them all.
 
-use crate::store::Scope;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -13,6 +12,7 @@ use crate::engine::error::EngineError;
 use crate::engine::services::Engine;
 use crate::providers::stripe::Fault;
 use crate::providers::stripe::webhook::{self, Topic};
+use crate::store::Scope;
 use crate::store::subjects::{stripe_customers, stripe_subscriptions};
 use crate::store::webhook_events::ClaimedEvent;
 use crate::store::{self, StoreError, webhook_events};

@@ -1,12 +1,12 @@
 //! Work that has to be done before a batch can be settled, outside of the batch's transaction.
 
-use crate::store::Scope;
 use uuid::Uuid;
 
 use super::Attempt;
 use crate::engine::subjects::resolution;
 use crate::engine::subjects::subscriptions::carry_out_ends;
 use crate::engine::usage::ingest::WriterContext;
+use crate::store::Scope;
 use crate::store::{StoreError, transaction};
 use metergate_domain::base::window::Span;
 

@@ -1,7 +1,6 @@
 //! A writer: takes the jobs that have gathered, settles them in one transaction, answers. It never gives up
 //! on a transaction whose result it does not know, unless it panics.
 
-use crate::store::Scope;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -13,6 +12,7 @@ use super::health::RunningWriter;
 use super::queue::{Job, Queue};
 use super::{Attempt, BatchProcessor};
 use crate::engine::error::EngineError;
+use crate::store::Scope;
 use crate::store::{Database, StoreError};
 
 /// Attempts that may follow a deadlock or a lock timeout.

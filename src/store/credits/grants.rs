@@ -1,6 +1,5 @@
 //! Grants of credits: facts, claimed once by their outside reference.
 
-use crate::store::scope::Scope;
 use std::collections::HashMap;
 
 use serde_json::Value;
@@ -10,6 +9,7 @@ use sqlx::{FromRow, PgConnection, Row};
 use uuid::Uuid;
 
 use crate::store::StoreError;
+use crate::store::scope::Scope;
 use metergate_domain::base::quantity::Total;
 use metergate_domain::base::timestamp::Timestamp;
 use metergate_domain::credits::grant::{Grant, GrantSource};

@@ -1,11 +1,11 @@
 //! The ledger of credits, as it is read.
 
-use crate::store::scope::Scope;
 use sqlx::postgres::PgRow;
 use sqlx::{FromRow, PgConnection, Row};
 use uuid::Uuid;
 
 use crate::store::StoreError;
+use crate::store::scope::Scope;
 use metergate_domain::base::quantity::{Quantity, Total};
 use metergate_domain::base::timestamp::Timestamp;
 use metergate_domain::credits::accounts::MovementKind;

@@ -1,10 +1,10 @@
 //! Notices: what somebody may want to act on.
 
-use crate::store::scope::Scope;
 use serde::Serialize;
 use sqlx::FromRow;
 
 use crate::store::StoreError;
+use crate::store::scope::Scope;
 use metergate_domain::base::names::SubjectId;
 use metergate_domain::base::quantity::{Quantity, Total};
 use metergate_domain::base::timestamp::Timestamp;

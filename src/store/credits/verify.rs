@@ -1,10 +1,10 @@
 //! Recounting credits from their ledger: what each grant has left, what reservations hold of it, and what a
 //! subject's balance was after each movement.
 
-use crate::store::scope::Scope;
 use sqlx::Row;
 
 use crate::store::StoreError;
+use crate::store::scope::Scope;
 use crate::store::usage::verify::Differences;
 
 /// Differences that are shown; all are counted.

@@ -1,7 +1,6 @@
 //! Wallets: the lock on a subject's credits, and what is written under it. They are locked in the order of
 //! their subjects, after counters.
 
-use crate::store::scope::Scope;
 use std::collections::BTreeMap;
 
 use sqlx::{PgConnection, Row};
@@ -11,6 +10,7 @@ use super::grants;
 use super::grants::state_code;
 use crate::store::StoreError;
 use crate::store::gate::hold_lines::on_expiry_code;
+use crate::store::scope::Scope;
 use metergate_domain::base::quantity::{Quantity, Total};
 use metergate_domain::base::timestamp::Timestamp;
 use metergate_domain::credits::wallet::{ExpiredCreditLine, Wallet};

@@ -1,13 +1,14 @@
 //! Gauges of customers by hour, for meters that are exported by their last or greatest value: kept in the
 //! fold, read by the run that creates exports.
 
-use crate::store::scope::Scope;
 use sqlx::postgres::PgRow;
 use sqlx::{Postgres, QueryBuilder, Row};
 
 use super::parts::{BucketPart, ExportValue, MeterBucket, read_units};
 use crate::store::StoreError;
-use crate::store::usage::measures::{MeasureScope, push_measures};
+use crate::store::scope::Scope;
+use crate::store::usage::UsageScope;
+use crate::store::usage::measures::{MeasureScope, Measures};
 use metergate_domain::base::timestamp::Timestamp;
 use metergate_domain::base::window::Span;
 use metergate_domain::catalog::meter::{Aggregation, StoredMeter};
@@ -63,7 +64,9 @@ pub async fn recount(
     span: Span,
 ) -> Result<Option<Mark>, StoreError> {
     let mut sql = QueryBuilder::new("with measures as (");
-    push_measures(&mut sql, scope.environment, stored, &[], None, &MeasureScope::Spans(&[span]));
+    let (environment, spans) = (scope.environment, [span]);
+    let events = MeasureScope::Spans(&spans);
+    Measures { environment, stored, dimensions: &[], usage: UsageScope::All, events }.push(&mut sql);
     sql.push(format!(") select ({})::text[] as mark from measures", mark_of(stored.meter.aggregation)));
     sql.push(" where customer_id = ").push_bind(customer_id);
     let row = sql.build().persistent(false).fetch_one(&mut *scope.connection).await?;

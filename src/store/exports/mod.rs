@@ -5,12 +5,12 @@ pub mod parts;
 pub mod reconciliation;
 pub mod sums;
 
-use crate::store::scope::Scope;
 use serde::Serialize;
 use sqlx::{FromRow, PgConnection, QueryBuilder};
 use uuid::Uuid;
 
 use super::StoreError;
+use crate::store::scope::Scope;
 use metergate_domain::base::timestamp::Timestamp;
 use metergate_domain::base::window::Span;
 use metergate_domain::catalog::meter::StripeMeter;

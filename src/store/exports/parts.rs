@@ -4,8 +4,9 @@ use sqlx::postgres::PgRow;
 use sqlx::{PgConnection, Postgres, QueryBuilder, Row};
 
 use crate::store::StoreError;
+use crate::store::usage::UsageScope;
 use crate::store::usage::fold::MeterBatches;
-use crate::store::usage::measures::{MeasureScope, push_measures};
+use crate::store::usage::measures::{MeasureScope, Measures};
 use metergate_domain::base::timestamp::Timestamp;
 use metergate_domain::base::window::Span;
 use metergate_domain::catalog::meter::StoredMeter;
@@ -49,9 +50,9 @@ pub async fn read<V: ExportValue>(
 ) -> Result<Vec<CustomerPart<V>>, StoreError> {
     let MeterBatches { environment, stored, claimed } = invalid_batches_are_rejected;
     let Some(within) = claimed.within else { return Ok(Vec::new()) };
-    let scope = MeasureScope::Batches { batch_ids: &claimed.batch_ids, within };
+    let events = MeasureScope::Batches { batch_ids: &claimed.batch_ids, within };
     let mut sql = QueryBuilder::new("with measures as (");
-    push_measures(&mut sql, environment, stored, &[], None, &scope);
+    Measures { environment, stored, dimensions: &[], usage: UsageScope::All, events }.push(&mut sql);
     let start = if instants_within.is_some() { "at" } else { HOUR };
     sql.push(format!(") select customer_id, {start} as at, "));
     V::push_columns(&mut sql, stored);

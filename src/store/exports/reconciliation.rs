@@ -1,11 +1,11 @@
 //! What was recorded, summed up and exported of one customer on one meter, to be compared.
 
-use crate::store::scope::Scope;
 use sqlx::postgres::PgRow;
 use sqlx::{PgConnection, Row};
 
 use super::parts::read_units;
 use crate::store::StoreError;
+use crate::store::scope::Scope;
 use metergate_domain::base::timestamp::Timestamp;
 use metergate_domain::base::window::Span;
 use metergate_domain::exports::Units;

@@ -1,7 +1,6 @@
 //! Sums of customers by meter and hour, until they are exported: added to in the fold, read by the run that
 //! creates exports.
 
-use crate::store::scope::Scope;
 use std::collections::{BTreeMap, HashMap};
 
 use sqlx::postgres::PgRow;
@@ -9,6 +8,7 @@ use sqlx::{PgConnection, Postgres, QueryBuilder, Row};
 
 use super::parts::{BucketPart, ExportValue, MeterBucket, read_units};
 use crate::store::StoreError;
+use crate::store::scope::Scope;
 use metergate_domain::base::period::Cycle;
 use metergate_domain::base::timestamp::Timestamp;
 use metergate_domain::base::window::Span;

@@ -1,12 +1,12 @@
 //! Counters. Row locks are taken in one order, that of the primary key: missing counters are made first, then all are locked.
 
-use crate::store::scope::Scope;
 use std::collections::BTreeMap;
 
 use sqlx::{PgConnection, Row};
 use uuid::Uuid;
 
 use crate::store::StoreError;
+use crate::store::scope::Scope;
 use metergate_domain::base::names::{ItemKey, PlanKey};
 use metergate_domain::base::quantity::{Quantity, Total};
 use metergate_domain::base::timestamp::Timestamp;

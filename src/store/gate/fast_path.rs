@@ -1,7 +1,6 @@
 //! Holding what fits, in one message, which is a transaction: see `hold_what_fits` in
 //! `migrations/0001_schema.sql`.
 
-use crate::store::scope::Scope;
 use sqlx::postgres::types::PgInterval;
 use sqlx::{PgConnection, Row};
 use uuid::Uuid;
@@ -11,6 +10,7 @@ use super::hold_lines::on_expiry_code;
 use super::reservations::{id_beside_key, kept};
 use crate::store::StoreError;
 use crate::store::configuration::{LOCK, Versions};
+use crate::store::scope::Scope;
 use metergate_domain::base::quantity::{Quantity, Total};
 use metergate_domain::base::timestamp::Timestamp;
 use metergate_domain::gate::counter::CounterKey;

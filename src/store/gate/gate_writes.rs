@@ -1,13 +1,13 @@
 //! The changes of a batch of the gate, written in one statement: every message costs as much as some
 //! reservations.
 
-use crate::store::scope::Scope;
 use uuid::Uuid;
 
 use super::counters::{CounterColumns, Keys};
 use super::hold_lines::{LineColumns, on_expiry_code};
 use super::reservations::{EncodedReservation, StateColumns, id_beside_key};
 use crate::store::StoreError;
+use crate::store::scope::Scope;
 use metergate_domain::base::timestamp::Timestamp;
 use metergate_domain::gate::reservation::Reservation;
 use metergate_domain::gate::state::HoldLineKey;

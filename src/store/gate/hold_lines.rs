@@ -1,6 +1,5 @@
 //! Hold lines: what an open reservation holds on a counter. They are written under the counter's lock.
 
-use crate::store::scope::Scope;
 use std::collections::HashMap;
 
 use sqlx::PgConnection;
@@ -8,6 +7,7 @@ use uuid::Uuid;
 
 use super::counters::CounterRow;
 use crate::store::StoreError;
+use crate::store::scope::Scope;
 use metergate_domain::base::quantity::{Quantity, Total};
 use metergate_domain::base::timestamp::Timestamp;
 use metergate_domain::gate::counter::CounterKey;

@@ -1,6 +1,5 @@
 //! Reservations: claimed once by their key, locked by key, listed by the time they were made.
 
-use crate::store::scope::Scope;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use sqlx::postgres::PgRow;
@@ -10,6 +9,7 @@ use uuid::Uuid;
 
 use super::hold_lines::on_expiry_of;
 use crate::store::StoreError;
+use crate::store::scope::Scope;
 use crate::store::usage::measures::push_paths;
 use metergate_domain::base::names::MeterKey;
 use metergate_domain::base::quantity::Quantity;

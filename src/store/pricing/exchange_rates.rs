@@ -1,9 +1,9 @@
 //! Exchange rates, each with the time since which it holds. None is ever taken away.
 
-use crate::store::scope::Scope;
 use sqlx::Row;
 
 use crate::store::StoreError;
+use crate::store::scope::Scope;
 use metergate_domain::base::limits::RATES_OF_PAIR_MAX;
 use metergate_domain::base::timestamp::Timestamp;
 use metergate_domain::pricing::amount::Amount;

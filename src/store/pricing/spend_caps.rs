@@ -1,12 +1,12 @@
 //! The spend caps that subjects have of their own.
 
-use crate::store::scope::Scope;
 use serde::Deserialize;
 use serde_json::Value;
 use sqlx::PgConnection;
 use sqlx::types::Json;
 
 use crate::store::StoreError;
+use crate::store::scope::Scope;
 use metergate_domain::base::timestamp::Timestamp;
 use metergate_domain::gate::counter::EffectiveFrom;
 use metergate_domain::gate::path::CapTerms;

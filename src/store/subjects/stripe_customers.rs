@@ -1,9 +1,9 @@
 //! Customers of the biller and their invoices, by its webhooks.
 
-use crate::store::scope::Scope;
 use sqlx::FromRow;
 
 use crate::store::StoreError;
+use crate::store::scope::Scope;
 use metergate_domain::base::timestamp::Timestamp;
 use metergate_domain::webhook::WebhookInvoice;
 

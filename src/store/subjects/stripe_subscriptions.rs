@@ -1,11 +1,11 @@
 //! Subscriptions of the biller as it said last, whose they are, and what was said to their subjects.
 
-use crate::store::scope::Scope;
 use sqlx::postgres::PgRow;
 use sqlx::{PgConnection, Row};
 use uuid::Uuid;
 
 use crate::store::StoreError;
+use crate::store::scope::Scope;
 use metergate_domain::base::fields;
 use metergate_domain::base::names::{PlanKey, SubjectId};
 use metergate_domain::base::timestamp::Timestamp;

@@ -1,6 +1,5 @@
 //! Subjects, their tree, and the customers they are mapped to.
 
-use crate::store::scope::Scope;
 use std::collections::HashMap;
 
 use serde_json::{Map, Value};
@@ -8,6 +7,7 @@ use sqlx::types::Json;
 use sqlx::{FromRow, PgConnection, Row};
 
 use crate::store::StoreError;
+use crate::store::scope::Scope;
 use metergate_domain::base::names::SubjectId;
 use metergate_domain::base::timestamp::Timestamp;
 use metergate_domain::gate::path::{Path, PathSubject};

@@ -1,6 +1,5 @@
 //! Subscriptions, and the history of their changes.
 
-use crate::store::scope::Scope;
 use std::collections::BTreeMap;
 
 use serde::Serialize;
@@ -11,6 +10,7 @@ use sqlx::{FromRow, PgConnection, Row};
 use uuid::Uuid;
 
 use crate::store::StoreError;
+use crate::store::scope::Scope;
 use metergate_domain::base::fields;
 use metergate_domain::base::names::PlanKey;
 use metergate_domain::base::period::Cycle;

@@ -1,10 +1,10 @@
 //! Where usage of a customer lies: each event names the customer it was recorded for, whatever became of
 //! mappings and of the tree since. Values are read by [`super::usage`].
 
-use crate::store::scope::Scope;
 use sqlx::PgConnection;
 
 use crate::store::StoreError;
+use crate::store::scope::Scope;
 use metergate_domain::base::environment::Environment;
 use metergate_domain::base::timestamp::Timestamp;
 use metergate_domain::base::window::Span;

@@ -1,7 +1,6 @@
 //! Days of rollups: summed up from hours once they are over, and from then on as exact as these. Whoever
 //! writes here has the right to fold.
 
-use crate::store::scope::Scope;
 use std::collections::HashMap;
 
 use sqlx::{QueryBuilder, Row};
@@ -9,6 +8,7 @@ use sqlx::{QueryBuilder, Row};
 use super::measures::{join_columns, rollup_column};
 use super::rollup_resolution::RollupResolution;
 use crate::store::StoreError;
+use crate::store::scope::Scope;
 use metergate_domain::base::timestamp::Timestamp;
 use metergate_domain::base::window::Span;
 use metergate_domain::catalog::meter::{Aggregation, StoredMeter};

@@ -1,11 +1,11 @@
 //! Reading recorded events back, one by one.
 
-use crate::store::scope::Scope;
 use serde_json::Value;
 use sqlx::{Postgres, QueryBuilder};
 use uuid::Uuid;
 
 use crate::store::StoreError;
+use crate::store::scope::Scope;
 use crate::store::usage::measures::push_paths;
 use metergate_domain::base::names::EventName;
 use metergate_domain::base::timestamp::Timestamp;

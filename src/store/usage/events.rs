@@ -1,9 +1,9 @@
 //! Recording: the once-only keys, the events, and the note that their batch is not folded yet.
 
-use crate::store::scope::Scope;
 use uuid::Uuid;
 
 use crate::store::StoreError;
+use crate::store::scope::Scope;
 use metergate_domain::base::quantity::Quantity;
 use metergate_domain::base::timestamp::Timestamp;
 

@@ -1,12 +1,13 @@
 //! Folding: moves unfolded batches into rollups, and rebuilds rollups that no longer match their events. One
 //! transaction folds an environment at a time, over all replicas, and does not block recording.
 
-use crate::store::scope::Scope;
 use sqlx::{PgConnection, QueryBuilder, Row};
 
 use crate::store::StoreError;
+use crate::store::scope::Scope;
+use crate::store::usage::UsageScope;
 use crate::store::usage::daily_rollups;
-use crate::store::usage::measures::{MeasureScope, join_columns, made_of, push_measures, rollup_column};
+use crate::store::usage::measures::{MeasureScope, Measures, join_columns, made_of, rollup_column};
 use crate::store::usage::rollup_resolution::RollupResolution;
 use metergate_domain::base::environment::Environment;
 use metergate_domain::base::limits::DIMENSION_SETS_PER_METER_MAX;
@@ -133,15 +134,14 @@ pub async fn fold_meter(
     let Some(within) = claimed.within else { return Ok(()) };
     let batch_ids = &claimed.batch_ids;
     let measure_scope = MeasureScope::Batches { batch_ids, within };
-    add_to_rollups(&mut Scope::new(connection, environment), stored, RollupResolution::Hour, &measure_scope)
-        .await?;
+    let scope = &mut Scope::new(connection, environment);
+    add_to_rollups(scope, stored, RollupResolution::Hour, &measure_scope).await?;
     let summed = Span { from: within.from, to: days_until.unwrap_or(Timestamp::MIN) };
     if summed.is_empty() {
         return Ok(());
     }
     let measure_scope = MeasureScope::BatchesWithin { batch_ids, within, spans: &[summed] };
-    add_to_rollups(&mut Scope::new(connection, environment), stored, RollupResolution::Day, &measure_scope)
-        .await
+    add_to_rollups(scope, stored, RollupResolution::Day, &measure_scope).await
 }
 
 /// Writes what the events of a scope say into the rollups, added to what is there.
@@ -157,7 +157,8 @@ async fn add_to_rollups(
     let column = rollup_column(aggregation);
 
     let mut sql = QueryBuilder::new("with measures as (");
-    push_measures(&mut sql, scope.environment, stored, &dimensions, None, measure_scope);
+    let (environment, usage, events) = (scope.environment, UsageScope::All, measure_scope.clone());
+    Measures { environment, stored, dimensions: &dimensions, usage, events }.push(&mut sql);
     let bucket = resolution.start_of("at");
     sql.push(format!(
         "), grouped as materialized (select path_id, {bucket} as {start}, members, sum(sign) as count"
@@ -210,7 +211,8 @@ async fn add_members(
     let dimensions = dimensions_of(stored);
     let (table, start, bucket) = (resolution.members(), resolution.word(), resolution.start_of("at"));
     let mut sql = QueryBuilder::new("with measures as (");
-    push_measures(&mut sql, scope.environment, stored, &dimensions, None, measure_scope);
+    let (environment, usage, events) = (scope.environment, UsageScope::All, measure_scope.clone());
+    Measures { environment, stored, dimensions: &dimensions, usage, events }.push(&mut sql);
     sql.push(format!("), grouped as (select path_id, {bucket} as {start}, members, member, sum(sign) as refs from measures group by 1, 2, 3, 4)"));
     sql.push(format!(" insert into {table} as kept (environment, meter_id, path_id, {start}, dimension_set_id, member, refs) select "));
     sql.push_bind(scope.environment.code()).push(", ").push_bind(stored.id);

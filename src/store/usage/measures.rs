@@ -37,19 +37,6 @@ pub(crate) struct Measures<'a> {
     pub(crate) events: MeasureScope<'a>,
 }
 
-/// Writes [`Measures`] of some paths, or of all; folding and exports call it until they build [`Measures`].
-pub(crate) fn push_measures(
-    sql: &mut QueryBuilder<Postgres>,
-    environment: Environment,
-    stored: &StoredMeter,
-    dimensions: &[String],
-    paths: Option<&[i64]>,
-    scope: &MeasureScope<'_>,
-) {
-    let usage = paths.map_or(UsageScope::All, UsageScope::Paths);
-    Measures { environment, stored, dimensions, usage, events: scope.clone() }.push(sql);
-}
-
 impl<'a> Measures<'a> {
     /// The measures of the usage that a question may read.
     pub(super) fn of(
@@ -100,7 +87,7 @@ impl<'a> Measures<'a> {
             sql.push(" and (e.meter_id is not null or dimension_value(e.properties -> ");
             sql.push_bind(property.to_owned()).push(") = any(").push_bind(allowed.to_vec()).push("))");
         }
-        push_scope(sql, &self.events);
+        push_measure_scope(sql, &self.events);
         sql.push(") measure where number is not null");
     }
 
@@ -167,8 +154,8 @@ pub(crate) fn push_paths(sql: &mut QueryBuilder<Postgres>, column: &str, paths: 
 pub(super) const NOT_UNFOLDED: &str =
     " and not exists (select from unfolded u where u.batch_id = e.batch_id)";
 
-fn push_scope(sql: &mut QueryBuilder<Postgres>, scope: &MeasureScope<'_>) {
-    match scope {
+fn push_measure_scope(sql: &mut QueryBuilder<Postgres>, measure_scope: &MeasureScope<'_>) {
+    match measure_scope {
         MeasureScope::Batches { batch_ids, within } => push_batches(sql, batch_ids, *within),
         MeasureScope::BatchesWithin { batch_ids, within, spans } => {
             push_batches(sql, batch_ids, *within);

@@ -1,12 +1,12 @@
 //! A usage query as the store reads it: of whom, between which bounds, and from which rollups.
 
-use crate::store::scope::Scope;
 use std::collections::{HashMap, HashSet};
 
 use sqlx::{Postgres, QueryBuilder, Row};
 
 use super::measures::push_paths;
 use crate::store::StoreError;
+use crate::store::scope::Scope;
 use metergate_domain::base::environment::Environment;
 use metergate_domain::base::timestamp::Timestamp;
 use metergate_domain::base::window::Span;
@@ -179,10 +179,10 @@ impl<'a> MeterQuery<'a> {
         environment: Environment,
         stored: &'a StoredMeter,
         query: &'a UsageQuery,
-        scope: UsageScope<'a>,
+        usage_scope: UsageScope<'a>,
         bounds: &'a [Timestamp],
     ) -> Self {
-        Self { environment, stored, query, scope, holders: None, bounds, is_usual: false }
+        Self { environment, stored, query, scope: usage_scope, holders: None, bounds, is_usual: false }
     }
 
     /// Whether usage of different paths makes different rows.

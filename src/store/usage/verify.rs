@@ -1,11 +1,11 @@
 //! Recounting everything from the events, and naming what differs.
 
-use crate::store::scope::Scope;
 use sqlx::{PgConnection, Postgres, QueryBuilder, Row};
 use uuid::Uuid;
 
 use super::UsageScope;
 use crate::store::StoreError;
+use crate::store::scope::Scope;
 use crate::store::usage::measures::{MeasureScope, Measures, made_of, rollup_column};
 use crate::store::usage::rollup_resolution::RollupResolution;
 use metergate_domain::base::environment::Environment;

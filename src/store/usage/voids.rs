@@ -1,9 +1,9 @@
 //! Taking events back: each once, with a trace.
 
-use crate::store::scope::Scope;
 use uuid::Uuid;
 
 use crate::store::StoreError;
+use crate::store::scope::Scope;
 use metergate_domain::base::timestamp::{MICROS_PER_HOUR, Timestamp};
 
 #[derive(Debug, Clone, sqlx::FromRow)]

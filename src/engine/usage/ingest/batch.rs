@@ -1,7 +1,6 @@
 //! One attempt at recording a batch as one transaction. Locks are taken in one order: configuration
 //! (shared), subjects, event keys, counters, wallets; each group ascending.
 
-use crate::store::Scope;
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
@@ -15,6 +14,7 @@ use crate::engine::environment_cache::CacheUpdates;
 use crate::engine::gate::counters::{Additions, Sign};
 use crate::engine::subjects::resolution::{Arrivals, SubjectPaths};
 use crate::engine::writers::{Attempt, BatchTransaction, Interrupt, Prerequisite};
+use crate::store::Scope;
 use crate::store::configuration::begin_recording;
 use crate::store::gate::counters::CounterRow;
 use crate::store::usage::events::{EventColumns, KeyColumns, KeyRow};
