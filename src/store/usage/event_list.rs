@@ -5,7 +5,7 @@ use sqlx::{PgConnection, Postgres, QueryBuilder};
 use uuid::Uuid;
 
 use crate::store::StoreError;
-use crate::store::usage::measures::push_paths;
+use crate::store::usage::query::push_paths;
 use metergate_domain::base::environment::Environment;
 use metergate_domain::base::names::EventName;
 use metergate_domain::base::timestamp::Timestamp;

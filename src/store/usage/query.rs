@@ -4,7 +4,6 @@ use std::collections::{HashMap, HashSet};
 
 use sqlx::{PgConnection, Postgres, QueryBuilder, Row};
 
-use super::measures::push_paths;
 use crate::store::StoreError;
 use metergate_domain::base::environment::Environment;
 use metergate_domain::base::timestamp::Timestamp;
@@ -275,6 +274,19 @@ impl Dimensions {
         }
         sql.push(" end");
         Ok(())
+    }
+}
+
+/// Restricts a column to some paths.
+pub(crate) fn push_paths(sql: &mut QueryBuilder<Postgres>, column: &str, paths: Option<&[i64]>) {
+    match paths {
+        None => {}
+        Some([path]) => {
+            sql.push(format!(" and {column} = ")).push_bind(*path);
+        }
+        Some(paths) => {
+            sql.push(format!(" and {column} = any(")).push_bind(paths.to_vec()).push(")");
+        }
     }
 }
 
