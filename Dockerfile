@@ -2,14 +2,14 @@
 FROM rust:1.95-slim-bookworm AS build
 WORKDIR /build
 COPY Cargo.toml Cargo.lock ./
-COPY crates/domain/Cargo.toml crates/domain/Cargo.toml
-RUN mkdir -p src crates/domain/src \
+COPY crates/domain/Cargo.toml crates/domain/
+RUN mkdir src crates/domain/src \
     && touch src/lib.rs crates/domain/src/lib.rs \
     && echo 'fn main() {}' > src/main.rs \
     && cargo build --release --locked --bin metergate \
     && cargo clean --release --locked --package metergate --package metergate-domain \
     && rm -r src crates/domain/src
-# the binary contains the settings, the migrations and the API description
+# the settings, migrations and the API document are compiled in
 COPY openapi.yaml ./
 COPY config config
 COPY migrations migrations
