@@ -2,16 +2,18 @@
 FROM rust:1.95-slim-bookworm AS build
 WORKDIR /build
 COPY Cargo.toml Cargo.lock ./
-RUN mkdir src \
-    && touch src/lib.rs \
+COPY crates/domain/Cargo.toml crates/domain/
+RUN mkdir src crates/domain/src \
+    && touch src/lib.rs crates/domain/src/lib.rs \
     && echo 'fn main() {}' > src/main.rs \
     && cargo build --release --locked --bin metergate \
-    && cargo clean --release --locked --package metergate \
-    && rm -r src
-# the binary contains the settings, the migrations and the API description
+    && cargo clean --release --locked --package metergate --package metergate-domain \
+    && rm -r src crates/domain/src
+# the settings, migrations and the API document are compiled in
 COPY openapi.yaml ./
 COPY config config
 COPY migrations migrations
+COPY crates crates
 COPY src src
 RUN cargo build --release --locked --bin metergate \
     && strip target/release/metergate

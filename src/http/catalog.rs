@@ -7,8 +7,9 @@ use axum::http::HeaderMap;
 use serde::Serialize;
 
 use super::body;
-use super::extract::{Caller, FromQuery, NoQuery, QueryOf};
+use super::extract::{Caller, NoQuery, QueryOf};
 use super::problem::Problem;
+use super::query::FromQuery;
 use super::query::Parameters;
 use super::state::Api;
 use crate::engine::{Applied, CatalogView, Page, PageRequest, cursor};

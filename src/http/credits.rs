@@ -6,9 +6,10 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 
 use super::extract::{
-    Caller, FromQuery, GrantPath, IdentifiedJson, JsonOf, NoQuery, QueryOf, SubjectPath, with_replay_header,
+    Caller, GrantPath, IdentifiedJson, JsonOf, NoQuery, QueryOf, SubjectPath, with_replay_header,
 };
 use super::problem::Problem;
+use super::query::FromQuery;
 use super::query::Parameters;
 use super::state::Api;
 use crate::engine::{CreditNotice, CreditsView, GrantView, MovementView, Page, PageRequest};

@@ -9,9 +9,10 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::body;
-use super::extract::{Caller, FromQuery, IdPath, JsonOf, QueryOf, idempotency_key, with_replay_header};
+use super::extract::{Caller, IdPath, JsonOf, QueryOf, idempotency_key, with_replay_header};
 use super::problem::Problem;
 use super::query;
+use super::query::FromQuery;
 use super::query::Parameters;
 use super::state::Api;
 use crate::engine::{EventOutcome, EventTrace, EventView, Page, PageRequest};

@@ -5,9 +5,10 @@ use axum::extract::State;
 use serde::Serialize;
 use uuid::Uuid;
 
-use super::extract::{Caller, FromQuery, IdPath, NoQuery, QueryOf};
+use super::extract::{Caller, IdPath, NoQuery, QueryOf};
 use super::problem::Problem;
 use super::query;
+use super::query::FromQuery;
 use super::query::Parameters;
 use super::state::Api;
 use crate::engine::{ExportRow, Page, PageRequest, Ran, ReconciliationQuestion};

@@ -13,7 +13,7 @@ use uuid::Uuid;
 use super::access::forbidden;
 use super::body;
 use super::problem::Problem;
-use super::query::Parameters;
+use super::query::{FromQuery, Parameters};
 use crate::engine::access::{Principal, Role};
 use crate::engine::{SubjectChange, Viewer};
 use metergate_domain::base::fields::{Parsed, Violation, received};
@@ -143,24 +143,6 @@ impl<S: Send + Sync> FromRequestParts<S> for GrantPath {
 /// Refuses a token for a subject that is not its own.
 pub(super) fn other_subject(own: &SubjectId) -> Problem {
     forbidden(format!("a token reaches its own subject only, which is {}", received(own.as_str())))
-}
-
-/// A value that is parsed from the parameters of a query; None: a violation was noted.
-pub(super) trait FromQuery: Sized {
-    fn parse(parameters: &mut Parameters) -> Option<Self>;
-}
-
-impl FromQuery for () {
-    fn parse(_: &mut Parameters) -> Option<Self> {
-        Some(())
-    }
-}
-
-impl<A: FromQuery, B: FromQuery> FromQuery for (A, B) {
-    fn parse(parameters: &mut Parameters) -> Option<Self> {
-        let (a, b) = (A::parse(parameters), B::parse(parameters));
-        a.zip(b)
-    }
 }
 
 /// The parsed query of a request, without unknown parameters.

@@ -6,8 +6,9 @@ use axum::http::HeaderMap;
 use axum::response::{IntoResponse, Response};
 use uuid::Uuid;
 
-use super::extract::{Caller, FromQuery, IdPath, QueryOf, SubjectPath};
+use super::extract::{Caller, IdPath, QueryOf, SubjectPath};
 use super::problem::Problem;
+use super::query::FromQuery;
 use super::query::Parameters;
 use super::state::Api;
 use super::{accept, csv, invoice_page};

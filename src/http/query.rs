@@ -5,7 +5,6 @@ use std::ops::{Deref, DerefMut};
 
 use axum::http::Uri;
 
-use super::extract::FromQuery;
 use crate::engine::PageRequest;
 use metergate_domain::base::fields::{self, NamedValues, Parsed, Parser, Violation, received};
 use metergate_domain::base::limits::{PAGE_ROWS_DEFAULT, PAGE_ROWS_MAX};
@@ -132,6 +131,24 @@ impl Parameters {
             let detail = format!("must not be after `to`; got {from}, which is after {to}");
             self.add_error(Violation::new("invalid_range", detail).under("from"));
         }
+    }
+}
+
+/// A value that is parsed from the parameters of a query; None: a violation was noted.
+pub(super) trait FromQuery: Sized {
+    fn parse(parameters: &mut Parameters) -> Option<Self>;
+}
+
+impl FromQuery for () {
+    fn parse(_: &mut Parameters) -> Option<Self> {
+        Some(())
+    }
+}
+
+impl<A: FromQuery, B: FromQuery> FromQuery for (A, B) {
+    fn parse(parameters: &mut Parameters) -> Option<Self> {
+        let (a, b) = (A::parse(parameters), B::parse(parameters));
+        a.zip(b)
     }
 }
 

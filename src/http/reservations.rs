@@ -7,10 +7,9 @@ use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 use serde_json::{Map, Value};
 
-use super::extract::{
-    Caller, FromQuery, IdPath, IdentifiedJson, JsonOf, NoQuery, QueryOf, with_replay_header,
-};
+use super::extract::{Caller, IdPath, IdentifiedJson, JsonOf, NoQuery, QueryOf, with_replay_header};
 use super::problem::Problem;
+use super::query::FromQuery;
 use super::query::Parameters;
 use super::state::Api;
 use crate::engine::{Page, PageRequest, ReservationView};

@@ -3,9 +3,10 @@
 use axum::Json;
 use axum::extract::State;
 
-use super::extract::{Caller, FromQuery, JsonOf, NoQuery, QueryOf, SubjectPath};
+use super::extract::{Caller, JsonOf, NoQuery, QueryOf, SubjectPath};
 use super::problem::Problem;
 use super::query;
+use super::query::FromQuery;
 use super::query::Parameters;
 use super::state::Api;
 use crate::engine::SubscriptionView;

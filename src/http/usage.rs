@@ -7,9 +7,10 @@ use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 
 use super::access::forbidden;
-use super::extract::{Caller, FromQuery, QueryOf, SubjectPath, other_subject};
+use super::extract::{Caller, QueryOf, SubjectPath, other_subject};
 use super::problem::Problem;
 use super::query;
+use super::query::FromQuery;
 use super::query::Parameters;
 use super::state::Api;
 use super::{accept, csv};

@@ -6,8 +6,9 @@ use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode};
 
 use super::body;
-use super::extract::{Caller, FromQuery, QueryOf};
+use super::extract::{Caller, QueryOf};
 use super::problem::Problem;
+use super::query::FromQuery;
 use super::query::Parameters;
 use super::state::Api;
 use crate::engine::{Page, PageRequest, WebhookRow};

@@ -278,7 +278,7 @@ async fn the_catalog_names_what_credits_cannot_do() {
 
 #[tokio::test]
 async fn the_page_about_credits_works_word_for_word_on_the_sample_catalog() {
-    let page = include_str!("../../docs/credits.md");
+    let page = include_str!("../../docs/concepts/credits.md");
     let service = TestService::start().await;
     let sample = Catalog::read_yaml(include_str!("../../config/catalog.yaml")).unwrap();
     let mut catalog = serde_json::to_value(sample).unwrap();

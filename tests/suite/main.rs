@@ -14,5 +14,6 @@ mod pricing;
 mod stripe_compat;
 mod subjects;
 mod support;
+mod tidy;
 mod usage;
 mod webhooks;

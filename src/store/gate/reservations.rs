@@ -10,7 +10,7 @@ use uuid::Uuid;
 use super::hold_lines::on_expiry_of;
 use crate::store::StoreError;
 use crate::store::scope::Scope;
-use crate::store::usage::measures::push_paths;
+use crate::store::usage::query::push_paths;
 use metergate_domain::base::names::MeterKey;
 use metergate_domain::base::quantity::Quantity;
 use metergate_domain::base::timestamp::Timestamp;

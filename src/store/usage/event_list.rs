@@ -6,7 +6,7 @@ use uuid::Uuid;
 
 use crate::store::StoreError;
 use crate::store::scope::Scope;
-use crate::store::usage::measures::push_paths;
+use crate::store::usage::query::push_paths;
 use metergate_domain::base::names::EventName;
 use metergate_domain::base::timestamp::Timestamp;
 use metergate_domain::usage::event::EventFilter;

@@ -137,19 +137,6 @@ fn push_member(sql: &mut QueryBuilder<Postgres>, meter: &Meter) {
     }
 }
 
-/// Restricts a column to some paths.
-pub(crate) fn push_paths(sql: &mut QueryBuilder<Postgres>, column: &str, paths: Option<&[i64]>) {
-    match paths {
-        None => {}
-        Some([path]) => {
-            sql.push(format!(" and {column} = ")).push_bind(*path);
-        }
-        Some(paths) => {
-            sql.push(format!(" and {column} = any(")).push_bind(paths.to_vec()).push(")");
-        }
-    }
-}
-
 /// Of an event `e`: whether its batch has been folded, as one more condition.
 pub(super) const NOT_UNFOLDED: &str =
     " and not exists (select from unfolded u where u.batch_id = e.batch_id)";

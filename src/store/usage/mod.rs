@@ -13,7 +13,7 @@ pub mod fold;
 pub mod measures;
 mod members;
 mod partial_hours;
-mod query;
+pub(super) mod query;
 mod reader;
 pub(super) mod rollup_resolution;
 mod rollups;

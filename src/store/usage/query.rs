@@ -4,7 +4,6 @@ use std::collections::{HashMap, HashSet};
 
 use sqlx::{Postgres, QueryBuilder, Row};
 
-use super::measures::push_paths;
 use crate::store::StoreError;
 use crate::store::scope::Scope;
 use metergate_domain::base::environment::Environment;
@@ -274,6 +273,19 @@ impl Dimensions {
         }
         sql.push(" end");
         Ok(())
+    }
+}
+
+/// Restricts a column to some paths.
+pub(crate) fn push_paths(sql: &mut QueryBuilder<Postgres>, column: &str, paths: Option<&[i64]>) {
+    match paths {
+        None => {}
+        Some([path]) => {
+            sql.push(format!(" and {column} = ")).push_bind(*path);
+        }
+        Some(paths) => {
+            sql.push(format!(" and {column} = any(")).push_bind(paths.to_vec()).push(")");
+        }
     }
 }
 

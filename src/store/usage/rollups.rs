@@ -3,9 +3,9 @@
 
 use sqlx::{Postgres, QueryBuilder};
 
-use super::measures::{MeasureScope, Measures, columns, join_columns, made_of, push_paths, rollup_column};
+use super::measures::{MeasureScope, Measures, columns, join_columns, made_of, rollup_column};
 use super::partial_hours::PartialHours;
-use super::query::{Dimensions, HolderColumns, MeterQuery, PlannedQuery, UnfoldedRange};
+use super::query::{Dimensions, HolderColumns, MeterQuery, PlannedQuery, UnfoldedRange, push_paths};
 use super::rollup_resolution::RollupResolution;
 use crate::store::StoreError;
 use metergate_domain::base::window::Span;

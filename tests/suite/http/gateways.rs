@@ -1,4 +1,4 @@
-//! The gate behind real gateways, with the configuration that `docs/gateways.md` shows. Where a gateway
+//! The gate behind real gateways, with the configuration that `docs/guides/gateways.md` shows. Where a gateway
 //! is not installed, its test says so and ends.
 
 use std::io::Write;
@@ -19,7 +19,7 @@ use tokio::process::{Child, Command};
 use crate::support::service::Process;
 use crate::support::{TestService, cluster};
 
-const PAGE: &str = include_str!("../../../docs/gateways.md");
+const PAGE: &str = include_str!("../../../docs/guides/gateways.md");
 /// How long a gateway may take to listen.
 const START_MAX: Duration = Duration::from_secs(20);
 

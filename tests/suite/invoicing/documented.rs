@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use super::{Books, START};
 use crate::support::TestService;
 
-const PAGE: &str = include_str!("../../../docs/invoices.md");
+const PAGE: &str = include_str!("../../../docs/concepts/invoices.md");
 const SAMPLE: &str = include_str!("../../../config/catalog.yaml");
 
 #[tokio::test]

@@ -4,6 +4,7 @@
 pub(crate) mod cluster;
 pub(crate) mod proxy;
 pub(crate) mod service;
+pub(crate) mod sources;
 pub(crate) mod stripe_fake;
 
 pub(crate) use service::{TestService, at};
