@@ -29,7 +29,7 @@ pub struct ApplicableCap<'a> {
     pub member: &'a PathSubject,
     pub cap: &'a SpendCap,
     prices: &'a CountedPrices,
-    /// The subject whose prices rate the member's usage.
+    /// The subject with the prices that rate the member's usage.
     holder: &'a PathSubject,
     subscription: &'a Subscription,
     assigned: AssignedSince,

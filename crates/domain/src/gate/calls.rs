@@ -131,8 +131,7 @@ impl GateState<'_> {
         GateAnswer { outcome, limits: limits.unwrap_or_default(), at: self.moment.now }
     }
 
-    /// Holds all requested quantities, or nothing. `path` is none for an unknown subject without a default
-    /// plan.
+    /// Holds all requested quantities, or nothing. An unknown subject without a default plan has no `path`.
     pub fn reserve(&mut self, key: Uuid, id: &str, call: &Reserve, path: Option<&Arc<Path>>) -> GateAnswer {
         self.expire(key);
         if let Some(known) = self.reservations.get(&key) {
@@ -198,7 +197,7 @@ impl GateState<'_> {
         match before.release(call, self.moment) {
             Err(refusal) => self.refused(refusal),
             Ok(None) => {
-                // An expired reservation has nothing to release, so its first release is no replay.
+                // An expired reservation has nothing to release, so its first release does not count as a replay.
                 let replayed = before.status == ReservationStatus::Released;
                 self.answer(CallOutcome::Released { reservation: before.clone(), replayed }, &before)
             }

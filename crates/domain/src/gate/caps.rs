@@ -36,8 +36,8 @@ impl<'a> HoldIncrease<'a> {
 }
 
 impl GateState<'_> {
-    /// Returns the part of the grants that fits the caps of a path. If there is none, returns the caps that
-    /// deny.
+    /// Returns the part of the grants that fits the caps of a path. If even the smallest grants do not fit,
+    /// returns the caps that deny.
     pub(super) fn within_caps<'k>(
         &self,
         asks: &'k [HoldRequest],

@@ -115,7 +115,7 @@ fn event_definition(price: &Price, definition: Uuid) -> Option<Uuid> {
     Some(Digest::default().text("each").bytes(definition.as_bytes()).bytes(&text).finish())
 }
 
-/// Returns the definitions of a plan's prices and caps, whose times are recorded.
+/// Returns the definitions of a plan's prices and caps. The catalog stores the time of each definition.
 pub fn definitions(prices: &[Price], caps: &[SpendCap]) -> BTreeSet<Uuid> {
     let mut found: BTreeSet<Uuid> = caps.iter().map(SpendCap::definition).collect();
     for book in PriceBook::of_each_currency(prices) {

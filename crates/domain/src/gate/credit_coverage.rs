@@ -309,8 +309,8 @@ fn shares(
     shares
 }
 
-/// Returns the denial by several limits. Only limits that credits cannot extend are reported if there are
-/// any, since credits would not help.
+/// Returns the denial by several limits. Its reason is `LimitReached` if a limit without credits is among
+/// them, since credits would not help there.
 pub(super) fn denial(denied: Vec<(Reason, Denier)>) -> Option<Denial> {
     let (reasons, denied_by): (Vec<Reason>, Vec<Denier>) = denied.into_iter().unzip();
     let is_limit = reasons.contains(&Reason::LimitReached);

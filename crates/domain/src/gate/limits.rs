@@ -26,7 +26,7 @@ impl<'a> GateState<'a> {
         }
     }
 
-    /// Returns the granted quantity of a gauge, whose new value must fit.
+    /// Returns the granted quantity of a gauge. Its new value must fit.
     fn fit_gauge(
         &self,
         ask: &HoldRequest,
