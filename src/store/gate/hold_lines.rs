@@ -58,7 +58,7 @@ pub async fn expired(
     let line = |row: LineRow| {
         let LineRow { expires_at, reservation, quantity, covered, .. } = row;
         let counter = keys.get(&row.counter_id).copied();
-        let counter = counter.ok_or_else(|| StoreError::internal("a hold line without counter".to_owned()))?;
+        let counter = counter.ok_or_else(|| StoreError::internal("hold line without counter".to_owned()))?;
         let on_expiry = on_expiry_of(row.on_expiry);
         Ok((HoldLineKey { counter, expires_at, reservation }, HoldLine { quantity, covered, on_expiry }))
     };

@@ -334,7 +334,7 @@ impl World {
         held.flat_map(|of| of.holds.iter().filter_map(move |hold| line(of, hold))).collect()
     }
 
-    /// Makes the counters that are missing, and drops those whose limit is not assigned any more.
+    /// Creates missing counters, and drops the counters of limits that are no longer assigned.
     fn load(&mut self) {
         let facts = self.facts();
         let stays = |key: &CounterKey, was: &CounterPeriod| {
@@ -373,7 +373,7 @@ impl World {
         book
     }
 
-    /// With what a book came to written down.
+    /// Returns the world after the changes of a state are committed.
     fn after(&self, book: &GateState<'_>) -> Self {
         let mut next = self.clone();
         for (key, counter) in &book.counters {
@@ -411,13 +411,13 @@ impl World {
         assert_eq!(ids.len(), self.events.len(), "{row}");
     }
 
-    /// What a call comes to, in words.
+    /// Makes a call and returns its outcome as text.
     fn call(&self, book: &mut GateState<'_>, words: &[&str]) -> String {
-        let [verb, words @ ..] = words else { panic!("no call") };
+        let [verb, words @ ..] = words else { panic!("a row without a call") };
         if *verb == "check" {
             return self.check(book, words);
         }
-        let [id, words @ ..] = words else { panic!("{verb} what") };
+        let [id, words @ ..] = words else { panic!("{verb} without an id") };
         let key = Digest::default().text(id).finish();
         let answer = match *verb {
             "reserve" => {
@@ -472,7 +472,7 @@ impl World {
         }
         assert!(
             answer.limits.is_sorted_by_key(|state| path_id(state.subject.as_str())),
-            "the nearest subject first"
+            "limit states must begin with the nearest subject"
         );
         let committed = |of: &Reservation| joined(of.holds.iter().map(|hold| &hold.committed));
         let status = |of: &Reservation| match of.status(book.moment.now) {
@@ -515,7 +515,7 @@ impl World {
             }
             CallOutcome::Denied(denial) => {
                 for denier in &denial.denied_by {
-                    let Denier::Limit(denier) = denier else { panic!("no plan of these has caps") };
+                    let Denier::Limit(denier) = denier else { panic!("these plans have no caps") };
                     let asked = Total::from(denier.requested);
                     assert!(denier.used + denier.held + asked > denier.quota.unwrap().into(), "{denier:?}");
                     let name =
@@ -531,7 +531,7 @@ impl World {
         if is_replayed { format!("replayed {said}") } else { said }
     }
 
-    /// What was just held passes no quota.
+    /// Asserts that a new hold passes no quota.
     fn assert_hard_rule(&self, made: &Reservation, answer: &GateAnswer) {
         let path = self.path(SUBJECTS.iter().find(|subject| path_id(subject) == made.path_id).unwrap());
         for found in self.terms.of_path(&path).filter(|found| found.terms.is_hard()) {
@@ -545,7 +545,8 @@ impl World {
         }
     }
 
-    /// Used and held of `user.tokens`, now or in the period around `user.tokens@time`.
+    /// Returns `used+held` of a limit such as `user.tokens`, now or in the period around
+    /// `user.tokens@time`.
     fn level(&self, book: &GateState<'_>, name: &str) -> String {
         let (name, at) = name.split_once('@').map_or((name, self.clock()), |(name, at)| (name, time(at)));
         let (subject, key) = name.split_once('.').unwrap();
@@ -588,7 +589,7 @@ struct Row<'a> {
     text: &'a str,
     time: &'a str,
     words: Vec<&'a str>,
-    /// None of what is given.
+    /// The expected outcome; none for a given fact.
     outcome: Option<&'a str>,
     levels: Vec<(&'a str, &'a str)>,
 }
@@ -608,7 +609,7 @@ impl<'a> Row<'a> {
     }
 }
 
-/// What it comes to in the end.
+/// Plays a table in all four ways and returns the final world.
 fn play(table: &str) -> World {
     let [world, ..] =
         [(false, false), (false, true), (true, false), (true, true)].map(|(together, swept)| {
