@@ -352,7 +352,7 @@ pub(crate) struct Additions<'a> {
 }
 
 impl<'a> Additions<'a> {
-    /// Adds an event, or its void, to the counters of all subjects on its path. A meter takes the event.
+    /// Adds an event as counted by one meter, or its void, to the counters of all subjects on its path.
     pub(crate) fn add(&mut self, terms: &'a CatalogIndex, used: &Tracked<'a>, sign: Sign) {
         let Tracked { path, stored, properties, quantity, at, .. } = *used;
         if !stored.meter.aggregation.is_reservable() {

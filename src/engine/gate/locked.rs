@@ -277,8 +277,8 @@ async fn refuse_twins(
     Ok(())
 }
 
-/// Records the events of commits, each bound to its meter. Interrupts the attempt if other events have
-/// taken ids of them.
+/// Records the events of commits, each bound to its meter. Interrupts the attempt if some of their ids are
+/// taken.
 async fn record_events(
     transaction: &mut BatchTransaction<'_>,
     state: &GateState<'_>,

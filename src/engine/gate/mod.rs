@@ -183,7 +183,7 @@ impl BatchProcessor for GateProcessor {
 
     fn weigh(call: &Call) -> Weight {
         let bytes = match call {
-            // The properties, stored as maps, take most of it.
+            // Properties, stored as maps, take most of these bytes.
             Call::Reserve { request, .. } => 1_024 * (1 + request.asks.len()),
             Call::Commit { request, .. } => 1_024 * (1 + request.values.len()),
             Call::Release { .. } | Call::Extend { .. } | Call::Sweep => 1_024,
@@ -378,7 +378,7 @@ impl Engine {
                 return Ok(snapshot);
             }
             drop(snapshot);
-            // If another process is recording some of them, the sweep waits for it.
+            // If another process is recording these charges, the sweep waits for it.
             self.sweep(environment).await?;
         }
     }

@@ -1,4 +1,4 @@
-//! Work that must be committed before a batch can be.
+//! Work that must be committed before a batch can be committed.
 
 use sqlx::PgConnection;
 use uuid::Uuid;

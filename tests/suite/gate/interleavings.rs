@@ -460,7 +460,7 @@ async fn subscriptions_at_the_limits_of_time_cause_no_server_error() {
 }
 
 #[tokio::test]
-async fn a_period_that_ends_within_a_second_counts_each_event_once() {
+async fn periods_ending_within_a_second_count_each_event_once() {
     let service = single().await;
     let mut billed = catalog();
     billed["plans"][1]["limits"][0]["period"] = json!("billing");

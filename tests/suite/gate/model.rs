@@ -540,7 +540,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 24, max_shrink_iters: 200, ..ProptestConfig::default() })]
 
     #[test]
-    fn the_gate_answers_as_its_model(has_default in prop::bool::weighted(0.8), steps in prop::collection::vec(step(), 60..140)) {
+    fn gate_answers_match_the_model(has_default in prop::bool::weighted(0.8), steps in prop::collection::vec(step(), 60..140)) {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
         runtime.block_on(play(has_default, &steps))?;
     }

@@ -288,7 +288,7 @@ struct PriceSource<'a> {
 }
 
 impl CatalogIndex {
-    /// Returns all counters' sources for a use: applicable limits, and priced usage of applicable caps.
+    /// Returns the counter sources of a use: applicable limits, and priced usage of applicable caps.
     pub fn counter_sources<'a>(
         &'a self,
         path: &'a Path,

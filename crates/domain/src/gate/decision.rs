@@ -45,7 +45,7 @@ pub struct LimitState {
     pub subject: SubjectId,
     pub key: ItemKey,
     pub meter: MeterKey,
-    /// The quota, or none for an unlimited use.
+    /// The quota, or none for an unlimited limit.
     pub quota: Option<Quantity>,
     pub used: Total,
     pub held: Total,
