@@ -197,7 +197,8 @@ impl GateState<'_> {
         match before.release(call, self.moment) {
             Err(refusal) => self.refused(refusal),
             Ok(None) => {
-                // An expired reservation has nothing to release, so its first release does not count as a replay.
+                // An expired reservation has nothing to release, so its first release does not count as a
+                // replay.
                 let replayed = before.status == ReservationStatus::Released;
                 self.answer(CallOutcome::Released { reservation: before.clone(), replayed }, &before)
             }
