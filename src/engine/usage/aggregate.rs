@@ -1,4 +1,4 @@
-//! Answering questions about usage, each from one snapshot.
+//! Answers usage queries, each from one snapshot.
 
 use super::reader::answer;
 use crate::engine::{Engine, EngineError};
