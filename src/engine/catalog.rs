@@ -84,7 +84,7 @@ impl Engine {
     }
 }
 
-/// Returns the violations for removed meters that have events or holds.
+/// Returns the keys of removed meters that have events or holds.
 async fn recorded_meters(
     connection: &mut sqlx::PgConnection,
     environment: Environment,
@@ -105,7 +105,7 @@ async fn recorded_meters(
     Ok(recorded)
 }
 
-/// Returns the violations for removed plans that have subscribers.
+/// Returns the keys of removed plans that have subscribers.
 async fn plans_in_use(
     connection: &mut sqlx::PgConnection,
     environment: Environment,
@@ -123,7 +123,7 @@ async fn plans_in_use(
         .collect())
 }
 
-/// Returns the violations for removed units that have open grants.
+/// Returns the removed units that have open grants.
 async fn granted_units(
     connection: &mut sqlx::PgConnection,
     environment: Environment,

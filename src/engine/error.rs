@@ -65,7 +65,7 @@ impl EngineError {
         Self::Unavailable {
             code: "unavailable",
             detail: Cow::Borrowed(
-                "the database cannot be reached; send the request again in a second",
+                "the database cannot answer at the moment; send the request again in a second",
             ),
             why: why.into(),
         }
