@@ -159,7 +159,9 @@ impl MeterRow {
 /// Converts a violation in a stored document into an error of the store.
 fn stored<T>(read: metergate_domain::base::fields::Parsed<T>) -> Result<T, StoreError> {
     read.map_err(|violations| {
-        StoreError::Refused(sqlx::Error::Decode(format!("a stored catalog is not valid: {violations:?}").into()))
+        StoreError::Refused(sqlx::Error::Decode(
+            format!("a stored catalog is not valid: {violations:?}").into(),
+        ))
     })
 }
 

@@ -38,7 +38,8 @@ impl<'r> Decode<'r, Postgres> for Timestamp {
             return Err("timestamps must be in binary format".into());
         }
         let micros = <i64 as Decode<Postgres>>::decode(value)?;
-        let micros = micros.checked_add(POSTGRES_EPOCH_MICROS).ok_or("a timestamp from the database is infinite")?;
+        let micros =
+            micros.checked_add(POSTGRES_EPOCH_MICROS).ok_or("a timestamp from the database is infinite")?;
         Self::from_micros(micros).ok_or_else(|| "a timestamp from the database is out of range".into())
     }
 }
@@ -99,7 +100,8 @@ impl<'r> Decode<'r, Postgres> for Quantity {
 impl FromRow<'_, PgRow> for Unit {
     fn from_row(row: &PgRow) -> sqlx::Result<Self> {
         let (kind, key): (String, String) = (row.try_get("unit")?, row.try_get("unit_key")?);
-        let unreadable = || sqlx::Error::Decode(format!("a stored credit unit is not valid: {kind} {key}").into());
+        let unreadable =
+            || sqlx::Error::Decode(format!("a stored credit unit is not valid: {kind} {key}").into());
         Self::from_kept(&kind, &key).ok_or_else(unreadable)
     }
 }
@@ -108,7 +110,10 @@ impl TryFrom<i16> for Environment {
     type Error = &'static str;
 
     fn try_from(code: i16) -> Result<Self, &'static str> {
-        Self::ALL.into_iter().find(|environment| environment.code() == code).ok_or("a stored environment is unknown")
+        Self::ALL
+            .into_iter()
+            .find(|environment| environment.code() == code)
+            .ok_or("a stored environment is unknown")
     }
 }
 
@@ -178,7 +183,9 @@ fn decode_nanos(bytes: &[u8]) -> Result<i128, BoxDynError> {
             return Err("a numeric from the database has more than nine decimal places".into());
         };
         let part = 10_000_i128.checked_pow(power).and_then(|unit| unit.checked_mul(digit));
-        magnitude = part.and_then(|part| magnitude.checked_add(part)).ok_or("a numeric from the database is out of range")?;
+        magnitude = part
+            .and_then(|part| magnitude.checked_add(part))
+            .ok_or("a numeric from the database is out of range")?;
     }
     let nanos = magnitude / 1_000;
     Ok(if negative { -nanos } else { nanos })

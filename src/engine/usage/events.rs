@@ -288,7 +288,7 @@ impl Engine {
         let row = store::usage::voids::find(&mut transaction, environment, key).await?;
         transaction.commit().await?;
         fresh.remember(&cache);
-        let row = row.ok_or_else(|| EngineError::Internal("a void was not found after its insertion".to_owned()))?;
+        let row = row.ok_or_else(|| EngineError::Internal("a new void is missing".to_owned()))?;
         Ok(Some((Void { reason: row.reason, voided_at: row.voided_at }, !made)))
     }
 }

@@ -76,7 +76,7 @@ impl Engine {
         Ok(Folded { events: claimed.event_count, is_full })
     }
 
-    /// Rebuilds some hours of the oldest gap. Returns false if there is none or another replica
+    /// Rebuilds some hours of the oldest gap. Returns false without a gap, or if another replica
     /// folds.
     pub async fn build_some(&self, environment: Environment) -> Result<bool, EngineError> {
         let mut transaction = self.database().pool().begin().await?;

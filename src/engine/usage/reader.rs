@@ -29,7 +29,7 @@ pub(crate) async fn answer(
     Ok(rows(query, stored.meter.aggregation, &bounds, found)?)
 }
 
-/// Returns the value of a query without windows and groups; zero if there is no usage.
+/// Returns the value of a query without windows and groups, or zero without usage.
 pub(crate) async fn value(
     snapshot: &mut PgConnection,
     environment: Environment,

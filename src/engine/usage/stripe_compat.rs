@@ -218,8 +218,7 @@ async fn payer(
     store::subjects::subject::insert_missing(connection, environment, &[payer.to_string()]).await?;
     let row = existing(connection, environment, &payer).await?;
     if row.stripe_customer_id.is_some() {
-        let detail =
-            "must name a customer with a mapped subject; set `stripe_customer_id` of the subject";
+        let detail = "must name a customer with a mapped subject; set `stripe_customer_id` of the subject";
         let violation = Violation::new("customer_unmapped", detail);
         return Err(EngineError::invalid(violation.under("payload")));
     }

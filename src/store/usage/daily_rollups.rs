@@ -33,7 +33,7 @@ pub struct IncompleteDays {
     pub until: Option<Timestamp>,
 }
 
-/// Returns a meter with rollups that lacks daily rollups before a time.
+/// Returns a meter that has rollups but lacks daily ones before a time.
 pub async fn next_incomplete(
     connection: &mut PgConnection,
     environment: Environment,
@@ -53,8 +53,8 @@ pub async fn next_incomplete(
         .transpose()
 }
 
-/// Builds the next daily rollup of a meter. Days without hourly rollups are skipped, and `over` is
-/// the end of the days to build.
+/// Builds the next daily rollup of a meter, among the days before `over`. Skips days without hourly
+/// rollups.
 pub async fn rebuild_next_days(
     connection: &mut PgConnection,
     environment: Environment,

@@ -185,7 +185,9 @@ impl<'a> PartialHourSpan<'a> {
 
     fn column_of(&self, meter: &Meter) -> Result<usize, StoreError> {
         let place = self.meters.iter().position(|known| is_alike(known, meter));
-        place.ok_or_else(|| StoreError::internal(format!("the relation has no column for the meter `{}`", meter.key)))
+        place.ok_or_else(|| {
+            StoreError::internal(format!("the relation has no column for the meter `{}`", meter.key))
+        })
     }
 
     fn column_of_text(&self, text: &Text) -> Result<usize, StoreError> {

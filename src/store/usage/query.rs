@@ -236,7 +236,9 @@ impl Dimensions {
     /// error, because another in its place would lead to a wrong price.
     pub(super) fn place(&self, name: &str) -> Result<usize, StoreError> {
         let place = self.0.iter().position(|known| known == name).map(|place| place + 1);
-        place.ok_or_else(|| StoreError::internal(format!("the dimension `{name}` is missing; the relation has {:?}", self.0)))
+        place.ok_or_else(|| {
+            StoreError::internal(format!("the dimension `{name}` is missing; the relation has {:?}", self.0))
+        })
     }
 
     /// Writes the conditions of a filter on its dimensions, each after ` and `.

@@ -240,10 +240,14 @@ impl Engine {
             let met = uses.into_iter().zip(&recorded.outcomes);
             let met = met.filter(|(_, outcome)| !matches!(outcome, EventOutcome::Rejected(_)));
             let met = met.map(|(event, _)| event).collect();
-            // the events are recorded, so a failed look-up of their limits is no error of the call
+            // the events are already recorded, so the call succeeds even if the look-up of limits
+            // fails
             let told = tokio::time::timeout(LIMITS_MAX, self.limits_met(environment, met)).await;
             recorded.limits = told.ok().and_then(|told| {
-                told.inspect_err(|why| tracing::warn!(%why, "the limits of a recorded event could not be read")).ok()
+                told.inspect_err(
+                    |why| tracing::warn!(%why, "the limits of a recorded event could not be read"),
+                )
+                .ok()
             });
         }
         Ok(recorded)
