@@ -37,6 +37,8 @@ pub struct CatalogView {
 }
 
 impl Engine {
+    /// Applies a catalog, or computes the changes of a dry run. Refuses to remove used meters, plans
+    /// and units.
     pub async fn apply_catalog(
         &self,
         environment: Environment,
@@ -77,6 +79,7 @@ impl Engine {
         .await
     }
 
+    /// Returns the catalog in force.
     pub async fn catalog(&self, environment: Environment) -> Result<CatalogView, EngineError> {
         let mut connection = self.database().pool().acquire().await?;
         let (catalog, version) = store::catalog::current(&mut connection, environment).await?;

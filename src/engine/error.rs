@@ -6,6 +6,7 @@ use std::borrow::Cow;
 use crate::store::StoreError;
 use metergate_domain::base::fields::{Violation, Violations};
 
+/// An error of a use case.
 #[derive(Debug, thiserror::Error)]
 pub enum EngineError {
     /// A request of unproven origin, refused before it is parsed.

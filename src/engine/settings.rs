@@ -6,6 +6,7 @@ use super::access::tokens::TokenSettings;
 use crate::providers::stripe::StripeSettings;
 use metergate_domain::base::environment::Environment;
 
+/// The settings of the engine, equal for both environments.
 #[derive(Debug, Clone)]
 pub struct EngineSettings {
     /// The greatest age of an event.

@@ -48,6 +48,7 @@ pub async fn find_active(pool: &PgPool, id: &str) -> Result<Option<(ApiKey, Vec<
     row.map(|row| Ok((ApiKey::from_row(&row)?, row.try_get("digest")?))).transpose()
 }
 
+/// Returns all keys, including revoked ones.
 pub async fn list(pool: &PgPool) -> Result<Vec<ApiKey>, StoreError> {
     Ok(sqlx::query_as("select * from api_keys order by created_at, id").fetch_all(pool).await?)
 }

@@ -126,6 +126,7 @@ pub async fn meters(
     rows.into_iter().map(MeterRow::read).collect()
 }
 
+/// Returns a meter of the environment by key.
 pub async fn meter(
     connection: &mut PgConnection,
     environment: Environment,

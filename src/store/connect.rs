@@ -59,6 +59,7 @@ impl Database {
         Ok(Self { pool, writer })
     }
 
+    /// Returns the pool for single statements and short transactions.
     pub fn pool(&self) -> &PgPool {
         &self.pool
     }

@@ -21,6 +21,7 @@ use metergate_domain::pricing::currency::Currency;
 /// The first half of the advisory lock's key. The second half is the environment.
 const LOCK: i32 = 0x4d47_0009;
 
+/// A stored invoice.
 #[derive(Debug, Clone)]
 pub struct InvoiceRow {
     pub id: Uuid,
@@ -47,6 +48,7 @@ pub struct Numbered {
     pub finalized_at: Timestamp,
 }
 
+/// The biller's invoice for a period; the total is in the currency's minor unit.
 #[derive(Debug, Clone, FromRow)]
 pub struct ProviderInvoice {
     #[sqlx(rename = "provider_id")]
@@ -392,6 +394,7 @@ pub async fn try_lock(connection: &mut PgConnection, environment: Environment) -
     Ok(locked)
 }
 
+/// Releases the lock of [`try_lock`].
 pub async fn unlock(connection: &mut PgConnection, environment: Environment) -> Result<(), StoreError> {
     sqlx::query("select pg_advisory_unlock($1, $2)")
         .bind(LOCK)

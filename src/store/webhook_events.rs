@@ -112,6 +112,7 @@ pub async fn claim(
     Ok(claimed)
 }
 
+/// Returns the payload of an event.
 pub async fn payload(connection: &mut PgConnection, seq: i64) -> Result<Option<Box<RawValue>>, StoreError> {
     let found = sqlx::query_scalar("select payload from webhook_events where seq = $1")
         .bind(seq)

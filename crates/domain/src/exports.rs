@@ -17,6 +17,7 @@ const DRAFTS_MAX: usize = 100;
 /// The greatest age of a timestamp that the biller accepts: 35 days, less a day for delays.
 pub const EXPORT_AGE_MAX: Duration = Duration::from_hours(34 * 24);
 
+/// The delivery status of an export.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ExportStatus {
@@ -346,7 +347,7 @@ mod tests {
     }
 
     #[test]
-    fn backoff_grows_and_ends() {
+    fn backoff_doubles_up_to_fifteen_minutes() {
         assert_eq!(backoff(0, 1.0), Duration::from_secs(1));
         assert_eq!(backoff(3, 0.0), Duration::from_secs(4));
         assert_eq!(backoff(60, 1.0), Duration::from_mins(15));

@@ -4,6 +4,7 @@ use serde::Serialize;
 
 use crate::base::timestamp::Timestamp;
 
+/// The processing status of a webhook event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum WebhookStatus {

@@ -43,6 +43,7 @@ pub struct EventView {
     pub voided: Option<Void>,
 }
 
+/// The reason and time of a void.
 #[derive(Debug, Clone, Serialize)]
 pub struct Void {
     pub reason: Option<String>,

@@ -51,6 +51,7 @@ pub struct Unranked {
     pub subjects: Vec<UnrankedSubject>,
 }
 
+/// A subject without a rank, with its plan and the currency of its prices.
 #[derive(Debug, Serialize)]
 pub struct UnrankedSubject {
     pub subject: String,
@@ -74,6 +75,7 @@ impl Unranked {
     }
 }
 
+/// A subject with its rank and value.
 #[derive(Debug, Serialize)]
 pub struct Ranked {
     /// The rank, counted from 1.
@@ -83,6 +85,7 @@ pub struct Ranked {
     pub what: RankValue,
 }
 
+/// The value by which a subject is ranked.
 #[derive(Debug, Serialize)]
 #[serde(untagged)]
 pub enum RankValue {
@@ -111,6 +114,7 @@ pub enum RankValue {
 }
 
 impl Engine {
+    /// Returns a page of a ranking, from one snapshot.
     pub async fn ranking(
         &self,
         environment: Environment,

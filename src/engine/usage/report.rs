@@ -52,6 +52,7 @@ pub struct Report {
     pub forecast: ForecastView,
 }
 
+/// The plan of a report.
 #[derive(Debug, Serialize)]
 pub struct PlanView {
     pub key: PlanKey,
@@ -80,6 +81,7 @@ pub struct LimitUsage {
     pub resets_at: Option<Timestamp>,
 }
 
+/// The usage of a meter in the period.
 #[derive(Debug, Serialize)]
 pub struct MeterUsage {
     pub meter: MeterKey,
@@ -100,12 +102,14 @@ pub struct DayView {
     pub cost: Option<MinorUnits>,
 }
 
+/// The usage of a meter on one day.
 #[derive(Debug, Serialize)]
 pub struct MeterValue {
     pub meter: MeterKey,
     pub value: Option<Total>,
 }
 
+/// The expected values at the end of the period.
 #[derive(Debug, Serialize)]
 pub struct ForecastView {
     /// The meters with values that add up over time.
@@ -114,6 +118,7 @@ pub struct ForecastView {
     pub cost: Option<CostForecast>,
 }
 
+/// The expected value of a meter, and the method that computed it.
 #[derive(Debug, Serialize)]
 pub struct MeterForecast {
     pub meter: MeterKey,
@@ -121,6 +126,7 @@ pub struct MeterForecast {
     pub method: Method,
 }
 
+/// The expected cost, and the method that computed it.
 #[derive(Debug, Serialize)]
 pub struct CostForecast {
     pub currency: Currency,

@@ -11,6 +11,7 @@ use metergate_domain::base::names::EventName;
 use metergate_domain::base::timestamp::Timestamp;
 use metergate_domain::usage::event::EventFilter;
 
+/// A stored event.
 #[derive(Debug, Clone, sqlx::FromRow)]
 pub struct EventRow {
     pub key: Uuid,

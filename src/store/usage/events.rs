@@ -53,6 +53,7 @@ pub async fn insert_keys(
     Ok(done.rows_affected())
 }
 
+/// Returns the stored rows of some keys.
 pub async fn find_keys(
     connection: &mut PgConnection,
     environment: Environment,

@@ -15,6 +15,7 @@ use metergate_domain::catalog::meter::{Aggregation, Filter, StoredMeter};
 /// The differences that are described. All differences are counted.
 const SHOWN: i64 = 20;
 
+/// The number of differences, and descriptions of some of them.
 #[derive(Debug, Default)]
 pub struct Differences {
     pub count: i64,
@@ -22,6 +23,7 @@ pub struct Differences {
 }
 
 impl Differences {
+    /// Adds a number of differences with their description.
     pub fn note(&mut self, count: i64, shown: String) {
         self.count += count;
         self.shown.push(shown);

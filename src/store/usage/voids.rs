@@ -7,12 +7,14 @@ use crate::store::StoreError;
 use metergate_domain::base::environment::Environment;
 use metergate_domain::base::timestamp::{MICROS_PER_HOUR, Timestamp};
 
+/// A stored void.
 #[derive(Debug, Clone, sqlx::FromRow)]
 pub struct VoidRow {
     pub reason: Option<String>,
     pub voided_at: Timestamp,
 }
 
+/// Returns the void of an event, if it is voided.
 pub async fn find(
     connection: &mut PgConnection,
     environment: Environment,

@@ -6,6 +6,7 @@ use uuid::Uuid;
 
 use super::quantity::Quantity;
 
+/// A builder of a fingerprint from the parts of a statement, in a fixed order.
 #[derive(Debug, Default)]
 pub struct Digest(blake3::Hasher);
 
@@ -29,6 +30,7 @@ impl Digest {
         self.bytes(&number.to_le_bytes())
     }
 
+    /// Adds a JSON object. Its names are sorted, and equal numbers count as equal in any spelling.
     pub fn map(&mut self, map: &Map<String, Value>) -> &mut Self {
         self.bytes(b"{").number(map.len() as u64);
         // the map is sorted by name

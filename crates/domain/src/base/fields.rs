@@ -29,6 +29,7 @@ pub struct Violations(Vec<Violation>);
 pub type Parsed<T> = Result<T, Violations>;
 
 impl Violation {
+    /// Creates a violation that points at the value itself.
     pub fn new(code: &'static str, detail: impl Into<String>) -> Self {
         Self { pointer: String::new(), code, detail: detail.into() }
     }
@@ -139,6 +140,7 @@ pub struct Parser<S> {
 pub type ObjectParser = Parser<Map<String, Value>>;
 
 impl<S: NamedValues> Parser<S> {
+    /// Creates a parser of some named values.
     pub fn over(rest: S) -> Self {
         Self { rest, violations: Vec::new() }
     }
@@ -258,6 +260,7 @@ parsed_values!(a: A, b: B, c: C, d: D);
 parsed_values!(a: A, b: B, c: C, d: D, e: E);
 
 impl ObjectParser {
+    /// Creates a parser of a JSON object, and refuses other values.
     pub fn new(value: Value) -> Parsed<Self> {
         Ok(Self::over(object(value)?))
     }
@@ -323,6 +326,7 @@ pub fn object(value: Value) -> Parsed<Map<String, Value>> {
     }
 }
 
+/// Parses every element of an array with at most `max` elements.
 pub fn items<T>(value: Value, max: usize, read: impl Fn(Value) -> Parsed<T>) -> Parsed<Vec<T>> {
     let Value::Array(values) = value else { return wrong_type("an array", &value) };
     if values.len() > max {

@@ -62,6 +62,7 @@ macro_rules! name {
         pub struct $name(String);
 
         impl $name {
+            /// Checks and wraps a name.
             pub fn parse(text: impl Into<String>) -> Result<Self, BadName> {
                 let text = text.into();
                 $check(&text)?;
@@ -138,6 +139,7 @@ name!(
 pub struct EventSource(String);
 
 impl EventSource {
+    /// Checks and wraps a source. An empty text is allowed.
     pub fn parse(text: impl Into<String>) -> Result<Self, BadName> {
         let text = text.into();
         if !text.is_empty() {

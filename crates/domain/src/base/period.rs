@@ -11,6 +11,7 @@ use serde::Serialize;
 use super::timestamp::{MICROS_PER_SECOND, Timestamp};
 use super::window::{Span, Window, Zone, calendar_year};
 
+/// The length of a limit's period.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Period {
@@ -38,6 +39,7 @@ impl Period {
     ];
 }
 
+/// The start of periods: the calendar of a time zone, or the anchor of the subscription.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Anchor {
@@ -56,6 +58,7 @@ pub const ALWAYS: Span = Span { from: Timestamp::MIN, to: Timestamp::MAX };
 const SECONDS_PER_DAY: i64 = 86_400;
 
 impl Period {
+    /// Returns the period around an instant.
     pub fn around(self, at: Timestamp, anchor: Anchor, zone: &Zone, cycle: &Cycle) -> Span {
         match (self, anchor) {
             (Self::Lifetime, _) => ALWAYS,
@@ -219,7 +222,7 @@ mod tests {
     }
 
     #[test]
-    fn calendar_periods_are_those_of_the_zone() {
+    fn calendar_periods_follow_the_time_zone() {
         let cycle = Cycle { anchor: at("2026-01-31"), billing: None };
         let berlin = Zone::parse("Europe/Berlin").unwrap();
         let around = |period: Period, when| shown(period.around(at(when), Anchor::Calendar, &berlin, &cycle));

@@ -34,9 +34,11 @@ pub enum NotAQuantity {
 }
 
 impl Quantity {
+    /// One unit.
     pub const ONE: Self = Self(NANOS);
     /// The smallest quantity above zero.
     pub const SMALLEST: Self = Self(1);
+    /// The greatest quantity: 19 integer and 9 fractional digits, all of them 9.
     pub const MAX: Self = Self(LIMIT - 1);
 
     /// Parses a decimal string: an optional minus, digits, optionally a point and digits.

@@ -55,6 +55,7 @@ impl Default for Zone {
 }
 
 impl Zone {
+    /// Parses an IANA time zone name.
     pub fn parse(name: &str) -> Parsed<Self> {
         match TimeZone::get(name) {
             Ok(zone) if zone.iana_name().is_some() => Ok(Self(zone)),
@@ -82,6 +83,7 @@ impl Serialize for Zone {
     }
 }
 
+/// The length of the windows of a usage query.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Window {

@@ -15,6 +15,7 @@ use crate::base::timestamp::Timestamp;
 pub struct Properties(Map<String, Value>);
 
 impl Properties {
+    /// Parses properties from a JSON object.
     pub fn read(value: Value) -> Parsed<Self> {
         let map = fields::object(value)?;
         fields::no_nul(&map)?;
@@ -98,6 +99,7 @@ pub struct EventFilter {
 }
 
 impl Event {
+    /// Parses an event in Metergate's own JSON form.
     pub fn read(value: Value) -> Parsed<Self> {
         let mut fields = ObjectParser::new(value)?;
         let id = fields.optional("id", |v| Ok(EventId::parse(fields::text(v)?)?));

@@ -143,6 +143,7 @@ pub struct Aggregate {
 }
 
 impl Aggregate {
+    /// Returns the value of an aggregation. Without events, some aggregations have the value zero.
     pub fn value(&self, aggregation: Aggregation) -> Option<Total> {
         let found = match aggregation {
             Aggregation::Sum | Aggregation::Count => self.sum,

@@ -55,6 +55,7 @@ pub struct Adjustment {
 }
 
 impl MeterEvent {
+    /// Parses the form of a meter event.
     pub fn read(form: Value) -> Parsed<Self> {
         let mut fields = ObjectParser::new(form)?;
         let event_name = fields.required("event_name", name);
@@ -83,6 +84,7 @@ impl MeterEvent {
         digest.text(&self.event_name).map(&self.payload).finish()
     }
 
+    /// Interprets the payload with the catalog's meter of the event name.
     pub fn meaning(&self, terms: &CatalogIndex) -> Parsed<ParsedMeterEvent> {
         let meter = meter(terms, &self.event_name)?;
         let event_name = meter.event_name.clone();
@@ -127,6 +129,7 @@ impl MeterEvent {
 }
 
 impl Adjustment {
+    /// Parses the form of an adjustment.
     pub fn read(form: Value) -> Parsed<Self> {
         let mut fields = ObjectParser::new(form)?;
         let event_name = fields.required("event_name", name);

@@ -52,6 +52,7 @@ pub struct RecordResult {
     pub times: Option<Times>,
 }
 
+/// The times of a recorded event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Times {
     /// The time of the event as first recorded.

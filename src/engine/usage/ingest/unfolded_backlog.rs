@@ -25,6 +25,7 @@ impl UnfoldedBacklogs {
     }
 }
 
+/// An estimate of the unfolded events of one environment.
 #[derive(Debug, Default)]
 pub struct UnfoldedBacklog {
     events: AtomicI64,
