@@ -1,5 +1,6 @@
-//! Caches of an environment's catalog, subject tree and subscriptions, one per version of its configuration. A
-//! cache is valid while the caller holds the configuration lock shared and the version is the same.
+//! Caches of an environment's catalog, subject tree and subscriptions, one per version of its
+//! configuration. A cache is valid while the caller holds the configuration lock shared and the
+//! version is the same.
 
 use std::collections::HashMap;
 use std::sync::{Arc, PoisonError, RwLock};

@@ -1,5 +1,5 @@
-//! Monthly partitions of the events, created before they are needed. Attaching one does not block recording or
-//! reading.
+//! Monthly partitions of the events, created before they are needed. Attaching one does not block
+//! recording or reading.
 
 use sqlx::{Connection, PgConnection};
 

@@ -51,7 +51,7 @@ async fn sums_by_window_and_subject() {
 }
 
 #[tokio::test]
-async fn decimals_are_exact_and_events_without_the_property_do_not_count() {
+async fn decimals_are_exact_and_only_count_includes_events_without_the_property() {
     let meters: Vec<Value> = ["sum", "count", "avg", "min", "max"]
         .map(|aggregation| {
             json!({"key": aggregation, "event_name": "e", "aggregation": aggregation, "value_property": "n"})
