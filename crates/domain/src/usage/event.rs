@@ -191,7 +191,7 @@ fn canonical_uuid_v7(id: &str) -> Option<Uuid> {
     (uuid.get_version_num() == 7 && uuid.get_variant() == Variant::RFC4122).then_some(uuid)
 }
 
-/// Checks that an event's time can be recorded now.
+/// Returns the violation of an event's time that cannot be recorded now.
 pub fn validate_time(
     timestamp: Timestamp,
     now: Timestamp,
