@@ -1,4 +1,4 @@
-//! Applying a catalog, all or nothing, and showing the one in force.
+//! Applies a catalog completely or not at all, and shows the current one.
 
 use std::collections::HashSet;
 
@@ -19,11 +19,11 @@ use metergate_domain::credits;
 use metergate_domain::credits::unit::Unit;
 use metergate_domain::gate::counted_prices;
 
-/// What applying a catalog did, or, as a dry run, would do.
+/// The changes that applying a catalog made, or would make in a dry run.
 #[derive(Debug, Clone, Serialize)]
 pub struct Applied {
     pub dry_run: bool,
-    /// The version in force afterwards; it rises only where something changed.
+    /// The version in force afterwards, which rises only with a change.
     pub version: i64,
     pub changes: Vec<CatalogChange>,
 }
@@ -37,6 +37,8 @@ pub struct CatalogView {
 }
 
 impl Engine {
+    /// Applies a catalog, or computes the changes of a dry run. Refuses to remove used meters, plans
+    /// and units.
     pub async fn apply_catalog(
         &self,
         environment: Environment,
@@ -68,7 +70,7 @@ impl Engine {
             change_limits(transaction, environment, &present, &next, now).await?;
             exports::revive_readdressed(transaction, environment, &present, now, late_grace).await?;
             store::catalog::insert_version(transaction, environment, version + 1, &next).await?;
-            // it may know prices now that it did not know
+            // the new catalog may contain their prices
             store::subjects::stripe_subscriptions::unsettle_without_plan(transaction, environment).await?;
             change.commit().await?;
             wake.notify_one();
@@ -77,6 +79,7 @@ impl Engine {
         .await
     }
 
+    /// Returns the catalog in force.
     pub async fn catalog(&self, environment: Environment) -> Result<CatalogView, EngineError> {
         let mut connection = self.database().pool().acquire().await?;
         let (catalog, version) = store::catalog::current(&mut connection, environment).await?;
@@ -84,7 +87,7 @@ impl Engine {
     }
 }
 
-/// Meters that would be left out and have seen events, or holds.
+/// Returns the keys of removed meters that have events or holds.
 async fn recorded_meters(
     connection: &mut sqlx::PgConnection,
     environment: Environment,
@@ -105,7 +108,7 @@ async fn recorded_meters(
     Ok(recorded)
 }
 
-/// Plans that would be left out and have subscribers.
+/// Returns the keys of removed plans that have subscribers.
 async fn plans_in_use(
     connection: &mut sqlx::PgConnection,
     environment: Environment,
@@ -123,7 +126,7 @@ async fn plans_in_use(
         .collect())
 }
 
-/// Units that would be left out and of which there are open grants.
+/// Returns the removed units that have open grants.
 async fn granted_units(
     connection: &mut sqlx::PgConnection,
     environment: Environment,
@@ -143,8 +146,8 @@ async fn granted_units(
     Ok(granted)
 }
 
-/// Notes which limits, prices and caps plans have now, and drops the counters of limits that they have
-/// no more; where only a quota or an amount changed, counters stay.
+/// Stores the limits, prices and caps of all plans, and drops the counters of removed limits.
+/// Counters stay if only a quota or an amount changed.
 async fn change_limits(
     connection: &mut sqlx::PgConnection,
     environment: Environment,
@@ -188,7 +191,7 @@ async fn change_meters(
         if let Some(old) = stored.iter().find(|old| old.meter.key == meter.key) {
             store::catalog::update_meter(connection, old.id, meter).await?;
             if old.meter.dimensions != meter.dimensions {
-                // its rollups do not know the new dimensions, or keep them in another order
+                // its rollups lack the new dimensions, or have them in another order
                 store::catalog::insert_gap(connection, environment, old.id, false).await?;
             }
         } else {
@@ -197,7 +200,7 @@ async fn change_meters(
             let Some((_, event_name_id)) = ids.first() else { continue };
             let id = store::catalog::insert_meter(connection, environment, *event_name_id, meter).await?;
             if known.contains(&names[0]) {
-                // there may be events already: it sees them, from the next read on
+                // the meter also counts the events that are already recorded
                 store::catalog::insert_gap(connection, environment, id, false).await?;
             }
         }

@@ -14,7 +14,7 @@ use metergate_domain::catalog::Catalog;
 use metergate_domain::catalog::meter::{Meter, StoredMeter};
 use metergate_domain::gate::counter::EffectiveFrom;
 
-/// The catalog in force and its version; the empty one, version 0, before any was applied.
+/// Returns the catalog in force and its version; without one, an empty catalog and version 0.
 pub async fn current(
     connection: &mut PgConnection,
     environment: Environment,
@@ -29,7 +29,7 @@ pub async fn current(
     Ok((stored(Catalog::read_stored(document))?, version))
 }
 
-/// The latest catalog that had a plan.
+/// Returns the latest catalog that contains a plan.
 pub async fn last_with_plan(
     connection: &mut PgConnection,
     environment: Environment,
@@ -65,7 +65,7 @@ pub async fn insert_version(
     Ok(())
 }
 
-/// Since when plans have had limits of their definitions.
+/// Returns the times since which plans have limits of their definitions.
 pub async fn plan_limits(
     connection: &mut PgConnection,
     environment: Environment,
@@ -79,8 +79,8 @@ pub async fn plan_limits(
     Ok(rows.into_iter().map(keyed).collect())
 }
 
-/// Notes the definitions of a plan's limits: new ones are there since now, in the version that the
-/// caller has raised; others no more. Which were dropped.
+/// Stores the definitions of a plan's limits: new ones start now, in the version that the caller has
+/// raised. Removes other definitions and returns them.
 pub async fn set_plan_limits(
     connection: &mut PgConnection,
     environment: Environment,
@@ -112,7 +112,7 @@ pub async fn set_plan_limits(
     Ok(dropped)
 }
 
-/// Every meter of the environment, by key.
+/// Returns all meters of the environment, by key.
 pub async fn meters(
     connection: &mut PgConnection,
     environment: Environment,
@@ -126,6 +126,7 @@ pub async fn meters(
     rows.into_iter().map(MeterRow::read).collect()
 }
 
+/// Returns a meter of the environment by key.
 pub async fn meter(
     connection: &mut PgConnection,
     environment: Environment,
@@ -156,10 +157,12 @@ impl MeterRow {
     }
 }
 
-/// Turns an error of reading a stored document into an error of the store.
+/// Converts a violation in a stored document into an error of the store.
 fn stored<T>(read: metergate_domain::base::fields::Parsed<T>) -> Result<T, StoreError> {
     read.map_err(|violations| {
-        StoreError::Refused(sqlx::Error::Decode(format!("stored catalog: {violations:?}").into()))
+        StoreError::Refused(sqlx::Error::Decode(
+            format!("a stored catalog is not valid: {violations:?}").into(),
+        ))
     })
 }
 
@@ -195,7 +198,7 @@ pub async fn delete_meter(connection: &mut PgConnection, id: i32) -> Result<(), 
     Ok(())
 }
 
-/// Whether any event of that name was ever recorded. Exact while nobody records.
+/// Returns whether an event with a name exists. The answer is exact only while nothing is recorded.
 pub async fn has_events(
     connection: &mut PgConnection,
     environment: Environment,
@@ -211,7 +214,7 @@ pub async fn has_events(
     Ok(found)
 }
 
-/// Marks all hours of a meter as not built: reads take its events until a job has caught up.
+/// Adds a gap of all hours of a meter: reads use its events until a job has built the rollups.
 pub async fn insert_gap(
     connection: &mut PgConnection,
     environment: Environment,
@@ -231,7 +234,7 @@ pub async fn insert_gap(
     Ok(())
 }
 
-/// Every name that an event or a meter ever used.
+/// Returns all event names that an event or a meter ever used.
 pub async fn known_event_names(
     connection: &mut PgConnection,
     environment: Environment,
@@ -243,7 +246,7 @@ pub async fn known_event_names(
     Ok(names.into_iter().collect())
 }
 
-/// The numbers of event names, made where they are missing.
+/// Returns the numbers of event names, and inserts missing names.
 pub async fn event_name_ids(
     connection: &mut PgConnection,
     environment: Environment,

@@ -1,4 +1,4 @@
-//! Recording: the once-only keys, the events, and the note that their batch is not folded yet.
+//! Stores events: their once-only keys, their rows, and the note that their batch is unfolded.
 
 use sqlx::PgConnection;
 use uuid::Uuid;
@@ -8,7 +8,7 @@ use metergate_domain::base::environment::Environment;
 use metergate_domain::base::quantity::Quantity;
 use metergate_domain::base::timestamp::Timestamp;
 
-/// The keys of a batch, column by column, ascending by key.
+/// The keys of a batch as columns, in ascending order of the key.
 #[derive(Debug, Default)]
 pub struct KeyColumns {
     pub keys: Vec<Uuid>,
@@ -27,7 +27,8 @@ pub struct KeyRow {
     pub batch_id: i64,
 }
 
-/// Takes the keys that nobody has taken, waiting for others who are about to. How many were taken.
+/// Inserts the free keys and returns their number. Waits for concurrent transactions that insert the
+/// same keys.
 pub async fn insert_keys(
     connection: &mut PgConnection,
     environment: Environment,
@@ -52,6 +53,7 @@ pub async fn insert_keys(
     Ok(done.rows_affected())
 }
 
+/// Returns the stored rows of some keys.
 pub async fn find_keys(
     connection: &mut PgConnection,
     environment: Environment,
@@ -68,7 +70,7 @@ pub async fn find_keys(
     Ok(found)
 }
 
-/// The time of the latest event.
+/// Returns the time of the latest event.
 pub async fn latest(
     connection: &mut PgConnection,
     environment: Environment,
@@ -82,7 +84,7 @@ pub async fn latest(
     Ok(latest)
 }
 
-/// The events of a batch, column by column, in the order they arrived.
+/// The events of a batch as columns, in order of arrival.
 #[derive(Debug, Default)]
 pub struct EventColumns {
     pub path_ids: Vec<i64>,
@@ -96,11 +98,11 @@ pub struct EventColumns {
     pub properties: Vec<Option<String>>,
     pub ids: Vec<Option<String>>,
     pub sources: Vec<Option<String>>,
-    /// The meter that an event is bound to; none: all that see its name.
+    /// The meter that an event is bound to; none if all meters of its name count it.
     pub meter_ids: Vec<Option<i32>>,
 }
 
-/// Inserts the events and notes their batch as unfolded.
+/// Inserts the events, and marks their batch as unfolded.
 pub async fn insert_batch(
     connection: &mut PgConnection,
     environment: Environment,

@@ -1,5 +1,6 @@
-//! Folding: moves unfolded batches into rollups, and rebuilds rollups that no longer match their events. One
-//! transaction folds an environment at a time, over all replicas, and does not block recording.
+//! Folding: moves unfolded batches into rollups, and rebuilds rollups that no longer match their
+//! events. One transaction folds an environment at a time, over all replicas, and does not block
+//! recording.
 
 use sqlx::{PgConnection, QueryBuilder, Row};
 
@@ -16,11 +17,12 @@ use metergate_domain::catalog::meter::{Aggregation, StoredMeter};
 
 const LOCK: i32 = 0x4d47_0003;
 
-/// Events of the hours of a gap that one transaction builds, but for a last hour that passes it.
+/// The events that one transaction rebuilds. The last hour may exceed the limit.
 const BUILD_EVENTS_MAX: i64 = 200_000;
 
-/// Within a transaction: takes the right to fold the environment; false where another has it. Nobody
-/// waits for a fold, so it may take its time: given up, it would only have to begin again.
+/// Takes the fold lock of the environment until the transaction ends. Returns false if another
+/// transaction holds the lock. Lifts the time limits of the transaction, because no caller waits for
+/// it and a canceled fold would have to start again.
 pub async fn try_lock(connection: &mut PgConnection, environment: Environment) -> Result<bool, StoreError> {
     sqlx::raw_sql("set local statement_timeout = 0; set local work_mem = '64MB'")
         .execute(&mut *connection)
@@ -47,7 +49,7 @@ pub async fn unfolded_events(
     Ok(count)
 }
 
-/// The latest batch that is not folded.
+/// Returns the latest unfolded batch.
 pub async fn last_unfolded(
     connection: &mut PgConnection,
     environment: Environment,
@@ -59,7 +61,7 @@ pub async fn last_unfolded(
     Ok(last)
 }
 
-/// Whether a batch up to some is not folded.
+/// Returns whether any batch up to a number is unfolded.
 pub async fn has_unfolded(
     connection: &mut PgConnection,
     environment: Environment,
@@ -80,11 +82,11 @@ pub struct ClaimedBatches {
     pub batch_ids: Vec<i64>,
     pub event_count: i64,
     pub event_name_ids: Vec<i32>,
-    /// First and last event, both included.
+    /// The times of the first and the last event, both inclusive.
     pub(crate) within: Option<Span>,
 }
 
-/// Claimed batches, as far as they concern one meter.
+/// The claimed batches with events for one meter.
 #[derive(Debug, Clone, Copy)]
 pub struct MeterBatches<'a> {
     pub environment: Environment,
@@ -92,7 +94,7 @@ pub struct MeterBatches<'a> {
     pub claimed: &'a ClaimedBatches,
 }
 
-/// Takes the oldest batches, up to a number of events.
+/// Claims the oldest batches, up to a number of events.
 pub async fn take(
     connection: &mut PgConnection,
     environment: Environment,
@@ -132,8 +134,8 @@ pub async fn take(
     Ok(taken)
 }
 
-/// Adds what the taken batches say to the rollups of a meter: to hours, and to the days that are summed
-/// up from them already.
+/// Adds the claimed batches to the hourly rollups of a meter, and to the daily rollups that exist
+/// already.
 pub async fn fold_meter(
     connection: &mut PgConnection,
     invalid_batches_are_rejected: MeterBatches<'_>,
@@ -152,7 +154,7 @@ pub async fn fold_meter(
     add_to_rollups(connection, environment, stored, RollupResolution::Day, &scope).await
 }
 
-/// Writes what the events of a scope say into the rollups, added to what is there.
+/// Adds the measures of a scope to the rollups.
 async fn add_to_rollups(
     connection: &mut PgConnection,
     environment: Environment,
@@ -231,7 +233,7 @@ async fn add_members(
     Ok(())
 }
 
-/// Hours of a meter that have to be built.
+/// Hours of a meter that must be rebuilt.
 #[derive(Debug, Clone, Copy)]
 pub struct Gap {
     pub id: i64,
@@ -239,7 +241,7 @@ pub struct Gap {
     pub span: Span,
 }
 
-/// The oldest gap that is to be built.
+/// Returns the oldest gap that is not permanent.
 pub async fn next_gap(
     connection: &mut PgConnection,
     environment: Environment,
@@ -258,8 +260,8 @@ pub async fn next_gap(
     .transpose()
 }
 
-/// Rebuilds the first hours of a gap, as many as have about [`BUILD_EVENTS_MAX`] events, at least one, and
-/// takes them out of the gap.
+/// Rebuilds the first hours of a gap and removes them from the gap. They have at most
+/// [`BUILD_EVENTS_MAX`] events, or are a single hour.
 pub async fn build(
     connection: &mut PgConnection,
     environment: Environment,
@@ -277,7 +279,7 @@ pub async fn build(
             Span { from: gap.span.from, to: end.min(gap.span.to) }
         }
     };
-    // read before the events are: what these mark is seen by then
+    // read before the events, so that the rebuilt hours include the voids behind these marks
     let marks: Vec<i64> = sqlx::query_scalar(
         "select id from rollup_gaps
          where environment = $1 and meter_id = $2 and from_hour >= $3 and to_hour <= $4 and id <> $5",
@@ -295,7 +297,8 @@ pub async fn build(
     let summed = chunk.to.day_ceil().min(days_until.unwrap_or(Timestamp::MIN));
     let days = Span { from: chunk.from.day_floor(), to: summed };
     if !days.is_empty() {
-        // what of them is still in a gap is not right yet, but is not read either, and built in its turn
+        // a day with an hour still in a gap is wrong until that hour is rebuilt, and is not read
+        // until then
         daily_rollups::rebuild_days(connection, environment, stored, days).await?;
     }
     sqlx::query("delete from rollup_gaps where id = any($1)").bind(marks).execute(&mut *connection).await?;
@@ -312,7 +315,7 @@ pub async fn build(
     Ok(())
 }
 
-/// The time of an event of a span, by time, counted from 0.
+/// Returns the time of the event with an index in a span, in order of time.
 async fn nth_event(
     connection: &mut PgConnection,
     environment: Environment,
@@ -332,8 +335,8 @@ async fn nth_event(
     Ok(first)
 }
 
-/// Whether a meter has more combinations of dimension values than its rollups keep apart. If so its
-/// rollups are dropped for good.
+/// Drops the rollups of a meter permanently if it has too many combinations of dimension values.
+/// Returns whether it did.
 pub async fn drop_if_too_many_sets(
     connection: &mut PgConnection,
     environment: Environment,
@@ -359,7 +362,7 @@ pub async fn drop_if_too_many_sets(
     Ok(true)
 }
 
-/// Meters that are not folded: their gap is permanent.
+/// Returns the meters with a permanent gap, which are not folded.
 pub async fn permanent_gaps(
     connection: &mut PgConnection,
     environment: Environment,
