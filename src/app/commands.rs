@@ -18,7 +18,7 @@ use metergate_domain::catalog::Catalog;
 
 /// Longest time that a command waits for the database, shorter than the service does.
 const DATABASE_WAIT_MAX: Duration = Duration::from_secs(5);
-/// Longest time that a healthcheck waits for an answer.
+/// Longest wait of a healthcheck for an answer.
 const HEALTHCHECK_MAX: Duration = Duration::from_secs(3);
 
 impl Command {

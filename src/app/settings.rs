@@ -138,7 +138,7 @@ pub enum LogFormat {
 pub enum SettingsError {
     #[error("a setting is unknown or malformed: {0}; config/default.yaml lists all settings")]
     Malformed(String),
-    #[error("PORT must be a port number from 0 to 65535")]
+    #[error("PORT must be a port number from 0 to 65535; correct or unset it")]
     Port,
     #[error("{0} must be a Stripe API key, which begins with sk_live_, rk_live_, sk_test_ or rk_test_")]
     NoStripeKey(&'static str),
@@ -224,8 +224,8 @@ fn no_accounts() -> [(Environment, StripeAccount); 2] {
     StripeSettings::default().accounts
 }
 
-/// Reads the Stripe accounts. The prefix of a key tells its environment, and its webhook secrets belong to the
-/// same one. Webhook secrets without a key belong to the environment of their variable's name.
+/// Reads the Stripe accounts. The prefix of a key determines its environment, and the key's webhook secrets
+/// belong to the same one. Webhook secrets without a key belong to the environment of their variable's name.
 fn accounts(
     set: &impl Fn(&str) -> Option<String>,
 ) -> Result<[(Environment, StripeAccount); 2], SettingsError> {
@@ -361,7 +361,7 @@ mod tests {
     }
 
     #[test]
-    fn the_prefix_of_a_stripe_key_tells_its_environment() {
+    fn the_prefix_of_a_stripe_key_selects_its_environment() {
         let settings = load(&[
             ("STRIPE_SECRET", "sk_test_hush"),
             ("STRIPE_WEBHOOK_SECRET", "whsec_new, whsec_old"),
