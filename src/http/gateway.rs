@@ -43,7 +43,7 @@ struct GatewayRequest {
     deny_status: Option<StatusCode>,
 }
 
-/// Answers a check whose parameters are in the query.
+/// Answers a check with its parameters in the query.
 pub(super) async fn gate(State(api): State<Api>, caller: Caller, uri: Uri) -> Result<Response, Problem> {
     answer(&api, &caller, read_question(Parameters::of(&uri))?).await
 }

@@ -19,7 +19,7 @@ pub struct Api {
 pub struct HttpSettings {
     /// Origins of pages that may call the routes of publishable keys and end-user tokens.
     pub cors_origins: Vec<HeaderValue>,
-    /// Time limit of a request, reading its body included.
+    /// Time limit of a request, including the time to read its body.
     pub request_max: Duration,
 }
 
