@@ -95,7 +95,7 @@ fn read_question(mut parameters: Parameters) -> Result<GatewayRequest, Problem> 
     }
     let properties = parameters.bracketed("properties");
     if properties.len() > METER_DIMENSIONS_MAX || properties.values().any(|values| values.len() > 1) {
-        let detail = format!("must be at most {METER_DIMENSIONS_MAX}, each given once");
+        let detail = format!("must have at most {METER_DIMENSIONS_MAX} names, each given once");
         parameters.add_error(Violation::new("too_many", detail).under("properties"));
     }
     let properties: Map<String, Value> = properties

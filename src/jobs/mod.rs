@@ -183,8 +183,8 @@ async fn fold(engine: Engine, environment: Environment) -> Result<(), EngineErro
     Ok(())
 }
 
-/// Expires reservations and credits and ends due subscriptions. Decisions do not depend on this job: they
-/// apply expiries themselves.
+/// Expires reservations and credits and ends due subscriptions. Decisions do not depend on this job, because
+/// each call applies due expiries first.
 async fn sweep(engine: Engine, environment: Environment) -> Result<(), EngineError> {
     engine.end_due_subscriptions(environment).await?;
     while engine.sweep(environment).await? {}

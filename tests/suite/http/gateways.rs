@@ -121,7 +121,7 @@ impl World {
                 ],
             }))
             .await;
-        // a port that is free now; a port chosen by the system is rarely taken again so soon
+        // a port that is free now; other programs ask for any free port, not for this one
         let gateway = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
         Self {
             metergate: Process::start(&url).await,

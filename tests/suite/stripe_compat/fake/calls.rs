@@ -89,7 +89,7 @@ async fn an_idempotency_key_serves_one_call_at_a_time() {
 }
 
 #[tokio::test]
-async fn overlapping_calls_for_one_customer_and_meter_are_limited() {
+async fn overlapping_calls_for_one_customer_and_meter_are_refused() {
     for (overlap, status, code) in [
         (Overlap::LockTimeout, 429, "lock_timeout"),
         (Overlap::Conflict, 409, "too_many_concurrent_requests"),
