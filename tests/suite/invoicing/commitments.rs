@@ -89,7 +89,7 @@ async fn commitments_appear_in_every_invoice_format() {
     assert!(csv.ends_with(&row), "{csv}");
     let page = books.as_type(UPCOMING, "text/html").await.text;
     assert!(page.contains("<strong>minimum</strong>"), "{page}");
-    assert!(page.contains("all lines come to 10 at least"), "{page}");
+    assert!(page.contains("all lines total at least 10"), "{page}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
