@@ -1,5 +1,5 @@
-//! Wallets: the lock on a subject's credits, and what is written under it. They are locked in the order of
-//! their subjects, after counters.
+//! Rows of wallets: the lock on a subject's credits, and all writes under it. Wallets are locked in ascending
+//! order of subject, after counters.
 
 use std::collections::BTreeMap;
 
@@ -17,7 +17,7 @@ use metergate_domain::credits::wallet::{ExpiredCreditLine, Wallet};
 use metergate_domain::gate::request::OnExpiry;
 use metergate_domain::gate::state::{CreditLine, CreditLineKey, PaidShare};
 
-/// Makes those that are missing. `subject_ids` ascend.
+/// Inserts missing wallets. `subject_ids` must ascend, so that concurrent inserts cannot deadlock.
 pub async fn insert_missing(
     connection: &mut PgConnection,
     environment: Environment,
@@ -34,8 +34,8 @@ pub async fn insert_missing(
     Ok(())
 }
 
-/// Locks the wallets that exist, in order, and returns the earliest possible expiry of a hold line of each,
-/// and the time after the last lock.
+/// Locks the existing wallets in order. Returns the earliest possible expiry of a hold line of each, and the
+/// time after the last lock.
 pub async fn lock(
     connection: &mut PgConnection,
     subject_ids: &[i64],
@@ -96,7 +96,7 @@ pub struct ExpiredCreditLineRow {
     pub expired: ExpiredCreditLine,
 }
 
-/// Returns the hold lines of some wallets that have expired by now.
+/// Returns the expired hold lines of some wallets.
 pub async fn expired(
     connection: &mut PgConnection,
     subject_ids: &[i64],
@@ -126,7 +126,7 @@ pub async fn expired(
     rows.iter().map(read).collect()
 }
 
-/// Returns the expiry of the first hold line after now, by wallet.
+/// Returns the expiry of the first hold line after `now`, by wallet.
 pub async fn next_lines(
     connection: &mut PgConnection,
     subject_ids: &[i64],
@@ -143,7 +143,7 @@ pub async fn next_lines(
     rows.iter().map(|row| Ok((row.try_get("id")?, row.try_get("next")?))).collect()
 }
 
-/// Wallets that time has changed.
+/// Returns the subjects with due changes in their wallets.
 pub async fn due(
     connection: &mut PgConnection,
     environment: Environment,
@@ -170,7 +170,7 @@ pub struct Changes<'a> {
     pub paid: Vec<PaidShare>,
 }
 
-/// Writes it. The ledger's rows keep their order, wallet by wallet.
+/// Writes the changes. The rows of the ledger keep their order, wallet by wallet.
 pub async fn write(
     connection: &mut PgConnection,
     environment: Environment,
