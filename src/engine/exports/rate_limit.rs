@@ -1,10 +1,10 @@
-//! Keeps to a provider's rate, without the bursts that a whole second's worth at once would be.
+//! Limits calls to a provider's rate, without a burst at the start of each second.
 
 use std::num::NonZeroU32;
 
 use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
 
-/// A burst is what this part of a second is worth.
+/// The number of bursts in a second; each has an equal part of the calls.
 const BURSTS_PER_SECOND: u32 = 20;
 
 #[derive(Debug)]

@@ -7,7 +7,7 @@ use crate::base::environment::Environment;
 use crate::base::fields::{self, ObjectParser, Parsed};
 use crate::base::limits::CATALOG_ITEMS_MAX;
 
-/// `["price_…"]` for every environment, or `{"test": […], "live": […]}`.
+/// Price ids as `["price_…"]` for every environment, or as `{"test": […], "live": […]}`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(untagged)]
 pub enum StripePriceIds {
@@ -33,7 +33,7 @@ impl StripePriceIds {
         Ok(Self::PerEnvironment { live, test })
     }
 
-    /// Returns the ids of an environment.
+    /// Returns the price ids of an environment.
     pub fn of(&self, environment: Environment) -> &[String] {
         match (self, environment) {
             (Self::All(ids), _)
