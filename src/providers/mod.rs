@@ -45,7 +45,7 @@ pub enum DeliveryResult {
 }
 
 impl DeliveryResult {
-    /// The name under which deliveries are counted.
+    /// Returns the label of the result in metrics.
     pub fn word(&self) -> &'static str {
         match self {
             Self::Delivered => "delivered",
