@@ -123,9 +123,9 @@ pub async fn keep(
 #[derive(Debug, Clone)]
 pub struct ChangedGauge {
     pub place: MeterBucket,
-    /// The gauge in the provider's units. The next field is the greatest value of the period until
-    /// then.
+    /// The hour's gauge in the provider's units; none without a live value.
     pub level: Option<Units>,
+    /// The maximum of the period up to this hour, in the provider's units.
     pub greatest: Option<Units>,
 }
 
