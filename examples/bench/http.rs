@@ -98,7 +98,7 @@ impl Connection {
         };
         let (status, length) = {
             let text = std::str::from_utf8(&self.buffer[..head])?;
-            let status: u16 = text.get(9..12).context("no status")?.parse()?;
+            let status: u16 = text.get(9..12).context("the answer must have a status")?.parse()?;
             let length = text.lines().find_map(|line| {
                 let (name, value) = line.split_once(':')?;
                 name.eq_ignore_ascii_case("content-length").then(|| value.trim().parse::<usize>().ok())?

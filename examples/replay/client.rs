@@ -141,7 +141,7 @@ impl Client {
                     }
                     pause
                 }
-                Err(why) => return Err(why).context("no answer"),
+                Err(why) => return Err(why).context("the service did not answer"),
             };
             self.retries.fetch_add(1, Ordering::Relaxed);
             tokio::time::sleep(wait).await;

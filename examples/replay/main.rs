@@ -100,7 +100,7 @@ async fn replay() -> anyhow::Result<()> {
 }
 
 fn moved_to_now(events: Vec<TraceEvent>) -> anyhow::Result<Vec<TraceEvent>> {
-    let last = events.iter().map(|event| event.at).max().context("no rows")?;
+    let last = events.iter().map(|event| event.at).max().context("the trace must have at least one row")?;
     let now = i64::try_from(UNIX_EPOCH.elapsed()?.as_secs())?;
     let by = SignedDuration::from_secs((now - last.as_second()).div_euclid(60) * 60);
     Ok(events.into_iter().map(|event| event.moved(by)).collect())
@@ -152,8 +152,8 @@ async fn load(client: &Client, events: &[TraceEvent], arguments: &Arguments) -> 
 /// Returns the whole minutes that contain all events.
 fn minutes_around(events: &[TraceEvent]) -> anyhow::Result<(Timestamp, Timestamp)> {
     let seconds = events.iter().map(|event| event.at.as_second());
-    let first = seconds.clone().min().context("no rows")?;
-    let last = seconds.max().context("no rows")?;
+    let first = seconds.clone().min().context("the trace must have at least one row")?;
+    let last = seconds.max().context("the trace must have at least one row")?;
     let minute = |second: i64| second.div_euclid(60) * 60;
     Ok((Timestamp::from_second(minute(first))?, Timestamp::from_second(minute(last) + 60)?))
 }

@@ -69,7 +69,7 @@ async fn refuses_changes_that_orphan_or_alter_recorded_usage() {
     assert_eq!(
         service.get("/v1/meters").await.json()["data"].as_array().unwrap().len(),
         2,
-        "nothing half-done"
+        "a rejected document must change nothing"
     );
     assert_eq!(service.put("/v1/catalog", &json!({"meters": [meter("a")]})).await.status, StatusCode::OK);
 }

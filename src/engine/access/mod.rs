@@ -23,6 +23,7 @@ pub struct Principal {
     pub role: Role,
 }
 
+/// The rights of a caller.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Role {
     /// The application, with all rights.
@@ -36,6 +37,7 @@ pub enum Role {
 /// The most look-up results in memory.
 const VERDICTS_MAX: u64 = 10_000;
 
+/// Checks credentials. Keeps recent results of key look-ups.
 #[derive(Debug)]
 pub struct Gatekeeper {
     database: Database,

@@ -86,6 +86,7 @@ impl fmt::Debug for BoundKey {
     }
 }
 
+/// Verifies the tokens of one environment.
 #[derive(Debug)]
 pub(super) struct TokenVerifier {
     environment: Environment,

@@ -13,6 +13,7 @@ use metergate_domain::base::timestamp::Timestamp;
 use metergate_domain::base::window::Span;
 use metergate_domain::exports::Units;
 
+/// The outcome of a call with a lost answer, according to the provider's sums.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum DeliveryStatus {
     Taken,

@@ -41,6 +41,7 @@ pub struct Reconciled {
     pub total: Comparison,
 }
 
+/// The comparison of one hour or day.
 #[derive(Debug, Clone, Serialize)]
 pub struct ReconciledRow {
     pub window_start: Timestamp,
@@ -49,6 +50,7 @@ pub struct ReconciledRow {
     pub comparison: Comparison,
 }
 
+/// Sums of one window at every stage of the export.
 #[derive(Debug, Clone, Copy, Default, Serialize)]
 pub struct Comparison {
     /// The sum of the events.

@@ -48,6 +48,7 @@ impl SubjectChange {
     }
 }
 
+/// A subject as shown in answers.
 #[derive(Debug, Clone, Serialize)]
 pub struct SubjectView {
     pub subject: String,
@@ -156,6 +157,7 @@ pub(crate) async fn set_customer(
     Ok(())
 }
 
+/// Reads a subject that must exist.
 pub(crate) async fn existing(
     connection: &mut PgConnection,
     environment: Environment,
@@ -165,6 +167,8 @@ pub(crate) async fn existing(
     row.ok_or_else(|| EngineError::Internal("a subject that was just written does not exist".to_owned()))
 }
 
+/// Moves a subject below a parent that must exist, or makes it a root. Refuses cycles and paths that
+/// are too long.
 pub(crate) async fn move_under(
     change: &mut ChangeTransaction<'_>,
     row: &SubjectRow,

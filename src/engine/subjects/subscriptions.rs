@@ -22,6 +22,7 @@ use metergate_domain::pricing::commitment::Commitment;
 use metergate_domain::pricing::price::Price;
 use metergate_domain::subjects::subscription::{End, Subscription, SubscriptionParams, SubscriptionStatus};
 
+/// A subscription as shown in answers.
 #[derive(Debug, Clone, Serialize)]
 pub struct SubscriptionView {
     pub subject: String,

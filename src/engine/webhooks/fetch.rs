@@ -18,6 +18,7 @@ use metergate_domain::base::timestamp::Timestamp;
 use metergate_domain::subjects::provider_subscription::ProviderSubscription;
 use metergate_domain::subjects::subscription::SubscriptionStatus;
 
+/// The result of a fetch.
 pub(super) enum Fetched {
     Subscription(FetchedSubscription),
     /// A subscription without any usable payload.
@@ -84,6 +85,7 @@ impl Engine {
         }
     }
 
+    /// Reads the state from the latest stored payloads.
     pub(super) async fn fetch_from_payloads(
         &self,
         environment: Environment,

@@ -17,6 +17,7 @@ use metergate_domain::base::names::SubjectId;
 use metergate_domain::base::timestamp::Timestamp;
 
 impl Engine {
+    /// Maps the customer of a checkout to the subject in `client_reference_id`.
     pub(super) async fn on_checkout(
         &self,
         environment: Environment,
@@ -32,6 +33,7 @@ impl Engine {
         Ok(WebhookOutcome::Applied)
     }
 
+    /// Maps a customer to the subject in its metadata, or unmaps a deleted customer.
     pub(super) async fn on_customer(
         &self,
         environment: Environment,

@@ -9,6 +9,7 @@ use crate::providers::stripe::webhook;
 use metergate_domain::base::environment::Environment;
 
 impl Engine {
+    /// Fetches a report, and marks its exports as dead.
     pub(super) async fn on_meter_errors(
         &self,
         environment: Environment,

@@ -35,6 +35,7 @@ pub(super) enum WebhookOutcome {
 }
 
 impl WebhookOutcome {
+    /// Returns the outcome of an event without the needed fields.
     pub(super) fn malformed() -> Self {
         Self::Failed("the object in the event is not valid".to_owned())
     }

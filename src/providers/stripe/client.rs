@@ -69,6 +69,7 @@ impl Client {
         Ok(Self { http, api_base: api_base.trim_end_matches('/').to_owned(), key })
     }
 
+    /// Reads an object.
     pub async fn get(&self, path: &str, query: &[(&str, String)]) -> Result<Value, Fault> {
         let mut url = format!("{}{path}", self.api_base);
         if !query.is_empty() {

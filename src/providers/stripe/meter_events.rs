@@ -23,6 +23,7 @@ pub(super) fn identifier_of(key: &str) -> Option<String> {
     Some(identifier.to_owned())
 }
 
+/// Sends a meter event. If Stripe already knows the identifier, returns `Duplicate`.
 pub(super) async fn deliver(client: &Client, event: &OutgoingMeterEvent) -> DeliveryResult {
     let (customer, value) =
         (format!("payload[{}]", event.customer_key), format!("payload[{}]", event.value_key));
@@ -45,6 +46,7 @@ pub(super) async fn deliver(client: &Client, event: &OutgoingMeterEvent) -> Deli
     }
 }
 
+/// Cancels a meter event by its identifier.
 pub(super) async fn cancel(client: &Client, event: &OutgoingMeterEvent) -> DeliveryResult {
     let fields = [
         ("event_name", event.event_name.clone()),

@@ -33,6 +33,7 @@ pub struct StripeAccount {
     pub webhook_secrets: Vec<SecretString>,
 }
 
+/// The accounts at Stripe, with the address of its API.
 #[derive(Debug, Clone)]
 pub struct StripeSettings {
     pub api_base: String,

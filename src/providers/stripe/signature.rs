@@ -54,6 +54,7 @@ impl Signature {
         self.v1.iter().any(|v1| mac.clone().verify_slice(v1).is_ok())
     }
 
+    /// Returns whether the signature is recent. Clocks may differ by five minutes either way.
     pub fn age(&self, now: Timestamp) -> Age {
         if self.at.saturating_add(WEBHOOK_AGE_MAX) < now {
             Age::TooOld

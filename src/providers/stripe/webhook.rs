@@ -173,6 +173,7 @@ pub fn bought_by_checkout(object: &Value) -> Option<Purchase> {
     })
 }
 
+/// Reads the purchase of a paid invoice.
 pub fn bought_by_invoice(object: &Value) -> Option<Purchase> {
     Some(Purchase {
         reference: name(&object["id"])?,
@@ -208,6 +209,7 @@ pub fn items_of(lines: &[Value]) -> Vec<(String, i64)> {
     items
 }
 
+/// The fields of a customer that matter here.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Customer {
     pub id: String,
@@ -223,6 +225,7 @@ pub fn customer(object: &Value) -> Option<Customer> {
     })
 }
 
+/// Reads an invoice. None: it lacks an id, a customer or a creation time.
 pub fn invoice(object: &Value) -> Option<WebhookInvoice> {
     let parent = &object["parent"]["subscription_details"]["subscription"];
     Some(WebhookInvoice {

@@ -245,6 +245,7 @@ pub struct Dead {
     pub unknown_since: Option<Timestamp>,
 }
 
+/// An export that is tried again later.
 #[derive(Debug, Clone)]
 pub struct Deferred {
     pub id: Uuid,
@@ -360,6 +361,7 @@ pub async fn try_lock(connection: &mut PgConnection, environment: Environment) -
     Ok(locked)
 }
 
+/// Releases the lock of [`try_lock`].
 pub async fn unlock(connection: &mut PgConnection, environment: Environment) -> Result<(), StoreError> {
     sqlx::query("select pg_advisory_unlock($1, $2)")
         .bind(LOCK)

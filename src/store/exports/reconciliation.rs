@@ -30,6 +30,7 @@ fn part(row: &PgRow) -> Result<UnitsAt, StoreError> {
     Ok(UnitsAt { at: row.try_get("at")?, units: read_units(&row.try_get("units")?)? })
 }
 
+/// Returns the number of a customer.
 pub async fn customer(
     connection: &mut PgConnection,
     environment: Environment,
@@ -165,6 +166,7 @@ pub struct Checked {
     pub checked_at: Timestamp,
 }
 
+/// Records the result of a comparison.
 pub async fn note_checked(
     connection: &mut PgConnection,
     environment: Environment,

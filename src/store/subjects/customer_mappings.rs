@@ -30,6 +30,7 @@ pub async fn note(connection: &mut PgConnection, subject_id: i64, now: Timestamp
     Ok(())
 }
 
+/// Returns all mappings of a subject, the oldest first.
 pub async fn of_subject(connection: &mut PgConnection, subject_id: i64) -> Result<Mappings, StoreError> {
     let rows = sqlx::query(
         "select customer_id, mapped_from, mapped_until from customer_mappings where subject_id = $1 order by id",

@@ -14,6 +14,8 @@ use metergate_domain::base::window::Span;
 use metergate_domain::subjects::provider_subscription::ProviderSubscription;
 use metergate_domain::subjects::subscription::SubscriptionStatus;
 
+/// A stored subscription of the provider. `settled` means that it needs no further look; `governs`
+/// means that its subject follows it.
 #[derive(Debug, Clone)]
 pub struct ProviderSubscriptionRow {
     pub billed: ProviderSubscription,

@@ -26,7 +26,11 @@ async fn creates_changes_and_lists_subjects() {
     assert_eq!(changed.json()["metadata"], json!({"b": 2}));
     let taken = service.put("/v1/subjects/other", &json!({"stripe_customer_id": "cus_1"})).await;
     assert_eq!((taken.status, taken.code().as_str()), (StatusCode::CONFLICT, "customer_taken"));
-    assert_eq!(service.get("/v1/subjects/other").await.code(), "subject_not_found", "nothing half-done");
+    assert_eq!(
+        service.get("/v1/subjects/other").await.code(),
+        "subject_not_found",
+        "a rejected call must create nothing"
+    );
     let cleared =
         service.put("/v1/subjects/user%2F1", &json!({"parent": null, "stripe_customer_id": null})).await;
     assert_eq!(

@@ -30,6 +30,7 @@ pub enum Action {
     Delete,
 }
 
+/// The kind of a changed item; `Catalog` stands for settings of the document itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum CatalogItemKind {

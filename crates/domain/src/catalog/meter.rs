@@ -12,6 +12,7 @@ use crate::base::names::{EventName, MeterKey, PropertyName};
 use crate::base::quantity::{Quantity, Total};
 use crate::usage::event::Properties;
 
+/// The rule that combines the values of a period's events.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Aggregation {
@@ -86,6 +87,7 @@ impl Filter {
         self.0.is_empty()
     }
 
+    /// Returns the allowed values by property.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &[String])> {
         self.0.iter().map(|(name, values)| (name.as_str(), values.as_slice()))
     }
@@ -102,6 +104,7 @@ impl Filter {
         })
     }
 
+    /// Returns whether an event's properties pass the filter. A missing property never does.
     pub fn admits(&self, properties: &Properties) -> bool {
         self.iter().all(|(name, allowed)| {
             properties.get(name).and_then(dimension_value).is_some_and(|value| allowed.contains(&value))
@@ -142,6 +145,7 @@ pub struct StripeMeter {
     pub scale: Quantity,
 }
 
+/// The formula of the meter at Stripe.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum StripeFormula {
@@ -329,6 +333,7 @@ fn short_text(value: Value) -> Parsed<String> {
     Ok(text)
 }
 
+/// Returns whether any two items are equal.
 pub(crate) fn has_repeats<T: Ord + Clone>(items: &[T]) -> bool {
     let mut sorted = items.to_vec();
     sorted.sort();

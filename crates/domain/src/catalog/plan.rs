@@ -19,6 +19,7 @@ use crate::pricing::cap::SpendCap;
 use crate::pricing::commitment::{self, Commitment};
 use crate::pricing::price::Price;
 
+/// A plan of the catalog.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Plan {
     pub key: PlanKey,
@@ -49,6 +50,7 @@ pub enum Unmatched {
     Allow,
 }
 
+/// The treatment of earlier usage after a change to another plan.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum OnPlanChange {
@@ -79,6 +81,7 @@ pub struct Limit {
     pub on_plan_change: Option<OnPlanChange>,
 }
 
+/// The effect of an exceeded quota: a hard limit denies, a soft one only reports.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Enforcement {
@@ -86,6 +89,7 @@ pub enum Enforcement {
     Soft,
 }
 
+/// The treatment of use above the quota: denied, or paid with credits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Overage {

@@ -22,6 +22,7 @@ impl Default for StripePriceIds {
 }
 
 impl StripePriceIds {
+    /// Reads either form.
     pub fn read(value: Value) -> Parsed<Self> {
         if value.is_array() {
             return Ok(Self::All(fields::items(value, CATALOG_ITEMS_MAX, fields::text)?));

@@ -58,7 +58,7 @@ impl ProviderSubscription {
         (standing, self.created_at, &self.id)
     }
 
-    /// Returns whether the subject's own subscription stays as it is. An incomplete subscription never
+    /// Returns whether the subject's own subscription stays unchanged. An incomplete subscription never
     /// gave access, so it takes none away. A canceled one ends only a plan that the provider set.
     /// `followed` is the last plan set by the provider, if any.
     pub fn leaves_alone(

@@ -74,6 +74,7 @@ words!(
 );
 
 impl SubscriptionStatus {
+    /// Returns whether the subject may use its plan.
     pub fn may_use(self) -> bool {
         matches!(self, Self::Trialing | Self::Active | Self::PastDue)
     }
@@ -118,6 +119,7 @@ impl SubscriptionChangeKind {
     }
 }
 
+/// A subject's own subscription.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Subscription {
     pub plan: PlanKey,
