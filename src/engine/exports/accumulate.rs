@@ -1,4 +1,4 @@
-//! Adds what folded batches say of customers to the sums and gauges that exports are made of.
+//! Accumulates customers' usage from folded batches in the sums and gauges that become exports.
 
 use std::collections::BTreeMap;
 
@@ -14,7 +14,7 @@ use metergate_domain::base::timestamp::Timestamp;
 use metergate_domain::catalog::meter::StripeFormula;
 use metergate_domain::exports::Bucket;
 
-/// Accumulates folded usage for exports.
+/// A fold listener that accumulates usage for exports.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct ExportAccumulator;
 
@@ -56,7 +56,7 @@ async fn keep_gauges(
     let MeterBatches { environment, stored, .. } = invalid_batches_are_rejected;
     let mut gauges: Vec<BucketPart<HourlyGauge>> =
         by_bucket(connection, invalid_batches_are_rejected).await?;
-    // what was taken back may have been the value
+    // the mark may be a voided value, so it is counted again
     for gauge in gauges.iter_mut().filter(|gauge| gauge.value.voided) {
         let (customer_id, span) = (gauge.customer_id, gauge.bucket.span);
         gauge.value.mark = gauges::recount(connection, environment, stored, customer_id, span).await?;
@@ -64,8 +64,8 @@ async fn keep_gauges(
     gauges::keep(connection, environment, stored.id, &gauges).await
 }
 
-/// Reads the values of batches by bucket, in the order of customer and time. An hour is read by instant
-/// where a billing period of the customer ends in it.
+/// Reads the values of batches by bucket, ordered by customer and time. An hour is read by instant if a
+/// billing period of the customer ends in it.
 async fn by_bucket<V: ExportValue>(
     connection: &mut PgConnection,
     invalid_batches_are_rejected: MeterBatches<'_>,

@@ -1,5 +1,5 @@
-//! Changes of subscriptions, in a transaction that holds the configuration lock, so that no decision is made
-//! between the old and the new.
+//! Changes of subscriptions, in a transaction that holds the configuration lock, so that no decision
+//! mixes the old and the new state.
 
 use sqlx::{Connection, PgConnection};
 
@@ -20,10 +20,10 @@ use metergate_domain::subjects::subscription::{
     End, Subscription, SubscriptionChangeKind, SubscriptionParams, SubscriptionStatus,
 };
 
-/// Ends carried out in one transaction.
+/// The most ends in one transaction.
 const ENDS_MAX: i64 = 1_000;
 
-/// A transaction in which subscriptions change, with the catalog in force.
+/// A transaction that changes subscriptions, with the catalog in force.
 #[derive(Debug)]
 pub(crate) struct SubscriptionTransaction<'c> {
     pub(crate) change: ChangeTransaction<'c>,
@@ -52,7 +52,8 @@ impl<'c> SubscriptionTransaction<'c> {
         self.change.now
     }
 
-    /// Returns a subject, made if need be, and its own subscription after a due end is carried out.
+    /// Returns a subject and its own subscription, after any due end. Creates the subject if it does
+    /// not exist.
     pub(crate) async fn enrolled(
         &mut self,
         subject: &SubjectId,
@@ -62,15 +63,17 @@ impl<'c> SubscriptionTransaction<'c> {
             .await?;
         let path = subscription_and_path(self.connection(), environment, subject).await?;
         let member = path.and_then(|path| path.members.into_iter().next());
-        let member = member.ok_or_else(|| EngineError::Internal("a subject vanished".to_owned()))?;
+        let member = member.ok_or_else(|| {
+            EngineError::Internal("a subject that was just written does not exist".to_owned())
+        })?;
         let Some(subscription) = &member.subscription else { return Ok((member, None)) };
         self.carry_out_end(&member, subscription).await?;
         let current = subscription.ended(&self.catalog, self.now()).unwrap_or_else(|| subscription.clone());
         Ok((member, Some(current)))
     }
 
-    /// Refuses prices of its own in a currency from which no rate leads to that of a cap: the cap would
-    /// have nothing to compare.
+    /// Refuses own prices if their currency has no exchange rate to the currency of a spend cap: the
+    /// cap could not compare them.
     pub(crate) async fn validate_incomparable(
         &mut self,
         member: &PathSubject,
@@ -85,7 +88,7 @@ impl<'c> SubscriptionTransaction<'c> {
         Ok(statement.validate_incomparable(&self.catalog, caps, &rates, *now)?)
     }
 
-    /// Puts a subject on what is stated.
+    /// Applies parameters to a subject's subscription.
     pub(crate) async fn state(
         &mut self,
         member: &PathSubject,
@@ -97,7 +100,7 @@ impl<'c> SubscriptionTransaction<'c> {
         if next.terms_since == now {
             next.terms_since = self.change.time_of_change().await?;
         }
-        // what is made for a newcomer has nothing to be counted from
+        // a new subject without any record has no earlier usage to be counted
         if before.is_none()
             && !store::subjects::subject::has_record(self.connection(), member.subject_id).await?
         {
@@ -111,7 +114,7 @@ impl<'c> SubscriptionTransaction<'c> {
         Ok(())
     }
 
-    /// Ends what a subject is on, now or later.
+    /// Ends a subject's subscription, now or later.
     pub(crate) async fn end(
         &mut self,
         member: &PathSubject,
@@ -146,7 +149,7 @@ impl<'c> SubscriptionTransaction<'c> {
         self.write(member, NewChange { subject_id, kind, subscription: &ended, at }).await
     }
 
-    /// Writes a change, and drops the counters that its limits do not keep any more.
+    /// Writes a change, and drops the counters that the subject's limits no longer keep.
     async fn write(&mut self, member: &PathSubject, change: NewChange<'_>) -> Result<(), StoreError> {
         let (environment, connection) = (self.environment(), self.connection());
         store::subjects::subscriptions::write(connection, environment, change).await?;
@@ -162,7 +165,7 @@ impl<'c> SubscriptionTransaction<'c> {
     }
 }
 
-/// Carries out ends that have come, in a transaction of its own.
+/// Carries out due ends, in a transaction of its own.
 pub(crate) async fn carry_out_ends(
     connection: &mut PgConnection,
     environment: Environment,
@@ -180,7 +183,7 @@ pub(crate) async fn carry_out_ends(
     change.commit().await
 }
 
-/// Finds the path of a subject.
+/// Finds the path of a subject, with its subscription.
 pub(crate) async fn subscription_and_path(
     connection: &mut PgConnection,
     environment: Environment,
@@ -190,7 +193,7 @@ pub(crate) async fn subscription_and_path(
     Ok(store::subjects::subject::paths(connection, environment, Which::Of(&names)).await?.into_iter().next())
 }
 
-/// Whether a counter is one that a subject's limits still keep, as it is.
+/// Returns whether a subject's limits still keep a counter unchanged.
 fn keeps(
     terms: &CatalogIndex,
     member: &PathSubject,
