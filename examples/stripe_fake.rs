@@ -1,18 +1,18 @@
-//! A fake of Stripe to try Metergate against without an account: the same that the tests use.
+//! A fake of Stripe, to try Metergate without an account. The tests use the same fake.
 //!
 //! ```text
 //! cargo run --example stripe_fake -- --webhook-url http://127.0.0.1:8080/webhooks/stripe
 //! ```
 //!
-//! Everything is in memory. Beside Stripe's own routes there are `POST /fake/advance` (`days`,
-//! `seconds`), `POST /fake/customers/{id}/payments` (`outcome` succeed, fail or missing),
-//! `POST /fake/subscriptions/{id}/pause`, `POST /fake/webhooks` (`silent` true or false),
-//! `POST /fake/faults` (`fault`, such as `reset_after` or `error_after`, and `count`),
-//! `GET /fake/totals`, and the `url` of a checkout session, which completes it.
+//! Keeps all data in memory. Besides Stripe's own routes it has `POST /fake/advance` (`days`,
+//! `seconds`), `POST /fake/customers/{id}/payments` (`outcome` succeed, fail or missing), `POST
+//! /fake/subscriptions/{id}/pause`, `POST /fake/webhooks` (`silent` true or false), `POST /fake/faults`
+//! (`fault`, such as `reset_after` or `error_after`, and `count`), `GET /fake/totals`, and the `url` of
+//! a checkout session, which completes it.
 
-#![expect(clippy::print_stdout, clippy::print_stderr, reason = "a program that answers there")]
+#![expect(clippy::print_stdout, clippy::print_stderr, reason = "a command-line program prints its results")]
 
-#[expect(dead_code, unused_imports, reason = "the tests use the rest")]
+#[expect(dead_code, unused_imports, reason = "only the tests use the other items")]
 #[path = "../tests/suite/support/stripe_fake/mod.rs"]
 mod stripe_fake;
 
@@ -28,13 +28,13 @@ use stripe_fake::{Clock, Options, StripeFake};
 struct Arguments {
     #[arg(long, default_value = "127.0.0.1:12111")]
     bind: SocketAddr,
-    /// The secret key that calls must bring
+    /// The secret key that calls must carry
     #[arg(long, default_value = "sk_test_fake")]
     api_key: String,
-    /// Where webhooks are sent
+    /// The address that receives webhooks
     #[arg(long)]
     webhook_url: Option<String>,
-    /// What webhooks are signed with
+    /// The secret that signs webhooks
     #[arg(long, default_value = "whsec_fake")]
     webhook_secret: String,
 }

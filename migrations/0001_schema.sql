@@ -7,7 +7,7 @@
 -- Conventions. Every table has the environment (0 test, 1 live), directly or through its parent. Constraint
 -- names are chosen, because the program recognises conflicts by them. Every column that names a time is a
 -- timestamptz; the program works in UTC. Storage parameters are set where a table changes so often that
--- PostgreSQL's defaults would vacuum it too late or too often. Rules for later files: README.md, beside this one.
+-- PostgreSQL's defaults would vacuum it too late or too often. Rules for later files: README.md in this folder.
 
 -- ---------------------------------------------------------------------------------------------------------
 -- 1. Environments and API keys
@@ -89,7 +89,8 @@ create table subjects (
     metadata jsonb not null default '{}',
     created_at timestamptz not null default now(),
     updated_at timestamptz not null default now(),
-    -- when the subject got its present parent, whose prices may rate its usage; null: at its creation
+    -- when the subject moved to its present parent, because prices of the parent may rate its usage;
+    -- null: at its creation
     moved_at timestamptz,
     constraint subjects_subject unique (environment, subject)
 );
@@ -179,7 +180,7 @@ create table voids (
 -- finds what was voided since a time, whenever the event itself occurred
 create index voids_voided on voids (environment, voided_at);
 
--- Batches whose events are not in the rollups yet. Reads add them up from the events.
+-- Batches with events that are in no rollup yet. Reads add up these events.
 create table unfolded (
     batch_id bigint constraint unfolded_pk primary key,
     environment smallint not null,
@@ -230,7 +231,7 @@ create table rollup_members (
 ) with (fillfactor = 80, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 50000);
 create index rollup_members_hour on rollup_members (environment, meter_id, hour);
 
--- Hours whose rollups are incomplete: reads use the events there, and a job builds the rollups.
+-- Hours with incomplete rollups: reads use the events there, and a job builds the rollups.
 create table rollup_gaps (
     id bigint generated always as identity constraint rollup_gaps_pk primary key,
     environment smallint not null,

@@ -1,16 +1,18 @@
-//! Metergate meters usage and gates it, beside the biller. One binary and one PostgreSQL.
+//! Metergate meters usage and enforces limits next to a billing system. It is one binary with one
+//! PostgreSQL database.
 //!
-//! The rooms, from the door inwards; imports only ever point down this list:
+//! The layers, from the outside in. Each imports only layers below it:
 //!
-//! - [`app`]: command line, settings, start and stop; the only place where everything is put together
-//! - [`http`]: the routes, one file per resource; turns requests into calls of the engine and back
-//! - [`jobs`]: what runs on an interval: folding, expiries, exports
-//! - [`engine`]: the use cases, and the writers that share transactions
-//! - [`providers`]: billers that usage is handed to, behind one trait
-//! - [`store`]: all SQL, and only SQL
-//! - [`metergate_domain`]: pure rules: quantities, events, meters, windows. No I/O, no async, no clock
+//! - [`app`]: command line, settings, start and stop; the only module that connects the others
+//! - [`http`]: the routes, one file per resource; converts requests into calls of the engine
+//! - [`jobs`]: work on an interval: folding, expiries, exports
+//! - [`engine`]: use cases, and the writers that share transactions
+//! - [`providers`]: clients of billing systems, behind one trait
+//! - [`store`]: all SQL, and nothing else
+//! - [`metergate_domain`]: pure rules for quantities, events, meters and windows, without I/O, async
+//!   or clock
 //!
-//! [`embedded`] is the private PostgreSQL that runs when no `DATABASE_URL` is set.
+//! [`embedded`] is the private PostgreSQL that runs without a `DATABASE_URL`.
 
 pub mod app;
 pub mod embedded;

@@ -20,7 +20,7 @@ async fn main() -> ExitCode {
 
 #[expect(clippy::print_stderr, reason = "the error of a command goes to stderr")]
 fn fail(why: &anyhow::Error) -> ExitCode {
-    // skips a cause whose text the error already contains
+    // skips causes that the text of the error already contains
     let mut text = why.to_string();
     for cause in why.chain().skip(1).map(ToString::to_string) {
         if !text.contains(&cause) {

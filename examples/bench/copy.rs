@@ -1,5 +1,5 @@
-//! `COPY`, on the same server, into the same tables and indexes: what recording is compared with, and
-//! the quick way to have many events.
+//! `COPY` on the same server into the same tables and indexes: the baseline for recording, and the fast
+//! way to create many events.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -12,19 +12,19 @@ use sqlx::{Connection as _, PgConnection, Row};
 use crate::events::{self, Chunk, Ids, When};
 use crate::report::float;
 
-/// Rows in one transaction of a stream.
+/// The rows in one transaction of a stream.
 pub(crate) const CHUNK_ROWS: usize = 4_000;
-/// Streams of `COPY` at the same time.
+/// The number of parallel `COPY` streams.
 pub(crate) const STREAMS: usize = 2;
 
-/// Numbers for batches that nobody else has.
+/// Reserves unused batch numbers.
 async fn batch_ids(connection: &mut PgConnection, count: usize) -> anyhow::Result<Vec<i64>> {
     let count = i64::try_from(count)?;
     let ids = sqlx::query_scalar("select nextval('batch_ids') from generate_series(1, $1)").bind(count);
     Ok(ids.fetch_all(connection).await?)
 }
 
-/// What the rows of a database refer to.
+/// Reads the numbers that the rows of a database refer to.
 pub(crate) async fn ids(connection: &mut PgConnection, like: &str) -> anyhow::Result<Ids> {
     let event_name = sqlx::query_scalar("select id from event_names where environment = 0 and name = $1")
         .bind(events::EVENT_NAME)
@@ -35,11 +35,11 @@ pub(crate) async fn ids(connection: &mut PgConnection, like: &str) -> anyhow::Re
         .fetch_all(connection)
         .await?;
     let paths = rows.iter().map(|row| row.try_get("path_id")).collect::<Result<Vec<i64>, _>>()?;
-    ensure!(!paths.is_empty(), "no subjects {like}");
+    ensure!(!paths.is_empty(), "the database must have subjects like {like}");
     Ok(Ids { event_name, paths })
 }
 
-/// One transaction of a stream.
+/// Runs one transaction of a stream.
 async fn copy(connection: &mut PgConnection, chunk: &Chunk) -> anyhow::Result<()> {
     sqlx::raw_sql("begin").execute(&mut *connection).await?;
     let keys =
@@ -54,7 +54,7 @@ async fn copy(connection: &mut PgConnection, chunk: &Chunk) -> anyhow::Result<()
     stream.send(chunk.events.as_bytes()).await?;
     stream.finish().await?;
     let Chunk { batch_id, event_name_id, first, last, count, .. } = chunk;
-    // made of numbers and times
+    // built from numbers and times only
     let unfolded = format!(
         "insert into unfolded (batch_id, environment, first_at, last_at, event_count, event_name_ids)
          values ({batch_id}, 0, '{first}', '{last}', {count}, '{{{event_name_id}}}');
@@ -64,7 +64,7 @@ async fn copy(connection: &mut PgConnection, chunk: &Chunk) -> anyhow::Result<()
     Ok(())
 }
 
-/// Rows per second of parallel streams, whose rows were made beforehand.
+/// Returns the rows per second of parallel streams. The rows are built before the clock runs.
 pub(crate) async fn rate(url: &str, rows: usize) -> anyhow::Result<f64> {
     let mut connection = PgConnection::connect(url).await?;
     let ids = ids(&mut connection, "user_%").await?;
@@ -97,7 +97,7 @@ pub(crate) async fn rate(url: &str, rows: usize) -> anyhow::Result<f64> {
     Ok(float(count) / started.elapsed().as_secs_f64())
 }
 
-/// Counters of subjects whose events were copied past the service.
+/// The statement that sets the counters of subjects with copied events.
 const RECOUNT: &str = "update counters set used = told.used from (
     select c.id, sum(e.sign * e.value) as used
     from subjects s
@@ -108,7 +108,7 @@ const RECOUNT: &str = "update counters set used = told.used from (
     group by c.id) told
  where told.id = counters.id";
 
-/// Fills a database with events of a range of time, in its order, and has the counters say so.
+/// Fills a database with events of a time range, in order of time, and updates the counters.
 pub(crate) async fn fill(
     url: &str,
     like: &str,

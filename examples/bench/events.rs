@@ -1,5 +1,5 @@
-//! The events of the benchmark: as requests for the service, and as rows for `COPY`. Everything is
-//! made before the clock runs.
+//! The events of the benchmark, as requests for the service and as rows for `COPY`. All are built
+//! before the clock runs.
 
 use std::fmt::Write as _;
 use std::time::{Duration, UNIX_EPOCH};
@@ -22,7 +22,7 @@ pub(crate) fn now() -> Timestamp {
     Timestamp::from_microsecond(i64::try_from(micros).unwrap_or(i64::MAX)).unwrap_or(Timestamp::MAX)
 }
 
-/// The body of a call for some subjects, an event for each: an array, unless it is one.
+/// Builds the body of a call with one event per subject: an array, or a single event for one subject.
 pub(crate) fn body(subjects: impl IntoIterator<Item = String>) -> String {
     let mut rng = rand::rng();
     let mut body = String::new();
@@ -60,23 +60,23 @@ pub(crate) struct Chunk {
     pub(crate) events: String,
 }
 
-/// When the events of a chunk happened.
+/// The time of a chunk's events.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum When {
-    /// As it is made.
+    /// The time at which the chunk is built.
     Now,
-    /// Evenly within a range.
+    /// Evenly spread over a range.
     Within(Timestamp, Timestamp),
 }
 
-/// What rows refer to, as it is called in one database.
+/// The numbers that rows refer to in one database.
 #[derive(Debug, Clone)]
 pub(crate) struct Ids {
     pub(crate) event_name: i32,
     pub(crate) paths: Vec<i64>,
 }
 
-/// Rows of events by random subjects.
+/// Builds the rows of events of random subjects.
 pub(crate) fn chunk(ids: &Ids, batch_id: i64, count: usize, when: When) -> Chunk {
     let mut rng = rand::rng();
     let (mut keys, mut events) = (String::with_capacity(count * 120), String::with_capacity(count * 180));
@@ -115,7 +115,7 @@ fn between(from: Timestamp, to: Timestamp, index: usize, count: usize) -> Timest
     Timestamp::from_microsecond(from + (to - from) / count * index).unwrap_or(Timestamp::MAX)
 }
 
-/// A range cut into equal pieces; the piece of a number.
+/// Returns the piece with a number of a range that is split into equal pieces.
 pub(crate) fn piece(from: Timestamp, to: Timestamp, index: usize, count: usize) -> When {
     When::Within(between(from, to, index, count), between(from, to, index + 1, count))
 }

@@ -1,5 +1,5 @@
-//! Usage on its way to Stripe, against the fake: how fast it is handed over where ten thousand customers
-//! wait, and what recording costs for customers who are billed.
+//! Export to the Stripe fake: the rate of calls with ten thousand customers waiting, and the cost of
+//! recording for billed customers.
 
 #![expect(clippy::print_stderr, reason = "progress")]
 
@@ -21,7 +21,7 @@ use crate::stripe_fake::{Clock, Endpoint, Options, StripeFake};
 
 const KEY: &str = "sk_live_fake";
 const METER: &str = events::EVENT_NAME;
-/// What a live account takes.
+/// The rate that a live account allows.
 const CALLS_PER_SECOND: u32 = 1_000;
 const LATENCY: Duration = Duration::from_millis(5);
 const ROUNDS: usize = 3;
@@ -37,7 +37,7 @@ struct Site {
 }
 
 impl Site {
-    /// Knows ten thousand subjects; `is_billed`: each of them is a customer of the account.
+    /// Creates ten thousand subjects. With `is_billed`, each is a customer of the account.
     async fn open(
         cluster: &Cluster,
         name: &str,
@@ -77,7 +77,7 @@ impl Site {
         http::post("/v1/events", &self.key, "application/json", &events::body(subjects))
     }
 
-    /// An event of every subject.
+    /// Records one event per subject.
     async fn record_each(&self) -> anyhow::Result<()> {
         let subjects: Vec<String> = (0..SUBJECTS).map(events::subject).collect();
         let invalid_batches_are_rejected =
@@ -90,7 +90,7 @@ impl Site {
         Ok(())
     }
 
-    /// Events a second of a load, until all is in the rollups and the sums.
+    /// Returns the events per second of a load, until all are in the rollups and the sums.
     async fn measure(&self, load: Load, of_a_turn: usize) -> anyhow::Result<f64> {
         let started = Instant::now();
         let measured = http::drive(self.address(), load).await?;
@@ -115,7 +115,8 @@ impl Site {
     }
 }
 
-/// Calls a second that reach the fake, from the first to the last, and with the making of exports.
+/// Returns the calls per second that reach the fake, first without and then with the creation of
+/// exports.
 async fn hand_over(site: &Site, stripe: &StripeFake) -> anyhow::Result<(f64, f64)> {
     site.record_each().await?;
     stage::wait_until_folded(&site.url).await?;
@@ -138,7 +139,10 @@ async fn hand_over(site: &Site, stripe: &StripeFake) -> anyhow::Result<(f64, f64
     ensure!(status == 200 && text.contains("\"pending\":0"), "{status}: {text}");
     let calls = stripe.calls(Endpoint::MeterEvents) - before;
     let calls = float(usize::try_from(calls)?);
-    ensure!(whole(calls) >= SUBJECTS, "{calls} calls for {SUBJECTS} customers");
+    ensure!(
+        whole(calls) >= SUBJECTS,
+        "the fake must get a call for each of {SUBJECTS} customers; got {calls}"
+    );
     Ok((calls / first.elapsed().as_secs_f64(), calls / started.elapsed().as_secs_f64()))
 }
 
@@ -153,7 +157,7 @@ pub(crate) async fn run(arguments: &Arguments, cluster: &Cluster) -> anyhow::Res
     };
     let stripe = StripeFake::start(options).await;
     stripe.meter(METER);
-    eprintln!("making {SUBJECTS} customers");
+    eprintln!("creating {SUBJECTS} customers");
     let billed = Site::open(cluster, "billed", &stripe, true).await?;
     let unbilled = Site::open(cluster, "unbilled", &stripe, false).await?;
     let rounds = if arguments.quick { 1 } else { ROUNDS };
@@ -162,7 +166,7 @@ pub(crate) async fn run(arguments: &Arguments, cluster: &Cluster) -> anyhow::Res
     for round in 1..=rounds {
         let (calls, with_making) = hand_over(&billed, &stripe).await?;
         eprintln!(
-            "round {round} of {rounds}: {calls:.0} calls/s to Stripe, {with_making:.0} with the making of exports"
+            "round {round} of {rounds}: {calls:.0} calls/s to Stripe, {with_making:.0} with the creation of exports"
         );
         sent.push(calls);
         in_all.push(with_making);
@@ -182,7 +186,7 @@ pub(crate) async fn run(arguments: &Arguments, cluster: &Cluster) -> anyhow::Res
             rates.each_ref().map(|rates| rates.last().map(|rate| thousands(*rate)).unwrap_or_default())
         };
         eprintln!(
-            "round {round} of {rounds}: billed and not: batches {:?} events/s, singles {:?} calls/s",
+            "round {round} of {rounds}: billed and unbilled: batches {:?} events/s, singles {:?} calls/s",
             last(&invalid_batches_are_rejected),
             last(&singles)
         );

@@ -1,4 +1,5 @@
-//! Reservations: what holding and settling comes to, beside one SQL function that holds.
+//! Reservations: the rate and the cost of holding and settling, compared with one SQL function that
+//! holds.
 
 use std::time::Duration;
 
@@ -8,7 +9,7 @@ use crate::rounds::Size;
 use crate::stage::{BATCH_CONNECTIONS, CONNECTIONS, SINGLE_ACCEPTED, Stage};
 use crate::{holds, large, pgbench};
 
-/// Of whatever is compared, in each round.
+/// The turns of each side in a round.
 const TURNS: u32 = 3;
 const HELD: [Expected; 1] = [Expected { status: 201, text: r#""allowed":true"# }];
 const HELD_AND_COMMITTED: [Expected; 2] =
@@ -21,12 +22,12 @@ const PAID: &str = "reservations with prices, a cap and credits, over 1,000 subj
 const PUT: [Expected; 1] = [Expected { status: 200, text: r#""subject":"# }];
 const GRANTED: [Expected; 1] = [Expected { status: 201, text: r#""amount":"# }];
 
-/// The service beside `pgbench`.
+/// The service and `pgbench`.
 #[derive(Debug, Default)]
 struct Compared {
     service: Series,
     pgbench: Series,
-    /// The service at half of its rate in the same round.
+    /// The service at half its rate in the same round.
     at_half: Series,
 }
 
@@ -38,7 +39,7 @@ impl Compared {
         script: pgbench::Script,
         hold: impl Fn() -> [Vec<u8>; 1],
     ) -> anyhow::Result<()> {
-        // in short turns: what else the machine does comes and goes within seconds
+        // short turns, because other load on the machine changes within seconds
         let turn = duration / TURNS;
         for number in 0..TURNS {
             let service_first = service_first == number.is_multiple_of(2);
@@ -75,21 +76,22 @@ pub(crate) struct Gate {
     hot: Compared,
     pairs: Series,
     members: Series,
-    /// Both at the same time.
+    /// Both loads at the same time.
     mixed_holds: Series,
     mixed_events: Series,
-    /// Those who pay, and as many who do not.
+    /// Subjects with prices, and as many without.
     paid: Series,
     unpaid: Series,
 }
 
-/// Everybody has been seen before, by this process of the service too.
+/// Records an event of every subject, so that this process knows them all.
 pub(crate) async fn know(stage: &Stage<'_>) -> anyhow::Result<()> {
     stage.know((0..holds::CALLERS).map(holds::caller).chain(holds::payers())).await?;
     stage.know_one(holds::HOT).await
 }
 
-/// An organisation with members, and payers, on plans of their own; the others are on the default one.
+/// Creates an organisation with members, and payers, on plans of their own. All others are on the
+/// default plan.
 pub(crate) async fn prepare(stage: &Stage<'_>) -> anyhow::Result<()> {
     for call in holds::found_organisation(&stage.key) {
         stage.drive(Load::all([call], &PUT, 1)).await?;
@@ -100,7 +102,7 @@ pub(crate) async fn prepare(stage: &Stage<'_>) -> anyhow::Result<()> {
     know(stage).await
 }
 
-/// One call after the other, and nothing else.
+/// Measures one call after the other on an otherwise idle machine.
 pub(crate) async fn idle_latency(stage: &Stage<'_>, size: Size, table: &mut Table) -> anyhow::Result<()> {
     let calls = (0..size.idle_calls).map(|_| holds::reserve(&stage.key, &holds::random_caller()));
     let mut series = Series::default();
@@ -110,7 +112,7 @@ pub(crate) async fn idle_latency(stage: &Stage<'_>, size: Size, table: &mut Tabl
 }
 
 impl Gate {
-    /// What came of it, in a line. Every other round begins with `pgbench`.
+    /// Measures a round, and returns a line about it. Every other round begins with `pgbench`.
     pub(crate) async fn round(
         &mut self,
         stage: &Stage<'_>,

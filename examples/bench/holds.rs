@@ -1,4 +1,4 @@
-//! The reservations of the benchmark as requests. Everything is made before the clock runs.
+//! The reservations of the benchmark as requests, which are built before the clock runs.
 
 use rand::RngExt;
 use uuid::Uuid;
@@ -6,17 +6,17 @@ use uuid::Uuid;
 use crate::events::{EVENT_NAME, MODELS, VALUE_MAX};
 use crate::http;
 
-/// Subjects that hold, each with a limit of its own.
+/// Subjects that hold, each with a counter of its own.
 pub(crate) const CALLERS: usize = 100_000;
-/// Longer than the benchmark: what expires is another matter.
+/// Longer than the benchmark, so that no hold expires.
 const TTL_SECONDS: u32 = 86_400;
-/// One more, which alone gets all of a load.
+/// One more subject, which gets a whole load alone.
 pub(crate) const HOT: &str = "hot";
 const ORGANISATION: &str = "organisation";
 /// Members of the organisation, with limits of their own.
 const MEMBERS: usize = 1_000;
 
-/// Subjects on a plan with prices, a cap and credits; as many others are compared with them.
+/// Subjects on a plan with prices, a cap and credits. As many others are compared with them.
 const PAYERS: usize = 1_000;
 
 pub(crate) fn caller(number: usize) -> String {
@@ -47,7 +47,7 @@ pub(crate) fn random_payer() -> String {
     payer(rand::rng().random_range(0..PAYERS))
 }
 
-/// One of as many who do not pay.
+/// Returns a random subject out of as many without prices.
 pub(crate) fn random_guest() -> String {
     caller(rand::rng().random_range(0..PAYERS))
 }
@@ -60,7 +60,7 @@ pub(crate) fn reserve(key: &str, subject: &str) -> Vec<u8> {
     hold(key, subject, Uuid::now_v7(), random_value())
 }
 
-/// Commits what is held, or less.
+/// Builds a reservation and its commit of the held value or less.
 pub(crate) fn reserve_and_commit(key: &str, subject: &str) -> [Vec<u8>; 2] {
     let (id, held) = (Uuid::now_v7(), random_value());
     let value = rand::rng().random_range(1..=held);
@@ -85,12 +85,12 @@ fn subscribe(key: &str, subject: &str, plan: &str) -> Vec<u8> {
     put(key, format!("/v1/subjects/{subject}/subscription"), &format!(r#"{{"plan":"{plan}"}}"#))
 }
 
-/// The calls that put payers on their plan.
+/// Builds the calls that put payers on their plan.
 pub(crate) fn enrol_payers(key: &str) -> impl Iterator<Item = Vec<u8>> {
     (0..PAYERS).map(move |number| subscribe(key, &payer(number), "paid"))
 }
 
-/// The calls that give them credits.
+/// Builds the calls that grant credits to the payers.
 pub(crate) fn grant_credits(key: &str) -> impl Iterator<Item = Vec<u8>> {
     (0..PAYERS).map(move |number| {
         let path = format!("/v1/subjects/{}/credits/grants", payer(number));
@@ -98,12 +98,12 @@ pub(crate) fn grant_credits(key: &str) -> impl Iterator<Item = Vec<u8>> {
     })
 }
 
-/// The calls that put an organisation on its plan.
+/// Builds the calls that put an organisation on its plan.
 pub(crate) fn found_organisation(key: &str) -> [Vec<u8>; 2] {
     [put(key, format!("/v1/subjects/{ORGANISATION}"), "{}"), subscribe(key, ORGANISATION, "organisation")]
 }
 
-/// The calls that put its members below it and on plans of their own, in any order.
+/// Builds the calls that put members below the organisation and on their own plans, in any order.
 pub(crate) fn join_organisation(key: &str) -> impl Iterator<Item = Vec<u8>> {
     let join = format!(r#"{{"parent":"{ORGANISATION}"}}"#);
     (0..MEMBERS).map(member).flat_map(move |member| {

@@ -1,5 +1,5 @@
-//! A load generator that costs little: keep-alive connections, requests made beforehand, answers
-//! looked at only as far as needed.
+//! A load generator with little overhead: keep-alive connections, requests built in advance, and
+//! answers read only as far as needed.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -11,11 +11,11 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
 
-/// How long a call that was told to come back waits.
+/// The pause before a call that got 503 is repeated.
 const PAUSE: Duration = Duration::from_millis(50);
-/// For a load that ends when all is sent.
+/// The longest time of a load that ends when all requests are sent.
 const LOAD_MAX: Duration = Duration::from_mins(1);
-/// More than are answered, for a load that ends when its time is up.
+/// More turns than any service answers, for a load that ends after a given time.
 const TURNS_PER_SECOND_MAX: f64 = 40_000.0;
 const CALL_MAX: Duration = Duration::from_secs(30);
 
@@ -39,7 +39,7 @@ fn method(method: &str, path: &str, key: &str, media_type: &str, body: &str) -> 
     .into_bytes()
 }
 
-/// A connection that is kept.
+/// A keep-alive connection.
 #[derive(Debug)]
 pub(crate) struct Connection {
     stream: TcpStream,
@@ -67,11 +67,13 @@ impl Connection {
 
     /// Sends a whole request and reads the whole answer.
     pub(crate) async fn call(&mut self, request: &[u8]) -> anyhow::Result<Answer<'_>> {
-        tokio::time::timeout(CALL_MAX, self.exchange(request)).await.context("no answer in time")?
+        tokio::time::timeout(CALL_MAX, self.exchange(request))
+            .await
+            .context("the service must answer in time")?
     }
 
-    /// Calls until there is an answer that does not say to come back, which must be as expected; how
-    /// often it was told so.
+    /// Repeats a call until its status is not 503. The answer must then be as expected. Returns the
+    /// number of 503 answers.
     async fn insist(&mut self, request: &[u8], expected: Expected) -> anyhow::Result<usize> {
         let mut refused = 0;
         loop {
@@ -96,12 +98,12 @@ impl Connection {
         };
         let (status, length) = {
             let text = std::str::from_utf8(&self.buffer[..head])?;
-            let status: u16 = text.get(9..12).context("no status")?.parse()?;
+            let status: u16 = text.get(9..12).context("the answer must have a status")?.parse()?;
             let length = text.lines().find_map(|line| {
                 let (name, value) = line.split_once(':')?;
                 name.eq_ignore_ascii_case("content-length").then(|| value.trim().parse::<usize>().ok())?
             });
-            (status, length.context("an answer without a length")?)
+            (status, length.context("the answer must have a length")?)
         };
         while self.buffer.len() < head + length {
             self.read_more().await?;
@@ -110,40 +112,40 @@ impl Connection {
     }
 
     async fn read_more(&mut self) -> anyhow::Result<()> {
-        ensure!(self.stream.read_buf(&mut self.buffer).await? > 0, "the connection was closed");
+        ensure!(self.stream.read_buf(&mut self.buffer).await? > 0, "the service closed the connection");
         Ok(())
     }
 }
 
-/// What an answer must be.
+/// The required answer to a request.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Expected {
     pub(crate) status: u16,
-    /// What its body must contain.
+    /// A text that the body must contain.
     pub(crate) text: &'static str,
 }
 
-/// When the next turn begins.
+/// The rule for the start of the next turn.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Pace {
-    /// When the last one is answered, for so long.
+    /// After the answer to the last turn, for a duration.
     Answered(Duration),
-    /// So many times a second, whether answers come or not.
+    /// A number of turns per second, independent of answers.
     PerSecond(f64),
 }
 
-/// Requests, made beforehand, and how they are sent.
+/// Requests, built in advance, and the way to send them.
 #[derive(Debug)]
 pub(crate) struct Load {
     pub(crate) requests: Vec<Vec<u8>>,
-    /// The answers of a turn: so many requests in a row belong together, and one connection sends them.
+    /// The answers of a turn. One connection sends the requests of a turn in order.
     pub(crate) turn: &'static [Expected],
     pub(crate) connections: usize,
     pub(crate) pace: Pace,
 }
 
 impl Load {
-    /// Ends when all is sent.
+    /// Builds a load that ends when all requests are sent.
     pub(crate) fn all(
         requests: impl IntoIterator<Item = Vec<u8>>,
         turn: &'static [Expected],
@@ -153,7 +155,7 @@ impl Load {
         Self { requests, turn, connections, pace: Pace::Answered(LOAD_MAX) }
     }
 
-    /// Ends when the time is up.
+    /// Builds a load that ends after a duration.
     pub(crate) fn for_time<Requests: IntoIterator<Item = Vec<u8>>>(
         duration: Duration,
         make_turn: impl FnMut() -> Requests,
@@ -164,7 +166,7 @@ impl Load {
         Self::repeated((TURNS_PER_SECOND_MAX, duration), make_turn, turn, connections, pace)
     }
 
-    /// So many turns a second, for so long.
+    /// Builds a load with a fixed number of turns per second for a duration.
     pub(crate) fn at_rate<Requests: IntoIterator<Item = Vec<u8>>>(
         rate: f64,
         duration: Duration,
@@ -187,18 +189,18 @@ impl Load {
         Self { requests, turn, connections, pace }
     }
 
-    /// The requests of a turn; none where there are no more.
+    /// Returns the requests of a turn; none after the last one.
     fn requests(&self, turn: usize) -> Option<&[Vec<u8>]> {
         self.requests.chunks(self.turn.len()).nth(turn)
     }
 }
 
-/// What a load did.
+/// The results of a load.
 #[derive(Debug)]
 pub(crate) struct Measured {
     pub(crate) turns: usize,
     pub(crate) elapsed: Duration,
-    /// Calls that were told to come back.
+    /// The number of calls that got 503.
     pub(crate) refused: usize,
     latencies: Vec<Duration>,
 }
@@ -208,7 +210,7 @@ impl Measured {
         crate::report::float(self.turns) / self.elapsed.as_secs_f64()
     }
 
-    /// What the share of the turns took, or less.
+    /// Returns the latency that a percentage of the turns stayed within.
     pub(crate) fn percentile(&self, percent: usize) -> Duration {
         percentile(&self.latencies, percent)
     }
@@ -219,19 +221,19 @@ pub(crate) fn percentile(sorted: &[Duration], percent: usize) -> Duration {
     sorted.get(index).copied().unwrap_or_default()
 }
 
-/// A load under way.
+/// A running load.
 #[derive(Debug)]
 struct Drive {
     load: Load,
     started: Instant,
     next: AtomicUsize,
-    /// Turns that may begin, where the pace is set.
+    /// Permits for due turns, at a fixed rate.
     due: Semaphore,
 }
 
 impl Drive {
-    /// The requests of the next turn, and when it should have begun: what a turn waits for a
-    /// connection is a part of its latency. None when it is over.
+    /// Returns the requests of the next turn and its due time; none after the end. The wait of a turn
+    /// for a connection counts in its latency.
     async fn next(&self) -> anyhow::Result<Option<(Instant, &[Vec<u8>])>> {
         if matches!(self.load.pace, Pace::PerSecond(_)) {
             self.due.acquire().await?.forget();
@@ -250,13 +252,14 @@ impl Drive {
         self.started + Duration::from_secs_f64(crate::report::float(turn) / rate)
     }
 
-    /// Lets turns begin when they are due, on a thread that sleeps more exactly than tokio's timers.
+    /// Releases turns when they are due, on a thread, because it sleeps more exactly than tokio's
+    /// timers.
     fn keep_pace(&self, rate: f64) {
         for turn in 0..self.load.requests.len() / self.load.turn.len() {
             std::thread::sleep(self.due_at(turn, rate).saturating_duration_since(Instant::now()));
             self.due.add_permits(1);
         }
-        // every connection finds that there is nothing left
+        // lets every connection see that no turn is left
         self.due.add_permits(self.load.connections);
     }
 
@@ -272,7 +275,7 @@ impl Drive {
     }
 }
 
-/// Sends all requests, or those that the time is enough for. Every answer is looked at.
+/// Sends all requests, or as many as the duration allows. Checks every answer.
 pub(crate) async fn drive(address: SocketAddr, load: Load) -> anyhow::Result<Measured> {
     let mut connections = Vec::new();
     for _ in 0..load.connections {

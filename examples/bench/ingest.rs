@@ -1,4 +1,4 @@
-//! Events: what recording them comes to, beside `COPY` and `pgbench`.
+//! Events: the rate and the cost of recording, compared with `COPY` and `pgbench`.
 
 use std::time::Instant;
 
@@ -19,7 +19,7 @@ const MONTH_CALLS: usize = 200;
 #[derive(Debug, Default)]
 pub(crate) struct Ingest {
     invalid_batches_are_rejected: Series,
-    /// Rates of batches, the time until all was folded included.
+    /// Rates of batches, measured until all events were folded.
     folded: Vec<f64>,
     copy: Series,
     singles: Series,
@@ -27,7 +27,7 @@ pub(crate) struct Ingest {
 }
 
 impl Ingest {
-    /// What came of it, in a line.
+    /// Measures a round, and returns a line about it.
     pub(crate) async fn round(&mut self, stage: &Stage<'_>, size: Size) -> anyhow::Result<String> {
         let count = size.batch_events / BATCH_EVENTS;
         let invalid_batches_are_rejected =
@@ -107,7 +107,7 @@ impl Ingest {
     }
 }
 
-/// One call after the other, and nothing else.
+/// Measures one call after the other on an otherwise idle machine.
 pub(crate) async fn idle_latency(stage: &Stage<'_>, size: Size, table: &mut Table) -> anyhow::Result<()> {
     let calls = events::random_subjects(size.idle_calls).map(|subject| stage.post_events([subject]));
     let mut series = Series::default();
@@ -117,7 +117,7 @@ pub(crate) async fn idle_latency(stage: &Stage<'_>, size: Size, table: &mut Tabl
     Ok(())
 }
 
-/// A subject with a million events in this month, and what the month's total takes.
+/// Records a million events of a subject in this month, and measures the month's total.
 pub(crate) async fn month(stage: &Stage<'_>, size: Size, table: &mut Table) -> anyhow::Result<()> {
     stage.know_one(MONTH_SUBJECT).await?;
     let (month, now) = this_month()?;
@@ -125,7 +125,7 @@ pub(crate) async fn month(stage: &Stage<'_>, size: Size, table: &mut Table) -> a
     copy::fill(&url, MONTH_SUBJECT, size.month_events, (month.0, now)).await?;
     stage.wait_until_folded().await?;
     let mut connection = PgConnection::connect(&url).await?;
-    // the truth, from the events themselves
+    // the correct total, from the events themselves
     let (sum, count): (i64, i64) = sqlx::query_as(
         "select sum(value)::bigint, count(*) from events
          where path_id = (select path_id from subjects where environment = 0 and subject = $1)",
@@ -156,7 +156,7 @@ pub(crate) async fn month(stage: &Stage<'_>, size: Size, table: &mut Table) -> a
     Ok(())
 }
 
-/// The UTC month of now, from its start to its end, and now.
+/// Returns the present UTC month, from start to end, and the present time.
 fn this_month() -> anyhow::Result<((Timestamp, Timestamp), Timestamp)> {
     let now = events::now();
     let first = now.to_zoned(jiff::tz::TimeZone::UTC).first_of_month()?.start_of_day()?;

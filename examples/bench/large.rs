@@ -10,13 +10,13 @@ use sqlx::{Connection as _, PgConnection};
 use crate::stage::Stage;
 use crate::{copy, events};
 
-/// How rows of the table say it.
+/// The label of these rows in the table.
 pub(crate) const WHAT: &str = "with 10 million events and a million counters more";
 const EVENTS: usize = 10_000_000;
 const COUNTERS: usize = 1_000_000;
 const SPAN: Duration = Duration::from_hours(30 * 24);
 
-/// Subjects on a plan, each with a counter, as another subject has them.
+/// The statement that creates subjects on a plan, each with a copy of another subject's counter.
 const COUNT_ON: &str = "with
     like_it as (select id from subjects where environment = 0 and subject = $2),
     fresh as (
@@ -34,7 +34,7 @@ const COUNT_ON: &str = "with
  select fresh.id, definition, period_start, environment, meter_id, period_end, since, 0, 0
  from fresh, counters where subject_id = (select id from like_it)";
 
-/// Ten million events of the last 30 days and a million counters, in both databases.
+/// Adds ten million events of the last 30 days and a million counters to both databases.
 pub(crate) async fn fill(stage: &mut Stage<'_>) -> anyhow::Result<()> {
     let started = Instant::now();
     let url = stage.url();
@@ -49,9 +49,9 @@ pub(crate) async fn fill(stage: &mut Stage<'_>) -> anyhow::Result<()> {
     }
     let counted = sqlx::query(COUNT_ON).bind(i64::try_from(COUNTERS)?).bind(events::subject(0));
     counted.execute(&mut connection).await?;
-    eprintln!("a million counters more after {} s", started.elapsed().as_secs());
+    eprintln!("a million counters added after {} s", started.elapsed().as_secs());
     copy::fill(&url, "user_%", EVENTS, (from, to)).await?;
-    eprintln!("10 million events more after {} s", started.elapsed().as_secs());
+    eprintln!("10 million events added after {} s", started.elapsed().as_secs());
     stage.wait_until_folded().await?;
     eprintln!("folded after {} s", started.elapsed().as_secs());
     sqlx::raw_sql("vacuum (analyze)").execute(&mut connection).await?;

@@ -1,4 +1,4 @@
-//! On what it was measured.
+//! A description of the machine, and its processor time.
 
 use std::path::Path;
 use std::process::Command;
@@ -9,7 +9,7 @@ fn said(program: &str, arguments: &[&str], folder: &Path) -> Option<String> {
     (output.status.success() && !text.is_empty()).then_some(text)
 }
 
-/// One line: cores, processor, kernel, file system, commit.
+/// Describes the machine in one line: cores, processor, kernel, file system, commit.
 pub(crate) fn describe(data: &Path, postgres: &str) -> String {
     let source = Path::new(env!("CARGO_MANIFEST_DIR"));
     let cores = std::thread::available_parallelism().map_or(0, usize::from);
@@ -33,10 +33,10 @@ pub(crate) fn describe(data: &Path, postgres: &str) -> String {
     )
 }
 
-/// Fields of `/proc/PID/stat` from the third on.
+/// Reads the fields of `/proc/PID/stat` from the third on.
 fn stat(pid: u32) -> Option<Vec<u64>> {
     let text = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // the name before may hold anything, its closing parenthesis is the last one
+    // the process name may contain any character; its closing parenthesis is the last one
     let (_, rest) = text.rsplit_once(')')?;
     Some(rest.split_whitespace().map(|field| field.parse().unwrap_or(0)).collect())
 }
@@ -46,8 +46,8 @@ const USER: usize = 11;
 const CHILDREN: usize = 13;
 const TICKS_PER_SECOND: f64 = 100.0;
 
-/// What a server (all of its processes, ended ones included) and maybe another process have used of
-/// the processors, in seconds. None where the kernel does not say so.
+/// Returns the processor time of a server, including its ended processes, and of an optional other
+/// process, in seconds. None: the kernel does not provide it.
 pub(crate) fn cpu_seconds(data: &Path, other: Option<u32>) -> Option<f64> {
     let pid_file = std::fs::read_to_string(data.join("postmaster.pid")).ok()?;
     let postmaster: u32 = pid_file.lines().next()?.trim().parse().ok()?;

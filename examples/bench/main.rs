@@ -1,14 +1,14 @@
-//! The benchmark: what the service does per second, beside what `PostgreSQL` itself does on the same
-//! machine in the same minutes.
+//! The benchmark: the service's rates, compared with those of `PostgreSQL` itself on the same machine
+//! in the same minutes.
 //!
 //! ```text
 //! cargo run --release --example bench [-- --quick|--large] [--only events|gate|exports|reports]
 //! ```
 //!
 //! Starts all it needs: a private `PostgreSQL` with fsync on in a temporary folder, and the service as
-//! a process of its own, so that its memory can be told from the generator's. Everything that is sent
-//! is made before the clock runs. The service and what it is compared with are measured in turns,
-//! and the medians of the rounds and of their ratios count. Prints one table; `docs/benchmarks.md` says what its rows mean.
+//! a separate process, so that its memory can be measured separately. All requests are built before the
+//! clock runs. The service and its baseline are measured in turns. The results are the medians of the
+//! rounds and of their ratios. Prints one table; `docs/benchmarks.md` explains its rows.
 
 #![expect(
     clippy::print_stdout,
@@ -32,7 +32,7 @@ mod rounds;
 mod service;
 mod stage;
 
-#[expect(dead_code, unused_imports, reason = "the tests use the rest")]
+#[expect(dead_code, unused_imports, reason = "only the tests use the other items")]
 #[path = "../../tests/suite/support/stripe_fake/mod.rs"]
 mod stripe_fake;
 
@@ -46,22 +46,22 @@ use clap::{Parser, ValueEnum};
 use metergate::embedded::{Cluster, ServerPurpose};
 use sqlx::{Connection as _, PgConnection};
 
-/// No run takes longer.
+/// The longest time of a run.
 const RUN_MAX: Duration = Duration::from_mins(40);
 
-/// Measure the service beside `PostgreSQL` itself, and print one table
+/// Measure the service against `PostgreSQL` itself, and print one table
 #[derive(Debug, Clone, Parser)]
 pub(crate) struct Arguments {
-    /// About a minute: less of everything
+    /// Run for about a minute, with less data
     #[arg(long)]
     quick: bool,
-    /// Again with 10 million events and a million counters in the database
+    /// Measure again with 10 million events and a million counters in the database
     #[arg(long)]
     large: bool,
-    /// Only this part; exports and reports are measured by themselves alone
+    /// Measure only this part; exports and reports are measured only on request
     #[arg(long, value_enum)]
     only: Option<Part>,
-    /// Where the temporary folder with the data is made; on a disk, or syncing means nothing
+    /// The parent of the temporary data folder; it must be on a disk, or fsync means nothing
     #[arg(long)]
     folder: Option<PathBuf>,
 }
@@ -92,7 +92,7 @@ fn main() -> anyhow::Result<ExitCode> {
 
 async fn measure(arguments: Arguments) -> anyhow::Result<()> {
     let parent = arguments.folder.clone().unwrap_or_else(std::env::temp_dir);
-    // as root, the server runs under another account, which has to reach its data
+    // run as root, the server uses another account, which must be able to reach its data
     let open_to_read = std::fs::Permissions::from_mode(0o755);
     let folder =
         tempfile::Builder::new().prefix("metergate-bench-").permissions(open_to_read).tempdir_in(parent)?;
@@ -103,7 +103,7 @@ async fn measure(arguments: Arguments) -> anyhow::Result<()> {
         _ = tokio::signal::ctrl_c() => Ok(Err(anyhow::anyhow!("interrupted"))),
     };
     cluster.stop().await;
-    done.context("it took too long")?
+    done.context("the benchmark took longer than 40 minutes")?
 }
 
 async fn run(arguments: &Arguments, cluster: &Cluster, folder: &std::path::Path) -> anyhow::Result<()> {
@@ -111,7 +111,7 @@ async fn run(arguments: &Arguments, cluster: &Cluster, folder: &std::path::Path)
     let postgres: String = sqlx::query_scalar("show server_version").fetch_one(&mut connection).await?;
     let fsync: String = sqlx::query_scalar("show fsync").fetch_one(&mut connection).await?;
     if fsync != "on" {
-        bail!("fsync is {fsync}");
+        bail!("fsync must be on; got {fsync}");
     }
     let machine = machine::describe(folder, &postgres);
     eprintln!("{machine}");

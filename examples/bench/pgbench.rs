@@ -1,5 +1,4 @@
-//! `pgbench`, on the same server: what one statement or one function per call comes to without a
-//! service.
+//! `pgbench` on the same server: the rate of one statement or function per call, without a service.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -8,17 +7,18 @@ use anyhow::{Context, bail, ensure};
 use metergate::embedded::Cluster;
 use tokio::process::Command;
 
-/// What is run, for the table.
+/// The command's name in the table.
 pub(crate) const NAME: &str = "`pgbench -c 64 -j 2 -M prepared`";
 
-/// One transaction of each client, again and again.
+/// One transaction of a client, which is repeated.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Script {
     file: &'static str,
     text: &'static str,
 }
 
-/// A UUIDv7, as clients of the service make them. A macro, since scripts are put together of literals.
+/// A UUIDv7, as clients of the service create them. It is a macro, because scripts are concatenated
+/// literals.
 macro_rules! uuid_v7 {
     () => {
         "(lpad(to_hex((extract(epoch from clock_timestamp()) * 1000)::bigint), 12, '0') || '7'
@@ -26,7 +26,7 @@ macro_rules! uuid_v7 {
     };
 }
 
-/// One statement per event, which is a transaction: the key, the event, the hour's count.
+/// One statement and transaction per event: the key, the event, and the hour's count.
 pub(crate) const INSERT_AND_COUNT: Script = Script {
     file: "insert_and_count.sql",
     text: concat!(
@@ -49,8 +49,8 @@ on conflict on constraint rollups_pk do update set count = rollups.count + 1, su
     ),
 };
 
-/// What the next two scripts call; in a schema of its own, and with its own number of counters in
-/// place of `COUNTERS`.
+/// The function that the next two scripts call, in a schema of its own. `COUNTERS` is replaced by the
+/// number of counters.
 pub(crate) const RESERVE_SCHEMA: &str = r"
 drop schema if exists gate cascade;
 create schema gate;
@@ -80,7 +80,7 @@ insert into gate.counters select subject_id, 1e15, 0, 0 from generate_series(1, 
 analyze gate.counters;
 ";
 
-/// One function per reservation, over as many subjects as the service's.
+/// One function call per reservation, over as many subjects as the service has.
 pub(crate) const RESERVE_SPREAD: Script = Script {
     file: "reserve_spread.sql",
     text: concat!(
@@ -92,7 +92,7 @@ select gate.reserve(",
     ),
 };
 
-/// The same, all on one subject.
+/// One function call per reservation, all on one subject.
 pub(crate) const RESERVE_HOT: Script = Script {
     file: "reserve_hot.sql",
     text: concat!(
@@ -108,12 +108,12 @@ pub(crate) struct Pgbench {
     program: PathBuf,
     /// The folder of the server's socket.
     socket: String,
-    /// Where scripts are written to.
+    /// The folder for script files.
     folder: PathBuf,
 }
 
 impl Pgbench {
-    /// None where it is not installed.
+    /// Finds `pgbench`. None: it is not installed.
     pub(crate) fn find(cluster: &Cluster, folder: &Path) -> anyhow::Result<Option<Self>> {
         let on_path = std::env::var_os("PATH").map(|path| std::env::split_paths(&path).collect::<Vec<_>>());
         let debian = std::fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
@@ -127,7 +127,7 @@ impl Pgbench {
         Ok(Some(Self { program, socket: socket(cluster)?, folder: folder.to_owned() }))
     }
 
-    /// Transactions per second.
+    /// Returns the transactions per second of a script.
     pub(crate) async fn rate(
         &self,
         database: &str,
@@ -146,14 +146,17 @@ impl Pgbench {
             .await?;
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
         ensure!(output.status.success(), "pgbench: {text}{}", String::from_utf8_lossy(&output.stderr));
-        let tps = text.lines().find_map(|line| line.strip_prefix("tps = ")).context("pgbench said no tps")?;
-        Ok(tps.split_whitespace().next().context("pgbench said no tps")?.parse()?)
+        let tps = text
+            .lines()
+            .find_map(|line| line.strip_prefix("tps = "))
+            .context("pgbench must print `tps = `")?;
+        Ok(tps.split_whitespace().next().context("pgbench must print a number after `tps = `")?.parse()?)
     }
 }
 
 fn socket(cluster: &Cluster) -> anyhow::Result<String> {
     let url = cluster.url("postgres");
-    let Some((_, query)) = url.split_once('?') else { bail!("no socket in the URL of the server") };
+    let Some((_, query)) = url.split_once('?') else { bail!("the server's URL must name a socket") };
     let host = form_urlencoded::parse(query.as_bytes()).find(|(name, _)| name == "host");
-    Ok(host.context("no socket in the URL of the server")?.1.into_owned())
+    Ok(host.context("the server's URL must name a socket")?.1.into_owned())
 }

@@ -1,4 +1,4 @@
-//! The table.
+//! The result table.
 
 use std::time::Duration;
 
@@ -24,15 +24,14 @@ pub(crate) fn median(values: &[f64]) -> f64 {
     }
 }
 
-/// The median of the rounds' own ratios: what disturbs the machine for a while disturbs both sides of
-/// a round.
+/// Returns the median of the rounds' own ratios, because a disturbance affects both sides of a round.
 pub(crate) fn median_ratio(measured: &[f64], against: &[f64]) -> f64 {
     let ratios: Vec<f64> =
         measured.iter().zip(against).map(|(measured, against)| measured / against).collect();
     median(&ratios)
 }
 
-/// A rate, with what it varied between.
+/// Formats the median rate with its range.
 pub(crate) fn rate(values: &[f64], unit: &str) -> String {
     let least = values.iter().copied().fold(f64::INFINITY, f64::min);
     let most = values.iter().copied().fold(0.0, f64::max);
@@ -55,12 +54,12 @@ pub(crate) fn milliseconds(duration: Duration) -> String {
     format!("{:.2} ms", duration.as_secs_f64() * 1_000.0)
 }
 
-/// One thing, measured once in each round.
+/// A measurement with one value per round.
 #[derive(Debug, Default)]
 pub(crate) struct Series {
     pub(crate) rates: Vec<f64>,
-    /// What of the processors one took, in microseconds: of the service and the server, until all is
-    /// folded, or of the server alone. Empty where the kernel does not tell.
+    /// Processor time per item, in microseconds: of service and server until all is folded, or of the
+    /// server alone. Empty if the kernel does not provide it.
     pub(crate) micros: Vec<f64>,
     /// The median and the 99th percentile, in seconds.
     latencies: Vec<[f64; 2]>,
@@ -68,14 +67,14 @@ pub(crate) struct Series {
 }
 
 impl Series {
-    /// Adds a round, in which a turn is so many of what is counted.
+    /// Adds a round in which a turn has `of_a_turn` items.
     pub(crate) fn note(&mut self, measured: &Measured, of_a_turn: usize) {
         self.rates.push(measured.per_second() * float(of_a_turn));
         self.latencies.push([50, 99].map(|percent| measured.percentile(percent).as_secs_f64()));
         self.refused += measured.refused;
     }
 
-    /// The last round's rate.
+    /// Formats the last round's rate.
     pub(crate) fn last(&self) -> String {
         self.rates.last().map_or("not measured".to_owned(), |rate| thousands(*rate))
     }
@@ -99,12 +98,12 @@ impl Table {
         self.rows.push([what.to_owned(), measured, against, ratio, aim.to_owned()]);
     }
 
-    /// Without anything beside it.
+    /// Adds a row without a comparison.
     pub(crate) fn add_alone(&mut self, what: &str, measured: String, aim: &str) {
         self.add(what, measured, String::new(), None, aim);
     }
 
-    /// Rates beside those of what it is compared with, which may have been impossible to measure.
+    /// Adds rates and those of the baseline, which may not be available.
     pub(crate) fn add_rates(
         &mut self,
         what: &str,
@@ -122,8 +121,8 @@ impl Table {
         self.add(what, rate(&measured.rates, unit), against, ratio, aim);
     }
 
-    /// Processor time beside the server's alone. The ratio is turned round, so that here too more is
-    /// better.
+    /// Adds processor time and that of the server alone. The ratio is inverted, so that more is better
+    /// in all rows.
     pub(crate) fn add_micros(&mut self, what: &str, measured: &Series, against: &str, compared: &Series) {
         if measured.micros.is_empty() || compared.micros.is_empty() {
             return;
@@ -134,7 +133,7 @@ impl Table {
         self.add(what, format!("{measured:.1} µs"), against, Some(ratio), "");
     }
 
-    /// Rates beside those with less data.
+    /// Adds rates and those with less data.
     pub(crate) fn add_large(&mut self, what: &str, many: &Series, few: &Series, unit: &str, aim: &str) {
         if many.rates.is_empty() || few.rates.is_empty() {
             return;
@@ -144,7 +143,7 @@ impl Table {
         self.add(what, rate(&many.rates, unit), before, Some(ratio), aim);
     }
 
-    /// Median over the rounds of the median and of the 99th percentile.
+    /// Adds the medians over the rounds of the median and the 99th percentile.
     pub(crate) fn add_latency(&mut self, what: &str, series: &Series) {
         let of = |index: usize| {
             median(&series.latencies.iter().map(|round| round[index]).collect::<Vec<_>>()) * 1_000.0
@@ -152,10 +151,10 @@ impl Table {
         self.add_alone(&format!("{what}: p50 / p99"), format!("{:.2} ms / {:.2} ms", of(0), of(1)), "");
     }
 
-    /// Of calls that nothing should have kept from being taken.
+    /// Adds the number of 503 answers, which should be zero.
     pub(crate) fn add_refused<'a>(&mut self, what: &str, series: impl IntoIterator<Item = &'a Series>) {
         let refused: usize = series.into_iter().map(|series| series.refused).sum();
-        self.add_alone(&format!("calls told to come back (503), {what}"), refused.to_string(), "0");
+        self.add_alone(&format!("calls refused for the moment (503), {what}"), refused.to_string(), "0");
     }
 
     pub(crate) fn markdown(&self) -> String {

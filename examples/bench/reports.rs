@@ -1,4 +1,4 @@
-//! Usage reports of a subject with much use: every meter, what it costs, its days and where they lead.
+//! Usage reports of a subject with much use: all meters, costs, and the forecast from daily use.
 
 #![expect(clippy::print_stderr, reason = "progress")]
 
@@ -21,10 +21,10 @@ const DATABASE: &str = "reported";
 const SUBJECT: &str = "reported";
 const CALLS: usize = 300;
 const WARM_UP: usize = 20;
-/// Since when the subject's period runs, and since when it has used something.
+/// The age of the subject's period and of its first usage.
 const PERIOD: Duration = Duration::from_hours(27 * 24);
 const USE: Duration = Duration::from_hours(30 * 24);
-/// How long days may take to be summed up.
+/// The longest wait for the daily rollups.
 const SUM_MAX: Duration = Duration::from_mins(2);
 const DONE: [Expected; 1] = [Expected { status: 200, text: "{" }];
 /// Seven meters of the same events, five models, and prices by slice, tier and count.
@@ -73,7 +73,7 @@ pub(crate) async fn run(arguments: &Arguments, cluster: &Cluster) -> anyhow::Res
     Ok(table)
 }
 
-/// Use at an even rate, so much that the period has as much as is wanted.
+/// Records usage at an even rate until the period has `count` events.
 async fn fill(url: &str, count: usize, now: jiff::Timestamp) -> anyhow::Result<()> {
     let from = now - USE;
     let mut connection = PgConnection::connect(url).await?;
@@ -91,7 +91,7 @@ async fn fill(url: &str, count: usize, now: jiff::Timestamp) -> anyhow::Result<(
     Ok(connection.close().await?)
 }
 
-/// Until the days that are over are summed up from their hours.
+/// Waits until all past days have a daily rollup.
 async fn wait_until_summed(connection: &mut PgConnection) -> anyhow::Result<()> {
     let started = Instant::now();
     loop {
@@ -104,7 +104,7 @@ async fn wait_until_summed(connection: &mut PgConnection) -> anyhow::Result<()> 
         if behind == 0 {
             return Ok(());
         }
-        ensure!(started.elapsed() < SUM_MAX, "{behind} meters have days that are not summed up");
+        ensure!(started.elapsed() < SUM_MAX, "{behind} meters have days without a daily rollup");
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
 }
@@ -117,7 +117,7 @@ async fn measure(
     table: &mut Table,
 ) -> anyhow::Result<()> {
     let mut database = PgConnection::connect(url).await?;
-    // the truth, from the events themselves
+    // the correct total, from the events themselves
     let (sum, recorded): (i64, i64) = sqlx::query_as(
         "select sum(value)::bigint, count(*) from events e join event_names n on n.id = e.event_name_id
          where n.name = $1 and e.occurred_at >= $2::timestamptz",

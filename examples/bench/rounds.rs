@@ -1,4 +1,4 @@
-//! What is measured, in which order.
+//! The order of the measurements.
 
 #![expect(clippy::print_stderr, reason = "progress")]
 
@@ -17,15 +17,15 @@ use crate::{Arguments, Part, events, holds};
 
 const IDLE: Duration = Duration::from_secs(5);
 const STARTS: usize = 5;
-/// With much data, which takes long to make.
+/// The most rounds with much data, which takes long to create.
 const LARGE_ROUNDS_MAX: usize = 2;
 
-/// How much is measured.
+/// The size of the measurements.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Size {
     rounds: usize,
     pub(crate) batch_events: usize,
-    /// For loads by time.
+    /// The duration of loads by time.
     pub(crate) duration: Duration,
     pub(crate) month_events: usize,
     pub(crate) idle_calls: usize,
@@ -100,7 +100,7 @@ pub(crate) async fn run(arguments: &Arguments, cluster: &Cluster, folder: &Path)
     Ok(table)
 }
 
-/// The rounds, on a service that knows its subjects, as one that has been running for a while does.
+/// Measures the rounds on a service that knows its subjects, as after some time of operation.
 async fn measure(
     stage: &Stage<'_>,
     size: Size,

@@ -1,4 +1,4 @@
-//! The service as a process of its own: this program again, as the `metergate` command.
+//! The service as a separate process: this program again, as the `metergate` command.
 
 use std::net::{SocketAddr, TcpListener};
 use std::process::{ExitCode, Stdio};
@@ -12,13 +12,13 @@ use tokio::process::{Child, Command as Process};
 
 use crate::http::{Connection, get};
 
-/// The first argument of a process that is to be the service.
+/// The first argument of a process that runs as the service.
 pub(crate) const AS_METERGATE: &str = "as-metergate";
 const READY_MAX: Duration = Duration::from_mins(2);
 const STOP_MAX: Duration = Duration::from_secs(40);
 
-/// What this program does as the `metergate` command. It ends with the benchmark that started it,
-/// however that ends.
+/// Runs this program as the `metergate` command. It ends with the benchmark that started it, however
+/// that ends.
 pub(crate) async fn be_metergate(arguments: impl Iterator<Item = String>) -> anyhow::Result<ExitCode> {
     std::thread::spawn(|| {
         std::io::copy(&mut std::io::stdin(), &mut std::io::sink()).ok();
@@ -37,11 +37,11 @@ fn process(database_url: &str, arguments: &[&str]) -> anyhow::Result<Process> {
     Ok(process)
 }
 
-/// Runs a command to its end; what it printed.
+/// Runs a command to its end, and returns its output.
 pub(crate) async fn command(database_url: &str, arguments: &[&str]) -> anyhow::Result<String> {
     let mut command = process(database_url, arguments)?;
     let child = command.stdout(Stdio::piped()).spawn()?;
-    // its input stays open until it has ended
+    // keeps its input open until it has ended
     let mut child = child;
     let _input = child.stdin.take();
     let output = child.wait_with_output().await?;
@@ -52,7 +52,7 @@ pub(crate) async fn command(database_url: &str, arguments: &[&str]) -> anyhow::R
 #[derive(Debug)]
 pub(crate) struct Service {
     pub(crate) address: SocketAddr,
-    /// From the start of the process to the first 200 of `/readyz`.
+    /// The time from the start of the process to the first 200 of `/readyz`.
     pub(crate) ready_after: Duration,
     child: Child,
 }
@@ -62,7 +62,7 @@ impl Service {
         Self::start_with(database_url, &[]).await
     }
 
-    /// With more settings.
+    /// Starts the service with additional settings.
     pub(crate) async fn start_with(database_url: &str, variables: &[(&str, &str)]) -> anyhow::Result<Self> {
         let address = TcpListener::bind("127.0.0.1:0")?.local_addr()?;
         let mut process = process(database_url, &["serve"])?;
@@ -70,13 +70,13 @@ impl Service {
         let started = Instant::now();
         let child = process.spawn()?;
         while !is_ready(address).await {
-            ensure!(started.elapsed() < READY_MAX, "the service is not ready");
+            ensure!(started.elapsed() < READY_MAX, "the service must become ready in time");
             tokio::time::sleep(Duration::from_millis(2)).await;
         }
         Ok(Self { address, ready_after: started.elapsed(), child })
     }
 
-    /// A line of the kernel's about its memory, in MiB: `VmRSS`, `VmHWM`.
+    /// Reads the kernel's figure of its memory, in MiB: `VmRSS` or `VmHWM`.
     pub(crate) fn memory_mib(&self, line: &str) -> Option<f64> {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id()?)).ok()?;
         let rest = status.lines().find_map(|given| given.strip_prefix(line)?.strip_prefix(':'))?;
@@ -90,11 +90,11 @@ impl Service {
 
     pub(crate) async fn stop(mut self) -> anyhow::Result<()> {
         let pid = self.child.id().context("the service has ended")?;
-        // waiting would close its input, and end it at once
+        // waiting would close its input, which ends the process at once
         let _input = self.child.stdin.take();
         Process::new("kill").args(["-TERM", &pid.to_string()]).status().await?;
         let ended = tokio::time::timeout(STOP_MAX, self.child.wait()).await;
-        let status = ended.context("the service does not stop")??;
+        let status = ended.context("the service must stop in time")??;
         ensure!(status.success(), "the service ended with {status}");
         Ok(())
     }

@@ -1,4 +1,4 @@
-//! What is measured runs here: the server, its databases, and the service on one of them.
+//! The environment of the measurements: the server, its databases, and the service on one of them.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -16,7 +16,7 @@ use crate::service::{Service, command};
 
 const DATABASE: &str = "metered";
 const BASELINE: &str = "baseline";
-/// One meter, and plans whose quotas are far away.
+/// One meter, and plans with quotas that the benchmark never reaches.
 const CATALOG: &str = include_str!("catalog.yaml");
 const APPLIED: [Expected; 1] = [Expected { status: 200, text: "{" }];
 pub(crate) const BATCH_EVENTS: usize = 500;
@@ -30,25 +30,25 @@ pub(crate) struct Stage<'a> {
     cluster: &'a Cluster,
     folder: &'a Path,
     pgbench: Option<Pgbench>,
-    /// None only while its database is copied.
+    /// The running service; none only while its database is copied.
     service: Option<Service>,
-    /// The most memory of the processes of the service that have ended.
+    /// The most memory of ended service processes.
     peak_mib: f64,
     pub(crate) key: String,
 }
 
-/// A load, and all that it caused.
+/// The results of a load, including its later work.
 #[derive(Debug)]
 pub(crate) struct Whole {
     pub(crate) measured: Measured,
-    /// Until what it recorded was in the rollups.
+    /// The time until all recorded usage was in the rollups.
     pub(crate) until_folded: Duration,
-    /// What the service and the server used of the processors until then, in seconds.
+    /// The processor time of the service and the server until then, in seconds.
     cpu: Option<f64>,
 }
 
 impl Whole {
-    /// Adds this round, in which a turn is so many of what is counted.
+    /// Adds this round, in which a turn has `of_a_turn` items.
     pub(crate) fn note(&self, series: &mut Series, of_a_turn: usize) {
         series.note(&self.measured, of_a_turn);
         series.micros.extend(self.cpu.map(|cpu| cpu * 1e6 / float(self.measured.turns * of_a_turn)));
@@ -56,7 +56,7 @@ impl Whole {
 }
 
 impl<'a> Stage<'a> {
-    /// A database with a catalog and a key, another like it for comparison, and the service.
+    /// Creates a database with a catalog and a key, and starts the service.
     pub(crate) async fn set(cluster: &'a Cluster, folder: &'a Path) -> anyhow::Result<Self> {
         admin(cluster, &format!("create database {DATABASE}")).await?;
         let url = cluster.url(DATABASE);
@@ -81,18 +81,18 @@ impl<'a> Stage<'a> {
         Connection::open(self.service()?.address).await
     }
 
-    /// A line of the kernel's about the service's memory now, in MiB.
+    /// Reads the kernel's present figure of the service's memory, in MiB.
     pub(crate) fn memory_mib(&self, line: &str) -> Option<f64> {
         self.service.as_ref()?.memory_mib(line)
     }
 
-    /// The most that a process of the service had.
+    /// Returns the most memory of any service process.
     pub(crate) fn peak_mib(&self) -> Option<f64> {
         self.memory_mib("VmHWM").map(|peak| peak.max(self.peak_mib))
     }
 
     fn service(&self) -> anyhow::Result<&Service> {
-        self.service.as_ref().context("the service does not run")
+        self.service.as_ref().context("the service must be running")
     }
 
     pub(crate) async fn stop_service(&mut self) -> anyhow::Result<()> {
@@ -103,8 +103,8 @@ impl<'a> Stage<'a> {
         }
     }
 
-    /// The database for comparison: what is in the service's own at this moment, and as many counters
-    /// for `pgbench`. The service stops for it, since only a database without connections can be copied.
+    /// Copies the service's database for comparison, and adds as many counters for `pgbench`. The
+    /// service stops meanwhile, because only a database without connections can be copied.
     pub(crate) async fn copy_database(&mut self, counters: usize) -> anyhow::Result<()> {
         self.stop_service().await?;
         admin(self.cluster, &format!("drop database if exists {BASELINE}")).await?;
@@ -114,7 +114,7 @@ impl<'a> Stage<'a> {
         Ok(())
     }
 
-    /// An event of each of some hundreds of subjects, in batches.
+    /// Records an event of each subject, in batches of some hundreds.
     pub(crate) async fn know(&self, subjects: impl Iterator<Item = String>) -> anyhow::Result<()> {
         let subjects: Vec<String> = subjects.collect();
         let invalid_batches_are_rejected =
@@ -129,7 +129,7 @@ impl<'a> Stage<'a> {
         Ok(())
     }
 
-    /// A call with an event of each subject.
+    /// Builds a call with an event of each subject.
     pub(crate) fn post_events(&self, subjects: impl IntoIterator<Item = String>) -> Vec<u8> {
         http::post("/v1/events", &self.key, "application/json", &events::body(subjects))
     }
@@ -138,7 +138,7 @@ impl<'a> Stage<'a> {
         http::drive(self.service()?.address, load).await
     }
 
-    /// A load on a server that has nothing else to do, until all it recorded is in the rollups.
+    /// Runs a load on an otherwise idle server, until all recorded usage is in the rollups.
     pub(crate) async fn measure(&self, load: Load) -> anyhow::Result<Whole> {
         self.checkpoint().await?;
         let before = self.cpu_seconds(Some(self.service()?));
@@ -151,8 +151,8 @@ impl<'a> Stage<'a> {
         Ok(Whole { measured, until_folded, cpu })
     }
 
-    /// A round of what runs on the server alone in the database for comparison; it answers its rate
-    /// and how many of what is counted it did.
+    /// Measures a round of work on the server alone, in the database for comparison. `work` returns its
+    /// rate and its number of items.
     pub(crate) async fn measure_alone(
         &self,
         work: impl Future<Output = anyhow::Result<(f64, f64)>>,
@@ -167,7 +167,7 @@ impl<'a> Stage<'a> {
         Ok(())
     }
 
-    /// Nothing where there is no `pgbench`.
+    /// Measures a `pgbench` script; does nothing if `pgbench` is not installed.
     pub(crate) async fn pgbench(
         &self,
         script: Script,
@@ -186,7 +186,7 @@ impl<'a> Stage<'a> {
         wait_until_folded(&self.url()).await
     }
 
-    /// The processors' time of the server, and of the service where it is named.
+    /// Returns the processor time of the server, and of the service if given.
     fn cpu_seconds(&self, service: Option<&Service>) -> Option<f64> {
         machine::cpu_seconds(&self.folder.join("data"), service.and_then(Service::pid))
     }
@@ -196,7 +196,7 @@ impl<'a> Stage<'a> {
     }
 }
 
-/// Until all that was recorded in a database is in the rollups.
+/// Waits until all recorded usage of a database is in the rollups.
 pub(crate) async fn wait_until_folded(url: &str) -> anyhow::Result<()> {
     let mut connection = PgConnection::connect(url).await?;
     let started = Instant::now();
@@ -206,7 +206,7 @@ pub(crate) async fn wait_until_folded(url: &str) -> anyhow::Result<()> {
         if left == 0 {
             return Ok(());
         }
-        ensure!(started.elapsed() < FOLD_MAX, "{left} batches are not folded");
+        ensure!(started.elapsed() < FOLD_MAX, "{left} batches are not folded in time");
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
 }
@@ -217,7 +217,7 @@ pub(crate) async fn admin(cluster: &Cluster, sql: &str) -> anyhow::Result<()> {
 
 async fn run(url: &str, sql: &str) -> anyhow::Result<()> {
     let mut connection = PgConnection::connect(url).await?;
-    // made of names that are written here
+    // built from names in this file only
     sqlx::raw_sql(sqlx::AssertSqlSafe(sql)).execute(&mut connection).await?;
     connection.close().await?;
     Ok(())

@@ -1,4 +1,4 @@
-//! The few calls of Metergate that the replay makes, tried again where it is worth it.
+//! The few calls of Metergate that the replay makes, with retries.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -11,7 +11,7 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-/// How long a call is tried again before the load is given up.
+/// The time after which a failing call ends the load.
 const GIVE_UP_AFTER: Duration = Duration::from_mins(2);
 const PAUSE_MIN: Duration = Duration::from_millis(100);
 const PAUSE_MAX: Duration = Duration::from_secs(5);
@@ -25,7 +25,7 @@ pub(crate) struct Client {
     retries: AtomicU64,
 }
 
-/// What became of the events of a call, or of all calls.
+/// The results of the events of one call, or of all calls.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Sent {
     pub(crate) accepted: u64,
@@ -60,7 +60,7 @@ pub(crate) struct UsageRow {
 }
 
 impl UsageRow {
-    /// The number as it was written: it may have more digits than a float.
+    /// Returns the number as written, because it may have more digits than a float.
     pub(crate) fn value(&self) -> String {
         self.value.to_string()
     }
@@ -103,8 +103,8 @@ impl Client {
         Ok(rows.data)
     }
 
-    /// Sends a batch. Doing so again where the first answer was lost is safe: its ids count once.
-    #[expect(clippy::print_stderr, reason = "beside the progress on stdout")]
+    /// Sends a batch. A repetition after a lost answer is safe, because event ids count once.
+    #[expect(clippy::print_stderr, reason = "errors are separate from the progress on stdout")]
     pub(crate) async fn send(&self, events: Vec<Value>, backfill: bool) -> anyhow::Result<Sent> {
         let url = format!("{}/v1/events?backfill={backfill}", self.url);
         let events = Value::Array(events);
@@ -123,8 +123,8 @@ impl Client {
         Ok(answer.json().await?)
     }
 
-    /// Calls until there is an answer that trying again would not change.
-    #[expect(clippy::print_stderr, reason = "why nothing seems to happen")]
+    /// Repeats a call until its answer is final.
+    #[expect(clippy::print_stderr, reason = "the user must see why the program waits")]
     async fn patiently(&self, request: impl Fn() -> RequestBuilder) -> anyhow::Result<Response> {
         let started = Instant::now();
         let mut pause = PAUSE_MIN;
@@ -141,7 +141,7 @@ impl Client {
                     }
                     pause
                 }
-                Err(why) => return Err(why).context("no answer"),
+                Err(why) => return Err(why).context("the service did not answer"),
             };
             self.retries.fetch_add(1, Ordering::Relaxed);
             tokio::time::sleep(wait).await;

@@ -5,13 +5,15 @@
 //! cargo run --example replay -- examples/data/azure_llm_code_2023_sample.csv --key mg_sk_test_…
 //! ```
 //!
-//! One event `llm_request` per row, with the properties `context_tokens`, `generated_tokens` and
-//! `model`. The rows carry no user: BLAKE3 of the row picks one of 40 subjects, `dev_01` to `dev_40`;
-//! the model follows from the context length (`trace.rs` has the rules, and the program prints
-//! them). Ids depend on the rows alone, so a second load changes no total. The trace is of 2023:
-//! events are sent with `?backfill=true`, unless `--shift-to-now` moves them to end now.
+//! Sends one event `llm_request` per row, with the properties `context_tokens`, `generated_tokens` and
+//! `model`. The rows name no user, so the BLAKE3 hash of the row selects one of 40 subjects, `dev_01`
+//! to `dev_40`. The model follows from the context length. `trace.rs` has the rules, and the program
+//! prints them.
+//!
+//! Ids depend on the rows only, so a second load changes no total. The trace is of 2023: events are
+//! sent with `?backfill=true`, unless `--shift-to-now` moves them to end now.
 
-#![expect(clippy::print_stdout, clippy::print_stderr, reason = "a program that answers there")]
+#![expect(clippy::print_stdout, clippy::print_stderr, reason = "a command-line program prints its results")]
 
 mod client;
 mod trace;
@@ -37,21 +39,21 @@ const PROGRESS_INTERVAL: Duration = Duration::from_millis(500);
 /// Load the Azure LLM inference trace as events, then show its usage
 #[derive(Debug, Parser)]
 struct Arguments {
-    /// CSV with the columns TIMESTAMP,ContextTokens,GeneratedTokens
+    /// CSV file with the columns TIMESTAMP,ContextTokens,GeneratedTokens
     file: PathBuf,
     #[arg(long, default_value = "http://127.0.0.1:8080")]
     url: String,
-    /// A secret key; without it `METERGATE_KEY` or `KEY` of the environment
+    /// Secret key; by default, `METERGATE_KEY` or `KEY` of the environment
     #[arg(long, env = "METERGATE_KEY", hide_env_values = true)]
     key: Option<String>,
-    /// Events in one call
+    /// Events per call
     #[arg(long, default_value_t = 500, value_parser = clap::value_parser!(u16).range(1..=1000))]
     batch: u16,
-    /// Calls at the same time
+    /// Number of parallel calls
     #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..=64))]
     connections: u16,
-    /// Move the trace by whole minutes so that it ends in the present one: each such minute gives
-    /// other events, so loading again later adds to the totals
+    /// Move the trace by whole minutes so that it ends now. A load in another minute creates other
+    /// events, which add to the totals
     #[arg(long)]
     shift_to_now: bool,
 }
@@ -70,13 +72,13 @@ async fn main() -> ExitCode {
 async fn replay() -> anyhow::Result<()> {
     let arguments = Arguments::parse();
     let key = arguments.key.clone().or_else(|| std::env::var("KEY").ok());
-    let key = key.context("no key: give --key, or set METERGATE_KEY or KEY")?;
+    let key = key.context("a key is required; pass --key, or set METERGATE_KEY or KEY")?;
     let client = Client::new(&arguments.url, key)?;
 
     let file =
         File::open(&arguments.file).with_context(|| format!("cannot read {}", arguments.file.display()))?;
     let mut events = trace::read(file)?;
-    ensure!(!events.is_empty(), "{} has no rows", arguments.file.display());
+    ensure!(!events.is_empty(), "{} must have at least one row", arguments.file.display());
     if arguments.shift_to_now {
         events = moved_to_now(events)?;
     }
@@ -98,7 +100,7 @@ async fn replay() -> anyhow::Result<()> {
 }
 
 fn moved_to_now(events: Vec<TraceEvent>) -> anyhow::Result<Vec<TraceEvent>> {
-    let last = events.iter().map(|event| event.at).max().context("no rows")?;
+    let last = events.iter().map(|event| event.at).max().context("the trace must have at least one row")?;
     let now = i64::try_from(UNIX_EPOCH.elapsed()?.as_secs())?;
     let by = SignedDuration::from_secs((now - last.as_second()).div_euclid(60) * 60);
     Ok(events.into_iter().map(|event| event.moved(by)).collect())
@@ -110,7 +112,7 @@ async fn require_meters(client: &Client) -> anyhow::Result<()> {
         METERS.into_iter().filter(|key| !known.iter().any(|known| known == key)).collect();
     if !missing.is_empty() {
         bail!(
-            "the catalog has no meters {}; apply one that does:\n  metergate catalog apply config/catalog.yaml",
+            "the catalog must have the meters {}; apply one that has them:\n  metergate catalog apply config/catalog.yaml",
             missing.join(", ")
         );
     }
@@ -147,16 +149,16 @@ async fn load(client: &Client, events: &[TraceEvent], arguments: &Arguments) -> 
     Ok(all)
 }
 
-/// The whole minutes in which everything lies.
+/// Returns the whole minutes that contain all events.
 fn minutes_around(events: &[TraceEvent]) -> anyhow::Result<(Timestamp, Timestamp)> {
     let seconds = events.iter().map(|event| event.at.as_second());
-    let first = seconds.clone().min().context("no rows")?;
-    let last = seconds.max().context("no rows")?;
+    let first = seconds.clone().min().context("the trace must have at least one row")?;
+    let last = seconds.max().context("the trace must have at least one row")?;
     let minute = |second: i64| second.div_euclid(60) * 60;
     Ok((Timestamp::from_second(minute(first))?, Timestamp::from_second(minute(last) + 60)?))
 }
 
-/// The three meters side by side, by whatever a row stands for.
+/// Reads the three meters by the key of a row.
 async fn side_by_side(
     client: &Client,
     (from, to): (Timestamp, Timestamp),
@@ -195,7 +197,7 @@ async fn print_by_subject(client: &Client, from: Timestamp, to: Timestamp) -> an
 }
 
 async fn print_totals(client: &Client, from: Timestamp, to: Timestamp, sums: [u64; 3]) -> anyhow::Result<()> {
-    let metered = side_by_side(client, (from, to), "", |_| "metered in its minutes".to_owned()).await?;
+    let metered = side_by_side(client, (from, to), "", |_| "metered in these minutes".to_owned()).await?;
     let mut table = metered;
     table.insert("in the file".to_owned(), sums.map(|sum| sum.to_string()));
     print_table("total", &table);

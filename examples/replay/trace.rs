@@ -1,9 +1,9 @@
-//! From a row of the Azure LLM inference trace to an event. No I/O but reading what it is given.
+//! Converts a row of the Azure LLM inference trace to an event. The only I/O is reading the input.
 //!
-//! The rows carry no user and no model, so both are made up, by rules that depend on nothing but what
-//! the row says ([`RULE`]). The id is the row's content and its number among identical rows: loading
-//! a file twice, shuffled or in batches of another size gives the same ids, and counts nothing twice.
-//! (Identical rows must be in one file for that. The trace of 2023 has none.)
+//! The rows name no user and no model, so both are made up, by rules that depend on the row only
+//! ([`RULE`]). The id is the row's content and its number among identical rows. A file loaded twice,
+//! shuffled, or in batches of another size gives the same ids, and counts no event twice. For that,
+//! identical rows must be in one file. The trace of 2023 has no identical rows.
 
 use std::collections::HashMap;
 use std::io::Read;
@@ -20,7 +20,7 @@ ids:      the row's content and its number among identical rows";
 const SUBJECTS: u64 = 40;
 const HEADER: [&str; 3] = ["TIMESTAMP", "ContextTokens", "GeneratedTokens"];
 
-/// One request of the trace, as the event that it becomes.
+/// A request of the trace, as an event.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct TraceEvent {
     pub(crate) id: String,
@@ -35,9 +35,9 @@ pub(crate) struct TraceEvent {
 pub(crate) enum TraceError {
     #[error("line {0}: {1}")]
     Csv(u64, csv::Error),
-    #[error("the header must be TIMESTAMP,ContextTokens,GeneratedTokens, not {0}")]
+    #[error("the header must be TIMESTAMP,ContextTokens,GeneratedTokens; got {0}")]
     Header(String),
-    #[error("line {line}: `{given}` is no {wanted}")]
+    #[error("line {line}: must have a {wanted}; got `{given}`")]
     Field { line: u64, wanted: &'static str, given: String },
 }
 
@@ -71,7 +71,7 @@ impl TraceEvent {
             given: row[index].to_owned(),
         };
         let tokens = |index: usize| row[index].parse::<u64>().map_err(|_| field(index, "number of tokens"));
-        // the trace gives no zone; it is read as UTC
+        // the trace has no time zone; it is read as UTC
         let at =
             format!("{}Z", &row[0]).parse().map_err(|_| field(0, "time such as 2023-11-16 18:17:03.97"))?;
         let context_tokens = tokens(1)?;
@@ -85,7 +85,7 @@ impl TraceEvent {
         })
     }
 
-    /// The same request at another time: another event, so its id says by how much it moved.
+    /// Returns the request at another time. It is another event, so its id contains the offset.
     #[must_use]
     pub(crate) fn moved(mut self, by: jiff::SignedDuration) -> Self {
         self.at += by;
@@ -93,7 +93,7 @@ impl TraceEvent {
         self
     }
 
-    /// As `POST /v1/events` takes it.
+    /// Returns the body for `POST /v1/events`.
     pub(crate) fn to_json(&self) -> Value {
         json!({
             "id": self.id,

@@ -8,7 +8,7 @@ use clap::{Parser, Subcommand, ValueEnum};
 use crate::engine::access::keys::KeyKind;
 use metergate_domain::base::environment::Environment;
 
-/// Metering and limits beside Stripe: one binary and PostgreSQL.
+/// Usage metering and limits for services that bill with Stripe, in one binary on PostgreSQL
 #[derive(Debug, Parser)]
 #[command(name = "metergate", version, about)]
 pub struct Cli {

@@ -16,9 +16,9 @@ use metergate_domain::base::environment::Environment;
 use metergate_domain::base::names::SubjectId;
 use metergate_domain::catalog::Catalog;
 
-/// Longest time that a command waits for the database, shorter than the service does.
+/// Longest wait of a command for the database; it is shorter than that of the service.
 const DATABASE_WAIT_MAX: Duration = Duration::from_secs(5);
-/// Longest time that a healthcheck waits for an answer.
+/// Longest wait of a healthcheck for an answer.
 const HEALTHCHECK_MAX: Duration = Duration::from_secs(3);
 
 impl Command {

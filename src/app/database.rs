@@ -1,4 +1,4 @@
-//! The database of this process: that of `DATABASE_URL`, or the embedded one. A command uses the embedded
+//! The database of this process: the one in `DATABASE_URL`, or the embedded one. A command uses the embedded
 //! server of a running service, if there is one.
 
 use std::fs;
@@ -78,7 +78,7 @@ impl DatabaseHandle {
     }
 }
 
-/// Sets the secret of test tokens to one made for this folder, unless the settings have one. With it,
+/// Sets the secret of test tokens to a generated one of this folder, unless the settings have one. Then
 /// `metergate token mint` works on the embedded database without any setting.
 fn set_token_secret(settings: &mut Settings) -> anyhow::Result<()> {
     if settings.auth.test.hs256_secret.is_some() {

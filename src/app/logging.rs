@@ -10,7 +10,7 @@ use super::settings::{Log, LogFormat};
 pub fn start(log: &Log) -> anyhow::Result<()> {
     let filter = EnvFilter::builder().parse(&log.filter).map_err(|why| {
         anyhow::anyhow!(
-            "log.filter must be a list of directives such as `info,sqlx=warn`, not `{}`: {why}",
+            "log.filter must be a list of directives such as `info,sqlx=warn`; got `{}`: {why}",
             log.filter
         )
     })?;

@@ -11,7 +11,7 @@ pub mod settings;
 
 pub use serve::{Service, serve};
 
-/// The allocator. Calls allocate and free many small values across threads, on which glibc's allocator spends
-/// a tenth of their time.
+/// The allocator. Requests allocate and free many small values across threads, which costs a tenth of their
+/// time with glibc's allocator.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;

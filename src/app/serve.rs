@@ -28,7 +28,7 @@ const DRAIN_MAX: Duration = Duration::from_secs(25);
 const DATABASE_WAIT_MAX: Duration = Duration::from_mins(1);
 /// Interval between checks of the embedded server.
 const SERVER_WATCH: Duration = Duration::from_secs(1);
-/// Interval at which metrics are compacted, which keeps memory bounded if nobody scrapes them.
+/// Interval at which metrics are compacted, which keeps memory bounded if no scraper reads them.
 const METRICS_UPKEEP: Duration = Duration::from_secs(5);
 
 /// A running service.
@@ -55,7 +55,7 @@ impl Service {
         let front =
             http::service(Api { engine: engine.clone(), metrics: Arc::new(metrics()) }, &settings.http());
         let (stop, stopped) = oneshot::channel::<()>();
-        // sends small answers at once (no Nagle delay)
+        // small answers leave without delay (no Nagle algorithm)
         let listener = axum::serve::ListenerExt::tap_io(listener, |stream| {
             stream.set_nodelay(true).ok();
         });

@@ -138,7 +138,7 @@ pub enum LogFormat {
 pub enum SettingsError {
     #[error("a setting is unknown or malformed: {0}; config/default.yaml lists all settings")]
     Malformed(String),
-    #[error("PORT must be a port number from 0 to 65535")]
+    #[error("PORT must be a port number from 0 to 65535; correct or unset it")]
     Port,
     #[error("{0} must be a Stripe API key, which begins with sk_live_, rk_live_, sk_test_ or rk_test_")]
     NoStripeKey(&'static str),
@@ -224,8 +224,8 @@ fn no_accounts() -> [(Environment, StripeAccount); 2] {
     StripeSettings::default().accounts
 }
 
-/// Reads the Stripe accounts. The prefix of a key tells its environment, and its webhook secrets belong to the
-/// same one. Webhook secrets without a key belong to the environment of their variable's name.
+/// Reads the Stripe accounts. The prefix of a key determines its environment, and the key's webhook secrets
+/// belong to the same one. Webhook secrets without a key belong to the environment of their variable's name.
 fn accounts(
     set: &impl Fn(&str) -> Option<String>,
 ) -> Result<[(Environment, StripeAccount); 2], SettingsError> {
@@ -269,7 +269,7 @@ fn malformed(why: config::ConfigError) -> SettingsError {
 fn duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
     let text = String::deserialize(deserializer)?;
     humantime::parse_duration(&text)
-        .map_err(|_| de::Error::custom(format!("must be a duration such as 60s, 15m or 1h, not `{text}`")))
+        .map_err(|_| de::Error::custom(format!("must be a duration such as 60s, 15m or 1h; got `{text}`")))
 }
 
 /// Reads a duration, else a cron expression.
@@ -277,14 +277,14 @@ fn schedule<'de, D: Deserializer<'de>>(deserializer: D) -> Result<JobSchedule, D
     let text = String::deserialize(deserializer)?;
     JobSchedule::parse(&text).map_err(|_| {
         de::Error::custom(format!(
-            "must be a duration such as 60s or a cron expression such as @daily, not `{text}`"
+            "must be a duration such as 60s or a cron expression such as @daily; got `{text}`"
         ))
     })
 }
 
 fn rate<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u32>, D::Error> {
     match Option::<u32>::deserialize(deserializer)? {
-        Some(0) => Err(de::Error::custom("calls_per_second must be 1 or more, not 0")),
+        Some(0) => Err(de::Error::custom("calls_per_second must be 1 or more; got 0")),
         rate => Ok(rate),
     }
 }
@@ -300,14 +300,14 @@ fn offset<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Offset, D::Error
         None => (false, text.strip_prefix('+').unwrap_or(&text)),
     };
     let length = humantime::parse_duration(length)
-        .map_err(|_| de::Error::custom(format!("must be an offset such as 31d or -1h, not `{text}`")))?;
+        .map_err(|_| de::Error::custom(format!("must be an offset such as 31d or -1h; got `{text}`")))?;
     Ok(if behind { Offset::Behind(length) } else { Offset::Ahead(length) })
 }
 
 fn connections<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u32, D::Error> {
     match u32::deserialize(deserializer)? {
         count @ 1..=1_000 => Ok(count),
-        count => Err(de::Error::custom(format!("connections_max must be from 1 to 1000, not {count}"))),
+        count => Err(de::Error::custom(format!("connections_max must be from 1 to 1000; got {count}"))),
     }
 }
 
@@ -315,7 +315,7 @@ fn http_url<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>
     let Some(text) = Option::<String>::deserialize(deserializer)? else { return Ok(None) };
     match reqwest::Url::parse(&text) {
         Ok(url) if matches!(url.scheme(), "http" | "https") => Ok(Some(text)),
-        _ => Err(de::Error::custom(format!("must be an http or https URL, not `{text}`"))),
+        _ => Err(de::Error::custom(format!("must be an http or https URL; got `{text}`"))),
     }
 }
 
@@ -324,7 +324,7 @@ fn origins<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<HeaderValue
     let origin = |origin: &str| {
         let shaped = origin.starts_with("http://") || origin.starts_with("https://");
         HeaderValue::from_str(origin).ok().filter(|_| shaped && !origin.ends_with('/')).ok_or_else(|| {
-            de::Error::custom(format!("must list origins such as https://app.example.com, not `{origin}`"))
+            de::Error::custom(format!("must list origins such as https://app.example.com; got `{origin}`"))
         })
     };
     text.split(',').map(str::trim).filter(|part| !part.is_empty()).map(origin).collect()
@@ -361,7 +361,7 @@ mod tests {
     }
 
     #[test]
-    fn the_prefix_of_a_stripe_key_tells_its_environment() {
+    fn the_prefix_of_a_stripe_key_selects_its_environment() {
         let settings = load(&[
             ("STRIPE_SECRET", "sk_test_hush"),
             ("STRIPE_WEBHOOK_SECRET", "whsec_new, whsec_old"),

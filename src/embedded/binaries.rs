@@ -1,5 +1,5 @@
-//! Search for the server programs: in the folder of the settings, on the PATH, where Debian and Homebrew
-//! install them; else they are downloaded once.
+//! Search for the server programs: in the configured folder, on the PATH, in the folders of Debian and
+//! Homebrew. If none are found, they are downloaded once.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -35,7 +35,7 @@ impl Binaries {
             && found.is_empty()
         {
             return Err(EmbeddedError::NoBinaries(format!(
-                "METERGATE__POSTGRES__BIN is {}, which has none",
+                "METERGATE__POSTGRES__BIN is {}, which does not contain them",
                 bin.display()
             )));
         }
@@ -85,7 +85,7 @@ fn candidates(downloaded: &Path) -> Vec<PathBuf> {
     folders
 }
 
-/// Returns `*/bin` of a folder with one entry per version, the highest first.
+/// Returns the `bin` folder of every version in a folder, the highest version first.
 fn newest_first(folder: &Path) -> Vec<PathBuf> {
     let entries = fs::read_dir(folder).into_iter().flatten().flatten();
     let mut versions: Vec<(u32, PathBuf)> = entries

@@ -7,7 +7,7 @@ use std::path::Path;
 pub enum EmbeddedError {
     /// No server programs were found or downloaded.
     #[error(
-        "no PostgreSQL to run on: set DATABASE_URL; or, for the embedded one, install the server programs (Debian: `apt-get install postgresql`, macOS: `brew install postgresql`) or set METERGATE__POSTGRES__BIN to their folder ({0})"
+        "no PostgreSQL was found: set DATABASE_URL; or, for the embedded one, install the server programs (Debian: `apt-get install postgresql`, macOS: `brew install postgresql`) or set METERGATE__POSTGRES__BIN to their folder ({0})"
     )]
     NoBinaries(String),
     /// The data needs server programs of another major version.

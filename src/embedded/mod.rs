@@ -1,9 +1,9 @@
 //! A private PostgreSQL in a folder of the service, used if `DATABASE_URL` is not set, and the throwaway
 //! clusters of the tests.
 //!
-//! It needs no root, and works as root: then the server runs as `postgres`, else as `nobody`. It listens on a
-//! Unix socket, not on a port. Data survives restarts, and the server stops with the program. If the program
-//! dies without stopping it (`kill -9` included), a guardian process stops the server, so that the next start
+//! The server needs no root; started by root, it runs as `postgres`, else as `nobody`. It listens on a Unix
+//! socket, not on a port. Data survives restarts, and the server stops with the program. If the program dies
+//! without stopping it (`kill -9` included), a guardian process stops the server, so that the next start
 //! finds the folder free. PostgreSQL does its own crash recovery.
 
 mod account;
@@ -56,12 +56,12 @@ pub struct Cluster {
     purpose: ServerPurpose,
     server: Child,
     guardian: Child,
-    /// Held as long as this process uses the folder.
+    /// The lock that this process holds while it uses the folder.
     _lock: File,
 }
 
 impl Cluster {
-    /// Starts the server of `folder`, and creates the folder if it is missing.
+    /// Starts the server of `folder`; creates the folder if it is missing.
     pub async fn start(
         folder: &Path,
         bin: Option<&Path>,
@@ -237,7 +237,7 @@ fn data_folder(folder: &Path, account: Option<&OsAccount>) -> Result<PathBuf, Em
     Ok(real)
 }
 
-/// Returns the folder of the socket: that of the data, unless its path is too long for a socket.
+/// Returns the socket's folder: the data folder, unless its path is too long for a socket.
 fn socket_folder(data: &Path, account: Option<&OsAccount>) -> Result<PathBuf, EmbeddedError> {
     if data.as_os_str().len() + "/.s.PGSQL.5432".len() <= SOCKET_PATH_BYTES_MAX {
         return Ok(data.to_path_buf());
@@ -252,7 +252,8 @@ fn socket_folder(data: &Path, account: Option<&OsAccount>) -> Result<PathBuf, Em
     Ok(socket)
 }
 
-/// Stops a server that still runs in the folder although this process holds the lock: its program is gone.
+/// Stops a server that an earlier, dead process left running in the folder. This process holds the folder's
+/// lock.
 fn stop_orphan(binaries: &Binaries, account: Option<&OsAccount>, data: &Path) -> Result<(), EmbeddedError> {
     let deadline = Instant::now() + STOP_MAX;
     while let Some(postmaster) = Postmaster::of(data) {

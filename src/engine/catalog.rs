@@ -1,4 +1,4 @@
-//! Applying a catalog, all or nothing, and showing the one in force.
+//! Applies a catalog completely or not at all, and shows the current one.
 
 use std::collections::HashSet;
 
@@ -20,11 +20,11 @@ use metergate_domain::credits;
 use metergate_domain::credits::unit::Unit;
 use metergate_domain::gate::counted_prices;
 
-/// What applying a catalog did, or, as a dry run, would do.
+/// The changes that applying a catalog made, or would make in a dry run.
 #[derive(Debug, Clone, Serialize)]
 pub struct Applied {
     pub dry_run: bool,
-    /// The version in force afterwards; it rises only where something changed.
+    /// The version in force afterwards, which rises only with a change.
     pub version: i64,
     pub changes: Vec<CatalogChange>,
 }
@@ -38,6 +38,8 @@ pub struct CatalogView {
 }
 
 impl Engine {
+    /// Applies a catalog, or computes the changes of a dry run. Refuses to remove used meters, plans
+    /// and units.
     pub async fn apply_catalog(
         &self,
         environment: Environment,
@@ -70,7 +72,7 @@ impl Engine {
             change_limits(scope, &present, &next, now).await?;
             exports::revive_readdressed(scope, &present, now, late_grace).await?;
             store::catalog::insert_version(scope, version + 1, &next).await?;
-            // it may know prices now that it did not know
+            // the new catalog may contain their prices
             store::subjects::stripe_subscriptions::unsettle_without_plan(scope).await?;
             change.commit().await?;
             wake.notify_one();
@@ -79,6 +81,7 @@ impl Engine {
         .await
     }
 
+    /// Returns the catalog in force.
     pub async fn catalog(&self, environment: Environment) -> Result<CatalogView, EngineError> {
         let mut connection = self.database().pool().acquire().await?;
         let (catalog, version) =
@@ -87,7 +90,7 @@ impl Engine {
     }
 }
 
-/// Meters that would be left out and have seen events, or holds.
+/// Returns the keys of removed meters that have events or holds.
 async fn recorded_meters(
     scope: &mut Scope<'_>,
     present: &Catalog,
@@ -107,7 +110,7 @@ async fn recorded_meters(
     Ok(recorded)
 }
 
-/// Plans that would be left out and have subscribers.
+/// Returns the keys of removed plans that have subscribers.
 async fn plans_in_use(
     scope: &mut Scope<'_>,
     present: &Catalog,
@@ -121,7 +124,7 @@ async fn plans_in_use(
     Ok(store::subjects::subscriptions::plans_in_use(scope, &gone).await?.into_iter().collect())
 }
 
-/// Units that would be left out and of which there are open grants.
+/// Returns the removed units that have open grants.
 async fn granted_units(
     scope: &mut Scope<'_>,
     present: &Catalog,
@@ -140,8 +143,8 @@ async fn granted_units(
     Ok(granted)
 }
 
-/// Notes which limits, prices and caps plans have now, and drops the counters of limits that they have
-/// no more; where only a quota or an amount changed, counters stay.
+/// Stores the limits, prices and caps of all plans, and drops the counters of removed limits.
+/// Counters stay if only a quota or an amount changed.
 async fn change_limits(
     scope: &mut Scope<'_>,
     present: &Catalog,
@@ -178,7 +181,7 @@ async fn change_meters(scope: &mut Scope<'_>, present: &Catalog, next: &Catalog)
         if let Some(old) = stored.iter().find(|old| old.meter.key == meter.key) {
             store::catalog::update_meter(scope.connection, old.id, meter).await?;
             if old.meter.dimensions != meter.dimensions {
-                // its rollups do not know the new dimensions, or keep them in another order
+                // its rollups lack the new dimensions, or have them in another order
                 store::catalog::insert_gap(scope, old.id, false).await?;
             }
         } else {
@@ -187,7 +190,7 @@ async fn change_meters(scope: &mut Scope<'_>, present: &Catalog, next: &Catalog)
             let Some((_, event_name_id)) = ids.first() else { continue };
             let id = store::catalog::insert_meter(scope, *event_name_id, meter).await?;
             if known.contains(&names[0]) {
-                // there may be events already: it sees them, from the next read on
+                // the meter also counts the events that are already recorded
                 store::catalog::insert_gap(scope, id, false).await?;
             }
         }

@@ -1,5 +1,5 @@
-//! Transactions that change an environment's configuration: they wait until nobody records, raise the
-//! version, and read the clock after that.
+//! Transactions that change an environment's configuration. They wait until no transaction records,
+//! raise the version, and then read the clock.
 
 use sqlx::{PgPool, Postgres, Transaction};
 
@@ -50,8 +50,8 @@ impl<'c> ChangeTransaction<'c> {
         store::catalog::current(&mut self.scope()).await
     }
 
-    /// Returns a time for the change that no other change has, and before which all recorded events
-    /// lie, also where the clock went back.
+    /// Returns a time for the change. It differs from that of every other change and is not before
+    /// any recorded event, even if the clock went back.
     pub(crate) async fn time_of_change(&mut self) -> Result<Timestamp, StoreError> {
         let latest = store::usage::events::latest(&mut self.scope()).await?;
         let at = latest.map_or(self.now, |latest| latest.max(self.now));

@@ -1,5 +1,5 @@
-//! The clock of an environment: PostgreSQL's clock, which the settings may shift for the test environment. Tests
-//! of the program set a clock of their own.
+//! The clock of an environment: PostgreSQL's clock, which the settings may shift for the test
+//! environment. Tests of the program use a manual clock.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -31,7 +31,7 @@ impl Clock {
         Self(TimeSource::Postgres { test_offset })
     }
 
-    /// Returns a clock that stands still until it is set.
+    /// Returns a clock that changes only with [`Self::set`].
     pub fn manual(at: Timestamp) -> Self {
         Self(TimeSource::Manual(Arc::new(Mutex::new(at))))
     }

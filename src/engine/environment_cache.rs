@@ -1,5 +1,6 @@
-//! Caches of an environment's catalog, subject tree and subscriptions, one per version of its configuration. A
-//! cache is valid while the caller holds the configuration lock shared and the version is the same.
+//! Caches of an environment's catalog, subject tree and subscriptions, one per version of its
+//! configuration. A cache is valid while the caller holds the configuration lock shared and the
+//! version is the same.
 
 use std::collections::HashMap;
 use std::sync::{Arc, PoisonError, RwLock};
@@ -14,11 +15,11 @@ use metergate_domain::gate::catalog_index::CatalogIndex;
 use metergate_domain::gate::counter::CounterKey;
 use metergate_domain::gate::path::Path;
 
-/// Most subjects, and most paths, in a cache.
+/// The most subjects, and the most paths, in a cache.
 const PATHS_MAX: usize = 200_000;
-/// Most event names in a cache.
+/// The most event names in a cache.
 const EVENT_NAMES_MAX: usize = 10_000;
-/// Most keys of existing counters in a cache.
+/// The most keys of existing counters in a cache.
 const COUNTERS_MAX: usize = 200_000;
 
 /// A cache of one version of the configuration.
@@ -50,7 +51,7 @@ impl EnvironmentCache {
 #[derive(Debug, Default)]
 pub(crate) struct CacheUpdates {
     pub(crate) paths: Vec<Arc<Path>>,
-    /// Those of the paths above that are current.
+    /// The current paths among `paths`.
     pub(crate) subject_paths: Vec<Arc<Path>>,
     pub(crate) event_names: Vec<(String, i32)>,
     pub(crate) counters: Vec<CounterKey>,

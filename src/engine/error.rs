@@ -1,18 +1,19 @@
-//! What a use case can answer instead of its result, free of HTTP. What the caller may know is apart
-//! from what the log needs.
+//! Errors of use cases, independent of HTTP. The text for the client is separate from the text for
+//! the log.
 
 use std::borrow::Cow;
 
 use crate::store::StoreError;
 use metergate_domain::base::fields::{Violation, Violations};
 
+/// An error of a use case.
 #[derive(Debug, thiserror::Error)]
 pub enum EngineError {
-    /// Not what it should be, before anything of it is believed.
+    /// A request of unproven origin, refused before it is parsed.
     #[error("{detail}")]
     Untrusted { code: &'static str, detail: &'static str },
-    /// Parsed, but unacceptable: every flaw.
-    #[error("the input is not acceptable: {0:?}")]
+    /// A request that was parsed but breaks rules, with all violations.
+    #[error("the input is not valid: {0:?}")]
     Invalid(Violations),
     #[error("{detail}")]
     NotFound { code: &'static str, detail: String },
@@ -20,10 +21,11 @@ pub enum EngineError {
     Conflict { code: &'static str, detail: String },
     #[error("{detail}")]
     Unauthorized { detail: &'static str },
-    /// Not now; later the same call may work.
+    /// A temporary failure. The same call may succeed later.
     #[error("{why}")]
     Unavailable { code: &'static str, detail: Cow<'static, str>, why: String },
-    /// A defect; the log says more than the caller is told.
+    /// A defect of the program or its data. The text is for the log; the client gets a general
+    /// message.
     #[error("{0}")]
     Internal(String),
 }
@@ -41,7 +43,7 @@ impl EngineError {
         }
     }
 
-    /// The billing provider did not answer, or not well.
+    /// Returns the error for a provider that did not answer, or answered with an error.
     pub(crate) fn provider_unavailable(why: String) -> Self {
         Self::Unavailable {
             code: "provider_unavailable",
@@ -56,7 +58,7 @@ impl EngineError {
             detail: Cow::Borrowed(
                 "another export run is in progress; send the request again when it has ended",
             ),
-            why: "another run of exports is at work".to_owned(),
+            why: "another export run is in progress".to_owned(),
         }
     }
 

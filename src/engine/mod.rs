@@ -1,4 +1,4 @@
-//! The use cases, and the writers that share transactions. Knows the domain and the store; knows
+//! Use cases, and the writers that share transactions. This layer knows the domain and the store, but
 //! nothing of HTTP.
 
 pub mod access;

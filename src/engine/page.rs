@@ -13,16 +13,16 @@ pub struct Page<T> {
     pub next_cursor: Option<String>,
 }
 
-/// The page of a list that is asked for.
+/// The requested page of a list.
 #[derive(Debug, Clone)]
 pub struct PageRequest {
-    /// The `next_cursor` of the page before; none: the first page.
+    /// The `next_cursor` of the previous page; none for the first page.
     pub cursor: Option<String>,
     pub limit: u32,
 }
 
 impl PageRequest {
-    /// Returns the place after which the page begins, if it is not the first.
+    /// Returns the position after which the page begins, or none for the first page.
     pub fn place<P: DeserializeOwned>(&self) -> Result<Option<P>, EngineError> {
         self.cursor.as_deref().map(cursor::read).transpose()
     }
@@ -39,7 +39,8 @@ impl PageRequest {
 }
 
 impl<T> Page<T> {
-    /// Makes a page of up to `limit + 1` rows: one more than the page shows tells that there is a next page.
+    /// Makes a page of up to `limit + 1` rows. The row beyond the limit shows that there is a next
+    /// page.
     pub fn from_rows<C: Serialize>(mut rows: Vec<T>, limit: u32, place_of: impl Fn(&T) -> C) -> Self {
         let limit = usize::try_from(limit).unwrap_or(usize::MAX);
         let has_more = rows.len() > limit;

@@ -1,5 +1,5 @@
-//! The engine's state: the writers and clients of each environment, and the rest that all use cases
-//! share. Use cases import this file; `mod.rs` only names what others may use.
+//! The engine's state: the services of each environment, and the parts that all use cases share. Use
+//! cases import this file; `mod.rs` lists the public names.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -19,7 +19,7 @@ use crate::providers::stripe::Stripe;
 use crate::store::Database;
 use metergate_domain::base::environment::Environment;
 
-/// Everything the service can do. Cheap to clone.
+/// The application layer with all use cases. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Engine {
     pub(crate) inner: Arc<Inner>,
@@ -42,7 +42,7 @@ pub(crate) struct Inner {
 pub(crate) struct EnvironmentServices {
     pub(crate) ingest_queues: IngestQueues,
     pub(crate) gate: Gate,
-    /// The account at the biller; none where no key is set.
+    /// The client of the biller; none without an API key.
     stripe: Option<Arc<Stripe>>,
     /// Wakes the worker that applies webhooks.
     webhook_wake: Arc<Notify>,
@@ -74,7 +74,7 @@ impl Inner {
 }
 
 impl Engine {
-    /// Starts the writers. Must be called within the runtime they are to live in.
+    /// Starts the writers. The caller must be inside the runtime in which they will run.
     pub fn start(database: Database, clock: Clock, settings: EngineSettings) -> Result<Self, EngineError> {
         let tails = Arc::new(UnfoldedBacklogs::default());
         let gatekeeper = Gatekeeper::new(database.clone(), &settings)?;
@@ -106,12 +106,12 @@ impl Engine {
         &self.inner.gatekeeper
     }
 
-    /// Returns the signal that wakes the worker of webhooks.
+    /// Returns the signal that wakes the webhook worker.
     pub fn webhook_wake(&self, environment: Environment) -> Arc<Notify> {
         Arc::clone(&self.inner.services(environment).webhook_wake)
     }
 
-    /// Returns the biller that usage is handed to, if an account is set up.
+    /// Returns the biller that usage is exported to, if an account is configured.
     pub(crate) fn provider(&self, environment: Environment) -> Option<Arc<dyn Provider>> {
         self.stripe(environment).map(|stripe| stripe as Arc<dyn Provider>)
     }
@@ -120,12 +120,12 @@ impl Engine {
         self.inner.services(environment).stripe.clone()
     }
 
-    /// Returns the names of the lanes without a running writer. Their calls cannot be answered.
+    /// Returns the names of the lanes without a running writer, which cannot answer calls.
     pub fn dead_lanes(&self) -> Vec<String> {
         self.inner.writer_tasks.lock().unwrap_or_else(PoisonError::into_inner).dead_lanes()
     }
 
-    /// Takes no more work, and waits until what was taken is committed and answered.
+    /// Refuses new work, and waits until the accepted work is committed and answered.
     pub async fn stop(&self) {
         for services in &self.inner.environments {
             services.ingest_queues.close();
@@ -136,13 +136,13 @@ impl Engine {
         writer_tasks.end().await;
     }
 
-    /// Whether calls that need the database can be answered.
+    /// Returns whether the database answers and its schema is up to date.
     pub async fn is_ready(&self) -> Result<bool, EngineError> {
         Ok(self.inner.database.is_ready().await?)
     }
 }
 
-/// Runs a transaction to its end even where the caller goes away in the middle.
+/// Runs a transaction to its end, even if the caller disconnects.
 pub(crate) async fn detached<T: Send + 'static>(
     work: impl Future<Output = Result<T, EngineError>> + Send + 'static,
 ) -> Result<T, EngineError> {

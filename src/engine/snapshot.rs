@@ -29,7 +29,7 @@ use metergate_domain::gate::reservation::{Moment, holds};
 use metergate_domain::gate::state::{Counter, GateState};
 use metergate_domain::usage::event::{Event, Properties};
 
-/// An event whose limits are to be shown.
+/// An event for which limit states are shown.
 #[derive(Debug)]
 pub(crate) struct TrackedUse {
     subject: SubjectId,
@@ -49,7 +49,7 @@ impl TrackedUse {
     }
 }
 
-/// One snapshot, and what is in force in it.
+/// A snapshot, with the catalog and the time that apply in it.
 pub(crate) struct ReadSnapshot {
     pub(crate) snapshot: sqlx::Transaction<'static, sqlx::Postgres>,
     pub(crate) environment: Environment,
@@ -71,13 +71,14 @@ impl ReadSnapshot {
         Ok(path.settled(self.now, &self.terms))
     }
 
-    /// Returns whether a subject's own subscription is written, or there is none.
+    /// Returns whether the snapshot stores the subject's subscription, or the subject has none.
     pub(crate) async fn is_as_written(&mut self, member: &PathSubject) -> Result<bool, StoreError> {
         Ok(member.subscription.is_none()
             || store::subjects::subscriptions::find(&mut self.snapshot, member.subject_id).await?.is_some())
     }
 
-    /// Returns the present counters of limits and of what prices rate. Gauges are read as counters are.
+    /// Returns the present counters of limits and of priced usage. Gauges are read and returned as
+    /// counters.
     pub(crate) async fn counters<'m>(
         &mut self,
         counter_sources: impl Iterator<Item = CounterSource<'m>>,
@@ -130,7 +131,7 @@ impl ReadSnapshot {
         Ok(counters)
     }
 
-    /// Sets the values that the gauges of a request would have after it.
+    /// Sets the gauge values that a request would lead to.
     async fn with_gauge_value(
         &mut self,
         path: &Path,
@@ -172,7 +173,7 @@ impl ReadSnapshot {
 }
 
 impl Engine {
-    /// A snapshot in which everything that time has done is there.
+    /// Returns a snapshot in which all due charges are recorded.
     pub(crate) async fn read_snapshot(&self, environment: Environment) -> Result<ReadSnapshot, EngineError> {
         let mut snapshot = self.settled_snapshot(environment).await?;
         let scope = &mut Scope::new(&mut snapshot, environment);
@@ -180,20 +181,20 @@ impl Engine {
         let cache = self.inner.caches.at(scope, versions).await?;
         let now = self.inner.clock.now(environment, now);
         if store::gate::reservations::has_due_charges(scope, now).await? {
-            // it expired just now
+            // A reservation expired after the charges were recorded.
             drop(snapshot);
             return Box::pin(self.read_snapshot(environment)).await;
         }
         Ok(ReadSnapshot { snapshot, environment, terms: Arc::clone(&cache.terms), now })
     }
 
-    /// A moment in which nothing is done.
+    /// Returns a moment for a test without changes.
     fn moment<'t>(&self, now: Timestamp, none: &'t BTreeSet<Uuid>) -> Moment<'t> {
         Moment { now, age_max: self.inner.settings.event_age_max, taken: none }
     }
 
-    /// May this run? Holds and creates nothing. `to_hold`: whether what is asked for would have to be
-    /// held.
+    /// Decides a request without holding or creating anything. `to_hold` also rejects meters that cannot be
+    /// reserved.
     pub async fn check(
         &self,
         environment: Environment,
@@ -247,7 +248,7 @@ impl Engine {
         Ok(GateAnswer { outcome, limits, at: now })
     }
 
-    /// The limits that events met, each once, as they stand.
+    /// Returns the states of the limits that apply to some events, each limit once.
     pub(crate) async fn limits_met(
         &self,
         environment: Environment,

@@ -4,14 +4,14 @@ use std::cmp::Reverse;
 
 use axum::http::{HeaderMap, header};
 
-/// Returns the offered media type that `Accept` prefers, or the first offer. Equal weights go by how exactly
-/// a type is named, then by the order of names.
+/// Returns the offered media type that `Accept` prefers, or the first offer. Ties in weight go to the more
+/// exact range, then to the earlier one.
 pub(super) fn preferred<'a>(headers: &HeaderMap, offers: &[&'a str]) -> &'a str {
     let values = headers.get_all(header::ACCEPT).iter().filter_map(|value| value.to_str().ok());
     let ranges: Vec<Range<'_>> = values.flat_map(|value| value.split(',')).filter_map(Range::read).collect();
     let mut best: Option<(&str, RangePreference)> = None;
     for offer in offers {
-        // the most exact range that meets it says how welcome it is
+        // the weight of the most exact matching range applies
         let meets =
             ranges.iter().enumerate().filter_map(|(place, range)| Some((range.exactness(offer)?, place)));
         let Some((exactness, place)) = meets.min_by_key(|(exactness, place)| (3 - exactness, *place)) else {
@@ -25,12 +25,12 @@ pub(super) fn preferred<'a>(headers: &HeaderMap, offers: &[&'a str]) -> &'a str 
     best.map(|(offer, _)| offer).or(offers.first().copied()).unwrap_or_default()
 }
 
-/// The weight of a media type, how exactly it is named, and its place.
+/// The weight of an offer, the exactness of its range, and the range's position.
 type RangePreference = (u16, u8, Reverse<usize>);
 
 struct Range<'a> {
     media_type: &'a str,
-    /// In thousandths.
+    /// Thousandths, from 0 to 1000.
     weight: u16,
 }
 
@@ -45,7 +45,7 @@ impl<'a> Range<'a> {
         Some(Self { media_type, weight: weight.map_or(Some(1000), thousandths)? })
     }
 
-    /// None where it does not meet a media type.
+    /// Returns how exactly the range names the offer, or `None` if the range does not match.
     fn exactness(&self, offer: &str) -> Option<u8> {
         if self.media_type.eq_ignore_ascii_case(offer) {
             return Some(2);
@@ -59,7 +59,7 @@ impl<'a> Range<'a> {
     }
 }
 
-/// A weight from 0 to 1 with three digits at most.
+/// Parses a weight from 0 to 1 with at most three decimals.
 fn thousandths(text: &str) -> Option<u16> {
     let (whole, rest) = text.split_once('.').unwrap_or((text, ""));
     if rest.len() > 3 || !rest.bytes().all(|byte| byte.is_ascii_digit()) {
@@ -99,7 +99,7 @@ mod tests {
             (&["text/csv, text/html"], "text/csv"),
             (&["text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"], "text/html"),
             (&["image/png"], "application/json"),
-            // no weights at all
+            // invalid weights
             (&["text/csv;q=2"], "application/json"),
             (&["text/csv;q=0.1234"], "application/json"),
             (&["text/csv;q=x"], "application/json"),

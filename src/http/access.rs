@@ -18,13 +18,13 @@ use crate::engine::access::{Principal, Role};
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Access {
     Open,
-    /// The biller, by its signature over the body, which the handler looks at.
+    /// The biller, identified by its signature over the body, which the handler verifies.
     Signed,
     Secret,
-    /// A secret key from a gateway, which may forward the `Authorization` of its client: the key may
-    /// stand in `x-metergate-key`.
+    /// A secret key from a gateway. The gateway may forward its client's `Authorization`, so the key may be
+    /// in `x-metergate-key` instead.
     Gateway,
-    /// A secret key from one of Stripe's SDKs: the key may be the user of basic credentials.
+    /// A secret key from one of Stripe's SDKs, which may send it as the user name of basic credentials.
     StripeSdk,
     /// Also publishable keys.
     Publishable,
@@ -53,7 +53,7 @@ const CAPS_WRITE: &str = "caps:write";
 pub(super) struct RequestGuard {
     pub(super) engine: Engine,
     pub(super) access: Access,
-    /// The route's, as it stands in the table.
+    /// The route's path, as in the table of routes.
     pub(super) path: &'static str,
 }
 
@@ -114,7 +114,7 @@ async fn identify(guard: &RequestGuard, headers: &HeaderMap) -> Result<Principal
     Ok(guard.engine.gatekeeper().admit(&SecretString::from(credential.trim())).await?)
 }
 
-/// The user of basic credentials (RFC 7617).
+/// Returns the user name of basic credentials (RFC 7617).
 fn basic_user(credentials: &str) -> Option<SecretString> {
     let pair = STANDARD.decode(credentials).ok().and_then(|pair| String::from_utf8(pair).ok())?;
     pair.split_once(':').map(|(user, _)| SecretString::from(user))

@@ -1,4 +1,4 @@
-//! Reading bodies: bounded after decompression, parsed once.
+//! Request bodies: bounded after decompression, parsed once.
 
 use axum::body::HttpBody;
 use axum::body::{Body, Bytes};
@@ -10,7 +10,7 @@ use super::problem::Problem;
 use metergate_domain::base::fields::received;
 use metergate_domain::base::limits::{BODY_BYTES_MAX, BODY_DRAIN_BYTES_MAX};
 
-/// Returns the media type without its parameters, in lower case; `application/json` where none is given.
+/// Returns the media type in lower case without its parameters. The default is `application/json`.
 pub(super) fn media_type(headers: &HeaderMap) -> String {
     let given = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
     let essence = given.unwrap_or("application/json").split(';').next().unwrap_or_default();
@@ -47,7 +47,7 @@ pub(super) async fn read_any(body: Body) -> Result<Bytes, Problem> {
 
 async fn read_bounded(body: Body, bytes_max: usize) -> Result<Bytes, Problem> {
     let mut body = body;
-    // as long as it says it is, within reason: it is most often
+    // the announced length is usually right; the limit keeps a false one harmless
     let announced = usize::try_from(body.size_hint().lower()).unwrap_or(bytes_max);
     let mut bytes = Vec::with_capacity(announced.min(bytes_max));
     let mut drained = 0;
@@ -63,7 +63,7 @@ async fn read_bounded(body: Body, bytes_max: usize) -> Result<Bytes, Problem> {
             bytes.extend_from_slice(&data);
             continue;
         }
-        // read on for a while, so that a caller who is still sending sees the answer
+        // reads on for a while, so that a client that is still sending receives the answer
         bytes = Vec::new();
         drained += data.len();
         if drained > BODY_DRAIN_BYTES_MAX {

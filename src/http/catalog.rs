@@ -73,7 +73,7 @@ pub(super) async fn meters(
     page_of(catalog.meters, &page, |meter| meter.key.as_str())
 }
 
-/// Lists what a pricing page needs.
+/// Lists the plans, for example for a pricing page.
 pub(super) async fn plans(
     State(api): State<Api>,
     caller: Caller,
@@ -83,7 +83,7 @@ pub(super) async fn plans(
     page_of(catalog.plans, &page, |plan| plan.key.as_str())
 }
 
-/// Returns the page of a list in its own order, after the key in the cursor.
+/// Returns the page of an ordered list that begins after the cursor's key.
 fn page_of<T: Serialize>(
     mut all: Vec<T>,
     page: &PageRequest,

@@ -1,4 +1,4 @@
-//! `/v1/subjects/{subject}/credits` and `/v1/notices`: prepaid credits, and what became of them.
+//! `/v1/subjects/{subject}/credits` and `/v1/notices`: prepaid credits, their ledger and notices about them.
 
 use axum::Json;
 use axum::extract::State;

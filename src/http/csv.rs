@@ -1,4 +1,5 @@
-//! Usage, reports and invoices as CSV (RFC 4180). A spreadsheet never takes a name in them for a formula.
+//! Usage, reports and invoices as CSV (RFC 4180). Names are escaped so that no spreadsheet runs them as
+//! formulas.
 
 use axum::http::header;
 use axum::response::{IntoResponse, Response};
@@ -8,7 +9,7 @@ use crate::engine::{EngineError, InvoiceView, Report};
 use metergate_domain::base::quantity::Total;
 use metergate_domain::usage::query::{UsageQuery, UsageRow};
 
-/// One line per row; a dimension's column is named after it.
+/// Writes one CSV line per row; each dimension has a column of its name.
 pub(super) fn usage(query: &UsageQuery, rows: &[UsageRow]) -> Result<Response, Problem> {
     let mut header = vec!["window_start".to_owned(), "window_end".to_owned(), "subject".to_owned()];
     header.extend(query.group_by.iter().map(|name| named(Some(name.clone()))));
@@ -24,7 +25,7 @@ pub(super) fn usage(query: &UsageQuery, rows: &[UsageRow]) -> Result<Response, P
     write(header, lines)
 }
 
-/// One line per meter.
+/// Writes one CSV line per meter.
 pub(super) fn report(report: &Report) -> Result<Response, Problem> {
     let header = ["meter", "unit", "value", "event_count"].map(str::to_owned).to_vec();
     let lines = report.meters.iter().map(|meter| {
@@ -38,7 +39,7 @@ pub(super) fn report(report: &Report) -> Result<Response, Problem> {
     write(header, lines)
 }
 
-/// One line per line; amounts in minor units, as they are.
+/// Writes one CSV line per invoice line, with unrounded amounts in minor units.
 pub(super) fn invoice(invoice: &InvoiceView) -> Result<Response, Problem> {
     let header = [
         "invoice",
@@ -85,7 +86,8 @@ pub(super) fn invoice(invoice: &InvoiceView) -> Result<Response, Problem> {
     write(header.map(str::to_owned).to_vec(), lines)
 }
 
-/// A text of somebody else's: an apostrophe before what a spreadsheet would reckon with, but for numbers.
+/// Escapes text from outside: puts an apostrophe before a text that a spreadsheet would run as a formula,
+/// except a number.
 fn named(text: Option<String>) -> String {
     let text = text.unwrap_or_default();
     let is_formula = text.starts_with(['=', '+', '-', '@', '\t', '\r']);

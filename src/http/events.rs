@@ -1,4 +1,4 @@
-//! `/v1/events`: recording usage, looking at it, taking it back.
+//! `/v1/events`: records, lists, traces and voids events.
 
 use axum::Json;
 use axum::body::Body;
@@ -28,7 +28,8 @@ pub(super) struct RecordingAnswer {
     accepted: usize,
     duplicates: usize,
     rejected: Vec<Rejection>,
-    /// The limits that the events met: of a single event, and where they are asked for.
+    /// The limits that the events match: always for a single event, otherwise only if the caller asks for
+    /// them.
     #[serde(skip_serializing_if = "Option::is_none")]
     limits: Option<Vec<LimitState>>,
 }
@@ -89,7 +90,7 @@ pub(super) async fn record(
     Ok(Json(RecordingAnswer { accepted, duplicates, rejected: Vec::new(), limits: recorded.limits }))
 }
 
-/// Records the events of a batch that can be parsed; each of the others is rejected by itself.
+/// Records the valid events of a batch and rejects each invalid one on its own.
 async fn record_many(
     api: &Api,
     caller: &Caller,
@@ -183,7 +184,7 @@ fn counted(values: Vec<Value>, max: usize) -> Result<Vec<Value>, Violation> {
     }
 }
 
-/// Parses one JSON document per line; blank lines are skipped.
+/// Parses one JSON document per line and skips blank lines.
 fn lines(bytes: &[u8]) -> Result<Vec<Value>, Problem> {
     bytes
         .split(|byte| *byte == b'\n')

@@ -1,4 +1,4 @@
-//! `/v1/exports` and `/v1/reconciliation`: the outbox to the biller, and what the biller has.
+//! `/v1/exports` and `/v1/reconciliation`: the outbox, and its comparison with the biller's summaries.
 
 use axum::Json;
 use axum::extract::State;

@@ -1,4 +1,4 @@
-//! Extractors: the parts of a request as handlers take them, parsed or refused with every violation.
+//! Extractors: the parts of a request, parsed for the handlers. A refusal lists every violation.
 
 use std::ops::Deref;
 
@@ -29,7 +29,7 @@ use metergate_domain::subjects::subscription::SubscriptionParams;
 pub(super) struct Caller(Principal);
 
 impl Caller {
-    /// Returns how the caller may look at a subject.
+    /// Returns the caller's view of a subject.
     pub(super) fn viewer(&self) -> Viewer {
         match &self.role {
             Role::EndUser { .. } => Viewer::EndUser,
@@ -87,7 +87,7 @@ impl PathValue for SubjectId {
     }
 }
 
-/// Parses the value of a path that has its type's name.
+/// Parses the path value with the name of its type.
 async fn from_path<T: PathValue, S: Send + Sync>(parts: &mut Parts, state: &S) -> Result<T, Problem> {
     let bad_request = |_| Problem::of_status(StatusCode::BAD_REQUEST);
     let values = RawPathParams::from_request_parts(parts, state).await.map_err(bad_request)?;
@@ -107,7 +107,7 @@ impl<T: PathValue, S: Send + Sync> FromRequestParts<S> for IdPath<T> {
     }
 }
 
-/// The subject in a path, which an end user may only reach if it is their own.
+/// The subject in a path; an end user may only reach their own.
 #[derive(Debug)]
 pub(super) struct SubjectPath(pub(super) SubjectId);
 
@@ -162,7 +162,7 @@ impl<T: FromQuery, S: Sync> FromRequestParts<S> for QueryOf<T> {
     }
 }
 
-/// A value that is parsed from a JSON body; `None`: the body is empty.
+/// A value parsed from a JSON body. `None` stands for an empty body.
 pub(super) trait FromJson: Sized {
     const MAY_BE_EMPTY: bool;
 
@@ -239,7 +239,7 @@ async fn parse_json<T: FromJson>(headers: &HeaderMap, body: Body) -> Result<T, P
     Ok(T::parse(value)?)
 }
 
-/// A request that has an id of its own, which a retry repeats.
+/// A request with an id of its own, which a retry repeats.
 pub(super) trait HasId: FromJson {
     fn has_id(&self) -> bool;
 
@@ -285,7 +285,7 @@ impl<T: HasId, S: Sync> FromRequest<S> for IdentifiedJson<T> {
     }
 }
 
-/// Returns the id in the `Idempotency-Key` header.
+/// Returns the id in the `Idempotency-Key` header, if there is one.
 pub(super) fn idempotency_key(headers: &HeaderMap) -> Result<Option<EventId>, Problem> {
     let refuse = |detail: &str| {
         let detail = format!("the `Idempotency-Key` header {detail}");
@@ -296,7 +296,7 @@ pub(super) fn idempotency_key(headers: &HeaderMap) -> Result<Option<EventId>, Pr
     EventId::parse(text).map(Some).map_err(|bad| refuse(&bad.detail))
 }
 
-/// Marks an answer that was given before.
+/// Adds the header that marks the answer as a replay.
 pub(super) fn with_replay_header(mut response: Response, is_replay: bool) -> Response {
     if is_replay {
         let name = HeaderName::from_static("idempotent-replayed");

@@ -1,8 +1,8 @@
-//! `/v1/gate`: the check as a gateway wants it, with the answer in the status and in headers.
+//! `/v1/gate`: the check in the form that gateways need, with the answer in the status and in headers.
 //!
-//! `RateLimit` and `RateLimit-Policy` are those of draft-ietf-httpapi-ratelimit-headers-11: a list of
-//! policies by name, with the quota `q` and the window `w` in seconds, and for each what remains (`r`)
-//! and the seconds until it turns over (`t`). Limits without a quota are no policies.
+//! `RateLimit` and `RateLimit-Policy` follow draft-ietf-httpapi-ratelimit-headers-11. A policy has a name,
+//! the quota `q` and the window `w` in seconds. A limit has the remaining quota `r` and the seconds until the
+//! reset `t`. Limits without a quota are left out.
 
 use std::collections::BTreeSet;
 
@@ -43,12 +43,12 @@ struct GatewayRequest {
     deny_status: Option<StatusCode>,
 }
 
-/// The question in the query.
+/// Answers a check with its parameters in the query.
 pub(super) async fn gate(State(api): State<Api>, caller: Caller, uri: Uri) -> Result<Response, Problem> {
     answer(&api, &caller, read_question(Parameters::of(&uri))?).await
 }
 
-/// The question in headers: path and query are those of the gateway's client, and say nothing here.
+/// Answers a check that comes in headers. Path and query belong to the gateway's client and are ignored.
 pub(super) async fn gate_by_headers(
     State(api): State<Api>,
     caller: Caller,
@@ -95,7 +95,7 @@ fn read_question(mut parameters: Parameters) -> Result<GatewayRequest, Problem> 
     }
     let properties = parameters.bracketed("properties");
     if properties.len() > METER_DIMENSIONS_MAX || properties.values().any(|values| values.len() > 1) {
-        let detail = format!("must be at most {METER_DIMENSIONS_MAX}, each given once");
+        let detail = format!("must have at most {METER_DIMENSIONS_MAX} names, each given once");
         parameters.add_error(Violation::new("too_many", detail).under("properties"));
     }
     let properties: Map<String, Value> = properties
@@ -118,7 +118,8 @@ fn read_question(mut parameters: Parameters) -> Result<GatewayRequest, Problem> 
     Ok(GatewayRequest { request, reserve, allow_status, deny_status })
 }
 
-/// A question has no body, whatever the headers of a gateway's client say of one.
+/// Removes the content encoding of a gateway's request: its headers may describe a body that the gateway did
+/// not forward.
 pub(super) fn without_body(mut request: Request) -> Request {
     if request.uri().path().starts_with("/v1/gate") {
         request.headers_mut().remove(header::CONTENT_ENCODING);
@@ -163,7 +164,7 @@ fn respond(
     Ok(with_replay_header(response, is_replay))
 }
 
-/// An id may have characters that no header can carry: then it is left out.
+/// Inserts a header, unless its value has characters that no header can carry, such as those of some ids.
 fn insert(headers: &mut HeaderMap, name: HeaderName, value: &str) {
     if let Ok(value) = HeaderValue::from_str(value) {
         headers.insert(name, value);
@@ -193,7 +194,7 @@ fn rate_limits(limits: &[LimitState], now: Timestamp) -> (String, String) {
     let mut names = BTreeSet::new();
     for limit in limits {
         let (Some(quota), Some(remaining)) = (limit.quota, limit.remaining) else { continue };
-        // limits of the same key may stand on several levels of a path
+        // several subjects of a path may have limits of the same key
         let mut name = limit.key.to_string();
         let mut level = 1;
         while !names.insert(name.clone()) {

@@ -1,5 +1,5 @@
-//! An invoice as a page to read and to print: no scripts, nothing from elsewhere, and every text of
-//! somebody's escaped.
+//! An invoice as a page to read and to print. The page has no scripts, loads nothing, and escapes every text
+//! from outside.
 
 use std::fmt::Write as _;
 
@@ -12,7 +12,7 @@ use metergate_domain::pricing::amount::{Amount, MinorUnits};
 use metergate_domain::pricing::currency::Currency;
 
 const STYLE: &str = include_str!("invoice_page.css");
-/// Nothing is run or fetched, whatever a text says.
+/// A policy under which the page runs and fetches nothing, even if an escape were missing.
 const POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'";
 
 pub(super) fn page(invoice: &InvoiceView) -> Response {
@@ -74,7 +74,7 @@ fn row(line: &InvoiceLine, currency: Currency) -> String {
     }
     if let Some(bound) = &line.bound {
         let side = if line.kind == InvoiceLineKind::Minimum { "least" } else { "most" };
-        notes.push(format!("all lines come to {} at {side}", exact(bound.as_str(), currency)));
+        notes.push(format!("all lines total at {side} {}", exact(bound.as_str(), currency)));
     }
     notes.push(format!("{} to {}", time(&line.period.start), time(&line.period.end)));
     let notes: Vec<String> = notes.iter().map(|note| escaped(note)).collect();
@@ -134,14 +134,14 @@ fn money(units: &MinorUnits, currency: Currency) -> String {
     )
 }
 
-/// An exact amount of minor units, in major ones, to all of its digits.
+/// Formats an exact amount of minor units in major units, with all of its digits.
 fn exact(minor_units: &str, currency: Currency) -> String {
     let digits = i32::try_from(currency.digits()).unwrap_or_default();
     let amount = Amount::from_sum(minor_units).unwrap_or_default();
     grouped(&amount.shifted(-digits).to_string())
 }
 
-/// Describes how a price makes its amount, apart from its tiers.
+/// Describes the rates of a line, apart from its tiers.
 fn rates(line: &InvoiceLine, currency: Currency) -> Vec<String> {
     let text = |name: &str| {
         line.rates.get(name).map(|value| value.as_str().map_or_else(|| value.to_string(), str::to_owned))
@@ -170,7 +170,7 @@ fn rates(line: &InvoiceLine, currency: Currency) -> Vec<String> {
     .collect()
 }
 
-/// A decimal with its thousands parted.
+/// Formats a decimal with separated thousands.
 fn grouped(number: &str) -> String {
     let (sign, rest) = number.strip_prefix('-').map_or(("", number), |rest| ("-", rest));
     let (whole, fraction) = rest.split_once('.').map_or((rest, String::new()), |(w, f)| (w, format!(".{f}")));
@@ -184,7 +184,7 @@ fn grouped(number: &str) -> String {
     format!("{sign}{parted}{fraction}")
 }
 
-/// A time to the second, as it is read.
+/// Formats a time to the second, with a space in place of the `T`.
 fn time(at: &impl ToString) -> String {
     let text = at.to_string();
     let to_the_second = text.split(['.', 'Z']).next().unwrap_or_default();
@@ -200,7 +200,7 @@ fn escaped(text: &str) -> String {
             '>' => escaped.push_str("&gt;"),
             '"' => escaped.push_str("&quot;"),
             '\'' => escaped.push_str("&#39;"),
-            // directions of writing could show another number than there is
+            // overrides of the writing direction could show a different number
             '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' => escaped.push('\u{fffd}'),
             _ => escaped.push(character),
         }

@@ -1,4 +1,5 @@
-//! `/v1/invoices`: as JSON, as CSV, as a page to print, and against the biller's.
+//! `/v1/invoices`: invoices as JSON, CSV or a printable page, and their comparison with the biller's
+//! invoices.
 
 use axum::Json;
 use axum::extract::State;
@@ -36,7 +37,7 @@ pub(super) async fn list(
     Ok(Json(api.engine.list_invoices(caller.environment, &filter, &page).await?))
 }
 
-/// The comparison that is asked for: with the biller's invoice, or none.
+/// The request to compare with the biller's invoice.
 pub(super) struct ComparisonFlag(bool);
 
 impl FromQuery for ComparisonFlag {
@@ -72,7 +73,7 @@ pub(super) async fn upcoming(
     shown(&api.engine.upcoming_invoice(caller.environment, &subject).await?, &headers)
 }
 
-/// Returns an invoice in the form that is asked for.
+/// Returns an invoice in the media type that the caller prefers.
 fn shown(invoice: &InvoiceView, headers: &HeaderMap) -> Result<Response, Problem> {
     match accept::preferred(headers, &["application/json", "text/csv", "text/html"]) {
         "text/csv" => csv::invoice(invoice),

@@ -1,5 +1,5 @@
-//! HTTP: every route on one screen, handlers of a few lines, one file per resource. Nothing is
-//! decided here; requests become calls of the engine, and what it answers becomes JSON or a problem.
+//! HTTP: every route on one screen, handlers of a few lines, one file per resource. This layer decides
+//! nothing: it turns requests into calls of the engine, and the results into JSON or problems.
 
 mod accept;
 mod access;
@@ -44,7 +44,7 @@ pub use state::{Api, HttpSettings};
 
 use state::EXPORTS_RUN;
 
-/// One line of the table: a method and a path, who may call it, and what answers.
+/// One line of the table of routes: method, path, permitted callers and handler.
 #[derive(Debug)]
 pub struct Route {
     pub method: Method,
@@ -92,7 +92,7 @@ macro_rules! at {
     };
 }
 
-/// Returns the whole interface.
+/// Returns the table of all routes.
 pub fn routes() -> Vec<Route> {
     use Access::{EndUser, Gateway, Open, Payer, Publishable, Secret, Signed, StripeSdk};
     vec![
@@ -129,7 +129,7 @@ pub fn routes() -> Vec<Route> {
         Route::new("/v1/reservations/{id}/commit", Secret, at!(post reservations::commit)),
         Route::new("/v1/reservations/{id}/release", Secret, at!(post reservations::release)),
         Route::new("/v1/reservations/{id}/extend", Secret, at!(post reservations::extend)),
-        // gateways ask with their client's method, and some with its path and query
+        // gateways send their client's method, and some of them its path and query
         Route::new("/v1/gate", Gateway, at!(any gateway::gate)),
         Route::new("/v1/gate/{*path}", Gateway, at!(any gateway::gate_by_headers)),
         Route::new("/v1/exports", Secret, at!(get exports::list)),
@@ -143,7 +143,7 @@ pub fn routes() -> Vec<Route> {
         Route::new("/v1/quotes", Publishable, at!(post prices::quote)),
         Route::new("/v1/rates", Secret, at!(put prices::put_rates)),
         Route::new("/v1/rates", Secret, at!(get prices::rates)),
-        // callers with the secret: the signature is checked before anything else
+        // callers with the secret: the handler verifies the signature before anything else
         Route::new("/webhooks/stripe", Signed, at!(post webhooks::receive)),
         Route::new("/v1/webhook-events", Secret, at!(get webhooks::list)),
         Route::new("/healthz", Open, at!(get operations::healthz)),
@@ -153,13 +153,13 @@ pub fn routes() -> Vec<Route> {
     ]
 }
 
-/// The service that answers requests.
+/// Builds the service that answers requests.
 pub fn service(api: Api, settings: &HttpSettings) -> HttpService {
-    // browsers may call what their credentials may
+    // browsers may call the routes of publishable keys and end-user tokens
     let (mut plain, mut browsers) = (Router::new(), Router::new());
     let may_browse =
         |route: &Route| matches!(route.access, Access::EndUser | Access::Payer | Access::Publishable);
-    // a path stands in one of them, with all its methods
+    // a path is in one of the two routers, with all its methods
     let browsed: BTreeSet<&'static str> = routes().iter().filter(|r| may_browse(r)).map(|r| r.path).collect();
     for route in routes() {
         let guard =

@@ -1,4 +1,4 @@
-//! Routes for operators and tools: health, metrics, and the description of the interface.
+//! Routes for operators and tools: health, metrics, and the `OpenAPI` document.
 
 use axum::Json;
 use axum::Router;
@@ -12,15 +12,15 @@ use super::problem::Problem;
 use super::state::Api;
 use crate::engine::EngineError;
 
-/// The description of the interface, as it is in the project.
+/// The `OpenAPI` document, compiled in.
 pub(super) const OPENAPI: &str = include_str!("../../openapi.yaml");
 
-/// The process runs.
+/// Answers 200 while the process runs.
 pub(super) async fn healthz() -> Response {
     Json(json!({"status": "ok"})).into_response()
 }
 
-/// Answers 200 if the database answers and has every migration, and every lane has a running writer.
+/// Answers 200 if the database is reachable and fully migrated, and every lane has a running writer.
 pub(super) async fn readyz(State(api): State<Api>) -> Result<Response, Problem> {
     if !api.engine.is_ready().await? {
         return Err(Problem::from(EngineError::Unavailable {
@@ -42,7 +42,7 @@ pub(super) async fn readyz(State(api): State<Api>) -> Result<Response, Problem> 
     Ok(Json(json!({"status": "ready"})).into_response())
 }
 
-/// Prometheus's text format.
+/// Answers with the metrics in Prometheus's text format.
 pub(super) async fn metrics(State(api): State<Api>) -> Response {
     let pool = api.engine.database().pool();
     metrics::gauge!("metergate_pool_connections").set(f64::from(pool.size()));
@@ -57,7 +57,7 @@ pub(super) async fn openapi() -> Response {
     ([(header::CONTENT_TYPE, "application/yaml; charset=utf-8")], OPENAPI).into_response()
 }
 
-/// A page that shows the description, with all it needs from this binary.
+/// Serves a page that shows the `OpenAPI` document, with all assets from this binary.
 pub(super) fn docs() -> Router<Api> {
     SwaggerUi::new("/docs").config(Config::from("/openapi.yaml").validator_url("none")).into()
 }

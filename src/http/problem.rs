@@ -1,5 +1,5 @@
-//! Problems (RFC 9457): the one place where an error becomes a status, a stable code and a text that says
-//! what to do.
+//! Problems (RFC 9457): this module alone turns errors into a status, a stable code and a text that says what
+//! to do.
 
 use std::any::Any;
 use std::collections::BTreeMap;
@@ -25,9 +25,9 @@ pub(super) struct Problem {
     pub(super) code: &'static str,
     pub(super) detail: String,
     pub(super) errors: Vec<Violation>,
-    /// Another member of the document.
+    /// An additional member of the document.
     more: Option<Box<(&'static str, serde_json::Value)>>,
-    /// For the log alone.
+    /// Text for the log only; clients never see it.
     pub(super) internal: Option<String>,
 }
 
@@ -49,13 +49,13 @@ impl Problem {
         Self { status, code, detail: detail.into(), errors: Vec::new(), more: None, internal: None }
     }
 
-    /// Describes a call that the state of a reservation does not allow.
+    /// Describes a call that conflicts with the state of its reservation.
     pub(super) fn refused(refusal: Refusal) -> Self {
         let status = if refusal == Refusal::NotFound { StatusCode::NOT_FOUND } else { StatusCode::CONFLICT };
         Self::new(status, refusal.code(), refusal.detail())
     }
 
-    /// With another member in its document.
+    /// Adds a member to the document.
     pub(super) fn with(self, name: &'static str, value: serde_json::Value) -> Self {
         Self { more: Some(Box::new((name, value))), ..self }
     }
@@ -64,7 +64,7 @@ impl Problem {
         Self::new(StatusCode::BAD_REQUEST, code, detail)
     }
 
-    /// Describes the bare status of a layer.
+    /// Describes a status that a layer answered without a body.
     pub(super) fn of_status(status: StatusCode) -> Self {
         let (code, detail) = match status {
             StatusCode::BAD_REQUEST => {
@@ -91,7 +91,7 @@ impl Problem {
 }
 
 impl From<Violations> for Problem {
-    /// Refuses parsed input that is not acceptable. An id that is in use with other content is a conflict.
+    /// Describes parsed input that is not acceptable. An id that is in use with other content is a conflict.
     fn from(violations: Violations) -> Self {
         let first = violations.first();
         let status =
@@ -155,7 +155,7 @@ impl IntoResponse for Problem {
         if matches!(self.status, StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE) {
             headers.insert(header::RETRY_AFTER, header::HeaderValue::from_static(RETRY_AFTER_SECONDS));
         }
-        // for the log, and for those who want it in another form
+        // for the log, and for translation into other error formats
         response.extensions_mut().insert(Arc::new(self));
         response
     }

@@ -12,7 +12,7 @@ use metergate_domain::base::names::SubjectId;
 use metergate_domain::base::timestamp::Timestamp;
 use metergate_domain::base::window::Span;
 
-/// The parameters of a query in their order.
+/// The parameters of a query, in order.
 #[derive(Debug)]
 pub(super) struct QueryParameters(Vec<(String, String)>);
 
@@ -64,12 +64,12 @@ impl Parameters {
         Self(Parser::over(QueryParameters(parameters)))
     }
 
-    /// Refuses if there is a violation or an unknown parameter.
+    /// Fails if there is a violation or an unknown parameter.
     pub(super) fn finish(self) -> Parsed<()> {
         self.0.finish()
     }
 
-    /// Returns the values if all of them were read and nothing else is left.
+    /// Returns the values if all of them were parsed and no parameter is left over.
     pub(super) fn finish_with<T: fields::ParsedValues>(self, values: T) -> Parsed<T::Values> {
         self.0.finish_with(values)
     }
@@ -81,7 +81,7 @@ impl Parameters {
         values.into_iter().filter_map(|(_, value)| self.keep(name, read(value))).collect()
     }
 
-    /// Takes `name[key]=value`, by key; a key may repeat.
+    /// Takes the parameters `name[key]=value`, by key; a key may repeat.
     pub(super) fn bracketed(&mut self, name: &str) -> BTreeMap<String, Vec<String>> {
         let key = |given: &str| -> Option<String> {
             Some(given.strip_prefix(name)?.strip_prefix('[')?.strip_suffix(']')?.to_owned())
@@ -107,7 +107,7 @@ impl Parameters {
         truth.unwrap_or(false)
     }
 
-    /// Parses one of a few words.
+    /// Parses a parameter that must be one of a few words.
     pub(super) fn word<T: Copy>(&mut self, name: &str, words: &[(&'static str, T)]) -> Option<T> {
         self.optional(name, |value| fields::word(&value, words))
     }
@@ -134,7 +134,7 @@ impl Parameters {
     }
 }
 
-/// A value that is parsed from the parameters of a query; None: a violation was noted.
+/// A value parsed from the parameters of a query. `None` means that a violation was noted.
 pub(super) trait FromQuery: Sized {
     fn parse(parameters: &mut Parameters) -> Option<Self>;
 }
@@ -167,12 +167,12 @@ impl FromQuery for PageRequest {
     }
 }
 
-/// Parses a time. A `+` that a client left unescaped has become a space: it can have meant nothing else.
+/// Parses a time. A `+` that a client left unescaped arrives as a space, so a space becomes `+` again.
 pub(super) fn timestamp(value: String) -> Parsed<Timestamp> {
     fields::parse_timestamp(&value.replace(' ', "+"))
 }
 
-/// Accepts any text without NUL.
+/// Parses a text, which must not contain NUL.
 pub(super) fn text(value: String) -> Parsed<String> {
     if value.contains('\0') {
         return Violation::only("nul_character", "must not contain the NUL character");

@@ -1,5 +1,5 @@
-//! The id, the measurement and the log line of every request. A bare error status of a layer becomes a
-//! problem, and for Stripe's SDKs the form they read.
+//! The id, the metrics and the log line of every request. A bare error status of a layer becomes a problem,
+//! in Stripe's form for Stripe's SDKs.
 
 use std::collections::HashMap;
 use std::sync::{Arc, OnceLock, PoisonError, RwLock};
@@ -16,7 +16,7 @@ use super::stripe_errors;
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const REQUEST_ID_CHARS_MAX: usize = 128;
 
-/// The route of a request: written by the route's guard, read when the request is answered.
+/// The route of a request: the route's guard sets it, and the log reads it afterwards.
 #[derive(Debug, Clone, Default)]
 struct RouteName(Arc<OnceLock<&'static str>>);
 
@@ -26,7 +26,7 @@ pub(super) fn name_route(request: &Request, path: &'static str) {
     }
 }
 
-/// A kind of answer; there are a few hundred at most.
+/// The labels of a kind of answer; there are a few hundred kinds at most.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 struct RequestLabels {
     method: &'static str,
@@ -34,8 +34,7 @@ struct RequestLabels {
     status: u16,
 }
 
-/// The measurements of each kind of answer, so that labels are made and looked up once and not for
-/// every request.
+/// The metrics of each kind of answer, kept so that their labels are not built for every request.
 #[derive(Debug, Clone, Default)]
 pub(super) struct RequestMetrics(Arc<RwLock<HashMap<RequestLabels, RouteMetrics>>>);
 
@@ -119,7 +118,7 @@ fn is_bare_error(response: &Response) -> bool {
     (status.is_client_error() || status.is_server_error()) && !described
 }
 
-/// A method may be any word: only those we know become a label.
+/// Returns the method as a label. A method may be any word, so unknown ones share one label.
 fn known_method(method: &Method) -> &'static str {
     match *method {
         Method::GET => "GET",

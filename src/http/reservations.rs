@@ -1,4 +1,4 @@
-//! `/v1/reservations` and `/v1/check`: may this run, and what became of it.
+//! `/v1/reservations` and `/v1/check`: checks, and reservations from hold to commit or release.
 
 use axum::Json;
 use axum::extract::State;
@@ -45,7 +45,7 @@ fn committed(holds: &[Hold]) -> Vec<Committed<'_>> {
     holds.iter().map(|hold| Committed { meter: &hold.meter, value: hold.committed }).collect()
 }
 
-/// Every answer of the gate; what does not belong to it is left out.
+/// The JSON of every gate answer; fields that do not apply are left out.
 #[derive(Serialize, Default)]
 struct ReservationDocument<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -73,7 +73,7 @@ struct ReservationDocument<'a> {
     limits: &'a [LimitState],
 }
 
-/// The answer about a reservation that may run, with what it holds.
+/// Describes an allowed reservation and its holds.
 fn held_document<'a>(reservation: &'a Reservation, limits: &'a [LimitState]) -> ReservationDocument<'a> {
     ReservationDocument {
         id: Some(&reservation.id),

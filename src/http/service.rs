@@ -1,5 +1,5 @@
-//! The service around the table of routes: decompression, the time limit, panics and the log of requests.
-//! It is one service rather than layers of the router, which cost a box and a copy of the request each.
+//! The service around the table of routes: decompression, the time limit, panics and the request log. It is
+//! one service because every router layer would allocate and copy the request once more.
 
 use std::convert::Infallible;
 use std::panic::AssertUnwindSafe;
@@ -24,7 +24,7 @@ use super::{gateway, problem};
 #[derive(Debug, Clone)]
 pub struct HttpService {
     table: Router,
-    /// The table for compressed bodies.
+    /// The table behind a layer that decompresses bodies.
     decompressing: RequestDecompression<Router>,
     measures: RequestMetrics,
     request_max: Duration,
@@ -36,7 +36,7 @@ impl HttpService {
         Self { table, decompressing, measures: RequestMetrics::default(), request_max }
     }
 
-    /// Answers within the time limit, and also if the handler panics.
+    /// Answers within the time limit, even if the handler panics.
     async fn answer(self, request: Request) -> Response {
         let has_timeout = !ROUTES_WITHOUT_TIMEOUT.contains(&request.uri().path());
         let caught = AssertUnwindSafe(self.look_up(gateway::without_body(request))).catch_unwind();

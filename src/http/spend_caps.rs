@@ -1,4 +1,4 @@
-//! `/v1/subjects/{subject}/spend-caps`: what a subject may spend.
+//! `/v1/subjects/{subject}/spend-caps`: the spend caps of a subject.
 
 use axum::Json;
 use axum::extract::State;

@@ -1,4 +1,4 @@
-//! State and settings that handlers and the service around them share.
+//! State and settings of the handlers and of the service around them.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,13 +17,14 @@ pub struct Api {
 
 #[derive(Debug, Clone)]
 pub struct HttpSettings {
-    /// Origins with pages that may call the routes of publishable keys and end-user tokens.
+    /// Origins of pages that may call the routes of publishable keys and end-user tokens.
     pub cors_origins: Vec<HeaderValue>,
-    /// Time limit of a request, reading its body included.
+    /// Time limit of a request, including the time to read its body.
     pub request_max: Duration,
 }
 
-/// The route that sends exports: as long as the biller's rate limit asks for, thousands at 24 a second.
+/// The route that sends exports. A run takes as long as the biller's rate limit requires: thousands of
+/// exports at 24 per second.
 pub(super) const EXPORTS_RUN: &str = "/v1/exports/run";
 
 /// Routes without a time limit.

@@ -1,4 +1,4 @@
-//! Problems in the form that Stripe's SDKs read: whatever made them, a handler or a layer.
+//! Problems in the form that Stripe's SDKs read, from handlers and from layers.
 
 use std::sync::Arc;
 
@@ -12,7 +12,7 @@ use super::problem::Problem;
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("request-id");
 const SHOULD_RETRY: HeaderName = HeaderName::from_static("stripe-should-retry");
-/// Sent by all of the SDKs.
+/// A header that all of Stripe's SDKs send.
 const VERSION: HeaderName = HeaderName::from_static("stripe-version");
 const PATH: &str = "/v1/billing/";
 
@@ -31,11 +31,11 @@ struct Error<'a> {
     param: Option<String>,
 }
 
-/// The answers of a request that an SDK reads as Stripe's.
+/// The answers to a request that must have Stripe's form.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Reads {
     None,
-    /// An SDK asks for what may not be here: it would take a problem for an answer.
+    /// Answers to an SDK on a path that does not exist: the SDK would take a problem for a result.
     Nowhere,
     All,
 }
@@ -47,7 +47,7 @@ pub(super) fn reads(request: &Request) -> Reads {
     if request.headers().contains_key(VERSION) { Reads::Nowhere } else { Reads::None }
 }
 
-/// The answer, with a problem in its body written as Stripe does.
+/// Returns the answer, with a problem in its body rewritten in Stripe's form.
 pub(super) fn translated(mut response: Response, reads: Reads, request_id: &HeaderValue) -> Response {
     let problem = response.extensions().get::<Arc<Problem>>().cloned();
     let is_nowhere = problem.as_ref().is_some_and(|problem| problem.code == "not_found");
@@ -72,7 +72,7 @@ pub(super) fn translated(mut response: Response, reads: Reads, request_id: &Head
     response
 }
 
-/// Stripe answers 400 to all that is wrong with what was sent.
+/// Returns Stripe's status: 400 for every fault of the request's content.
 fn status(status: StatusCode) -> StatusCode {
     match status {
         StatusCode::CONFLICT | StatusCode::UNSUPPORTED_MEDIA_TYPE | StatusCode::UNPROCESSABLE_ENTITY => {
@@ -101,7 +101,8 @@ fn kind(problem: &Problem) -> &'static str {
     }
 }
 
-/// Stripe's word where it has one. Where it is known to have none, none; else ours.
+/// Returns Stripe's code if it has one. Returns `None` for errors that Stripe sends without a code, else our
+/// code.
 fn code(problem: &Problem) -> Option<&'static str> {
     Some(match problem.code {
         "missing_field" | "missing_parameter" => "parameter_missing",
@@ -126,7 +127,7 @@ fn message(problem: &Problem, param: Option<&str>) -> String {
     }
 }
 
-/// `/payload/value` as `payload[value]`.
+/// Converts a pointer such as `/payload/value` to `payload[value]`.
 fn param_of(pointer: &str) -> String {
     let mut parts = pointer.split('/').skip(1).map(|part| part.replace("~1", "/").replace("~0", "~"));
     let first = parts.next().unwrap_or_default();

@@ -1,5 +1,5 @@
-//! Forms as Stripe's SDKs write them: nested by brackets in the names of their fields, all of them
-//! texts. They become a document of the same structure.
+//! Forms as Stripe's SDKs write them: brackets in field names nest, and every value is text. A form becomes a
+//! document of the same structure.
 
 use axum::body::Body;
 use axum::http::HeaderMap;
@@ -12,7 +12,7 @@ use metergate_domain::base::limits::{FORM_FIELDS_MAX, FORM_LEVELS_MAX};
 
 const MEDIA_TYPE: &str = "application/x-www-form-urlencoded";
 
-/// The fields of a body, which may be none.
+/// Reads the fields of a body; an empty body has none.
 pub(super) async fn read(headers: &HeaderMap, body: Body) -> Result<Value, Problem> {
     let bytes = body::read_any(body).await?;
     if body::is_empty(&bytes) {
@@ -46,7 +46,7 @@ fn parse(bytes: &[u8]) -> Result<Value, Violation> {
     Ok(Value::Object(form))
 }
 
-/// `a[b][c]` as `a` and `b`, `c`.
+/// Splits `a[b][c]` into `a` and the keys `b` and `c`.
 fn keys(name: &str) -> Option<(&str, Vec<&str>)> {
     let (first, mut rest) = name.split_at(name.find('[').unwrap_or(name.len()));
     let mut keys = Vec::new();
@@ -58,7 +58,7 @@ fn keys(name: &str) -> Option<(&str, Vec<&str>)> {
     (keys.len() <= FORM_LEVELS_MAX).then_some((first, keys))
 }
 
-/// None where something else is there.
+/// Inserts a value under nested keys, or returns `None` if the place is taken.
 fn put(map: &mut Map<String, Value>, key: &str, deeper: &[&str], value: String) -> Option<()> {
     // `a[]` is the next element
     let key = if key.is_empty() { map.len().to_string() } else { key.to_owned() };

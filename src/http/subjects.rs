@@ -1,4 +1,4 @@
-//! `/v1/subjects`: who uses, and the tree they form.
+//! `/v1/subjects`: subjects and the tree that they form.
 
 use axum::Json;
 use axum::extract::State;

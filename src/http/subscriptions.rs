@@ -40,7 +40,7 @@ pub(super) async fn get(
     Ok(Json(api.engine.get_subscription(caller.environment, &subject, history).await?))
 }
 
-/// The end of a subscription, and the plan after it.
+/// The end of a subscription and the plan after it.
 pub(super) struct Ending {
     end: End,
     fallback_plan: Option<PlanKey>,

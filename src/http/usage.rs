@@ -76,7 +76,7 @@ pub(super) async fn report(
     if wants_csv(&headers) { csv::report(&report) } else { Ok(Json(report).into_response()) }
 }
 
-/// Ranks who uses most, costs most, or is nearest to a limit.
+/// Ranks subjects by usage, by cost, or by how close they are to a limit.
 pub(super) async fn top(
     State(api): State<Api>,
     caller: Caller,
@@ -108,7 +108,7 @@ fn meter_key(key: String) -> Parsed<MeterKey> {
     Ok(MeterKey::parse(key)?)
 }
 
-/// Restricts an end user to their own subject, whether they name it or not.
+/// Restricts a token's query to its own subject.
 fn restrict(query: &mut UsageQuery, caller: &Caller) -> Result<(), Problem> {
     let Role::EndUser { subject, .. } = &caller.role else { return Ok(()) };
     if query.descendants {
@@ -154,7 +154,7 @@ impl FromQuery for UsageQuery {
         Some(Self {
             window,
             zone,
-            // a query that names no subject asks for all
+            // a query without subjects covers all of them
             subjects: Subjects::listed(subjects).unwrap_or(Subjects::All),
             descendants,
             whose,
@@ -166,7 +166,7 @@ impl FromQuery for UsageQuery {
     }
 }
 
-/// Notes a violation if a parameter is given more values than it may have.
+/// Notes a violation if a parameter has more than `max` values.
 fn check_count(parameters: &mut Parameters, name: &str, count: usize, max: usize) {
     if count > max {
         let detail = format!("must have at most {max} values; got {count}");
@@ -174,7 +174,7 @@ fn check_count(parameters: &mut Parameters, name: &str, count: usize, max: usize
     }
 }
 
-/// Parses names of dimensions, separated by commas; `subject` groups by subject.
+/// Parses comma-separated names of dimensions; `subject` groups by subject.
 fn read_grouping(names: &str) -> (GroupBySubject, Vec<String>) {
     let (mut whose, mut group_by) = (GroupBySubject::All, Vec::<String>::new());
     for name in names.split(',').map(str::trim).filter(|name| !name.is_empty()) {

@@ -15,9 +15,9 @@ pub use schedule::JobSchedule;
 use crate::engine::{Engine, EngineError};
 use metergate_domain::base::environment::Environment;
 
-/// Interval at which expiries are carried out.
+/// Interval of the job that expires reservations and credits.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
-/// Interval of the search for webhooks that another replica received, or that failed before.
+/// Interval of the search for webhook events that another replica received, or that failed before.
 const WEBHOOK_INTERVAL: Duration = Duration::from_secs(1);
 /// Interval at which dimension values are counted, partitions created and old counters deleted.
 const UPKEEP_INTERVAL: Duration = Duration::from_mins(5);
@@ -32,7 +32,7 @@ const FAILING_INTERVAL_MAX: Duration = Duration::from_secs(10);
 /// Transactions per round of each kind, before the next kind runs.
 const FOLDS_PER_ROUND_MAX: usize = 20;
 const BUILDS_PER_ROUND_MAX: usize = 20;
-/// Days of a meter that one round sums up.
+/// Days of rollups that one round computes from hours.
 const DAYS_PER_ROUND_MAX: usize = 20;
 
 /// The running jobs of a service.
@@ -160,8 +160,8 @@ fn now() -> jiff::Timestamp {
     jiff::Timestamp::now()
 }
 
-/// Folds until the backlog is small, then builds rollups of some gaps and sums up days that are over. Each
-/// kind has a bounded share of the round.
+/// Folds until the backlog is small, then builds rollups of some gaps and the daily rollups of ended days.
+/// Each kind has a bounded share of the round.
 async fn fold(engine: Engine, environment: Environment) -> Result<(), EngineError> {
     for _ in 0..FOLDS_PER_ROUND_MAX {
         let folded = engine.fold_some(environment).await?;
@@ -183,7 +183,8 @@ async fn fold(engine: Engine, environment: Environment) -> Result<(), EngineErro
     Ok(())
 }
 
-/// Carries out expiries of reservations and credits, and ends of subscriptions. No answer waits for it.
+/// Expires reservations and credits and ends due subscriptions. Decisions do not depend on this job, because
+/// each call applies due expiries first.
 async fn sweep(engine: Engine, environment: Environment) -> Result<(), EngineError> {
     engine.end_due_subscriptions(environment).await?;
     while engine.sweep(environment).await? {}

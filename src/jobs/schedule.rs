@@ -13,7 +13,7 @@ pub enum JobSchedule {
     Cron(Box<Cron>),
 }
 
-/// An error of a text that is not a schedule.
+/// The error of parsing a text that is not a schedule.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("must be a duration such as 60s or a cron expression such as @daily")]
 pub struct NoSchedule;
@@ -35,7 +35,7 @@ impl JobSchedule {
                 let now = now.to_zoned(TimeZone::UTC);
                 let next = cron.find_next_occurrence(&now, false).ok();
                 let until = next.and_then(|next| Duration::try_from(next.duration_since(&now)).ok());
-                // no further occurrence
+                // the expression has no further occurrence; look again tomorrow
                 until.unwrap_or(Duration::from_hours(24))
             }
         }
@@ -47,7 +47,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn durations_and_expressions() {
+    fn schedules_are_durations_or_cron_expressions() {
         let now: Timestamp = "2026-11-21T22:30:00Z".parse().unwrap();
         let pause = |text: &str| JobSchedule::parse(text).unwrap().pause(now);
         assert_eq!(pause("60s"), Duration::from_mins(1));

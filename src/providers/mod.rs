@@ -1,6 +1,6 @@
-//! Billing providers behind one small trait: what is handed over, what came of it, and what they say
-//! they have. Whoever is added here (one that takes batches, one that only charges) has the same
-//! promise to keep: a meter event handed over twice counts once, or the answer says that nobody knows.
+//! Billing providers behind one trait: deliveries, their results, and the provider's own sums. Every
+//! provider must keep one promise: a meter event sent twice counts once, or the result says that the
+//! outcome is unknown.
 
 pub mod stripe;
 
@@ -12,39 +12,40 @@ use async_trait::async_trait;
 use metergate_domain::base::timestamp::Timestamp;
 use metergate_domain::base::window::Span;
 
-/// A quantity on its way to a provider. Its content never changes once it was handed over.
+/// A quantity on its way to a provider. Its content never changes after the first delivery attempt.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct OutgoingMeterEvent {
-    /// The provider's name of the meter, and of the payload's keys.
+    /// The provider's names of the meter and of the payload's keys.
     pub event_name: String,
     pub customer_key: String,
     pub value_key: String,
     /// The provider's id of the customer.
     pub customer: String,
-    /// Whole units, never negative.
+    /// The value in whole units, never negative.
     pub value: i64,
     pub timestamp: Timestamp,
-    /// Counts once at the provider, for as long as it remembers it.
+    /// The identifier, under which the provider counts the meter event once, as long as it remembers
+    /// it.
     pub identifier: String,
     /// The number of the attempt; a new one forces a new idempotency key.
     pub attempt: u32,
 }
 
-/// The outcome of handing a meter event over.
+/// The result of a delivery.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum DeliveryResult {
     Delivered,
-    /// It was there before.
+    /// An earlier delivery had succeeded.
     Duplicate,
-    /// It never will be taken as it is.
+    /// The provider will never take this meter event.
     Dead(Failure),
     Retryable(Retryable),
-    /// Nothing will be taken from us until somebody mends the account's credentials.
+    /// The provider takes nothing until the account's credentials are corrected.
     Unauthorized(Failure),
 }
 
 impl DeliveryResult {
-    /// The name under which deliveries are counted.
+    /// Returns the label of the result in metrics.
     pub fn word(&self) -> &'static str {
         match self {
             Self::Delivered => "delivered",
@@ -60,13 +61,13 @@ impl DeliveryResult {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Retryable {
     pub failure: Failure,
-    /// Whether it may have been taken all the same.
+    /// Whether the provider may have taken it.
     pub may_be_taken: bool,
-    /// When the provider wants to be asked again.
+    /// The pause that the provider asks for.
     pub after: Option<Duration>,
 }
 
-/// Why, with the provider's own code where it gave one.
+/// The reason of a failure, with the provider's own code if it gave one.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Failure {
     pub code: String,
@@ -79,18 +80,18 @@ impl std::fmt::Display for Failure {
     }
 }
 
-/// The usage of a customer that a provider has recorded in a window.
+/// The provider's recorded usage of a customer in a window.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Summary {
     pub window: Span,
-    /// A decimal, as the provider spells it.
+    /// The sum as a decimal, in the provider's spelling.
     pub value: String,
 }
 
-/// An invoice of the provider's, or what it would bill next; amounts in minor units.
+/// An invoice of the provider, or a preview of the next one. Amounts are in minor units.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Bill {
-    /// None: there is none yet.
+    /// The id; none for a preview.
     pub invoice: Option<String>,
     pub status: String,
     pub currency: String,
@@ -102,7 +103,7 @@ pub struct Bill {
 pub struct BillLine {
     /// The provider's price.
     pub price: Option<String>,
-    /// Of the provider's meter behind it.
+    /// The event name of the meter behind the price.
     pub event_name: Option<String>,
     pub amount: i64,
 }
@@ -115,7 +116,7 @@ pub enum SummaryWindow {
     Day,
 }
 
-/// A question for what a provider has recorded of a customer on a meter.
+/// A query for the provider's recorded usage of a customer on a meter.
 #[derive(Debug, Clone, Copy)]
 pub struct SummaryQuery<'a> {
     pub event_name: &'a str,
@@ -124,18 +125,18 @@ pub struct SummaryQuery<'a> {
     pub grain: SummaryWindow,
 }
 
-/// A biller that usage is handed to.
+/// A provider that receives usage.
 #[async_trait]
 pub trait Provider: Debug + Send + Sync {
     fn name(&self) -> &'static str;
 
-    /// Returns how many calls a second it takes from us.
+    /// Returns the most calls per second that the provider allows.
     fn calls_per_second(&self) -> u32;
 
-    /// Returns for how long it surely remembers an identifier.
+    /// Returns the time for which the provider certainly remembers an identifier.
     fn remembers_for(&self) -> Duration;
 
-    /// Returns for how long after its delivery a meter event can be taken back.
+    /// Returns the time after a delivery in which the meter event can be taken back.
     fn cancels_for(&self) -> Duration;
 
     async fn deliver(&self, event: &OutgoingMeterEvent) -> DeliveryResult;
@@ -143,13 +144,13 @@ pub trait Provider: Debug + Send + Sync {
     /// Takes a delivered meter event back.
     async fn cancel(&self, event: &OutgoingMeterEvent) -> DeliveryResult;
 
-    /// Reads the usage of a customer on a meter, by the meter events' timestamps. None: it knows no
-    /// such meter.
+    /// Reads the usage of a customer on a meter, by the timestamps of the meter events. None: the
+    /// provider does not know the meter.
     async fn summaries(&self, query: SummaryQuery<'_>) -> Result<Option<Vec<Summary>>, Failure>;
 
-    /// Reads one of its invoices. None: it has no such invoice.
+    /// Reads an invoice. None: the provider does not know the invoice.
     async fn invoice(&self, id: &str) -> Result<Option<Bill>, Failure>;
 
-    /// Previews the invoice of the present period of a subscription. None: there will be none.
+    /// Previews the next invoice of a subscription. None: no invoice will follow.
     async fn preview(&self, customer: &str, subscription: &str) -> Result<Option<Bill>, Failure>;
 }

@@ -1,4 +1,4 @@
-//! Keys of the API, by their public part.
+//! API keys by their public part.
 
 use serde::Serialize;
 use sqlx::{FromRow, PgPool, Row};
@@ -7,7 +7,7 @@ use super::StoreError;
 use metergate_domain::base::environment::Environment;
 use metergate_domain::base::timestamp::Timestamp;
 
-/// A key without what proves it.
+/// A stored API key without its secret.
 #[derive(Debug, Clone, FromRow, Serialize)]
 pub struct ApiKey {
     pub id: String,
@@ -19,7 +19,7 @@ pub struct ApiKey {
     pub revoked_at: Option<Timestamp>,
 }
 
-/// A key that is to be written.
+/// A new API key.
 #[derive(Debug, Clone, Copy)]
 pub struct NewApiKey<'a> {
     pub id: &'a str,
@@ -48,6 +48,7 @@ pub async fn find_active(pool: &PgPool, id: &str) -> Result<Option<(ApiKey, Vec<
     row.map(|row| Ok((ApiKey::from_row(&row)?, row.try_get("digest")?))).transpose()
 }
 
+/// Returns all keys, including revoked ones.
 pub async fn list(pool: &PgPool) -> Result<Vec<ApiKey>, StoreError> {
     Ok(sqlx::query_as("select * from api_keys order by created_at, id").fetch_all(pool).await?)
 }

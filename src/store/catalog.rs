@@ -14,7 +14,7 @@ use metergate_domain::catalog::Catalog;
 use metergate_domain::catalog::meter::{Meter, StoredMeter};
 use metergate_domain::gate::counter::EffectiveFrom;
 
-/// The catalog in force and its version; the empty one, version 0, before any was applied.
+/// Returns the catalog in force and its version; without one, an empty catalog and version 0.
 pub async fn current(scope: &mut Scope<'_>) -> Result<(Catalog, i64), StoreError> {
     let row: Option<(Json<Value>, i64)> = sqlx::query_as(
         "select document, version from catalogs where environment = $1 order by version desc limit 1",
@@ -26,7 +26,7 @@ pub async fn current(scope: &mut Scope<'_>) -> Result<(Catalog, i64), StoreError
     Ok((stored(Catalog::read_stored(document))?, version))
 }
 
-/// The latest catalog that had a plan.
+/// Returns the latest catalog that contains a plan.
 pub async fn last_with_plan(scope: &mut Scope<'_>, plan: &str) -> Result<Option<Catalog>, StoreError> {
     let found = sqlx::query_scalar(
         "select document from catalogs
@@ -57,7 +57,7 @@ pub async fn insert_version(
     Ok(())
 }
 
-/// Since when plans have had limits of their definitions.
+/// Returns the times since which plans have limits of their definitions.
 pub async fn plan_limits(
     scope: &mut Scope<'_>,
 ) -> Result<HashMap<(String, Uuid), EffectiveFrom>, StoreError> {
@@ -70,8 +70,8 @@ pub async fn plan_limits(
     Ok(rows.into_iter().map(keyed).collect())
 }
 
-/// Notes the definitions of a plan's limits: new ones are there since now, in the version that the
-/// caller has raised; others no more. Which were dropped.
+/// Stores the definitions of a plan's limits: new ones start now, in the version that the caller has
+/// raised. Removes other definitions and returns them.
 pub async fn set_plan_limits(
     scope: &mut Scope<'_>,
     plan: &str,
@@ -102,7 +102,7 @@ pub async fn set_plan_limits(
     Ok(dropped)
 }
 
-/// Every meter of the environment, by key.
+/// Returns all meters of the environment, by key.
 pub async fn meters(scope: &mut Scope<'_>) -> Result<Vec<StoredMeter>, StoreError> {
     let rows: Vec<MeterRow> = sqlx::query_as(
         "select id, event_name_id, definition from meters where environment = $1 order by key",
@@ -113,6 +113,7 @@ pub async fn meters(scope: &mut Scope<'_>) -> Result<Vec<StoredMeter>, StoreErro
     rows.into_iter().map(MeterRow::read).collect()
 }
 
+/// Returns a meter of the environment by key.
 pub async fn meter(scope: &mut Scope<'_>, key: &str) -> Result<Option<StoredMeter>, StoreError> {
     let row: Option<MeterRow> = sqlx::query_as(
         "select id, event_name_id, definition from meters where environment = $1 and key = $2",
@@ -139,10 +140,12 @@ impl MeterRow {
     }
 }
 
-/// Turns an error of reading a stored document into an error of the store.
+/// Converts a violation in a stored document into an error of the store.
 fn stored<T>(read: metergate_domain::base::fields::Parsed<T>) -> Result<T, StoreError> {
     read.map_err(|violations| {
-        StoreError::Refused(sqlx::Error::Decode(format!("stored catalog: {violations:?}").into()))
+        StoreError::Refused(sqlx::Error::Decode(
+            format!("a stored catalog is not valid: {violations:?}").into(),
+        ))
     })
 }
 
@@ -177,7 +180,7 @@ pub async fn delete_meter(connection: &mut PgConnection, id: i32) -> Result<(), 
     Ok(())
 }
 
-/// Whether any event of that name was ever recorded. Exact while nobody records.
+/// Returns whether an event with a name exists. The answer is exact only while nothing is recorded.
 pub async fn has_events(scope: &mut Scope<'_>, event_name_id: i32) -> Result<bool, StoreError> {
     let found = sqlx::query_scalar(
         "select exists (select from events where environment = $1 and event_name_id = $2)",
@@ -189,7 +192,7 @@ pub async fn has_events(scope: &mut Scope<'_>, event_name_id: i32) -> Result<boo
     Ok(found)
 }
 
-/// Marks all hours of a meter as not built: reads take its events until a job has caught up.
+/// Adds a gap of all hours of a meter: reads use its events until a job has built the rollups.
 pub async fn insert_gap(scope: &mut Scope<'_>, meter_id: i32, permanent: bool) -> Result<(), StoreError> {
     sqlx::query(
         "insert into rollup_gaps (environment, meter_id, from_hour, to_hour, permanent) values ($1, $2, $3, $4, $5)",
@@ -204,7 +207,7 @@ pub async fn insert_gap(scope: &mut Scope<'_>, meter_id: i32, permanent: bool) -
     Ok(())
 }
 
-/// Every name that an event or a meter ever used.
+/// Returns all event names that an event or a meter ever used.
 pub async fn known_event_names(scope: &mut Scope<'_>) -> Result<HashSet<String>, StoreError> {
     let names: Vec<String> = sqlx::query_scalar("select name from event_names where environment = $1")
         .bind(scope.environment.code())
@@ -213,7 +216,7 @@ pub async fn known_event_names(scope: &mut Scope<'_>) -> Result<HashSet<String>,
     Ok(names.into_iter().collect())
 }
 
-/// The numbers of event names, made where they are missing.
+/// Returns the numbers of event names, and inserts missing names.
 pub async fn event_name_ids(
     scope: &mut Scope<'_>,
     names: &[String],

@@ -11,8 +11,8 @@ use metergate_domain::base::timestamp::Timestamp;
 /// First half of the key of the advisory lock; the second half is the environment.
 pub(super) const LOCK: i32 = 0x4d47_0001;
 
-/// The current versions: of the whole configuration, and of its part that changes far more rarely (catalog and
-/// exchange rates).
+/// The current versions of the whole configuration, and of its part that changes far less often: the
+/// catalog and the exchange rates.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Versions {
     pub config: i64,
@@ -30,13 +30,13 @@ pub struct RecordingStart {
     pub batch_id: i64,
 }
 
-/// Begins a transaction that records, in one message: takes the shared lock, then reads the versions. They are
-/// two statements, so that the snapshot of the second follows the lock.
+/// Begins a transaction that records, in one message: takes the shared lock, then reads the versions.
+/// These are two statements, so that the snapshot of the second follows the lock.
 pub async fn begin_recording(scope: &mut Scope<'_>) -> Result<RecordingStart, StoreError> {
     open(scope, "begin;").await
 }
 
-/// Does the same within a transaction that has just begun.
+/// Takes the lock and reads the versions in a transaction that has just begun.
 pub async fn open_recording(scope: &mut Scope<'_>) -> Result<RecordingStart, StoreError> {
     open(scope, "").await
 }
@@ -63,7 +63,7 @@ async fn open(scope: &mut Scope<'_>, begin: &str) -> Result<RecordingStart, Stor
     })
 }
 
-/// Takes the lock exclusively: waits for transactions that record, and keeps new ones out.
+/// Takes the lock exclusively: waits for transactions that record, and blocks new ones.
 pub async fn lock_alone(scope: &mut Scope<'_>) -> Result<(), StoreError> {
     sqlx::query("select pg_advisory_xact_lock($1, $2)")
         .bind(LOCK)
@@ -83,7 +83,7 @@ pub async fn lock_for_change(scope: &mut Scope<'_>) -> Result<(), StoreError> {
     Ok(())
 }
 
-/// Raises the version of what is cached with the catalog. The caller holds the lock for a change.
+/// Raises the version of the catalog and the exchange rates. The caller holds the lock for a change.
 pub async fn raise_catalog_version(scope: &mut Scope<'_>) -> Result<(), StoreError> {
     sqlx::query("update environments set catalog_version = catalog_version + 1 where environment = $1")
         .bind(scope.environment.code())

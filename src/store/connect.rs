@@ -9,9 +9,9 @@ use sqlx::{ConnectOptions, PgConnection, PgPool};
 
 use super::error::StoreError;
 
-/// Longest wait for a connection of the pool.
+/// The longest wait for a connection of the pool.
 const ACQUIRE_MAX: Duration = Duration::from_secs(2);
-/// Longest time to open a connection.
+/// The longest time to open a connection.
 const CONNECT_MAX: Duration = Duration::from_secs(5);
 
 /// A PostgreSQL database: the pool, and the options with which writers connect.
@@ -22,8 +22,8 @@ pub struct Database {
 }
 
 impl Database {
-    /// Parses the URLs; opens no connection yet. Writers connect to `direct_url`, which must be set if
-    /// `url` leads to a pooler that shares sessions between clients.
+    /// Parses the URLs without opening a connection. Writers connect to `direct_url`. It must be set
+    /// if `url` leads to a pooler that shares sessions between clients.
     pub fn new(url: &str, direct_url: Option<&str>, connections_max: u32) -> Result<Self, StoreError> {
         let through_pooler = direct_url.is_some();
         let options = |url: &str| -> Result<PgConnectOptions, StoreError> {
@@ -44,7 +44,7 @@ impl Database {
             ("statement_timeout", "60s"),
             ("lock_timeout", "10s"),
             ("idle_in_transaction_session_timeout", "30s"),
-            // ends the session of a machine that is gone: it may hold locks
+            // ends the session of a machine that has disappeared, because it may hold locks
             ("tcp_keepalives_idle", "30s"),
             ("tcp_keepalives_interval", "10s"),
             ("tcp_keepalives_count", "3"),
@@ -59,6 +59,7 @@ impl Database {
         Ok(Self { pool, writer })
     }
 
+    /// Returns the pool for single statements and short transactions.
     pub fn pool(&self) -> &PgPool {
         &self.pool
     }
@@ -71,10 +72,10 @@ impl Database {
         }
     }
 
-    /// Applies the migrations that are missing. Several replicas may call it at the same time.
+    /// Applies the missing migrations. Several replicas may call it at the same time.
     ///
-    /// Fails with [`StoreError::IncompatibleSchema`] if an older or a newer build made the schema in a way
-    /// that this build cannot continue; then nothing is changed.
+    /// Fails with [`StoreError::IncompatibleSchema`] if the schema comes from an older or newer build
+    /// that this build cannot continue. In that case nothing is changed.
     pub async fn migrate(&self) -> Result<(), StoreError> {
         let mut connection = self.connect_writer().await?;
         refuse_incompatible_schema(&mut connection).await?;
@@ -98,7 +99,7 @@ impl Database {
 
 static MIGRATIONS: sqlx::migrate::Migrator = sqlx::migrate!();
 
-/// The schema of an incompatible database, for the error text.
+/// The reason that an incompatible schema is refused, for the error text.
 const EARLIER_SCHEMA: &str = "an earlier build made it, and this build starts from a new schema";
 const LATER_SCHEMA: &str = "a later build made it, and this build does not know all of it";
 

@@ -5,7 +5,8 @@ use sqlx::error::ErrorKind;
 /// An error of the database.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
-    /// The server is away, starting, stopping, or has no free connection. A later attempt may succeed.
+    /// The server is unreachable, starting, stopping, or has no free connection. A later attempt may
+    /// succeed.
     #[error("the database cannot be reached: {0}")]
     Unavailable(#[source] sqlx::Error),
     /// A deadlock or a serialisation failure. An immediate retry may succeed.
@@ -36,7 +37,7 @@ pub enum StoreError {
 }
 
 impl StoreError {
-    /// Reports a defect: a value that does not fit what the code relies on.
+    /// Creates the error for a defect: a value that breaks an assumption of the code.
     pub fn internal(why: impl Into<String>) -> Self {
         Self::Refused(sqlx::Error::Decode(why.into().into()))
     }

@@ -1,4 +1,4 @@
-//! Invoices: drafts, which have a customer and a period only, and numbered invoices.
+//! Invoices: drafts with a customer and a period, and numbered invoices.
 
 use std::collections::BTreeSet;
 
@@ -18,9 +18,10 @@ use metergate_domain::invoicing::line::{InvoiceLine, RatingTerms};
 use metergate_domain::pricing::amount::MinorUnits;
 use metergate_domain::pricing::currency::Currency;
 
-/// First half of the advisory lock's key; the second is the environment.
+/// The first half of the advisory lock's key. The second half is the environment.
 const LOCK: i32 = 0x4d47_0009;
 
+/// A stored invoice.
 #[derive(Debug, Clone)]
 pub struct InvoiceRow {
     pub id: Uuid,
@@ -31,9 +32,9 @@ pub struct InvoiceRow {
     pub currency: Currency,
     pub period: Span,
     pub created_at: Timestamp,
-    /// None: a draft.
+    /// None for a draft.
     pub numbered: Option<Numbered>,
-    /// The invoice of the biller for the same customer and period.
+    /// The biller's invoice for the same customer and period.
     pub provider: Option<ProviderInvoice>,
 }
 
@@ -47,6 +48,7 @@ pub struct Numbered {
     pub finalized_at: Timestamp,
 }
 
+/// The biller's invoice for a period; the total is in the currency's minor unit.
 #[derive(Debug, Clone, FromRow)]
 pub struct ProviderInvoice {
     #[sqlx(rename = "provider_id")]
@@ -59,14 +61,14 @@ pub struct ProviderInvoice {
     pub subscription: Option<String>,
 }
 
-/// A customer that may have something to pay, and the subject that is or was mapped to it.
+/// A customer that may have to pay, and the subject that is or was mapped to it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, FromRow)]
 pub struct Payer {
     pub customer_id: i64,
     pub subject_id: i64,
 }
 
-/// A period that is to have a draft.
+/// A period and currency that need a draft.
 #[derive(Debug, Clone)]
 pub struct DraftOpening {
     pub id: Uuid,
@@ -75,18 +77,18 @@ pub struct DraftOpening {
 }
 
 impl DraftOpening {
-    /// One for each currency.
+    /// Returns one opening per currency.
     pub fn each(currencies: &BTreeSet<Currency>, period: Span) -> impl Iterator<Item = Self> {
         currencies.iter().map(move |currency| Self { id: Uuid::now_v7(), currency: *currency, period })
     }
 }
 
 fn unreadable(what: impl std::fmt::Debug) -> StoreError {
-    StoreError::Refused(sqlx::Error::Decode(format!("a stored invoice: {what:?}").into()))
+    StoreError::Refused(sqlx::Error::Decode(format!("a stored invoice is not valid: {what:?}").into()))
 }
 
-/// The columns of an invoice. The biller's is that of the same customer and end; one with the
-/// same start goes first.
+/// The columns of an invoice. The biller's invoice has the same customer and end; one with the same
+/// start takes precedence.
 const SELECT: &str = "select i.id, i.customer_id, c.stripe_customer_id, i.subject_id, s.subject, i.currency,
             i.period_from, i.period_to, i.created_at, i.number, i.terms, i.lines, i.total::text as total,
             i.finalized_at, p.id as provider_id, p.status as provider_status, p.total as provider_total,
@@ -102,7 +104,7 @@ const SELECT: &str = "select i.id, i.customer_id, c.stripe_customer_id, i.subjec
          order by p.period_start = i.period_from desc, p.status <> 'void' desc, p.created_at desc, p.id limit 1)
          p on true";
 
-/// The one word for how an invoice stands.
+/// The status as one word.
 const STATUS: &str = "case when i.status = 'draft' then 'draft'
      when p.status in ('open', 'paid', 'void', 'uncollectible') then p.status else 'final' end";
 
@@ -149,7 +151,8 @@ pub async fn find(scope: &mut Scope<'_>, id: Uuid) -> Result<Option<InvoiceRow>,
     row.fetch_optional(&mut *scope.connection).await?.as_ref().map(read).transpose()
 }
 
-/// Returns the invoices of a customer, the oldest period first: drafts, and numbered ones that ended after a time.
+/// Returns the invoices of a customer, the oldest period first: all drafts, and numbered invoices of
+/// periods that ended after a time.
 pub async fn of_payer(
     connection: &mut PgConnection,
     payer: Payer,
@@ -166,7 +169,7 @@ pub async fn of_payer(
     rows.fetch_all(connection).await?.iter().map(read).collect()
 }
 
-/// When the last numbered period of a customer ended, and when one was numbered last.
+/// Returns the end of the customer's last numbered period, and the time of the last numbering.
 pub async fn billed_until(
     connection: &mut PgConnection,
     payer: Payer,
@@ -182,7 +185,7 @@ pub async fn billed_until(
     Ok(until.zip(at))
 }
 
-/// A page, the latest made first, of those before a place.
+/// Returns a page of invoices before a position, the latest first.
 pub async fn list(
     scope: &mut Scope<'_>,
     filter: &InvoiceFilter,
@@ -206,8 +209,8 @@ pub async fn list(
     rows.fetch_all(&mut *scope.connection).await?.iter().map(read).collect()
 }
 
-/// Returns customers with drafts that may be out of date: those with a subject, or an ancestor of it, that is
-/// or was on one of some plans, and those that have been billed.
+/// Returns customers with drafts that may be out of date. Their subject or one of its ancestors was
+/// ever on one of the plans or had its own prices, or they have invoices already.
 pub async fn payers(
     scope: &mut Scope<'_>,
     plans: &[String],
@@ -236,14 +239,14 @@ pub async fn payers(
     Ok(rows.fetch_all(&mut *scope.connection).await?)
 }
 
-/// The customer that a subject is mapped to.
+/// Returns the customer of a subject.
 pub async fn payer(connection: &mut PgConnection, subject_id: i64) -> Result<Option<Payer>, StoreError> {
     let sql = "select customer_id, id as subject_id from subjects where id = $1 and customer_id is not null";
     Ok(sqlx::query_as(sql).bind(subject_id).fetch_optional(connection).await?)
 }
 
-/// Has the drafts of a customer be those of some periods, and no others; those of a period of which the
-/// invoice in another currency is numbered stay.
+/// Replaces the drafts of a customer with drafts of the given periods. Drafts stay if the invoice of
+/// their period in another currency is numbered.
 pub async fn set_drafts(
     scope: &mut Scope<'_>,
     payer: Payer,
@@ -270,7 +273,7 @@ fn places(openings: &[DraftOpening]) -> (Vec<Timestamp>, Vec<String>) {
     openings.iter().map(|opening| (opening.period.from, opening.currency.code())).unzip()
 }
 
-/// Opens drafts where there are none; draft by draft the id is kept. How many are new.
+/// Opens missing drafts, keeps the ids of existing ones, and returns the number of new drafts.
 pub async fn open_drafts(
     scope: &mut Scope<'_>,
     payer: Payer,
@@ -318,7 +321,7 @@ pub async fn due(scope: &mut Scope<'_>, ended_by: Timestamp, limit: i64) -> Resu
     Ok(found)
 }
 
-/// The content that makes a draft final.
+/// The content of a final invoice.
 #[derive(Debug, Clone, Copy)]
 pub struct FinalInvoice<'a> {
     pub id: Uuid,
@@ -329,7 +332,8 @@ pub struct FinalInvoice<'a> {
     pub at: Timestamp,
 }
 
-/// Gives a draft the next number of its environment and its final content. None: it is not a draft any more.
+/// Gives a draft the next number of its environment and its final content. Returns none if it is not
+/// a draft any more.
 pub async fn finalize(scope: &mut Scope<'_>, invoice: FinalInvoice<'_>) -> Result<Option<i64>, StoreError> {
     let terms: Vec<Value> = invoice.terms.iter().map(RatingTerms::to_json).collect();
     let number = sqlx::query_scalar(
@@ -353,7 +357,7 @@ pub async fn finalize(scope: &mut Scope<'_>, invoice: FinalInvoice<'_>) -> Resul
     Ok(number)
 }
 
-/// Drops a draft with nothing to bill.
+/// Deletes a draft without anything to bill.
 pub async fn drop_draft(connection: &mut PgConnection, id: Uuid) -> Result<(), StoreError> {
     sqlx::query("delete from invoices where id = $1 and status = 'draft'")
         .bind(id)
@@ -362,8 +366,8 @@ pub async fn drop_draft(connection: &mut PgConnection, id: Uuid) -> Result<(), S
     Ok(())
 }
 
-/// Takes the right to make invoices of an environment, until [`unlock`] or the connection's end; false
-/// where another has it.
+/// Takes the invoice lock of an environment until [`unlock`] or the end of the connection. Returns
+/// false if another connection holds the lock.
 pub async fn try_lock(scope: &mut Scope<'_>) -> Result<bool, StoreError> {
     let locked = sqlx::query_scalar("select pg_try_advisory_lock($1, $2)")
         .bind(LOCK)
@@ -373,6 +377,7 @@ pub async fn try_lock(scope: &mut Scope<'_>) -> Result<bool, StoreError> {
     Ok(locked)
 }
 
+/// Releases the lock of [`try_lock`].
 pub async fn unlock(scope: &mut Scope<'_>) -> Result<(), StoreError> {
     sqlx::query("select pg_advisory_unlock($1, $2)")
         .bind(LOCK)

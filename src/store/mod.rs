@@ -1,5 +1,5 @@
-//! All SQL, and nothing else: one file per group of tables. Callers decide; this layer keeps the rules that must
-//! hold under concurrency, by row locks and unique constraints.
+//! All SQL, and nothing else: one file per group of tables. Callers decide; this layer enforces the
+//! rules that must hold under concurrency, with row locks and unique constraints.
 
 pub mod api_keys;
 pub mod catalog;

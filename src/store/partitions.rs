@@ -1,5 +1,5 @@
-//! Monthly partitions of the events, created before they are needed. Attaching one does not block recording or
-//! reading.
+//! Monthly partitions of the events, created before they are needed. Attaching one does not block
+//! recording or reading.
 
 use sqlx::{Connection, PgConnection};
 
@@ -7,12 +7,12 @@ use super::error::StoreError;
 use metergate_domain::base::timestamp::Timestamp;
 use metergate_domain::base::window::{Span, utc_month};
 
-/// Key of the advisory lock for creating partitions.
+/// The key of the advisory lock for creating partitions.
 const LOCK: i64 = 0x4d47_0002;
-/// Start of the first monthly partition. Older events share one partition, which the schema contains.
+/// The start of the first monthly partition. Older events share one partition of the schema.
 pub const FIRST_MONTH: &str = "2020-01-01T00:00:00Z";
 
-/// Returns the month of an event; none if it is older than all monthly partitions.
+/// Returns the month of an event, or none if the event is older than all monthly partitions.
 pub fn month_of(at: Timestamp) -> Option<Span> {
     let month = utc_month(at);
     Timestamp::parse(FIRST_MONTH).is_ok_and(|first| month.from >= first).then_some(month)

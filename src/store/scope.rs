@@ -1,4 +1,4 @@
-//! A connection together with the environment whose rows it reads and writes.
+//! A connection together with the environment that its statements read and write.
 
 use metergate_domain::base::environment::Environment;
 use sqlx::PgConnection;

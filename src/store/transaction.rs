@@ -1,4 +1,4 @@
-//! The control of transactions that span several calls of the store.
+//! Controls transactions that span several calls of the store.
 
 use sqlx::{Connection, PgConnection, Postgres, Transaction};
 
@@ -12,7 +12,7 @@ pub async fn roll_back(connection: &mut PgConnection) -> Result<(), StoreError> 
     Ok(sqlx::raw_sql("rollback").execute(connection).await.map(drop)?)
 }
 
-/// Lets the open transaction wait for as long as another connection works for it.
+/// Lifts the idle limit of the open transaction while another connection works for it.
 pub async fn allow_idle(connection: &mut PgConnection) -> Result<(), StoreError> {
     let sql = "set local idle_in_transaction_session_timeout = 0";
     Ok(sqlx::raw_sql(sql).execute(connection).await.map(drop)?)

@@ -1,4 +1,4 @@
-//! Webhook events of the biller, word for word, and their outcomes.
+//! Webhook events of the biller, stored verbatim, and their outcomes.
 
 use serde::Serialize;
 use serde_json::value::RawValue;
@@ -10,12 +10,12 @@ use crate::store::scope::Scope;
 use metergate_domain::base::timestamp::Timestamp;
 use metergate_domain::webhook::{WebhookNotice, WebhookStatus};
 
-/// An event that has come.
+/// A received webhook event.
 #[derive(Debug, Clone, Copy)]
 pub struct Arrival<'a> {
     pub notice: &'a WebhookNotice,
     pub payload: &'a RawValue,
-    /// Whether anything may follow from it.
+    /// Whether the event can have an effect.
     pub matters: bool,
 }
 
@@ -31,7 +31,7 @@ pub struct ClaimedEvent {
     pub attempts: i32,
 }
 
-/// An event, stored and shown.
+/// A stored event, as lists show it.
 #[derive(Debug, Clone, FromRow, Serialize)]
 pub struct WebhookRow {
     #[serde(skip)]
@@ -48,14 +48,14 @@ pub struct WebhookRow {
     pub status: WebhookStatus,
     pub reason: Option<String>,
     pub attempts: i32,
-    /// The time of the next attempt, while it is pending.
+    /// The time of the next attempt of a pending event.
     pub next_attempt_at: Option<Timestamp>,
     pub received_at: Timestamp,
     pub settled_at: Option<Timestamp>,
 }
 
-/// Keeps an event, once; one that failed is tried again when it comes again. Whether there is anything
-/// new to do.
+/// Stores an event once. A failed event becomes pending again when it arrives again. Returns whether
+/// a worker must process it.
 pub async fn insert(scope: &mut Scope<'_>, arrival: Arrival<'_>, now: Timestamp) -> Result<bool, StoreError> {
     let done = sqlx::query(
         "insert into webhook_events (environment, id, type, created, api_version, object_id, customer, payload, status,
@@ -81,7 +81,7 @@ pub async fn insert(scope: &mut Scope<'_>, arrival: Arrival<'_>, now: Timestamp)
     Ok(done.rows_affected() > 0 && arrival.matters)
 }
 
-/// Takes events that are due, for as long as a lease: others pass over them until then.
+/// Claims due events until the lease ends. Other workers skip them until then.
 pub async fn claim(
     scope: &mut Scope<'_>,
     now: Timestamp,
@@ -106,6 +106,7 @@ pub async fn claim(
     Ok(claimed)
 }
 
+/// Returns the payload of an event.
 pub async fn payload(connection: &mut PgConnection, seq: i64) -> Result<Option<Box<RawValue>>, StoreError> {
     let found = sqlx::query_scalar("select payload from webhook_events where seq = $1")
         .bind(seq)
@@ -114,16 +115,17 @@ pub async fn payload(connection: &mut PgConnection, seq: i64) -> Result<Option<B
     Ok(found.map(|Json(payload)| payload))
 }
 
-/// The types of the events about subscriptions.
+/// The event types of subscriptions.
 #[derive(Debug, Clone, Copy)]
 pub struct SubscriptionTypes<'a> {
-    /// The beginning of all of them.
+    /// The common prefix of all types.
     pub prefix: &'a str,
-    /// The type that announces an end.
+    /// The type of a subscription's end.
     pub deleted: &'a str,
 }
 
-/// The payloads about a subscription that can say what holds: those of the latest second, and of an end.
+/// Returns the payloads that may contain the current state of a subscription: those of the latest
+/// second, and its end.
 pub async fn latest_payloads(
     scope: &mut Scope<'_>,
     object_id: &str,
@@ -147,7 +149,7 @@ pub async fn latest_payloads(
     Ok(found.into_iter().map(|Json(payload)| payload).collect())
 }
 
-/// Notes what came of events.
+/// Stores the outcomes of events.
 pub async fn settle(
     connection: &mut PgConnection,
     seqs: &[i64],
@@ -168,7 +170,7 @@ pub async fn settle(
     Ok(())
 }
 
-/// The events of a subscription that wait for a mapping.
+/// Returns the events of a subscription that wait for a mapping.
 pub async fn unmapped(scope: &mut Scope<'_>, object_id: &str) -> Result<Vec<i64>, StoreError> {
     let found = sqlx::query_scalar(
         "select seq from webhook_events where environment = $1 and object_id = $2 and status = 'unmapped'",
@@ -180,7 +182,7 @@ pub async fn unmapped(scope: &mut Scope<'_>, object_id: &str) -> Result<Vec<i64>
     Ok(found)
 }
 
-/// Leaves events for later.
+/// Postpones events to a later attempt.
 pub async fn postpone(
     connection: &mut PgConnection,
     seqs: &[i64],
@@ -196,7 +198,7 @@ pub async fn postpone(
     Ok(())
 }
 
-/// A page of events, the latest to arrive first, those before the one with the number `before`.
+/// Returns a page of events that arrived before the event number `before`, the latest first.
 pub async fn list(
     scope: &mut Scope<'_>,
     status: Option<WebhookStatus>,
@@ -224,7 +226,7 @@ fn words(statuses: &[WebhookStatus]) -> Vec<&'static str> {
     statuses.iter().map(|status| status.as_str()).collect()
 }
 
-/// Deletes events of some statuses that were settled before a time. How many there were.
+/// Deletes events of some statuses that were settled before a time. Returns their number.
 pub async fn delete_settled(
     connection: &mut PgConnection,
     statuses: &[WebhookStatus],

@@ -1,4 +1,5 @@
-// What an application does with the official package, against a service in argv; what came of it on stdout.
+// Uses the official package against the service in argv, as an application would, and prints the results to
+// stdout.
 import http from 'node:http';
 import Stripe from 'stripe';
 
@@ -20,7 +21,7 @@ const failure = (call) => call.then(
   }),
 );
 
-// takes each first call to the service, and loses its answer
+// delivers each first call to the service, and loses its answer
 const seen = new Set();
 const lossy = http.createServer((request, response) => {
   const chunks = [];

@@ -1,4 +1,4 @@
-//! Rules for the source tree: layers use only the layers below them, SQL stays in the store, files do not
+//! Rules for the source tree: layers use only the layers below them, only the store has SQL, files do not
 //! import each other in circles, and landed migrations do not change.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -55,7 +55,7 @@ fn sources() -> Vec<Source> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let mut found = Vec::new();
     collect(&root.join("src"), &root.join("src"), &mut found);
-    // the domain is a crate of its own: Cargo keeps the other layers out of it
+    // the domain is a separate crate, so Cargo keeps it free of the other layers
     let mut domain = Vec::new();
     collect(&root.join("crates/domain/src"), &root.join("crates/domain/src"), &mut domain);
     found.extend(
@@ -67,7 +67,7 @@ fn sources() -> Vec<Source> {
     found
 }
 
-/// Removes comments, and everything from the inline test module on, which comes last in a file.
+/// Removes comments and the inline test module, which is the last item of a file.
 fn code_of(text: &str) -> String {
     let end = text.find("#[cfg(test)]\nmod tests {").unwrap_or(text.len());
     let without_comment = |line: &str| line.split("//").next().unwrap_or_default().to_owned() + "\n";
@@ -87,7 +87,7 @@ fn test_files(sources: &[Source]) -> BTreeSet<String> {
     files
 }
 
-/// Returns the folder with the children of a module: of `a/mod.rs` it is `a/`, of `a/b.rs` it is `a/b/`.
+/// Returns the folder with the children of a module: `a/` for `a/mod.rs`, and `a/b/` for `a/b.rs`.
 fn folder_of(path: &str) -> String {
     match path.strip_suffix("mod.rs").or_else(|| (path == "lib.rs" || path == "main.rs").then_some("")) {
         Some(folder) => folder.to_owned(),
@@ -100,7 +100,7 @@ fn layer_of(path: &str) -> Option<&str> {
 }
 
 #[test]
-fn layers_use_only_what_they_may() {
+fn layers_use_only_their_allowed_layers() {
     let sources = sources();
     for (layer, allowed) in LAYERS {
         let mut files = 0;
@@ -149,7 +149,7 @@ impl Modules {
         Self { files: sources.iter().filter(|source| source.path != "main.rs").map(module).collect() }
     }
 
-    /// Returns the file of the longest prefix of a path that is a module.
+    /// Returns the file of the longest prefix of a path that names a module.
     fn file(&self, path: &[String]) -> Option<&String> {
         (0..=path.len()).rev().find_map(|length| self.files.get(&path[..length]))
     }
@@ -191,8 +191,8 @@ fn module_path(path: &str) -> Vec<String> {
     path.split('/').filter(|part| *part != "mod" && *part != "lib").map(str::to_owned).collect()
 }
 
-/// Returns the paths of all `use` declarations, one per name, and of all other mentions that begin with
-/// `crate::` or `super::`.
+/// Returns the paths of all `use` declarations, one per name, and all other paths that begin with `crate::`
+/// or `super::`.
 fn used_paths(code: &str) -> Vec<Vec<String>> {
     let mut paths = Vec::new();
     let mut rest = code;
@@ -206,7 +206,7 @@ fn used_paths(code: &str) -> Vec<Vec<String>> {
     }
     for keyword in ["crate::", "super::"] {
         for (start, _) in code.match_indices(keyword) {
-            // a part of a longer path, or of `pub(in crate::engine)`
+            // part of a longer path, or of `pub(in crate::engine)`
             if code[..start].ends_with("::") || code[..start].ends_with("(in ") {
                 continue;
             }
@@ -254,7 +254,8 @@ fn expand(prefix: &[String], tree: &str, paths: &mut Vec<Vec<String>>) {
     }
 }
 
-/// Returns the groups of files that reach each other (strongly connected components of two or more).
+/// Returns the groups of files that import each other in a circle (strongly connected components of two or
+/// more).
 fn circles(imports: &BTreeMap<String, BTreeSet<String>>) -> BTreeSet<BTreeSet<String>> {
     let reachable = |from: &String| {
         let (mut reached, mut next) = (BTreeSet::new(), vec![from]);
@@ -280,7 +281,7 @@ fn circles(imports: &BTreeMap<String, BTreeSet<String>>) -> BTreeSet<BTreeSet<St
 }
 
 #[test]
-#[ignore = "some circles are left to untie"]
+#[ignore = "some circles remain"]
 fn files_do_not_import_each_other_in_circles() {
     let sources = sources();
     let modules = Modules::of(&sources);
@@ -340,10 +341,10 @@ fn landed_migrations_do_not_change() {
         assert_eq!(
             listed.get(name.as_str()),
             Some(&checksum.as_str()),
-            "{name} differs from migrations/checksums: undo a change of a landed file; add the line of a new one"
+            "{name} must match migrations/checksums: undo changes of a landed file, or add the line of a new file"
         );
         present.insert(name);
     }
     let listed: BTreeSet<String> = listed.into_keys().map(str::to_owned).collect();
-    assert_eq!(present, listed, "a landed migration is missing");
+    assert_eq!(present, listed, "a migration of migrations/checksums is missing");
 }

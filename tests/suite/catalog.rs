@@ -1,4 +1,4 @@
-//! Applying catalogs: all or nothing, idempotent, and saying what changed.
+//! Applying catalogs: atomic, idempotent, and answered with the changes.
 
 use axum::http::{Method, StatusCode};
 use metergate_domain::catalog::Catalog;
@@ -45,7 +45,7 @@ async fn apply_reports_changes_and_dry_run_writes_nothing() {
     assert_eq!(service.get("/v1/meters").await.json()["data"].as_array().unwrap().len(), 2);
     assert_eq!(service.get("/v1/plans").await.json()["data"][0]["key"], "free");
 
-    // what is shown can be applied, as JSON or as YAML
+    // the shown document can be applied, as JSON or as YAML
     let mut document = shown.clone();
     document.as_object_mut().unwrap().remove("version");
     assert_eq!(actions(&service.put("/v1/catalog", &document).await.json()), Vec::<String>::new());
@@ -56,7 +56,7 @@ async fn apply_reports_changes_and_dry_run_writes_nothing() {
 }
 
 #[tokio::test]
-async fn what_would_orphan_or_change_recorded_usage_is_refused_by_name() {
+async fn refuses_changes_that_orphan_or_alter_recorded_usage() {
     let service = TestService::with_meters(json!([meter("a"), meter("b")])).await;
     service.record(&json!({"event_name": "event_a", "subject": "s"})).await;
     let refused = service.put("/v1/catalog", &json!({"meters": [meter("b")]})).await;
@@ -69,7 +69,7 @@ async fn what_would_orphan_or_change_recorded_usage_is_refused_by_name() {
     assert_eq!(
         service.get("/v1/meters").await.json()["data"].as_array().unwrap().len(),
         2,
-        "nothing half-done"
+        "a rejected document must change nothing"
     );
     assert_eq!(service.put("/v1/catalog", &json!({"meters": [meter("a")]})).await.status, StatusCode::OK);
 }
@@ -116,7 +116,7 @@ async fn catalog_errors_are_reported_with_their_pointers() {
 }
 
 #[tokio::test]
-async fn a_change_through_one_process_is_obeyed_by_another_at_once() {
+async fn a_change_through_one_process_takes_effect_in_another_at_once() {
     let first = TestService::with_meters(json!([])).await;
     let second = TestService::at_url(&first.url, crate::support::service::engine_settings()).await;
     let event = json!({"event_name": "e", "subject": "s", "properties": {"n": "many"}});
@@ -130,7 +130,7 @@ async fn a_change_through_one_process_is_obeyed_by_another_at_once() {
 }
 
 #[tokio::test]
-async fn plans_and_meters_page_and_have_any_json_as_features() {
+async fn lists_plans_and_meters_in_pages_with_any_json_as_features() {
     let service = TestService::start().await;
     let features = [json!({"a": [1, null]}), json!([1]), json!("text"), json!(7.5)];
     let plan = |(n, features): (usize, &Value)| json!({"key": format!("p{n}"), "features": features});
@@ -149,7 +149,7 @@ async fn plans_and_meters_page_and_have_any_json_as_features() {
 }
 
 #[tokio::test]
-async fn the_sample_catalog_is_good() {
+async fn the_sample_catalog_is_valid() {
     let service = TestService::start().await;
     let catalog = Catalog::read_yaml(include_str!("../../config/catalog.yaml")).unwrap();
     service.apply(serde_json::to_value(&catalog).unwrap()).await;

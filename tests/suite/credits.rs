@@ -1,4 +1,4 @@
-//! Credits as callers see them: given once, shown as they are, taken back.
+//! Credits as callers see them: granting, showing and voiding.
 
 mod burning;
 mod kills;
@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 use crate::support::service::Answer;
 use crate::support::{TestService, at};
 
-/// A meter with a quota that credits extend, by the month.
+/// A catalog with monthly quotas that credits extend.
 fn catalog() -> Value {
     json!({
         "default_plan": "free",
@@ -43,7 +43,7 @@ fn catalog() -> Value {
     })
 }
 
-/// The quota of `free` is that of a billing period, and what is above it is priced by tiers.
+/// The quota of `free` counts per billing period, and tiers price the usage above it.
 fn tiered() -> Value {
     let tiers = json!([{"up_to": 20, "unit_amount": 2}, {"up_to": 30, "unit_amount": 5}, {"up_to": null, "unit_amount": 1}]);
     let mut catalog = catalog();
@@ -53,7 +53,7 @@ fn tiered() -> Value {
     catalog
 }
 
-/// A call costs 3 credits, and none is free.
+/// A call costs 3 credits, without a quota.
 fn calls_at_three() -> Value {
     let limit =
         json!({"key": "calls", "meter": "calls", "quota": 0, "period": "month", "overage": "credits"});
@@ -87,15 +87,15 @@ async fn balances(service: &TestService, subject: &str) -> Vec<Value> {
     answer.json()["balances"].as_array().unwrap().clone()
 }
 
-/// What can be burnt, and what is held.
+/// Returns the available and the held credits.
 async fn balance(service: &TestService, subject: &str) -> (i64, i64) {
     let shown = balances(service, subject).await;
     let sum = |name: &str| shown.iter().map(|balance| balance[name].as_i64().unwrap()).sum();
     (sum("balance"), sum("pending"))
 }
 
-/// The ledger, the latest first; each movement sums to nothing, and the balance of each follows from the one
-/// before.
+/// Returns the ledger, the latest movement first. Asserts that the entries of each movement sum to zero, and
+/// that each balance follows from the previous one.
 pub(crate) async fn ledger(service: &TestService, subject: &str) -> Vec<Value> {
     let (mut rows, mut cursor) = (Vec::new(), String::new());
     loop {
@@ -119,7 +119,7 @@ pub(crate) async fn ledger(service: &TestService, subject: &str) -> Vec<Value> {
     rows
 }
 
-/// What moved, the earliest first: `kind amount`.
+/// Returns the movements as `kind amount`, the earliest first.
 async fn moved(service: &TestService, subject: &str) -> Vec<String> {
     let said = |row: &Value| format!("{} {}", row["kind"].as_str().unwrap(), row["amount"]);
     ledger(service, subject).await.iter().rev().map(said).collect()
@@ -148,7 +148,7 @@ async fn grants_are_idempotent() {
 }
 
 #[tokio::test]
-async fn invalid_grants_are_rejected_by_name() {
+async fn invalid_grants_are_refused_with_their_pointer() {
     let service = start().await;
     let cases = [
         (json!({"meter": "tokens", "amount": 0}), "/amount", "invalid_value"),
@@ -180,7 +180,7 @@ async fn invalid_grants_are_rejected_by_name() {
         );
     }
     assert_eq!(moved(&service, "a").await, [] as [&str; 0]);
-    // what somebody has is a quantity, too
+    // a balance is limited to the largest quantity
     let most = json!({"credit_unit": "credits", "amount": "9999999999999999998"});
     granted(&service, "a", &most).await;
     for (amount, status) in [("2", 422), ("1.9", 201), ("0.1", 422), ("0.099999999", 201)] {
@@ -197,7 +197,7 @@ async fn invalid_grants_are_rejected_by_name() {
 }
 
 #[tokio::test]
-async fn the_catalog_names_what_credits_cannot_do() {
+async fn catalogs_with_unusable_credits_are_refused() {
     let service = start().await;
     let limit = |more: Value| {
         let mut limit =
@@ -267,7 +267,7 @@ async fn the_catalog_names_what_credits_cannot_do() {
             "{more}"
         );
     }
-    // a unit of which somebody has credits stays
+    // a unit with granted credits must stay in the catalog
     granted(&service, "a", &json!({"credit_unit": "credits", "amount": 5})).await;
     let mut without = catalog();
     without.as_object_mut().unwrap().retain(|name, _| name != "credit_units" && name != "credit_packs");
@@ -277,7 +277,7 @@ async fn the_catalog_names_what_credits_cannot_do() {
 }
 
 #[tokio::test]
-async fn the_page_about_credits_works_word_for_word_on_the_sample_catalog() {
+async fn documentation_of_credits_works_on_the_sample_catalog() {
     let page = include_str!("../../docs/concepts/credits.md");
     let service = TestService::start().await;
     let sample = Catalog::read_yaml(include_str!("../../config/catalog.yaml")).unwrap();
@@ -296,7 +296,7 @@ async fn the_page_about_credits_works_word_for_word_on_the_sample_catalog() {
         catalog["plans"][1][name] = serde_json::from_str(said).unwrap();
     }
     service.apply(catalog).await;
-    // the limit that they extend
+    // the limit that the credits extend
     service.put("/v1/subjects/user_42/subscription", &json!({"plan": "pro"})).await;
     service.record(&json!({"event_name": "image_generated", "subject": "user_42", "value": 1})).await;
     let ask = |images: i64| json!({"subject": "user_42", "meter": "images", "value": images});
@@ -315,7 +315,7 @@ async fn catalog_credits_are_shown_as_applied() {
 }
 
 #[tokio::test]
-async fn grants_expire_and_take_effect_when_they_say() {
+async fn grants_take_effect_and_expire_at_their_times() {
     let service = start().await;
     service.clock.set(at("2026-01-31T10:00:00Z"));
     let give = |more: Value| {
@@ -325,7 +325,7 @@ async fn grants_expire_and_take_effect_when_they_say() {
     };
     granted(&service, "a", &give(json!({"expires_after": "1d"}))).await;
     granted(&service, "a", &give(json!({"effective_at": "2026-02-28T00:00:00Z"}))).await;
-    // periods clamp to the ends of months, counted from where they began
+    // periods count from the first start and end on the last day of short months
     granted(&service, "a", &give(json!({"period": "month", "rollover": {"max": 3}}))).await;
     let shown = &balances(&service, "a").await[0];
     assert_eq!((&shown["balance"], &shown["upcoming"]), (&json!(20), &json!(10)), "{shown}");
@@ -365,7 +365,7 @@ async fn grants_expire_and_take_effect_when_they_say() {
     service.verify().await;
 }
 
-/// One that began long ago has had its periods, as soon as somebody looks.
+/// A backdated grant has passed through its periods when it is first read.
 #[tokio::test]
 async fn backdated_recurring_grants_catch_up_with_their_periods() {
     let service = start().await;
@@ -373,7 +373,7 @@ async fn backdated_recurring_grants_catch_up_with_their_periods() {
                        "effective_at": "2026-11-18T12:00:00Z"});
     granted(&service, "a", &given).await;
     assert_eq!(balance(&service, "a").await, (15, 0));
-    // and of so long ago that not every period is carried through
+    // a start so long ago that some periods are skipped
     let given = json!({"credit_unit": "credits", "amount": 10, "period": "day", "effective_at": "2012-01-01T00:00:00Z"});
     granted(&service, "b", &given).await;
     assert_eq!(balance(&service, "b").await, (10, 0));
@@ -414,7 +414,7 @@ async fn plan_credits_are_granted_each_period_with_rollover() {
         [("2027-02-27T23:59:59Z", 100), ("2027-02-28T00:00:00Z", 150), ("2027-03-31T00:00:00Z", 150)]
     {
         service.clock.set(at(now));
-        // whoever comes first carries it out: nobody, a job, a reader
+        // the due changes are applied by nobody, by a job, or by a reader
         service.engine.settle_due_wallets(Environment::Test).await.unwrap();
         assert_eq!(balance(&service, "a").await, (expected, 0), "{now}");
     }
@@ -443,7 +443,7 @@ async fn ended_subscriptions_grant_no_more_credits() {
     assert_eq!(service.put("/v1/subjects/a/subscription", &plan).await.status, StatusCode::OK);
     service.record(&json!({"id": "e", "event_name": "tokens", "subject": "a", "value": 30})).await;
     assert_eq!(balance(&service, "a").await, (80, 0));
-    // nobody has carried out the end when the wallet is opened
+    // the end of the subscription is not applied when the wallet is opened
     service.clock.set(at("2026-12-20T00:00:00Z"));
     granted(&service, "a", &json!({"credit_unit": "credits", "amount": 7})).await;
     assert_eq!(balance(&service, "a").await, (7, 0));
@@ -454,7 +454,7 @@ async fn ended_subscriptions_grant_no_more_credits() {
 }
 
 #[tokio::test]
-async fn a_token_sees_its_own_credits_alone() {
+async fn tokens_see_only_their_own_credits() {
     let service = start().await;
     granted(&service, "a", &json!({"credit_unit": "credits", "amount": 10})).await;
     let token = TestService::token("a", "usage:read");

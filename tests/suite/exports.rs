@@ -1,4 +1,4 @@
-//! Usage on its way to Stripe, against the fake: what it has in the end is what was recorded.
+//! Exports to Stripe, against the fake: in the end Stripe has exactly the recorded usage.
 
 mod away;
 mod boundaries;
@@ -23,7 +23,7 @@ use crate::support::{TestService, at, cluster};
 
 const METER: &str = "ai_tokens";
 
-/// The service, and the Stripe that it exports to; both clocks stand still.
+/// The service and the Stripe fake that it exports to; both clocks stand still.
 struct Pair {
     service: TestService,
     stripe: StripeFake,
@@ -53,7 +53,7 @@ impl Pair {
         Self { service, stripe }
     }
 
-    /// Both clocks.
+    /// Sets both clocks.
     fn set_clock(&self, to: &str) {
         self.service.clock.set(at(to));
         self.stripe.set_clock(unix(to));
@@ -91,7 +91,7 @@ impl Pair {
         }
     }
 
-    /// Usage that somebody else reports, at noon.
+    /// Reports usage to Stripe at noon, outside the service.
     async fn report_elsewhere(&self, customer: &str, value: i64) {
         let form = format!(
             "event_name={METER}&payload[stripe_customer_id]={customer}&payload[value]={value}&timestamp={}",
@@ -108,14 +108,14 @@ impl Pair {
         assert!(answer.status().is_success());
     }
 
-    /// The exports, the oldest first.
+    /// Returns the exports, the oldest first.
     async fn exports(&self) -> Vec<Value> {
         let mut all = self.service.get("/v1/exports").await.json()["data"].as_array().unwrap().clone();
         all.reverse();
         all
     }
 
-    /// What Stripe has of a customer's tokens.
+    /// Returns Stripe's total of a customer's tokens.
     fn total(&self, customer: &str, from: &str, to: &str) -> i128 {
         self.stripe.total(customer, METER, unix(from), unix(to))
     }
@@ -129,7 +129,7 @@ impl Pair {
     }
 }
 
-/// One more replica on the same database and account.
+/// Starts one more replica on the same database and account.
 async fn another(stripe: &StripeFake, url: &str) -> TestService {
     another_at(stripe.url(), url).await
 }
@@ -159,7 +159,7 @@ async fn usage_of_billed_customers_arrives_once() {
     pair.track("b", "ann", json!(20), "2026-11-20T11:50:00Z").await;
     pair.track("c", "ann", json!(3), "2026-11-20T12:00:00Z").await;
     pair.track("d", "nobody", json!(1_000), "2026-11-20T11:50:00Z").await;
-    // history is for no biller
+    // backfilled history is not billed
     let old = json!([{"id": "e", "event_name": METER, "subject": "acme", "value": 5_000, "timestamp": "2026-11-19T11:00:00Z"}]);
     pair.service.record(&old).await;
 
@@ -217,7 +217,7 @@ async fn renewals_split_exported_usage() {
     assert_eq!(pair.total("cus_acme", "2026-10-20T10:23:45Z", "2026-11-20T10:23:45Z"), 1);
     assert_eq!(pair.total("cus_acme", "2026-11-20T10:23:45Z", "2026-12-20T10:23:45Z"), 320);
 
-    // late, but within the grace; and too late for its period
+    // late but within the grace, and too late for the period
     pair.set_clock("2026-11-20T11:23:44Z");
     pair.track("d", "acme", json!(2), "2026-11-20T09:00:00Z").await;
     pair.run().await;
@@ -228,7 +228,7 @@ async fn renewals_split_exported_usage() {
     assert_eq!(pair.total("cus_acme", "2026-11-20T10:23:45Z", "2026-12-20T10:23:45Z"), 5_320);
     let carried: Vec<_> =
         pair.exports().await.into_iter().filter(|export| !export["carried_from"].is_null()).collect();
-    assert_eq!(carried.len(), 2, "of either meter: {carried:?}");
+    assert_eq!(carried.len(), 2, "one export of each meter must be carried: {carried:?}");
     assert_eq!(carried[0]["carried_from"], "2026-11-20T09:00:00Z");
     assert_eq!(carried[0]["timestamp"], "2026-11-20T11:23:45Z");
     pair.assert_lawful();
@@ -243,7 +243,7 @@ async fn fractions_are_carried_and_never_lost() {
         pair.track(&format!("e{n}"), "acme", json!("1499.9"), &format!("2026-11-20T0{n}:30:00Z")).await;
         pair.run().await;
     }
-    // 7.4995 in all
+    // 7.4995 in total
     assert_eq!(pair.all_of("cus_acme"), 7);
     pair.track("last", "acme", json!("0.5"), "2026-11-20T11:30:00Z").await;
     pair.run().await;
@@ -255,7 +255,7 @@ async fn fractions_are_carried_and_never_lost() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_interval_leaves_the_running_hour() {
+async fn the_interval_does_not_export_the_current_hour() {
     let pair = Pair::start().await;
     pair.map("acme", "cus_acme").await;
     pair.track("a", "acme", json!(1), "2026-11-20T11:59:59Z").await;
@@ -270,7 +270,7 @@ async fn the_interval_leaves_the_running_hour() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn yesterday_is_compared_with_few_reads() {
+async fn compares_yesterday_with_few_reads() {
     let pair = Pair::with(Options::default(), &json!({"meters": [meters(&json!(1))[0]]})).await;
     for n in 0..14 {
         pair.map(&format!("s{n}"), &format!("cus_{n}")).await;
@@ -281,13 +281,13 @@ async fn yesterday_is_compared_with_few_reads() {
     let check = async || pair.service.engine.check_exports(Environment::Test).await.unwrap();
     // the day is not over
     assert_eq!((check().await.len(), reads()), (0, 0));
-    // somebody else has reported for one of them
+    // another system has reported usage of one customer
     pair.report_elsewhere("cus_0", 2).await;
     pair.set_clock("2026-11-21T03:00:00Z");
     let drifts = check().await;
     let drifts: Vec<_> = drifts.iter().map(|it| (it.customer.as_str(), it.difference.to_string())).collect();
     assert_eq!((drifts, reads()), (vec![("cus_0", "-2".to_owned())], 12));
-    // neither this replica nor another reads more within the hour, and none the same twice
+    // neither this replica nor another reads more within the hour, and none reads a pair twice
     let other = another(&pair.stripe, &pair.service.url).await;
     other.clock.set(at("2026-11-21T03:30:00Z"));
     assert!(other.engine.check_exports(Environment::Test).await.unwrap().is_empty());
@@ -300,7 +300,7 @@ async fn yesterday_is_compared_with_few_reads() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn pages_filters_and_bad_questions() {
+async fn lists_exports_by_page_and_filter_and_rejects_bad_queries() {
     let pair = Pair::start().await;
     for n in 0..3 {
         pair.map(&format!("s{n}"), &format!("cus_{n}")).await;

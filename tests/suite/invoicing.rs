@@ -1,4 +1,4 @@
-//! Invoices: what a draft says, what is numbered and stays, and the biller's beside ours.
+//! Invoices: drafts, numbering, and the comparison with the biller's invoices.
 
 mod commitments;
 mod comparing;
@@ -22,17 +22,17 @@ use crate::support::service::{Answer, engine_settings};
 use crate::support::stripe_fake::{Clock, Options, StripeFake, Webhook, sign, unix};
 use crate::support::{TestService, at, cluster};
 
-/// When everything begins.
+/// The start of every test.
 const START: &str = "2026-11-20T10:00:00Z";
 const END: &str = "2026-12-20T10:00:00Z";
 const SECRET: &str = "whsec_fake";
 
-/// A service with a customer, whose clock stands still.
+/// A service with a customer and a fixed clock.
 struct Books {
     service: TestService,
 }
 
-/// A cent each, and a fee of five.
+/// A price of one cent per unit, and a fee of 500.
 fn prices() -> Value {
     json!([
         {"key": "use", "meter": "m", "model": "per_unit", "currency": "usd", "unit_amount": 1},
@@ -49,7 +49,7 @@ fn catalog(prices: &Value) -> Value {
 }
 
 impl Books {
-    /// With the subject `acme`, customer `cus_acme`, on the plan `pro` from [`START`] on.
+    /// Opens a service with the subject `acme`, customer `cus_acme`, on the plan `pro` from [`START`].
     async fn open() -> Self {
         Self::open_with(&prices()).await
     }
@@ -68,7 +68,7 @@ impl Books {
         answer.json()
     }
 
-    /// A subject that is a customer on a plan.
+    /// Adds a subject that is a customer on a plan.
     async fn enrol(&self, subject: &str, plan: &str) {
         let customer = json!({"stripe_customer_id": format!("cus_{subject}")});
         self.put(&format!("/v1/subjects/{subject}"), &customer).await;
@@ -99,7 +99,7 @@ impl Books {
         get(&self.service, &format!("/v1/subjects/{subject}/invoices/upcoming")).await
     }
 
-    /// Of a subject, the oldest first, with their lines.
+    /// Returns the invoices of a subject with their lines, the oldest first.
     async fn invoices(&self, subject: &str) -> Vec<Value> {
         invoices(&self.service, &format!("subject={subject}")).await
     }
@@ -111,7 +111,7 @@ async fn get(service: &TestService, path: &str) -> Value {
     answer.json()
 }
 
-/// The oldest first, with their lines.
+/// Returns invoices with their lines, the oldest first.
 async fn invoices(service: &TestService, query: &str) -> Vec<Value> {
     let page = get(service, &format!("/v1/invoices?{query}")).await;
     let mut shown = Vec::new();
@@ -125,14 +125,14 @@ async fn invoices(service: &TestService, query: &str) -> Vec<Value> {
     shown
 }
 
-/// The sum of rounded lines is the invoice.
+/// Asserts that the total is the sum of the rounded lines.
 fn assert_adds_up(invoice: &Value) {
     let lines = invoice["lines"].as_array().unwrap();
     let sum: i64 = lines.iter().map(|line| line["rounded_amount"].as_i64().unwrap()).sum();
     assert_eq!(invoice["total"], sum, "{invoice}");
 }
 
-/// `number status start..end total: price quantity amount, …`; what is of no price by its model
+/// Writes `number status start..end total: price quantity amount, …`; a line without a price shows its model.
 fn told(invoice: &Value) -> String {
     let text = |value: &Value| value.as_str().unwrap_or("-").to_owned();
     let day = |name: &str| text(&invoice["period"][name])[5..10].to_owned();
@@ -161,21 +161,21 @@ fn all_told(invoices: &[Value]) -> Vec<String> {
     invoices.iter().map(told).collect()
 }
 
-/// The service and the Stripe beside it, with one customer subscribed to prices of both.
+/// The service and a fake Stripe, with one customer subscribed to the prices of both.
 struct Pair {
     books: Books,
     stripe: StripeFake,
     subscription: String,
 }
 
-/// A price, as we have it and as Stripe has it.
+/// A price in our form and in Stripe's.
 struct Same {
     ours: Value,
     theirs: Vec<(&'static str, &'static str)>,
 }
 
 impl Pair {
-    /// Each price has a meter of its own, `m0` and so on, by event name.
+    /// Starts both sides. Each price has its own meter, named `m0`, `m1` and so on.
     async fn with(currency: &'static str, prices: &[Same], options: Options, by_id: bool) -> Self {
         let stripe = StripeFake::start(Options { clock: Clock::fixed(START), ..options }).await;
         let service = TestService::at_url(&cluster::database_url().await, settings(&stripe)).await;
@@ -214,7 +214,7 @@ impl Pair {
         pair
     }
 
-    /// Both clocks; Stripe's goes first, and what it tells is heard.
+    /// Sets both clocks, Stripe's first, and applies the webhooks that Stripe sends.
     async fn set_clock(&self, to: &str) {
         self.stripe.set_clock(unix(to));
         self.books.set_clock(to);

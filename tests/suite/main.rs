@@ -1,6 +1,6 @@
-//! The tests from outside: one binary, so that a run starts one throwaway cluster.
+//! Tests of the public interfaces, in one binary, so that a run starts one throwaway cluster.
 
-#![expect(clippy::unwrap_used, reason = "a test ends where something is not as it should be")]
+#![expect(clippy::unwrap_used, reason = "a failed unwrap fails the test")]
 
 mod architecture;
 mod catalog;

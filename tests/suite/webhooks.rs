@@ -1,4 +1,4 @@
-//! What Stripe tells: who may, what is kept, and what follows from it.
+//! Stripe's webhooks: signatures, storage, and effects.
 
 mod effects;
 mod fetching;
@@ -19,11 +19,11 @@ use crate::support::{TestService, at, cluster};
 
 const SECRET: &str = "whsec_fake";
 
-/// The service, and the Stripe that it follows; both clocks stand still.
+/// The service and the Stripe fake that it follows; both clocks stand still.
 struct Rig {
     service: TestService,
     stripe: StripeFake,
-    /// Prices of the plans of the same name.
+    /// The price of the plan of the same name; `pro` and `team` are, too.
     starter: String,
     pro: String,
     team: String,
@@ -68,7 +68,7 @@ impl Rig {
         rig
     }
 
-    /// The plans, of which some know their prices.
+    /// Returns the catalog; the plans in `known` have Stripe prices.
     fn catalog(&self, known: &[&String]) -> Value {
         let of = |price: &String| if known.contains(&price) { json!([price]) } else { json!([]) };
         json!({
@@ -87,13 +87,13 @@ impl Rig {
         self.service.apply(self.catalog(known)).await;
     }
 
-    /// Both clocks.
+    /// Sets both clocks.
     fn set_clock(&self, to: &str) {
         self.service.clock.set(at(to));
         self.stripe.set_clock(unix(to));
     }
 
-    /// A customer, mapped to a subject.
+    /// Creates a customer, mapped to a subject.
     async fn customer_of(&self, subject: &str) -> String {
         let customer = self.stripe.customer(&[]);
         self.map(subject, &customer).await;
@@ -111,12 +111,12 @@ impl Rig {
         assert_eq!(answer.status, StatusCode::OK, "{}", answer.text);
     }
 
-    /// Applies whatever is due.
+    /// Applies due webhooks.
     async fn work(&self) {
         while self.service.engine.apply_webhooks(Environment::Test).await.unwrap() > 0 {}
     }
 
-    /// Everything that Stripe has to tell by now, told and applied.
+    /// Delivers and applies all webhooks that Stripe has sent so far.
     async fn hear(&self) {
         for webhook in self.stripe.take_webhooks() {
             self.deliver(&webhook).await;
@@ -128,21 +128,21 @@ impl Rig {
         self.service.get(&format!("/v1/subjects/{subject}/subscription")).await.json()
     }
 
-    /// Plan, status and end.
+    /// Returns plan, status and end.
     async fn subject_path(&self, subject: &str) -> String {
         let shown = self.subscription(subject).await;
         let word = |name: &str| shown[name].as_str().unwrap_or("-").to_owned();
         format!("{} {} {}", word("plan"), word("status"), word("ends_at"))
     }
 
-    /// Whether so much may run; else why not.
+    /// Returns whether a use is allowed, or the reason for its denial.
     async fn check(&self, subject: &str, value: i64) -> String {
         let ask = json!({"subject": subject, "meter": "m", "value": value});
         let answer = self.service.post("/v1/check", &ask).await.json();
         if answer["allowed"] == true { "allowed" } else { answer["reason"].as_str().unwrap() }.to_owned()
     }
 
-    /// The types of the events with a status, and why they have it, the latest first.
+    /// Returns the types and reasons of the events with a status, the latest first.
     async fn events(&self, status: &str) -> Vec<(String, String)> {
         let page = self.service.get(&format!("/v1/webhook-events?limit=1000&status={status}")).await.json();
         let word = |event: &Value, name: &str| event[name].as_str().unwrap_or_default().to_owned();
@@ -151,12 +151,12 @@ impl Rig {
     }
 }
 
-/// What the service's clock says, in seconds.
+/// Returns the service's time, in seconds.
 fn seconds(service: &TestService) -> i64 {
     service.clock.outside(at(NOON)).unix_seconds()
 }
 
-/// Has a subscription sold by another price.
+/// Changes the price of a subscription.
 fn switch_of(stripe: &StripeFake, subscription: &str, price: &str) {
     let path = format!("/v1/subscriptions/{subscription}");
     let item = stripe.get(&path)["items"]["data"][0]["id"].as_str().unwrap().to_owned();
@@ -185,7 +185,7 @@ fn event(id: &str, kind: &str, livemode: bool) -> String {
 }
 
 #[tokio::test]
-async fn only_what_is_signed_now_is_taken() {
+async fn accepts_only_webhooks_with_a_recent_valid_signature() {
     let rig = Rig::start(false).await;
     let body = event("evt_1", "price.created", false);
     let now = unix(NOON);
@@ -193,7 +193,7 @@ async fn only_what_is_signed_now_is_taken() {
     let cases = [
         (signed(&[SECRET], now), 200, ""),
         (signed(&["whsec_older"], now), 200, ""),
-        // while Stripe rolls a secret it signs with both
+        // while a secret is rolled, Stripe signs with both
         (signed(&["whsec_newest", SECRET], now), 200, ""),
         (signed(&[SECRET], now - 300), 200, ""),
         (signed(&[SECRET], now + 300), 200, ""),
@@ -216,24 +216,24 @@ async fn only_what_is_signed_now_is_taken() {
             assert_eq!(answer.headers["content-type"], "application/problem+json");
         }
     }
-    // signed well, and yet not for us
+    // a valid signature, but the wrong environment
     let live = event("evt_2", "price.created", true);
     assert_eq!(post(&rig.service, &live, SECRET).await.code(), "livemode_mismatch");
     assert_eq!(post(&rig.service, &live, "whsec_live").await.status, StatusCode::OK);
     assert_eq!(post(&rig.service, "{\"id\": \"evt_3\"", SECRET).await.code(), "malformed_json");
     assert_eq!(post(&rig.service, "[]", SECRET).await.code(), "malformed_event");
     assert_eq!(post(&rig.service, "", SECRET).await.code(), "empty_body");
-    // the smallest there is; whoever signed it says whose it is
+    // the smallest event; the secret of its signature determines the environment
     let smallest = r#"{"id":"evt_1s","object":"event"}"#;
     assert_eq!(post(&rig.service, smallest, SECRET).await.status, StatusCode::OK);
-    // once each, and nothing of the other environment
+    // each event is stored once, and none of the other environment
     let ids = rig.service.get("/v1/webhook-events").await.json();
     let ids: Vec<&Value> = ids["data"].as_array().unwrap().iter().map(|event| &event["id"]).collect();
     assert_eq!(ids, ["evt_1s", "evt_1"]);
 }
 
 #[tokio::test]
-async fn without_a_secret_nothing_is_taken() {
+async fn accepts_no_webhook_without_a_secret() {
     let service = TestService::start().await;
     let answer = post(&service, &event("evt_1", "price.created", false), SECRET).await;
     assert_eq!(
@@ -256,7 +256,7 @@ async fn every_signed_webhook_is_stored() {
     assert_eq!(post(&rig.service, &filled(mebibyte), SECRET).await.status, StatusCode::OK);
     let larger = post(&rig.service, &filled(mebibyte + 1), SECRET).await;
     assert_eq!((larger.status, larger.code().as_str()), (StatusCode::PAYLOAD_TOO_LARGE, "body_too_large"));
-    // what PostgreSQL's jsonb would refuse
+    // a payload that PostgreSQL's jsonb would refuse
     let odd = r#"{"id": "evt_odd", "livemode": false, "type": "a.type.nobody.knows", "created": "yesterday",
         "data": {"object": {"id": {"not": "text"}, "nul": "\u0000", "number": 1e999999}}}"#;
     assert_eq!(post(&rig.service, odd, SECRET).await.status, StatusCode::OK);
@@ -265,11 +265,11 @@ async fn every_signed_webhook_is_stored() {
     }
     rig.work().await;
     assert_eq!(rig.events("ignored").await.len(), 5);
-    // of a type that matters, and without what matters
+    // a type that has effects, but without the needed fields
     let failed = rig.events("failed").await;
     assert_eq!(failed.len(), 1, "{failed:?}");
     assert_eq!(failed[0].0, "invoice.paid");
-    // sent again by hand, it is tried again
+    // a manually repeated event is tried again
     post(&rig.service, &filled(mebibyte), SECRET).await;
     assert_eq!(rig.events("pending").await.len(), 1);
 }
@@ -294,7 +294,7 @@ async fn webhook_events_are_listed_in_pages() {
         (&shown["type"], &shown["object"], &shown["created"], &shown["api_version"]),
         (&json!("price.created"), &json!("x_1"), &json!(NOON), &json!("2026-07-29.dahlia"))
     );
-    assert!(shown.get("payload").is_none(), "it may name a person");
+    assert!(shown.get("payload").is_none(), "a list must not show payloads, which may contain personal data");
     for (query, code) in
         [("status=lost", "invalid_choice"), ("cursor=x", "invalid_cursor"), ("limit=0", "invalid_value")]
     {

@@ -1,5 +1,5 @@
-//! Exports: how recorded usage becomes what is handed to a billing provider. Whole units, never
-//! negative, never lost: fractions and what was taken back too late are carried along.
+//! Exports: the conversion of recorded usage into whole units for the biller. Values are never
+//! negative, and nothing is lost: remainders and late voids carry over to later exports.
 
 use std::time::Duration;
 
@@ -10,13 +10,14 @@ use crate::base::quantity::{Quantity, Total};
 use crate::base::timestamp::{MICROS_PER_HOUR, MICROS_PER_SECOND, Timestamp};
 use crate::base::window::Span;
 
-/// The most that one export may say: 15 digits (<https://docs.stripe.com/changelog/dahlia>).
+/// The greatest value of one export: 15 digits (<https://docs.stripe.com/changelog/dahlia>).
 pub const EXPORT_VALUE_MAX: i64 = 999_999_999_999_999;
-/// Exports of one bucket that are made at once; more is left for the next one.
+/// The most exports of one bucket at once. The rest becomes part of the remainder.
 const DRAFTS_MAX: usize = 100;
-/// The greatest age of a timestamp that the provider takes: 35 days, less a day for delays.
+/// The greatest age of a timestamp that the biller accepts: 35 days, less a day for delays.
 pub const EXPORT_AGE_MAX: Duration = Duration::from_hours(34 * 24);
 
+/// The delivery status of an export.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ExportStatus {
@@ -48,7 +49,7 @@ impl TryFrom<String> for ExportStatus {
     }
 }
 
-/// The exports that a list shows.
+/// The filter of a list of exports.
 #[derive(Debug, Clone, Default)]
 pub struct ExportFilter {
     pub status: Option<ExportStatus>,
@@ -56,7 +57,7 @@ pub struct ExportFilter {
     pub meter: Option<String>,
 }
 
-/// Units of a provider, as whole billionths of billionths: a quantity and a scale have nine digits
+/// Units of a biller in steps of 10^-18, because a quantity and a scale have nine fractional digits
 /// each.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
 pub struct Units(i128);
@@ -65,7 +66,7 @@ const ONE: i128 = 1_000_000_000_000_000_000;
 const FRACTION_DIGITS: usize = 18;
 
 impl Units {
-    /// Reads a decimal; none where it has too many digits after the point.
+    /// Parses a decimal. Returns none if it has more than 18 fractional digits.
     pub fn parse(text: &str) -> Option<Self> {
         let (digits, sign) = text.strip_prefix('-').map_or((text, 1), |digits| (digits, -1));
         let (whole, fraction) = digits.split_once('.').unwrap_or((digits, ""));
@@ -76,13 +77,13 @@ impl Units {
         if whole.is_empty() || !whole.bytes().all(|digit| digit.is_ascii_digit()) {
             return None;
         }
-        // what no biller could ever bill stays at the end of the scale, and stops nobody else's usage
+        // a value beyond the range saturates, so that it does not block the exports of others
         let whole: i128 = whole.parse().unwrap_or(i128::MAX);
         let fraction: i128 = format!("{fraction:0<FRACTION_DIGITS$}").parse().ok()?;
         Some(Self(whole.saturating_mul(ONE).saturating_add(fraction) * sign))
     }
 
-    /// Converts usage; what exceeds the scale stays at its end.
+    /// Multiplies usage by a scale and saturates at the end of the range.
     pub fn of(usage: Total, scale: Quantity) -> Self {
         Self(usage.nanos().saturating_mul(scale.nanos()))
     }
@@ -105,7 +106,7 @@ impl Units {
         Self(self.0.saturating_sub(other.0))
     }
 
-    /// Whole units, cut; and what is left.
+    /// Returns the whole units, rounded down, and the remaining fraction.
     fn split(self) -> (i128, Self) {
         (self.0.div_euclid(ONE), Self(self.0.rem_euclid(ONE)))
     }
@@ -124,16 +125,16 @@ impl std::fmt::Display for Units {
     }
 }
 
-/// An hour of a customer's usage, or the part of it within one billing period.
+/// The usage of a customer in one hour, or in the part of an hour within one billing period.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Bucket {
     pub span: Span,
-    /// The billing period as known when it was recorded.
+    /// The billing period that was known when the usage was recorded.
     pub period: Option<Span>,
 }
 
 impl Bucket {
-    /// The bucket of an instant.
+    /// Returns the bucket of an instant.
     pub fn of(at: Timestamp, cycle: Option<&Cycle>) -> Self {
         let from = at.hour_floor();
         let to = Timestamp::from_micros(from.micros() + MICROS_PER_HOUR).unwrap_or(Timestamp::MAX);
@@ -143,14 +144,14 @@ impl Bucket {
         Self { span, period }
     }
 
-    /// Returns whether usage can still go into its own period; else it goes into the present one.
+    /// Returns whether usage can still go into its own period. Otherwise it goes into the current
+    /// period.
     pub fn is_open(&self, now: Timestamp, late_grace: Duration) -> bool {
         let closed = |period: Span| period.to.saturating_add(late_grace) <= now;
         !self.period.is_some_and(closed) && self.span.from.saturating_add(EXPORT_AGE_MAX) > now
     }
 
-    /// The time under which its usage is handed over: as late in it as has passed, to the second,
-    /// never outside of it.
+    /// Returns the timestamp of the bucket's exports: the latest past second within the bucket.
     fn timestamp(&self, now: Timestamp) -> Timestamp {
         let last = Timestamp::from_micros(self.span.to.micros() - 1).unwrap_or(self.span.to);
         let first = self.span.from.micros();
@@ -160,16 +161,16 @@ impl Bucket {
     }
 }
 
-/// An export that is to be made.
+/// An export that is not stored yet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ExportDraft {
     pub value: i64,
     pub timestamp: Timestamp,
-    /// The time it was used, where its period was over for too long.
+    /// The time of use, if its own period closed too long ago.
     pub carried_from: Option<Timestamp>,
 }
 
-/// The exports of a bucket, and the rest.
+/// The exports of a bucket and its remainder.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Settled {
     pub drafts: Vec<ExportDraft>,
@@ -180,13 +181,13 @@ pub struct Settled {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct UnexportedUsage {
     pub units: Units,
-    /// The latest instant that the bucket has usage of. Exports go by it: it lies in the right period
-    /// even where a period turned out to end within the bucket.
+    /// The latest time of usage in the bucket. Exports use it, so that they lie in the right period
+    /// even if a period turned out to end within the bucket.
     pub last_at: Timestamp,
 }
 
-/// Turns what is new in a bucket, and what was left before, into exports. What is below a unit, or
-/// below zero, is left for later.
+/// Converts new usage and the previous remainder into exports. A remainder below one unit stays for
+/// later.
 pub fn settle(
     bucket: &Bucket,
     new: UnexportedUsage,
@@ -216,8 +217,9 @@ pub fn settle(
     Settled { drafts, remainder: fraction.plus(rest) }
 }
 
-/// The export of a level, which counts by its time: later than the last one of its bucket, where the
-/// bucket has room for that. None where its period was over for too long: a level cannot be carried.
+/// Returns the export of a gauge, which the biller orders by time: later than the last export of the
+/// bucket, if the bucket allows that. Returns none if the period closed too long ago, because a gauge
+/// cannot be carried.
 pub fn level_draft(
     bucket: &Bucket,
     level: Units,
@@ -239,8 +241,8 @@ pub fn level_draft(
     Some(ExportDraft { value, timestamp, carried_from: None })
 }
 
-/// Returns the pause after a failed attempt: doubled each time, a quarter of an hour at most, half of it
-/// by chance so that not all come back at once.
+/// Returns the pause after a failed attempt: doubled each time, at most 15 minutes. Half of it is
+/// random, so that retries do not coincide.
 pub fn backoff(attempts: u32, chance: f64) -> Duration {
     const MAX: Duration = Duration::from_mins(15);
     let full = Duration::from_secs(1).saturating_mul(1_u32 << attempts.min(12)).min(MAX);
@@ -327,7 +329,7 @@ mod tests {
         let late = draft("2026-11-21T11:00:00Z");
         assert_eq!(late.timestamp, at("2026-11-21T11:00:00Z"));
         assert_eq!(late.carried_from, Some(at("2026-11-21T09:00:00Z")));
-        // without a period: when the provider would not take the time any more
+        // without a period: after the greatest age that the biller accepts
         let first = Bucket::of(at("2026-10-01T00:00:00Z"), None);
         let now = at("2026-11-21T11:00:00Z");
         let old = settle(&first, fresh("1", &first), Units::default(), now, GRACE);
@@ -345,7 +347,7 @@ mod tests {
     }
 
     #[test]
-    fn backoff_grows_and_ends() {
+    fn backoff_doubles_up_to_fifteen_minutes() {
         assert_eq!(backoff(0, 1.0), Duration::from_secs(1));
         assert_eq!(backoff(3, 0.0), Duration::from_secs(4));
         assert_eq!(backoff(60, 1.0), Duration::from_mins(15));

@@ -1,5 +1,5 @@
-//! The rules of metering, free of I/O, async and clocks: what may be said, what it means, what
-//! counts where. Everything that enters is parsed here into types that cannot be wrong.
+//! The rules of metering, free of I/O, async and clocks. All input is parsed here into types that
+//! cannot hold invalid values.
 
 pub mod base;
 pub mod catalog;

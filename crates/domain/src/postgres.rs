@@ -38,8 +38,9 @@ impl<'r> Decode<'r, Postgres> for Timestamp {
             return Err("timestamps must be in binary format".into());
         }
         let micros = <i64 as Decode<Postgres>>::decode(value)?;
-        let micros = micros.checked_add(POSTGRES_EPOCH_MICROS).ok_or("an infinite timestamp")?;
-        Self::from_micros(micros).ok_or_else(|| "a timestamp out of range".into())
+        let micros =
+            micros.checked_add(POSTGRES_EPOCH_MICROS).ok_or("a timestamp from the database is infinite")?;
+        Self::from_micros(micros).ok_or_else(|| "a timestamp from the database is out of range".into())
     }
 }
 
@@ -91,15 +92,16 @@ impl<'r> Decode<'r, Postgres> for Total {
 impl<'r> Decode<'r, Postgres> for Quantity {
     fn decode(value: PgValueRef<'r>) -> Result<Self, BoxDynError> {
         let total = <Total as Decode<Postgres>>::decode(value)?;
-        total.quantity().ok_or_else(|| "a quantity out of range".into())
+        total.quantity().ok_or_else(|| "a quantity from the database is out of range".into())
     }
 }
 
-/// A unit of credits is stored in the columns `unit` and `unit_key`.
+/// Reads a unit of credits from the columns `unit` and `unit_key`.
 impl FromRow<'_, PgRow> for Unit {
     fn from_row(row: &PgRow) -> sqlx::Result<Self> {
         let (kind, key): (String, String) = (row.try_get("unit")?, row.try_get("unit_key")?);
-        let unreadable = || sqlx::Error::Decode(format!("a stored unit: {kind} {key}").into());
+        let unreadable =
+            || sqlx::Error::Decode(format!("a stored credit unit is not valid: {kind} {key}").into());
         Self::from_kept(&kind, &key).ok_or_else(unreadable)
     }
 }
@@ -108,7 +110,10 @@ impl TryFrom<i16> for Environment {
     type Error = &'static str;
 
     fn try_from(code: i16) -> Result<Self, &'static str> {
-        Self::ALL.into_iter().find(|environment| environment.code() == code).ok_or("an unknown environment")
+        Self::ALL
+            .into_iter()
+            .find(|environment| environment.code() == code)
+            .ok_or("a stored environment is unknown")
     }
 }
 
@@ -116,17 +121,17 @@ impl TryFrom<String> for MovementKind {
     type Error = String;
 
     fn try_from(word: String) -> Result<Self, String> {
-        Self::from_word(&word).ok_or_else(|| format!("an unknown kind of movement: {word}"))
+        Self::from_word(&word).ok_or_else(|| format!("a stored kind of movement is unknown: {word}"))
     }
 }
 
-/// Base-10000 digits of the integer part and of the fraction of 128 bits of nano-units, at most.
+/// The most base-10000 digits of the integer part and of the fraction of 128 bits of nano-units.
 const INTEGER_GROUPS: usize = 8;
 const FRACTION_GROUPS: usize = 3;
 const NANOS: u128 = 1_000_000_000;
 
-/// Encodes a `numeric` as PostgreSQL's `numeric_send` does: number of base-10000 digits, weight of the first
-/// digit, sign, number of decimal digits after the point, then the digits.
+/// Encodes a `numeric` as PostgreSQL's `numeric_send` does: number of base-10000 digits, weight of
+/// the first digit, sign, number of decimal digits after the point, then the digits.
 fn encode_nanos(nanos: i128, buffer: &mut PgArgumentBuffer) -> Result<IsNull, BoxDynError> {
     let magnitude = nanos.unsigned_abs();
     // nine decimal places take three groups, which have twelve
@@ -162,12 +167,12 @@ fn encode_nanos(nanos: i128, buffer: &mut PgArgumentBuffer) -> Result<IsNull, Bo
 
 fn decode_nanos(bytes: &[u8]) -> Result<i128, BoxDynError> {
     let mut words = bytes.chunks_exact(2).map(|pair| u16::from_be_bytes([pair[0], pair[1]]));
-    let mut word = || words.next().ok_or("a numeric that ends early");
+    let mut word = || words.next().ok_or("a numeric from the database ends early");
     let (count, weight, sign, _scale) = (word()?, word()?.cast_signed(), word()?, word()?);
     let negative = match sign {
         0 => false,
         0x4000 => true,
-        _ => return Err("a numeric that is not a number".into()),
+        _ => return Err("a numeric from the database is not a finite number".into()),
     };
     // in thousandths of nano-units, the unit of the last group
     let mut magnitude: i128 = 0;
@@ -175,10 +180,12 @@ fn decode_nanos(bytes: &[u8]) -> Result<i128, BoxDynError> {
         let power = i32::from(weight) - place + i32::try_from(FRACTION_GROUPS)?;
         let digit = i128::from(word()?);
         let Ok(power) = u32::try_from(power) else {
-            return Err("a numeric with more than nine decimal places".into());
+            return Err("a numeric from the database has more than nine decimal places".into());
         };
         let part = 10_000_i128.checked_pow(power).and_then(|unit| unit.checked_mul(digit));
-        magnitude = part.and_then(|part| magnitude.checked_add(part)).ok_or("a numeric out of range")?;
+        magnitude = part
+            .and_then(|part| magnitude.checked_add(part))
+            .ok_or("a numeric from the database is out of range")?;
     }
     let nanos = magnitude / 1_000;
     Ok(if negative { -nanos } else { nanos })

@@ -2,7 +2,7 @@
 
 use crate::base::limits::RECEIVED_CHARS_MAX;
 
-/// Quotes a received text for an error message, cut to a bounded length.
+/// Quotes a received text for an error message, truncated to [`RECEIVED_CHARS_MAX`] characters.
 pub fn received(text: &str) -> String {
     match text.char_indices().nth(RECEIVED_CHARS_MAX) {
         None => format!("`{text}`"),
@@ -15,7 +15,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_was_received_is_cut() {
+    fn received_values_are_truncated() {
         assert_eq!(received("gbp"), "`gbp`");
         assert_eq!(received(&"é".repeat(RECEIVED_CHARS_MAX)).chars().count(), RECEIVED_CHARS_MAX + 2);
         assert_eq!(received(&"é".repeat(10_000)).chars().count(), RECEIVED_CHARS_MAX + 3);

@@ -1,9 +1,10 @@
-//! Webhook events and what they carry, free of the biller's shapes.
+//! Webhook events and their facts, independent of the biller's formats.
 
 use serde::Serialize;
 
 use crate::base::timestamp::Timestamp;
 
+/// The processing status of a webhook event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum WebhookStatus {
@@ -40,21 +41,21 @@ impl TryFrom<String> for WebhookStatus {
     }
 }
 
-/// An event as it comes.
+/// The facts of a received webhook event.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct WebhookNotice {
     pub id: String,
     pub kind: String,
-    /// None where it does not say.
+    /// None if the event does not contain it.
     pub created: Option<Timestamp>,
     pub api_version: Option<String>,
-    /// None where it does not say.
+    /// None if the event does not contain it.
     pub livemode: Option<bool>,
     pub object_id: Option<String>,
     pub customer: Option<String>,
 }
 
-/// The facts of an invoice that are kept; amounts in the currency's minor unit.
+/// The stored facts of a biller's invoice; amounts in the currency's minor unit.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct WebhookInvoice {
     pub id: String,

@@ -1,6 +1,8 @@
 //! API keys: `mg_sk_live_…`, `mg_sk_test_…` (secret), `mg_pk_live_…`, `mg_pk_test_…` (publishable).
-//! Then follow 12 characters that name the key and 32 that prove it. The database keeps the
-//! name and a BLAKE3 digest of the whole (a fast hash is enough: there is nothing to guess).
+//!
+//! After the prefix, 12 characters identify the key and 32 are its secret. The database keeps the
+//! identifier and a BLAKE3 digest of the whole key. A fast hash is enough, because a random secret
+//! cannot be guessed.
 
 use rand::RngExt;
 use rand::distr::Alphanumeric;
@@ -41,7 +43,7 @@ impl KeyKind {
 }
 
 impl Engine {
-    /// Makes a key; the answer is the only time it is seen.
+    /// Creates a key. Only this answer contains the whole key.
     pub async fn create_key(
         &self,
         environment: Environment,
@@ -64,7 +66,7 @@ impl Engine {
         Ok(api_keys::list(self.database().pool()).await?)
     }
 
-    /// Revokes the key with an id, or the whole key itself.
+    /// Revokes a key, given by its id or as the whole key.
     pub async fn revoke_key(&self, id_or_key: &str) -> Result<(), EngineError> {
         let id = parse(id_or_key).map_or(id_or_key, |(_, _, id)| id);
         if api_keys::revoke(self.database().pool(), id).await? {
@@ -79,7 +81,7 @@ pub(super) fn digest(key: &str) -> [u8; 32] {
     blake3::hash(key.as_bytes()).into()
 }
 
-/// Kind, environment and id, as the key itself says.
+/// Splits a key into kind, environment and id.
 fn parse(key: &str) -> Option<(KeyKind, Environment, &str)> {
     let rest = key.strip_prefix(PREFIX)?;
     let (tag, rest) = rest.split_once('_')?;
@@ -89,7 +91,7 @@ fn parse(key: &str) -> Option<(KeyKind, Environment, &str)> {
     shaped.then_some((kind, environment.parse().ok()?, rest.get(..ID_CHARS)?))
 }
 
-/// The verdict on a presented key. An error is in words, because it is shared by all who wait.
+/// Returns the caller of a presented key. Errors are texts, because all waiting callers share them.
 pub(super) async fn look_up(
     database: &Database,
     presented: &str,

@@ -1,4 +1,4 @@
-//! Credentials: API keys and end-user tokens, each of exactly one environment.
+//! Credentials: API keys and end-user tokens, each for exactly one environment.
 
 pub mod keys;
 pub mod tokens;
@@ -23,25 +23,27 @@ pub struct Principal {
     pub role: Role,
 }
 
+/// The rights of a caller.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Role {
-    /// The application: everything.
+    /// The application, with all rights.
     Secret,
-    /// A page of the application: plans and quotes, nothing about any subject.
+    /// A web page of the application, which may read plans and quotes but no subject.
     Publishable,
-    /// An end user: their own subject alone, and of that what the scopes say.
+    /// An end user, who may read their own subject within the scopes.
     EndUser { subject: SubjectId, scopes: Vec<String> },
 }
 
-/// Verdicts that are kept in memory, at most.
+/// The most look-up results in memory.
 const VERDICTS_MAX: u64 = 10_000;
 
+/// Checks credentials. Keeps recent results of key look-ups.
 #[derive(Debug)]
 pub struct Gatekeeper {
     database: Database,
     verifiers: Vec<TokenVerifier>,
-    /// Verdicts on keys, by the digest of what was presented; short-lived, so that a revocation is
-    /// heard of everywhere within seconds.
+    /// Look-up results by the digest of the credential. They are kept for seconds only, so that a
+    /// revocation takes effect everywhere.
     verdicts: Cache<[u8; 32], Option<Principal>>,
 }
 
@@ -61,7 +63,7 @@ impl Gatekeeper {
         Ok(Self { database, verifiers, verdicts })
     }
 
-    /// Returns the caller that presents a credential.
+    /// Returns the caller of a credential, or an error if the credential is not valid.
     pub async fn admit(&self, credential: &SecretString) -> Result<Principal, EngineError> {
         use secrecy::ExposeSecret;
         let text = credential.expose_secret();
@@ -73,7 +75,8 @@ impl Gatekeeper {
             if let Some(verdict) = self.verdicts.get(&digest).await {
                 return verdict.ok_or(BAD_CREDENTIAL);
             }
-            // boxed, as below: every call carries the room of what it may wait for
+            // boxed, as below: otherwise every call would carry the memory of a future that it seldom
+            // needs
             let look_up = keys::look_up(&self.database, text, digest);
             let looked_up = Box::pin(self.verdicts.try_get_with(digest, look_up)).await;
             return match looked_up {

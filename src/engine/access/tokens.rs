@@ -1,8 +1,8 @@
-//! End-user tokens: JWTs (RFC 7519) that the application hands to its users, so that a browser can
-//! ask for its own usage. The subject is `sub`, what it may is `scope`.
+//! End-user tokens: JWTs (RFC 7519) that the application issues to its users, so that a browser can
+//! read its own usage. The claim `sub` is the subject, and `scope` lists the rights.
 //!
-//! Every configured key is bound to its algorithm: a token names one, but never chooses how a key is
-//! used. The key that verifies a token tells its environment.
+//! Every configured key is bound to one algorithm. A token names an algorithm, but never chooses how a
+//! key is used. The key that verifies a token determines its environment.
 
 use std::fmt;
 use std::sync::Arc;
@@ -19,20 +19,20 @@ use crate::engine::{Engine, EngineError};
 use metergate_domain::base::environment::Environment;
 use metergate_domain::base::names::SubjectId;
 
-/// A shorter secret could be guessed from one token.
+/// The shortest HS256 secret; a shorter one could be guessed from one token.
 pub const HS256_SECRET_BYTES_MIN: usize = 32;
-/// A key that is not in the JWKS document is asked for again, but not more often.
+/// The shortest time between two fetches of the JWKS document for an unknown key.
 const JWKS_AGE_MIN: Duration = Duration::from_secs(10);
-/// After this the document is read again in any case, so that a withdrawn key is forgotten.
+/// The age at which the document is fetched again, so that a withdrawn key is forgotten.
 const JWKS_AGE_MAX: Duration = Duration::from_mins(10);
 const JWKS_ANSWER_MAX: Duration = Duration::from_secs(5);
 const JWKS_BYTES_MAX: usize = 256 * 1024;
 
-/// The ways to verify tokens of an environment; each of them is optional.
+/// The ways to verify tokens of an environment; each is optional.
 #[derive(Debug, Clone, Default)]
 pub struct TokenSettings {
     pub hs256_secret: Option<SecretString>,
-    /// PEM of an RSA, P-256 or Ed25519 public key.
+    /// A PEM of an RSA, P-256 or Ed25519 public key.
     pub public_key: Option<String>,
     pub jwks_url: Option<String>,
     /// The audience that `aud` must name.
@@ -45,13 +45,13 @@ struct Claims {
     exp: i64,
     #[serde(default)]
     scope: ScopeClaim,
-    /// If given, it must be the environment of the key that verified the token.
+    /// The environment, if given; it must be the one of the key that verified the token.
     #[serde(skip_serializing_if = "Option::is_none")]
     environment: Option<Environment>,
     aud: serde_json::Value,
 }
 
-/// Space-separated, as in RFC 8693, or a list.
+/// Scopes separated by spaces, as in RFC 8693, or as a list.
 #[derive(Debug, Deserialize, Serialize)]
 #[serde(untagged)]
 enum ScopeClaim {
@@ -74,7 +74,7 @@ impl ScopeClaim {
     }
 }
 
-/// A key and the one algorithm it may be used with.
+/// A key with its only permitted algorithm.
 struct BoundKey {
     algorithm: Algorithm,
     key: DecodingKey,
@@ -86,6 +86,7 @@ impl fmt::Debug for BoundKey {
     }
 }
 
+/// Verifies the tokens of one environment.
 #[derive(Debug)]
 pub(super) struct TokenVerifier {
     environment: Environment,
@@ -120,7 +121,7 @@ impl TokenVerifier {
         Ok(Self { environment, audience: settings.audience, keys, jwks })
     }
 
-    /// Returns the caller that presents a token, if the token is valid here.
+    /// Returns the caller of a token, if the token is valid here.
     pub(super) async fn verify(&self, token: &str) -> Option<Principal> {
         let header = jsonwebtoken::decode_header(token).ok()?;
         for bound in self.keys.iter().filter(|bound| bound.algorithm == header.alg) {
@@ -159,7 +160,7 @@ fn public_key(pem: &[u8]) -> Option<BoundKey> {
     DecodingKey::from_ed_pem(pem).ok().and_then(|key| bound(Algorithm::EdDSA, key))
 }
 
-/// A JWKS document (RFC 7517), fetched when it is needed.
+/// A JWKS document (RFC 7517), fetched on demand.
 #[derive(Debug)]
 struct Jwks {
     url: String,
@@ -179,12 +180,14 @@ impl Jwks {
             .timeout(JWKS_ANSWER_MAX)
             .redirect(reqwest::redirect::Policy::none())
             .build()
-            .map_err(|why| EngineError::Internal(format!("no HTTP client: {why}")))?;
+            .map_err(|why| {
+                EngineError::Internal(format!("the HTTP client for JWKS cannot be created: {why}"))
+            })?;
         Ok(Self { url, client, known: Mutex::new(None) })
     }
 
     async fn find(&self, algorithm: Algorithm, kid: Option<&str>) -> Option<BoundKey> {
-        // one fetch at a time; the others wait for it
+        // one caller fetches while the others wait
         let mut known = self.known.lock().await;
         let fresh = known.as_ref().is_some_and(|known| known.asked_at.elapsed() < JWKS_AGE_MAX);
         if fresh && let Some(key) = pick(known.as_ref()?.keys.as_ref(), algorithm, kid) {
@@ -195,8 +198,8 @@ impl Jwks {
             let keys = match self.fetch().await {
                 Ok(keys) => Arc::new(keys),
                 Err(why) => {
-                    tracing::warn!(url = %self.url, %why, "the JWKS document cannot be read");
-                    // what was known stays good while the other side is away
+                    tracing::warn!(url = %self.url, %why, "the JWKS document cannot be fetched");
+                    // the known keys stay valid while the other side is unavailable
                     known.as_ref().map_or_else(
                         || Arc::new(JwkSet { keys: Vec::new() }),
                         |known| Arc::clone(&known.keys),
@@ -215,20 +218,20 @@ impl Jwks {
         while let Some(chunk) = answer.chunk().await.map_err(|why| why.to_string())? {
             body.extend_from_slice(&chunk);
             if body.len() > JWKS_BYTES_MAX {
-                return Err(format!("has more than {JWKS_BYTES_MAX} bytes"));
+                return Err(format!("the document must have at most {JWKS_BYTES_MAX} bytes"));
             }
         }
         serde_json::from_slice(&body).map_err(|why| why.to_string())
     }
 }
 
-/// The key with the id, or, without an id, the only one that fits the algorithm.
+/// Returns the key with the id. Without an id, returns the only key that fits the algorithm.
 fn pick(keys: &JwkSet, algorithm: Algorithm, kid: Option<&str>) -> Option<BoundKey> {
     let fits = |parameters: &AlgorithmParameters| match parameters {
         AlgorithmParameters::RSA(_) => algorithm == Algorithm::RS256,
         AlgorithmParameters::EllipticCurve(_) => algorithm == Algorithm::ES256,
         AlgorithmParameters::OctetKeyPair(_) => algorithm == Algorithm::EdDSA,
-        // a shared secret has no place in a public document
+        // a public document must not contain shared secrets
         _ => false,
     };
     let mut fitting = keys.keys.iter().filter(|jwk| fits(&jwk.algorithm));
@@ -240,7 +243,7 @@ fn pick(keys: &JwkSet, algorithm: Algorithm, kid: Option<&str>) -> Option<BoundK
 }
 
 impl Engine {
-    /// Makes a token, for trying: signed with the environment's HS256 secret.
+    /// Creates a token for tests, signed with the environment's HS256 secret.
     pub fn mint_token(
         &self,
         environment: Environment,
@@ -266,6 +269,6 @@ impl Engine {
         };
         let key = EncodingKey::from_secret(secret.expose_secret().as_bytes());
         jsonwebtoken::encode(&Header::new(Algorithm::HS256), &claims, &key)
-            .map_err(|why| EngineError::Internal(format!("cannot sign: {why}")))
+            .map_err(|why| EngineError::Internal(format!("the token cannot be signed: {why}")))
     }
 }

@@ -1,4 +1,4 @@
-//! Giving credits, once by their outside reference, and taking them back.
+//! Grants of credits, issued once per external reference, and their voids.
 
 use serde::Serialize;
 use sqlx::PgConnection;
@@ -27,7 +27,7 @@ use metergate_domain::credits::{catalog, cost};
 use metergate_domain::gate::catalog_index::CatalogIndex;
 use metergate_domain::gate::path::PathSubject;
 
-/// A grant as it is shown, with what is left of it.
+/// A grant with its remaining balance.
 #[derive(Debug, Clone, Serialize)]
 pub struct GrantView {
     pub id: Uuid,
@@ -43,7 +43,7 @@ pub struct GrantView {
     pub expires_at: Option<Timestamp>,
     pub source: GrantSource,
     pub external_ref: Option<String>,
-    /// The recurring grant of its subject that it belongs to.
+    /// The recurring series of its subject that the grant belongs to.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub series: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -93,7 +93,7 @@ impl GrantView {
     }
 }
 
-/// A transaction in which a subject's wallet is open.
+/// A transaction on a subject's wallet.
 struct WalletTransaction {
     cache: std::sync::Arc<EnvironmentCache>,
     environment: Environment,
@@ -103,7 +103,7 @@ struct WalletTransaction {
 }
 
 impl WalletTransaction {
-    /// `make`: the subject and its wallet, where they are missing.
+    /// Opens the transaction. With `make`, inserts the subject and its wallet if they are missing.
     async fn enter(
         engine: &Engine,
         scope: &mut Scope<'_>,
@@ -137,7 +137,7 @@ impl WalletTransaction {
         }
     }
 
-    /// A grant as it stands in the open wallet.
+    /// Returns a grant with its balance in the open wallet.
     fn view(&self, subject: &SubjectId, locked_wallets: &LockedWallets, id: Uuid) -> Option<GrantView> {
         let grant_balance = locked_wallets.wallets.get(&self.member.subject_id)?.grant_balance(id)?;
         Some(GrantView::of(subject, grant_balance.clone()))
@@ -152,7 +152,7 @@ fn not_found() -> EngineError {
 }
 
 impl Engine {
-    /// Gives credits; again with the same outside reference is the same again.
+    /// Grants credits. A repeated request with the same external reference returns the first grant.
     pub async fn grant_credits(
         &self,
         environment: Environment,
@@ -161,7 +161,7 @@ impl Engine {
     ) -> Result<(GrantView, bool), EngineError> {
         let engine = self.clone();
         detached(async move {
-            // another call may take the reference meanwhile; then its grant is the answer
+            // another call may take the reference in between; the second round then returns its grant
             for _ in 0..2 {
                 if let Some(replayed) = engine.granted_before(environment, &subject, &request).await? {
                     return Ok((replayed, true));
@@ -170,7 +170,7 @@ impl Engine {
                     return Ok((made, false));
                 }
             }
-            Err(EngineError::Internal("a reference is taken, by nobody".to_owned()))
+            Err(EngineError::Internal("an external reference is taken, but no grant has it".to_owned()))
         })
         .await
     }
@@ -189,7 +189,7 @@ impl Engine {
             return Err(EngineError::Conflict {
                 code: "external_ref_reused",
                 detail: format!(
-                    "`external_ref` must be new: {} was used for another grant",
+                    "`external_ref` must be unique per grant: {} belongs to another grant",
                     received(reference)
                 ),
             });
@@ -200,7 +200,7 @@ impl Engine {
         Ok(grant_balance.map(|(_, grant_balance)| GrantView::of(subject, grant_balance)))
     }
 
-    /// None where the reference is taken.
+    /// Tries to grant credits; returns none if the external reference is taken.
     async fn try_grant(
         &self,
         environment: Environment,
@@ -210,7 +210,7 @@ impl Engine {
         let mut transaction = self.database().pool().begin().await?;
         let scope = &mut Scope::new(&mut transaction, environment);
         let Some(wallet_transaction) = WalletTransaction::enter(self, scope, subject, true).await? else {
-            return Err(EngineError::Internal("a subject vanished".to_owned()));
+            return Err(EngineError::Internal("a subject disappeared within its transaction".to_owned()));
         };
         validate_subject_unit(
             &wallet_transaction.cache.terms,
@@ -227,16 +227,16 @@ impl Engine {
         }
         let now = locked_wallets.now;
         let Some(wallet) = locked_wallets.wallets.get_mut(&subject_id) else {
-            return Err(EngineError::Internal("a wallet vanished".to_owned()));
+            return Err(EngineError::Internal("a wallet disappeared within its transaction".to_owned()));
         };
         if wallet.grant_balances().len() >= CREDIT_GRANTS_OPEN_MAX {
             let detail = format!(
-                "a subject must have at most {CREDIT_GRANTS_OPEN_MAX} open grants; void or use up some first"
+                "a subject must have at most {CREDIT_GRANTS_OPEN_MAX} open grants; void one or wait until one is used up"
             );
             return Err(EngineError::invalid(Violation::new("too_many", detail)));
         }
         if (wallet.all_of(&request.unit) + request.amount.into()).quantity().is_none() {
-            let detail = "must not raise the balance of the subject above the largest quantity";
+            let detail = "must keep the balance of the subject within the largest quantity; grant less";
             return Err(EngineError::invalid(Violation::new("balance_too_large", detail).under("amount")));
         }
         let grant = request.granted(Uuid::now_v7(), now)?;
@@ -253,7 +253,7 @@ impl Engine {
         Ok(wallet_transaction.view(subject, &locked_wallets, id))
     }
 
-    /// Takes a grant back; what is held of it stays held. Again is the same again.
+    /// Voids a grant; its held amount stays held. A repeated call returns the same answer.
     pub async fn void_grant(
         &self,
         environment: Environment,
@@ -296,8 +296,8 @@ impl Engine {
     }
 }
 
-/// Validates a refund under the lock of the wallet: nobody is given back
-/// more than was spent, nor in another unit.
+/// Validates a refund under the lock of the wallet: it must use the unit of the spend, and at most the
+/// unrefunded amount.
 async fn validate_refund(
     connection: &mut PgConnection,
     subject_id: i64,
@@ -309,7 +309,7 @@ async fn validate_refund(
         return Err(EngineError::invalid(Violation::new("unknown_spend", detail).under("refund_of")));
     };
     if unit != request.unit {
-        let detail = format!("must refund a spend in the unit of the grant; the spend was of the {unit}");
+        let detail = format!("must be the `id` of a spend in the unit of the grant; the spend was in {unit}");
         return Err(EngineError::invalid(Violation::new("refund_unit_mismatch", detail).under("refund_of")));
     }
     let refunded = grants::refunded(connection, &[subject_id], &[spend]).await?;
@@ -324,7 +324,7 @@ async fn validate_refund(
     Ok(())
 }
 
-/// Validates the unit of a grant for a subject.
+/// Validates that credits in a unit can cover usage of a subject.
 fn validate_subject_unit(
     terms: &CatalogIndex,
     member: &PathSubject,

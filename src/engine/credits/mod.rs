@@ -1,4 +1,4 @@
-//! Prepaid credits: giving them, taking them back, and showing what became of them.
+//! Prepaid credits: granting, voiding and showing them.
 
 mod grants;
 mod notices;

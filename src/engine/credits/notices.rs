@@ -1,4 +1,4 @@
-//! Notices: a balance has fallen below what its plan calls low, or a pack is due that would raise it.
+//! Notices: a balance fell below the threshold of its plan, or a top-up pack is due.
 
 use std::collections::BTreeMap;
 

@@ -1,5 +1,5 @@
-//! Credits and what is recorded: usage above a quota burns them as far as they go, and an event that is
-//! taken back gives back what was burnt for it. Both after the counters were written, under their locks.
+//! Credits of recorded usage. Usage above a quota spends credits, and a voided event returns them. Both
+//! happen after the counters are written, under their locks.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -30,7 +30,7 @@ use metergate_domain::gate::reservation::Moment;
 use metergate_domain::gate::state::{Counter, GateState, PaidShare};
 use metergate_domain::pricing::amount::Amount;
 
-/// An event as one meter takes it.
+/// An event as counted by one meter.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Tracked<'a> {
     pub(crate) path: &'a Path,
@@ -42,8 +42,8 @@ pub(crate) struct Tracked<'a> {
 }
 
 impl WalletLoader<'_> {
-    /// Covers what was recorded above quotas, event by event. `rows`: the counters as the events have left
-    /// them; what is covered is added.
+    /// Covers recorded usage above quotas, event by event. `rows` are the counters after the events; the
+    /// covered quantities are added to them.
     pub(crate) async fn cover_recorded<'t>(
         self,
         connection: &mut PgConnection,
@@ -111,7 +111,7 @@ impl WalletLoader<'_> {
         locked_wallets.write(connection, self, &holders, Changes { paid, ..Changes::default() }).await
     }
 
-    /// Returns the holders with a passed limit that credits extend.
+    /// Returns the subjects with a passed limit that credits extend.
     fn over_quota<'t>(
         self,
         rows: &[CounterRow],
@@ -132,8 +132,8 @@ impl WalletLoader<'_> {
         holders
     }
 
-    /// Gives back what was burnt for an event that is taken back: `quantities` of it by meter. What credits
-    /// bore of it is the last of it, as it is of a hold. What refunds have made good is not given back again.
+    /// Returns the credits spent for a voided event. `quantities` holds the voided quantity by meter. The
+    /// last units of a use are the covered ones, as with a hold. Refunded amounts are not returned twice.
     pub(crate) async fn take_back(
         self,
         connection: &mut PgConnection,
@@ -155,9 +155,9 @@ impl WalletLoader<'_> {
         let now = locked_wallets.now;
         let ids: Vec<i64> = spends.iter().map(|spend| spend.id).collect();
         let whose: Vec<i64> = holders.keys().copied().collect();
-        // under the locks, which every refund of a spend holds
+        // read under the wallet locks, which every refund holds too
         let refunded = grants::refunded(connection, &whose, &ids).await?;
-        // by subject and meter: the quantity that is yet to be given back
+        // the quantity still to be returned, by subject and meter
         let mut left: BTreeMap<(i64, Option<String>), Quantity> = BTreeMap::new();
         for spend in spends.iter().rev() {
             let taken_back = spend.meter.as_deref().and_then(|meter| {
@@ -191,7 +191,7 @@ impl WalletLoader<'_> {
         let most = quantities.values().copied().max().unwrap_or_default();
         let paid = ledger::covers_of(&mut Scope::new(connection, self.environment), event).await?;
         let taken_back = |paid: PaidShare| {
-            // whatever plan its holder is on now
+            // the catalog knows the limit, even if the subject is on another plan now
             let of_meter = self.terms.limit_of(paid.definition);
             let quantity = of_meter.and_then(|terms| quantities.get(&terms.limit.meter).copied());
             let back = paid.quantity.min(quantity.unwrap_or(most).into());
@@ -205,7 +205,7 @@ impl WalletLoader<'_> {
     }
 }
 
-/// Leaves out what has expired on counters, which whoever settles them next will take off.
+/// Removes expired hold lines from the counter states; the next writer of the counters removes the rows.
 async fn leave_out_expired(
     connection: &mut PgConnection,
     state: &mut GateState<'_>,

@@ -1,5 +1,5 @@
-//! The credits of a subject and their history. Due changes are applied before they are read, so that an
-//! answer never depends on earlier readers.
+//! The credits of a subject and their history. Due changes are applied before a read, so an answer never
+//! depends on earlier readers.
 
 use std::collections::BTreeMap;
 
@@ -50,7 +50,7 @@ pub struct ExpiringView {
     pub expires_at: Timestamp,
 }
 
-/// A movement: an amount, from one account to another.
+/// A movement of an amount from one account to another.
 #[derive(Debug, Clone, Serialize)]
 pub struct MovementView {
     pub id: i64,
@@ -61,16 +61,16 @@ pub struct MovementView {
     pub amount: Total,
     /// The change of the balance.
     pub change: Total,
-    /// The balance after it.
+    /// The balance after the movement.
     pub balance: Total,
-    /// Both sides of it, which sum to nothing.
+    /// The entries of both accounts, which sum to zero.
     pub entries: [LedgerEntry; 2],
     pub grant: Option<Uuid>,
     pub event: Option<String>,
     pub reservation: Option<String>,
-    /// The use that it pays for.
+    /// The usage that the movement pays for.
     pub used: Option<UsedQuantity>,
-    /// The movement that it takes back.
+    /// The id of the movement that this one reverses.
     pub refunds: Option<i64>,
     pub reason: Option<String>,
 }
@@ -147,8 +147,8 @@ fn balances(wallet: &Wallet) -> Vec<BalanceView> {
 }
 
 impl Engine {
-    /// A snapshot in which a subject's wallet stands as time has left it, and that is written; the subject's
-    /// number, where it has one.
+    /// Writes the due changes of a subject's wallet and returns a snapshot that contains them. Also returns
+    /// the row id of the subject, if it exists.
     async fn settled_wallet(
         &self,
         environment: Environment,
@@ -159,7 +159,7 @@ impl Engine {
             let path = snapshot.subject_path(subject).await?;
             let Some(member) = path.members.first() else { continue };
             let id = member.subject_id;
-            // what a default plan would give is shown; it is given at the first contact
+            // the grant of a default plan is shown here and issued at the first contact
             let is_written = snapshot.is_as_written(member).await?;
             let own = PathSubject {
                 subscription: member.subscription.clone().filter(|_| is_written),
@@ -175,7 +175,7 @@ impl Engine {
         }
     }
 
-    /// The wallet of a subject as time has left it.
+    /// Returns the wallet of a subject with the due changes applied.
     async fn looked_at(
         &self,
         snapshot: &mut ReadSnapshot,

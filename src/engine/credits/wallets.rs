@@ -1,5 +1,5 @@
-//! Wallets in a transaction: locked after every counter, in the order of their subjects; what is due by time
-//! carried out first; written at the end.
+//! Wallets in a transaction. They are locked after all counters, in ascending order of subject. Due changes
+//! are applied first, and all changes are written at the end.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -27,20 +27,20 @@ use metergate_domain::gate::request::OnExpiry;
 use metergate_domain::gate::state::CreditLineKey;
 use metergate_domain::subjects::subscription::Subscription;
 
-/// The subjects to read credits of, with their subscriptions.
+/// The subjects with credits to read, with their subscriptions.
 pub(crate) type HolderSubscriptions = BTreeMap<i64, Option<Subscription>>;
 
 pub(crate) fn add_holder(holders: &mut HolderSubscriptions, member: &PathSubject) {
     holders.entry(member.subject_id).or_insert_with(|| member.subscription.clone());
 }
 
-/// The context in which wallets are loaded.
+/// The context for loading wallets.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct WalletLoader<'a> {
     pub(crate) environment: Environment,
     pub(crate) terms: &'a CatalogIndex,
     pub(crate) clock: &'a Clock,
-    /// Not before.
+    /// A lower bound of the present time of the transaction.
     pub(crate) began: Timestamp,
 }
 
@@ -48,14 +48,14 @@ pub(crate) struct WalletLoader<'a> {
 #[derive(Debug)]
 pub(crate) struct LockedWallets {
     pub(crate) wallets: BTreeMap<i64, Wallet>,
-    /// By Postgres, after the last lock.
+    /// The time of the database after the last lock.
     pub(crate) now: Timestamp,
-    /// Reservations that hold credits and were to be charged at their expiry, which has come.
+    /// Reservations that hold credits and are due to be charged at their expiry.
     pub(crate) charged: Vec<Uuid>,
-    /// The most that was there, before and after what time did.
+    /// The highest balance of each unit before and after the due changes.
     before: BTreeMap<i64, BTreeMap<Unit, Total>>,
     gone: Vec<CreditLineKey>,
-    /// The subjects without a wallet, who have no credits.
+    /// The subjects without a wallet and so without credits.
     without: BTreeSet<i64>,
 }
 
@@ -63,8 +63,8 @@ fn plan_of<'a>(terms: &'a CatalogIndex, subscription: Option<&Subscription>) -> 
     terms.catalog.plan(&subscription?.plan)
 }
 
-/// Returns the grants of a subscription that may be used. An ended one gives nothing, even if its end is not
-/// has carried that out.
+/// Returns the grants of a usable subscription. An ended subscription grants nothing, even if its end is not
+/// applied yet.
 fn schedules<'a>(
     terms: &'a CatalogIndex,
     subscription: Option<&'a Subscription>,
@@ -95,8 +95,8 @@ impl<'a> WalletLoader<'a> {
         schedules(self.terms, holders.get(&id).and_then(Option::as_ref), now)
     }
 
-    /// Locks the wallets of some holders, makes those into which a plan gives, and carries out what is due.
-    /// `named`: grants that are wanted though nothing of them may change any more.
+    /// Locks the wallets of some subjects, creates those that a plan grants credits to, and applies the due
+    /// changes. `named` lists grants to load even if they can no longer change.
     pub(crate) async fn open(
         self,
         connection: &mut PgConnection,
@@ -141,7 +141,7 @@ impl<'a> WalletLoader<'a> {
                 }),
                 OnExpiry::Commit => {
                     charged.insert(expired.reservation);
-                    // until it is charged it is looked for again
+                    // the line stays due until the reservation is charged
                     if let Some(wallet) = wallets.get_mut(subject_id) {
                         wallet.next_line = wallet
                             .next_line
@@ -152,7 +152,7 @@ impl<'a> WalletLoader<'a> {
             }
         }
         self.advance(&mut wallets, holders, &lines, now);
-        // what time gives may be taken at once
+        // due changes may issue credits that the same transaction spends
         for (id, wallet) in &wallets {
             let most = before.entry(*id).or_default();
             for (unit, balance) in wallet.balances() {
@@ -209,13 +209,15 @@ impl<'a> WalletLoader<'a> {
     }
 }
 
-/// Makes wallets and refuses if another transaction has filled one of them meanwhile.
+/// Creates wallets; fails with a conflict if another transaction created and filled one of them first.
 async fn make(scope: &mut Scope<'_>, new: &[i64]) -> Result<(), StoreError> {
     wallets::insert_missing(scope, new).await?;
     let (found, _) = wallets::lock(scope.connection, new).await?;
     let filled = wallets::open(scope.connection, &found, &[]).await?;
     if filled.values().any(|wallet| !wallet.grant_balances().is_empty()) {
-        return Err(StoreError::Conflict(sqlx::Error::Protocol("a wallet was filled meanwhile".to_owned())));
+        return Err(StoreError::Conflict(sqlx::Error::Protocol(
+            "another transaction filled the wallet".to_owned(),
+        )));
     }
     Ok(())
 }
@@ -254,8 +256,8 @@ impl LockedWallets {
 }
 
 impl Engine {
-    /// Carries out what is due in the wallets of some subjects. Those without a subscription of their own are
-    /// given nothing by a plan.
+    /// Applies the due changes of the wallets of some subjects. Plans grant only to subjects with their own
+    /// subscription.
     pub(crate) async fn settle_wallets(
         &self,
         environment: Environment,
@@ -273,7 +275,7 @@ impl Engine {
                 let caches = &engine.inner.caches;
                 let cache = caches.at(scope, opening.versions).await?;
                 let terms = &cache.terms;
-                // a subject's first path has its own number
+                // the first path of a subject is the present one
                 let paths = store::subjects::subject::paths(scope, Which::Ids(&subject_ids)).await?;
                 if paths.iter().any(|path| path.has_due_end(began, terms)) {
                     transaction.rollback().await?;
@@ -298,7 +300,7 @@ impl Engine {
         .await
     }
 
-    /// Carries out what time has done to some wallets; whether there may be more.
+    /// Applies the due changes of one batch of wallets; returns whether more may be due.
     pub async fn settle_due_wallets(&self, environment: Environment) -> Result<bool, EngineError> {
         let mut connection = self.database().pool().acquire().await?;
         let now = self.inner.clock.now(environment, store::usage::now(&mut connection).await?);

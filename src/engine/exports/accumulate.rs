@@ -1,4 +1,4 @@
-//! Adds what folded batches say of customers to the sums and gauges that exports are made of.
+//! Accumulates customers' usage from folded batches in the sums and gauges that become exports.
 
 use std::collections::BTreeMap;
 
@@ -15,7 +15,7 @@ use metergate_domain::base::timestamp::Timestamp;
 use metergate_domain::catalog::meter::StripeFormula;
 use metergate_domain::exports::Bucket;
 
-/// Accumulates folded usage for exports.
+/// A fold listener that accumulates usage for exports.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct ExportAccumulator;
 
@@ -23,41 +23,29 @@ impl FoldListener for ExportAccumulator {
     async fn on_folded(
         &self,
         connection: &mut PgConnection,
-        invalid_batches_are_rejected: MeterBatches<'_>,
+        batches: MeterBatches<'_>,
     ) -> Result<(), StoreError> {
-        match invalid_batches_are_rejected.stored.meter.stripe.as_ref().map(|stripe| stripe.formula) {
+        match batches.stored.meter.stripe.as_ref().map(|stripe| stripe.formula) {
             None => Ok(()),
-            Some(StripeFormula::Sum) => add_sums(connection, invalid_batches_are_rejected).await,
-            Some(StripeFormula::Last) => keep_gauges(connection, invalid_batches_are_rejected).await,
+            Some(StripeFormula::Sum) => add_sums(connection, batches).await,
+            Some(StripeFormula::Last) => keep_gauges(connection, batches).await,
         }
     }
 }
 
-async fn add_sums(
-    connection: &mut PgConnection,
-    invalid_batches_are_rejected: MeterBatches<'_>,
-) -> Result<(), StoreError> {
-    let sums: Vec<BucketPart<HourlySum>> = by_bucket(connection, invalid_batches_are_rejected).await?;
+async fn add_sums(connection: &mut PgConnection, batches: MeterBatches<'_>) -> Result<(), StoreError> {
+    let sums: Vec<BucketPart<HourlySum>> = by_bucket(connection, batches).await?;
     if sums.is_empty() {
         return Ok(());
     }
-    sums::add(
-        &mut Scope::new(connection, invalid_batches_are_rejected.environment),
-        invalid_batches_are_rejected.stored.id,
-        &sums,
-    )
-    .await
+    sums::add(&mut Scope::new(connection, batches.environment), batches.stored.id, &sums).await
 }
 
-async fn keep_gauges(
-    connection: &mut PgConnection,
-    invalid_batches_are_rejected: MeterBatches<'_>,
-) -> Result<(), StoreError> {
-    let MeterBatches { environment, stored, .. } = invalid_batches_are_rejected;
-    let mut gauges: Vec<BucketPart<HourlyGauge>> =
-        by_bucket(connection, invalid_batches_are_rejected).await?;
+async fn keep_gauges(connection: &mut PgConnection, batches: MeterBatches<'_>) -> Result<(), StoreError> {
+    let MeterBatches { environment, stored, .. } = batches;
+    let mut gauges: Vec<BucketPart<HourlyGauge>> = by_bucket(connection, batches).await?;
     let scope = &mut Scope::new(connection, environment);
-    // what was taken back may have been the value
+    // the mark may be a voided value, so it is counted again
     for gauge in gauges.iter_mut().filter(|gauge| gauge.value.voided) {
         let (customer_id, span) = (gauge.customer_id, gauge.bucket.span);
         gauge.value.mark = gauges::recount(scope, stored, customer_id, span).await?;
@@ -65,13 +53,13 @@ async fn keep_gauges(
     gauges::keep(scope, stored.id, &gauges).await
 }
 
-/// Reads the values of batches by bucket, in the order of customer and time. An hour is read by instant
-/// where a billing period of the customer ends in it.
+/// Reads the values of batches by bucket, ordered by customer and time. An hour is read by instant if a
+/// billing period of the customer ends in it.
 async fn by_bucket<V: ExportValue>(
     connection: &mut PgConnection,
-    invalid_batches_are_rejected: MeterBatches<'_>,
+    batches: MeterBatches<'_>,
 ) -> Result<Vec<BucketPart<V>>, StoreError> {
-    let hours: Vec<CustomerPart<V>> = parts::read(connection, invalid_batches_are_rejected, None).await?;
+    let hours: Vec<CustomerPart<V>> = parts::read(connection, batches, None).await?;
     if hours.is_empty() {
         return Ok(Vec::new());
     }
@@ -84,7 +72,7 @@ async fn by_bucket<V: ExportValue>(
         hours.into_iter().partition(|part| bucket(part).span != Bucket::of(part.at, None).span);
     if !split.is_empty() {
         let pairs: Vec<(i64, Timestamp)> = split.iter().map(|part| (part.customer_id, part.at)).collect();
-        parts.extend(parts::read(connection, invalid_batches_are_rejected, Some(&pairs)).await?);
+        parts.extend(parts::read(connection, batches, Some(&pairs)).await?);
     }
     let mut buckets: BTreeMap<(i64, Timestamp), BucketPart<V>> = BTreeMap::new();
     for part in parts {

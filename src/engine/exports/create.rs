@@ -1,5 +1,5 @@
-//! Creates exports of what has accumulated, written with all that they will ever say. Sums and gauges
-//! differ in what is due and in how much of it an export says; the rest is one pipeline.
+//! Creates exports of accumulated usage. An export is written with its final content. Sums and gauges
+//! differ in what is due and in the exported value; the other steps are the same.
 
 use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
@@ -21,9 +21,9 @@ use metergate_domain::base::timestamp::Timestamp;
 use metergate_domain::catalog::meter::{Aggregation, StoredMeter, StripeFormula, StripeMeter};
 use metergate_domain::exports::{Bucket, ExportDraft, ExportStatus, Units, level_draft, settle};
 
-/// The name of the provider, until there is a second.
+/// The name of the only provider.
 const PROVIDER: &str = "stripe";
-/// Customers and meters whose sums become exports in one transaction.
+/// The most customer and meter pairs with sums that become exports in one transaction.
 const PAIRS_MAX: i64 = 500;
 /// The most gauges that become exports in one transaction.
 const GAUGES_MAX: i64 = 500;
@@ -31,9 +31,9 @@ const GAUGES_MAX: i64 = 500;
 /// The usage that is due.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Due {
-    /// Usage of hours, and parts of hours, that are over.
+    /// Usage of buckets that are over.
     Ended,
-    /// Usage of the running hour, too.
+    /// All usage, including the current hour.
     All,
 }
 
@@ -41,10 +41,10 @@ pub(super) enum Due {
 struct Rules {
     environment: Environment,
     now: Timestamp,
-    /// Buckets are due that have ended by then.
+    /// Buckets that ended by then are due.
     ended_by: Timestamp,
     late_grace: Duration,
-    /// For how long the provider takes deliveries back; none without a provider.
+    /// The time in which the provider takes deliveries back; none without a provider.
     cancels_for: Option<Duration>,
 }
 
@@ -52,13 +52,13 @@ struct Rules {
 #[derive(Default)]
 struct ExportWrites {
     created: Vec<NewExport>,
-    /// Buckets whose new usage is exported now.
+    /// Buckets with new usage that these exports contain.
     exported: Vec<DueBucket>,
-    /// The units that are left for later, by customer and meter.
+    /// The unexported remainders, by customer and meter.
     remainders: BTreeMap<(i64, i32), Units>,
     /// Exports that the provider is asked to take back.
     to_cancel: Vec<Uuid>,
-    /// Exports that nobody has sent, and that go.
+    /// Unsent exports that are deleted.
     withdrawn: Vec<Uuid>,
 }
 
@@ -93,7 +93,7 @@ impl ExportWrites {
 
 /// A kind of accumulated usage.
 trait Accumulated {
-    /// Locks some of what is due, and decides what becomes of it. None: nothing is due.
+    /// Locks some of the due usage, and returns the rows to write. None: no usage is due.
     async fn settle_due(
         &self,
         connection: &mut PgConnection,
@@ -102,7 +102,7 @@ trait Accumulated {
 }
 
 impl Engine {
-    /// Creates exports of all that is due, and returns their number.
+    /// Creates exports of all due usage, and returns their number.
     pub(super) async fn create_exports(&self, scope: &mut Scope<'_>, due: Due) -> Result<u64, EngineError> {
         let meters = store::catalog::meters(scope).await?;
         let (sums, gauges): (Vec<_>, Vec<_>) =
@@ -143,7 +143,7 @@ impl Engine {
     }
 }
 
-/// Meters that are exported by their sum, by number.
+/// Meters that are exported by their sum, by meter number.
 struct SumExports<'a>(HashMap<i32, &'a StripeMeter>);
 
 impl Accumulated for SumExports<'_> {
@@ -181,8 +181,8 @@ impl Accumulated for SumExports<'_> {
     }
 }
 
-/// Takes back exports of a bucket that has become less, so that the corrected sum can be sent. Returns
-/// false where none can be: what is too much is carried against usage to come.
+/// Takes back exports of a bucket with a smaller sum, so that the corrected sum can be sent. Returns
+/// false if no export can be taken back; the excess is then subtracted from future usage.
 async fn take_back(
     connection: &mut PgConnection,
     due: &DueBucket,
@@ -199,7 +199,7 @@ async fn take_back(
         match how_to_take_back(&row, rules.now, cancels_for) {
             TakeBack::Withdraw => writes.withdrawn.push(row.id),
             TakeBack::Cancel => {
-                // an invoice that is made stays as it is: the rest would be billed a second time
+                // a final invoice is never corrected: the remaining usage would be billed a second time
                 let target = bucket_billed(connection, &row, &due.place).await?;
                 if !target.is_open(rules.now, rules.late_grace) {
                     continue;
@@ -214,7 +214,8 @@ async fn take_back(
     Ok(takes_any)
 }
 
-/// Returns the bucket that an export was billed in: its own, or that of the period it was carried to.
+/// Returns the bucket in which an export was billed: its own, or the bucket of the period that it was
+/// carried to.
 async fn bucket_billed(
     connection: &mut PgConnection,
     row: &ExportRow,
@@ -227,8 +228,8 @@ async fn bucket_billed(
     Ok(Bucket::of(row.occurred_at, cycles.get(&row.customer_id)))
 }
 
-/// A meter that is exported by its last or greatest value. A changed value becomes an export, which
-/// takes the place of an earlier one by its later time.
+/// A meter that is exported by its last or greatest value. Each changed value becomes an export with a
+/// later time, which replaces the earlier one.
 struct GaugeExports<'a> {
     stored: &'a StoredMeter,
     stripe: &'a StripeMeter,
@@ -267,7 +268,8 @@ impl GaugeExports<'_> {
         if draft.is_some_and(|draft| latest.is_some_and(|row| row.value == draft.value)) {
             return;
         }
-        // one that has not been sent, that has the same time, or of which nothing stands, gives way
+        // takes back the latest export if it is unsent, has the same time, or the gauge has no value
+        // any more
         if let (Some(row), Some(cancels_for)) = (latest, rules.cancels_for) {
             let gives_way =
                 gauge.level.is_none() || draft.is_some_and(|draft| draft.timestamp <= row.occurred_at);
@@ -284,9 +286,9 @@ impl GaugeExports<'_> {
 }
 
 enum TakeBack {
-    /// Nobody has sent it.
+    /// The export was never sent, so it is deleted.
     Withdraw,
-    /// At the provider, once it is known to be there.
+    /// The provider takes it back, after its delivery is confirmed.
     Cancel,
     Impossible,
 }
@@ -297,7 +299,7 @@ fn how_to_take_back(row: &ExportRow, now: Timestamp, cancels_for: Duration) -> T
     }
     match row.status {
         ExportStatus::Pending if row.attempts == 0 => TakeBack::Withdraw,
-        // refused, and surely never taken
+        // the provider refused it and certainly never took it
         ExportStatus::Dead if row.delivered_at.is_none() && row.unknown_since.is_none() => TakeBack::Withdraw,
         ExportStatus::Pending => TakeBack::Cancel,
         ExportStatus::Delivered

@@ -1,5 +1,5 @@
-//! Looks up deliveries whose answer was lost for longer than the provider remembers identifiers: sending
-//! one again could count it twice. The provider's own summaries tell.
+//! Looks up exports with an unknown outcome, once the provider may have forgotten their identifiers: a
+//! repeated call could then count twice. The provider's own summaries show the outcome.
 
 use std::time::Duration;
 
@@ -13,35 +13,36 @@ use metergate_domain::base::timestamp::Timestamp;
 use metergate_domain::base::window::Span;
 use metergate_domain::exports::Units;
 
+/// The outcome of a call with a lost answer, according to the provider's sums.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum DeliveryStatus {
     Taken,
     NotTaken,
-    /// The sums fit neither: somebody has to look.
+    /// The sums fit neither outcome: an operator must decide.
     Unclear(String),
     /// The provider cannot be asked now.
     Later(String),
 }
 
-/// The sums of an export's minute at both sides.
+/// The sums of an export's minute at the provider and here.
 struct MinuteSums {
     /// The provider's sum.
     provider: Units,
-    /// The sum of what is known to be delivered.
+    /// The sum of the confirmed deliveries.
     delivered: Units,
 }
 
 const MINUTE: i64 = 60_000_000;
 
-/// The minute of a time: summaries are aligned to minutes.
+/// Returns the minute that contains a time, because summaries are aligned to minutes.
 fn minute_of(at: Timestamp) -> Span {
     let from = at.micros().div_euclid(MINUTE) * MINUTE;
     let from = Timestamp::from_micros(from).unwrap_or(at);
     Span { from, to: from.saturating_add(Duration::from_micros(MINUTE.unsigned_abs())) }
 }
 
-/// Reads both sums of an export's minute; or the status, where that is known without them. No other
-/// export of the customer and meter is under way meanwhile: they go one at a time.
+/// Reads both sums of an export's minute, or returns the status if it is known without them. The sums
+/// are stable: exports of one customer and meter are sent one at a time.
 async fn minute_sums(
     connection: &mut PgConnection,
     provider: &dyn Provider,
@@ -55,14 +56,15 @@ async fn minute_sums(
     let query = SummaryQuery { event_name, customer, span: minute, grain: SummaryWindow::Whole };
     let summaries = match provider.summaries(query).await {
         Err(failure) => return Ok(Err(DeliveryStatus::Later(failure.to_string()))),
-        // a meter that is not there has taken nothing
+        // a meter that does not exist has taken nothing
         Ok(None) => return Ok(Err(DeliveryStatus::NotTaken)),
         Ok(Some(summaries)) => summaries,
     };
     let mut sum = Units::default();
     for summary in &summaries {
         let Some(value) = Units::parse(&summary.value) else {
-            let why = format!("{DELIVERY_UNKNOWN}: the provider's summary is {}", summary.value);
+            let why =
+                format!("{DELIVERY_UNKNOWN}: the provider's summary must be a number; got {}", summary.value);
             return Ok(Err(DeliveryStatus::Unclear(why)));
         };
         sum = sum.plus(value);
@@ -71,7 +73,7 @@ async fn minute_sums(
     Ok(Ok(MinuteSums { provider: sum, delivered: Units::whole(delivered) }))
 }
 
-/// Looks up a cancelation whose answer was lost and which the provider refuses now: it was taken, if the
+/// Looks up a refused cancelation with an earlier unknown outcome. The earlier call succeeded if the
 /// provider lacks the export.
 pub(super) async fn of_cancelation(
     connection: &mut PgConnection,
@@ -86,7 +88,7 @@ pub(super) async fn of_cancelation(
     Ok(if is_taken { DeliveryStatus::Taken } else { DeliveryStatus::NotTaken })
 }
 
-/// Looks up an export by what the provider says it has.
+/// Looks up an export in the provider's summaries.
 pub(super) async fn of_delivery(
     connection: &mut PgConnection,
     provider: &dyn Provider,
@@ -102,8 +104,8 @@ pub(super) async fn of_delivery(
         DeliveryStatus::Taken
     } else {
         DeliveryStatus::Unclear(format!(
-            "{DELIVERY_UNKNOWN}: no answer came for more than a day, and the provider has {provider} in that minute \
-             where {delivered} were delivered without it"
+            "{DELIVERY_UNKNOWN}: no answer came for more than a day; the provider has {provider} in that minute, \
+             and other exports explain {delivered}"
         ))
     })
 }

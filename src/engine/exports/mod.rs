@@ -1,7 +1,9 @@
-//! Usage on its way to a billing provider: accumulated in the fold; created as exports, which are
-//! written before anything is sent; handed over, at most one at a time for a customer and meter; and
-//! compared with what the provider says it has. One process at a time hands over for an environment; if
-//! two ever do, what is written and the provider's own memory of identifiers keep it right.
+//! Export of usage to a billing provider, in four steps. The fold accumulates usage; exports are
+//! created and written; then they are sent, one at a time per customer and meter; later they are
+//! compared with the provider's sums.
+//!
+//! One process at a time sends for an environment. If two ever do, the stored state and the provider's
+//! memory of identifiers prevent double counting.
 
 mod accumulate;
 mod create;

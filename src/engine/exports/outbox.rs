@@ -1,4 +1,4 @@
-//! The list of exports, and changes of them from outside: retries, refusals, new addresses.
+//! The list of exports, and changes from outside: retries, refusals and new addresses.
 
 use std::time::Duration;
 
@@ -39,7 +39,7 @@ impl Engine {
         Ok(Page::from_rows(rows, page.limit, |row| (row.created_at, row.id)))
     }
 
-    /// Makes a dead export pending again, under its meter's present names.
+    /// Makes a dead export pending again, under the present names of its meter.
     pub async fn retry_export(&self, environment: Environment, id: Uuid) -> Result<ExportRow, EngineError> {
         let mut transaction = self.database().pool().begin().await?;
         let scope = &mut Scope::new(&mut transaction, environment);
@@ -65,7 +65,8 @@ impl Engine {
         Ok(row)
     }
 
-    /// Marks exports that the provider took and refused later: identifiers, codes and messages.
+    /// Marks exports as dead that the provider took and refused later. Each entry has an identifier, a
+    /// code and a message.
     pub async fn mark_exports_failed(
         &self,
         environment: Environment,
@@ -90,8 +91,8 @@ fn revival(meter_id: i32, stripe: &StripeMeter, now: Timestamp, late_grace: Dura
     Revival { meter_id, only: None, stripe, now, oldest, closed_by }
 }
 
-/// After the catalog has changed: tries the dead exports of meters again whose address at the provider
-/// is another one now, since that may have been the cause.
+/// Retries the dead exports of meters with a new address at the provider, after the catalog has
+/// changed. The old address may have been the cause.
 pub(crate) async fn revive_readdressed(
     scope: &mut Scope<'_>,
     before: &Catalog,
@@ -109,7 +110,7 @@ pub(crate) async fn revive_readdressed(
     Ok(())
 }
 
-/// Returns the exports that an event went into.
+/// Returns the exports that contain an event.
 pub(crate) async fn of_event(
     connection: &mut PgConnection,
     customer_id: i64,

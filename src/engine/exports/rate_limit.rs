@@ -1,12 +1,13 @@
-//! Keeps to a provider's rate, without the bursts that a whole second's worth at once would be.
+//! Limits calls to a provider's rate, without a burst at the start of each second.
 
 use std::num::NonZeroU32;
 
 use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
 
-/// A burst is what this part of a second is worth.
+/// The number of bursts in a second; each has an equal part of the calls.
 const BURSTS_PER_SECOND: u32 = 20;
 
+/// A limiter of one provider's calls.
 #[derive(Debug)]
 pub(super) struct RateLimit(DefaultDirectRateLimiter);
 
@@ -17,6 +18,7 @@ impl RateLimit {
         Self(RateLimiter::direct(Quota::per_second(at_least_one(calls_per_second)).allow_burst(burst)))
     }
 
+    /// Waits until the next call is allowed.
     pub(super) async fn wait(&self) {
         self.0.until_ready().await;
     }

@@ -1,4 +1,4 @@
-//! Comparison of recorded usage, exports, and the provider's own sums.
+//! Compares recorded usage, exports, and the provider's own sums.
 
 use std::collections::BTreeMap;
 
@@ -21,7 +21,7 @@ use metergate_domain::base::window::Span;
 use metergate_domain::catalog::meter::StripeFormula;
 use metergate_domain::exports::Units;
 
-/// A question for a comparison by hours or days, in UTC.
+/// The parameters of a comparison by hours or days, in UTC.
 #[derive(Debug, Clone)]
 pub struct ReconciliationQuery {
     pub customer: String,
@@ -30,7 +30,7 @@ pub struct ReconciliationQuery {
     pub by_day: bool,
 }
 
-/// All in the provider's units.
+/// A comparison in the provider's units.
 #[derive(Debug, Clone, Serialize)]
 pub struct Reconciled {
     pub customer: String,
@@ -42,6 +42,7 @@ pub struct Reconciled {
     pub total: Comparison,
 }
 
+/// The comparison of one hour or day.
 #[derive(Debug, Clone, Serialize)]
 pub struct ReconciledRow {
     pub window_start: Timestamp,
@@ -50,6 +51,7 @@ pub struct ReconciledRow {
     pub comparison: Comparison,
 }
 
+/// Sums of one window at every stage of the export.
 #[derive(Debug, Clone, Copy, Default, Serialize)]
 pub struct Comparison {
     /// The sum of the events.
@@ -64,7 +66,7 @@ pub struct Comparison {
     /// The delivered part of `exported`.
     #[serde(serialize_with = "number")]
     pub delivered: Units,
-    /// The sum of the provider's summaries; null where no account is set up.
+    /// The sum of the provider's summaries; null without a configured account.
     #[serde(serialize_with = "number_or_null")]
     pub provider: Option<Units>,
     /// `exported` less `provider`.
@@ -77,7 +79,7 @@ fn number<S: Serializer>(units: &Units, serializer: S) -> Result<S::Ok, S::Error
     number.serialize(serializer)
 }
 
-#[expect(clippy::ref_option, reason = "serde hands it over so")]
+#[expect(clippy::ref_option, reason = "serde passes the field by reference")]
 fn number_or_null<S: Serializer>(units: &Option<Units>, serializer: S) -> Result<S::Ok, S::Error> {
     match units {
         Some(units) => number(units, serializer),
@@ -98,7 +100,7 @@ impl Comparison {
     }
 }
 
-/// A day on which a provider has something else than was exported.
+/// A day on which the provider's sum differs from the exports.
 #[derive(Debug, Clone)]
 pub struct Drift {
     pub customer: String,
@@ -107,13 +109,13 @@ pub struct Drift {
     pub difference: Units,
 }
 
-/// Customers and meters that are compared in an hour: providers allow few reads.
+/// The most customers and meters that are compared in an hour, because providers allow few reads.
 const COMPARED_PER_HOUR_MAX: i64 = 12;
-/// Hours after the end of a day in which its usage may still be on its way.
+/// Hours after the end of a day in which its usage may still arrive.
 const MARGIN_HOURS: i64 = 3;
 
 impl Engine {
-    /// Compares a customer's usage of a meter, by hour or day.
+    /// Compares a customer's usage of a meter, by hour or by day.
     pub async fn reconcile(
         &self,
         environment: Environment,
@@ -187,7 +189,7 @@ impl Engine {
     ) -> Result<Vec<Drift>, EngineError> {
         let now = self.inner.clock.now(scope.environment, store::usage::now(scope.connection).await?);
         let day = day_before(now);
-        // what other replicas have read counts too, and what this one has before it was started again
+        // counts the reads of other replicas, and of this one before a restart
         let an_hour_ago = Timestamp::from_micros(now.micros() - MICROS_PER_HOUR).unwrap_or(now);
         let compared = store::exports::reconciliation::checked_since(scope, an_hour_ago).await?;
         let limit = (COMPARED_PER_HOUR_MAX - compared).max(0);
@@ -203,7 +205,7 @@ impl Engine {
             if difference != Units::default() {
                 tracing::error!(
                     environment = %scope.environment, customer = pair.customer, meter = pair.meter, day = %day.from, %difference,
-                    "the provider has something else than was exported"
+                    "the provider's sum differs from the exports"
                 );
                 metrics::counter!("metergate_export_drifts_total", "environment" => scope.environment.as_str())
                     .increment(1);
@@ -223,7 +225,7 @@ impl Engine {
 
 const MICROS_PER_DAY: i64 = 24 * MICROS_PER_HOUR;
 
-/// The last UTC day whose usage has arrived.
+/// Returns the last UTC day with complete usage.
 fn day_before(now: Timestamp) -> Span {
     let end = (now.micros() - MARGIN_HOURS * MICROS_PER_HOUR).div_euclid(MICROS_PER_DAY) * MICROS_PER_DAY;
     let at = |micros| Timestamp::from_micros(micros).unwrap_or(now);
@@ -258,7 +260,7 @@ fn sum(summaries: &[Summary]) -> Units {
 struct Amounts {
     events: Vec<UnitsAt>,
     recorded: Vec<UnitsAt>,
-    /// Exports, and whether each was delivered.
+    /// Exports, each with whether it was delivered.
     sent: Vec<(UnitsAt, bool)>,
     provider: Option<Vec<Summary>>,
 }

@@ -1,4 +1,4 @@
-//! Runs of exports: fold, create, send, until nothing is due that can be sent now.
+//! Runs of exports: fold, create and send, until no due export can be sent now.
 
 use std::time::Duration;
 
@@ -15,29 +15,29 @@ use crate::store::Scope;
 use crate::store::{self, StoreError};
 use metergate_domain::base::environment::Environment;
 
-/// The result of a run, and the exports that are left.
+/// The result of a run, and the exports that remain.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub struct Ran {
     pub created: u64,
     pub delivered: u64,
-    /// Of all there are.
+    /// All dead exports, not only those of this run.
     pub dead: i64,
     pub pending: i64,
 }
 
-/// Rounds of a run over what failed for the time being.
+/// The most rounds of a run that retries temporary failures.
 const ROUNDS_MAX: usize = 4;
-/// The longest wait of a requested run for another one.
+/// The longest wait for another run to end.
 const LOCK_WAIT_MAX: Duration = Duration::from_secs(25);
 const LOCK_PAUSE: Duration = Duration::from_millis(100);
 
 impl Engine {
-    /// Whether an account is set up for an environment.
+    /// Returns whether an environment has a provider account.
     pub fn exports_somewhere(&self, environment: Environment) -> bool {
         self.provider(environment).is_some()
     }
 
-    /// Hands over all that is due, the running hour too. Waits for another run.
+    /// Exports all due usage, including the current hour. Waits for another run to end.
     pub async fn run_exports(&self, environment: Environment) -> Result<Ran, EngineError> {
         let engine = self.clone();
         detached(async move {
@@ -54,7 +54,7 @@ impl Engine {
         .await
     }
 
-    /// Hands over the usage of hours that are over; nothing where another replica is at it.
+    /// Exports the usage of past hours. Does nothing if another replica is running.
     pub async fn export_ended(&self, environment: Environment) -> Result<Ran, EngineError> {
         if self.provider(environment).is_none() {
             return Ok(Ran::default());
@@ -67,7 +67,7 @@ impl Engine {
         self.run_locked(connection, environment, Due::Ended).await
     }
 
-    /// The connection holds the lock, which goes with it whatever happens.
+    /// Runs while `connection` holds the lock; its end releases the lock in any case.
     async fn run_locked(
         &self,
         mut connection: PgConnection,
@@ -111,7 +111,7 @@ impl Engine {
         Ok(Ran { dead, pending, ..ran })
     }
 
-    /// Folds until nothing is left of what was recorded before.
+    /// Folds until all usage recorded before the call is folded.
     async fn fold_all(&self, environment: Environment) -> Result<(), EngineError> {
         while self.sweep(environment).await? {}
         let mut connection = self.database().pool().acquire().await?;
@@ -123,9 +123,9 @@ impl Engine {
         while store::usage::fold::has_unfolded(scope, last).await? {
             let folded = self.fold_some(environment).await?;
             if folded.events == 0 {
-                // another is at it
+                // another process is folding
                 if tokio::time::Instant::now() > deadline {
-                    return Err(EngineError::unavailable("folding takes long"));
+                    return Err(EngineError::unavailable("folding did not finish in time; try again"));
                 }
                 tokio::time::sleep(LOCK_PAUSE).await;
             }
@@ -133,7 +133,7 @@ impl Engine {
         Ok(())
     }
 
-    /// Folds some of the oldest batches, and adds them to what exports are made of.
+    /// Folds some of the oldest batches, and accumulates them for exports.
     pub async fn fold_some(&self, environment: Environment) -> Result<Folded, EngineError> {
         self.fold_batches(environment, &ExportAccumulator).await
     }

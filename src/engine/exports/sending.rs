@@ -1,4 +1,4 @@
-//! Hands exports over, many at once, but one at a time for a customer and meter.
+//! Sends exports, many at once, but one at a time per customer and meter.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,15 +23,15 @@ use metergate_domain::base::environment::Environment;
 use metergate_domain::base::timestamp::Timestamp;
 use metergate_domain::exports::{ExportStatus, backoff};
 
-/// Exports that are taken up together.
+/// The most exports that are read at once.
 const TOGETHER_MAX: i64 = 2_000;
-/// Calls under way at once.
+/// The most calls under way at once.
 const CALLS_MAX: usize = 64;
-/// Outcomes that are written together: what is not written yet is sent again after a crash.
+/// The most outcomes in one write. Outcomes that a crash loses are sent again.
 const OUTCOMES_MAX: usize = 200;
-/// Questions in a row that may fail before no more are asked: each may take its time to fail.
+/// The number of failed look-ups in a row after which no more are made: each may time out.
 const QUESTIONS_FAILED_MAX: usize = 3;
-/// The least pause before what failed is sent again by the same run.
+/// The shortest pause before the same run sends a failed export again.
 const PAUSE: Duration = Duration::from_millis(500);
 
 /// The sending part of a run, with its progress.
@@ -50,9 +50,9 @@ pub(super) struct Sender<'a> {
 struct SendingRound {
     canceled: u64,
     deferred: u64,
-    /// The account's credentials are refused.
+    /// The provider refused the account's credentials.
     is_unauthorized: bool,
-    /// Exports that this round does not try again.
+    /// Exports that this round does not send again.
     tried: Vec<Uuid>,
 }
 
@@ -62,13 +62,13 @@ impl<'a> Sender<'a> {
         Self { clock, environment, provider, rate_limit, delivered: 0, round: SendingRound::default() }
     }
 
-    /// Returns how many exports the run has delivered.
+    /// Returns the number of exports that the run has delivered.
     pub(super) fn delivered(&self) -> u64 {
         self.delivered
     }
 
-    /// Sends all that is due, each export once. Returns whether another round may send more: what was
-    /// taken back is created anew, and what failed for now may be taken the next time.
+    /// Sends all due exports, each once. Returns whether another round may send more: canceled usage
+    /// needs new exports, and temporary failures may pass.
     pub(super) async fn send_due(
         &mut self,
         connection: &mut PgConnection,
@@ -92,7 +92,7 @@ impl<'a> Sender<'a> {
             }
             let rows = self.settle_forgotten(connection, rows, now).await?;
             let ids: Vec<Uuid> = rows.iter().map(|row| row.id).collect();
-            // from here on they may be taken, whatever becomes of us
+            // from here on a call may succeed even if this process crashes
             store::exports::note_attempts(connection, &ids, now).await?;
             let refused = self.send(connection, rows, now).await?;
             self.settle_refused_cancelations(connection, refused, now).await?;
@@ -105,8 +105,8 @@ impl<'a> Sender<'a> {
         Ok(self.clock.now(self.environment, store::usage::now(connection).await?))
     }
 
-    /// Looks up exports whose identifiers the provider may have forgotten. Returns the others, and those
-    /// that were not taken.
+    /// Looks up exports after the provider may have forgotten their identifiers. Returns the other
+    /// exports, and those that the provider did not take.
     async fn settle_forgotten(
         &mut self,
         connection: &mut PgConnection,
@@ -126,7 +126,7 @@ impl<'a> Sender<'a> {
             let status = if failed < QUESTIONS_FAILED_MAX {
                 delivery_lookup::of_delivery(connection, self.provider.as_ref(), &row).await?
             } else {
-                DeliveryStatus::Later("the provider does not say what it has".to_owned())
+                DeliveryStatus::Later("the provider did not answer earlier look-ups".to_owned())
             };
             failed = if matches!(status, DeliveryStatus::Later(_)) { failed + 1 } else { 0 };
             match status {
@@ -150,8 +150,8 @@ impl<'a> Sender<'a> {
         Ok(rows)
     }
 
-    /// Sends exports and cancelations. Returns the cancelations that the provider refuses although an
-    /// earlier call, whose answer was lost, may have done them, with its reasons.
+    /// Sends exports and cancelations. Returns refused cancelations that an earlier call with a lost
+    /// answer may have done, with the reasons.
     async fn send(
         &mut self,
         connection: &mut PgConnection,
@@ -196,7 +196,7 @@ impl<'a> Sender<'a> {
         Ok(refused)
     }
 
-    /// Looks up cancelations that were refused and may have been done before.
+    /// Looks up refused cancelations that an earlier call may have done.
     async fn settle_refused_cancelations(
         &mut self,
         connection: &mut PgConnection,
@@ -219,7 +219,7 @@ impl<'a> Sender<'a> {
         self.write(connection, outcomes).await
     }
 
-    /// Notes what came of a call; none: it was not made.
+    /// Adds the result of a call to the outcomes; none if the call was not made.
     fn note(
         &mut self,
         row: &ExportRow,
@@ -256,7 +256,10 @@ impl<'a> Sender<'a> {
             }
             Some(DeliveryResult::Unauthorized(failure)) => {
                 let why = failure.to_string();
-                tracing::error!(why, "the provider refuses our credentials: nothing is exported");
+                tracing::error!(
+                    why,
+                    "the provider refused the credentials, so exports stop; check the API key"
+                );
                 outcomes.later.push(Deferred { counts: false, ..deferred(row, why, now, at_once) });
             }
             None => {
@@ -269,7 +272,7 @@ impl<'a> Sender<'a> {
     async fn write(&self, connection: &mut PgConnection, outcomes: Outcomes) -> Result<(), EngineError> {
         let now = self.now(connection).await?;
         for Dead { id, why, .. } in &outcomes.dead {
-            tracing::error!(environment = %self.environment, export = %id, why, "an export is dead");
+            tracing::error!(environment = %self.environment, export = %id, why, "the provider refused an export; it is dead until retried");
         }
         let mut transaction = connection.begin().await?;
         store::exports::note_outcomes(&mut transaction, &outcomes, now).await?;
@@ -277,7 +280,7 @@ impl<'a> Sender<'a> {
     }
 }
 
-/// Hands an export over, or takes it back. None: the slots are closed, so that nothing more is sent.
+/// Sends an export, or takes it back. None: the slots are closed, so nothing more is sent.
 async fn call(
     provider: Arc<dyn Provider>,
     rate_limit: Arc<RateLimit>,
@@ -309,7 +312,7 @@ fn meter_event(row: &ExportRow) -> OutgoingMeterEvent {
     }
 }
 
-/// Defers an export by a pause; none: by its attempts.
+/// Defers an export by a pause, or by a pause that grows with its attempts.
 fn deferred(row: &ExportRow, why: String, now: Timestamp, pause: Option<Duration>) -> Deferred {
     let attempts = u32::try_from(row.attempts).unwrap_or_default();
     let pause = pause.unwrap_or_else(|| backoff(attempts, rand::rng().random()));

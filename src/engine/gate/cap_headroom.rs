@@ -1,6 +1,7 @@
-//! Upper bounds per counter that keep the total cost below a cap. They are computed from the values that the
-//! counters had when they were seen last, with a margin for each where the cap leaves one. However far
-//! counters have gone since, what fits under every bound fits under the cap.
+//! Cap headroom: upper bounds per counter that keep the total cost below a cap.
+//!
+//! The bounds start from the last seen counter states and add a margin if the cap allows one. Counters may
+//! have changed since. Usage that stays within every bound still fits the cap.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -14,14 +15,14 @@ use metergate_domain::gate::counter::CounterKey;
 use metergate_domain::gate::counter::CounterState;
 use metergate_domain::gate::path::Path;
 
-/// Counters of caps that a writer remembers.
+/// The most counters of caps that a writer remembers.
 const COUNTERS_MAX: usize = 100_000;
-/// Paths whose caps a writer remembers.
+/// The most paths with caps that a writer remembers.
 const PATHS_MAX: usize = 50_000;
 /// Growth factors to try, in percent of the last value.
 const SCALES_PERCENT: [i128; 6] = [10_000, 1_000, 300, 150, 110, 100];
 
-/// The values of counters, used and held together, when they were seen last.
+/// The last seen sums of `used` and `held`, by counter.
 #[derive(Debug)]
 pub(super) struct LastSeenCounters(Cache<CounterKey, Total>);
 
@@ -37,23 +38,25 @@ impl LastSeenCounters {
     }
 }
 
-/// The counters of the caps on a path, which are named by all that they depend on: that takes longer than
-/// deciding by them, and they stay the same until a period ends or another price or rate comes into force.
+/// The counters of the caps on a path.
+///
+/// Naming a counter takes longer than deciding by it. The names stay valid until a period ends or another
+/// price or rate takes effect.
 #[derive(Debug)]
 pub(super) struct CapsOnPath {
     pub(super) from: Timestamp,
     pub(super) until: Timestamp,
-    /// In the order of the path's budgets.
+    /// In the order of the applicable caps of the path.
     caps: Vec<KnownCap>,
 }
 
 #[derive(Debug)]
 struct KnownCap {
-    /// In the order of the budget's portions.
+    /// In the order of the cap's priced usages.
     counters: Vec<CounterKey>,
-    /// False where it counts gauges, which are read under locks.
+    /// False if the cap counts gauges, which are read under locks.
     uses_counter: bool,
-    /// The bounds that were computed last; empty before.
+    /// The last computed bounds; empty at first.
     rooms: Mutex<Vec<Total>>,
 }
 
@@ -80,7 +83,7 @@ impl CapsOnPath {
     }
 }
 
-/// The caps that a writer met, under one version of the configuration.
+/// The caps that a writer met under one version of the catalog.
 #[derive(Debug)]
 pub(super) struct KnownCaps {
     version: i64,
@@ -94,7 +97,7 @@ impl Default for KnownCaps {
 }
 
 impl KnownCaps {
-    /// Forgets the caps of another version.
+    /// Forgets the caps of any other version.
     pub(super) fn under(&mut self, version: i64) -> &Self {
         if self.version != version {
             self.by_path.clear();
@@ -103,7 +106,7 @@ impl KnownCaps {
         self
     }
 
-    /// Returns the caps of everybody on a path, with their counters at a time.
+    /// Returns the caps of all subjects on a path, with their counters at a time.
     pub(super) fn on<'p>(&self, path: &'p Path, terms: &'p CatalogIndex, now: Timestamp) -> Vec<MetCap<'p>> {
         let applicable_caps = terms.applicable_caps(path, now);
         if applicable_caps.is_empty() {
@@ -120,7 +123,7 @@ impl KnownCaps {
     }
 }
 
-/// A cap that a batch meets.
+/// A cap that counts a use of a batch.
 #[derive(Debug)]
 pub(super) struct MetCap<'p> {
     pub(super) applicable_cap: ApplicableCap<'p>,
@@ -129,7 +132,7 @@ pub(super) struct MetCap<'p> {
 }
 
 impl MetCap<'_> {
-    /// Returns the counters of the cap; none where it counts gauges, which are read under locks.
+    /// Returns the counters of the cap. Returns none if it counts gauges, which are read under locks.
     pub(super) fn counters(&self) -> Option<&[CounterKey]> {
         let cap = self.on_path.caps.get(self.place).filter(|cap| cap.uses_counter)?;
         Some(&cap.counters)
@@ -139,7 +142,7 @@ impl MetCap<'_> {
         self.place == other.place && Arc::ptr_eq(&self.on_path, &other.on_path)
     }
 
-    /// Returns the upper bound of each counter; none where what fits has to be decided under locks.
+    /// Returns the upper bound of each counter. Returns none if the cap has to be decided under locks.
     pub(super) fn headroom(
         &self,
         seen: &LastSeenCounters,
@@ -159,7 +162,7 @@ impl MetCap<'_> {
     }
 }
 
-/// Returns the largest bounds tried that fit under the cap.
+/// Returns the largest tried bounds that fit the cap.
 fn compute_headroom(
     applicable_cap: &ApplicableCap<'_>,
     counters: &[CounterKey],

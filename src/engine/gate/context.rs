@@ -1,4 +1,4 @@
-//! The subjects and reservations that a batch is about, and the counters that deciding it takes.
+//! The subjects and reservations of a batch, and the counters that its decision needs.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
@@ -18,7 +18,7 @@ use metergate_domain::gate::path::Path;
 use metergate_domain::gate::request::{HoldRequest, Reserve};
 use metergate_domain::gate::reservation::Reservation;
 
-/// A call, and what the catalog says against it.
+/// A call and its violations of the catalog.
 pub(super) struct CheckedCall<'w> {
     pub(super) call: &'w Call,
     pub(super) errors: Option<Violations>,
@@ -31,28 +31,28 @@ impl<'w> CheckedCall<'w> {
     }
 }
 
-/// Returns the calls that the catalog says nothing against.
+/// Returns the calls without violations.
 fn acceptable<'w>(calls: &[CheckedCall<'w>]) -> impl Iterator<Item = &'w Call> + Clone {
     calls.iter().filter(|checked| checked.errors.is_none()).map(|checked| checked.call)
 }
 
-/// Returns the requests of acceptable calls that ask for new holds.
+/// Returns the reserve requests of the calls without violations.
 pub(super) fn requests<'w>(calls: &[CheckedCall<'w>]) -> impl Iterator<Item = &'w Reserve> {
     acceptable(calls).filter_map(Call::reserve)
 }
 
-/// The subjects and reservations that a batch is about.
+/// The subjects and reservations of a batch.
 #[derive(Default)]
 pub(super) struct BatchContext {
     pub(super) subject_paths: SubjectPaths,
-    /// Reservations under their locks.
+    /// The locked reservations.
     pub(super) locked: Vec<Reservation>,
-    /// The paths of both.
+    /// The paths of the subjects and of the locked reservations.
     pub(super) paths: HashMap<i64, Arc<Path>>,
 }
 
 impl BatchContext {
-    /// Locks the reservations that calls are about, and finds those who ask for new ones.
+    /// Locks the existing reservations of calls, and resolves the subjects of new ones.
     pub(super) async fn gather(
         transaction: &mut BatchTransaction<'_>,
         calls: &[CheckedCall<'_>],
@@ -75,13 +75,13 @@ impl BatchContext {
         Ok(context)
     }
 
-    /// Interrupts the attempt where the end of a subscription is due.
+    /// Interrupts the attempt if the end of a subscription is due.
     pub(super) fn refuse_due_ends(&self, now: Timestamp, terms: &CatalogIndex) -> Result<(), Interrupt> {
         let is_due = self.paths.values().any(|path| path.has_due_end(now, terms));
         if is_due { Err(Prerequisite::EndSubscriptions.into()) } else { Ok(()) }
     }
 
-    /// Returns the counters that calls compare with, change or show.
+    /// Returns the counters that calls test, change or show.
     pub(super) fn needed<'a>(
         &'a self,
         terms: &'a CatalogIndex,
@@ -114,13 +114,13 @@ async fn reservations_to_lock(
         let limit = SWEEP_RESERVATIONS_MAX;
         keys.extend(store::gate::reservations::due(scope, *now, limit).await?);
     }
-    // reservations to make are looked for only where making them has failed: most ids are new
+    // Most ids are new, so existing reservations are read only after an insert found a taken id.
     let is_looked_for = |call: &&Call| findings.check_existing || call.reserve().is_none();
     keys.extend(acceptable(calls).filter(is_looked_for).filter_map(Call::key));
     Ok(keys)
 }
 
-/// Resolves subjects. Creates unknown ones if the catalog has a default plan.
+/// Resolves subjects. Creates unknown subjects if the catalog has a default plan.
 async fn resolve(
     transaction: &mut BatchTransaction<'_>,
     names: &BTreeSet<&str>,
@@ -135,19 +135,19 @@ async fn resolve(
     }
     match arrivals.subscribe().await? {
         None => Ok(arrivals.found),
-        // what was made before and is only asked for again must not bring anything about
+        // A retry of an existing reservation must not start subscriptions, so existing ones are read first.
         Some(_) if !findings.check_existing => Err(Recheck::Reservations.into()),
         Some(prerequisite) => Err(prerequisite.into()),
     }
 }
 
-/// The counters that a batch takes.
+/// The counters that a batch needs.
 #[derive(Default)]
 pub(super) struct NeededCounters<'a> {
     pub(super) counters: CounterRequests<'a>,
-    /// The gauges that caps compare with; they have no counters.
+    /// The gauges that caps test; they have no counters.
     pub(super) gauges: CounterRequests<'a>,
-    /// The time when the first of their present periods ends, or another price comes into force.
+    /// The earliest end of a present period, or the earliest change of a price.
     pub(super) until: Option<Timestamp>,
 }
 
@@ -184,7 +184,7 @@ impl<'a> NeededCounters<'a> {
                 self.add_present(found, now);
             }
         }
-        // whether holds may grow is a matter of all that caps count
+        // Growing holds are tested against everything that caps count.
         for priced_usage in
             terms.applicable_caps(path, made_at).into_iter().flat_map(ApplicableCap::priced_usages)
         {
@@ -216,7 +216,7 @@ impl<'a> NeededCounters<'a> {
         self.until = self.until.into_iter().chain(end).min();
     }
 
-    /// Returns the counters of what prices rate.
+    /// Returns the counters of priced usage.
     pub(super) fn of_prices(&self) -> BTreeSet<CounterKey> {
         let is_of_price =
             |need: &&CounterRequest<'_>| matches!(need.counter_source, CounterSource::PricedUsage(_));

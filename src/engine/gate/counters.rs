@@ -1,9 +1,9 @@
-//! Counters that calls need: made where they are missing, with what was recorded before they were.
+//! Counters that calls need. A missing counter is created with the usage recorded before it.
 //!
-//! A counter is kept by whoever records while its limit is assigned: an open period's is made by the
-//! first who needs it. Whoever makes it inserts the row first, and only then looks, in a snapshot of
-//! its own, at what was recorded: others who are about to record wait for the row, and add their part
-//! to it; what they recorded before is seen.
+//! While a limit is assigned, every writer updates its counter. The first writer that needs the counter of
+//! an open period creates it. That writer inserts the row first and then reads the recorded usage in a
+//! separate snapshot. Other writers wait for the row and add their own usage to it. The snapshot shows the
+//! usage that they committed before.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -37,7 +37,7 @@ use metergate_domain::gate::reservation::Reservation;
 use metergate_domain::gate::state::{Counter, HoldLine, HoldLineKey};
 use metergate_domain::usage::query::{GroupBySubject, Subjects, UsageQuery};
 
-/// A counter that is needed, and what for.
+/// A needed counter and its source.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct CounterRequest<'a> {
     pub(crate) counter_source: CounterSource<'a>,
@@ -54,10 +54,10 @@ impl CounterRequest<'_> {
     }
 }
 
-/// In the order in which they are locked.
+/// The needed counters, in the order of locking.
 pub(crate) type CounterRequests<'a> = BTreeMap<CounterKey, CounterRequest<'a>>;
 
-/// Adds a counter, around an instant.
+/// Adds the counter of the period around an instant. Returns none if the source has no counter then.
 pub(crate) fn request_counter<'a>(
     counter_requests: &mut CounterRequests<'a>,
     counter_source: CounterSource<'a>,
@@ -68,7 +68,7 @@ pub(crate) fn request_counter<'a>(
     Some(counter.key)
 }
 
-/// A connection for looking at what is committed while another is in the midst of a transaction.
+/// A connection that reads committed data during a transaction of another connection.
 #[derive(Debug)]
 pub(crate) struct Reader {
     database: Database,
@@ -88,7 +88,7 @@ impl Reader {
     }
 }
 
-/// Makes those of the needed counters that are missing and whose period is not over for good.
+/// Creates the missing ones of the needed counters, except in closed periods.
 pub(crate) async fn make_missing(
     transaction: &mut BatchTransaction<'_>,
     counter_requests: &CounterRequests<'_>,
@@ -104,7 +104,7 @@ pub(crate) async fn make_missing(
         return Ok(());
     }
     let mut made = store::gate::counters::insert_missing(scope, &wanted).await?;
-    // of a period that has just closed, somebody who began before that may have been about to make one
+    // When this period closed, an older transaction may have been about to create its counter.
     let closed: Vec<CounterKey> = made
         .extract_if(.., |key| counter_requests.get(key).is_some_and(|need| need.counter.is_closed(now)))
         .collect();
@@ -113,12 +113,12 @@ pub(crate) async fn make_missing(
     fresh.counters.extend(open.map(|wanted| wanted.counter.key));
     let mut uncounted: Vec<&CounterRequest<'_>> =
         made.iter().filter_map(|key| counter_requests.get(key)).collect();
-    // while a period closes, somebody may have recorded for it without making its counter
+    // While a period closes, a writer may have recorded usage in it without creating its counter.
     uncounted.retain(|need| !need.counter.starts_at_zero || need.counter.period.to <= now);
     if uncounted.is_empty() {
         return Ok(());
     }
-    // however long it takes: each statement of the reader is bounded
+    // This may take long; each statement of the reader has its own timeout.
     transaction::allow_idle(scope.connection).await?;
     let mut idle = reader.connected().await?;
     let mut snapshot = transaction::begin_snapshot(&mut idle).await?;
@@ -129,7 +129,7 @@ pub(crate) async fn make_missing(
     write(scope, &counted).await
 }
 
-/// The value of a counter, counted anew: what is used, and the lines of what is held.
+/// The value of a counter, computed from recorded usage and open reservations.
 #[derive(Debug, Default)]
 pub(crate) struct Count {
     used: Total,
@@ -139,7 +139,7 @@ pub(crate) struct Count {
 }
 
 impl Count {
-    /// Returns the counter without the lines that have expired.
+    /// Returns the counter without expired hold lines.
     pub(crate) fn counter(&self, now: Timestamp) -> Counter {
         self.with_lines(|key| now < key.expires_at)
     }
@@ -176,10 +176,10 @@ async fn write(scope: &mut Scope<'_>, counted: &[(&CounterRequest<'_>, Count)]) 
     Ok(())
 }
 
-/// Counters that are counted with one question.
+/// The most counters that one query counts.
 const COUNTED_TOGETHER_MAX: usize = 1_000;
 
-/// Counts from what was recorded, in a snapshot: those that differ in nothing but the subject together.
+/// Counts recorded usage in a snapshot. Counters that differ only in their subject share a query.
 async fn count_all<'n, 'a>(
     scope: &mut Scope<'_>,
     terms: &CatalogIndex,
@@ -205,7 +205,8 @@ async fn count_all<'n, 'a>(
     Ok(counted)
 }
 
-/// None where they are better counted one by one.
+/// Counts recorded usage for counters that differ only in their subject. Returns none if separate queries
+/// are better.
 async fn count_together(
     scope: &mut Scope<'_>,
     terms: &CatalogIndex,
@@ -223,7 +224,7 @@ async fn count_together(
     let asked = MeterQuery::new(scope.environment, stored, &query, UsageScope::Paths(&paths), &bounds);
     let rows = reader::read(scope.connection, &asked).await?;
     if rows.len() > USAGE_ROWS_MAX {
-        // a whole tree on more paths than an answer has rows
+        // The subtrees have more paths than a query returns rows.
         return Ok(None);
     }
     let mut used: BTreeMap<i64, Total> = BTreeMap::new();
@@ -268,7 +269,7 @@ async fn paid(
     store::credits::ledger::covered(snapshot, &counter_requests.iter().map(wanted).collect::<Vec<_>>()).await
 }
 
-/// Counts from what was recorded, in a snapshot.
+/// Counts the recorded usage of one counter in a snapshot.
 pub(crate) async fn count(
     scope: &mut Scope<'_>,
     terms: &CatalogIndex,
@@ -293,8 +294,8 @@ pub(crate) async fn count(
     Ok(Count { used, paid, lines: lines(need, open.iter()) })
 }
 
-/// Returns the lines of open reservations on a counter. Expired ones are included: the next batch that locks
-/// the counter settles them.
+/// Returns the hold lines of open reservations on a counter. Expired lines are included; the next batch
+/// that locks the counter removes them.
 fn lines<'r>(
     need: &CounterRequest<'_>,
     open: impl Iterator<Item = &'r Reservation>,
@@ -319,7 +320,7 @@ fn lines<'r>(
     lines
 }
 
-/// Builds the query of what the counter of a limit counts.
+/// Returns the usage query that computes the counter of a limit.
 pub(crate) fn usage_query_for(
     found: &ApplicableLimit<'_>,
     counter: &CounterPeriod,
@@ -349,13 +350,13 @@ pub(crate) struct Additions<'a> {
 }
 
 impl<'a> Additions<'a> {
-    /// Adds an event as one meter takes it, or its void, for everybody on the path.
+    /// Adds an event as counted by one meter, or its void, to the counters of all subjects on its path.
     pub(crate) fn add(&mut self, terms: &'a CatalogIndex, used: &Tracked<'a>, sign: Sign) {
         let Tracked { path, stored, properties, quantity, at, .. } = *used;
         if !stored.meter.aggregation.is_reservable() {
             return;
         }
-        // limits of one definition, a soft one below a hard one, share a counter
+        // A soft and a hard limit of one definition share a counter, which counts an event once.
         let mut counted = BTreeSet::new();
         for counter_source in terms.counter_sources(path, &stored.meter.key, properties, at) {
             let Some(key) = request_counter(&mut self.counter_requests, counter_source, at)
@@ -376,7 +377,7 @@ impl<'a> Additions<'a> {
         self.amounts.get(&key).copied().unwrap_or_default()
     }
 
-    /// Writes them, the counters in order; returns the counters after that.
+    /// Writes the additions in the order of the counters. Returns the counters after the additions.
     pub(crate) async fn write(
         &self,
         transaction: &mut BatchTransaction<'_>,
@@ -393,7 +394,7 @@ impl<'a> Additions<'a> {
             .filter(|need| need.counter.is_closed(now))
             .map(|need| need.counter.key)
             .collect();
-        // of periods that are over for good, those that are there
+        // A closed counter that does not exist is not created.
         let there: BTreeSet<CounterKey> = if closed.is_empty() {
             closed.clone()
         } else {
@@ -413,14 +414,13 @@ impl<'a> Additions<'a> {
     }
 }
 
-/// The time for which counters are kept after the last reservation of their period can be extended.
+/// The time that counters are kept after their reservations can no longer be extended.
 const KEPT_MAX: Duration = Duration::from_hours(24);
-/// Counters dropped in one transaction.
+/// The most counters that one transaction drops.
 const DROPPED_MAX: i64 = 5_000;
 
 impl Engine {
-    /// Drops some counters of periods that ended long ago and on which nothing is held; whether there
-    /// may be more.
+    /// Drops some counters of old periods without hold lines. Returns whether there may be more.
     pub async fn drop_old_counters(&self, environment: Environment) -> Result<bool, EngineError> {
         let mut connection = self.database().pool().acquire().await?;
         let now = self.inner.clock.now(environment, store::usage::now(&mut connection).await?);
@@ -428,7 +428,7 @@ impl Engine {
         if !store::gate::counters::has_old(&mut Scope::new(&mut connection, environment), before).await? {
             return Ok(false);
         }
-        // whoever records may be about to add to them
+        // A writer may be about to add to these counters, so the lock excludes all writers.
         let mut transaction = connection.begin().await?;
         let scope = &mut Scope::new(&mut transaction, environment);
         store::configuration::lock_alone(scope).await?;

@@ -1,4 +1,4 @@
-//! The credits of a batch: of those whose limits they extend, and of those for whom reservations hold some.
+//! The credits of a batch: wallets that extend limits, and wallets that reservations hold credits of.
 
 use sqlx::PgConnection;
 use uuid::Uuid;
@@ -15,7 +15,7 @@ use metergate_domain::gate::reservation::Reservation;
 use metergate_domain::gate::state::{Credits, GateState};
 use metergate_domain::usage::event::Properties;
 
-/// Wallets while a batch uses them; none where it needs none.
+/// The wallets that a batch uses; none if it needs none.
 pub(super) struct BatchWallets<'a> {
     wallet_loader: WalletLoader<'a>,
     holders: HolderSubscriptions,
@@ -23,7 +23,7 @@ pub(super) struct BatchWallets<'a> {
 }
 
 impl<'a> BatchWallets<'a> {
-    /// Locks what is needed, after the counters.
+    /// Locks the needed wallets. The counters must be locked before.
     pub(super) async fn open(
         connection: &mut PgConnection,
         wallet_loader: WalletLoader<'a>,
@@ -37,20 +37,20 @@ impl<'a> BatchWallets<'a> {
         Ok(Self { wallet_loader, holders, opened })
     }
 
-    /// The time after the last lock.
+    /// Returns `now`, or the time of the last wallet lock if that is later.
     pub(super) fn not_before(&self, now: Timestamp) -> Timestamp {
         self.opened.as_ref().map_or(now, |opened| opened.now.max(now))
     }
 
-    /// Puts the wallets into a book; the reservations that hold credits, are to be charged, and are not in
-    /// the state.
+    /// Moves the wallets into the state. Returns the expired reservations with held credits that must be
+    /// charged and are not in the state.
     pub(super) fn lend(&mut self, state: &mut GateState<'_>) -> Vec<Uuid> {
         let Some(opened) = &mut self.opened else { return Vec::new() };
         state.credits.wallets = std::mem::take(&mut opened.wallets);
         opened.charged.iter().filter(|key| !state.reservations.contains_key(key)).copied().collect()
     }
 
-    /// Writes what has become of them in the state.
+    /// Writes the changes of the wallets from the state.
     pub(super) async fn write(
         &mut self,
         connection: &mut PgConnection,
@@ -70,7 +70,7 @@ impl<'a> BatchWallets<'a> {
     }
 }
 
-/// Returns those whose credits calls may burn, hold or give back.
+/// Returns the holders of credits that calls may spend, hold or release.
 pub(super) fn holders(
     terms: &CatalogIndex,
     calls: &[CheckedCall<'_>],

@@ -1,9 +1,10 @@
-//! The fast path of most batches: new reservations of known subjects, of which everything fits. Their changes
-//! are planned beforehand, but for the present values of counters and the time; the database adds those
-//! under its locks, and does all of it in one message or nothing. Whatever is more than that goes by
+//! The fast path for most batches: new reservations of known subjects that fit completely.
+//!
+//! The changes are planned beforehand, without the present counter states and the time. The database adds
+//! both under its locks. One message commits all changes or none. Every other batch takes the path of
 //! [`super::locked`], which decides everything.
 //!
-//! The rules are those of the gate's state, and builds with assertions compare every batch with it.
+//! The rules are those of the gate's state. Builds with assertions compare every batch with it.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Arc;
@@ -34,14 +35,14 @@ use metergate_domain::gate::request::{HoldRequest, Reserve};
 use metergate_domain::gate::reservation::{Moment, NewReservation, holds};
 use metergate_domain::gate::state::{Counter, GateState, HoldLine, HoldLineKey};
 
-/// The most batches that go by the locked path after one that did not fit.
+/// The most batches that take the locked path after a batch that did not fit.
 const DOUBTED_MAX: u32 = 64;
 
-/// The number and the time that the next batch goes by.
+/// The id and the time of the next batch.
 #[derive(Debug, Clone, Copy)]
 struct NextBatch {
     batch_id: i64,
-    /// The time by the server's clock, and when it was read.
+    /// The time by the server's clock; `read_at` is the local instant of that reading.
     now: Timestamp,
     read_at: Instant,
 }
@@ -58,13 +59,14 @@ pub(super) struct FastPath {
     next: Option<NextBatch>,
     seen: LastSeenCounters,
     caps: KnownCaps,
-    /// The number of batches that go by the locked path before this one is tried again, and of the last time.
+    /// The number of batches that still take the locked path; `doubts` is the number after the last
+    /// failure.
     doubted: u32,
     doubts: u32,
 }
 
 impl FastPath {
-    /// Notes the counters of caps after a batch under locks.
+    /// Notes the counters of caps after a batch on the locked path.
     pub(super) fn note<'k>(&self, counters: impl Iterator<Item = (&'k CounterKey, &'k Counter)>) {
         for (key, counter) in counters {
             self.seen.note(*key, counter.level, Total::default());
@@ -84,7 +86,7 @@ impl FastPath {
         Ok(*self.next.insert(NextBatch { batch_id, now, read_at: Instant::now() }))
     }
 
-    /// Returns whether a batch goes by the locked path because one before it did not fit.
+    /// Returns whether a batch takes the locked path because an earlier batch did not fit.
     fn is_doubted(&mut self) -> bool {
         let is_doubted = self.doubted > 0;
         self.doubted = self.doubted.saturating_sub(1);
@@ -107,7 +109,7 @@ impl FastPath {
     }
 }
 
-/// Attempts a batch; none where it has to go by the locked path: then nothing was done.
+/// Attempts a batch. Returns none, without any effect, if the batch has to take the locked path.
 pub(super) async fn attempt(
     processor: &mut GateProcessor,
     connection: &mut PgConnection,
@@ -127,7 +129,7 @@ pub(super) async fn attempt(
     let Some(paths) = paths(work, &cache) else { return Ok(None) };
     let Some(batch) = plan.batch(work, &paths, &fast_path.seen) else { return Ok(None) };
 
-    // a number is good for one batch
+    // Each id serves one batch only.
     fast_path.next = None;
     let batch_id = next.batch_id;
     let conditions = HoldConditions { batch_id, versions: cache.versions, clock };
@@ -138,7 +140,7 @@ pub(super) async fn attempt(
             return Ok(None);
         }
         Err(why @ StoreError::Unavailable(_)) => {
-            tracing::debug!(%why, "a commit");
+            tracing::debug!(%why, "the commit of a gate batch was not answered");
             return Ok(Some(Attempt::Unanswered { batch_id }));
         }
         Err(why) => return Err(why),
@@ -153,13 +155,13 @@ pub(super) async fn attempt(
     Ok(Some(Attempt::Committed(replies)))
 }
 
-/// Returns the paths of those who ask, in the order in which they ask; none where one is unknown, or for
-/// a call that asks for something else.
+/// Returns the paths of the requesting subjects, in the order of the calls. Returns none for an unknown
+/// subject or any other kind of call.
 fn paths(work: &[&Call], cache: &EnvironmentCache) -> Option<Vec<Arc<Path>>> {
     work.iter().map(|call| cache.subject_paths.get(call.reserve()?.subject.as_str())).collect()
 }
 
-/// Returns the counters as the batch found them.
+/// Returns a state with the counters as the batch found them.
 fn state<'a>(
     terms: &'a CatalogIndex,
     moment: Moment<'a>,
@@ -173,7 +175,7 @@ fn state<'a>(
     state
 }
 
-/// Returns the answers: each with the limits after its call.
+/// Returns the answers, each with the limit states after its call.
 fn answer(mut state: GateState<'_>, batch: FastBatch<'_>, paths: &[Arc<Path>]) -> Vec<Reply> {
     let at = state.moment.now;
     let mut lines = batch.lines.into_iter().peekable();
@@ -190,7 +192,7 @@ fn answer(mut state: GateState<'_>, batch: FastBatch<'_>, paths: &[Arc<Path>]) -
     batch.made.into_iter().zip(paths).map(answer).collect()
 }
 
-/// Returns whether the gate's state comes to what was written and is answered.
+/// Returns whether the gate's state agrees with the written changes and the answers.
 fn agrees<'a>(
     batch: &FastBatch<'_>,
     state: impl Fn() -> GateState<'a>,
@@ -221,18 +223,18 @@ fn agrees<'a>(
         && decided.changed.len() == batch.made.len()
 }
 
-/// The changes of calls, one after the other, as they are planned.
+/// The planned changes of calls, one after the other.
 struct GatePlan<'w, 'p> {
     terms: &'p CatalogIndex,
     known_caps: &'p KnownCaps,
     now: Timestamp,
-    /// From when and until when the plan means what it was made to mean.
+    /// The span of time in which the plan is valid.
     from: Option<Timestamp>,
     until: Option<Timestamp>,
     counters: BTreeMap<CounterKey, CounterIncrease>,
     lines: Vec<HeldLine>,
     made: Vec<NewReservation<'w>>,
-    /// The caps that calls meet, each once.
+    /// The caps that count a use of the calls, each once.
     caps: Vec<MetCap<'p>>,
 }
 
@@ -251,7 +253,7 @@ impl<'w, 'p> GatePlan<'w, 'p> {
         }
     }
 
-    /// Returns the batch of some calls; none where it has to be decided under locks.
+    /// Returns the batch of some calls. Returns none if they have to be decided under locks.
     fn batch(
         mut self,
         work: &[&'w Call],
@@ -266,7 +268,7 @@ impl<'w, 'p> GatePlan<'w, 'p> {
             self.made.push(NewReservation::of(*key, id, path.id, request, holds));
         }
         let keys: HashSet<Uuid> = self.made.iter().map(|made| made.key).collect();
-        // the same id twice: the second is a replay of the first, or refused
+        // The second call with an id is a replay or refused.
         if keys.len() < self.made.len() {
             return None;
         }
@@ -291,7 +293,7 @@ impl<'w, 'p> GatePlan<'w, 'p> {
         for ask in &request.asks {
             self.add_ask(key, request, ask, path)?;
         }
-        // caps of one period share counters
+        // Caps of one period share counters.
         let mut met = BTreeSet::new();
         for cap in self.known_caps.on(path, self.terms, self.now) {
             self.lasts_from(cap.on_path.from);
@@ -305,7 +307,7 @@ impl<'w, 'p> GatePlan<'w, 'p> {
         if ask.grant != GrantMode::Exactly {
             return None;
         }
-        // limits of one definition, a soft one below a hard one, share a counter
+        // A soft and a hard limit of one definition share a counter, which a hold counts once.
         let mut met: Vec<CounterKey> = Vec::new();
         for found in self.terms.matching(path, &ask.meter, &ask.properties) {
             let counter = found.counter_at(self.now)?;
@@ -327,7 +329,8 @@ impl<'w, 'p> GatePlan<'w, 'p> {
         Some(())
     }
 
-    /// Adds what a cap counts of a call; all that it counts is locked. `met`: counters of other caps.
+    /// Adds all counters of a cap, since its cost needs them all locked. `met` has the counters of the caps
+    /// before.
     fn add_cap(
         &mut self,
         key: Uuid,
@@ -363,7 +366,7 @@ impl<'w, 'p> GatePlan<'w, 'p> {
         self.lines.push(line);
     }
 
-    /// Bounds the counters of caps.
+    /// Bounds the counters of caps by their headroom.
     fn bound_by_caps(&mut self, seen: &LastSeenCounters) -> Option<()> {
         for cap in &self.caps {
             let added =

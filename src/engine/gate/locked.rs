@@ -1,7 +1,8 @@
-//! One attempt at settling a batch of calls under locks, as one transaction. Locks are taken in one order:
-//! configuration (shared), reservations, subjects, counters, wallets; each group ascending. Last, when every
-//! lock is held, come the keys of recorded events, which nobody else can want, and the ids of new
-//! reservations: whoever waits there waits only for a commit.
+//! One attempt to commit a batch of calls under locks, as one transaction.
+//!
+//! Locks are taken in one order: configuration (shared), reservations, subjects, counters, wallets. Within
+//! a group they ascend. The keys of recorded events and the ids of new reservations come last. A
+//! transaction that waits for those only waits for a commit.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -82,13 +83,13 @@ pub(super) async fn attempt(
     }
     writer_context.tails.of(environment).grow(state.entries.len());
     fast_path.note(state.counters.iter().filter(|(key, _)| of_prices.contains(key)));
-    // only what is committed may be remembered
+    // Only committed data may enter the cache.
     fresh.remember(&cache);
     note_metrics(&replies);
     Ok(Attempt::Committed(replies))
 }
 
-/// Reads the gauges that caps compare with.
+/// Reads the gauges that caps test.
 async fn read_gauges(
     transaction: &mut BatchTransaction<'_>,
     needed: &NeededCounters<'_>,
@@ -103,7 +104,7 @@ async fn read_gauges(
     Ok(read)
 }
 
-/// The counters and wallets of a batch under their locks.
+/// The locked counters and wallets of a batch.
 struct Locks<'a> {
     rows: Vec<CounterRow>,
     batch_wallets: BatchWallets<'a>,
@@ -112,7 +113,7 @@ struct Locks<'a> {
 }
 
 impl<'a> Locks<'a> {
-    /// Makes missing counters, and locks all, then the wallets.
+    /// Creates missing counters and locks all counters, then the wallets.
     async fn take(
         transaction: &mut BatchTransaction<'a>,
         writer_context: &'a WriterContext,
@@ -128,15 +129,15 @@ impl<'a> Locks<'a> {
             WalletLoader { environment, terms: &cache.terms, clock: &writer_context.clock, began };
         let batch_wallets = BatchWallets::open(scope.connection, wallet_loader, holders).await?;
         let now = batch_wallets.not_before(writer_context.clock.now(environment, locked_at).max(began));
-        // a period may have turned over while others held the locks
+        // A period may have ended during the wait for locks.
         if needed.until.is_some_and(|end| end <= now) {
             return Err(Recheck::Time.into());
         }
         Ok(Self { rows, batch_wallets, now })
     }
 
-    /// Puts counters and wallets into the state, and carries out the expiries of its reservations.
-    /// Expired reservations that are charged and are not in the state have to be locked first.
+    /// Loads counters and wallets into the state, and expires the reservations in it. Interrupts the
+    /// attempt if expired reservations outside the state must be charged; they have to be locked first.
     async fn load(
         &mut self,
         transaction: &mut BatchTransaction<'_>,
@@ -155,7 +156,7 @@ impl<'a> Locks<'a> {
         Ok(())
     }
 
-    /// Gives back what has expired on counters; returns the reservations that are charged instead.
+    /// Releases the expired hold lines of counters. Returns the reservations that must be charged instead.
     async fn give_back_expired(
         &self,
         connection: &mut PgConnection,
@@ -184,7 +185,8 @@ impl<'a> Locks<'a> {
         Ok(charged.into_iter().collect())
     }
 
-    /// Writes the changes of the state, unless the id of a new reservation was taken meanwhile.
+    /// Writes the changes of the state. Interrupts the attempt if the id of a new reservation was taken
+    /// meanwhile.
     async fn write(
         &mut self,
         transaction: &mut BatchTransaction<'_>,
@@ -208,7 +210,7 @@ impl<'a> Locks<'a> {
                 None => {}
             }
         }
-        // a gauge is read, and has no row
+        // Gauges have no rows.
         for row in &self.rows {
             let counter = state.counters.get(&row.key).filter(|counter| **counter != Counter::from(row));
             if let Some(counter) = counter {
@@ -249,8 +251,8 @@ fn apply_all(
     calls.into_iter().map(&mut apply).collect()
 }
 
-/// Interrupts the attempt where a reservation that was denied has been made meanwhile, by another call
-/// with the same id: it may be what denied this one.
+/// Interrupts the attempt if a denied reservation has meanwhile been made by another call with the same id.
+/// That reservation may be the cause of the denial.
 async fn refuse_twins(
     transaction: &mut BatchTransaction<'_>,
     work: &[&Call],
@@ -270,8 +272,8 @@ async fn refuse_twins(
     Ok(())
 }
 
-/// Records what commits say as events, each bound to its meter, unless ids of them were taken by
-/// somebody.
+/// Records the events of commits, each bound to its meter. Interrupts the attempt if some of their ids are
+/// taken.
 async fn record_events(
     transaction: &mut BatchTransaction<'_>,
     state: &GateState<'_>,
@@ -315,7 +317,7 @@ fn event_columns(state: &GateState<'_>) -> Result<EventColumns, StoreError> {
     for (ordinal, PathRecord { path, at, record }) in state.entries.iter().enumerate() {
         let stored = state.terms.meter(&record.meter);
         let defect =
-            || StoreError::internal(format!("something is held on `{}`, which is no meter", record.meter));
+            || StoreError::internal(format!("a stored hold names the unknown meter `{}`", record.meter));
         let stored = stored.ok_or_else(defect)?;
         columns.path_ids.push(path.id);
         columns.occurred_at.push(*at);

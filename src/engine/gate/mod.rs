@@ -1,4 +1,4 @@
-//! Reserving, settling and looking at reservations. Calls share transactions on lanes of their own.
+//! Reservations: reserve, commit, release, extend and read. Calls share transactions on lanes of their own.
 
 mod cap_headroom;
 mod context;
@@ -39,7 +39,7 @@ use metergate_domain::gate::reservation::{
 };
 use metergate_domain::usage::event::event_key;
 
-/// One call.
+/// A call of the gate.
 #[derive(Debug)]
 pub(crate) enum Call {
     Reserve {
@@ -59,12 +59,12 @@ pub(crate) enum Call {
         key: Uuid,
         request: Extend,
     },
-    /// Carries out expiries that are due.
+    /// Expires due reservations.
     Sweep,
 }
 
 impl Call {
-    /// The reservation it is about.
+    /// Returns the key of the call's reservation.
     fn key(&self) -> Option<Uuid> {
         match self {
             Self::Reserve { key, .. }
@@ -75,7 +75,7 @@ impl Call {
         }
     }
 
-    /// The request, of a call that asks for new holds.
+    /// Returns the request of a reserve call.
     fn reserve(&self) -> Option<&Reserve> {
         match self {
             Self::Reserve { request, .. } => Some(request),
@@ -87,18 +87,18 @@ impl Call {
 #[derive(Debug)]
 pub(crate) enum Reply {
     Answer(Box<GateAnswer>),
-    /// The number of expiries carried out.
+    /// The number of expired reservations.
     Swept(usize),
 }
 
-/// The things that earlier attempts at a batch found out, for the next one.
+/// The findings of earlier attempts at a batch, for the next attempt.
 #[derive(Debug, Default)]
 struct Findings {
-    /// Reservations whose expiry has to be carried out before others can be decided.
+    /// Reservations that must be expired before others can be decided.
     expired_to_commit: Vec<Uuid>,
-    /// True where reservations to make may exist, and are looked for first.
+    /// True if reservations to make may exist already, so they are read first.
     check_existing: bool,
-    /// Ids of events that commits would derive and that others took.
+    /// Derived ids of events that other events have taken.
     conflicting_event_ids: BTreeSet<Uuid>,
 }
 
@@ -117,14 +117,14 @@ impl Findings {
     }
 }
 
-/// Settles calls on reservations.
+/// The batch processor of reservation calls.
 #[derive(Debug)]
 pub(crate) struct GateProcessor {
     environment: Environment,
     writer_context: WriterContext,
     reader: Reader,
     findings: Findings,
-    /// The replies of batches whose commit was not answered.
+    /// The replies of batches without an answer to their commit.
     unconfirmed_replies: BTreeMap<i64, Vec<Reply>>,
     fast_path: fast_path::FastPath,
 }
@@ -157,7 +157,8 @@ impl GateProcessor {
             }
         }
         if was_held {
-            // by the fast path, without an answer: what it made is found as it is
+            // The fast path committed without an answer. The locked path reads the reservations that it
+            // made.
             self.findings.check_existing = true;
             return Ok(as_first_answers(locked::attempt(self, connection, work).await?));
         }
@@ -183,7 +184,7 @@ impl BatchProcessor for GateProcessor {
 
     fn weigh(call: &Call) -> Weight {
         let bytes = match call {
-            // properties as maps, most of all
+            // Properties, stored as maps, take most of these bytes.
             Call::Reserve { request, .. } => 1_024 * (1 + request.asks.len()),
             Call::Commit { request, .. } => 1_024 * (1 + request.values.len()),
             Call::Release { .. } | Call::Extend { .. } | Call::Sweep => 1_024,
@@ -217,7 +218,7 @@ impl BatchProcessor for GateProcessor {
     }
 }
 
-/// Unmarks replays: a reservation that this process made itself is none to its caller.
+/// Clears the replay marks, since the callers have not had an answer for these reservations yet.
 fn as_first_answers(mut attempt: Attempt<Reply>) -> Attempt<Reply> {
     if let Attempt::Committed(replies) = &mut attempt {
         for reply in replies {
@@ -231,12 +232,12 @@ fn as_first_answers(mut attempt: Attempt<Reply>) -> Attempt<Reply> {
     attempt
 }
 
-/// A reservation as it is shown.
+/// The representation of a reservation in answers.
 #[derive(Debug, Clone, Serialize)]
 pub struct ReservationView {
     pub id: String,
     pub subject: String,
-    /// The subject and its ancestors as they stood when it was made, nearest first.
+    /// The subject and its ancestors at the creation, nearest first.
     pub path: Vec<String>,
     pub status: ReservationStatus,
     pub created_at: Timestamp,
@@ -260,7 +261,7 @@ pub struct HoldView {
 
 impl ReservationView {
     fn of(reservation: &Reservation, path: Vec<String>, now: Timestamp) -> Self {
-        // what time has done to it is shown, whether anybody has written it or not
+        // An expiry that is due is shown even before it is written.
         let moment = Moment { now, age_max: Duration::ZERO, taken: &BTreeSet::new() };
         let shown = reservation.expired(moment).map_or_else(|| reservation.clone(), |(expired, _)| expired);
         Self {
@@ -289,10 +290,10 @@ impl ReservationView {
     }
 }
 
-/// The time for which it is known whether a batch was committed.
+/// The time for which the commit of a batch can be looked up.
 const BATCHES_KEPT: Duration = Duration::from_hours(1);
 
-/// The key of a reservation, made of its id as an event's is.
+/// Returns the key of a reservation, derived from its id like the key of an event.
 fn key_of(id: &EventId) -> Uuid {
     event_key(&EventSource::default(), id)
 }
@@ -302,14 +303,14 @@ pub(crate) fn not_found() -> EngineError {
 }
 
 impl Engine {
-    /// Holds what is asked for, or denies it. What only asks holds nothing.
+    /// Holds the requested quantities or denies them. A dry run holds nothing.
     pub async fn reserve(
         &self,
         environment: Environment,
         request: Reserve,
     ) -> Result<GateAnswer, EngineError> {
         if request.dry_run {
-            // boxed: a call that holds should not carry the room that a check takes
+            // Boxed, so that the larger future of a check does not enlarge every reserve call.
             return Box::pin(self.check(environment, &request, true)).await;
         }
         let id = request.id.clone().unwrap_or_else(new_id);
@@ -347,26 +348,26 @@ impl Engine {
         let lane = self.inner.services(environment).gate.lane_for(&call);
         match lane.submit(call, self.inner.settings.wait_max).await? {
             Reply::Answer(answer) => Ok(*answer),
-            Reply::Swept(_) => Err(EngineError::Internal("a call was taken for a sweep".to_owned())),
+            Reply::Swept(_) => Err(EngineError::Internal("a call got the reply of a sweep".to_owned())),
         }
     }
 
-    /// Carries out some expiries that are due; whether there may be more.
+    /// Expires some due reservations. Returns whether there may be more.
     pub async fn sweep(&self, environment: Environment) -> Result<bool, EngineError> {
         let lane = self.inner.services(environment).gate.lane_for(&Call::Sweep);
         match lane.submit(Call::Sweep, self.inner.settings.wait_max).await? {
             Reply::Swept(count) => Ok(i64::try_from(count).is_ok_and(|n| n >= SWEEP_RESERVATIONS_MAX)),
-            Reply::Answer(_) => Err(EngineError::Internal("a sweep was taken for a call".to_owned())),
+            Reply::Answer(_) => Err(EngineError::Internal("a sweep got the reply of a call".to_owned())),
         }
     }
 
-    /// Forgets batches that nobody can ask about any more.
+    /// Deletes the records of batches that are too old to be looked up.
     pub async fn forget_old_batches(&self) -> Result<(), EngineError> {
         let mut connection = self.database().pool().acquire().await?;
         Ok(store::gate::batches::delete_old(&mut connection, BATCHES_KEPT).await?)
     }
 
-    /// A snapshot in which what was charged at an expiry is recorded.
+    /// Returns a snapshot in which all due charges of expired reservations are recorded.
     pub(crate) async fn settled_snapshot(
         &self,
         environment: Environment,
@@ -380,7 +381,7 @@ impl Engine {
                 return Ok(snapshot);
             }
             drop(snapshot);
-            // another process may be at some of them: it is waited for
+            // If another process is recording these charges, the sweep waits for it.
             self.sweep(environment).await?;
         }
     }
@@ -400,7 +401,7 @@ impl Engine {
         Ok(ReservationView::of(&found, names.remove(&found.path_id).unwrap_or_default(), now))
     }
 
-    /// A page of reservations, the latest first.
+    /// Returns a page of reservations, latest first.
     pub async fn list_reservations(
         &self,
         environment: Environment,

@@ -1,6 +1,8 @@
-//! Which writer takes a call. Those of one tree meet at one writer, so that whoever shares a counter
-//! waits in a queue and not for its lock; trees are spread over the writers. It is a hint and no more:
-//! what is right is held by the locks, as it is between replicas.
+//! The choice of the writer for a call.
+//!
+//! All calls of a subject tree go to one writer, so they wait in its queue instead of for row locks. Trees
+//! are distributed over the writers. Correctness does not depend on the choice: the locks ensure it, as
+//! they do between replicas.
 
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
@@ -15,7 +17,7 @@ use crate::engine::writers::lane::{Lane, WriterTasks};
 use metergate_domain::base::environment::Environment;
 use metergate_domain::base::limits::{GATE_WRITERS, TRANSACTION_CALLS_MAX};
 
-/// Reservations whose writer is remembered for the calls that settle them.
+/// The most reservations with a remembered writer, for the calls that end them.
 const REMEMBERED_MAX: usize = 50_000;
 
 #[derive(Debug)]
@@ -60,11 +62,11 @@ impl Gate {
             Call::Sweep => 0,
         };
         let lanes = self.lanes.len();
-        // there is always a first
+        // Each environment has at least one lane.
         &self.lanes[usize::try_from(tree).unwrap_or_default() % lanes.max(1)]
     }
 
-    /// Returns a hash that tells trees apart: of the root's number, or of the name of an unknown subject.
+    /// Returns a hash of a tree: of the root's id, or of the name of an unknown subject.
     fn tree_of(&self, subject: &str) -> u64 {
         let known = self.caches.known(self.environment);
         let path = known.and_then(|cache| cache.subject_paths.get(subject));

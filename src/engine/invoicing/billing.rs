@@ -1,6 +1,5 @@
-//! Numbering: what is due is given the next number of its environment, one after the other, by one
-//! replica at a time. Each in a transaction of its own, so that whatever ends in the middle leaves
-//! nothing half.
+//! Numbering: drafts past their grace receive the next numbers of their environment, in order. One replica
+//! does this at a time. Each draft has its own transaction, so a crash leaves nothing half done.
 
 use std::collections::BTreeSet;
 
@@ -27,8 +26,8 @@ pub struct BillingRun {
 }
 
 impl Engine {
-    /// Opens the drafts of periods that have begun, and numbers those after their grace; does nothing while
-    /// another replica does it.
+    /// Opens the drafts of periods that have begun, and numbers drafts after their grace. Does nothing while
+    /// another replica does this.
     pub async fn bill(&self, environment: Environment) -> Result<BillingRun, EngineError> {
         let engine = self.clone();
         detached(async move {
@@ -39,7 +38,7 @@ impl Engine {
                 return Ok(BillingRun::default());
             }
             let billed = engine.bill_locked(environment).await;
-            // else it goes with the connection
+            // if this fails, the lock ends with the connection
             if store::invoicing::unlock(scope).await.is_ok() {
                 sqlx::Connection::close(lock).await.ok();
             }
@@ -49,7 +48,7 @@ impl Engine {
     }
 
     async fn bill_locked(&self, environment: Environment) -> Result<BillingRun, EngineError> {
-        // what has ended is billed as ended
+        // due ends of subscriptions are applied first, because they end billing periods
         self.end_due_subscriptions(environment).await?;
         let mut billed = BillingRun::default();
         let mut connection = self.database().pool().acquire().await?;
@@ -74,7 +73,7 @@ impl Engine {
         }
     }
 
-    /// Numbers one draft, or drops it if there is nothing to bill. False: it is still a draft.
+    /// Numbers one draft, or drops it if there is nothing to bill. Returns false if it remains a draft.
     async fn finalize(
         &self,
         environment: Environment,
@@ -94,7 +93,7 @@ impl Engine {
         let is_empty = draft.is_empty();
         let InvoiceDraft { period, terms, lines, currencies } = draft;
         if period.to.saturating_add(self.inner.settings.late_grace) > now {
-            // it has become longer: the next look notes it
+            // the period has become longer; the next round updates the draft
             return Ok(false);
         }
         if is_empty {
@@ -104,8 +103,7 @@ impl Engine {
             let invoice = FinalInvoice { id, period_to, terms: &terms, lines: &lines, total, at: now };
             let number = store::invoicing::finalize(scope, invoice).await?;
             billed.finalized += u64::from(number.is_some());
-            // the period is settled with the first of its invoices: what is billed in another currency has its
-            // draft by then
+            // the first numbered invoice settles the period: drafts in other currencies exist by then
             let payer = Payer { customer_id: row.customer_id, subject_id: row.subject_id };
             let others: BTreeSet<Currency> =
                 currencies.into_iter().filter(|currency| *currency != row.currency).collect();

@@ -1,5 +1,5 @@
-//! The billing history of a customer: the nearest subscription with prices, that of its subject or one above,
-//! as it was at each time, and the customers that the subject was mapped to.
+//! The billing history of a customer: the nearest subscription with prices on the subject's path over time,
+//! and the customers that the subject was mapped to.
 
 use std::time::Duration;
 
@@ -20,7 +20,7 @@ use metergate_domain::invoicing::timeline::{BillingPeriod, OwnPricing, PlanChang
 use metergate_domain::subjects::subscription::{read_commitments, read_prices};
 
 fn unreadable(what: impl std::fmt::Debug) -> EngineError {
-    EngineError::Internal(format!("a stored subscription: {what:?}"))
+    EngineError::Internal(format!("a stored subscription cannot be read: {what:?}"))
 }
 
 fn plan_change(row: HistoryRow) -> Result<PlanChange, EngineError> {
@@ -42,7 +42,8 @@ fn plan_change(row: HistoryRow) -> Result<PlanChange, EngineError> {
 pub(super) struct BillingHistory {
     payer: Payer,
     pub(super) timeline: Timeline,
-    /// From when on it is the subject's own subscription; none: it is that of one above.
+    /// The time from which the subject's own subscription is billed; none: an ancestor's subscription is
+    /// billed.
     own_from: Option<Timestamp>,
     mappings: Mappings,
 }
@@ -66,7 +67,7 @@ impl BillingHistory {
                 first.at = first.first_begins();
                 own_from = Some(first.at).filter(|_| subject_id == payer.subject_id).or(own_from);
             }
-            // those above count until there is a nearer one
+            // an ancestor's subscription counts until there is a nearer one
             if let Some(nearer) = plan_changes.first() {
                 earlier.retain(|plan_change| plan_change.at < nearer.at);
             }
@@ -77,7 +78,7 @@ impl BillingHistory {
         Ok(Self { payer, timeline: Timeline::of(plan_changes), own_from, mappings })
     }
 
-    /// The periods that are not numbered yet and have begun.
+    /// Returns the periods that have begun and are not numbered yet.
     pub(super) async fn periods(
         &self,
         connection: &mut PgConnection,
@@ -87,14 +88,14 @@ impl BillingHistory {
         Ok(self.timeline.periods(until.map(|(until, _)| until), now))
     }
 
-    /// Returns true if the customer owes the fixed fees of a period.
+    /// Returns whether the customer owes the fixed fees of a period.
     pub(super) fn owes_fixed_fees(&self, span: Span) -> bool {
         self.own_from.is_some_and(|from| from < span.to)
             && self.mappings.last_in(span) == Some(self.payer.customer_id)
     }
 
-    /// Returns true if usage may have been recorded for the customer in a period: events are of some age at most,
-    /// and recorded while the subject is mapped.
+    /// Returns whether usage may have been recorded for the customer in a period. Events have a maximum age
+    /// and count only while the subject is mapped.
     pub(super) fn may_have_usage(&self, span: Span, age_max: Duration) -> bool {
         let Some((from, until)) = self.mappings.reach(self.payer.customer_id) else { return false };
         span.to > from.saturating_sub(age_max) && span.from <= until

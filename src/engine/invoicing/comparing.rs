@@ -1,5 +1,5 @@
-//! Ours against the biller's, line by line. A price of ours is the biller's that it names, else whatever
-//! bills the meter that its usage is exported to.
+//! Comparison of an invoice with the biller's, line by line. A price matches the biller's price that it
+//! names, else the price that bills its exported meter.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -36,22 +36,22 @@ pub struct ComparedInvoice {
 #[derive(Debug, Clone, Serialize)]
 pub struct ComparedProvider {
     pub name: &'static str,
-    /// None: a preview of what is to come.
+    /// The id of the provider's invoice; none: a preview of its next one.
     pub invoice: Option<String>,
     pub status: String,
     pub currency: String,
 }
 
-/// Prices that are one at the biller, in minor units.
+/// The amounts of prices that are one price at the biller, in minor units.
 #[derive(Debug, Clone, Serialize)]
 pub struct ComparedLine {
-    /// Ours; none where only the biller has it.
+    /// The keys of our prices; none if only the biller has the line.
     pub prices: Vec<String>,
     pub meter: Option<String>,
-    /// Ours of no price: what a commitment adds or takes off.
+    /// The commitment, for a line without a price.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub commitment: Option<String>,
-    /// The biller's.
+    /// The id of the biller's price.
     pub provider_price: Option<String>,
     #[serde(flatten)]
     pub amounts: ComparedTotal,
@@ -89,8 +89,8 @@ impl Engine {
         self.compare_invoice(environment, id).await
     }
 
-    /// Sets an invoice against what the biller says of the same customer and period; where that is under
-    /// way, against the biller's preview.
+    /// Compares an invoice with the biller's for the same customer and period. A running period is compared
+    /// with the biller's preview.
     pub async fn compare_invoice(
         &self,
         environment: Environment,
@@ -99,7 +99,7 @@ impl Engine {
         let Some(provider) = self.provider(environment) else {
             return Err(conflict(
                 "no_provider",
-                "this environment has no billing provider; set its Stripe key",
+                "this environment has no billing provider to compare with; set its Stripe key",
             ));
         };
         let mut snapshot = self.settled_snapshot(environment).await?;
@@ -112,17 +112,17 @@ impl Engine {
         let followed = followed.into_iter().find(|followed| followed.governs);
         let is_under_way = row.numbered.is_none() && row.period.contains(now);
         let (shown, terms) = self.shown(scope, row.clone()).await?;
-        // the biller may take its time
+        // release the connection before the slow request to the biller
         snapshot.commit().await?;
         let source = match (&row.provider, followed) {
             (Some(invoice), _) => ComparedSource::Invoice(invoice.id.clone()),
             (None, Some(followed)) if is_under_way => ComparedSource::Preview(followed.billed.id),
             (None, None) if is_under_way => {
-                let detail = "the subject has no subscription at the billing provider, which leaves nothing to compare with";
+                let detail = "the subject must have a subscription at the billing provider to compare with; create one there first";
                 return Err(conflict("no_provider_subscription", detail));
             }
             (None, _) => {
-                let detail = "no invoice of the billing provider is known for this customer and period; compare again when it has sent one";
+                let detail = "no invoice of the billing provider is known for this customer and period; compare again after it has sent one";
                 return Err(conflict("provider_invoice_not_found", detail));
             }
         };
@@ -132,7 +132,7 @@ impl Engine {
     }
 }
 
-/// The invoice that ours is compared with.
+/// The provider's invoice or preview to compare with.
 enum ComparedSource {
     Invoice(String),
     Preview(String),
@@ -150,7 +150,7 @@ async fn fetch(
         }
     };
     asked.map_err(unanswered)?.ok_or_else(|| {
-        conflict("provider_invoice_not_found", "the billing provider has no such invoice and no upcoming one")
+        conflict("provider_invoice_not_found", "the billing provider has neither this invoice nor an upcoming one; compare again after it has sent one")
     })
 }
 
@@ -160,7 +160,7 @@ enum LinePlace {
     Price(String),
     Meter(String),
     Own(String, String),
-    /// Of a plan, by its name: the biller knows none.
+    /// A commitment of a plan, by plan and kind; the biller has no such line.
     Commitment(String, String),
     Unknown,
 }
@@ -175,11 +175,11 @@ struct Pair {
     theirs: Vec<MinorUnits>,
 }
 
-/// The biller's prices and meters for ours.
+/// The biller's prices and meters that ours correspond to.
 struct LinePlaces {
-    /// By plan and price.
+    /// The biller's price by plan and price key.
     prices: BTreeMap<(String, String), String>,
-    /// By meter.
+    /// The biller's meter by meter key.
     meters: BTreeMap<String, String>,
 }
 

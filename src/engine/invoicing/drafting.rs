@@ -1,4 +1,4 @@
-//! Drafts: which a customer should have, and what each says.
+//! Drafts: the drafts that each customer needs, and their lines.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -20,28 +20,28 @@ use metergate_domain::invoicing::line::{InvoiceLine, RatingTerms};
 use metergate_domain::invoicing::timeline::BillingPeriod;
 use metergate_domain::pricing::currency::Currency;
 
-/// How long a transaction that takes something back may run after it looked at the clock.
+/// The longest time that a voiding transaction may run after it read the clock.
 const VOIDS_MARGIN: Duration = Duration::from_hours(1);
 
-/// What a draft would say if it were numbered now.
+/// The contents of a draft if it were numbered now.
 #[derive(Debug)]
 pub(super) struct InvoiceDraft {
     pub(super) period: Span,
     pub(super) terms: Vec<RatingTerms>,
     pub(super) lines: Vec<InvoiceLine>,
-    /// In which the period is billed.
+    /// The currencies in which the period is billed.
     pub(super) currencies: BTreeSet<Currency>,
 }
 
 impl InvoiceDraft {
-    /// Whether there is nothing to bill.
+    /// Returns whether there is nothing to bill.
     pub(super) fn is_empty(&self) -> bool {
         self.lines.is_empty() && self.terms.iter().all(|terms| terms.prices.is_empty() || terms.only_used)
     }
 }
 
 impl Engine {
-    /// Opens what drafts the customers of a subject should have.
+    /// Opens the missing drafts for the customers of a subject.
     pub(super) async fn open_drafts_of(
         &self,
         environment: Environment,
@@ -62,7 +62,7 @@ impl Engine {
         Ok(())
     }
 
-    /// Has the drafts of a customer be what its subscription says. How many are new.
+    /// Updates the drafts of a customer to match its subscription; returns the number of new ones.
     pub(super) async fn open_drafts(
         &self,
         connection: &mut PgConnection,
@@ -86,7 +86,7 @@ impl Engine {
             } else {
                 BTreeSet::new()
             };
-            // what comes late for an earlier one has to go somewhere
+            // a draft also takes the corrections of earlier invoices in its currency
             let since = self.corrected_since(span.from);
             currencies.extend(
                 numbered
@@ -107,23 +107,23 @@ impl Engine {
         Ok(opened)
     }
 
-    /// Up to where a period that begins at a time corrects those before it: what is recorded in it may be
-    /// so old.
+    /// Returns the earliest time that a draft corrects: events in its period may be up to the maximum age
+    /// older.
     fn corrected_since(&self, from: Timestamp) -> Timestamp {
         from.saturating_sub(self.inner.settings.event_age_max)
     }
 
-    /// When what was taken back happened that no invoice of a customer knows of yet.
+    /// Returns the times of voided usage that no invoice of a customer includes yet.
     async fn taken_back(&self, scope: &mut Scope<'_>, payer: Payer) -> Result<Vec<Timestamp>, EngineError> {
         let Some((_, numbered_at)) = store::invoicing::billed_until(scope.connection, payer).await? else {
             return Ok(Vec::new());
         };
-        // looking at some twice does no harm: a correction is a difference
+        // reading some voids twice is harmless, because a correction is a difference
         let since = numbered_at.saturating_sub(VOIDS_MARGIN);
         Ok(store::usage::customer_usage::taken_back_since(scope, payer.customer_id, since).await?)
     }
 
-    /// What a draft comes to now.
+    /// Computes the present contents of a draft.
     pub(super) async fn draft(
         &self,
         scope: &mut Scope<'_>,
@@ -136,7 +136,7 @@ impl Engine {
         let times = self.taken_back(scope, payer).await?;
         let since = self.corrected_since(row.period.from);
         let oldest = times.iter().copied().min().unwrap_or(since);
-        // all that it may correct, and all that have corrected those
+        // the invoices that it may correct, with the invoices that hold their earlier corrections
         let mut others = store::invoicing::of_payer(scope.connection, payer, since.min(oldest)).await?;
         others.retain(|other| other.id != row.id);
         let found = book.periods(scope.connection, now).await?;
@@ -158,7 +158,7 @@ impl Engine {
         let mut lines = rater.lines(scope.connection, &terms, row.currency).await?;
         lines.retain(|line| !line.is_kept_to());
         others.retain(|other| other.currency == row.currency);
-        // an older draft has what is to be corrected
+        // an older draft takes the corrections first
         if !others.iter().any(|other| other.numbered.is_none() && other.period.from < period.from) {
             let may_differ = |other: &InvoiceRow| {
                 other.period.to > since || times.iter().any(|at| other.period.contains(*at))
@@ -169,7 +169,7 @@ impl Engine {
     }
 }
 
-/// Returns the currencies in which a customer used something in a period.
+/// Returns the currencies in which a customer has priced usage in a period.
 async fn used_in(
     connection: &mut PgConnection,
     plans: &mut PlanHistory,
@@ -194,8 +194,8 @@ async fn used_in(
     Ok(used)
 }
 
-/// A period of which the invoice in another currency is numbered: as long as that one's, and without what it
-/// has billed.
+/// Returns the rest of a period if its invoice in another currency is numbered: the same span, without the
+/// intervals that are billed there.
 fn begun(book: &BillingHistory, drafted: Span, others: &[InvoiceRow]) -> BillingPeriod {
     let numbered: Vec<&InvoiceRow> =
         others.iter().filter(|it| it.numbered.is_some() && it.period.from == drafted.from).collect();

@@ -1,6 +1,5 @@
-//! Invoices: the cost of each customer's usage in a billing period. A draft has a customer and a period, and
-//! is computed when it is read. After its period and a grace it is numbered and stays as it is; usage that is
-//! recorded later is a line of the next invoice.
+//! Invoices: the cost of each customer's usage in a billing period. A draft is computed when it is read.
+//! After the period and a grace it is numbered and never changes. Later usage is a line of the next invoice.
 
 mod billing;
 mod billing_history;
@@ -32,21 +31,22 @@ use metergate_domain::pricing::currency::Currency;
 #[derive(Debug, Clone, Serialize)]
 pub struct InvoiceView {
     pub id: Uuid,
-    /// None: a draft.
+    /// The number; none for a draft.
     pub number: Option<String>,
     pub status: String,
     pub subject: String,
     pub customer: String,
     pub currency: Currency,
     pub period: Span,
-    /// From when on a draft may be numbered.
+    /// The earliest time at which a draft may be numbered.
     pub finalizes_at: Option<Timestamp>,
     pub finalized_at: Option<Timestamp>,
     pub created_at: Timestamp,
-    /// Of one invoice; lists leave them out.
+    /// The lines; lists leave them out.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub lines: Option<Vec<InvoiceLine>>,
-    /// The sum of the rounded lines; lists leave it out of drafts, which are computed when they are read.
+    /// The sum of the rounded lines. Lists leave it out of drafts, which are computed only when they are
+    /// read.
     pub total: Option<MinorUnits>,
     pub provider: Option<ProviderView>,
 }
@@ -60,13 +60,12 @@ pub struct ProviderView {
     pub total: Option<i64>,
 }
 
-/// The number as it is shown.
+/// Returns the number in its written form.
 fn invoice_number(number: i64) -> String {
     format!("MG-{number:06}")
 }
 
-/// One word for how an invoice stands: what the biller says, once it is numbered. The list's filter says
-/// the same.
+/// Returns the status: the biller's once an invoice is numbered. The list filter in SQL must agree.
 fn status(row: &InvoiceRow) -> String {
     match (&row.numbered, &row.provider) {
         (None, _) => "draft".to_owned(),
@@ -80,11 +79,15 @@ fn status(row: &InvoiceRow) -> String {
 }
 
 fn not_found(id: Uuid) -> EngineError {
-    EngineError::NotFound { code: "invoice_not_found", detail: format!("no invoice has the id `{id}`") }
+    EngineError::NotFound {
+        code: "invoice_not_found",
+        detail: format!("no invoice has the id `{id}`; list the invoices to see their ids"),
+    }
 }
 
 impl Engine {
-    /// A page of invoices, the latest made first. Those of a subject are opened first, where they are due.
+    /// Returns a page of invoices, the latest first. Missing drafts of the filter's subject are opened
+    /// before.
     pub async fn list_invoices(
         &self,
         environment: Environment,
@@ -115,7 +118,7 @@ impl Engine {
         Ok(shown)
     }
 
-    /// An invoice with its lines, and by what those were rated.
+    /// Returns an invoice with its lines and rating terms.
     async fn shown(
         &self,
         scope: &mut Scope<'_>,

@@ -1,5 +1,4 @@
-//! The plans that periods are rated by: their prices and commitments, as the catalog and the subscription have
-//! them.
+//! The plans by which periods are rated: prices and commitments from the catalog and from the subscription.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -18,7 +17,7 @@ use metergate_domain::pricing::currency::Currency;
 use metergate_domain::pricing::price::Price;
 use metergate_domain::subjects::subscription::{commitment_of, prices_of};
 
-/// The plans of an environment, those too that are in the catalog no more.
+/// The plans of an environment, including those that left the catalog.
 #[derive(Debug)]
 pub(super) struct PlanHistory {
     pub(super) environment: Environment,
@@ -32,7 +31,7 @@ impl PlanHistory {
         Ok(Self { environment: scope.environment, catalog, gone: BTreeMap::new() })
     }
 
-    /// The keys of those that have prices.
+    /// Returns the keys of the plans with prices.
     pub(super) fn priced(&self) -> Vec<String> {
         self.catalog
             .plans
@@ -42,7 +41,7 @@ impl PlanHistory {
             .collect()
     }
 
-    /// A plan as it is, or as it was last.
+    /// Returns a plan in its present or last version.
     async fn plan(
         &mut self,
         connection: &mut PgConnection,
@@ -57,7 +56,7 @@ impl PlanHistory {
         Ok(self.catalog.plan(key).or_else(|| self.gone.get(key)?.as_ref()))
     }
 
-    /// Whether any of the turns of a subscription has prices.
+    /// Returns whether any change of a subscription has prices.
     pub(super) async fn rate_any(
         &mut self,
         connection: &mut PgConnection,
@@ -71,7 +70,7 @@ impl PlanHistory {
         Ok(false)
     }
 
-    /// Returns the currency of the first price of a subscription; none where nothing has a price.
+    /// Returns the currency of the first price of a subscription; none if it has no prices.
     pub(super) async fn currency_of(
         &mut self,
         connection: &mut PgConnection,
@@ -82,8 +81,8 @@ impl PlanHistory {
         Ok(prices_of(plan, &own.prices).first().map(|price| price.currency))
     }
 
-    /// By what the stretches of a period are rated in a currency, for a customer that owes what they cost
-    /// without anything being used, or for one that does not.
+    /// Returns the rating terms of the intervals of a period in a currency. A customer that owes no fixed
+    /// fees pays only for usage.
     pub(super) async fn terms(
         &mut self,
         connection: &mut PgConnection,
@@ -122,7 +121,7 @@ impl PlanHistory {
         Ok(terms)
     }
 
-    /// The currencies in which something may be billed in some stretches.
+    /// Returns the currencies in which the intervals may be billed.
     pub(super) async fn currencies(
         &mut self,
         connection: &mut PgConnection,

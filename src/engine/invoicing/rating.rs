@@ -1,5 +1,4 @@
-//! What was recorded for a customer, rated: the lines of a period, and of those before it what they would say
-//! differently now.
+//! Rating of a customer's usage: the lines of a period, and the corrections of earlier periods.
 
 use std::collections::BTreeMap;
 
@@ -22,7 +21,7 @@ use metergate_domain::pricing::price_book::PriceBook;
 use metergate_domain::pricing::rating::RatedQuantity;
 use metergate_domain::usage::query::UsageQuery;
 
-/// Rates what was recorded for a customer.
+/// Rates the recorded usage of a customer.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct InvoiceRater<'a> {
     pub(super) environment: Environment,
@@ -32,8 +31,8 @@ pub(super) struct InvoiceRater<'a> {
 }
 
 impl InvoiceRater<'_> {
-    /// A line for each price that has something to say, in the order of the plans, and for what bounds them
-    /// together.
+    /// Returns a line for each price in force, in the order of the plans, and a line for each bound of a
+    /// commitment.
     pub(super) async fn lines(
         &self,
         snapshot: &mut PgConnection,
@@ -73,8 +72,8 @@ impl InvoiceRater<'_> {
         meter.meter.display_name.clone()
     }
 
-    /// What was used of what each price rates, by its key. What adds up is rated by the first price that
-    /// admits it; a level is looked at for each price by itself.
+    /// Returns the usage by price key. Additive usage is rated by the first price that admits it; each price
+    /// reads a gauge separately.
     async fn used(
         &self,
         snapshot: &mut PgConnection,
@@ -115,7 +114,7 @@ impl InvoiceRater<'_> {
     }
 }
 
-/// What invoices that were numbered would say differently now, of those that may.
+/// Returns the corrections of numbered invoices that may differ from their present computation.
 pub(super) async fn corrections(
     snapshot: &mut PgConnection,
     rater: &InvoiceRater<'_>,
@@ -137,7 +136,7 @@ pub(super) async fn corrections(
             so_far.amount = so_far.amount.clone() + more.amount;
         }
         let mut lines = rater.lines(snapshot, &invoice.terms, currency).await?;
-        // of what was billed for its use alone, all may have been taken back
+        // a usage line without a present counterpart may have been voided in full
         let gone = |line: &&InvoiceLine| {
             line.kind == InvoiceLineKind::Usage && lines.iter().all(|other| other.key() != line.key())
         };

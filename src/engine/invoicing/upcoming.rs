@@ -1,4 +1,4 @@
-//! The draft of the period that is under way; where there is none, why.
+//! The draft of the running period, or the reason for its absence.
 
 use uuid::Uuid;
 
@@ -13,7 +13,7 @@ use metergate_domain::base::names::SubjectId;
 use metergate_domain::base::timestamp::Timestamp;
 
 impl Engine {
-    /// The draft of the period that is under way for a subject's customer.
+    /// Returns the draft of the running period for a subject's customer.
     pub async fn upcoming_invoice(
         &self,
         environment: Environment,
@@ -42,8 +42,8 @@ impl Engine {
         Err(EngineError::NotFound { code: "no_upcoming_invoice", detail })
     }
 
-    /// Of the drafts of a period, one for each currency that it has or may have to correct: that of the prices in
-    /// force, else the first that has something to say.
+    /// Returns the draft to show among those of a period, which has one per currency. The currency of the
+    /// prices in force wins, then the first draft with lines.
     async fn first(
         &self,
         scope: &mut Scope<'_>,
@@ -76,23 +76,26 @@ async fn why_none(
     now: Timestamp,
 ) -> Result<String, EngineError> {
     let Some(payer) = payer else {
-        return Ok(format!("`{subject}` is mapped to no customer: give it a `stripe_customer_id`"));
+        return Ok(format!("`{subject}` has no customer: set its `stripe_customer_id`"));
     };
     let mut plans = PlanHistory::read(scope).await?;
     let book = BillingHistory::read(scope.connection, &mut plans, payer).await?;
     let Some(plan_change) = book.timeline.at(now) else {
         return Ok(format!(
-            "neither `{subject}` nor a subject above it is on a plan with prices: put it on one"
+            "neither `{subject}` nor an ancestor is on a plan with prices: subscribe it to one"
         ));
     };
     if !plans.rate_any(scope.connection, std::slice::from_ref(plan_change)).await? {
-        return Ok(format!("the plan `{}` has no prices: put `{subject}` on one that has", plan_change.plan));
+        return Ok(format!(
+            "the plan `{}` has no prices: subscribe `{subject}` to a plan with prices",
+            plan_change.plan
+        ));
     }
     if !plan_change.is_billed() {
         let status = plan_change.status.as_str();
-        return Ok(format!("the subscription of `{subject}` is `{status}`: nothing is billed meanwhile"));
+        return Ok(format!(
+            "the subscription of `{subject}` is `{status}`, and nothing is billed in this status"
+        ));
     }
-    Ok(format!(
-        "nothing was used for the customer of `{subject}` in this period, and another one owes the fees"
-    ))
+    Ok(format!("the customer of `{subject}` has no usage in this period, and another customer owes the fees"))
 }

@@ -1,6 +1,6 @@
-//! What usage costs: read in one snapshot, apart for each price, and rated by the prices that were in
-//! force when it happened. Sums and counts are told apart by the prices' slices, in one question per
-//! meter; levels are read for each price by itself. All questions are asked together.
+//! The cost of usage, read in one snapshot and rated by the prices in force at the time of use. One query per
+//! meter splits sums and counts by the slices of the prices. Each price reads a gauge separately. All queries
+//! run together.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -29,17 +29,17 @@ use metergate_domain::pricing::price_book::PriceBook;
 use metergate_domain::pricing::quote::Unpriced;
 use metergate_domain::usage::query::UsageQuery;
 
-/// What usage comes to, price by price, in the currency that was asked for.
+/// The cost of usage by price, in the requested currency.
 #[derive(Debug, Clone, Serialize)]
 pub struct CostView {
     pub currency: Currency,
     pub lines: Vec<RatedLine>,
     /// The sum of the rounded lines.
     pub total: MinorUnits,
-    /// Between the currency of the prices and the one asked for, where they differ.
+    /// The rate from the currency of the prices to the requested one, if they differ.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub exchange_rate: Option<ExchangeRate>,
-    /// What no price rates.
+    /// The usage that no price rates.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub unpriced: Vec<Unpriced>,
 }
@@ -57,7 +57,7 @@ impl CostView {
     }
 }
 
-/// What no price rates, by meter: of meters that have prices a part, of others all.
+/// Returns the unpriced usage by meter: the unrated part of meters with prices, and all usage of the others.
 fn unpriced(part: &RatedUsage<'_>, book: &PriceBook) -> Vec<Unpriced> {
     let (with_prices, mut found) = (book.meters(), part.unpriced.clone());
     for (meter, taken) in &part.meters {
@@ -69,45 +69,45 @@ fn unpriced(part: &RatedUsage<'_>, book: &PriceBook) -> Vec<Unpriced> {
     found.into_iter().map(unpriced).collect()
 }
 
-/// What was found, by holder and by the number of the part between bounds.
+/// The usage by holder and by the index of the part between bounds.
 pub(crate) type UsageParts<'a> = BTreeMap<(Option<String>, usize), RatedUsage<'a>>;
 
-/// A look at usage on some paths, between one bound and the next.
+/// A read of usage on some paths, part by part between the bounds.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Look<'l, 'a> {
     pub(crate) environment: Environment,
     pub(crate) paths: &'l [i64],
-    /// For whom the paths are kept apart; none: all are one.
+    /// The columns that separate the holders of the paths; none: all paths count together.
     pub(crate) holders: Option<&'l HolderColumns>,
     pub(crate) bounds: &'l [Timestamp],
-    /// From which bound on levels are looked at; before it only what adds up.
+    /// The index of the bound from which gauges are read; earlier parts have only sums and counts.
     pub(crate) levels_from: usize,
     pub(crate) book: Option<&'a PriceBook>,
     pub(crate) rollup_coverage: &'l RollupCoverage,
 }
 
-/// A question of a meter, and what its answer is for.
+/// A query of a meter and its purpose.
 #[derive(Debug)]
 struct CostQuery<'m, 'a> {
     stored: &'m StoredMeter,
     query: UsageQuery,
-    /// The bound from which on it is asked.
+    /// The index of the bound at which the query begins.
     from: usize,
     purpose: QueryPurpose<'a>,
 }
 
 #[derive(Debug)]
 enum QueryPurpose<'a> {
-    /// What adds up, in the slices of these prices.
+    /// Sums or counts, by the slices of these prices.
     Sums(Vec<&'a Price>),
-    /// A level, and what these prices rate, which is all of it.
+    /// A whole gauge, which these prices rate in full.
     Level(Vec<&'a Price>),
-    /// What a price rates of a level.
+    /// The part of a gauge that one price rates.
     OfPrice(&'a Price),
 }
 
 impl<'a, 'm: 'a> CostQuery<'m, 'a> {
-    /// Adds an answer to the parts that it tells of.
+    /// Adds an answer to the parts that it belongs to.
     fn note(&self, found: AggregatesByGroup, parts: &mut UsageParts<'a>) {
         let key = &self.stored.meter.key;
         for ((index, group), found) in found {
@@ -140,7 +140,7 @@ impl<'a, 'm: 'a> CostQuery<'m, 'a> {
 }
 
 impl<'a> Look<'_, 'a> {
-    /// What was found of meters, and of what their prices rate.
+    /// Reads the usage of meters and of the slices of their prices.
     pub(crate) async fn parts<'m: 'a>(
         &self,
         snapshot: &mut PgConnection,
@@ -181,7 +181,7 @@ impl<'a> Look<'_, 'a> {
         CostQuery { stored, query, from: 0, purpose: QueryPurpose::Sums(prices) }
     }
 
-    /// A level is asked for as a whole, and for each price that rates a part of it.
+    /// Builds the queries of a gauge: one for the whole, and one for each price that rates a part.
     fn levels<'m>(&self, stored: &'m StoredMeter, prices: Vec<&'a Price>) -> Vec<CostQuery<'m, 'a>> {
         let span = self.span(self.levels_from);
         let is_whole = |price: &&Price| {
@@ -218,7 +218,7 @@ impl<'a> Look<'_, 'a> {
         }
     }
 
-    /// Adds what prices take of each event by itself.
+    /// Adds the fees of prices that rate each event separately.
     async fn fees(
         &self,
         snapshot: &mut PgConnection,

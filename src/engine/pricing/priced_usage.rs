@@ -1,4 +1,4 @@
-//! The use of a subject that a price rated, counted from what was recorded.
+//! The usage that a price rates, read from recorded events.
 
 use std::collections::BTreeMap;
 
@@ -15,7 +15,7 @@ use metergate_domain::gate::counted_prices::CapMeasure;
 use metergate_domain::pricing::price::Price;
 use metergate_domain::usage::query::{Subjects, UsageQuery};
 
-/// Returns the use that a price rated in a period, by the subject and all below it.
+/// Returns the usage that a price rates in a period, by the subject and all its descendants.
 pub(crate) async fn used(
     scope: &mut Scope<'_>,
     stored: &StoredMeter,
@@ -27,7 +27,7 @@ pub(crate) async fn used(
     if !slice.aggregation.is_reservable() {
         return reader::value(scope, stored, &query).await;
     }
-    // a price rates what no price before it rates
+    // a price rates only usage that no stronger price rates
     let rivals: Vec<&Price> = slice.rated.rivals().collect();
     let own = rivals.len();
     let slices = rivals.into_iter().chain([slice.price]).map(Price::slice).collect();
@@ -51,7 +51,7 @@ pub(crate) async fn used(
     }
 }
 
-/// Builds the query of what the filter of a price admits, as long as the price is in force in a period.
+/// Builds the query of the gauge that a price rates in a period, with its filter and its effective times.
 pub(crate) fn level(
     priced_usage: &PricedUsage<'_>,
     stored: &StoredMeter,

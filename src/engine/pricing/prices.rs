@@ -1,4 +1,4 @@
-//! Quotes, and the exchange rates that they may need.
+//! Quotes, and the exchange rates for them.
 
 use serde_json::Value;
 
@@ -15,7 +15,7 @@ use metergate_domain::pricing::exchange::ExchangeRate;
 use metergate_domain::pricing::quote::{Quote, QuoteRequest};
 
 impl Engine {
-    /// What given quantities would cost.
+    /// Rates given quantities.
     pub async fn quote(
         &self,
         environment: Environment,
@@ -30,7 +30,7 @@ impl Engine {
         Ok(request.rate(&known.terms.catalog, &known.terms.rates, now)?)
     }
 
-    /// Sets exchange rates; those before stay, for what was before.
+    /// Sets exchange rates. Earlier rates remain for earlier usage.
     pub async fn put_rates(
         &self,
         environment: Environment,
@@ -48,7 +48,7 @@ impl Engine {
         .await
     }
 
-    /// A page of the rates in force.
+    /// Returns a page of the rates in force.
     pub async fn list_rates(
         &self,
         environment: Environment,

@@ -1,4 +1,4 @@
-//! Spend caps of subjects: set, and shown with what is spent.
+//! Spend caps of subjects: replacing them, and showing them with the spent amount.
 
 use std::sync::Arc;
 
@@ -26,7 +26,7 @@ use metergate_domain::pricing::amount::Amount;
 use metergate_domain::pricing::cap::SpendCap;
 use metergate_domain::pricing::exchange::ExchangeRate;
 
-/// The caps of a subject: its plan's, and its own.
+/// The spend caps of a subject and of its plan.
 #[derive(Debug, Clone, Serialize)]
 pub struct CapsView {
     pub subject: String,
@@ -37,19 +37,19 @@ pub struct CapsView {
 pub struct CapView {
     #[serde(flatten)]
     pub cap: SpendCap,
-    /// Whose it is.
+    /// The plan or the subject that the cap belongs to.
     pub source: CapSource,
-    /// What is used costs, exactly; none where nothing has a price, and for an end user below whom others
-    /// stand, or stood: it is theirs, too.
+    /// The exact cost of the used quantities. None without prices, and for end users with present or former
+    /// descendants, because the cost includes their usage.
     pub spent: Option<Amount>,
-    /// What is held may cost more.
+    /// The most that the held quantities may cost.
     pub held: Option<Amount>,
     pub remaining: Option<Amount>,
-    /// From the currency of the prices, where that is another one.
+    /// The rate from the currency of the prices to that of the cap, if they differ.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub exchange_rate: Option<ExchangeRate>,
     pub period_start: Timestamp,
-    /// None: never.
+    /// The end of the period; none: it never ends.
     pub resets_at: Option<Timestamp>,
 }
 
@@ -61,8 +61,7 @@ pub enum CapSource {
 }
 
 impl Engine {
-    /// Puts others in the place of a subject's own caps. Those that stay what they were, but for their
-    /// amount, go on counting where they are.
+    /// Replaces the caps of a subject. Caps that change only their amount keep their counters.
     pub async fn put_spend_caps(
         &self,
         environment: Environment,
@@ -77,7 +76,8 @@ impl Engine {
             let names = [name.to_string()];
             store::subjects::subject::insert_missing(&mut change.scope(), &names).await?;
             let paths = store::subjects::subject::paths(&mut change.scope(), Which::Of(&names)).await?;
-            let vanished = || EngineError::Internal("a subject vanished".to_owned());
+            let vanished =
+                || EngineError::Internal("a subject disappeared within its transaction".to_owned());
             let path = paths.into_iter().next().ok_or_else(vanished)?;
             let member = path.members.first().ok_or_else(vanished)?;
             let terms = environment_cache::catalog_index(&mut change.scope()).await?;
@@ -99,7 +99,7 @@ impl Engine {
         self.spend_caps(environment, &subject, viewer).await
     }
 
-    /// The caps of a subject, with what is spent of them, as far as the viewer may see it.
+    /// Returns the caps of a subject with the spent amounts that the caller may see.
     pub async fn spend_caps(
         &self,
         environment: Environment,
@@ -138,7 +138,7 @@ impl Engine {
     }
 }
 
-/// Whether nobody stands below a subject, or ever stood.
+/// Returns whether a subject has no descendants and never had any.
 async fn stands_alone(snapshot: &mut ReadSnapshot, subject: &SubjectId) -> Result<bool, StoreError> {
     let (scope, names) = (&mut snapshot.scope(), [subject.to_string()]);
     let own = store::subjects::subject::path_ids(scope, &names, false).await?;
@@ -146,7 +146,7 @@ async fn stands_alone(snapshot: &mut ReadSnapshot, subject: &SubjectId) -> Resul
     Ok(all.len() == own.len())
 }
 
-/// The caps of the subject at the start of a path.
+/// Returns the caps of the first subject of a path.
 fn caps<'a>(terms: &'a CatalogIndex, path: &'a Path) -> Vec<(CapSource, &'a CapTerms)> {
     let Some(member) = path.members.first() else { return Vec::new() };
     let own = |cap: &CapTerms| member.caps.contains(cap);
@@ -169,7 +169,7 @@ fn view(terms: &CapTerms, source: CapSource, spent: Option<(Amount, Amount)>, pe
     }
 }
 
-/// A cap in a currency in which nothing has a price, and which no rate leads to, could not be kept.
+/// Validates that each cap is in a currency of the prices, or in one with an exchange rate.
 fn validate_spend_caps(
     terms: &CatalogIndex,
     path: &Path,
@@ -179,7 +179,7 @@ fn validate_spend_caps(
     let violation = |(index, cap): (usize, &SpendCap)| {
         let from = terms.prices_lie_in(path, cap.currency, now)?;
         let detail = format!(
-            "must be a currency with an exchange rate from {from}; got {}: set a rate with `PUT /v1/rates`",
+            "must be a currency with an exchange rate from {from}; got {}; set a rate with `PUT /v1/rates`",
             cap.currency
         );
         let violation = Violation::new("no_rate", detail).under("currency");

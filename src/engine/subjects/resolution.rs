@@ -1,5 +1,5 @@
-//! Resolution of subjects to paths: found, made at their first contact, and put on the default plan where
-//! nobody on their path ever had a subscription.
+//! Resolution of subjects to paths. Creates unknown subjects, and puts roots on the default plan if no
+//! subject on their path ever had a subscription.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
@@ -17,19 +17,19 @@ use crate::store::usage::events::KeyRow;
 use crate::store::{self, StoreError};
 use metergate_domain::gate::path::Path;
 
-/// Paths by the subject that stands there.
+/// Paths by subject.
 pub(crate) type SubjectPaths = HashMap<String, Arc<Path>>;
 
 /// Resolves the subjects of a batch.
 pub(crate) struct Arrivals<'t, 'a> {
     transaction: &'t mut BatchTransaction<'a>,
     pub(crate) found: SubjectPaths,
-    /// Subjects that were made here, for whom nothing can have been recorded before.
+    /// Subjects that this batch created, so nothing can have been recorded for them before.
     made: HashSet<i64>,
 }
 
 impl<'t, 'a> Arrivals<'t, 'a> {
-    /// Finds the paths of those subjects that exist.
+    /// Finds the paths of the subjects that exist.
     pub(crate) async fn find(
         transaction: &'t mut BatchTransaction<'a>,
         names: &BTreeSet<&str>,
@@ -67,7 +67,7 @@ impl<'t, 'a> Arrivals<'t, 'a> {
         store::usage::events::find_keys(&mut self.transaction.scope, keys).await
     }
 
-    /// Makes subjects at their first contact, each as a root. `names` ascend.
+    /// Creates unknown subjects as roots. `names` must ascend.
     pub(crate) async fn make(&mut self, names: &[String]) -> Result<(), StoreError> {
         if names.is_empty() {
             return Ok(());
@@ -79,8 +79,8 @@ impl<'t, 'a> Arrivals<'t, 'a> {
 
     /// Puts the roots of paths without any subscription on the default plan, if there is one.
     ///
-    /// A root under which others stand cannot be subscribed beside those who record for them: they take
-    /// it that the root has no plan. Then nothing is done, and [`subscribe_alone`] has to come first.
+    /// A root with descendants needs [`subscribe_alone`] first: concurrent recordings below it rely on
+    /// a root without a plan. In this case the function changes nothing and returns this prerequisite.
     pub(crate) async fn subscribe(&mut self) -> Result<Option<Prerequisite>, StoreError> {
         let cache = self.transaction.cache;
         let Some(plan) = &cache.terms.catalog.default_plan else { return Ok(None) };
@@ -114,7 +114,7 @@ impl<'t, 'a> Arrivals<'t, 'a> {
     }
 }
 
-/// Finds paths by their number.
+/// Finds paths by number.
 pub(crate) async fn find_paths(
     transaction: &mut BatchTransaction<'_>,
     ids: &BTreeSet<i64>,
@@ -140,7 +140,7 @@ pub(crate) async fn find_paths(
     Ok(found)
 }
 
-/// Puts roots on the default plan while nobody records, in a transaction of its own.
+/// Puts roots on the default plan in its own transaction, while no other transaction records.
 pub(crate) async fn subscribe_alone(
     scope: &mut Scope<'_>,
     roots: &[i64],

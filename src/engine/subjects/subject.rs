@@ -1,4 +1,4 @@
-//! Subjects: making and changing them, and looking at them.
+//! Creates, changes and reads subjects.
 
 use serde::Serialize;
 use serde_json::{Map, Value};
@@ -17,7 +17,7 @@ use metergate_domain::base::names::{StripeCustomerId, SubjectId};
 use metergate_domain::base::timestamp::Timestamp;
 use metergate_domain::subjects::tree::validate_parent;
 
-/// A change of a subject: outer `None` leaves a field as it is, inner `None` clears it.
+/// A change of a subject. An outer `None` keeps a field, an inner `None` clears it.
 #[derive(Debug, Clone, Default)]
 pub struct SubjectChange {
     pub parent: Option<Option<SubjectId>>,
@@ -48,6 +48,7 @@ impl SubjectChange {
     }
 }
 
+/// A subject as shown in answers.
 #[derive(Debug, Clone, Serialize)]
 pub struct SubjectView {
     pub subject: String,
@@ -75,7 +76,7 @@ impl From<SubjectRow> for SubjectView {
 }
 
 impl Engine {
-    /// Makes a subject, or changes it.
+    /// Creates or changes a subject.
     pub async fn put_subject(
         &self,
         environment: Environment,
@@ -127,7 +128,7 @@ impl Engine {
         })
     }
 
-    /// A page of subjects, in the order they were made.
+    /// Returns a page of subjects, in the order of creation.
     pub async fn list_subjects(
         &self,
         environment: Environment,
@@ -148,7 +149,7 @@ impl Engine {
     }
 }
 
-/// Maps a subject to a customer, or to none. What the biller told about that customer is looked at again.
+/// Maps a subject to a customer, or to none. Subscriptions of that customer are applied again.
 pub(crate) async fn set_customer(
     change: &mut ChangeTransaction<'_>,
     subject_id: i64,
@@ -163,11 +164,14 @@ pub(crate) async fn set_customer(
     Ok(())
 }
 
+/// Reads a subject that must exist.
 pub(crate) async fn existing(scope: &mut Scope<'_>, subject: &SubjectId) -> Result<SubjectRow, EngineError> {
     let row = store::subjects::subject::find(scope, subject.as_str()).await?;
-    row.ok_or_else(|| EngineError::Internal("a subject vanished".to_owned()))
+    row.ok_or_else(|| EngineError::Internal("a subject that was just written does not exist".to_owned()))
 }
 
+/// Moves a subject below a parent that must exist, or makes it a root. Refuses cycles and paths that
+/// are too long.
 pub(crate) async fn move_under(
     change: &mut ChangeTransaction<'_>,
     row: &SubjectRow,

@@ -1,5 +1,5 @@
-//! Changes of subscriptions, in a transaction that holds the configuration lock, so that no decision is made
-//! between the old and the new.
+//! Changes of subscriptions, in a transaction that holds the configuration lock, so that no decision
+//! mixes the old and the new state.
 
 use sqlx::{Connection, PgConnection};
 
@@ -21,10 +21,10 @@ use metergate_domain::subjects::subscription::{
     End, Subscription, SubscriptionChangeKind, SubscriptionParams, SubscriptionStatus,
 };
 
-/// Ends carried out in one transaction.
+/// The most ends in one transaction.
 const ENDS_MAX: i64 = 1_000;
 
-/// A transaction in which subscriptions change, with the catalog in force.
+/// A transaction that changes subscriptions, with the catalog in force.
 #[derive(Debug)]
 pub(crate) struct SubscriptionTransaction<'c> {
     pub(crate) change: ChangeTransaction<'c>,
@@ -58,7 +58,8 @@ impl<'c> SubscriptionTransaction<'c> {
         self.change.now
     }
 
-    /// Returns a subject, made if need be, and its own subscription after a due end is carried out.
+    /// Returns a subject and its own subscription, after any due end. Creates the subject if it does
+    /// not exist.
     pub(crate) async fn enrolled(
         &mut self,
         subject: &SubjectId,
@@ -67,15 +68,17 @@ impl<'c> SubscriptionTransaction<'c> {
         store::subjects::subject::insert_missing(scope, &[subject.to_string()]).await?;
         let path = subscription_and_path(scope, subject).await?;
         let member = path.and_then(|path| path.members.into_iter().next());
-        let member = member.ok_or_else(|| EngineError::Internal("a subject vanished".to_owned()))?;
+        let member = member.ok_or_else(|| {
+            EngineError::Internal("a subject that was just written does not exist".to_owned())
+        })?;
         let Some(subscription) = &member.subscription else { return Ok((member, None)) };
         self.carry_out_end(&member, subscription).await?;
         let current = subscription.ended(&self.catalog, self.now()).unwrap_or_else(|| subscription.clone());
         Ok((member, Some(current)))
     }
 
-    /// Refuses prices of its own in a currency from which no rate leads to that of a cap: the cap would
-    /// have nothing to compare.
+    /// Refuses own prices if their currency has no exchange rate to the currency of a spend cap: the
+    /// cap could not compare them.
     pub(crate) async fn validate_incomparable(
         &mut self,
         member: &PathSubject,
@@ -89,7 +92,7 @@ impl<'c> SubscriptionTransaction<'c> {
         Ok(statement.validate_incomparable(&self.catalog, caps, &rates, self.change.now)?)
     }
 
-    /// Puts a subject on what is stated.
+    /// Applies parameters to a subject's subscription.
     pub(crate) async fn state(
         &mut self,
         member: &PathSubject,
@@ -101,7 +104,7 @@ impl<'c> SubscriptionTransaction<'c> {
         if next.terms_since == now {
             next.terms_since = self.change.time_of_change().await?;
         }
-        // what is made for a newcomer has nothing to be counted from
+        // a new subject without any record has no earlier usage to be counted
         if before.is_none()
             && !store::subjects::subject::has_record(self.connection(), member.subject_id).await?
         {
@@ -115,7 +118,7 @@ impl<'c> SubscriptionTransaction<'c> {
         Ok(())
     }
 
-    /// Ends what a subject is on, now or later.
+    /// Ends a subject's subscription, now or later.
     pub(crate) async fn end(
         &mut self,
         member: &PathSubject,
@@ -150,7 +153,7 @@ impl<'c> SubscriptionTransaction<'c> {
         self.write(member, NewChange { subject_id, kind, subscription: &ended, at }).await
     }
 
-    /// Writes a change, and drops the counters that its limits do not keep any more.
+    /// Writes a change, and drops the counters that the subject's limits no longer keep.
     async fn write(&mut self, member: &PathSubject, change: NewChange<'_>) -> Result<(), StoreError> {
         let scope = &mut self.scope();
         store::subjects::subscriptions::write(scope, change).await?;
@@ -166,7 +169,7 @@ impl<'c> SubscriptionTransaction<'c> {
     }
 }
 
-/// Carries out ends that have come, in a transaction of its own.
+/// Carries out due ends, in a transaction of its own.
 pub(crate) async fn carry_out_ends(scope: &mut Scope<'_>, clock: &Clock) -> Result<(), StoreError> {
     let change = ChangeTransaction::within(scope.connection.begin().await?, scope.environment, clock).await?;
     let mut change = SubscriptionTransaction::new(change).await?;
@@ -179,7 +182,7 @@ pub(crate) async fn carry_out_ends(scope: &mut Scope<'_>, clock: &Clock) -> Resu
     change.commit().await
 }
 
-/// Finds the path of a subject.
+/// Finds the path of a subject, with its subscription.
 pub(crate) async fn subscription_and_path(
     scope: &mut Scope<'_>,
     subject: &SubjectId,
@@ -188,7 +191,7 @@ pub(crate) async fn subscription_and_path(
     Ok(store::subjects::subject::paths(scope, Which::Of(&names)).await?.into_iter().next())
 }
 
-/// Whether a counter is one that a subject's limits still keep, as it is.
+/// Returns whether a subject's limits still keep a counter unchanged.
 fn keeps(
     terms: &CatalogIndex,
     member: &PathSubject,

@@ -1,5 +1,5 @@
-//! Subscriptions: putting a subject on a plan, renewing, ending. Changes hold the configuration lock,
-//! so that no decision is made between the old and the new.
+//! Subscribes subjects to plans, renews and ends subscriptions. Changes hold the configuration lock, so
+//! that no decision mixes the old and the new state.
 
 use serde::Serialize;
 use serde_json::Value;
@@ -23,6 +23,7 @@ use metergate_domain::pricing::commitment::Commitment;
 use metergate_domain::pricing::price::Price;
 use metergate_domain::subjects::subscription::{End, Subscription, SubscriptionParams, SubscriptionStatus};
 
+/// A subscription as shown in answers.
 #[derive(Debug, Clone, Serialize)]
 pub struct SubscriptionView {
     pub subject: String,
@@ -41,7 +42,7 @@ pub struct SubscriptionView {
     pub history: Option<Vec<HistoryRow>>,
 }
 
-/// The times of a subscription's row.
+/// The times in a subscription's row.
 #[derive(Debug, Clone, Copy)]
 struct ChangeTimes {
     created_at: Timestamp,
@@ -88,7 +89,7 @@ fn not_found(subject: &SubjectId) -> EngineError {
 }
 
 impl Engine {
-    /// Puts a subject on a plan, renews it there, or changes what holds for it alone.
+    /// Puts a subject on a plan, renews its subscription, or changes the subject's own terms.
     pub async fn put_subscription(
         &self,
         environment: Environment,
@@ -110,7 +111,8 @@ impl Engine {
         .await
     }
 
-    /// Ends a subscription, now or later; then it falls back to a plan, or is canceled.
+    /// Ends a subscription, now or later. The subject then moves to a fallback plan, or the
+    /// subscription is canceled.
     pub async fn end_subscription(
         &self,
         environment: Environment,
@@ -128,7 +130,7 @@ impl Engine {
                     Violation::new("unknown_plan", detail).under("fallback_plan"),
                 ));
             }
-            // one that is only to be taken for granted so far can be ended, too
+            // a default plan without a stored row can be ended, too
             let is_root = subscription_and_path(&mut change.scope(), &subject)
                 .await?
                 .is_none_or(|path| path.members.len() == 1);
@@ -175,7 +177,7 @@ impl Engine {
         Ok(shown)
     }
 
-    /// Carries out the ends of subscriptions that have come.
+    /// Carries out the due ends of subscriptions.
     pub async fn end_due_subscriptions(&self, environment: Environment) -> Result<(), EngineError> {
         let mut connection = self.database().pool().acquire().await?;
         let scope = &mut Scope::new(&mut connection, environment);
@@ -197,6 +199,8 @@ async fn shown(
     subject_id: i64,
 ) -> Result<SubscriptionView, EngineError> {
     let row = store::subjects::subscriptions::find(change.connection(), subject_id).await?;
-    let row = row.ok_or_else(|| EngineError::Internal("a subscription vanished".to_owned()))?;
+    let row = row.ok_or_else(|| {
+        EngineError::Internal("a subscription that was just written does not exist".to_owned())
+    })?;
     Ok(view(subject, &row.subscription, ChangeTimes::of(&row), change.now()))
 }

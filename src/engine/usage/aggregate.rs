@@ -1,4 +1,4 @@
-//! Answering questions about usage, each from one snapshot.
+//! Answers usage queries, each from one snapshot.
 
 use super::reader::answer;
 use crate::engine::{Engine, EngineError};
@@ -10,6 +10,7 @@ use metergate_domain::catalog::meter::StoredMeter;
 use metergate_domain::usage::query::{UsageQuery, UsageRow};
 
 impl Engine {
+    /// Answers a usage query. The meter and its dimensions must be in the catalog.
     pub async fn usage(
         &self,
         environment: Environment,

@@ -1,4 +1,4 @@
-//! Looking at recorded events, and taking one back.
+//! Lists, traces and voids recorded events.
 
 use std::collections::BTreeMap;
 
@@ -39,40 +39,41 @@ pub struct EventView {
     pub value: Quantity,
     pub properties: Map<String, Value>,
     pub timestamp: Timestamp,
-    /// The subject and its ancestors as they stood when it was recorded, nearest first.
+    /// The subject and its ancestors when the event was recorded, nearest first.
     pub path: Vec<String>,
     pub voided: Option<Void>,
 }
 
+/// The reason and time of a void.
 #[derive(Debug, Clone, Serialize)]
 pub struct Void {
     pub reason: Option<String>,
     pub voided_at: Timestamp,
 }
 
-/// An event and where it counts.
+/// An event and its effects.
 #[derive(Debug, Clone, Serialize)]
 pub struct EventTrace {
     #[serde(flatten)]
     pub event: EventView,
     pub batch_id: i64,
     pub meters: Vec<MeterTrace>,
-    /// What went, or goes, to the billing provider with it: the exports of its customer's hour.
+    /// The exports of the event's customer and hour.
     pub exports: Vec<ExportRow>,
 }
 
-/// What a meter took from an event, and the rollup it went to.
+/// The quantity that a meter counts from an event, and the rollup that contains it.
 #[derive(Debug, Clone, Serialize)]
 pub struct MeterTrace {
     pub meter: MeterKey,
     pub value: Quantity,
     pub group: Map<String, Value>,
     pub hour: Timestamp,
-    /// Whether it is in the hour's rollup; until then reads add it from the event itself.
+    /// Whether the rollup contains the event. Until then, reads add the event itself.
     pub folded: bool,
 }
 
-/// A void, made now or before.
+/// A void, new or repeated.
 #[derive(Debug, Clone)]
 pub struct Voided {
     pub id: String,
@@ -107,7 +108,7 @@ fn not_found() -> EngineError {
 }
 
 impl Engine {
-    /// A page of events, the latest first.
+    /// Returns a page of events, the latest first.
     pub async fn list_events(
         &self,
         environment: Environment,
@@ -137,7 +138,7 @@ impl Engine {
         Ok(Page { data: data.iter().map(EventView::of).collect::<Result<_, _>>()?, next_cursor })
     }
 
-    /// One event, and the meters it counts for.
+    /// Returns an event and the meters that count it.
     pub async fn trace_event(
         &self,
         environment: Environment,
@@ -185,7 +186,7 @@ impl Engine {
         Ok(EventTrace { event, batch_id: row.batch_id, meters, exports })
     }
 
-    /// Takes an event back: from the next read on it counts nowhere. Again is the same again.
+    /// Voids an event: later reads count it nowhere. A repeated call returns the first void.
     pub async fn void_event(
         &self,
         environment: Environment,
@@ -196,7 +197,7 @@ impl Engine {
         let engine = self.clone();
         detached(async move {
             let key = event_key(&source, &id);
-            // a void of unknown fate is simply tried again: it happens once
+            // a void with an unknown commit result is retried, because it takes effect only once
             let (void, replayed) = engine.void_key(environment, key, reason.as_deref()).await?;
             Ok(Voided { id: id.into_string(), source: source.as_str().to_owned(), void, replayed })
         })
@@ -213,11 +214,12 @@ impl Engine {
             return Ok(voided);
         }
         let alone = self.try_void(environment, key, reason, true).await?;
-        alone.ok_or_else(|| EngineError::Internal("a void alone was not made".to_owned()))
+        alone.ok_or_else(|| EngineError::Internal("no void was made under the exclusive lock".to_owned()))
     }
 
-    /// Takes an event back beside others who record, or alone. None where that has to be done alone:
-    /// nobody on the event's path has a plan yet, and somebody may just get the default plan.
+    /// Voids an event while others record, or under the exclusive lock if `alone`. Returns none if it
+    /// needs the exclusive lock: a concurrent call may subscribe the event's path to the default
+    /// plan.
     async fn try_void(
         &self,
         environment: Environment,
@@ -251,7 +253,7 @@ impl Engine {
             let dirty: Vec<i32> = meters.iter().filter(is_dirty).map(|stored| stored.id).collect();
             store::usage::voids::insert_gaps(scope, &dirty, at.hour_floor()).await?;
 
-            // as it stands now: that nobody on it has a plan is nothing to remember
+            // read now and not cached: a path without a plan may change
             let ids = [row.path_id];
             let paths = store::subjects::subject::paths(scope, Which::Ids(&ids)).await?;
             let Some(path) = paths.first() else { return Err(not_found()) };
@@ -283,12 +285,13 @@ impl Engine {
         let row = store::usage::voids::find(scope, key).await?;
         transaction.commit().await?;
         fresh.remember(&cache);
-        let row = row.ok_or_else(|| EngineError::Internal("a void vanished".to_owned()))?;
+        let row = row.ok_or_else(|| EngineError::Internal("a new void is missing".to_owned()))?;
         Ok(Some((Void { reason: row.reason, voided_at: row.voided_at }, !made)))
     }
 }
 
-/// What meters take from an event: one that a commit recorded counts for its own meter alone.
+/// Returns the quantities that meters count from an event. An event of a commit counts for its own
+/// meter only.
 fn measured<'a>(
     terms: &'a CatalogIndex,
     row: &EventRow,

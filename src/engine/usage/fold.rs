@@ -1,5 +1,5 @@
-//! Folding the tail into rollups, and building rollups where there are gaps; a transaction at a
-//! time, so that a job or a test can go on until nothing is left.
+//! Folds the unfolded backlog into rollups, and rebuilds rollups in gaps. Each call is one
+//! transaction, so that a job or a test can repeat it until nothing is left.
 
 use std::time::{Duration, Instant};
 
@@ -15,28 +15,28 @@ use metergate_domain::base::environment::Environment;
 use metergate_domain::base::limits::{DIMENSION_SETS_PER_METER_MAX, FOLD_BATCHES_MAX, FOLD_EVENTS_MAX};
 use metergate_domain::catalog::meter::StoredMeter;
 
-/// The pause between the end of a day and its sum: most late events are there by then.
+/// The pause between the end of a day and its rollup, because most late events arrive within it.
 const DAY_REST: Duration = Duration::from_hours(1);
 
 /// The result of one folding transaction.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Folded {
     pub events: i64,
-    /// About as much as one transaction takes: there may be more.
+    /// Whether the transaction reached its limit, so that there may be more to fold.
     pub is_full: bool,
 }
 
-/// Receives what is folded, in the transaction that folds it.
+/// A recipient of folded events, called in the transaction that folds them.
 pub(crate) trait FoldListener: Sync {
     fn on_folded(
         &self,
         connection: &mut PgConnection,
-        invalid_batches_are_rejected: MeterBatches<'_>,
+        batches: MeterBatches<'_>,
     ) -> impl Future<Output = Result<(), StoreError>> + Send;
 }
 
 impl Engine {
-    /// Folds some of the oldest batches. Nothing where there are none, or another replica is at it.
+    /// Folds some of the oldest batches. Does nothing if there are none or another replica folds.
     pub(crate) async fn fold_batches(
         &self,
         environment: Environment,
@@ -52,7 +52,7 @@ impl Engine {
         if claimed.batch_ids.is_empty() {
             return Ok(Folded::default());
         }
-        // read after the batches: a meter that is not seen here has a gap that covers them
+        // read after the batches: a meter that is missing here has a gap that covers them
         let meters = store::catalog::meters(scope).await?;
         let not_kept = fold::permanent_gaps(scope).await?;
         let days = store::usage::daily_rollups::until(scope).await?;
@@ -60,25 +60,25 @@ impl Engine {
             meters.iter().filter(|stored| claimed.event_name_ids.contains(&stored.event_name_id)).collect();
         for stored in concerned.iter().filter(|stored| !not_kept.contains(&stored.id)) {
             let days_until = days.get(&stored.id).copied();
-            let invalid_batches_are_rejected = MeterBatches { environment, stored, claimed: &claimed };
-            fold::fold_meter(scope.connection, invalid_batches_are_rejected, days_until).await?;
+            let batches = MeterBatches { environment, stored, claimed: &claimed };
+            fold::fold_meter(scope.connection, batches, days_until).await?;
         }
-        // sums for exports are locked by whoever makes exports too: all take them in this order
+        // export runs lock the same rows, so all lock them in this order
         concerned.sort_unstable_by_key(|stored| stored.id);
         for stored in concerned {
-            let invalid_batches_are_rejected = MeterBatches { environment, stored, claimed: &claimed };
-            listener.on_folded(scope.connection, invalid_batches_are_rejected).await?;
+            let batches = MeterBatches { environment, stored, claimed: &claimed };
+            listener.on_folded(scope.connection, batches).await?;
         }
         transaction.commit().await?;
         metrics::counter!("metergate_events_folded_total").increment(claimed.event_count.unsigned_abs());
         metrics::histogram!("metergate_fold_seconds").record(started.elapsed().as_secs_f64());
         let is_full = claimed.event_count >= FOLD_EVENTS_MAX / 2
-            || i64::try_from(claimed.batch_ids.len())
-                .is_ok_and(|invalid_batches_are_rejected| invalid_batches_are_rejected >= FOLD_BATCHES_MAX);
+            || i64::try_from(claimed.batch_ids.len()).is_ok_and(|batches| batches >= FOLD_BATCHES_MAX);
         Ok(Folded { events: claimed.event_count, is_full })
     }
 
-    /// Builds some hours of the oldest gap; false where there is none, or another replica is at it.
+    /// Rebuilds some hours of the oldest gap. Returns false without a gap, or if another replica
+    /// folds.
     pub async fn build_some(&self, environment: Environment) -> Result<bool, EngineError> {
         let mut transaction = self.database().pool().begin().await?;
         let scope = &mut Scope::new(&mut transaction, environment);
@@ -86,7 +86,7 @@ impl Engine {
         if !fold::try_lock(scope).await? {
             return Ok(false);
         }
-        // again, now that nobody else can be at it
+        // read again under the lock
         let Some(gap) = fold::next_gap(scope).await?.filter(|now| now.id == gap.id) else {
             return Ok(true);
         };
@@ -100,7 +100,8 @@ impl Engine {
         Ok(true)
     }
 
-    /// Sums up the next day of a meter that is behind; false where none is, or another replica is at it.
+    /// Builds the next missing daily rollups of a meter. Returns false if none are missing or another
+    /// replica folds.
     pub async fn sum_some_days(&self, environment: Environment) -> Result<bool, EngineError> {
         let mut transaction = self.database().pool().begin().await?;
         let scope = &mut Scope::new(&mut transaction, environment);
@@ -111,7 +112,7 @@ impl Engine {
         {
             return Ok(false);
         }
-        // again, now that nobody else can be at it
+        // read again under the lock
         let Some(incomplete) = store::usage::daily_rollups::next_incomplete(scope, over).await? else {
             return Ok(true);
         };
@@ -123,8 +124,8 @@ impl Engine {
         Ok(true)
     }
 
-    /// Drops the rollups of meters that have too many combinations of dimension values to keep
-    /// apart: they are read from events from now on.
+    /// Drops the rollups of meters with too many combinations of dimension values. From then on,
+    /// these meters are read from their events.
     pub async fn bound_dimensions(&self, environment: Environment) -> Result<(), EngineError> {
         let mut transaction = self.database().pool().begin().await?;
         let scope = &mut Scope::new(&mut transaction, environment);
@@ -135,14 +136,14 @@ impl Engine {
             if fold::drop_if_too_many_sets(scope, &stored).await? {
                 tracing::warn!(
                     meter = %stored.meter.key, %environment, limit = DIMENSION_SETS_PER_METER_MAX,
-                    "too many combinations of dimension values: the meter is read from its events now, which is slow"
+                    "a meter has too many combinations of dimension values; it is now read from its events, which is slow"
                 );
             }
         }
         Ok(transaction.commit().await?)
     }
 
-    /// Counts the tail, for everybody who waits for it.
+    /// Counts the unfolded backlog, and publishes the count to waiting writers.
     pub async fn count_tail(&self, environment: Environment) -> Result<i64, EngineError> {
         let mut connection = self.database().pool().acquire().await?;
         let events = fold::unfolded_events(&mut Scope::new(&mut connection, environment)).await?;
@@ -152,7 +153,7 @@ impl Engine {
         Ok(events)
     }
 
-    /// Makes the partitions of this month and the next.
+    /// Creates the partitions of this month and the next.
     pub async fn make_partitions(&self) -> Result<(), EngineError> {
         let mut connection = self.database().connect_writer().await?;
         let now = store::usage::now(&mut connection).await?;

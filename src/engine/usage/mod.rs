@@ -1,4 +1,4 @@
-//! Events and what is read of them: ingest, folding, aggregates, reports.
+//! Events and usage reads: ingest, folding, queries, rankings, reports.
 
 pub(crate) mod aggregate;
 pub(crate) mod events;

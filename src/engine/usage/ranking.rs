@@ -1,4 +1,4 @@
-//! Who uses most, who costs most, who is nearest to a limit: each from one snapshot.
+//! Rankings of subjects by usage, by cost and by limit, each from one snapshot.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -32,25 +32,26 @@ use metergate_domain::pricing::price_book::nearest_to;
 use metergate_domain::usage::query::{Aggregate, GroupBySubject, UsageQuery, UsageState, percent};
 use metergate_domain::usage::ranking::{RankBy, RankPageRequest};
 
-/// A page of a ranking, the most first.
+/// A page of a ranking, the largest values first.
 #[derive(Debug, Serialize)]
 pub struct TopPage {
     pub by: &'static str,
     pub data: Vec<Ranked>,
     pub next_cursor: Option<String>,
-    /// Of costs, whoever's cannot be told in the currency asked for.
+    /// In a ranking by cost: the subjects with prices that cannot be converted to its currency.
     #[serde(skip_serializing_if = "Unranked::is_empty")]
     pub unranked: Unranked,
 }
 
-/// Those whose cost cannot be told, as no exchange rate leads from the currency of their prices.
+/// Subjects without a rank, because no exchange rate converts the currency of their prices.
 #[derive(Debug, Default, Serialize)]
 pub struct Unranked {
     pub count: usize,
-    /// By name, the first of them.
+    /// The first subjects by name.
     pub subjects: Vec<UnrankedSubject>,
 }
 
+/// A subject without a rank, with its plan and the currency of its prices.
 #[derive(Debug, Serialize)]
 pub struct UnrankedSubject {
     pub subject: String,
@@ -74,15 +75,17 @@ impl Unranked {
     }
 }
 
+/// A subject with its rank and value.
 #[derive(Debug, Serialize)]
 pub struct Ranked {
-    /// From 1.
+    /// The rank, counted from 1.
     pub rank: usize,
     pub subject: String,
     #[serde(flatten)]
     pub what: RankValue,
 }
 
+/// The value by which a subject is ranked.
 #[derive(Debug, Serialize)]
 #[serde(untagged)]
 pub enum RankValue {
@@ -94,7 +97,7 @@ pub enum RankValue {
         plan: PlanKey,
         currency: Currency,
         total: MinorUnits,
-        /// From the currency of the prices, where that is another one.
+        /// The rate from the currency of the prices, if it differs.
         #[serde(skip_serializing_if = "Option::is_none")]
         exchange_rate: Option<ExchangeRate>,
     },
@@ -111,6 +114,7 @@ pub enum RankValue {
 }
 
 impl Engine {
+    /// Returns a page of a ranking, from one snapshot.
     pub async fn ranking(
         &self,
         environment: Environment,
@@ -149,7 +153,7 @@ fn known<'t>(terms: &'t CatalogIndex, key: &MeterKey) -> Result<&'t StoredMeter,
     })
 }
 
-/// One more than the page holds, where there are more.
+/// Returns one row more than the page holds if there are more.
 async fn by_usage(
     snapshot: &mut ReadSnapshot,
     terms: &CatalogIndex,
@@ -171,8 +175,8 @@ async fn by_usage(
     Ok(found.into_iter().map(rank).collect())
 }
 
-/// Everybody who is on a plan with prices, or has prices of their own, is rated; beyond so many as one
-/// answer may have rows, nothing is. Whose cost cannot be told in the currency takes nobody else's rank.
+/// Ranks all subjects that have a plan with prices, or prices of their own. Refuses more than
+/// [`USAGE_ROWS_MAX`] such subjects. Subjects without an exchange rate get no rank.
 async fn by_cost(
     snapshot: &mut ReadSnapshot,
     terms: &CatalogIndex,
@@ -190,10 +194,10 @@ async fn by_cost(
     let holders = store::subjects::subscriptions::holders(&mut snapshot.scope(), &plans, rows).await?;
     if holders.len() > USAGE_ROWS_MAX {
         let detail =
-            format!("at most {USAGE_ROWS_MAX} subjects with prices can be ranked; this environment has more");
+            format!("a ranking by cost must have at most {USAGE_ROWS_MAX} subjects with prices; got more");
         return Err(EngineError::invalid(Violation::new("too_many_rows", detail)));
     }
-    // who has the same prices is rated together
+    // subjects with the same prices are rated together
     let mut price_books: HashMap<(&PlanKey, Option<i64>), Vec<&Holder>> = HashMap::new();
     for holder in &holders {
         let own = Some(holder.subject_id).filter(|_| !holder.subscription.prices.is_empty());
@@ -208,7 +212,7 @@ async fn by_cost(
         };
         match book.exchanged_to(Some(currency), &terms.rates, snapshot.now) {
             Ok(rate) => {
-                // a commitment is one of a billing period, which this need not be
+                // commitments apply to billing periods, and the range may be another span
                 let pricing = CostBasis { book, rate: rate.as_ref(), commitment: None };
                 let told = cost(snapshot, terms, pricing, together, span).await?;
                 costs.extend(told.into_iter().map(|(total, holder)| (total, holder, rate.clone())));
@@ -234,7 +238,7 @@ async fn by_cost(
     Ok((shown.map(rank).collect(), unranked))
 }
 
-/// What some who have the same prices owe.
+/// Returns the costs of subjects that have the same prices.
 async fn cost<'h>(
     snapshot: &mut ReadSnapshot,
     terms: &CatalogIndex,

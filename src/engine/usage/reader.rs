@@ -1,4 +1,4 @@
-//! Reads usage in a snapshot: from rollups where it can be, from events where it must.
+//! Reads usage in a snapshot, from rollups where possible and otherwise from events.
 
 use sqlx::PgConnection;
 
@@ -12,7 +12,7 @@ use metergate_domain::base::window::Span;
 use metergate_domain::catalog::meter::StoredMeter;
 use metergate_domain::usage::query::{Subjects, UsageQuery, UsageRow, rows};
 
-/// Questions that one statement asks.
+/// The most queries in one statement.
 const QUERIES_TOGETHER_MAX: usize = 16;
 
 /// Returns the rows that answer a query.
@@ -29,7 +29,7 @@ pub(crate) async fn answer(
     Ok(rows(query, stored.meter.aggregation, &bounds, found)?)
 }
 
-/// Returns the value of a query that has neither windows nor groups; zero where there is none.
+/// Returns the value of a query without windows and groups, or zero without usage.
 pub(crate) async fn value(
     scope: &mut Scope<'_>,
     stored: &StoredMeter,
@@ -43,7 +43,7 @@ pub(crate) async fn value(
     Ok(found.value(stored.meter.aggregation).unwrap_or_default())
 }
 
-/// Returns what a customer used in adjacent windows, by their starts.
+/// Returns the usage of a customer in adjacent windows, by their starts.
 pub(crate) async fn customer_sums(
     scope: &mut Scope<'_>,
     stored: &StoredMeter,
@@ -60,7 +60,7 @@ pub(crate) async fn customer_sums(
     Ok(sums.collect())
 }
 
-/// Returns whether a `unique_count` meter has counted a member already, within a query.
+/// Returns whether a `unique_count` meter already counts a member within a query.
 pub(crate) async fn has_member(
     scope: &mut Scope<'_>,
     stored: &StoredMeter,
@@ -72,7 +72,7 @@ pub(crate) async fn has_member(
     store::usage::has_member(scope.connection, &meter_query, member).await
 }
 
-/// Answers a question, by window and group.
+/// Answers a query, by window and group.
 pub(crate) async fn read(
     snapshot: &mut PgConnection,
     meter_query: &MeterQuery<'_>,
@@ -85,7 +85,7 @@ pub(crate) async fn read(
     Ok(answers.into_iter().next().unwrap_or_default())
 }
 
-/// Answers questions that have the same groups, in their order.
+/// Answers queries with the same groups, in their order.
 pub(crate) async fn read_each(
     snapshot: &mut PgConnection,
     rollup_coverage: &RollupCoverage,
@@ -100,14 +100,14 @@ pub(crate) async fn read_each(
     Ok(answers)
 }
 
-/// Returns the paths of the subjects of a query; none for all.
+/// Returns the paths of a query's subjects, or none for all subjects.
 pub(crate) async fn paths(scope: &mut Scope<'_>, query: &UsageQuery) -> Result<Option<Vec<i64>>, StoreError> {
     let Subjects::Listed(names) = &query.subjects else { return Ok(None) };
     let found = store::subjects::subject::path_ids(scope, names.as_slice(), query.descendants);
     found.await.map(Some)
 }
 
-/// Returns the scope of some paths; none are all.
+/// Returns the scope of some paths, or of all without paths.
 pub(crate) fn usage_scope(paths: Option<&[i64]>) -> UsageScope<'_> {
     paths.map_or(UsageScope::All, UsageScope::Paths)
 }

@@ -1,5 +1,5 @@
-//! The usage report of a subject: its current period, day by day and ahead. Each meter is asked once,
-//! by day and by price; meters, cost, trend and forecast are made of the answers.
+//! The usage report of a subject: its current period, day by day and with a forecast. One read per
+//! meter, by day and by price, provides meters, cost, trend and forecast.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -33,7 +33,7 @@ use metergate_domain::pricing::price_book::{PriceBook, nearest_to};
 use metergate_domain::subjects::subscription::SubscriptionStatus;
 use metergate_domain::usage::query::{UsageState, percent};
 
-/// The current period of a subject: its limits and meters, what they cost, and where they lead.
+/// The current period of a subject: limits, meters, cost, trend and forecast.
 #[derive(Debug, Serialize)]
 pub struct Report {
     pub subject: String,
@@ -41,34 +41,35 @@ pub struct Report {
     pub plan: Option<PlanView>,
     pub status: Option<SubscriptionStatus>,
     pub period: Span,
-    /// Those of its plan; empty without one.
+    /// The limits of its plan; empty without a plan.
     pub limits: Vec<LimitUsage>,
     pub meters: Vec<MeterUsage>,
-    /// None where no plan on its path has prices.
+    /// None if no plan on its path has prices.
     pub cost: Option<CostView>,
-    /// Day by day.
+    /// The usage by day.
     pub trend: Vec<DayView>,
-    /// At the end of the period.
+    /// The expected usage and cost at the end of the period.
     pub forecast: ForecastView,
 }
 
+/// The plan of a report.
 #[derive(Debug, Serialize)]
 pub struct PlanView {
     pub key: PlanKey,
     pub name: String,
 }
 
-/// How far a limit is used.
+/// The usage of a limit.
 #[derive(Debug, Serialize)]
 pub struct LimitUsage {
     pub key: ItemKey,
     pub meter: MeterKey,
     pub unit: Option<String>,
-    /// None: unlimited.
+    /// None if the limit is unlimited.
     pub quota: Option<Quantity>,
     pub used: Total,
     pub held: Total,
-    /// Of a limit that credits extend: the part of both that they bear.
+    /// If credits extend the limit: the part of `used` and `held` that they pay for.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub covered: Option<Total>,
     pub remaining: Option<Total>,
@@ -76,10 +77,11 @@ pub struct LimitUsage {
     pub state: UsageState,
     pub enforcement: Enforcement,
     pub period_start: Timestamp,
-    /// None: never.
+    /// None if the period never ends.
     pub resets_at: Option<Timestamp>,
 }
 
+/// The usage of a meter in the period.
 #[derive(Debug, Serialize)]
 pub struct MeterUsage {
     pub meter: MeterKey,
@@ -88,32 +90,35 @@ pub struct MeterUsage {
     pub event_count: i64,
 }
 
-/// A UTC day of the period, or what of it lies in the period.
+/// A UTC day of the period, cut to the period.
 #[derive(Debug, Serialize)]
 pub struct DayView {
     pub window_start: Timestamp,
     pub window_end: Timestamp,
-    /// Those that counted something.
+    /// The meters with usage.
     pub meters: Vec<MeterValue>,
-    /// By how much the cost of the period rose, in its currency.
+    /// The increase of the period's cost on this day, in the currency of the report.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cost: Option<MinorUnits>,
 }
 
+/// The usage of a meter on one day.
 #[derive(Debug, Serialize)]
 pub struct MeterValue {
     pub meter: MeterKey,
     pub value: Option<Total>,
 }
 
+/// The expected values at the end of the period.
 #[derive(Debug, Serialize)]
 pub struct ForecastView {
-    /// Those that add up.
+    /// The meters with values that add up over time.
     pub meters: Vec<MeterForecast>,
-    /// None where there is no cost.
+    /// None if the report has no cost.
     pub cost: Option<CostForecast>,
 }
 
+/// The expected value of a meter, and the method that computed it.
 #[derive(Debug, Serialize)]
 pub struct MeterForecast {
     pub meter: MeterKey,
@@ -121,6 +126,7 @@ pub struct MeterForecast {
     pub method: Method,
 }
 
+/// The expected cost, and the method that computed it.
 #[derive(Debug, Serialize)]
 pub struct CostForecast {
     pub currency: Currency,
@@ -128,18 +134,18 @@ pub struct CostForecast {
     pub method: Method,
 }
 
-/// Who looks at a report.
+/// The viewer of a report.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Viewer {
-    /// Sees all that stands below the subject, and whose limits meet it.
+    /// Sees all usage below the subject, and the limits of its ancestors.
     Application,
-    /// Sees itself alone.
+    /// Sees only the subject itself.
     EndUser,
 }
 
 impl Engine {
-    /// The usage report of a subject, as `Viewer` sees it, costs in a currency of their choice. A subject
-    /// that was never heard of has used nothing.
+    /// Returns the usage report of a subject for a viewer, with costs in a given currency. A subject
+    /// that does not exist has no usage.
     pub async fn report(
         &self,
         environment: Environment,
@@ -155,7 +161,7 @@ impl Engine {
             || utc_month(snapshot.now),
             |(_, subscription)| subscription.cycle.billing_period(snapshot.now),
         );
-        // an end user sees what is their own, and never what others above them use
+        // an end user must never see the usage of others below its ancestors
         let shown = nearest
             .map(|(member, _)| member)
             .filter(|member| viewer == Viewer::Application || member.subject == subject);
@@ -201,7 +207,7 @@ impl Engine {
     }
 }
 
-/// What was found between the bounds of a calendar, of every meter that counted something.
+/// Returns the usage between the bounds of a calendar, for every meter with usage.
 async fn parts<'a>(
     snapshot: &mut ReadSnapshot,
     terms: &'a CatalogIndex,

@@ -1,5 +1,5 @@
-//! Usage as Stripe's SDKs report it: recorded for the subject whose customer pays, once for each
-//! identifier.
+//! Stripe's meter event API: records each identifier once, for the subject of the customer in the
+//! payload.
 
 use std::sync::Arc;
 
@@ -22,7 +22,7 @@ use metergate_domain::gate::catalog_index::CatalogIndex;
 use metergate_domain::usage::event::{Event, validate_time};
 use metergate_domain::usage::stripe_compat::{Adjustment, MeterEvent, ParsedMeterEvent, meter, source};
 
-/// A meter event that is recorded, now or before.
+/// A recorded meter event, new or repeated.
 #[derive(Debug, Clone)]
 pub struct RecordedMeterEvent {
     pub sent: MeterEvent,
@@ -35,16 +35,16 @@ pub struct RecordedMeterEvent {
 /// The subject that an event is recorded for.
 enum PayloadOwner {
     Known(SubjectId),
-    /// Someone has to be made, mapped or moved first.
+    /// The subject must be created, mapped or moved first.
     FirstContact,
 }
 
-/// The reason that is kept with a void.
+/// The stored reason of a void through this API.
 const CANCEL_REASON: &str = "canceled by a meter event adjustment";
 
 impl Engine {
-    /// Records a meter event. The same identifier again is an error; with the idempotency key of the
-    /// first call it is that call's retry, and answered as it was.
+    /// Records a meter event. A repeated identifier is an error. With the idempotency key of the
+    /// first call it is a retry, which gets the answer of the first call.
     pub async fn record_meter_event(
         &self,
         environment: Environment,
@@ -72,7 +72,7 @@ impl Engine {
         Ok(RecordedMeterEvent { sent, identifier, occurred_at, created_at, replayed })
     }
 
-    /// Takes a meter event back. Again is the same again.
+    /// Voids a meter event. A repeated call has no further effect.
     pub async fn cancel_meter_event(
         &self,
         environment: Environment,
@@ -96,7 +96,7 @@ impl Engine {
         self.void_event(environment, identifier, source(), Some(CANCEL_REASON.to_owned())).await
     }
 
-    /// The event that is meant, and whose it is; at first contact they are made and mapped.
+    /// Builds the event of a meter event, and creates and maps its subject at first contact.
     async fn locate(
         &self,
         environment: Environment,
@@ -114,7 +114,7 @@ impl Engine {
         let subject = match whose {
             PayloadOwner::Known(subject) => subject,
             PayloadOwner::FirstContact => {
-                // what will be refused makes nobody
+                // an event that will be refused must not create a subject
                 let age_max = Some(self.inner.settings.event_age_max);
                 let objection = sent.timestamp.and_then(|at| validate_time(at, now, age_max)).or_else(|| {
                     let mut meters = terms.meters_of(event_name.as_str());
@@ -137,7 +137,7 @@ impl Engine {
         Ok((Arc::clone(&cache.terms), self.inner.clock.now(scope.environment, now)))
     }
 
-    /// Maps a customer that nobody is mapped to, and puts a subject that stands alone below it.
+    /// Maps a customer without a subject, and puts a subject without a parent below it.
     async fn meet(
         &self,
         environment: Environment,
@@ -149,7 +149,7 @@ impl Engine {
             let mut transaction = database.pool().begin().await?;
             let scope = &mut Scope::new(&mut transaction, environment);
             configuration::lock_alone(scope).await?;
-            // others may have met them while this waited
+            // a concurrent call may have mapped the customer while this one waited for the lock
             if let PayloadOwner::Known(subject) = whose(scope, &customer, named.as_ref()).await? {
                 return Ok(subject);
             }
@@ -169,8 +169,8 @@ impl Engine {
     }
 }
 
-/// Finds the subject of an event: the one mapped to the customer, or the one that is named, where
-/// the customer pays for it.
+/// Finds the subject of an event: the named subject if the customer pays for it, or the subject
+/// mapped to the customer.
 async fn whose(
     scope: &mut Scope<'_>,
     customer: &StripeCustomerId,
@@ -190,15 +190,15 @@ async fn whose(
         (Some(billed), Some((customer_id, _))) if billed == customer_id => {
             Ok(PayloadOwner::Known(named.clone()))
         }
-        (Some(_), _) => Err(refused(named, "another customer pays for it")),
+        (Some(_), _) => Err(refused(named, "another customer pays for this subject")),
         (None, _) if paths.first().is_some_and(|path| path.members.len() > 1) => {
-            Err(refused(named, "it stands below a subject that no customer pays for: map that one"))
+            Err(refused(named, "its parent has no customer; set `stripe_customer_id` of the parent"))
         }
         (None, _) => Ok(PayloadOwner::FirstContact),
     }
 }
 
-/// The subject mapped to a customer; else the one of its name, which is mapped now.
+/// Returns the subject mapped to a customer, or maps the subject with the customer's id as its name.
 async fn payer(
     change: &mut ChangeTransaction<'_>,
     customer: &StripeCustomerId,
@@ -211,8 +211,7 @@ async fn payer(
     store::subjects::subject::insert_missing(scope, &[payer.to_string()]).await?;
     let row = existing(scope, &payer).await?;
     if row.stripe_customer_id.is_some() {
-        let detail =
-            "must be a customer that a subject is mapped to; set `stripe_customer_id` of its subject";
+        let detail = "must name a customer with a mapped subject; set `stripe_customer_id` of the subject";
         let violation = Violation::new("customer_unmapped", detail);
         return Err(EngineError::invalid(violation.under("payload")));
     }
@@ -220,7 +219,7 @@ async fn payer(
     Ok(payer)
 }
 
-/// Puts a subject that stands alone below who pays for it.
+/// Puts a subject without a parent below the customer's subject.
 async fn adopt(
     change: &mut ChangeTransaction<'_>,
     named: &SubjectId,
@@ -230,7 +229,7 @@ async fn adopt(
     store::subjects::subject::insert_missing(scope, &[named.to_string()]).await?;
     let row = existing(scope, named).await?;
     move_under(change, &row, Some(payer)).await.map_err(|error| match error {
-        EngineError::Invalid(_) => refused(named, "it cannot stand below the customer's own subject"),
+        EngineError::Invalid(_) => refused(named, "it cannot be moved below the customer's own subject"),
         other => other,
     })
 }
@@ -262,11 +261,11 @@ fn key_reused() -> EngineError {
     }
 }
 
-/// A flaw of the event as one of what was sent.
+/// Converts a violation of the event into a violation of the meter event.
 fn in_their_words(mut violation: Violation) -> Violation {
     if violation.code == "timestamp_too_old" {
         violation.code = "timestamp_too_far_in_past";
-        "lies further back than events are taken".clone_into(&mut violation.detail);
+        "must not be older than the greatest accepted age of events".clone_into(&mut violation.detail);
     }
     if let Some(property) = violation.pointer.strip_prefix("/properties") {
         violation.pointer = format!("/payload{property}");

@@ -1,4 +1,4 @@
-//! Recounting: what the events say against what is kept beside them.
+//! Recounts everything from the events, and compares the result with the derived tables.
 
 use uuid::Uuid;
 
@@ -13,19 +13,19 @@ use metergate_domain::base::timestamp::Timestamp;
 use metergate_domain::gate::applicable_cap::{ApplicableCap, CounterSource, PricedUsage};
 use metergate_domain::gate::catalog_index::CatalogIndex;
 
-/// What a recount found.
+/// The result of a recount.
 #[derive(Debug, Default)]
 pub struct Verdict {
     pub events: i64,
     pub rollups: i64,
     pub counters: i64,
     pub differences: i64,
-    /// The first differences, in words.
+    /// Descriptions of the first differences.
     pub shown: Vec<String>,
 }
 
 impl Engine {
-    /// Recounts an environment in one snapshot; recording and folding go on meanwhile.
+    /// Recounts an environment in one snapshot. Recording and folding continue meanwhile.
     pub async fn verify(&self, environment: Environment) -> Result<Verdict, EngineError> {
         let mut snapshot = store::usage::snapshot(self.database().pool()).await?;
         let scope = &mut Scope::new(&mut snapshot, environment);
@@ -52,11 +52,11 @@ impl Engine {
     }
 }
 
-/// Counters that are recounted together.
+/// The counters that are recounted together.
 const RECOUNTED_TOGETHER: usize = 1_000;
 
-/// The counters of what prices rate are what was recorded and is held. Those that another price, plan
-/// or place has left behind count nothing any more.
+/// Compares the counters of rated usage with the recorded events and the holds. Skips counters that a
+/// change of plan, prices or parent has abandoned.
 async fn priced_usages(
     scope: &mut Scope<'_>,
     terms: &CatalogIndex,
@@ -90,7 +90,7 @@ async fn priced_usages(
             compared += 1;
             if (counted.used, counted.held) != (row.level.used, held) {
                 let what = format!(
-                    "{environment}: subject {subject}, period {at}, price {}: {} used and {} held by what was recorded, counter has {} and {held}",
+                    "{environment}: subject {subject}, period {at}, price {}: the events give {} used and {} held, the counter has {} and {held}",
                     priced_usage.slice.price.key, counted.used, counted.held, row.level.used
                 );
                 differences.note(1, what);
@@ -100,7 +100,7 @@ async fn priced_usages(
     Ok(compared)
 }
 
-/// The definitions of all limits that compare counters, each once.
+/// Returns the definitions of all limits that use counters, each once.
 fn definitions(terms: &CatalogIndex) -> Vec<Definition<'_>> {
     let mut definitions: Vec<Definition<'_>> = Vec::new();
     for plan in &terms.catalog.plans {

@@ -1,5 +1,5 @@
-//! Applies the biller's subscriptions: finds the subject of each and the leading one of a subject, and
-//! changes the subject's own subscription. All of it under the configuration lock.
+//! Applies the provider's subscriptions: finds the subject of each and the leading one of a subject,
+//! and changes the subject's own subscription. All changes hold the configuration lock.
 
 use super::fetch::FetchedSubscription;
 use super::mapping::map_within;
@@ -18,7 +18,7 @@ use metergate_domain::subjects::subscription::End;
 use metergate_domain::webhook::WebhookStatus;
 
 impl Engine {
-    /// Follows what was heard of a subscription, and notes what came of the events that told it.
+    /// Applies a fetched subscription, and records the result of its events.
     pub(super) async fn follow(
         &self,
         environment: Environment,
@@ -29,7 +29,7 @@ impl Engine {
         let scope = &mut Scope::new(&mut connection, environment);
         let now = self.inner.clock.outside(store::usage::now(scope.connection).await?);
         let id = &fetched.billed.id;
-        // most of what is told changes nothing for us: nobody needs to wait for that
+        // most events change nothing here, so they need no lock
         let row = stripe_subscriptions::find(scope, id).await?;
         let is_done = row.as_ref().is_some_and(|row| row.settled && row.owner.unmapped.is_none());
         if (is_done && !fetched.is_newer_than(row.as_ref())) || confirm(scope, fetched).await? {
@@ -41,7 +41,7 @@ impl Engine {
         self.settle(environment, id, Some(fetched), seqs).await
     }
 
-    /// Looks again at a subscription whose mapping may have changed.
+    /// Applies a subscription again after its mapping may have changed.
     pub(super) async fn settle_again(&self, environment: Environment, id: &str) -> Result<(), EngineError> {
         self.settle(environment, id, None, &[]).await
     }
@@ -82,7 +82,7 @@ async fn confirm(scope: &mut Scope<'_>, fetched: &FetchedSubscription) -> Result
     Ok(stripe_subscriptions::confirm(scope, billed, *event_created, *fetched_at).await?)
 }
 
-/// Finds whose a subscription is and which plan it is for, and has all whom it concerns follow.
+/// Finds the owner and the plan of a subscription, and updates the subjects that gain or lose it.
 async fn resolve_owner(
     change: &mut SubscriptionTransaction<'_>,
     row: &ProviderSubscriptionRow,
@@ -90,7 +90,7 @@ async fn resolve_owner(
     let (billed, environment) = (&row.billed, change.environment());
     let subject = subject_of(change, row).await?;
     let found = change.catalog.plan_of_prices(environment, &billed.prices).map(|plan| plan.key.clone());
-    // a price that the catalog does not know yet leaves the plan as it was
+    // a price that the catalog does not know yet keeps the earlier plan
     let plan = found.clone().or_else(|| row.owner.plan.clone());
     let missing_plan = plan.is_none() || (found.is_none() && !billed.is_over());
     let owner = SubscriptionOwner {
@@ -119,8 +119,8 @@ fn known(name: String) -> Result<SubjectId, EngineError> {
     SubjectId::parse(name).map_err(|why| EngineError::Internal(why.to_string()))
 }
 
-/// Finds whose a subscription is: by the mapping of its customer, else as the biller was told, else as
-/// before.
+/// Finds the subject of a subscription: by the mapping of its customer, else by metadata or checkout,
+/// else the earlier subject.
 async fn subject_of(
     change: &mut SubscriptionTransaction<'_>,
     row: &ProviderSubscriptionRow,
@@ -145,7 +145,7 @@ async fn subject_of(
     Ok(name.map(known).transpose()?.map(|name| (before, name)))
 }
 
-/// Has a subject follow that of its subscriptions that counts.
+/// Applies the leading subscription of a subject.
 async fn lead(
     change: &mut SubscriptionTransaction<'_>,
     subject_id: i64,
@@ -174,7 +174,8 @@ async fn lead(
     Ok(stripe_subscriptions::set_governing(connection, subject_id, id, terms, &plan.key).await?)
 }
 
-/// Has a subject that lost a subscription follow another of its own, or none.
+/// Applies the next subscription of a subject that lost one; without another one, ends the subject's
+/// own.
 async fn take_leave(
     change: &mut SubscriptionTransaction<'_>,
     subject_id: i64,

@@ -1,5 +1,5 @@
-//! Fetches the present state of a subscription: from the biller, where there is a key; else from the latest
-//! of its events.
+//! Fetches the present state of a subscription: from the provider if there is an API key, else from the
+//! latest payloads.
 
 use serde_json::Value;
 
@@ -19,26 +19,27 @@ use metergate_domain::base::timestamp::Timestamp;
 use metergate_domain::subjects::provider_subscription::ProviderSubscription;
 use metergate_domain::subjects::subscription::SubscriptionStatus;
 
+/// The result of a fetch.
 pub(super) enum Fetched {
     Subscription(FetchedSubscription),
-    /// No payload says anything.
+    /// A subscription without any usable payload.
     Nothing,
     Later(Fault),
 }
 
-/// A subscription as the biller has it, and as of when.
+/// The provider's state of a subscription, with the time of this state.
 #[derive(Debug)]
 pub(super) struct FetchedSubscription {
     pub(super) billed: ProviderSubscription,
-    /// The latest event that it takes account of.
+    /// The time of the latest event that the state includes.
     pub(super) event_created: Timestamp,
-    /// When we began to ask; none: from payloads.
+    /// The time at which the request began; none for a state from payloads.
     pub(super) fetched_at: Option<Timestamp>,
 }
 
 impl FetchedSubscription {
-    /// Whether it says more than what is known. Whoever asked later knows more: what changed between the
-    /// two has an event that is yet to be applied. An end is final, whenever it is heard of.
+    /// Returns whether this state is newer than the stored one. The later fetch wins: a change between
+    /// two fetches has an event that is still to be applied. An end is always final.
     pub(super) fn is_newer_than(&self, row: Option<&ProviderSubscriptionRow>) -> bool {
         let Some(row) = row else { return true };
         if row.billed.is_over() || self.billed.is_over() {
@@ -53,7 +54,7 @@ impl FetchedSubscription {
 }
 
 impl Engine {
-    /// Of the subscription that events up to `newest` are about.
+    /// Fetches a subscription that has events up to `newest`.
     pub(super) async fn fetch_subscription(
         &self,
         environment: Environment,
@@ -85,6 +86,7 @@ impl Engine {
         }
     }
 
+    /// Reads the state from the latest stored payloads.
     pub(super) async fn fetch_from_payloads(
         &self,
         environment: Environment,
@@ -107,8 +109,9 @@ impl Engine {
         Ok(Fetched::Subscription(FetchedSubscription { billed, event_created, fetched_at: None }))
     }
 
-    /// The biller does not know it. With its customer deleted it is over, though a payload may still say
-    /// otherwise; else the key is another account's, and the payloads, which are signed, are all there is.
+    /// Handles a subscription that the provider does not know. If its customer is deleted, the
+    /// subscription has ended, whatever a payload shows. Otherwise the key belongs to another account,
+    /// and the signed payloads count.
     async fn on_missing(
         &self,
         environment: Environment,
@@ -133,7 +136,7 @@ impl Engine {
         }
     }
 
-    /// Asks whom a customer's metadata names, where nothing else says whose it is.
+    /// Fetches the subject in a customer's metadata, if neither a mapping nor an event names one.
     async fn learn_customer(
         &self,
         environment: Environment,
@@ -143,7 +146,7 @@ impl Engine {
         let mut connection = self.database().pool().acquire().await?;
         let scope = &mut Scope::new(&mut connection, environment);
         let mapped = store::subjects::subject::of_mapping(scope, id).await?.is_some();
-        // once it is known, its events tell what changes
+        // the events of a known customer report later changes
         let known = stripe_customers::find(scope, id).await?.is_some();
         if mapped || known || !is_plain(id) {
             return Ok(None);
@@ -154,7 +157,7 @@ impl Engine {
                 let subject = webhook::customer(&object).and_then(|customer| customer.subject);
                 let subject = subject.as_ref().map(SubjectId::as_str);
                 let mut connection = self.database().pool().acquire().await?;
-                // any event about it counts for more
+                // any event about the customer is newer
                 let at = Timestamp::MIN;
                 stripe_customers::write(&mut Scope::new(&mut connection, environment), id, subject, at)
                     .await?;
@@ -166,7 +169,7 @@ impl Engine {
     }
 }
 
-/// Whether an id can stand in a path as it is, as all of the biller's can.
+/// Returns whether an id is safe in a URL path, as all ids of the provider are.
 pub(super) fn is_plain(id: &str) -> bool {
     !id.is_empty() && id.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-')
 }

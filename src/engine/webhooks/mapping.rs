@@ -1,5 +1,5 @@
-//! Maps customers to subjects. A mapping that the application made stays. Where there is none, the biller
-//! may name the subject: in the metadata of a subscription or a customer, or in a checkout.
+//! Maps customers to subjects. A mapping by the application stays. Otherwise the provider may name the
+//! subject: in the metadata of a subscription or a customer, or in a checkout.
 
 use serde_json::Value;
 
@@ -17,13 +17,14 @@ use metergate_domain::base::names::SubjectId;
 use metergate_domain::base::timestamp::Timestamp;
 
 impl Engine {
+    /// Maps the customer of a checkout to the subject in `client_reference_id`.
     pub(super) async fn on_checkout(
         &self,
         environment: Environment,
         object: &Value,
     ) -> Result<WebhookOutcome, EngineError> {
         let Some((subject, customer)) = webhook::checkout(object) else {
-            return Ok(WebhookOutcome::Ignored("it names no client_reference_id, or no customer"));
+            return Ok(WebhookOutcome::Ignored("the checkout has no `client_reference_id` or no `customer`"));
         };
         let mut connection = self.database().pool().acquire().await?;
         stripe_customers::set_reference(
@@ -37,6 +38,7 @@ impl Engine {
         Ok(WebhookOutcome::Applied)
     }
 
+    /// Maps a customer to the subject in its metadata, or unmaps a deleted customer.
     pub(super) async fn on_customer(
         &self,
         environment: Environment,
@@ -62,7 +64,7 @@ impl Engine {
         Ok(WebhookOutcome::Applied)
     }
 
-    /// Maps a customer that is nobody's, and has its subscriptions looked at again.
+    /// Maps an unmapped customer, and marks its subscriptions to be applied again.
     async fn map(
         &self,
         environment: Environment,
@@ -78,12 +80,12 @@ impl Engine {
         }
         let mut change = ChangeTransaction::within(transaction, environment, &self.inner.clock).await?;
         map_within(&mut change, subject, customer).await?;
-        // it may be known now whose they are, mapped or not
+        // their owner may be known now, even without a mapping
         stripe_subscriptions::unsettle_customer(&mut change.scope(), customer).await?;
         Ok(change.commit().await?)
     }
 
-    /// A customer that was deleted cannot be billed any more; whose it was is kept.
+    /// Unmaps a deleted customer, which cannot be billed any more. The earlier subject stays recorded.
     async fn unmap(&self, environment: Environment, customer: &str) -> Result<(), EngineError> {
         let mut transaction = self.database().pool().begin().await?;
         if store::subjects::subject::of_mapping(&mut Scope::new(&mut transaction, environment), customer)
@@ -102,7 +104,8 @@ impl Engine {
     }
 }
 
-/// Maps a customer that is nobody's to a subject, made if need be, unless that has another one that lives.
+/// Maps an unmapped customer to a subject, unless the subject has another customer with a live
+/// subscription. Creates the subject if it does not exist.
 pub(super) async fn map_within(
     change: &mut ChangeTransaction<'_>,
     subject: &SubjectId,
@@ -120,7 +123,7 @@ pub(super) async fn map_within(
         && !is_deleted(scope, present).await?
         && !stripe_subscriptions::is_spent(scope, present).await?
     {
-        tracing::warn!(%subject, customer, present, "the subject has another customer already, and keeps it");
+        tracing::warn!(%subject, customer, present, "the subject keeps its present customer; the new customer stays unmapped");
         return Ok(());
     }
     Ok(set_customer(change, row.id, Some(customer)).await?)

@@ -1,6 +1,6 @@
-//! Webhooks of the biller. They are stored as they arrive and answered at once; workers apply them
-//! afterwards. One worker at a time claims an event, and the result follows from the biller's latest
-//! statement, whatever the order of arrival.
+//! Webhooks of the provider. They are stored and answered at once; workers apply them later. One worker
+//! at a time claims an event, and the result follows from the provider's latest state, whatever the
+//! order of arrival.
 
 mod apply_subscription;
 mod fetch;
@@ -36,7 +36,7 @@ fn invalid_signature() -> EngineError {
 }
 
 impl Engine {
-    /// Takes a webhook in: whatever is signed as it should be is kept, once, and applied later.
+    /// Receives a webhook. A correctly signed event is stored once, and applied later.
     pub async fn receive_webhook(&self, header: Option<&str>, body: &[u8]) -> Result<(), EngineError> {
         let claim = match header {
             None => return Err(untrusted("missing_signature", "the `Stripe-Signature` header is required")),
@@ -76,16 +76,16 @@ impl Engine {
         Ok(())
     }
 
-    /// The environments one of whose secrets signed a body.
+    /// Returns the environments with a secret that signed a body.
     fn signers(&self, claim: &Signature, body: &[u8]) -> Result<Vec<Environment>, EngineError> {
         let accounts = &self.inner.settings.stripe.accounts;
         if accounts.iter().all(|(_, account)| account.webhook_secrets.is_empty()) {
             return Err(EngineError::Unavailable {
                 code: "webhooks_not_configured",
                 detail:
-                    "set STRIPE_WEBHOOK_SECRET, or STRIPE_TEST_WEBHOOK_SECRET; until then nothing is taken"
+                    "set STRIPE_WEBHOOK_SECRET, or STRIPE_TEST_WEBHOOK_SECRET; until then no webhook is accepted"
                         .into(),
-                why: "a webhook came, and no secret is configured".to_owned(),
+                why: "a webhook arrived, but no webhook secret is configured".to_owned(),
             });
         }
         let signed = accounts
@@ -96,7 +96,7 @@ impl Engine {
         if signers.is_empty() { Err(invalid_signature()) } else { Ok(signers) }
     }
 
-    /// A page of what came, the latest first.
+    /// Returns a page of events, the latest first.
     pub async fn list_webhook_events(
         &self,
         environment: Environment,
@@ -115,7 +115,7 @@ impl Engine {
         Ok(Page::from_rows(rows, page.limit, |row| row.seq))
     }
 
-    /// Deletes what was kept for long enough.
+    /// Deletes events after their retention time.
     pub async fn forget_old_webhooks(&self) -> Result<(), EngineError> {
         let mut connection = self.database().pool().acquire().await?;
         let now = self.inner.clock.outside(store::usage::now(&mut connection).await?);
@@ -132,7 +132,7 @@ impl Engine {
     }
 }
 
-/// `livemode` decides the environment, and must fit the secret.
+/// Returns the environment, which `livemode` decides. It must match the secret.
 fn environment_of(notice: &WebhookNotice, signers: &[Environment]) -> Result<Environment, EngineError> {
     let environment = match (notice.livemode, signers) {
         (Some(true), _) => Environment::Live,

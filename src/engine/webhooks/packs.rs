@@ -1,5 +1,5 @@
-//! Credit packs that were bought: each line of a paid invoice or checkout whose price belongs to a pack
-//! grants the pack once. A checkout with an invoice is the same purchase as that invoice.
+//! Credit packs: each line of a paid invoice or checkout with a pack's price grants the pack once. A
+//! checkout with an invoice is the same purchase as that invoice.
 
 use serde_json::Value;
 
@@ -19,7 +19,7 @@ use metergate_domain::credits::offers::CreditPack;
 use metergate_domain::credits::recurrence::Rollover;
 
 impl Engine {
-    /// Grants what a purchase bought. None where it bought no credits.
+    /// Grants the credits of a purchase. None: the purchase has no credit packs.
     pub(super) async fn grant_packs(
         &self,
         environment: Environment,
@@ -33,7 +33,7 @@ impl Engine {
             return Ok(None);
         }
         let no_key = || {
-            WebhookOutcome::Waits("an invoice has more lines than were told, and no key to ask for them with")
+            WebhookOutcome::Waits("the event lacks some lines of the invoice; set an API key to fetch them")
         };
         match self.stripe(environment).filter(|_| purchase.has_more) {
             Some(stripe) => match lines(stripe.client(), &purchase).await {
@@ -41,7 +41,7 @@ impl Engine {
                 Ok(None) => {}
                 Err(fault) => return Ok(Some(WebhookOutcome::Later(fault))),
             },
-            // which of them is a pack, and how many of it, is not known by halves
+            // the missing lines may contain packs
             None if purchase.has_more && purchase.checkout.is_none() => return Ok(Some(no_key())),
             None => {}
         }
@@ -58,7 +58,7 @@ impl Engine {
         }
         let Some(subject) = buyer(scope, &purchase).await? else {
             return Ok(Some(WebhookOutcome::Waits(
-                "no subject is mapped to the customer who bought credits",
+                "no subject is mapped to the customer of the purchase; map one",
             )));
         };
         drop(connection);
@@ -66,12 +66,12 @@ impl Engine {
             let reference = format!("stripe:{}:{price}", purchase.reference);
             let Some(request) = request(pack, count, reference) else {
                 return Ok(Some(WebhookOutcome::Failed(format!(
-                    "{count} of the pack `{}` are too many",
+                    "the quantity of the pack `{}` must make a valid amount; got {count}",
                     pack.key
                 ))));
             };
             match self.grant_credits(environment, subject.clone(), request).await {
-                // it was granted when the pack, or the mapping, was another
+                // the purchase was granted under an earlier pack or mapping
                 Ok(_) | Err(EngineError::Conflict { .. }) => {}
                 Err(EngineError::Invalid(violations)) => {
                     let why = &violations.first().detail;
@@ -87,7 +87,7 @@ impl Engine {
     }
 }
 
-/// All lines of a purchase; none where the biller does not know it.
+/// Fetches all lines of a purchase; none if the provider does not know the purchase.
 async fn lines(client: &Client, purchase: &Purchase) -> Result<Option<Vec<Value>>, Fault> {
     let id = purchase.checkout.as_ref().unwrap_or(&purchase.reference);
     if !is_plain(id) {
@@ -103,7 +103,7 @@ async fn lines(client: &Client, purchase: &Purchase) -> Result<Option<Vec<Value>
     }
 }
 
-/// Finds the buyer: the subject that the checkout names, else the one that its customer is mapped to.
+/// Finds the buyer: the subject of the checkout, else the subject of the customer.
 async fn buyer(scope: &mut Scope<'_>, purchase: &Purchase) -> Result<Option<SubjectId>, EngineError> {
     if let Some(subject) = &purchase.subject {
         return Ok(Some(subject.clone()));
@@ -114,7 +114,7 @@ async fn buyer(scope: &mut Scope<'_>, purchase: &Purchase) -> Result<Option<Subj
     named.map_err(|why| EngineError::Internal(why.to_string()))
 }
 
-/// So many packs as one grant; none where that is more than a grant can be.
+/// Returns the grant of several packs at once; none if the amount is too large.
 fn request(pack: &CreditPack, count: i64, external_ref: String) -> Option<Request> {
     let nanos = pack.amount.nanos().checked_mul(count.into())?;
     let amount: Quantity = Total::from_nanos(nanos).quantity()?;

@@ -1,5 +1,5 @@
-//! The worker of webhooks: claims due events and applies each. Events about one subscription are applied
-//! together: one fetch of its state serves them all.
+//! The webhook worker: claims due events and applies each. Events about one subscription are applied
+//! together, after one fetch of its state.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -23,27 +23,28 @@ use metergate_domain::base::limits::{
 use metergate_domain::base::timestamp::Timestamp;
 use metergate_domain::webhook::WebhookStatus;
 
-/// The outcome of an event.
+/// The result of an event.
 #[derive(Debug)]
 pub(super) enum WebhookOutcome {
     Applied,
     Ignored(&'static str),
     Failed(String),
-    /// The biller did not answer.
+    /// The provider did not answer, so the event is tried again.
     Later(Fault),
-    /// Something has to be known first.
+    /// A fact is still missing, so the event is tried again.
     Waits(&'static str),
 }
 
 impl WebhookOutcome {
+    /// Returns the outcome of an event without the needed fields.
     pub(super) fn malformed() -> Self {
-        Self::Failed("the object in it is not as it should be".to_owned())
+        Self::Failed("the object in the event is not valid".to_owned())
     }
 }
 
 impl Engine {
-    /// Applies some of the webhooks that are due, and looks again at subscriptions whose mapping changed.
-    /// Returns the number of events and subscriptions that were due.
+    /// Applies some due webhooks, and applies subscriptions again after changes of their mapping.
+    /// Returns the number of due events and subscriptions.
     pub async fn apply_webhooks(&self, environment: Environment) -> Result<usize, EngineError> {
         let taken = self.take_webhooks(environment).await?;
         let mut done = taken.len();
@@ -77,20 +78,20 @@ impl Engine {
         Ok(taken)
     }
 
-    /// Asks for all at once, and applies one after the other: that is done under one lock anyway.
+    /// Fetches all at once, then applies one after the other: the configuration lock allows no more.
     async fn apply_to_subscriptions(
         &self,
         environment: Environment,
-        invalid_batches_are_rejected: &[(String, Vec<ClaimedEvent>)],
+        batches: &[(String, Vec<ClaimedEvent>)],
     ) -> Result<(), EngineError> {
         let mut asking = JoinSet::new();
-        for (index, (id, events)) in invalid_batches_are_rejected.iter().enumerate() {
+        for (index, (id, events)) in batches.iter().enumerate() {
             let (engine, id) = (self.clone(), id.clone());
             let newest = events.iter().map(|event| event.created).max().unwrap_or(Timestamp::MIN);
             let deleted = events.iter().any(|event| event.kind == webhook::SUBSCRIPTION_DELETED);
             asking.spawn(async move {
                 let fetched = if deleted {
-                    // that is the last that can be said
+                    // a deletion is the final state
                     engine.fetch_from_payloads(environment, &id).await
                 } else {
                     engine.fetch_subscription(environment, &id, newest).await
@@ -100,7 +101,7 @@ impl Engine {
         }
         while let Some(asked) = asking.join_next().await {
             let (index, fetched) = asked.map_err(|why| EngineError::Internal(why.to_string()))?;
-            let (_, events) = &invalid_batches_are_rejected[index];
+            let (_, events) = &batches[index];
             let seqs: Vec<i64> = events.iter().map(|event| event.seq).collect();
             let outcome = match fetched {
                 Ok(Fetched::Subscription(fetched)) => match self.follow(environment, &fetched, &seqs).await {
@@ -141,7 +142,7 @@ impl Engine {
             }
             Topic::MeterErrors => self.on_meter_errors(environment, &event.id).await,
             Topic::Subscription => Ok(WebhookOutcome::malformed()),
-            Topic::Other => Ok(WebhookOutcome::Ignored("nothing follows from it")),
+            Topic::Other => Ok(WebhookOutcome::Ignored("events of this type have no effect")),
         }
     }
 
@@ -164,7 +165,7 @@ impl Engine {
         Ok(WebhookOutcome::Applied)
     }
 
-    /// Looks again at subscriptions whose mapping may have changed.
+    /// Applies subscriptions again after their mapping may have changed.
     async fn settle_subscriptions(&self, environment: Environment) -> Result<usize, EngineError> {
         let mut connection = self.database().pool().acquire().await?;
         let limit = WEBHOOK_ROUND_EVENTS_MAX;
@@ -176,14 +177,14 @@ impl Engine {
             match self.settle_again(environment, &id).await {
                 Ok(()) => settled += 1,
                 Err(why @ EngineError::Unavailable { .. }) => return Err(why),
-                // it must not keep others waiting
+                // a failure must not block the other subscriptions
                 Err(why) => tracing::error!(subscription = id, %why, "a subscription cannot be settled"),
             }
         }
         Ok(settled)
     }
 
-    /// Notes what came of events.
+    /// Records the result of events.
     async fn conclude(
         &self,
         events: &[ClaimedEvent],
@@ -206,7 +207,7 @@ impl Engine {
                 (format!("{}: {}", fault.failure.code, fault.failure.message), fault.after)
             }
             Ok(WebhookOutcome::Waits(why)) => (why.to_owned(), None),
-            // the database is away: they come due again when their lease is over
+            // the database is unavailable: the events become due again when their lease ends
             Err(why @ EngineError::Unavailable { .. }) => return Err(why),
             Err(why) => (why.to_string(), None),
         };
@@ -232,7 +233,7 @@ impl Engine {
     }
 }
 
-/// Doubles with each attempt.
+/// Returns the pause after a failed attempt, in seconds: two to the power of `attempts`.
 fn pause(attempts: i32) -> Duration {
     let doublings = u32::try_from(attempts.clamp(0, 16)).unwrap_or_default();
     Duration::from_secs(1 << doublings)

@@ -1,10 +1,10 @@
-//! Health of a lane: how many of its writers are running.
+//! The health of a lane: the number of its running writers.
 
 use std::any::Any;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-/// Count of the running writers of a lane. A lane without one cannot answer calls.
+/// The number of running writers of a lane. A lane without one cannot answer calls.
 #[derive(Debug)]
 pub(super) struct LaneHealth {
     name: String,
@@ -46,7 +46,7 @@ impl RunningWriter {
         let health = Arc::clone(&self.0);
         let text = panic.downcast_ref::<&str>().copied();
         let panic = text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("unknown");
-        tracing::error!(lane = %health.name, panic, "a writer panicked; its calls failed and it starts again");
+        tracing::error!(lane = %health.name, panic, "a writer panicked, failed its calls and restarts");
         metrics::counter!("metergate_writer_panics_total", "lane" => health.name.clone()).increment(1);
         health
     }

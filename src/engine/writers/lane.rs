@@ -14,7 +14,7 @@ use crate::engine::error::EngineError;
 use crate::store::Database;
 use metergate_domain::base::limits::{QUEUE_BYTES_MAX, QUEUE_ITEMS_MAX};
 
-/// A queue of calls and the writers that settle them.
+/// A queue of calls and its writers.
 #[derive(Debug)]
 pub(crate) struct Lane<T: BatchProcessor> {
     /// None after the lane is closed. The two semaphores below bound its items and bytes.
@@ -26,7 +26,7 @@ pub(crate) struct Lane<T: BatchProcessor> {
 const BYTES_PER_PERMIT: usize = 1024;
 
 impl<T: BatchProcessor> Lane<T> {
-    /// Starts a writer for each of the processors.
+    /// Starts one writer per processor.
     pub(crate) fn start(
         name: String,
         batch_items_max: usize,
@@ -49,13 +49,13 @@ impl<T: BatchProcessor> Lane<T> {
         }
     }
 
-    /// Queues work and waits for its reply. If the writer panics at it, fails with an internal error; then
-    /// the work may have been committed, and a retry with the same ids is safe.
+    /// Queues work and waits for its reply. Fails with an internal error if the writer panics. The work may
+    /// be committed then, and a retry with the same ids is safe.
     pub(crate) async fn submit(&self, work: T::Work, wait_max: Duration) -> Result<T::Reply, EngineError> {
         let answered = self.enqueue(work, Instant::now() + wait_max)?;
         answered
             .await
-            .unwrap_or_else(|_| Err(EngineError::Internal("the writer ended before it answered".to_owned())))
+            .unwrap_or_else(|_| Err(EngineError::Internal("the writer stopped without a reply".to_owned())))
     }
 
     fn enqueue(
@@ -65,7 +65,7 @@ impl<T: BatchProcessor> Lane<T> {
     ) -> Result<oneshot::Receiver<Result<T::Reply, EngineError>>, EngineError> {
         let Weight { items, bytes } = T::weigh(&work);
         let room = |semaphore: &Arc<Semaphore>, wanted: usize, all: usize| {
-            // a single call that is larger than the queue may still pass, alone
+            // A call larger than the whole queue passes when the queue is empty.
             let permits = u32::try_from(wanted.min(all)).unwrap_or(u32::MAX);
             Arc::clone(semaphore).try_acquire_many_owned(permits).map_err(|_| EngineError::overloaded())
         };
@@ -81,7 +81,7 @@ impl<T: BatchProcessor> Lane<T> {
         Ok(answered)
     }
 
-    /// Closes the queue: its writers end after they have settled what is in it.
+    /// Closes the queue. Its writers stop after they have processed the queued work.
     pub(crate) fn close(&self) {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner).take();
     }
@@ -94,7 +94,7 @@ pub(crate) struct WriterTasks {
     lanes: Vec<Arc<LaneHealth>>,
 }
 
-/// Longest time that a stop waits for writers to settle their batches.
+/// The longest time that a stop waits for open batches.
 const SETTLE_MAX: Duration = Duration::from_secs(10);
 
 impl WriterTasks {
@@ -103,13 +103,13 @@ impl WriterTasks {
         self.lanes.iter().filter(|lane| lane.is_dead()).map(|lane| lane.name().to_owned()).collect()
     }
 
-    /// Waits until the writers of closed lanes have settled their batches, for a limited time. While the
-    /// database is down, the result of a commit stays unknown, and its callers get an error.
+    /// Waits a limited time until the writers of closed lanes have finished their batches. If the database
+    /// is down, the commit result is unknown and callers get an error.
     pub(crate) async fn end(self) {
         let deadline = tokio::time::Instant::now() + SETTLE_MAX;
         for mut writer in self.writers {
             if tokio::time::timeout_at(deadline, &mut writer).await.is_err() {
-                tracing::warn!("a writer did not settle its batch before the stop");
+                tracing::warn!("a writer did not finish its batch before the stop");
                 writer.abort();
             }
         }

@@ -1,10 +1,12 @@
-//! Writers that share transactions. Calls put their work into the queue of a lane and wait. A writer takes
-//! everything that has gathered since its last commit, settles it as one transaction, then answers all
-//! calls. No timer is involved: an idle writer starts at once.
+//! Writers that share transactions.
 //!
-//! A [`BatchProcessor`] defines what is settled, and how. Queues, bounds, retries and answers are the same for all.
-//! A panic fails the calls of its batch alone: the writer starts again with a new connection and a new
-//! processor. A lane without a running writer is dead, and `/readyz` names it.
+//! Calls put their work into the queue of a lane and wait. A writer takes all work queued since its last
+//! commit, commits it in one transaction, and answers the calls. No timer is involved: an idle writer
+//! starts at once.
+//!
+//! A [`BatchProcessor`] defines the work of a lane. Queues, bounds, retries and answers are the same for
+//! all lanes. A panic fails only the calls of its batch; the writer restarts with a new connection and a
+//! new processor. A lane without a running writer is dead, and `/readyz` names it.
 
 mod health;
 pub(crate) mod lane;
@@ -25,43 +27,43 @@ use super::usage::ingest::WriterContext;
 use crate::store::StoreError;
 use metergate_domain::base::environment::Environment;
 
-/// The share of a queue that waiting work takes.
+/// The share of a queue that a piece of work takes.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Weight {
     pub(crate) items: usize,
     pub(crate) bytes: usize,
 }
 
-/// Result of an attempt that the database did not refuse.
+/// The result of an attempt that the database did not refuse.
 #[derive(Debug)]
 pub(crate) enum Attempt<R> {
-    /// A reply for each piece of work, in the order of arrival.
+    /// A reply for each piece of work, in order.
     Committed(Vec<R>),
-    /// The commit was sent and not answered.
+    /// The commit was sent, but no answer arrived.
     Unanswered { batch_id: i64 },
-    /// Nothing was done; the batch is attempted again once this is carried out.
+    /// Nothing was committed. The batch is attempted again after this prerequisite.
     Again(Prerequisite),
 }
 
-/// A kind of work that writers settle.
+/// The logic of a lane.
 pub(crate) trait BatchProcessor: Sized + Send + 'static {
     type Work: Send + Sync + 'static;
     type Reply: Send + 'static;
 
     fn weigh(work: &Self::Work) -> Weight;
 
-    /// Returns a processor in its initial state, to replace this one after a panic.
+    /// Returns a processor in its initial state, which replaces this one after a panic.
     fn restarted(&self) -> Self;
 
     fn environment(&self) -> Environment;
 
     fn writer_context(&self) -> &WriterContext;
 
-    /// Waits until it is sensible to take more work.
+    /// Waits until the processor should take more work.
     fn rest(&self) -> impl Future<Output = ()> + Send;
 
-    /// Settles work as one transaction. `uncertain` lists the batches of earlier attempts at the same work
-    /// whose commits got no answer.
+    /// Attempts to commit work in one transaction. `uncertain` lists the earlier attempts at the same work
+    /// without an answer to their commit.
     fn attempt(
         &mut self,
         connection: &mut PgConnection,

@@ -1,4 +1,4 @@
-//! A cache of the months whose partition exists.
+//! A cache of the months with partitions.
 
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -9,16 +9,16 @@ use crate::store::{StoreError, partitions};
 use metergate_domain::base::timestamp::Timestamp;
 use metergate_domain::base::window::Span;
 
-/// A set of months whose partition exists, shared by all writers.
+/// The months with partitions, shared by all writers.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Months(Arc<Mutex<HashSet<Timestamp>>>);
 
 impl Months {
-    /// Returns the months of the given times that are not in the set.
+    /// Returns the months of the given times that are not in the cache.
     pub(crate) fn missing(&self, times: impl Iterator<Item = Timestamp>) -> Vec<Span> {
         let known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let mut missing: Vec<Span> = Vec::new();
-        // times come in runs of the same month: each run is looked up once
+        // Neighbouring times are mostly of the same month, which is looked up once.
         let mut last: Option<Span> = None;
         for at in times {
             if last.is_some_and(|month| month.contains(at)) {
@@ -35,7 +35,7 @@ impl Months {
         missing
     }
 
-    /// Creates the partitions of months, outside of any transaction.
+    /// Creates the partitions of months. Must run outside of a transaction.
     pub(crate) async fn make(
         &self,
         connection: &mut PgConnection,

@@ -1,4 +1,4 @@
-//! Work that has to be done before a batch can be settled, outside of the batch's transaction.
+//! Work that must be committed before a batch can be committed.
 
 use uuid::Uuid;
 
@@ -10,34 +10,34 @@ use crate::store::Scope;
 use crate::store::{StoreError, transaction};
 use metergate_domain::base::window::Span;
 
-/// The reason why a batch is attempted again.
+/// The reason for another attempt at a batch.
 #[derive(Debug)]
 pub(crate) enum Prerequisite {
-    /// These roots must be put on the default plan while nobody else records.
+    /// Unknown root subjects must be subscribed to the default plan while no other writer records.
     Subscribe(Vec<i64>),
-    /// Subscriptions whose end is due must be ended.
+    /// Subscriptions must be ended, since their end is due.
     EndSubscriptions,
-    /// Partitions for these months must be made.
+    /// Partitions must be created for these months.
     Partitions(Vec<Span>),
-    /// The next attempt must check something that this one assumed.
+    /// The next attempt must check an assumption of this one.
     Recheck(Recheck),
 }
 
-/// The assumption of an attempt that was wrong.
+/// An assumption of an attempt that was wrong.
 #[derive(Debug)]
 pub(crate) enum Recheck {
-    /// No period turned over while locks were awaited.
+    /// No period ended during the wait for locks.
     Time,
-    /// The reservations to make do not exist.
+    /// The reservations to make do not exist yet.
     Reservations,
-    /// No others that are charged at their expiry have expired.
+    /// No reservation with a charge at its expiry has expired, except those in the batch.
     Expired(Vec<Uuid>),
-    /// The ids of events to record are free.
+    /// The ids of the events to record are free.
     EventIds(Vec<Uuid>),
 }
 
 impl Prerequisite {
-    /// Rolls back the open transaction, then does the work in transactions of its own.
+    /// Rolls back the open transaction, then does the work in separate transactions.
     pub(super) async fn carry_out(
         &self,
         scope: &mut Scope<'_>,
@@ -53,7 +53,7 @@ impl Prerequisite {
     }
 }
 
-/// The reason why an attempt stops before its commit.
+/// The reason to stop an attempt before its commit.
 #[derive(Debug)]
 pub(crate) enum Interrupt {
     Prerequisite(Prerequisite),
@@ -79,7 +79,7 @@ impl From<StoreError> for Interrupt {
 }
 
 impl Interrupt {
-    /// Returns the attempt that it makes of the batch.
+    /// Returns the result of the interrupted attempt.
     pub(crate) fn attempt<R>(self) -> Result<Attempt<R>, StoreError> {
         match self {
             Self::Prerequisite(prerequisite) => Ok(Attempt::Again(prerequisite)),

@@ -7,13 +7,13 @@ use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 use super::BatchProcessor;
 use crate::engine::error::EngineError;
 
-/// The work of one call, and the channel for its answer.
+/// The work of a call, and the channel for its answer.
 #[derive(Debug)]
 pub(super) struct Job<T: BatchProcessor> {
     pub(super) work: T::Work,
     pub(super) deadline: Instant,
     answer: oneshot::Sender<Result<T::Reply, EngineError>>,
-    /// Its share of the queue, returned when the job is dropped.
+    /// The job's share of the queue, freed when the job is dropped.
     _room: [OwnedSemaphorePermit; 2],
 }
 
@@ -28,12 +28,12 @@ impl<T: BatchProcessor> Job<T> {
     }
 
     pub(super) fn answer(self, answer: Result<T::Reply, EngineError>) {
-        // fails if the caller has gone away, who then needs no answer
+        // Fails if the caller has gone away; then no answer is needed.
         self.answer.send(answer).ok();
     }
 }
 
-/// A queue from which several writers take, one batch at a time.
+/// A queue that several writers share; one takes a batch at a time.
 #[derive(Debug)]
 pub(super) struct Queue<T: BatchProcessor> {
     jobs: tokio::sync::Mutex<mpsc::UnboundedReceiver<Job<T>>>,
@@ -46,8 +46,8 @@ impl<T: BatchProcessor> Queue<T> {
         Self { jobs: tokio::sync::Mutex::new(jobs), name, batch_items_max }
     }
 
-    /// Waits for a job and returns it with those that have gathered; none if the lane is closed. A batch
-    /// has no more items than a transaction may have, unless a single job has more.
+    /// Waits for a job and returns it with the jobs queued after it, or none if the lane is closed. A batch
+    /// stays within the item limit of a transaction, unless a single job is larger.
     pub(super) async fn take(&self) -> Option<Vec<Job<T>>> {
         let mut jobs = self.jobs.lock().await;
         let first = jobs.recv().await?;

@@ -1,4 +1,4 @@
-//! Writers with a processor that panics on demand.
+//! Tests of the writers, with a processor that panics on demand.
 
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
@@ -18,19 +18,19 @@ use metergate_domain::base::environment::Environment;
 
 const WAIT_MAX: Duration = Duration::from_secs(30);
 
-/// Work of the test processor.
+/// The work of the test processor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Order {
     Echo(u32),
     Panic,
 }
 
-/// Answers `Echo` with its number, and panics at `Panic`. After a panic it reports on `stopped` and waits for
-/// `resume`, so that a test can look at the lane in between.
+/// A processor that answers `Echo` with its number and panics at `Panic`. After a panic it reports on
+/// `stopped` and waits for `resume`. So a test can look at the lane in between.
 struct Echo {
     stopped: Sender<()>,
     resume: Arc<Mutex<Receiver<()>>>,
-    /// Attempts of this instance: a new one starts at zero.
+    /// The number of attempts of this instance.
     attempts: u32,
     writer_context: WriterContext,
 }
@@ -67,15 +67,15 @@ impl BatchProcessor for Echo {
         _: &[i64],
     ) -> Result<Attempt<(u32, u32)>, StoreError> {
         self.attempts += 1;
-        // leaves a transaction open where it panics, which the next attempt must not find
+        // The panic leaves a transaction open, which the next attempt must not find.
         sqlx::raw_sql("begin").execute(&mut *connection).await?;
-        assert!(!work.contains(&&Order::Panic), "as ordered");
+        assert!(!work.contains(&&Order::Panic), "a test ordered this panic");
         let backend: i32 = sqlx::query_scalar("select pg_backend_pid()").fetch_one(&mut *connection).await?;
         assert!(backend > 0);
         sqlx::raw_sql("commit").execute(connection).await?;
         let reply = |order: &&Order| match order {
             Order::Echo(number) => (*number, self.attempts),
-            Order::Panic => unreachable!("checked above"),
+            Order::Panic => unreachable!("the assertion above excludes it"),
         };
         Ok(Attempt::Committed(work.iter().map(reply).collect()))
     }
@@ -127,7 +127,7 @@ impl LaneRig {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_panic_fails_its_call_and_the_writer_starts_again() {
+async fn a_panic_fails_its_call_and_restarts_the_writer() {
     let rig = LaneRig::start(1).await;
     assert_eq!(rig.submit(Order::Echo(1)).await.unwrap(), (1, 1));
     assert_eq!(rig.submit(Order::Echo(2)).await.unwrap(), (2, 2));
@@ -137,7 +137,7 @@ async fn a_panic_fails_its_call_and_the_writer_starts_again() {
         rig.stopped.recv().unwrap();
         assert_eq!(rig.writer_tasks.dead_lanes(), ["test_lane"]);
         rig.resume.send(()).unwrap();
-        // by a new processor, on a new connection
+        // The answer comes from a new processor on a new connection.
         assert_eq!(rig.submit(Order::Echo(round)).await.unwrap(), (round, 1));
         assert!(rig.writer_tasks.dead_lanes().is_empty());
     }
@@ -151,7 +151,7 @@ async fn another_writer_keeps_the_lane_alive() {
     rig.stopped.recv().unwrap();
     assert!(rig.writer_tasks.dead_lanes().is_empty());
     assert_eq!(rig.submit(Order::Echo(7)).await.unwrap().0, 7);
-    // a stop waits for the writer that is about to start again
+    // A stop waits for a writer that is about to restart.
     rig.resume.send(()).unwrap();
     rig.end().await;
 }

@@ -5,14 +5,14 @@ use crate::engine::gate::counters::Reader;
 use crate::store::Scope;
 use metergate_domain::base::timestamp::Timestamp;
 
-/// The open transaction of a batch, with what holds in it.
+/// The open transaction of a batch, with the data that is valid in it.
 pub(crate) struct BatchTransaction<'a> {
     pub(crate) scope: Scope<'a>,
-    /// Reads what is committed, beside the transaction.
+    /// Reads committed data outside of the transaction.
     pub(crate) reader: &'a mut Reader,
     pub(crate) cache: &'a EnvironmentCache,
-    /// The time when it began.
+    /// The time at the start of the transaction.
     pub(crate) now: Timestamp,
-    /// To be remembered once it is committed.
+    /// Data for the cache, stored after the commit.
     pub(crate) fresh: CacheUpdates,
 }

@@ -1,5 +1,5 @@
-//! A writer: takes the jobs that have gathered, settles them in one transaction, answers. It never gives up
-//! on a transaction whose result it does not know, unless it panics.
+//! A writer: it takes queued jobs, commits them in one transaction, and answers. It never gives up a
+//! transaction with an unknown result, except by a panic.
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
@@ -15,9 +15,9 @@ use crate::engine::error::EngineError;
 use crate::store::Scope;
 use crate::store::{Database, StoreError};
 
-/// Attempts that may follow a deadlock or a lock timeout.
+/// The most attempts after a deadlock or a lock timeout.
 const CONFLICTS_MAX: u32 = 3;
-/// Preparations that may precede an attempt.
+/// The most prerequisites of one batch.
 const PREPARATIONS_MAX: u32 = 100;
 const PAUSE_MIN: Duration = Duration::from_millis(20);
 const PAUSE_MAX: Duration = Duration::from_millis(500);
@@ -45,11 +45,12 @@ impl<T: BatchProcessor> Writer<T> {
         Self { database, trade, queue, connection: None, restart_pause: Pause(PAUSE_MIN) }
     }
 
-    /// Settles jobs until the lane is closed. After a panic, continues with a new connection and a new
-    /// processor. The jobs of that batch are dropped, and [`super::lane::Lane::submit`] fails for their callers.
+    /// Processes jobs until the lane is closed. After a panic, continues with a new connection and a new
+    /// processor. The jobs of that batch are dropped, so [`super::lane::Lane::submit`] fails for their
+    /// callers.
     pub(super) async fn run(mut self, mut running: RunningWriter) {
         while let Err(panic) = AssertUnwindSafe(self.settle_all()).catch_unwind().await {
-            // the server rolls back what was open
+            // The server rolls back the open transaction.
             self.connection = None;
             let health = running.stop_after_panic(&*panic);
             self.trade = self.trade.restarted();
@@ -70,7 +71,7 @@ impl<T: BatchProcessor> Writer<T> {
         }
     }
 
-    /// Settles jobs together; one whose data the database refuses is found by halving, and fails
+    /// Commits jobs together. If the database refuses the data of a job, halving isolates it, and it fails
     /// alone.
     async fn settle(&mut self, jobs: Vec<Job<T>>) {
         let mut pending = vec![jobs];
@@ -82,7 +83,7 @@ impl<T: BatchProcessor> Writer<T> {
                     }
                 }
                 Err(why @ (StoreError::Refused(_) | StoreError::Constraint { .. })) if jobs.len() > 1 => {
-                    tracing::warn!(jobs = jobs.len(), %why, "a batch was refused; halving it");
+                    tracing::warn!(jobs = jobs.len(), %why, "the database refused a batch; halving it");
                     let second = jobs.split_off(jobs.len() / 2);
                     pending.push(second);
                     pending.push(jobs);
@@ -96,10 +97,10 @@ impl<T: BatchProcessor> Writer<T> {
         }
     }
 
-    /// Attempts until the jobs are committed, or the database refuses them for good. Jobs that
-    /// waited too long, while nothing of them can have been recorded, are answered and dropped.
+    /// Attempts a batch until it is committed or refused. Jobs that waited too long are answered and
+    /// dropped, as long as none of them can be committed.
     async fn settle_together(&mut self, jobs: &mut Vec<Job<T>>) -> Result<Vec<T::Reply>, StoreError> {
-        // batches of attempts that may have been committed, for all that is known
+        // Attempts that may have been committed.
         let mut uncertain: Vec<i64> = Vec::new();
         let (mut conflicts, mut preparations) = (0, 0);
         let mut pause = Pause(PAUSE_MIN);
@@ -117,26 +118,26 @@ impl<T: BatchProcessor> Writer<T> {
                     continue;
                 }
                 Ok(Attempt::Again(_)) => {
-                    StoreError::Conflict(sqlx::Error::Protocol("there is no end of preparations".to_owned()))
+                    StoreError::Conflict(sqlx::Error::Protocol("too many prerequisites in a row".to_owned()))
                 }
                 Ok(Attempt::Unanswered { batch_id }) => {
-                    // The next attempt waits for this one's keys, where it is still at work, and
-                    // finds them under its batch, where it was committed.
-                    tracing::warn!(batch_id, "a commit was not answered; finding out what became of it");
+                    // If this attempt is still running, the next one waits for its keys. If it was
+                    // committed, the next one finds the keys under its batch.
+                    tracing::warn!(batch_id, "a commit was not answered; looking up its result");
                     self.connection = None;
                     uncertain.push(batch_id);
                     continue;
                 }
                 Err(why) => why,
             };
-            // never go on after an error: the connection goes, and the transaction with it
+            // After an error the connection is dropped, which rolls back its transaction.
             self.connection = None;
             match why {
                 StoreError::Unavailable(_) => pause.rest().await,
                 StoreError::Conflict(_) | StoreError::TooSlow(_) if conflicts < CONFLICTS_MAX => {
                     conflicts += 1;
                 }
-                // what may have been committed is not given up
+                // An attempt that may have been committed is never given up.
                 StoreError::Conflict(_) | StoreError::TooSlow(_) if !uncertain.is_empty() => {
                     pause.rest().await;
                 }
@@ -161,15 +162,16 @@ impl<T: BatchProcessor> Writer<T> {
     }
 }
 
-/// A caller's deadline is looked at here, before the work enters a transaction, and never after.
+/// Answers and drops the jobs past their deadlines. Deadlines are checked only here, before the work enters
+/// a transaction.
 fn drop_overdue<T: BatchProcessor>(jobs: &mut Vec<Job<T>>) {
     let now = Instant::now();
     for job in jobs.extract_if(.., |job| job.deadline < now) {
-        job.answer(Err(EngineError::unavailable("no writer in time")));
+        job.answer(Err(EngineError::unavailable("no writer was free before the deadline; retry")));
     }
 }
 
-/// What one caller is told of an error that several may share.
+/// Returns the error for one caller of a batch that failed.
 fn failure(why: &StoreError) -> EngineError {
     match why {
         StoreError::Unavailable(_) | StoreError::Conflict(_) | StoreError::TooSlow(_) => {

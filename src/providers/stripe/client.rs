@@ -1,4 +1,4 @@
-//! Calls of Stripe: the key, the pinned version, and what a failure means
+//! Calls of Stripe with the key and a pinned version, and the meaning of failures
 //! (<https://docs.stripe.com/api/errors>).
 
 use std::time::Duration;
@@ -12,16 +12,16 @@ use crate::providers::Failure;
 /// The version that requests are pinned to.
 pub const API_VERSION: &str = "2026-07-29.dahlia";
 
-/// A call that takes longer has an unknown fate.
+/// The longest wait for an answer; after it, the outcome is unknown.
 const CALL_MAX: Duration = Duration::from_secs(20);
 const CONNECT_MAX: Duration = Duration::from_secs(5);
 const MESSAGE_CHARS_MAX: usize = 500;
-/// The most rows that a page may have.
+/// The most rows of a page.
 const PAGE_MAX: usize = 100;
-/// More pages than any list of ours has.
+/// The most pages of a list, more than any list here has.
 const PAGES_MAX: usize = 50;
 
-/// An account's client. Its key is in no `Debug`.
+/// The client of an account. `Debug` hides its key.
 #[derive(Debug)]
 pub struct Client {
     http: reqwest::Client,
@@ -32,19 +32,19 @@ pub struct Client {
 /// A call that did not succeed.
 #[derive(Debug, Clone)]
 pub struct Fault {
-    /// None: no answer came.
+    /// The status; none without an answer.
     pub status: Option<u16>,
     pub failure: Failure,
     /// The pause that `Retry-After` asks for.
     pub after: Option<Duration>,
     /// Whether the call may have been carried out.
     pub may_be_done: bool,
-    /// Whether the answer looks like Stripe's own: what is in the way answers too.
+    /// Whether the answer looks like Stripe's own. Proxies answer, too.
     pub is_stripes: bool,
 }
 
 impl Fault {
-    /// Whether the same call may succeed later.
+    /// Returns whether the same call may succeed later.
     pub fn is_transient(&self) -> bool {
         match self.status {
             None => true,
@@ -52,7 +52,7 @@ impl Fault {
         }
     }
 
-    /// Whether the credentials are refused.
+    /// Returns whether Stripe refused the credentials.
     pub fn is_refusal(&self) -> bool {
         self.is_stripes && matches!(self.status, Some(401 | 403))
     }
@@ -69,6 +69,7 @@ impl Client {
         Ok(Self { http, api_base: api_base.trim_end_matches('/').to_owned(), key })
     }
 
+    /// Reads an object.
     pub async fn get(&self, path: &str, query: &[(&str, String)]) -> Result<Value, Fault> {
         let mut url = format!("{}{path}", self.api_base);
         if !query.is_empty() {
@@ -78,8 +79,8 @@ impl Client {
         self.send(self.request(Method::GET, url)).await
     }
 
-    /// Reads the rows of a list after one of them, page by page, until there are no more or a page is
-    /// enough.
+    /// Reads the rows of a list page by page, after a given row, until the list ends or `is_enough`
+    /// accepts a page.
     pub async fn list(
         &self,
         path: &str,
@@ -104,7 +105,7 @@ impl Client {
         Ok(rows)
     }
 
-    /// Posts a form. `idempotency_key`: the same call again is answered as the first time.
+    /// Posts a form. A repeated call with the same `idempotency_key` gets the first answer again.
     pub async fn post(
         &self,
         path: &str,
@@ -144,10 +145,11 @@ fn form(fields: &[(&str, String)]) -> String {
     form.finish()
 }
 
-/// The call got no answer: it was carried out, or not, unless there was no connection at all.
+/// Returns the fault of a call without an answer. Stripe may have carried out the call, unless the
+/// connection failed.
 fn no_answer(why: &reqwest::Error) -> Fault {
     let code = if why.is_timeout() { "timeout" } else { "no_answer" };
-    // without the URL, whose query may name a customer
+    // without the URL: its query may name a customer
     let message = format!("no answer from Stripe: {}", causes(why));
     Fault {
         status: None,

@@ -1,4 +1,4 @@
-//! Invoices as Stripe has them, and what it would bill next
+//! Invoices of Stripe, and previews of the next ones
 //! (<https://docs.stripe.com/api/invoices/create_preview>).
 
 use std::collections::HashMap;
@@ -10,7 +10,7 @@ use uuid::Uuid;
 use super::client::{Client, Fault};
 use crate::providers::{Bill, BillLine, Failure};
 
-/// The event names of the meters behind prices: neither changes at Stripe. None: a price without one.
+/// The meters' event names by price, which never change at Stripe. None: a price without a meter.
 #[derive(Debug, Default)]
 pub(super) struct MeterNames(Mutex<HashMap<String, Option<String>>>);
 
@@ -49,7 +49,7 @@ pub(super) async fn preview(
     subscription: &str,
 ) -> Result<Option<Bill>, Failure> {
     let fields = [("customer", customer.to_owned()), ("subscription", subscription.to_owned())];
-    // nothing is made by it: each is asked anew
+    // a preview creates nothing, so each call gets a new key
     let key = format!("preview-{}", Uuid::now_v7());
     let asked = match client.post("/v1/invoices/create_preview", &fields, &key).await {
         Err(fault) if fault.status == Some(404) || fault.failure.code == "invoice_upcoming_none" => {
@@ -82,7 +82,7 @@ async fn bill(client: &Client, names: &MeterNames, invoice: &Value) -> Result<Bi
 }
 
 async fn line(client: &Client, names: &MeterNames, row: &Value) -> Result<BillLine, Fault> {
-    // prices stood in the line itself until 2025-03-31.basil
+    // until 2025-03-31.basil the price was in the line itself
     let places = [&row["pricing"]["price_details"]["price"], &row["price"]["id"], &row["price"]];
     let price = places.iter().find_map(|place| place.as_str()).map(str::to_owned);
     let event_name = match &price {

@@ -1,28 +1,29 @@
-//! `POST /v1/billing/meter_events` and `…/meter_event_adjustments`: handing over, and taking back.
+//! `POST /v1/billing/meter_events` and `…/meter_event_adjustments`: delivery and cancelation.
 
 use super::client::{Client, Fault};
 use crate::providers::{DeliveryResult, OutgoingMeterEvent, Retryable};
 use metergate_domain::base::timestamp::Timestamp;
 
-/// There is no code for it: this is how the message begins.
+/// The beginning of Stripe's message about a duplicate, which has no error code.
 const ALREADY_THERE: &str = "An event already exists with identifier";
 
 pub(super) fn seconds(at: Timestamp) -> i64 {
     at.micros().div_euclid(1_000_000)
 }
 
-/// Each attempt has an idempotency key of its own: Stripe answers a stored 500 again and again under
-/// the same one. The identifier is what makes it count once.
+/// Returns an idempotency key per attempt, because Stripe repeats a stored 500 under the same key. The
+/// identifier makes the meter event count once.
 fn idempotency_key(what: &str, event: &OutgoingMeterEvent) -> String {
     format!("{what}-{}-{}", event.identifier, event.attempt)
 }
 
-/// The identifier of the event that was handed over under a key.
+/// Returns the identifier of the event that was sent under an idempotency key.
 pub(super) fn identifier_of(key: &str) -> Option<String> {
     let (identifier, _) = key.strip_prefix("event-")?.rsplit_once('-')?;
     Some(identifier.to_owned())
 }
 
+/// Sends a meter event. If Stripe already knows the identifier, returns `Duplicate`.
 pub(super) async fn deliver(client: &Client, event: &OutgoingMeterEvent) -> DeliveryResult {
     let (customer, value) =
         (format!("payload[{}]", event.customer_key), format!("payload[{}]", event.value_key));
@@ -45,6 +46,7 @@ pub(super) async fn deliver(client: &Client, event: &OutgoingMeterEvent) -> Deli
     }
 }
 
+/// Cancels a meter event by its identifier.
 pub(super) async fn cancel(client: &Client, event: &OutgoingMeterEvent) -> DeliveryResult {
     let fields = [
         ("event_name", event.event_name.clone()),
@@ -61,7 +63,8 @@ pub(super) async fn cancel(client: &Client, event: &OutgoingMeterEvent) -> Deliv
     }
 }
 
-/// There is no code for it either: an earlier call, whose answer was lost, has done it.
+/// Returns whether an earlier call canceled the event. Stripe has no error code for this, only a
+/// message.
 fn says_canceled(message: &str) -> bool {
     let message = message.to_ascii_lowercase();
     message.contains("already") && message.contains("cancel")

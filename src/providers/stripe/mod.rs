@@ -1,4 +1,4 @@
-//! Stripe: meter events over its v1 interface, one a call
+//! Stripe: one meter event per call over its v1 API
 //! (<https://docs.stripe.com/billing/subscriptions/usage-based/recording-usage-api>).
 
 mod client;
@@ -19,8 +19,9 @@ pub use client::{API_VERSION, Client, Fault};
 use super::{Bill, DeliveryResult, Failure, OutgoingMeterEvent, Provider, Summary, SummaryQuery};
 use metergate_domain::base::environment::Environment;
 
-/// Stripe's own limits for meter events: a thousand a second on a live account, and the basic limit in
-/// a sandbox (<https://docs.stripe.com/rate-limits>). A little is left for clocks that differ.
+/// Stripe's own limits for meter events: a thousand per second on a live account, and the basic limit
+/// in a sandbox (<https://docs.stripe.com/rate-limits>). The values are slightly lower, because clocks
+/// differ.
 const CALLS_PER_SECOND_LIVE: u32 = 960;
 const CALLS_PER_SECOND_TEST: u32 = 24;
 
@@ -28,14 +29,15 @@ const CALLS_PER_SECOND_TEST: u32 = 24;
 #[derive(Debug, Clone, Default)]
 pub struct StripeAccount {
     pub api_key: Option<SecretString>,
-    /// Any of them may have signed a webhook.
+    /// The secrets of webhook endpoints, each of which may sign a webhook.
     pub webhook_secrets: Vec<SecretString>,
 }
 
+/// The accounts at Stripe, with the address of its API.
 #[derive(Debug, Clone)]
 pub struct StripeSettings {
     pub api_base: String,
-    /// In place of Stripe's own limits.
+    /// The rate that replaces Stripe's own limits.
     pub calls_per_second: Option<u32>,
     pub accounts: [(Environment, StripeAccount); 2],
 }
@@ -61,7 +63,7 @@ impl Default for StripeSettings {
     }
 }
 
-/// The environment that an API key belongs to, by its own prefix.
+/// Returns the environment of an API key, according to its prefix.
 pub fn environment_of(key: &SecretString) -> Option<Environment> {
     let key = key.expose_secret();
     let begins = |prefixes: [&str; 2]| prefixes.iter().any(|prefix| key.starts_with(prefix));
@@ -84,7 +86,7 @@ pub struct Stripe {
 }
 
 impl Stripe {
-    /// None where the environment has no key.
+    /// Connects to the account of an environment. None: the environment has no key.
     pub fn of(settings: &StripeSettings, environment: Environment) -> Result<Option<Self>, reqwest::Error> {
         let Some(key) = settings.account(environment).and_then(|account| account.api_key.clone()) else {
             return Ok(None);
@@ -119,7 +121,7 @@ impl Provider for Stripe {
     }
 
     fn remembers_for(&self) -> Duration {
-        // a day at least; an hour less, for whatever the call itself and the clocks take
+        // Stripe remembers a day at least; one hour is reserved for slow calls and different clocks
         Duration::from_hours(23)
     }
 

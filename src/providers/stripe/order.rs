@@ -1,18 +1,18 @@
-//! Which of several payloads of one object says what holds. Stripe's times have the grain of a second,
-//! and deliveries come in any order: what is picked depends on the payloads alone.
+//! Selects the latest of several payloads of one object. Stripe's times have a resolution of one
+//! second, and deliveries come in any order. The selection depends on the payloads only.
 
 use serde_json::Value;
 
 use super::webhook::{SUBSCRIPTION_DELETED, subscription_of};
 use metergate_domain::base::timestamp::Timestamp;
 
-/// Events of one second for which all orders are tried.
+/// The most events of one second for which all orders are tried.
 const CHAINED_MAX: usize = 12;
 
-/// The event that says what holds, of events about one subscription.
+/// Returns the event with the latest state of one subscription.
 pub fn last(events: &[Value]) -> Option<&Value> {
     let over: Vec<&Value> = events.iter().filter(|event| is_over(event)).collect();
-    // nothing follows an end
+    // no state follows an end
     let candidates = if over.is_empty() { events.iter().collect() } else { over };
     let newest = candidates.iter().filter_map(|event| event["created"].as_i64()).max()?;
     let tied: Vec<&Value> =
@@ -24,12 +24,12 @@ pub fn last(events: &[Value]) -> Option<&Value> {
     ends.into_iter().max_by_key(|event| {
         let period = subscription_of(event).and_then(|billed| billed.period);
         let id = event["id"].as_str().unwrap_or_default();
-        // later events have greater ids, as a rule
+        // usually, later events have greater ids
         (period.map_or(Timestamp::MIN, |period| period.from), id.len(), id)
     })
 }
 
-/// The events with which an order can end in which each shows what was before it.
+/// Returns the possible last events: an order must exist in which each event shows the state before it.
 fn ends_of_chains<'a>(events: &[&'a Value]) -> Vec<&'a Value> {
     let count = events.len();
     if count > CHAINED_MAX {
@@ -40,7 +40,7 @@ fn ends_of_chains<'a>(events: &[&'a Value]) -> Vec<&'a Value> {
         .collect();
     let first: Vec<usize> = (0..count).filter(|one| is_first(events[*one])).collect();
     let first = if first.is_empty() { (0..count).collect() } else { first };
-    // by the set of those that have been: with which of them it can have ended
+    // by set of past events: the events that can be the last one of the set
     let mut ended = vec![vec![false; count]; 1 << count];
     for one in first {
         ended[1 << one][one] = true;
@@ -56,7 +56,7 @@ fn ends_of_chains<'a>(events: &[&'a Value]) -> Vec<&'a Value> {
     events.iter().zip(all).filter(|(_, ends)| *ends).map(|(event, _)| *event).collect()
 }
 
-/// Returns the events after which the fewest come, for where no order explains them all.
+/// Returns the events with the fewest followers, if no order explains all events.
 fn least_followed<'a>(events: &[&'a Value]) -> Vec<&'a Value> {
     let followers = |event: &Value| {
         events.iter().filter(|other| !std::ptr::eq(**other, event) && follows(other, event)).count()
@@ -73,7 +73,8 @@ fn is_over(event: &Value) -> bool {
     event["type"] == SUBSCRIPTION_DELETED || subscription_of(event).is_some_and(|billed| billed.is_over())
 }
 
-/// Whether an event can come right after another: what it says was before is what the other shows.
+/// Returns whether an event can directly follow another: its previous attributes must match the other's
+/// state.
 fn follows(event: &Value, other: &Value) -> bool {
     let (shown, before) = (&other["data"]["object"], event["data"]["previous_attributes"].as_object());
     match before {
@@ -85,7 +86,7 @@ fn follows(event: &Value, other: &Value) -> bool {
     }
 }
 
-/// Whether a value has all that another one names: what was before is told in part.
+/// Returns whether a value contains another one. Previous attributes list only a part of the state.
 fn contains(whole: &Value, part: &Value) -> bool {
     match (whole, part) {
         (Value::Object(whole), Value::Object(part)) => {
@@ -114,7 +115,7 @@ mod tests {
     fn event_ties_are_ordered_by_previous_attributes() {
         let was = |status: &str| json!({"status": status});
         let cases = [
-            // the usual checkout: all in one second
+            // a usual checkout, all within one second
             (
                 vec![
                     event("e9", "created", 5, "incomplete", Value::Null),
@@ -132,7 +133,7 @@ mod tests {
                 ],
                 "e1",
             ),
-            // an end counts, whenever it was
+            // an end counts, whatever its time
             (
                 vec![
                     event("e1", "updated", 9, "active", was("past_due")),
@@ -140,7 +141,7 @@ mod tests {
                 ],
                 "e2",
             ),
-            // there and back again
+            // a state that changes back
             (
                 vec![
                     event("e9", "created", 5, "active", Value::Null),
@@ -151,7 +152,7 @@ mod tests {
                 ],
                 "e2",
             ),
-            // without a beginning nobody can know; ids rise
+            // without a first event the order is unknown, so the greatest id wins
             (
                 vec![
                     event("e9", "updated", 5, "past_due", was("active")),

@@ -1,5 +1,5 @@
-//! Signatures of webhooks: `Stripe-Signature: t=<seconds>,v1=<hex>[,v1=<hex>…]`, HMAC-SHA256 over the time
-//! and the body as it came (<https://docs.stripe.com/webhooks/signature>).
+//! Signatures of webhooks: `Stripe-Signature: t=<seconds>,v1=<hex>[,v1=<hex>…]`, with HMAC-SHA256 over
+//! the time and the unchanged body (<https://docs.stripe.com/webhooks/signature>).
 
 use hmac::{Hmac, KeyInit, Mac};
 use secrecy::{ExposeSecret, SecretString};
@@ -8,19 +8,19 @@ use sha2::Sha256;
 use metergate_domain::base::limits::WEBHOOK_AGE_MAX;
 use metergate_domain::base::timestamp::Timestamp;
 
-/// Signatures of one header that are looked at: one for each secret that is being rolled.
+/// The most signatures of one header that are checked; Stripe sends one for each active secret.
 const SIGNATURES_MAX: usize = 16;
 
-/// The claims of a header.
+/// The claims in a header.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Signature {
     at: Timestamp,
-    /// The time as it is spelled: that is what was signed.
+    /// The time as spelled in the header, because the signature covers this text.
     spelled: String,
     v1: Vec<Vec<u8>>,
 }
 
-/// When a webhook was signed, seen from now.
+/// The age of a signature.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Age {
     Fresh,
@@ -29,7 +29,7 @@ pub enum Age {
 }
 
 impl Signature {
-    /// None where the header is not as Stripe writes it. Schemes other than `v1` are passed over.
+    /// Parses a header; none if it does not have Stripe's form. Schemes other than `v1` are ignored.
     pub fn parse(header: &str) -> Option<Self> {
         let (mut spelled, mut v1) = (None, Vec::new());
         for part in header.split(',') {
@@ -47,13 +47,14 @@ impl Signature {
         (!v1.is_empty()).then(|| Self { at, spelled: spelled.to_owned(), v1 })
     }
 
-    /// Whether the body was signed with this secret. Each comparison takes as long, wherever they differ.
+    /// Returns whether the body was signed with this secret. A comparison takes constant time.
     pub fn is_by(&self, secret: &SecretString, body: &[u8]) -> bool {
         let Ok(mac) = Hmac::<Sha256>::new_from_slice(secret.expose_secret().as_bytes()) else { return false };
         let mac = mac.chain_update(self.spelled.as_bytes()).chain_update(b".").chain_update(body);
         self.v1.iter().any(|v1| mac.clone().verify_slice(v1).is_ok())
     }
 
+    /// Returns whether the signature is recent. Clocks may differ by five minutes either way.
     pub fn age(&self, now: Timestamp) -> Age {
         if self.at.saturating_add(WEBHOOK_AGE_MAX) < now {
             Age::TooOld

@@ -1,4 +1,4 @@
-//! `GET /v1/billing/meters/{id}/event_summaries`: what Stripe says it has.
+//! `GET /v1/billing/meters/{id}/event_summaries`: Stripe's own sums.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
@@ -11,7 +11,7 @@ use crate::providers::{Failure, Summary, SummaryQuery, SummaryWindow};
 use metergate_domain::base::timestamp::Timestamp;
 use metergate_domain::base::window::Span;
 
-/// Meters by event name: reads are few at Stripe, and a meter's name is for ever.
+/// Meter ids by event name. They never change, and Stripe allows few reads.
 #[derive(Debug, Default)]
 pub(super) struct MeterIds(Mutex<HashMap<String, String>>);
 
@@ -56,7 +56,7 @@ fn why(fault: Fault) -> Failure {
     fault.failure
 }
 
-/// The meter with an event name; an active one before one that is not.
+/// Finds the meter with an event name; an active one goes before an inactive one.
 async fn meter_id(client: &Client, event_name: &str) -> Result<Option<String>, Fault> {
     let is_it = |meter: &Value| meter["event_name"] == event_name;
     for status in ["active", "inactive"] {

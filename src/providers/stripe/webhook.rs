@@ -1,5 +1,5 @@
-//! Webhooks as Stripe sends them, of every version since 2022: what is known of an event when it comes,
-//! and the objects inside. What is not needed is not looked at, so that it may take any shape.
+//! Webhooks in all of Stripe's versions since 2022: the fields of an event on arrival, and the objects
+//! inside. Fields that are not needed are not read, so they may have any shape.
 
 use serde_json::Value;
 
@@ -12,16 +12,16 @@ use metergate_domain::subjects::provider_subscription::ProviderSubscription;
 use metergate_domain::subjects::subscription::SubscriptionStatus;
 use metergate_domain::webhook::{WebhookInvoice, WebhookNotice};
 
-/// The topic of an event, as far as anything follows from it.
+/// The topic of an event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Topic {
     Subscription,
     Checkout,
     Customer,
     Invoice,
-    /// Meter events that were taken, and not counted after all.
+    /// Meter events that Stripe took but did not count.
     MeterErrors,
-    /// Kept, and nothing more.
+    /// Any other topic; the event is stored only.
     Other,
 }
 
@@ -33,7 +33,7 @@ impl Topic {
             "v1.billing.meter.error_report_triggered" | "v1.billing.meter.no_meter_found" => {
                 Self::MeterErrors
             }
-            // an upcoming invoice is none yet, and has no id
+            // an upcoming invoice has no id yet
             "invoice.upcoming" => Self::Other,
             _ if kind.starts_with(SUBSCRIPTION_EVENTS) => Self::Subscription,
             _ if kind.starts_with("invoice.") => Self::Invoice,
@@ -47,7 +47,7 @@ pub const SUBSCRIPTION_DELETED: &str = "customer.subscription.deleted";
 pub const INVOICE_PAID: &str = "invoice.paid";
 pub const CUSTOMER_DELETED: &str = "customer.deleted";
 
-/// Reads what is known of an event when it comes. None where it is no event.
+/// Reads the fields of an event on arrival. None: the value is not an event.
 pub fn notice(event: &Value) -> Option<WebhookNotice> {
     let kind = name(&event["type"]).unwrap_or_default();
     let object = &event["data"]["object"];
@@ -68,7 +68,7 @@ pub fn notice(event: &Value) -> Option<WebhookNotice> {
     })
 }
 
-/// A short text that can be kept.
+/// Reads a non-empty text that is short enough to be stored.
 fn name(value: &Value) -> Option<String> {
     let text = value.as_str()?;
     let is_decent = !text.is_empty()
@@ -77,7 +77,7 @@ fn name(value: &Value) -> Option<String> {
     is_decent.then(|| text.to_owned())
 }
 
-/// The id of an object, which may stand there in full.
+/// Reads the id of an object, which may be given as the whole object.
 fn id_of(value: &Value) -> Option<String> {
     name(value).or_else(|| name(&value["id"]))
 }
@@ -90,12 +90,12 @@ fn subject(value: &Value) -> Option<SubjectId> {
     SubjectId::parse(value.as_str()?).ok()
 }
 
-/// A subscription. None where it is not one, or says a status that nobody knows.
+/// Reads a subscription. None: the object is not one, or its status is unknown.
 pub fn subscription(object: &Value) -> Option<ProviderSubscription> {
     let status = object["status"].as_str()?;
     let (_, status) = SubscriptionStatus::WORDS.iter().find(|(word, _)| *word == status)?;
     let items = object["items"]["data"].as_array().map_or(&[][..], Vec::as_slice);
-    // the items have them since 2025-03-31.basil, the subscription had one before
+    // items have periods since 2025-03-31.basil; before, the subscription had one
     let mut periods: Vec<Span> = items.iter().filter_map(period).collect();
     periods.extend(period(object).filter(|_| periods.is_empty()));
     let period = periods.iter().min_by_key(|period| period.to).copied();
@@ -124,7 +124,7 @@ fn period(object: &Value) -> Option<Span> {
     (!span.is_empty()).then_some(span)
 }
 
-/// The subscription of an event. One that was deleted is over, whatever else it says.
+/// Reads the subscription of an event. A deleted one has ended, whatever its status.
 pub fn subscription_of(event: &Value) -> Option<ProviderSubscription> {
     let mut billed = subscription(&event["data"]["object"])?;
     if event["type"] == SUBSCRIPTION_DELETED && !billed.is_over() {
@@ -134,27 +134,27 @@ pub fn subscription_of(event: &Value) -> Option<ProviderSubscription> {
     Some(billed)
 }
 
-/// Reads the subject and the customer of a checkout, where both are named.
+/// Reads the subject and the customer of a checkout, if both are named.
 pub fn checkout(object: &Value) -> Option<(SubjectId, String)> {
     Some((subject(&object["client_reference_id"])?, id_of(&object["customer"])?))
 }
 
-/// A purchase that was paid for, once.
+/// A paid purchase, which grants its credit packs once.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Purchase {
-    /// The invoice; of a checkout that has none, its session.
+    /// The invoice id, or the session id of a checkout without an invoice.
     pub reference: String,
-    /// The session of a checkout.
+    /// The id of the checkout session.
     pub checkout: Option<String>,
     pub customer: Option<String>,
     pub subject: Option<SubjectId>,
-    /// The quantity of each price, as far as the event has it.
+    /// The quantity of each price in the event.
     pub items: Vec<(String, i64)>,
-    /// Whether there are more lines than were told: an invoice tells of the first, a checkout of none.
+    /// Whether the event lacks lines: an invoice event has the first ones, a checkout event none.
     pub has_more: bool,
 }
 
-/// None where it is not paid, or is paid by the invoices of a subscription.
+/// Reads the purchase of a checkout. None: it is not paid, or its subscription's invoices are.
 pub fn bought_by_checkout(object: &Value) -> Option<Purchase> {
     let is_paid = matches!(object["payment_status"].as_str(), Some("paid" | "no_payment_required"));
     let invoice = id_of(&object["invoice"]);
@@ -173,6 +173,7 @@ pub fn bought_by_checkout(object: &Value) -> Option<Purchase> {
     })
 }
 
+/// Reads the purchase of a paid invoice.
 pub fn bought_by_invoice(object: &Value) -> Option<Purchase> {
     Some(Purchase {
         reference: name(&object["id"])?,
@@ -184,12 +185,12 @@ pub fn bought_by_invoice(object: &Value) -> Option<Purchase> {
     })
 }
 
-/// Sums up the quantity of each price in a list of lines.
+/// Sums up the quantities by price in a list of lines.
 fn items(list: &Value) -> Vec<(String, i64)> {
     items_of(list["data"].as_array().map_or(&[][..], Vec::as_slice))
 }
 
-/// Sums up the quantity of each price in lines. Since 2025-03-31.basil the price of an invoice's line stands under
+/// Sums up the quantities by price in lines. Since 2025-03-31.basil an invoice line has its price under
 /// `pricing`.
 pub fn items_of(lines: &[Value]) -> Vec<(String, i64)> {
     let mut items: Vec<(String, i64)> = Vec::new();
@@ -208,6 +209,7 @@ pub fn items_of(lines: &[Value]) -> Vec<(String, i64)> {
     items
 }
 
+/// The fields of a customer that matter here.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Customer {
     pub id: String,
@@ -223,13 +225,14 @@ pub fn customer(object: &Value) -> Option<Customer> {
     })
 }
 
+/// Reads an invoice. None: it lacks an id, a customer or a creation time.
 pub fn invoice(object: &Value) -> Option<WebhookInvoice> {
     let parent = &object["parent"]["subscription_details"]["subscription"];
     Some(WebhookInvoice {
         id: name(&object["id"])?,
         customer: id_of(&object["customer"])?,
         subscription: id_of(parent).or_else(|| id_of(&object["subscription"])),
-        // deleted drafts have none
+        // deleted drafts have no status
         status: name(&object["status"]).unwrap_or_else(|| "deleted".to_owned()),
         billing_reason: name(&object["billing_reason"]),
         currency: name(&object["currency"]),
@@ -243,8 +246,8 @@ pub fn invoice(object: &Value) -> Option<WebhookInvoice> {
     })
 }
 
-/// Meter events that were taken, and not counted, and why: the samples of a report, as
-/// `GET /v2/core/events/{id}` has them.
+/// Returns the meter events that were taken but not counted, with reasons: the samples of a report, in
+/// the shape of `GET /v2/core/events/{id}`.
 pub fn uncounted(event: &Value) -> Vec<(String, Failure)> {
     let list = |value: &Value| value.as_array().cloned().unwrap_or_default();
     let summary = event["data"]["developer_message_summary"].as_str().unwrap_or_default();
@@ -274,13 +277,13 @@ mod tests {
     }
 
     #[test]
-    fn periods_stand_in_either_place() {
+    fn reads_periods_from_items_or_the_subscription() {
         let item = |from: i64, to: i64| json!({"price": {"id": "p"}, "current_period_start": from, "current_period_end": to});
         let top = json!({"current_period_start": 100, "current_period_end": 200});
         let cases = [
             (json!({"items": {"data": [{"price": {"id": "p"}}]}}), true, Some((100, 200))),
             (json!({"items": {"data": [item(10, 90), item(20, 50), item(0, 400)]}}), false, Some((20, 50))),
-            // an event of a time when both were there
+            // an event from the time when both had periods
             (json!({"items": {"data": [item(10, 90)]}}), true, Some((10, 90))),
             (json!({"items": {"data": [item(90, 10)]}}), false, None),
             (json!({}), false, None),
@@ -304,7 +307,7 @@ mod tests {
     }
 
     #[test]
-    fn an_end_is_a_time_or_the_end_of_the_last_period() {
+    fn reads_an_end_as_a_time_or_the_end_of_the_last_period() {
         let items = json!({"data": [
             {"price": "p", "current_period_start": 0, "current_period_end": 50},
             {"price": {"id": "q"}, "current_period_start": 0, "current_period_end": 90}]});
@@ -339,7 +342,7 @@ mod tests {
     }
 
     #[test]
-    fn notices_are_read_in_every_shape() {
+    fn reads_events_of_every_shape() {
         let event = json!({"id": "evt_1", "object": "event", "api_version": "2022-11-15", "created": 7, "livemode": false,
             "type": "invoice.paid", "data": {"object": {"id": "in_1", "customer": {"id": "cus_1"}}}});
         let read = notice(&event).unwrap();
@@ -357,7 +360,7 @@ mod tests {
     }
 
     #[test]
-    fn invoices_name_their_subscription_in_either_place() {
+    fn reads_the_subscription_of_an_invoice_from_either_place() {
         let base = json!({"id": "in_1", "customer": "cus_1", "status": "open", "created": 5, "total": 1200});
         let with = |name: &str, value: Value| {
             let mut object = base.clone();
@@ -372,7 +375,7 @@ mod tests {
     }
 
     #[test]
-    fn samples_name_an_identifier_or_a_key() {
+    fn reads_identifiers_of_samples_from_identifier_or_key() {
         let report = json!({"data": {"developer_message_summary": "two", "reason": {"error_count": 3, "error_types": [
             {"code": "meter_event_customer_not_found", "error_count": 2, "sample_errors": [
                 {"error_message": "gone", "request": {"identifier": "i1"}},

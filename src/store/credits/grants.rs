@@ -1,4 +1,4 @@
-//! Grants of credits: facts, claimed once by their outside reference.
+//! Rows of credit grants: immutable, and unique by external reference.
 
 use std::collections::HashMap;
 
@@ -18,7 +18,7 @@ use metergate_domain::credits::unit::Unit;
 use metergate_domain::credits::wallet::{GrantBalance, GrantState};
 
 fn unreadable(what: impl std::fmt::Debug) -> StoreError {
-    StoreError::Refused(sqlx::Error::Decode(format!("a stored grant: {what:?}").into()))
+    StoreError::Refused(sqlx::Error::Decode(format!("a stored grant cannot be read: {what:?}").into()))
 }
 
 pub(crate) fn state_code(state: GrantState) -> i16 {
@@ -74,8 +74,8 @@ fn read(row: &PgRow) -> Result<GrantBalance, StoreError> {
     })
 }
 
-/// Writes a grant and claims its outside reference; false if that is taken. Waits for a transaction that is
-/// about to take it.
+/// Inserts a grant with its external reference; returns false if the reference is taken. Waits for a
+/// transaction that is inserting the same reference.
 pub async fn insert(
     scope: &mut Scope<'_>,
     subject_id: i64,
@@ -130,7 +130,7 @@ pub async fn set_voided(
     Ok(())
 }
 
-/// Finds the subject, the id and the request digest of the grant with an outside reference.
+/// Finds the subject, the id and the request digest of the grant with an external reference.
 pub async fn of_reference(
     scope: &mut Scope<'_>,
     external_ref: &str,
@@ -145,7 +145,7 @@ pub async fn of_reference(
     row.map(|row| Ok((row.try_get("subject_id")?, row.try_get("id")?, row.try_get("content")?))).transpose()
 }
 
-/// The grants of some subjects that may still change, and those that are named.
+/// Returns the grants of some subjects that may still change, and the named ones.
 pub async fn live(
     connection: &mut PgConnection,
     subject_ids: &[i64],
@@ -163,7 +163,7 @@ pub async fn live(
     rows.iter().map(|row| Ok((row.try_get("subject_id")?, read(row)?))).collect()
 }
 
-/// Returns the refunded amount of some spends, by spend; voided parts of refunds do not count.
+/// Returns the refunded amount by spend; the voided part of a refund does not count.
 pub async fn refunded(
     connection: &mut PgConnection,
     subject_ids: &[i64],
@@ -182,7 +182,7 @@ pub async fn refunded(
     rows.iter().map(|row| Ok((row.try_get("refund_of")?, row.try_get("amount")?))).collect()
 }
 
-/// A page of a subject's grants, the latest first.
+/// Returns a page of a subject's grants, the latest first.
 pub async fn list(
     connection: &mut PgConnection,
     subject_id: i64,
@@ -204,7 +204,7 @@ pub async fn list(
     rows.iter().map(read).collect()
 }
 
-/// Returns true if grants in a unit may still be burnt or renewed.
+/// Returns whether grants in a unit may still be spent or renewed.
 pub async fn are_live(scope: &mut Scope<'_>, unit: &Unit) -> Result<bool, StoreError> {
     let (kind, key) = unit.kept();
     let found = sqlx::query_scalar(

@@ -1,4 +1,4 @@
-//! The ledger of credits, as it is read.
+//! Reads of the credit ledger.
 
 use sqlx::postgres::PgRow;
 use sqlx::{FromRow, PgConnection, Row};
@@ -12,7 +12,7 @@ use metergate_domain::credits::accounts::MovementKind;
 use metergate_domain::credits::unit::Unit;
 use metergate_domain::gate::state::PaidShare;
 
-/// A movement as it was written.
+/// A row of the ledger.
 #[derive(Debug, Clone, FromRow)]
 pub struct LedgerRow {
     pub id: i64,
@@ -27,7 +27,7 @@ pub struct LedgerRow {
     pub at: Timestamp,
     pub balance: Total,
     pub event_key: Option<Uuid>,
-    /// The ids that callers gave, where the keys are not the ids.
+    /// The caller's ids of the event and the reservation, if they differ from the keys.
     pub event_id: Option<String>,
     pub reservation: Option<Uuid>,
     pub reservation_id: Option<String>,
@@ -40,7 +40,7 @@ pub struct LedgerRow {
 const COLUMNS: &str = "l.id, l.subject_id, l.grant_id, l.kind, l.unit, l.unit_key, l.amount, l.at, l.balance,
     l.event_key, l.reservation, l.meter, l.quantity, l.refunds, l.reason";
 
-/// A page of a subject's movements, the latest first, those before the one with the number `before`.
+/// Returns a page of a subject's movements with ids below `before`, the latest first.
 pub async fn list(
     scope: &mut Scope<'_>,
     subject_id: i64,
@@ -65,8 +65,7 @@ pub async fn list(
     Ok(rows.fetch_all(&mut *scope.connection).await?)
 }
 
-/// Returns the spends for an event that were not given back: each spend by its number, in the order in
-/// which it was spent.
+/// Returns the spends for an event that are not reversed, by id in ascending order.
 pub async fn spent_for(scope: &mut Scope<'_>, event_key: Uuid) -> Result<Vec<LedgerRow>, StoreError> {
     let sql = format!(
         "select {COLUMNS}, null::text as event_id, null::text as reservation_id from credit_ledger l
@@ -78,7 +77,7 @@ pub async fn spent_for(scope: &mut Scope<'_>, event_key: Uuid) -> Result<Vec<Led
     Ok(rows.fetch_all(&mut *scope.connection).await?)
 }
 
-/// A spend of a subject's: its unit, and how much of it was not given back.
+/// Returns the unit of a spend of a subject, and its amount that is not reversed.
 pub async fn spend(
     connection: &mut PgConnection,
     subject_id: i64,
@@ -97,7 +96,7 @@ pub async fn spend(
     row.map(|row| Ok((Unit::from_row(&row)?, row.try_get("amount")?))).transpose()
 }
 
-/// Returns how much of an event's usage credits have paid for, by subject and counter.
+/// Returns the usage of an event that credits paid for, by subject and counter.
 pub async fn covers_of(scope: &mut Scope<'_>, event_key: Uuid) -> Result<Vec<PaidShare>, StoreError> {
     let rows = sqlx::query(
         "select subject_id, definition, at, sum(quantity) as quantity from credit_covers
@@ -119,7 +118,7 @@ pub async fn covers_of(scope: &mut Scope<'_>, event_key: Uuid) -> Result<Vec<Pai
     rows.iter().map(read).collect()
 }
 
-/// The sums of what credits have paid for, for counters: by subject and definition, in a span.
+/// Returns the sum of the usage that credits paid for, for each wanted subject, definition and span.
 pub async fn covered(
     connection: &mut PgConnection,
     wanted: &[(i64, Uuid, Timestamp, Timestamp)],

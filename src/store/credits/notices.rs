@@ -1,4 +1,4 @@
-//! Notices: what somebody may want to act on.
+//! Rows of notices, which ask for an action of the operator.
 
 use serde::Serialize;
 use sqlx::FromRow;
@@ -11,7 +11,7 @@ use metergate_domain::base::timestamp::Timestamp;
 use metergate_domain::credits::notice::{NoticeFilter, NoticeKind};
 use metergate_domain::credits::unit::Unit;
 
-/// A notice that is to be written.
+/// A notice to insert.
 #[derive(Debug, Clone)]
 pub struct NewNotice {
     pub subject_id: i64,
@@ -23,7 +23,7 @@ pub struct NewNotice {
     pub at: Timestamp,
 }
 
-/// A notice as it was written, and as clients see it.
+/// A stored notice, in the form that clients see.
 #[derive(Debug, Clone, FromRow, Serialize)]
 pub struct CreditNotice {
     pub id: i64,
@@ -34,7 +34,7 @@ pub struct CreditNotice {
     pub unit: Unit,
     pub balance: Total,
     pub threshold: Quantity,
-    /// The pack to buy, for a top-up.
+    /// The pack to buy; only for a due top-up.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pack: Option<String>,
     pub at: Timestamp,
@@ -62,7 +62,7 @@ pub async fn insert(scope: &mut Scope<'_>, notices: &[NewNotice]) -> Result<(), 
     Ok(())
 }
 
-/// Returns notices in descending order of their numbers, beginning below the number `before`.
+/// Returns notices in descending order of id, from below `before`.
 pub async fn list(
     scope: &mut Scope<'_>,
     filter: &NoticeFilter,

@@ -1,5 +1,5 @@
-//! Recounting credits from their ledger: what each grant has left, what reservations hold of it, and what a
-//! subject's balance was after each movement.
+//! Verification of credits against their ledger: the balance of each grant, its held amount, and the balance
+//! after each movement.
 
 use sqlx::Row;
 
@@ -7,13 +7,13 @@ use crate::store::StoreError;
 use crate::store::scope::Scope;
 use crate::store::usage::verify::Differences;
 
-/// Differences that are shown; all are counted.
+/// The number of differences that are shown; all are counted.
 const SHOWN: i64 = 20;
 
-/// Each question answers how many rows were compared, and those that differ, in words.
+/// Queries with the meaning of a difference. Each returns a row per comparison, with its description.
 const QUESTIONS: [(&str, &str); 5] = [
     (
-        "grants whose balance is not the sum of their movements",
+        "grants with a balance that is not the sum of their movements",
         "with summed as (
              select grant_id,
                     sum(case when credit = 'available' then amount when debit = 'available' then -amount else 0 end) as available,
@@ -25,14 +25,14 @@ const QUESTIONS: [(&str, &str); 5] = [
          from credit_balances b left join summed s on s.grant_id = b.grant_id where b.environment = $1",
     ),
     (
-        "grants of which not as much is held as reservations hold",
+        "grants with a held amount that is not the sum of their hold lines",
         "with lines as (select grant_id, sum(amount) as amount from credit_lines where environment = $1 group by grant_id)
          select format('grant %s: %s by lines, %s held', b.grant_id, l.amount, b.held) as shown,
                 b.held = coalesce(l.amount, 0) as same
          from credit_balances b left join lines l on l.grant_id = b.grant_id where b.environment = $1",
     ),
     (
-        "lines of held credits that are not what an open reservation holds",
+        "lines of held credits that differ from an open reservation",
         "with held as (
              select r.key, (part ->> 0)::uuid as grant_id, r.expires_at, sum((part ->> 2)::numeric) as amount
              from reservations r cross join jsonb_array_elements(r.holds) h
@@ -47,7 +47,7 @@ const QUESTIONS: [(&str, &str); 5] = [
          where l.environment = $1",
     ),
     (
-        "movements whose balance does not follow from the one before",
+        "movements with a balance that does not follow from the previous one",
         "select format('movement %s: balance %s after %s', id, balance, before) as shown,
                 balance = before + change as same
          from (select id, balance,
@@ -56,7 +56,7 @@ const QUESTIONS: [(&str, &str); 5] = [
                from credit_ledger where environment = $1) running",
     ),
     (
-        "counters of which not as much is covered as credits bear",
+        "counters with a covered quantity that differs from the coverage by credits",
         "select format('counter %s: %s covered, %s by what was paid, %s by what is held', c.id, c.covered, p.paid, l.kept) as shown,
                 c.covered = p.paid + l.kept as same
          from counters c
@@ -69,7 +69,7 @@ const QUESTIONS: [(&str, &str); 5] = [
     ),
 ];
 
-/// Compares everything; how many rows that were.
+/// Compares all credits and returns the number of compared rows.
 pub async fn credits(scope: &mut Scope<'_>, differences: &mut Differences) -> Result<i64, StoreError> {
     let environment = scope.environment;
     let mut compared = 0;
@@ -91,7 +91,7 @@ pub async fn credits(scope: &mut Scope<'_>, differences: &mut Differences) -> Re
             differences.note(wrong, format!("{environment}: {wrong} {meaning}: {}", shown.join("; ")));
         }
     }
-    // what came to a grant is what was given and carried
+    // credits carried out of a grant must equal those carried into its successor
     let unbalanced: i64 = sqlx::query_scalar(
         "select count(*) from (
              select unit, unit_key from credit_ledger where environment = $1 group by unit, unit_key
@@ -101,7 +101,7 @@ pub async fn credits(scope: &mut Scope<'_>, differences: &mut Differences) -> Re
     .fetch_one(&mut *scope.connection)
     .await?;
     if unbalanced > 0 {
-        let what = "units of which not as much was carried into grants as out of them";
+        let what = "units in which the credits carried into grants differ from those carried out";
         differences.note(unbalanced, format!("{environment}: {unbalanced} {what}"));
     }
     Ok(compared)

@@ -1,5 +1,5 @@
-//! Wallets: the lock on a subject's credits, and what is written under it. They are locked in the order of
-//! their subjects, after counters.
+//! Rows of wallets: the lock on a subject's credits, and all writes under it. Wallets are locked in ascending
+//! order of subject, after counters.
 
 use std::collections::BTreeMap;
 
@@ -17,7 +17,7 @@ use metergate_domain::credits::wallet::{ExpiredCreditLine, Wallet};
 use metergate_domain::gate::request::OnExpiry;
 use metergate_domain::gate::state::{CreditLine, CreditLineKey, PaidShare};
 
-/// Makes those that are missing. `subject_ids` ascend.
+/// Inserts missing wallets. `subject_ids` must ascend, so that concurrent inserts cannot deadlock.
 pub async fn insert_missing(scope: &mut Scope<'_>, subject_ids: &[i64]) -> Result<(), StoreError> {
     sqlx::query(
         "insert into credit_wallets (subject_id, environment) select id, $1 from unnest($2::bigint[]) id
@@ -30,8 +30,8 @@ pub async fn insert_missing(scope: &mut Scope<'_>, subject_ids: &[i64]) -> Resul
     Ok(())
 }
 
-/// Locks the wallets that exist, in order, and returns the earliest possible expiry of a hold line of each,
-/// and the time after the last lock.
+/// Locks the existing wallets in order. Returns the earliest possible expiry of a hold line of each, and the
+/// time after the last lock.
 pub async fn lock(
     connection: &mut PgConnection,
     subject_ids: &[i64],
@@ -92,7 +92,7 @@ pub struct ExpiredCreditLineRow {
     pub expired: ExpiredCreditLine,
 }
 
-/// Returns the hold lines of some wallets that have expired by now.
+/// Returns the expired hold lines of some wallets.
 pub async fn expired(
     connection: &mut PgConnection,
     subject_ids: &[i64],
@@ -122,7 +122,7 @@ pub async fn expired(
     rows.iter().map(read).collect()
 }
 
-/// Returns the expiry of the first hold line after now, by wallet.
+/// Returns the expiry of the first hold line after `now`, by wallet.
 pub async fn next_lines(
     connection: &mut PgConnection,
     subject_ids: &[i64],
@@ -139,7 +139,7 @@ pub async fn next_lines(
     rows.iter().map(|row| Ok((row.try_get("id")?, row.try_get("next")?))).collect()
 }
 
-/// Wallets that time has changed.
+/// Returns the subjects with due changes in their wallets.
 pub async fn due(scope: &mut Scope<'_>, now: Timestamp, limit: i64) -> Result<Vec<i64>, StoreError> {
     let found = sqlx::query_scalar(
         "select subject_id from credit_wallets where environment = $1 and next_due <= $2 order by next_due limit $3",
@@ -161,7 +161,7 @@ pub struct Changes<'a> {
     pub paid: Vec<PaidShare>,
 }
 
-/// Writes it. The ledger's rows keep their order, wallet by wallet.
+/// Writes the changes. The rows of the ledger keep their order, wallet by wallet.
 pub async fn write(scope: &mut Scope<'_>, changes: &Changes<'_>) -> Result<(), StoreError> {
     for wallet in &changes.wallets {
         for grant_balance in wallet.made() {

@@ -1,5 +1,5 @@
-//! Gauges of customers by hour, for meters that are exported by their last or greatest value: kept in the
-//! fold, read by the run that creates exports.
+//! Gauges of customers by hour, for meters that are exported by their last or greatest value. The fold
+//! updates them, and the run that creates exports reads them.
 
 use sqlx::postgres::PgRow;
 use sqlx::{Postgres, QueryBuilder, Row};
@@ -14,15 +14,16 @@ use metergate_domain::base::window::Span;
 use metergate_domain::catalog::meter::{Aggregation, StoredMeter};
 use metergate_domain::exports::Units;
 
-/// The sort key of a gauge value, with the value itself last.
+/// The sort key of a gauge value, with the value itself as the last element.
 pub type Mark = Vec<Units>;
 
 /// A gauge of a customer.
 #[derive(Debug, Clone)]
 pub struct HourlyGauge {
-    /// None: nothing of it stands.
+    /// The greatest mark of live values; none without a live value.
     pub mark: Option<Mark>,
-    /// Whether something was taken back: then the mark replaces the one before, else the greater stays.
+    /// Whether a value was voided. If so, the mark replaces the earlier one; otherwise the greater mark
+    /// stays.
     pub voided: bool,
 }
 
@@ -56,7 +57,7 @@ fn read_mark(row: &PgRow) -> Result<Option<Mark>, StoreError> {
     texts.map(|texts| texts.iter().map(read_units).collect()).transpose()
 }
 
-/// Reads the gauge of a customer in a span from its events.
+/// Reads the gauge of a customer in a span from the events.
 pub async fn recount(
     scope: &mut Scope<'_>,
     stored: &StoredMeter,
@@ -73,8 +74,8 @@ pub async fn recount(
     read_mark(&row)
 }
 
-/// Keeps gauges, in the order of their keys. Where one is replaced, later ones of the same period are
-/// looked at again: a running maximum may have become less.
+/// Writes gauges in the order of their keys. After a replacement, later gauges of the same period count
+/// as changed, because a running maximum may have fallen.
 pub async fn keep(
     scope: &mut Scope<'_>,
     meter_id: i32,
@@ -123,8 +124,9 @@ pub async fn keep(
 #[derive(Debug, Clone)]
 pub struct ChangedGauge {
     pub place: MeterBucket,
-    /// In the provider's units: the value itself, and the greatest of the period until then.
+    /// The hour's gauge in the provider's units; none without a live value.
     pub level: Option<Units>,
+    /// The maximum of the period up to this hour, in the provider's units.
     pub greatest: Option<Units>,
 }
 

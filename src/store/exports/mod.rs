@@ -1,4 +1,4 @@
-//! Exports: written before anything is sent, and kept with their outcomes.
+//! Exports, written before they are sent, and kept with their outcomes.
 
 pub mod gauges;
 pub mod parts;
@@ -17,7 +17,7 @@ use metergate_domain::catalog::meter::StripeMeter;
 use metergate_domain::exports::{ExportFilter, ExportStatus};
 use parts::MeterBucket;
 
-/// An export, stored and shown.
+/// An export as stored and as shown in answers.
 #[derive(Debug, Clone, FromRow, Serialize)]
 pub struct ExportRow {
     pub id: Uuid,
@@ -43,14 +43,14 @@ pub struct ExportRow {
     pub status: ExportStatus,
     pub attempts: i32,
     pub last_error: Option<String>,
-    /// The time of use, where its billing period was over for too long.
+    /// The original time of use, if the export was moved to a later billing period.
     pub carried_from: Option<Timestamp>,
     #[serde(skip)]
     pub unknown_since: Option<Timestamp>,
-    /// Whether it is to be taken back; false: the provider would not.
+    /// Whether the provider is asked to take it back; false after the provider refused.
     #[serde(skip)]
     pub cancel_wanted: Option<bool>,
-    /// Whether it sets a gauge, so that it does no harm to send it twice.
+    /// Whether it sets a gauge, so that a second delivery does no harm.
     #[serde(skip)]
     pub is_gauge: bool,
     pub created_at: Timestamp,
@@ -65,7 +65,7 @@ const SELECT: &str =
         x.delivered_at
      from exports x join customers c on c.id = x.customer_id join meters m on m.id = x.meter_id";
 
-/// An export that is to be written.
+/// An export to be written.
 #[derive(Debug, Clone)]
 pub struct NewExport {
     pub id: Uuid,
@@ -115,7 +115,7 @@ pub async fn insert(
     Ok(())
 }
 
-/// The exports of a bucket, the latest first.
+/// Returns the exports of a bucket, the latest first.
 pub async fn of_bucket(
     connection: &mut PgConnection,
     place: &MeterBucket,
@@ -132,7 +132,7 @@ pub async fn of_bucket(
     Ok(rows)
 }
 
-/// The exports of the bucket that an instant lies in, the oldest first.
+/// Returns the exports of the bucket that contains an instant, the oldest first.
 pub async fn around(
     connection: &mut PgConnection,
     customer_id: i64,
@@ -154,7 +154,7 @@ pub async fn around(
     Ok(rows)
 }
 
-/// Notes that exports are to be taken back.
+/// Marks exports to be taken back.
 pub async fn want_cancel(
     connection: &mut PgConnection,
     ids: &[Uuid],
@@ -171,9 +171,8 @@ pub async fn want_cancel(
     Ok(())
 }
 
-/// The first export of each customer and meter of the provider's that is to be sent or taken back,
-/// where it is due. Meters of ours may share one of the provider's.
-/// `except`: those that were tried just now; theirs wait behind them.
+/// Returns the due exports and cancelations, at most the first per customer and provider's meter, as
+/// our meters may share one. `except` names exports that were just tried; later ones wait for them.
 pub async fn due(
     scope: &mut Scope<'_>,
     due_by: Timestamp,
@@ -199,7 +198,7 @@ pub async fn due(
     Ok(rows)
 }
 
-/// Notes that these were not taken, after all, by what the provider says it has.
+/// Clears the doubt about exports that the provider did not take, according to its sums.
 pub async fn note_not_taken(connection: &mut PgConnection, ids: &[Uuid]) -> Result<(), StoreError> {
     sqlx::query("update exports set unknown_since = null where id = any($1) and status = 'pending'")
         .bind(ids)
@@ -208,7 +207,7 @@ pub async fn note_not_taken(connection: &mut PgConnection, ids: &[Uuid]) -> Resu
     Ok(())
 }
 
-/// Notes, before they are sent, that these may be taken from now on without our learning of it.
+/// Marks exports, before they are sent, as possibly taken from now on.
 pub async fn note_attempts(
     connection: &mut PgConnection,
     ids: &[Uuid],
@@ -224,34 +223,35 @@ pub async fn note_attempts(
     Ok(())
 }
 
-/// The outcomes of attempts.
+/// The outcomes of delivery attempts.
 #[derive(Debug, Default)]
 pub struct Outcomes {
     pub delivered: Vec<Uuid>,
     pub canceled: Vec<Uuid>,
-    /// The provider would not take it back: why.
+    /// The exports that the provider did not take back, each with the reason.
     pub kept: Vec<(Uuid, String)>,
     pub dead: Vec<Dead>,
     pub later: Vec<Deferred>,
 }
 
-/// An export that the provider will never take as it is.
+/// An export that the provider will never take unchanged.
 #[derive(Debug, Clone)]
 pub struct Dead {
     pub id: Uuid,
     pub why: String,
-    /// Since when an earlier attempt may have been taken.
+    /// The time of the first attempt that may have been taken, if any.
     pub unknown_since: Option<Timestamp>,
 }
 
+/// An export that is tried again later.
 #[derive(Debug, Clone)]
 pub struct Deferred {
     pub id: Uuid,
     pub why: String,
     pub next_attempt_at: Timestamp,
-    /// Since when its fate is not known, if it is not.
+    /// The time since which the outcome is unknown, if it is.
     pub unknown_since: Option<Timestamp>,
-    /// Whether the attempt counts.
+    /// Whether the attempt counts towards the pause.
     pub counts: bool,
 }
 
@@ -265,13 +265,13 @@ impl Outcomes {
     }
 }
 
-/// Writes the outcomes of attempts. Rows that another replica has changed meanwhile stay.
+/// Writes the outcomes of attempts. Rows that another replica changed meanwhile stay unchanged.
 pub async fn note_outcomes(
     connection: &mut PgConnection,
     outcomes: &Outcomes,
     now: Timestamp,
 ) -> Result<(), StoreError> {
-    // what was refused after it had been taken is dead, whatever an answer says that comes later
+    // an export refused after its delivery stays dead, whatever a later answer is
     sqlx::query(
         "update exports set status = 'delivered', delivered_at = $2, last_error = null, unknown_since = null
          where id = any($1) and (status = 'pending' or status = 'dead' and delivered_at is null)",
@@ -320,7 +320,7 @@ pub async fn note_outcomes(
     Ok(())
 }
 
-/// Takes exports back: what they said is to be handed on again, from their own bucket.
+/// Cancels exports. Their units become unexported usage of their own bucket.
 pub async fn cancel(connection: &mut PgConnection, ids: &[Uuid]) -> Result<(), StoreError> {
     if ids.is_empty() {
         return Ok(());
@@ -330,7 +330,7 @@ pub async fn cancel(connection: &mut PgConnection, ids: &[Uuid]) -> Result<(), S
              update exports set status = 'canceled', cancel_wanted = null, unknown_since = null
              where id = any($1) and status in ('pending', 'delivered', 'dead')
              returning customer_id, meter_id, bucket_from, value),
-         -- in the order of the fold
+         -- locks in the order of the fold
          locked as (
              select from export_sums
              where (customer_id, meter_id, bucket_from) in (select customer_id, meter_id, bucket_from from canceled)
@@ -348,8 +348,8 @@ pub async fn cancel(connection: &mut PgConnection, ids: &[Uuid]) -> Result<(), S
 
 const LOCK: i32 = 0x4d47_0004;
 
-/// Takes the right to hand over exports of an environment, until [`unlock`] or the connection's end;
-/// false where another has it.
+/// Tries to lock the sending of an environment's exports, until [`unlock`] or the end of the
+/// connection. Returns false if another process holds the lock.
 pub async fn try_lock(scope: &mut Scope<'_>) -> Result<bool, StoreError> {
     let locked = sqlx::query_scalar("select pg_try_advisory_lock($1, $2)")
         .bind(LOCK)
@@ -359,6 +359,7 @@ pub async fn try_lock(scope: &mut Scope<'_>) -> Result<bool, StoreError> {
     Ok(locked)
 }
 
+/// Releases the lock of [`try_lock`].
 pub async fn unlock(scope: &mut Scope<'_>) -> Result<(), StoreError> {
     sqlx::query("select pg_advisory_unlock($1, $2)")
         .bind(LOCK)
@@ -368,7 +369,7 @@ pub async fn unlock(scope: &mut Scope<'_>) -> Result<(), StoreError> {
     Ok(())
 }
 
-/// Counts the exports that are pending and dead.
+/// Counts the pending and the dead exports.
 pub async fn open(scope: &mut Scope<'_>) -> Result<(i64, i64), StoreError> {
     let counts = sqlx::query_as(
         "select count(*) filter (where status <> 'dead'), count(*) filter (where status = 'dead') from exports
@@ -380,14 +381,14 @@ pub async fn open(scope: &mut Scope<'_>) -> Result<(i64, i64), StoreError> {
     Ok(counts)
 }
 
-/// The place after which a page begins.
+/// The position after which a page begins.
 #[derive(Debug, Clone, Copy)]
 pub struct ExportCursor {
     pub created_at: Timestamp,
     pub id: Uuid,
 }
 
-/// A page, the latest first.
+/// Returns a page of exports, the latest first.
 pub async fn list(
     scope: &mut Scope<'_>,
     filter: &ExportFilter,
@@ -414,7 +415,7 @@ pub async fn list(
     Ok(rows)
 }
 
-/// Locks one.
+/// Locks one export.
 pub async fn lock(scope: &mut Scope<'_>, id: Uuid) -> Result<Option<ExportRow>, StoreError> {
     let sql = format!("{SELECT} where x.environment = $1 and x.id = $2 for no key update of x");
     let row = sqlx::query_as(sqlx::AssertSqlSafe(sql))
@@ -425,26 +426,27 @@ pub async fn lock(scope: &mut Scope<'_>, id: Uuid) -> Result<Option<ExportRow>, 
     Ok(row)
 }
 
-/// The beginning of an export's error, where the provider's sums do not tell whether it was taken.
+/// The prefix of an export's error if the provider's sums do not show the outcome.
 pub const DELIVERY_UNKNOWN: &str = "fate_unknown";
 
-/// Which dead exports of a meter become pending again, when, and what is too late by then.
+/// The dead exports of a meter that become pending again, with the limits for late ones.
 #[derive(Debug, Clone, Copy)]
 pub struct Revival<'a> {
     pub meter_id: i32,
-    /// None: all but those of an unclear fate.
+    /// One export; none means all but those with an unknown outcome.
     pub only: Option<Uuid>,
     pub stripe: &'a StripeMeter,
     pub now: Timestamp,
-    /// The provider takes no time before it.
+    /// The earliest time that the provider accepts.
     pub oldest: Timestamp,
-    /// Periods that were over by then take no usage any more.
+    /// Periods that ended by then accept no more usage.
     pub closed_by: Timestamp,
 }
 
-/// Makes dead exports of a meter pending again; one of them, or all but those of an unclear fate. Those
-/// that are surely not there go under the meter's present address, and into the present period where
-/// theirs takes nothing any more. What a provider had taken and refused later needs another
+/// Makes dead exports of a meter pending again: one, or all but those with an unknown outcome.
+///
+/// Exports that were certainly not taken get the meter's present address. If their period accepts no
+/// more usage, they move to the present one. Exports that the provider refused after delivery get a new
 /// identifier.
 pub async fn revive(scope: &mut Scope<'_>, revival: Revival<'_>) -> Result<(), StoreError> {
     sqlx::query(
@@ -484,8 +486,8 @@ pub async fn revive(scope: &mut Scope<'_>, revival: Revival<'_>) -> Result<(), S
     Ok(())
 }
 
-/// Marks exports as refused by the provider after all: identifiers and why. Those too of which we did not
-/// know yet that it had taken them. How many there were.
+/// Marks exports as refused after delivery, by identifier and with a reason. Includes exports with a
+/// delivery that was not confirmed yet. Returns their number.
 pub async fn mark_refused(
     scope: &mut Scope<'_>,
     refused: &[(String, String)],
@@ -507,7 +509,7 @@ pub async fn mark_refused(
     Ok(done.rows_affected())
 }
 
-/// The sum of what was delivered to a customer's meter under timestamps of a span.
+/// Returns the sum of a customer's deliveries on a meter with timestamps in a span.
 pub async fn delivered_within(
     connection: &mut PgConnection,
     customer_id: i64,

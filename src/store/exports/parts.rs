@@ -1,4 +1,4 @@
-//! Usage of customers in claimed batches, by hour or by instant, for the exports that are made of it.
+//! Usage of customers in claimed batches, by hour or by instant, which becomes exports.
 
 use sqlx::postgres::PgRow;
 use sqlx::{PgConnection, Postgres, QueryBuilder, Row};
@@ -12,12 +12,12 @@ use metergate_domain::base::window::Span;
 use metergate_domain::catalog::meter::StoredMeter;
 use metergate_domain::exports::{Bucket, Units};
 
-/// The start of the hour of a measure.
+/// The start of a measure's hour.
 const HOUR: &str = "date_bin('1 hour', at, '2000-01-01T00:00:00Z')";
 
 /// A value that exports accumulate: a sum or a gauge.
 pub trait ExportValue: Sized + Send {
-    /// Writes the aggregates of measures that [`Self::read`] reads.
+    /// Appends the aggregate columns that [`Self::read`] reads.
     fn push_columns(sql: &mut QueryBuilder<Postgres>, stored: &StoredMeter);
 
     fn read(row: &PgRow) -> Result<Self, StoreError>;
@@ -42,13 +42,13 @@ pub struct BucketPart<V> {
     pub value: V,
 }
 
-/// Reads the values of customers by hour; or, of some customers in some hours, by instant.
+/// Reads the values of customers by hour. For some customers and hours, reads them by instant.
 pub async fn read<V: ExportValue>(
     connection: &mut PgConnection,
-    invalid_batches_are_rejected: MeterBatches<'_>,
+    batches: MeterBatches<'_>,
     instants_within: Option<&[(i64, Timestamp)]>,
 ) -> Result<Vec<CustomerPart<V>>, StoreError> {
-    let MeterBatches { environment, stored, claimed } = invalid_batches_are_rejected;
+    let MeterBatches { environment, stored, claimed } = batches;
     let Some(within) = claimed.within else { return Ok(Vec::new()) };
     let events = MeasureScope::Batches { batch_ids: &claimed.batch_ids, within };
     let mut sql = QueryBuilder::new("with measures as (");
@@ -96,10 +96,10 @@ impl MeterBucket {
 }
 
 pub(super) fn unreadable(what: impl std::fmt::Debug) -> StoreError {
-    StoreError::Refused(sqlx::Error::Decode(format!("a number of the database: {what:?}").into()))
+    StoreError::Refused(sqlx::Error::Decode(format!("a stored number is not readable: {what:?}").into()))
 }
 
-/// Reads a number of the provider's units, sent as text.
+/// Reads units of the provider, which the database sends as text.
 pub(super) fn read_units(text: &String) -> Result<Units, StoreError> {
     Units::parse(text).ok_or_else(|| unreadable(text))
 }

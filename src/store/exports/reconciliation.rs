@@ -1,4 +1,4 @@
-//! What was recorded, summed up and exported of one customer on one meter, to be compared.
+//! Recorded, accumulated and exported usage of a customer on a meter, for comparison.
 
 use sqlx::postgres::PgRow;
 use sqlx::{PgConnection, Row};
@@ -10,14 +10,14 @@ use metergate_domain::base::timestamp::Timestamp;
 use metergate_domain::base::window::Span;
 use metergate_domain::exports::Units;
 
-/// What lies at a time.
+/// Units at a time.
 #[derive(Debug, Clone, Copy)]
 pub struct UnitsAt {
     pub at: Timestamp,
     pub units: Units,
 }
 
-/// What lies in a window.
+/// Sums in a window.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Sums {
     pub events: Units,
@@ -30,6 +30,7 @@ fn part(row: &PgRow) -> Result<UnitsAt, StoreError> {
     Ok(UnitsAt { at: row.try_get("at")?, units: read_units(&row.try_get("units")?)? })
 }
 
+/// Returns the number of a customer.
 pub async fn customer(scope: &mut Scope<'_>, stripe_customer_id: &str) -> Result<Option<i64>, StoreError> {
     let id =
         sqlx::query_scalar("select id from customers where environment = $1 and stripe_customer_id = $2")
@@ -40,7 +41,7 @@ pub async fn customer(scope: &mut Scope<'_>, stripe_customer_id: &str) -> Result
     Ok(id)
 }
 
-/// What was summed up, by bucket.
+/// Returns the accumulated units, by bucket.
 pub async fn recorded(
     connection: &mut PgConnection,
     customer_id: i64,
@@ -60,7 +61,7 @@ pub async fn recorded(
     rows.iter().map(part).collect()
 }
 
-/// What exports say, by their timestamps, and whether it was delivered.
+/// Returns the exported units by timestamp, each with whether it was delivered.
 pub async fn exported(
     connection: &mut PgConnection,
     customer_id: i64,
@@ -83,7 +84,8 @@ pub async fn exported(
 
 const LOCK: i32 = 0x4d47_0005;
 
-/// Takes the right to compare, until the connection's end; false where another has it.
+/// Tries to lock the comparison, until the end of the connection. Returns false if another process
+/// holds the lock.
 pub async fn try_lock(scope: &mut Scope<'_>) -> Result<bool, StoreError> {
     let locked = sqlx::query_scalar("select pg_try_advisory_lock($1, $2)")
         .bind(LOCK)
@@ -93,7 +95,7 @@ pub async fn try_lock(scope: &mut Scope<'_>) -> Result<bool, StoreError> {
     Ok(locked)
 }
 
-/// How many were compared since a time.
+/// Counts the comparisons since a time.
 pub async fn checked_since(scope: &mut Scope<'_>, since: Timestamp) -> Result<i64, StoreError> {
     let count =
         sqlx::query_scalar("select count(*) from export_checks where environment = $1 and checked_at > $2")
@@ -104,7 +106,7 @@ pub async fn checked_since(scope: &mut Scope<'_>, since: Timestamp) -> Result<i6
     Ok(count)
 }
 
-/// A customer and meter whose day is to be compared.
+/// A customer and meter with a day that is still to be compared.
 #[derive(Debug, Clone, sqlx::FromRow)]
 pub struct Unchecked {
     pub customer_id: i64,
@@ -115,8 +117,8 @@ pub struct Unchecked {
     pub exported: i64,
 }
 
-/// Some of those to whom something was delivered under timestamps of a day and nothing is on its way, who
-/// were not compared for that day; those whose last comparison is the oldest first.
+/// Returns some customers and meters with deliveries on a day, no open exports, and no comparison for
+/// that day. The oldest last comparison comes first.
 pub async fn unchecked(scope: &mut Scope<'_>, day: Span, limit: i64) -> Result<Vec<Unchecked>, StoreError> {
     let found = sqlx::query_as(
         "select x.customer_id, c.stripe_customer_id as customer, x.meter_id, m.key as meter, x.event_name,
@@ -127,7 +129,7 @@ pub async fn unchecked(scope: &mut Scope<'_>, day: Span, limit: i64) -> Result<V
          left join export_checks k on k.customer_id = x.customer_id and k.meter_id = x.meter_id
          where x.environment = $1 and x.created_at >= $2 and x.occurred_at >= $2 and x.occurred_at < $3
            and x.status <> 'canceled' and k.day is distinct from $2
-           -- levels are no sums
+           -- gauges are not sums
            and m.definition #>> '{stripe,formula}' is distinct from 'last'
          group by 1, 2, 3, 4, 5, k.checked_at
          having bool_and(x.status = 'delivered')
@@ -142,15 +144,16 @@ pub async fn unchecked(scope: &mut Scope<'_>, day: Span, limit: i64) -> Result<V
     Ok(found)
 }
 
-/// What a comparison found.
+/// The result of a comparison.
 #[derive(Debug, Clone, Copy)]
 pub struct Checked {
     pub day: Timestamp,
-    /// What the provider has.
+    /// The provider's sum.
     pub provider: Units,
     pub checked_at: Timestamp,
 }
 
+/// Records the result of a comparison.
 pub async fn note_checked(
     scope: &mut Scope<'_>,
     pair: &Unchecked,

@@ -1,5 +1,5 @@
-//! Sums of customers by meter and hour, until they are exported: added to in the fold, read by the run that
-//! creates exports.
+//! Unexported sums of customers by meter and hour. The fold adds to them, and the run that creates
+//! exports reads them.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -19,7 +19,7 @@ use metergate_domain::exports::{UnexportedUsage, Units};
 #[derive(Debug, Clone, Copy)]
 pub struct HourlySum {
     pub units: Units,
-    /// The latest usage in it.
+    /// The time of the latest usage in the sum.
     pub last_at: Timestamp,
 }
 
@@ -39,7 +39,7 @@ impl ExportValue for HourlySum {
     }
 }
 
-/// The cycles of the subscriptions of some customers' subjects.
+/// Returns the billing cycles of some customers' subjects.
 pub async fn cycles(
     connection: &mut PgConnection,
     customer_ids: &[i64],
@@ -97,14 +97,14 @@ pub async fn add(
     Ok(())
 }
 
-/// A bucket with usage that was not handed on.
+/// A bucket with unexported usage.
 #[derive(Debug, Clone)]
 pub struct DueBucket {
     pub place: MeterBucket,
     pub new: UnexportedUsage,
 }
 
-/// Customers and meters with buckets that are due, some of them.
+/// Returns some customers and meters with due buckets.
 pub async fn due_pairs(
     scope: &mut Scope<'_>,
     ended_by: Timestamp,
@@ -114,7 +114,7 @@ pub async fn due_pairs(
     let rows = sqlx::query_as(
         "select distinct s.customer_id, s.meter_id from export_sums s
          where s.environment = $1 and s.is_due and s.bucket_to <= $2 and s.meter_id = any($3)
-           -- what waits for a cancelation waits
+           -- a bucket with an open cancelation waits for it
            and not exists (select from exports e where e.customer_id = s.customer_id and e.meter_id = s.meter_id
                            and e.bucket_from = s.bucket_from and e.cancel_wanted and e.status in ('pending', 'delivered'))
          order by 1, 2 limit $4",
@@ -128,7 +128,8 @@ pub async fn due_pairs(
     Ok(rows)
 }
 
-/// Locks what is left of some customers and meters: the right to make their exports. By pair.
+/// Locks the remainders of some customers and meters, and returns them by pair. The lock is the right
+/// to create exports.
 pub async fn lock_remainders(
     scope: &mut Scope<'_>,
     pairs: &[(i64, i32)],
@@ -161,8 +162,8 @@ pub async fn lock_remainders(
         .collect()
 }
 
-/// Locks the due buckets of some customers and meters, each pair's oldest first. Their remainders are
-/// locked. A meter after the other, as the fold adds to them: so neither waits for the other for ever.
+/// Locks the due buckets of some pairs, the oldest of each pair first. The caller holds the locks of
+/// their remainders. The order by meter is that of the fold, which prevents deadlocks.
 pub async fn lock_due(
     connection: &mut PgConnection,
     pairs: &[(i64, i32)],
@@ -174,7 +175,7 @@ pub async fn lock_due(
                 (s.recorded - s.exported)::text as new
          from export_sums s
          where (s.customer_id, s.meter_id) in (select * from unnest($1::bigint[], $2::int[]))
-           -- not by `is_due`: from each pair to its buckets, however few the planner believes to be due
+           -- the plan must go from each pair to its buckets, not over an index by `is_due`
            and s.recorded <> s.exported and s.bucket_to <= $3
            and not exists (select from exports e where e.customer_id = s.customer_id and e.meter_id = s.meter_id
                            and e.bucket_from = s.bucket_from and e.cancel_wanted and e.status in ('pending', 'delivered'))
@@ -212,7 +213,7 @@ pub async fn mark_exported(connection: &mut PgConnection, buckets: &[DueBucket])
     Ok(())
 }
 
-/// Sets what is left. The rows are locked.
+/// Writes remainders. The caller holds their locks.
 pub async fn set_remainders(
     connection: &mut PgConnection,
     remainders: &BTreeMap<(i64, i32), Units>,

@@ -1,5 +1,6 @@
-//! Batches of the gate, by which a commit that was not answered is settled. A transaction's own id would
-//! not do: after a crash of the server, ids that never reached the disk are given again.
+//! The batches of the gate. Their rows show whether a commit without an answer succeeded.
+//!
+//! The ids of PostgreSQL transactions cannot show it: after a crash the server may assign lost ids again.
 
 use std::time::Duration;
 
@@ -7,16 +8,16 @@ use sqlx::PgConnection;
 
 use crate::store::StoreError;
 
-/// Commits a batch and notes that it happened, in one message.
+/// Commits a batch together with its row, in one message.
 pub async fn commit(connection: &mut PgConnection, batch_id: i64) -> Result<(), StoreError> {
-    // a number of ours: nothing here is input
+    // The id comes from our sequence, so the statement contains no input.
     let sql = format!("insert into gate_batches (batch_id, settled) values ({batch_id}, true); commit");
     sqlx::raw_sql(sqlx::AssertSqlSafe(sql)).execute(connection).await?;
     Ok(())
 }
 
-/// Returns whether a batch was committed. Waits for it where it is still at work; if it was not, it never will
-/// be.
+/// Returns whether a batch was committed. Waits for a batch that is still running. A batch reported as
+/// uncommitted can never commit later.
 pub async fn was_committed(connection: &mut PgConnection, batch_id: i64) -> Result<bool, StoreError> {
     sqlx::query(
         "insert into gate_batches (batch_id, settled) values ($1, false)
@@ -32,7 +33,7 @@ pub async fn was_committed(connection: &mut PgConnection, batch_id: i64) -> Resu
     Ok(settled)
 }
 
-/// Forgets batches that nobody can ask about any more.
+/// Deletes the rows of batches that are too old to be looked up.
 pub async fn delete_old(connection: &mut PgConnection, age: Duration) -> Result<(), StoreError> {
     sqlx::query("delete from gate_batches where at < now() - make_interval(secs => $1)")
         .bind(age.as_secs_f64())

@@ -1,4 +1,5 @@
-//! Counters. Row locks are taken in one order, that of the primary key: missing counters are made first, then all are locked.
+//! Counters. Missing counters are inserted first; then all are locked. Row locks follow the order of the
+//! primary key.
 
 use std::collections::BTreeMap;
 
@@ -16,12 +17,12 @@ use metergate_domain::gate::counter::{CounterKey, CounterPeriod};
 use metergate_domain::gate::state::Counter;
 use metergate_domain::usage::ranking::RankPageRequest;
 
-/// A counter that is wanted.
+/// A counter that should exist.
 #[derive(Debug, Clone, Copy)]
 pub struct WantedCounter {
     pub counter: CounterPeriod,
     pub meter_id: i32,
-    /// Of what a price rates; else of a limit.
+    /// True for a counter of priced usage, false for a counter of a limit.
     pub of_price: bool,
 }
 
@@ -36,8 +37,8 @@ pub struct CounterRow {
 }
 
 impl CounterRow {
-    /// Returns whether it counts what a limit asks for; a limit may have changed without the row being dropped
-    /// yet.
+    /// Returns whether the row counts the given period. After a change of a limit, an old row may still
+    /// exist.
     pub fn counts(&self, counter: &CounterPeriod) -> bool {
         self.period_end == counter.period.to && self.since == counter.since
     }
@@ -49,12 +50,12 @@ impl From<&CounterRow> for Counter {
     }
 }
 
-/// Returns the id of a counter whose row was found. There is no line without one.
+/// Returns the id of a counter from the rows that were read. Every hold line belongs to such a counter.
 pub fn id_of(ids: &BTreeMap<CounterKey, i64>, key: &CounterKey) -> Result<i64, StoreError> {
     ids.get(key).copied().ok_or_else(|| StoreError::internal(format!("the counter {key:?} has no row")))
 }
 
-/// Keys, column by column.
+/// The columns of counter keys.
 #[derive(Debug, Default)]
 pub(crate) struct Keys {
     pub(crate) subject_ids: Vec<i64>,
@@ -78,7 +79,7 @@ impl FromIterator<CounterKey> for Keys {
     }
 }
 
-/// Wanted counters, column by column.
+/// The columns of wanted counters.
 #[derive(Debug, Default)]
 struct WantedColumns {
     keys: Keys,
@@ -125,8 +126,8 @@ fn read(row: &sqlx::postgres::PgRow) -> Result<CounterRow, StoreError> {
     })
 }
 
-/// Makes those that are missing, at zero; which these were. `wanted` ascends. Waits for others who are
-/// about to make the same.
+/// Inserts missing counters at zero and returns their keys. `wanted` must ascend. Waits for transactions
+/// that insert the same counters.
 pub async fn insert_missing(
     scope: &mut Scope<'_>,
     wanted: &[WantedCounter],
@@ -155,7 +156,8 @@ pub async fn insert_missing(
     rows.iter().map(read_key).collect()
 }
 
-/// Locks those that are there, in the order of their keys, and what time it is after that.
+/// Locks the existing counters in the order of their keys. Returns them, and the server's time after the
+/// last lock.
 pub async fn lock(
     connection: &mut PgConnection,
     keys: impl Iterator<Item = CounterKey>,
@@ -164,7 +166,7 @@ pub async fn lock(
     if keys.subject_ids.is_empty() {
         return Ok((Vec::new(), crate::store::usage::now(connection).await?));
     }
-    // the clock is read for each row after it was locked: the last reading follows every lock
+    // The clock is read for each row after its lock, so the last reading follows every lock.
     let rows = sqlx::query(
         "with locked as materialized (
              select c.subject_id, c.definition, c.period_start, c.id, c.used, c.held, c.covered, c.next_expiry,
@@ -188,7 +190,7 @@ pub async fn lock(
     Ok((rows.iter().map(read).collect::<Result<_, _>>()?, now))
 }
 
-/// The same without locking.
+/// Finds the existing counters without locking them.
 pub async fn find(
     connection: &mut PgConnection,
     keys: impl Iterator<Item = CounterKey>,
@@ -209,15 +211,15 @@ pub async fn find(
     rows.iter().map(read).collect()
 }
 
-/// Adds to what is used of counters that are there, locking each in turn; as they stand then. `given`
-/// ascends.
+/// Adds to `used` of counters, locking them in order, and returns them afterwards. `given` must ascend.
+/// Missing counters are inserted.
 pub async fn add_used(
     scope: &mut Scope<'_>,
     given: &[(WantedCounter, Total)],
 ) -> Result<Vec<CounterRow>, StoreError> {
     let columns: WantedColumns = given.iter().map(|(wanted, _)| wanted).collect();
     let amounts: Vec<Total> = given.iter().map(|(_, amount)| *amount).collect();
-    // an upsert takes its locks in the order given, which a plain update does not
+    // An upsert locks in the given order; a plain update does not.
     let rows = sqlx::query(
         "insert into counters (environment, subject_id, definition, period_start, meter_id, period_end, since,
                                of_price, used, held)
@@ -242,7 +244,7 @@ pub async fn add_used(
     rows.iter().map(read).collect()
 }
 
-/// Columns of counters that are to be set; their rows are locked.
+/// The new values of locked counters, as columns.
 #[derive(Debug, Default)]
 pub struct CounterColumns {
     pub keys: Vec<CounterKey>,
@@ -262,7 +264,7 @@ impl CounterColumns {
     }
 }
 
-/// Adds to what credits bear of the counters of some definitions, around instants.
+/// Adds to `covered` of the counters of definitions, in the periods around instants.
 pub async fn add_covered(
     connection: &mut PgConnection,
     given: &[(i64, Uuid, Timestamp, Total)],
@@ -285,7 +287,7 @@ pub async fn add_covered(
     Ok(())
 }
 
-/// Sets counters that are locked.
+/// Writes the values of locked counters.
 pub async fn set(connection: &mut PgConnection, columns: &CounterColumns) -> Result<(), StoreError> {
     let keys: Keys = columns.keys.iter().copied().collect();
     sqlx::query(
@@ -309,7 +311,7 @@ pub async fn set(connection: &mut PgConnection, columns: &CounterColumns) -> Res
     Ok(())
 }
 
-/// The counters of a subject's limits that are there.
+/// Returns the keys of a subject's existing limit counters, with the end of the period and `since`.
 pub async fn of_subject(
     connection: &mut PgConnection,
     subject_id: i64,
@@ -324,7 +326,7 @@ pub async fn of_subject(
     rows.iter().map(|row| Ok((read_key(row)?, row.try_get("period_end")?, row.try_get("since")?))).collect()
 }
 
-/// All those of what prices rate, and whose they are.
+/// Returns all counters of priced usage, with their subjects.
 pub async fn of_prices(scope: &mut Scope<'_>) -> Result<Vec<(String, CounterRow)>, StoreError> {
     let rows = sqlx::query(
         "select s.subject, c.subject_id, c.definition, c.period_start, c.id, c.used, c.held, c.covered, c.next_expiry,
@@ -338,7 +340,7 @@ pub async fn of_prices(scope: &mut Scope<'_>) -> Result<Vec<(String, CounterRow)
     rows.iter().map(|row| Ok((row.try_get("subject")?, read(row)?))).collect()
 }
 
-/// Drops counters, with what is held on them. The caller holds the configuration lock.
+/// Deletes counters with their hold lines. The caller must hold the configuration lock.
 pub async fn delete(
     connection: &mut PgConnection,
     keys: impl Iterator<Item = CounterKey>,
@@ -364,8 +366,8 @@ pub async fn delete(
     Ok(())
 }
 
-/// Drops the counters of a definition for all who are on a plan. The caller holds the configuration
-/// lock.
+/// Deletes the counters of definitions for all subscribers of a plan. The caller must hold the
+/// configuration lock.
 pub async fn delete_of_plan(
     scope: &mut Scope<'_>,
     plan: &str,
@@ -386,8 +388,7 @@ pub async fn delete_of_plan(
     Ok(())
 }
 
-/// Returns whether there are counters whose period ended long ago and on which nothing is held, or that prices
-/// left behind.
+/// Returns whether there are old counters to delete. A limit counter qualifies only without hold lines.
 pub async fn has_old(scope: &mut Scope<'_>, ended_before: Timestamp) -> Result<bool, StoreError> {
     let found = sqlx::query_scalar(
         "select exists (select from counters c where c.environment = $1 and c.period_end < $2
@@ -400,7 +401,7 @@ pub async fn has_old(scope: &mut Scope<'_>, ended_before: Timestamp) -> Result<b
     Ok(found)
 }
 
-/// Drops some of them; how many.
+/// Deletes some old counters with their hold lines. Returns the number of deleted counters.
 pub async fn delete_old(
     scope: &mut Scope<'_>,
     ended_before: Timestamp,
@@ -425,7 +426,7 @@ pub async fn delete_old(
     Ok(u64::try_from(dropped).unwrap_or_default())
 }
 
-/// A quota of a plan; none is unlimited.
+/// The quota of a plan's limit, or none for an unlimited limit.
 #[derive(Debug, Clone)]
 pub struct QuotaOf {
     pub plan: PlanKey,
@@ -434,20 +435,20 @@ pub struct QuotaOf {
     pub quota: Option<Quantity>,
 }
 
-/// A counter beside its quota.
+/// A counter with its quota.
 #[derive(Debug, Clone)]
 pub struct LimitNearQuota {
     pub subject: String,
-    /// Of the quota, in the list that was given.
+    /// The index of the limit in the given list of quotas.
     pub place: usize,
-    /// Overrides included.
+    /// The quota after overrides.
     pub quota: Quantity,
     pub used: Total,
     pub period: Span,
 }
 
-/// The counters of the present periods of which most is used, in percent; a quota of nothing is used up.
-/// One more than asked for, where there are more.
+/// Lists the counters of present periods by the used percentage, highest first. A quota of zero counts as
+/// 100 %. Returns one row more than requested, if there is one.
 pub async fn nearest_to_quota(
     scope: &mut Scope<'_>,
     quotas: &[QuotaOf],
@@ -486,7 +487,7 @@ pub async fn nearest_to_quota(
             let place: i64 = row.try_get("place")?;
             Ok(LimitNearQuota {
                 subject: row.try_get("subject")?,
-                // ordinality counts from 1
+                // `with ordinality` counts from 1.
                 place: usize::try_from(place - 1).unwrap_or(usize::MAX),
                 quota: row.try_get("quota")?,
                 used: row.try_get("used")?,

@@ -1,5 +1,5 @@
-//! Holding what fits, in one message, which is a transaction: see `hold_what_fits` in
-//! `migrations/0001_schema.sql`.
+//! The fast path: one message holds a whole batch that fits, in its own transaction. See `hold_what_fits`
+//! in `migrations/0001_schema.sql`.
 
 use sqlx::postgres::types::PgInterval;
 use sqlx::{PgConnection, Row};
@@ -18,19 +18,19 @@ use metergate_domain::gate::counter::CounterState;
 use metergate_domain::gate::request::OnExpiry;
 use metergate_domain::gate::reservation::NewReservation;
 
-/// The constraints that a taken id violates; then everything is rolled back.
+/// The constraints that a taken id violates. The violation rolls back the whole batch.
 const TAKEN: [&str; 2] = ["reservations_pk", "hold_lines_pk"];
 
-/// The time, relative to the server's clock.
+/// The time relative to the server's clock.
 #[derive(Debug, Clone, Copy)]
 pub struct StatementClock {
-    /// A time at which the clock stands still.
+    /// The time of a frozen clock.
     pub fixed: Option<Timestamp>,
-    /// The microseconds by which the time is ahead of the server's clock.
+    /// The offset to the server's clock in microseconds, positive if the time is ahead.
     pub shift_micros: i64,
 }
 
-/// The number of a batch, and the configuration and the clock that it goes by.
+/// The id of a batch, and the versions and the clock that it assumes.
 #[derive(Debug, Clone, Copy)]
 pub struct HoldConditions {
     pub batch_id: i64,
@@ -42,21 +42,21 @@ pub struct HoldConditions {
 #[derive(Debug, Clone, Copy, Default)]
 pub struct CounterIncrease {
     pub added: Total,
-    /// The upper bound of used and held together; none where nothing bounds them.
+    /// The upper bound of `used + held`, or none without a bound.
     pub room: Option<Total>,
-    /// The shortest of what is held on it; none where nothing is.
+    /// The shortest time to live of its hold lines, or none without lines.
     pub ttl_seconds: Option<u32>,
-    /// Of what a price rates; else of a limit.
+    /// True for a counter of priced usage, false for a counter of a limit.
     pub of_price: bool,
 }
 
 impl CounterIncrease {
-    /// Lowers the bound, where it is above another.
+    /// Lowers the upper bound to `room`, unless the bound is already lower.
     pub fn bound(&mut self, room: Total) {
         self.room = Some(self.room.map_or(room, |known| known.min(room)));
     }
 
-    /// Adds a line.
+    /// Adds a hold line.
     pub fn add(&mut self, line: &HeldLine) {
         self.added = self.added + line.quantity.into();
         let ttl = self.ttl_seconds.map_or(line.ttl_seconds, |ttl| ttl.min(line.ttl_seconds));
@@ -64,7 +64,7 @@ impl CounterIncrease {
     }
 }
 
-/// Returns a lifetime as the database takes it: bounded far below what that can be.
+/// Returns a time to live as the database's type. The API limits it far below `i32::MAX`.
 fn seconds(ttl: u32) -> i32 {
     i32::try_from(ttl).unwrap_or(i32::MAX)
 }
@@ -79,10 +79,10 @@ pub struct HeldLine {
     pub quantity: Quantity,
 }
 
-/// A batch that is taken to fit.
+/// A batch that should fit.
 #[derive(Debug, Clone)]
 pub struct FastBatch<'a> {
-    /// From when and until when it means what it was taken to mean.
+    /// The span of time in which the plan of the batch is valid.
     pub from: Option<Timestamp>,
     pub until: Option<Timestamp>,
     /// In the order of their keys.
@@ -91,16 +91,16 @@ pub struct FastBatch<'a> {
     pub made: Vec<NewReservation<'a>>,
 }
 
-/// The state that a batch found, and the number of the next one.
+/// The time and the counter states of a committed batch, with the id of the next batch.
 #[derive(Debug)]
 pub struct Done {
     pub at: Timestamp,
     pub next_batch_id: i64,
-    /// Of each counter, before it.
+    /// The state of each counter before the batch.
     pub levels: Vec<CounterState>,
 }
 
-/// The number of a batch that may be next, and the server's clock.
+/// Returns an id for the next batch, and the server's time.
 pub async fn next_batch(connection: &mut PgConnection) -> Result<(i64, Timestamp), StoreError> {
     let row = sqlx::query("select nextval('batch_ids') as batch_id, clock_timestamp() as now")
         .fetch_one(connection)
@@ -108,7 +108,8 @@ pub async fn next_batch(connection: &mut PgConnection) -> Result<(i64, Timestamp
     Ok((row.try_get("batch_id")?, row.try_get("now")?))
 }
 
-/// Holds all of it, or none where something is not as it was taken to be. Committed when it answers.
+/// Holds and commits the whole batch. Returns none, without any effect, if an assumption of the batch is
+/// wrong.
 pub async fn hold(
     scope: &mut Scope<'_>,
     conditions: HoldConditions,
@@ -121,7 +122,7 @@ pub async fn hold(
     let keys: Keys = counters.iter().map(|(key, _)| *key).collect();
     let place = |line: &HeldLine| {
         let found = counters.binary_search_by_key(&line.counter, |(key, _)| *key);
-        // arrays begin at one
+        // PostgreSQL arrays begin at 1.
         found.ok().and_then(|index| i32::try_from(index + 1).ok())
     };
     let rows = sqlx::query(
@@ -155,7 +156,7 @@ pub async fn hold(
     .bind(made.iter().map(|r| seconds(r.ttl_seconds)).collect::<Vec<_>>())
     .bind(made.iter().map(|r| on_expiry_code(r.on_expiry)).collect::<Vec<_>>())
     .bind(made.iter().map(|r| kept(&r.holds)).collect::<Vec<_>>())
-    // all of the answer: that of the commit comes after the row
+    // Reads to the end, since the answer of the commit follows the row.
     .fetch_all(&mut *scope.connection)
     .await;
     let rows = match rows {

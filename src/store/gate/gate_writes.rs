@@ -1,5 +1,5 @@
-//! The changes of a batch of the gate, written in one statement: every message costs as much as some
-//! reservations.
+//! The changes of a batch of the gate, written in one statement. A further message would cost as much as
+//! several reservations.
 
 use uuid::Uuid;
 
@@ -15,17 +15,18 @@ use metergate_domain::gate::state::HoldLineKey;
 /// The changes of a batch of the gate.
 #[derive(Debug, Default)]
 pub struct GateWrites<'a> {
-    /// New reservations; they ascend by key. Whoever is about to make the same is waited for.
+    /// New reservations, in ascending order of keys. The insert waits for transactions that insert the same
+    /// keys.
     pub made: Vec<&'a Reservation>,
-    /// Reservations that are locked.
+    /// Changed reservations; they must be locked.
     pub altered: Vec<&'a Reservation>,
-    /// Counters that are locked.
+    /// Changed counters; they must be locked.
     pub counters: CounterColumns,
     pub lines: LineColumns,
     gone: GoneColumns,
 }
 
-/// Lines to delete.
+/// The hold lines to delete, as columns.
 #[derive(Debug, Default)]
 struct GoneColumns {
     counter_ids: Vec<i64>,
@@ -34,7 +35,7 @@ struct GoneColumns {
 }
 
 impl GateWrites<'_> {
-    /// Adds a line to delete.
+    /// Adds a hold line to delete.
     pub fn push_gone(&mut self, counter_id: i64, key: HoldLineKey) {
         self.gone.counter_ids.push(counter_id);
         self.gone.expires_at.push(key.expires_at);
@@ -42,8 +43,8 @@ impl GateWrites<'_> {
     }
 }
 
-/// Writes a batch; returns how many of the new reservations found their keys free. Where that is not all,
-/// the transaction must be rolled back.
+/// Writes a batch. Returns the number of new reservations with free keys. If any key was taken, the caller
+/// must roll back the transaction.
 pub async fn write(scope: &mut Scope<'_>, writes: &GateWrites<'_>) -> Result<usize, StoreError> {
     let GateWrites { made, altered, counters, lines, gone } = writes;
     let keys: Keys = counters.keys.iter().copied().collect();
@@ -54,7 +55,7 @@ pub async fn write(scope: &mut Scope<'_>, writes: &GateWrites<'_>) -> Result<usi
     let new = StateColumns::of(&made_states);
     let inserted: i64 = sqlx::query_scalar(WRITE)
         .bind(scope.environment.code())
-        // counted
+        // Parameters of `counted`.
         .bind(&keys.subject_ids)
         .bind(&keys.definitions)
         .bind(&keys.period_starts)
@@ -62,18 +63,18 @@ pub async fn write(scope: &mut Scope<'_>, writes: &GateWrites<'_>) -> Result<usi
         .bind(&counters.held)
         .bind(&counters.covered)
         .bind(&counters.next_expiry)
-        // ended
+        // Parameters of `ended`.
         .bind(&gone.counter_ids)
         .bind(&gone.expires_at)
         .bind(&gone.reservations)
-        // lined
+        // Parameters of `lined`.
         .bind(&lines.counter_ids)
         .bind(&lines.expires_at)
         .bind(&lines.reservations)
         .bind(&lines.on_expiry)
         .bind(&lines.quantities)
         .bind(&lines.covered)
-        // altered
+        // Parameters of `altered`.
         .bind(altered.iter().map(|r| r.key).collect::<Vec<Uuid>>())
         .bind(&next.expires_at)
         .bind(&next.status)
@@ -84,7 +85,7 @@ pub async fn write(scope: &mut Scope<'_>, writes: &GateWrites<'_>) -> Result<usi
         .bind(&next.settled_at)
         .bind(&next.call_content)
         .bind(&next.call_events)
-        // made
+        // Parameters of `made`.
         .bind(made.iter().map(|r| r.key).collect::<Vec<Uuid>>())
         .bind(made.iter().map(|r| id_beside_key(&r.id, r.key)).collect::<Vec<Option<&str>>>())
         .bind(made.iter().map(|r| r.path_id).collect::<Vec<i64>>())
@@ -105,7 +106,8 @@ pub async fn write(scope: &mut Scope<'_>, writes: &GateWrites<'_>) -> Result<usi
     Ok(usize::try_from(inserted).unwrap_or(usize::MAX))
 }
 
-/// The environment is $1; each part has its own parameters after it, in the order of its columns.
+/// The statement that writes a batch. $1 is the environment. The parameters of each part follow in the
+/// order of its columns.
 const WRITE: &str = "
     with counted as (
         update counters c

@@ -1,4 +1,5 @@
-//! Hold lines: what an open reservation holds on a counter. They are written under the counter's lock.
+//! Hold lines: the quantities that open reservations hold on counters. A line is written under the lock of
+//! its counter.
 
 use std::collections::HashMap;
 
@@ -35,7 +36,7 @@ struct LineRow {
     covered: Total,
 }
 
-/// Returns the expired lines that counters still include.
+/// Returns the expired hold lines that counter states still include.
 pub async fn expired(
     connection: &mut PgConnection,
     counters: &[CounterRow],
@@ -57,14 +58,14 @@ pub async fn expired(
     let line = |row: LineRow| {
         let LineRow { expires_at, reservation, quantity, covered, .. } = row;
         let counter = keys.get(&row.counter_id).copied();
-        let counter = counter.ok_or_else(|| StoreError::internal("a line of another counter".to_owned()))?;
+        let counter = counter.ok_or_else(|| StoreError::internal("hold line without counter".to_owned()))?;
         let on_expiry = on_expiry_of(row.on_expiry);
         Ok((HoldLineKey { counter, expires_at, reservation }, HoldLine { quantity, covered, on_expiry }))
     };
     rows.into_iter().map(line).collect()
 }
 
-/// Returns when the first line expires after now, by counter.
+/// Returns the next expiry of a hold line after `now`, by counter.
 pub async fn next_expiries(
     connection: &mut PgConnection,
     counter_ids: &[i64],
@@ -81,7 +82,7 @@ pub async fn next_expiries(
     Ok(rows)
 }
 
-/// Lines that are to be written, by counter id.
+/// The hold lines to write, as columns.
 #[derive(Debug, Default)]
 pub struct LineColumns {
     pub(crate) counter_ids: Vec<i64>,
@@ -107,7 +108,7 @@ impl LineColumns {
     }
 }
 
-/// Writes lines, over what a reservation held there before.
+/// Writes hold lines. A line replaces the earlier line of the same reservation and counter.
 pub async fn write(scope: &mut Scope<'_>, lines: &LineColumns) -> Result<(), StoreError> {
     sqlx::query(
         "insert into hold_lines (environment, counter_id, expires_at, reservation, on_expiry, quantity, covered)

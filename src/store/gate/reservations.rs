@@ -1,4 +1,4 @@
-//! Reservations: claimed once by their key, locked by key, listed by the time they were made.
+//! Reservations: inserted once by key, locked by key, listed by creation time.
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -20,7 +20,7 @@ use metergate_domain::gate::reservation::{Hold, LastCall, Reservation, Reservati
 use metergate_domain::pricing::amount::Amount;
 use metergate_domain::usage::event::Properties;
 
-/// A hold as it is kept.
+/// A hold as it is stored.
 #[derive(Serialize)]
 struct KeptHold<'a> {
     meter: &'a MeterKey,
@@ -33,7 +33,8 @@ struct KeptHold<'a> {
     covers: Vec<KeptCover>,
 }
 
-/// The credits for a hold: the subject, its grants (quantity, amount), and the limits that are spared.
+/// The stored credits of a hold: the subject, its grants (quantity, amount), and the covered share of its
+/// limits.
 #[derive(Serialize, Deserialize)]
 struct KeptCover {
     subject: i64,
@@ -41,7 +42,7 @@ struct KeptCover {
     shares: Vec<(Uuid, Value)>,
 }
 
-/// A decimal where it has an end within the digits of a quantity, else a fraction.
+/// Returns a decimal number if it is exact within the digits of a quantity, otherwise a fraction.
 fn exact(quantity: &Amount) -> String {
     let cut = quantity.quantity_below();
     if Amount::of(cut) == *quantity { cut.to_string() } else { quantity.fraction() }
@@ -93,7 +94,7 @@ struct StoredHold {
 }
 
 fn unreadable(what: impl std::fmt::Debug) -> StoreError {
-    StoreError::internal(format!("a stored reservation: {what:?}"))
+    StoreError::internal(format!("cannot read a stored reservation: {what:?}"))
 }
 
 impl StoredHold {
@@ -121,11 +122,11 @@ pub(crate) fn kept(holds: &[Hold]) -> String {
             covers: hold.covers.iter().map(KeptCover::of).collect(),
         })
         .collect();
-    // names and numbers always serialise
+    // Names and numbers always serialize.
     serde_json::to_string(&holds).unwrap_or_default()
 }
 
-/// Returns the id to keep; none where it is the key.
+/// Returns the id to store, or none if the key already contains it.
 pub(crate) fn id_beside_key(id: &str, key: Uuid) -> Option<&str> {
     Some(id).filter(|id| Uuid::try_parse(id).ok() != Some(key))
 }
@@ -183,7 +184,7 @@ fn read(row: &PgRow) -> Result<Reservation, StoreError> {
     })
 }
 
-/// Locks those that are there, in the order of their keys.
+/// Locks the existing reservations in the order of their keys.
 pub async fn lock(scope: &mut Scope<'_>, keys: &[Uuid]) -> Result<Vec<Reservation>, StoreError> {
     let sql = format!(
         "select {COLUMNS} from reservations r where r.environment = $1 and r.key = any($2)
@@ -207,7 +208,7 @@ pub async fn find(scope: &mut Scope<'_>, key: Uuid) -> Result<Option<Reservation
     row.as_ref().map(read).transpose()
 }
 
-/// Returns whether one of some keys is taken.
+/// Returns whether any of the keys is taken.
 pub async fn exist(scope: &mut Scope<'_>, keys: &[Uuid]) -> Result<bool, StoreError> {
     let found = sqlx::query_scalar(
         "select exists (select from reservations where environment = $1 and key = any($2))",
@@ -219,7 +220,8 @@ pub async fn exist(scope: &mut Scope<'_>, keys: &[Uuid]) -> Result<bool, StoreEr
     Ok(found)
 }
 
-/// Returns whether anything was ever held on a meter. Exact while nobody reserves.
+/// Returns whether any reservation ever held a meter. The result is exact only while no other transaction
+/// reserves.
 pub async fn has_meter(scope: &mut Scope<'_>, meter: &MeterKey) -> Result<bool, StoreError> {
     let found = sqlx::query_scalar(
         "select exists (select from reservations
@@ -232,7 +234,7 @@ pub async fn has_meter(scope: &mut Scope<'_>, meter: &MeterKey) -> Result<bool, 
     Ok(found)
 }
 
-/// Finds the reservations on some paths that are not settled and were made in a span.
+/// Returns the open reservations on some paths with a creation time in the given span.
 pub async fn open_on_paths(
     connection: &mut PgConnection,
     paths: &[i64],
@@ -248,7 +250,7 @@ pub async fn open_on_paths(
     rows.iter().map(read).collect()
 }
 
-/// Some that have expired and are not settled.
+/// Returns the keys of some open reservations that are due to expire.
 pub async fn due(scope: &mut Scope<'_>, now: Timestamp, limit: i64) -> Result<Vec<Uuid>, StoreError> {
     let keys = sqlx::query_scalar(
         "(select key from reservations where environment = $1 and status = 0 and on_expiry = 1 and expires_at <= $2
@@ -266,7 +268,7 @@ pub async fn due(scope: &mut Scope<'_>, now: Timestamp, limit: i64) -> Result<Ve
     Ok(keys)
 }
 
-/// Returns whether some are charged at their expiry without that being written yet.
+/// Returns whether an expired reservation is charged at its expiry and the charge is not written yet.
 pub async fn has_due_charges(scope: &mut Scope<'_>, now: Timestamp) -> Result<bool, StoreError> {
     let found = sqlx::query_scalar(
         "select exists (select from reservations
@@ -279,11 +281,11 @@ pub async fn has_due_charges(scope: &mut Scope<'_>, now: Timestamp) -> Result<bo
     Ok(found)
 }
 
-/// The columns of a reservation that change.
+/// The changeable columns of a reservation.
 pub(crate) struct EncodedReservation<'a> {
     reservation: &'a Reservation,
     holds: String,
-    /// PostgreSQL has no arrays of arrays of different lengths.
+    /// The ids in one text, since PostgreSQL cannot nest arrays of different lengths.
     call_events: Option<String>,
 }
 
@@ -327,25 +329,25 @@ impl<'a> StateColumns<'a> {
     }
 }
 
-/// The last reservation of the page before, in descending order of time.
+/// The last reservation of the previous page, in descending order of time.
 #[derive(Debug, Clone, Copy)]
 pub struct ReservationCursor {
     pub created_at: Timestamp,
     pub key: Uuid,
 }
 
-/// The reservations of a page.
+/// The request of a page of reservations.
 #[derive(Debug, Clone)]
 pub struct PageOf {
-    /// None: of everybody.
+    /// The paths to list; none lists all paths.
     pub paths: Option<Vec<i64>>,
-    /// The present status, whether it is written or not.
+    /// The present status, which includes an expiry that is due but not written.
     pub status: Option<ReservationStatus>,
     pub after: Option<ReservationCursor>,
     pub limit: u32,
 }
 
-/// Lists reservations, the latest first.
+/// Lists reservations, latest first.
 pub async fn list(
     scope: &mut Scope<'_>,
     page: &PageOf,
@@ -356,7 +358,7 @@ pub async fn list(
     sql.push("r.environment = ").push_bind(scope.environment.code());
     push_paths(&mut sql, "r.path_id", paths.as_deref());
     if let Some(status) = status {
-        // time may have done what nobody has written yet
+        // A due expiry counts even before it is written.
         match status {
             ReservationStatus::Held => sql.push(" and r.status = 0 and r.expires_at > ").push_bind(now),
             ReservationStatus::Released => sql.push(" and r.status = 2"),

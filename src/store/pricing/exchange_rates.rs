@@ -1,4 +1,4 @@
-//! Exchange rates, each with the time since which it holds. None is ever taken away.
+//! Rows of exchange rates, each with the time from which it holds. Rates are never deleted.
 
 use sqlx::Row;
 
@@ -10,7 +10,7 @@ use metergate_domain::pricing::amount::Amount;
 use metergate_domain::pricing::currency::Currency;
 use metergate_domain::pricing::exchange::{ExchangeRate, Rates};
 
-/// All that are looked at: of each two currencies the latest.
+/// Reads the latest rates of each pair of currencies.
 pub async fn all(scope: &mut Scope<'_>) -> Result<Rates, StoreError> {
     let rows = sqlx::query(
         "select from_currency, to_currency, as_of, rate::text as rate
@@ -22,7 +22,8 @@ pub async fn all(scope: &mut Scope<'_>) -> Result<Rates, StoreError> {
     .bind(RATES_OF_PAIR_MAX)
     .fetch_all(&mut *scope.connection)
     .await?;
-    let unreadable = || StoreError::Refused(sqlx::Error::Decode("a stored exchange rate".into()));
+    let unreadable =
+        || StoreError::Refused(sqlx::Error::Decode("a stored exchange rate cannot be read".into()));
     let currency = |code: &str| Currency::parse(code).map_err(|_| unreadable());
     let mut rates = Vec::with_capacity(rows.len());
     for row in &rows {
@@ -36,8 +37,7 @@ pub async fn all(scope: &mut Scope<'_>) -> Result<Rates, StoreError> {
     Ok(rates.into_iter().collect())
 }
 
-/// Keeps rates, each in place of one of the same currencies and time. The caller holds the
-/// configuration lock.
+/// Stores rates; each replaces one of the same currencies and time. The caller holds the configuration lock.
 pub async fn put(scope: &mut Scope<'_>, rates: &[ExchangeRate]) -> Result<(), StoreError> {
     let codes =
         |of: fn(&ExchangeRate) -> Currency| rates.iter().map(|rate| of(rate).code()).collect::<Vec<_>>();

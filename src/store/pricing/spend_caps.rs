@@ -1,4 +1,4 @@
-//! The spend caps that subjects have of their own.
+//! Rows of the spend caps of subjects.
 
 use serde::Deserialize;
 use serde_json::Value;
@@ -19,16 +19,16 @@ struct Stored {
 }
 
 fn unreadable(what: impl std::fmt::Debug) -> StoreError {
-    StoreError::Refused(sqlx::Error::Decode(format!("a stored spend cap: {what:?}").into()))
+    StoreError::Refused(sqlx::Error::Decode(format!("a stored spend cap cannot be read: {what:?}").into()))
 }
 
-/// Reads the caps of one subject as they were gathered into one column.
+/// Reads the caps of one subject from a column that aggregates them.
 pub(crate) fn read(gathered: Option<Json<Vec<Value>>>) -> Result<Vec<CapTerms>, StoreError> {
     let read = |value: Value| {
         let stored: Stored = serde_json::from_value(value).map_err(unreadable)?;
         let at = Timestamp::parse(&stored.since).map_err(unreadable)?;
         let cap = SpendCap::read(stored.cap).map_err(unreadable)?;
-        // whether anything was recorded before is not known
+        // earlier usage of the cap is unknown
         Ok(CapTerms { cap, since: EffectiveFrom { at, ..EffectiveFrom::UNKNOWN } })
     };
     gathered.into_iter().flat_map(|Json(caps)| caps).map(read).collect()
@@ -46,7 +46,7 @@ pub async fn of_subject(connection: &mut PgConnection, subject_id: i64) -> Resul
     read(gathered)
 }
 
-/// Puts others in their place. The caller holds the configuration lock.
+/// Replaces the caps of a subject. The caller holds the configuration lock.
 pub async fn replace(scope: &mut Scope<'_>, subject_id: i64, caps: &[CapTerms]) -> Result<(), StoreError> {
     sqlx::query("delete from spend_caps where subject_id = $1")
         .bind(subject_id)

@@ -1,4 +1,4 @@
-//! The history of mappings of subjects to customers: usage stays with the customer it was recorded for.
+//! The history of customer mappings: usage stays with the customer at the time of its recording.
 
 use sqlx::{PgConnection, Row};
 
@@ -6,7 +6,7 @@ use crate::store::StoreError;
 use metergate_domain::base::timestamp::Timestamp;
 use metergate_domain::invoicing::mapping::{Mapping, Mappings};
 
-/// Notes the customer that a subject is mapped to now, and the end of the one before. The caller holds the
+/// Records a subject's present customer and the end of the earlier mapping. The caller holds the
 /// configuration lock.
 pub async fn note(connection: &mut PgConnection, subject_id: i64, now: Timestamp) -> Result<(), StoreError> {
     sqlx::query(
@@ -30,6 +30,7 @@ pub async fn note(connection: &mut PgConnection, subject_id: i64, now: Timestamp
     Ok(())
 }
 
+/// Returns all mappings of a subject, the oldest first.
 pub async fn of_subject(connection: &mut PgConnection, subject_id: i64) -> Result<Mappings, StoreError> {
     let rows = sqlx::query(
         "select customer_id, mapped_from, mapped_until from customer_mappings where subject_id = $1 order by id",

@@ -1,4 +1,4 @@
-//! Customers of the biller and their invoices, by its webhooks.
+//! Customers and invoices of the provider, from its webhooks.
 
 use sqlx::FromRow;
 
@@ -9,9 +9,9 @@ use metergate_domain::webhook::WebhookInvoice;
 
 #[derive(Debug, Clone, Default, FromRow)]
 pub struct CustomerRow {
-    /// The subject that its metadata names.
+    /// The subject in the customer's metadata.
     pub subject: Option<String>,
-    /// The subject that a checkout named.
+    /// The subject of the customer's first checkout.
     pub reference: Option<String>,
     pub deleted: bool,
 }
@@ -27,7 +27,7 @@ pub async fn find(scope: &mut Scope<'_>, id: &str) -> Result<Option<CustomerRow>
     Ok(row)
 }
 
-/// Writes what its metadata names, unless something later is known.
+/// Writes the subject in a customer's metadata, unless a later state is known.
 pub async fn write(
     scope: &mut Scope<'_>,
     id: &str,
@@ -49,7 +49,7 @@ pub async fn write(
     Ok(())
 }
 
-/// Notes whom a checkout named; the first counts.
+/// Records the subject of a customer's checkout. The first checkout counts.
 pub async fn set_reference(scope: &mut Scope<'_>, id: &str, reference: &str) -> Result<(), StoreError> {
     sqlx::query(
         "insert into stripe_customers as c (environment, id, reference, event_created)
@@ -65,7 +65,7 @@ pub async fn set_reference(scope: &mut Scope<'_>, id: &str, reference: &str) -> 
     Ok(())
 }
 
-/// Notes that a customer is gone, for good.
+/// Marks a customer as deleted for good.
 pub async fn set_deleted(scope: &mut Scope<'_>, id: &str) -> Result<(), StoreError> {
     sqlx::query(
         "insert into stripe_customers (environment, id, deleted, event_created) values ($1, $2, true, '-infinity')
@@ -78,8 +78,8 @@ pub async fn set_deleted(scope: &mut Scope<'_>, id: &str) -> Result<(), StoreErr
     Ok(())
 }
 
-/// Writes what is said of an invoice, unless something later is known: of one second, the status that an
-/// invoice comes to later, then the later attempt.
+/// Writes an invoice, unless a later state is known. Of two states in one second, the later status in
+/// an invoice's life wins, then the later payment attempt.
 pub async fn write_invoice(
     scope: &mut Scope<'_>,
     invoice: &WebhookInvoice,

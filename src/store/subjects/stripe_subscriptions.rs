@@ -1,4 +1,5 @@
-//! Subscriptions of the biller as it said last, whose they are, and what was said to their subjects.
+//! The provider's subscriptions in their latest known state, their owners, and the parameters last
+//! applied to subjects.
 
 use sqlx::postgres::PgRow;
 use sqlx::{PgConnection, Row};
@@ -13,6 +14,8 @@ use metergate_domain::base::window::Span;
 use metergate_domain::subjects::provider_subscription::ProviderSubscription;
 use metergate_domain::subjects::subscription::SubscriptionStatus;
 
+/// A stored subscription of the provider. `settled` means that it needs no further look; `governs`
+/// means that its subject follows it.
 #[derive(Debug, Clone)]
 pub struct ProviderSubscriptionRow {
     pub billed: ProviderSubscription,
@@ -25,7 +28,7 @@ pub struct ProviderSubscriptionRow {
     pub stated_plan: Option<PlanKey>,
 }
 
-/// The subject of a subscription, and the plan it is for, as far as that is known.
+/// The subject and the plan of a subscription, as far as known.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct SubscriptionOwner {
     pub subject_id: Option<i64>,
@@ -54,7 +57,9 @@ const COLUMNS: &str =
      event_created, fetched_at, subject_id, plan, unmapped, settled, governs, stated, stated_plan";
 
 fn unreadable(what: impl std::fmt::Debug) -> StoreError {
-    StoreError::Refused(sqlx::Error::Decode(format!("a stored subscription of the biller: {what:?}").into()))
+    StoreError::Refused(sqlx::Error::Decode(
+        format!("a stored subscription of the provider is not readable: {what:?}").into(),
+    ))
 }
 
 fn read(row: &PgRow) -> Result<ProviderSubscriptionRow, StoreError> {
@@ -104,7 +109,7 @@ pub async fn find(scope: &mut Scope<'_>, id: &str) -> Result<Option<ProviderSubs
     row.fetch_optional(&mut *scope.connection).await?.as_ref().map(read).transpose()
 }
 
-/// Reads the subscriptions of a subject for which the plan is known.
+/// Reads the subscriptions of a subject that have a known plan.
 pub async fn of_subject(
     connection: &mut PgConnection,
     subject_id: i64,
@@ -116,7 +121,7 @@ pub async fn of_subject(
     rows.iter().map(read).collect()
 }
 
-/// Writes what the biller says now. The caller holds the configuration lock.
+/// Writes the provider's present state. The caller holds the configuration lock.
 pub async fn write(
     scope: &mut Scope<'_>,
     billed: &ProviderSubscription,
@@ -156,8 +161,8 @@ pub async fn write(
     Ok(())
 }
 
-/// Notes that the biller says the same as before. False: it said something else in between, or there
-/// is more to look at.
+/// Updates the times of an unchanged subscription. Returns false if its state changed, or if it must be
+/// applied again.
 pub async fn confirm(
     scope: &mut Scope<'_>,
     billed: &ProviderSubscription,
@@ -179,7 +184,7 @@ pub async fn confirm(
     Ok(done.rows_affected() > 0)
 }
 
-/// Writes the owner of a subscription.
+/// Writes the owner of a subscription, and marks it as applied.
 pub async fn settle(scope: &mut Scope<'_>, id: &str, owner: &SubscriptionOwner) -> Result<(), StoreError> {
     sqlx::query(
         "update stripe_subscriptions set subject_id = $3, plan = $4, unmapped = $5, settled = true
@@ -195,7 +200,7 @@ pub async fn settle(scope: &mut Scope<'_>, id: &str, owner: &SubscriptionOwner) 
     Ok(())
 }
 
-/// Notes which of a subject's subscriptions it follows, and what was said there.
+/// Marks the subscription that a subject follows, with the fingerprint and the plan that were applied.
 pub async fn set_governing(
     connection: &mut PgConnection,
     subject_id: i64,
@@ -217,7 +222,7 @@ pub async fn set_governing(
     Ok(())
 }
 
-/// A subject follows none any more.
+/// Clears the subscription that a subject follows.
 pub async fn release(connection: &mut PgConnection, subject_id: i64) -> Result<(), StoreError> {
     sqlx::query(
         "update stripe_subscriptions set governs = false, stated = null, stated_plan = null
@@ -229,7 +234,7 @@ pub async fn release(connection: &mut PgConnection, subject_id: i64) -> Result<(
     Ok(())
 }
 
-/// Has the subscriptions of a customer looked at again: whose they are may have changed.
+/// Marks the subscriptions of a customer to be applied again, because their owner may have changed.
 pub async fn unsettle_customer(scope: &mut Scope<'_>, customer: &str) -> Result<u64, StoreError> {
     let done = sqlx::query(
         "update stripe_subscriptions set settled = false where environment = $1 and customer = $2 and settled",
@@ -241,7 +246,7 @@ pub async fn unsettle_customer(scope: &mut Scope<'_>, customer: &str) -> Result<
     Ok(done.rows_affected())
 }
 
-/// Has those looked at again whose prices no plan had.
+/// Marks subscriptions without a plan to be applied again.
 pub async fn unsettle_without_plan(scope: &mut Scope<'_>) -> Result<u64, StoreError> {
     let done = sqlx::query(
         "update stripe_subscriptions set settled = false
@@ -253,7 +258,7 @@ pub async fn unsettle_without_plan(scope: &mut Scope<'_>) -> Result<u64, StoreEr
     Ok(done.rows_affected())
 }
 
-/// Some of those that are to be looked at again.
+/// Returns some subscriptions that must be applied again.
 pub async fn unsettled(scope: &mut Scope<'_>, limit: i64) -> Result<Vec<String>, StoreError> {
     let found = sqlx::query_scalar(
         "select id from stripe_subscriptions where environment = $1 and not settled order by id limit $2",
@@ -265,7 +270,7 @@ pub async fn unsettled(scope: &mut Scope<'_>, limit: i64) -> Result<Vec<String>,
     Ok(found)
 }
 
-/// Whether a customer had subscriptions, and none of them lives.
+/// Returns whether a customer had subscriptions, and all have ended.
 pub async fn is_spent(scope: &mut Scope<'_>, customer: &str) -> Result<bool, StoreError> {
     let spent: Option<bool> = sqlx::query_scalar(
         "select bool_and(status in ('canceled', 'incomplete_expired')) from stripe_subscriptions

@@ -1,4 +1,4 @@
-//! Subjects, their tree, and the customers they are mapped to.
+//! Subjects, their tree, and their customers.
 
 use std::collections::HashMap;
 
@@ -17,7 +17,7 @@ pub struct SubjectRow {
     pub id: i64,
     pub subject: String,
     pub parent: Option<String>,
-    /// Names of the subject and its ancestors, nearest first.
+    /// The names of the subject and its ancestors, nearest first.
     pub path: Vec<String>,
     pub stripe_customer_id: Option<String>,
     #[sqlx(json)]
@@ -26,16 +26,16 @@ pub struct SubjectRow {
     pub updated_at: Timestamp,
 }
 
-/// Which paths are read.
+/// A selection of paths.
 #[derive(Debug, Clone, Copy)]
 pub enum Which<'a> {
-    /// The current paths of these subjects, where they exist.
+    /// The current paths of existing subjects, by name.
     Of(&'a [String]),
-    /// Paths by number.
+    /// Paths, by number.
     Ids(&'a [i64]),
 }
 
-/// Paths with everybody on them, and their subscriptions and nearest customer as they are now.
+/// Reads paths with all their subjects, the subjects' current subscriptions, and the nearest customer.
 pub async fn paths(scope: &mut Scope<'_>, which: Which<'_>) -> Result<Vec<Path>, StoreError> {
     let (names, ids) = match which {
         Which::Of(names) => (names, &[][..]),
@@ -88,7 +88,7 @@ pub async fn paths(scope: &mut Scope<'_>, which: Which<'_>) -> Result<Vec<Path>,
         });
     }
     if !elsewhere.is_empty() {
-        // on a path of what was recorded before somebody moved
+        // old paths, with usage recorded before a subject moved
         let ids: Vec<i64> = elsewhere.iter().map(|(_, _, id)| *id).collect();
         let standing = Box::pin(self::paths(scope, Which::Ids(&ids))).await?;
         for (number, index, id) in elsewhere {
@@ -99,19 +99,19 @@ pub async fn paths(scope: &mut Scope<'_>, which: Which<'_>) -> Result<Vec<Path>,
         }
     }
     for path in &mut paths {
-        // they are kept by the hundred thousand, and most have one member
+        // hundreds of thousands of paths stay in memory, and most have one member
         path.members.shrink_to_fit();
     }
     Ok(paths)
 }
 
-/// Reads a stored name.
+/// Parses a stored name.
 pub fn subject(name: String) -> Result<SubjectId, StoreError> {
     SubjectId::parse(name).map_err(|why| StoreError::Refused(sqlx::Error::Decode(why.into())))
 }
 
-/// Makes the subjects that do not exist yet, each as a root. `names` ascend, so that two
-/// transactions that make the same ones wait for each other in one order. The ids of those made.
+/// Creates unknown subjects as roots, and returns their ids. `names` must ascend, so that concurrent
+/// transactions wait for each other in one order.
 pub async fn insert_missing(scope: &mut Scope<'_>, names: &[String]) -> Result<Vec<i64>, StoreError> {
     let made = sqlx::query_scalar(
         "with fresh as (
@@ -149,8 +149,8 @@ pub async fn find(scope: &mut Scope<'_>, name: &str) -> Result<Option<SubjectRow
         .await?)
 }
 
-/// A page of subjects in the order they were made, after the one with the id `after`; children of
-/// `parent` alone where one is named.
+/// Returns a page of subjects in the order of creation, after the id `after`. With `parent`, returns
+/// only its children.
 pub async fn list(
     scope: &mut Scope<'_>,
     parent: Option<&str>,
@@ -170,7 +170,8 @@ pub async fn list(
     Ok(rows)
 }
 
-/// The levels of a subject's own subtree, itself included, and whether `other` lies in it.
+/// Returns the number of levels of a subject's subtree, including its root, and whether `other` lies in
+/// it.
 pub async fn subtree(
     connection: &mut PgConnection,
     subject_id: i64,
@@ -190,8 +191,8 @@ pub async fn subtree(
     Ok((usize::try_from(height).unwrap_or(usize::MAX), is_below))
 }
 
-/// Moves a subject, and gives it and all below it their new paths; old paths stay, for what was
-/// recorded under them. The caller holds the configuration lock.
+/// Moves a subject, and writes new paths for its subtree. Old paths stay for the usage recorded under
+/// them. The caller holds the configuration lock.
 pub async fn set_parent(
     scope: &mut Scope<'_>,
     subject_id: i64,
@@ -231,7 +232,7 @@ pub async fn set_parent(
     Ok(())
 }
 
-/// A subject and those above it, nearest first, as they stand now.
+/// Returns the numbers of a subject and its current ancestors, nearest first.
 pub async fn ancestor_ids(connection: &mut PgConnection, subject_id: i64) -> Result<Vec<i64>, StoreError> {
     let found = sqlx::query_scalar(
         "select p.ancestors from subjects s join paths p on p.id = s.path_id where s.id = $1",
@@ -242,7 +243,7 @@ pub async fn ancestor_ids(connection: &mut PgConnection, subject_id: i64) -> Res
     Ok(found.unwrap_or_default())
 }
 
-/// The subject that a customer is mapped to: its own number, and its name.
+/// Returns the number and the name of the subject that a customer is mapped to.
 pub async fn of_mapping(
     scope: &mut Scope<'_>,
     stripe_customer_id: &str,
@@ -258,13 +259,14 @@ pub async fn of_mapping(
     Ok(found)
 }
 
-/// The name of a subject.
+/// Returns the name of a subject.
 pub async fn name(connection: &mut PgConnection, subject_id: i64) -> Result<Option<String>, StoreError> {
     let found = sqlx::query_scalar("select subject from subjects where id = $1").bind(subject_id);
     Ok(found.fetch_optional(connection).await?)
 }
 
-/// Maps a subject to a customer, or to none. Two subjects cannot share one: `subjects_customer`.
+/// Maps a subject to a customer, or to none. The constraint `subjects_customer` allows one subject per
+/// customer.
 pub async fn set_customer(
     scope: &mut Scope<'_>,
     subject_id: i64,
@@ -294,7 +296,7 @@ pub async fn set_customer(
     super::customer_mappings::note(scope.connection, subject_id, now).await
 }
 
-/// A customer that a subject is mapped to: its number, and the subject.
+/// Returns the number of a customer and the name of its subject.
 pub async fn of_customer(
     scope: &mut Scope<'_>,
     stripe_customer_id: &str,
@@ -323,7 +325,7 @@ pub async fn set_metadata(
     Ok(())
 }
 
-/// The paths on which some subjects stand or ever stood, by number: which of them.
+/// Returns the current and earlier paths through some subjects, each with these subjects.
 pub async fn paths_through(
     connection: &mut PgConnection,
     subject_ids: &[i64],
@@ -338,7 +340,7 @@ pub async fn paths_through(
     Ok(rows.into_iter().collect())
 }
 
-/// Whether anything was ever recorded or held for a subject, or for what stood below it.
+/// Returns whether usage or holds were ever recorded for a subject or for its descendants at the time.
 pub async fn has_record(connection: &mut PgConnection, subject_id: i64) -> Result<bool, StoreError> {
     let found = sqlx::query_scalar(
         "select exists (select from paths p
@@ -352,7 +354,7 @@ pub async fn has_record(connection: &mut PgConnection, subject_id: i64) -> Resul
     Ok(found)
 }
 
-/// The names on paths, nearest first, by number.
+/// Returns the names on paths, nearest first, by path number.
 pub async fn path_names(
     connection: &mut PgConnection,
     ids: &[i64],
@@ -368,8 +370,8 @@ pub async fn path_names(
     Ok(rows.into_iter().collect())
 }
 
-/// The paths under which usage of the subjects was recorded; with `descendants`, also the paths of
-/// all that stood below them then.
+/// Returns the paths under which usage of subjects was recorded. With `descendants`, includes the paths
+/// of their descendants at the time.
 pub async fn path_ids(
     scope: &mut Scope<'_>,
     names: &[String],

@@ -1,4 +1,4 @@
-//! Subscriptions, and the history of their changes.
+//! Subscriptions, with the history of their changes.
 
 use std::collections::BTreeMap;
 
@@ -32,7 +32,7 @@ pub struct SubscriptionRow {
     pub updated_at: Timestamp,
 }
 
-/// A change of a subscription, and the state after it.
+/// A change of a subscription, with the state after it.
 #[derive(Debug, Clone, Serialize, FromRow)]
 pub struct HistoryRow {
     pub at: Timestamp,
@@ -68,15 +68,17 @@ pub struct NewChange<'a> {
 #[derive(Debug, Clone, Copy)]
 pub struct Newcomer {
     pub subject_id: i64,
-    /// The version of the configuration, where nothing was recorded for the subject before.
+    /// The version of the configuration, if nothing was recorded for the subject before.
     pub pristine_version: Option<i64>,
 }
 
 fn unreadable(what: impl std::fmt::Debug) -> StoreError {
-    StoreError::Refused(sqlx::Error::Decode(format!("a stored subscription: {what:?}").into()))
+    StoreError::Refused(sqlx::Error::Decode(
+        format!("a stored subscription is not readable: {what:?}").into(),
+    ))
 }
 
-/// Reads the columns; none where a left join found no subscription.
+/// Reads the columns. None: a left join found no subscription.
 pub(crate) fn read(row: &PgRow) -> Result<Option<Subscription>, StoreError> {
     let Some(plan): Option<String> = row.try_get("plan")? else { return Ok(None) };
     let key = |plan: String| PlanKey::parse(plan).map_err(unreadable);
@@ -126,7 +128,7 @@ pub async fn find(
     }))
 }
 
-/// Writes a subscription and the change into its history. The caller holds the configuration lock.
+/// Writes a subscription, and adds the change to its history. The caller holds the configuration lock.
 pub async fn write(scope: &mut Scope<'_>, change: NewChange<'_>) -> Result<(), StoreError> {
     let NewChange { subject_id, kind, subscription, at } = change;
     let resets: BTreeMap<String, Timestamp> =
@@ -170,8 +172,8 @@ pub async fn write(scope: &mut Scope<'_>, change: NewChange<'_>) -> Result<(), S
     Ok(())
 }
 
-/// Puts subjects on the default plan, unless another transaction was faster. Their ids ascend, so that two
-/// transactions with the same subjects wait for each other in one order.
+/// Puts subjects on the default plan, unless they have a subscription already. Their ids must ascend,
+/// so that concurrent transactions wait for each other in one order.
 pub async fn insert_default(
     scope: &mut Scope<'_>,
     newcomers: &[Newcomer],
@@ -201,7 +203,7 @@ pub async fn insert_default(
     Ok(())
 }
 
-/// Which of some subjects stand, or ever stood, above others.
+/// Returns the subjects that have, or ever had, descendants.
 pub async fn with_descendants(
     connection: &mut PgConnection,
     subject_ids: &[i64],
@@ -217,7 +219,7 @@ pub async fn with_descendants(
     Ok(found)
 }
 
-/// Returns the subjects whose subscriptions have come to their end, as they stand.
+/// Returns the subjects with due ends, each with its present subscription.
 pub async fn due(scope: &mut Scope<'_>, now: Timestamp, limit: i64) -> Result<Vec<Holder>, StoreError> {
     let sql = format!(
         "select s.id as subject_id, s.subject, {COLUMNS}
@@ -239,7 +241,7 @@ fn holder(row: &PgRow) -> Result<Holder, StoreError> {
     Ok(Holder { subject_id: row.try_get("subject_id")?, subject: row.try_get("subject")?, subscription })
 }
 
-/// The changes of a subscription, the oldest first; the latest of them where there are too many.
+/// Returns the changes of a subscription, the oldest first. If there are too many, only the latest.
 pub async fn history(
     connection: &mut PgConnection,
     subject_id: i64,
@@ -258,7 +260,7 @@ pub async fn history(
     Ok(rows)
 }
 
-/// Which of some plans have subscribers, or are where subscribers fall back to.
+/// Returns the plans with subscribers, or to which subscribers fall back.
 pub async fn plans_in_use(scope: &mut Scope<'_>, plans: &[String]) -> Result<Vec<String>, StoreError> {
     let found = sqlx::query_scalar(
         "select plan from unnest($2::text[]) plan

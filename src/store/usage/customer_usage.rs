@@ -1,5 +1,5 @@
-//! Where usage of a customer lies: each event names the customer it was recorded for, whatever became of
-//! mappings and of the tree since. Values are read by [`super::usage`].
+//! The usage of a customer. Each event stores the customer at the time of recording, so later changes
+//! of mappings or parents do not matter. [`super::usage`] reads the values.
 
 use sqlx::PgConnection;
 
@@ -9,18 +9,18 @@ use metergate_domain::base::environment::Environment;
 use metergate_domain::base::timestamp::Timestamp;
 use metergate_domain::base::window::Span;
 
-/// Whose usage, and of when.
+/// A customer, the paths of its usage, and a time span.
 #[derive(Debug, Clone, Copy)]
 pub struct CustomerScope<'a> {
     pub environment: Environment,
     pub customer_id: i64,
-    /// See [`paths`].
+    /// The result of [`paths`].
     pub paths: &'a [i64],
     pub span: Span,
 }
 
-/// The paths on which usage of a customer may lie, of those that have a subject as the nearest that was
-/// ever mapped to it.
+/// Returns the paths with usage of a customer through a subject. The subject must be the nearest one
+/// on the path that was ever mapped to the customer.
 pub async fn paths(
     connection: &mut PgConnection,
     customer_id: i64,
@@ -40,7 +40,7 @@ pub async fn paths(
     Ok(found)
 }
 
-/// Whether anything was recorded for a customer.
+/// Returns whether a customer has any events.
 pub async fn is_any(connection: &mut PgConnection, whose: CustomerScope<'_>) -> Result<bool, StoreError> {
     let found = sqlx::query_scalar(
         "select exists (select from events where environment = $1 and customer_id = $2 and path_id = any($3)
@@ -56,7 +56,7 @@ pub async fn is_any(connection: &mut PgConnection, whose: CustomerScope<'_>) -> 
     Ok(found)
 }
 
-/// When events of a customer happened that were taken back since a time.
+/// Returns the times of the customer's events that were voided since a time.
 pub async fn taken_back_since(
     scope: &mut Scope<'_>,
     customer_id: i64,

@@ -1,5 +1,5 @@
-//! Days of rollups: summed up from hours once they are over, and from then on as exact as these. Whoever
-//! writes here has the right to fold.
+//! Daily rollups: the sum of the hourly rollups of a day, built once the day is over. Callers hold
+//! the fold lock.
 
 use std::collections::HashMap;
 
@@ -13,7 +13,7 @@ use metergate_domain::base::timestamp::Timestamp;
 use metergate_domain::base::window::Span;
 use metergate_domain::catalog::meter::{Aggregation, StoredMeter};
 
-/// Until when the days of meters are summed up; of one that is not named, none is.
+/// Returns the end of the days with rollups by meter. A meter without daily rollups is missing.
 pub async fn until(scope: &mut Scope<'_>) -> Result<HashMap<i32, Timestamp>, StoreError> {
     let rows = sqlx::query("select meter_id, until from summed_days where environment = $1")
         .bind(scope.environment.code())
@@ -22,15 +22,15 @@ pub async fn until(scope: &mut Scope<'_>) -> Result<HashMap<i32, Timestamp>, Sto
     rows.iter().map(|row| Ok((row.try_get("meter_id")?, row.try_get("until")?))).collect()
 }
 
-/// A meter whose days are summed up until some day.
+/// A meter with daily rollups only up to some day.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct IncompleteDays {
     pub meter_id: i32,
-    /// None: not at all.
+    /// None if the meter has no daily rollups.
     pub until: Option<Timestamp>,
 }
 
-/// A meter that has rollups, and days that are not summed up before a time.
+/// Returns a meter that has rollups but lacks daily ones before a time.
 pub async fn next_incomplete(
     scope: &mut Scope<'_>,
     over: Timestamp,
@@ -49,7 +49,8 @@ pub async fn next_incomplete(
         .transpose()
 }
 
-/// Sums up the next day of a meter that has any hours, and all days before it, of those that are over.
+/// Builds the next daily rollup of a meter, among the days before `over`. Skips days without hourly
+/// rollups.
 pub async fn rebuild_next_days(
     scope: &mut Scope<'_>,
     stored: &StoredMeter,
@@ -87,7 +88,7 @@ pub async fn rebuild_next_days(
     Ok(())
 }
 
-/// Sums up whole days of a meter from their hours, anew.
+/// Rebuilds the daily rollups of whole days from the hours.
 pub(crate) async fn rebuild_days(
     scope: &mut Scope<'_>,
     stored: &StoredMeter,
@@ -101,7 +102,7 @@ pub(crate) async fn rebuild_days(
     Ok(())
 }
 
-/// Removes the rollups of some hours or days.
+/// Deletes the rollups of some hours or days.
 pub(crate) async fn delete(
     scope: &mut Scope<'_>,
     stored: &StoredMeter,
@@ -124,7 +125,7 @@ pub(crate) async fn delete(
     Ok(())
 }
 
-/// Writes what the hours of some days come to, or the members that they saw.
+/// Writes the sums of some days' hours, or the members that occurred in them.
 async fn copy(
     scope: &mut Scope<'_>,
     stored: &StoredMeter,

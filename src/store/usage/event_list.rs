@@ -1,4 +1,4 @@
-//! Reading recorded events back, one by one.
+//! Reads recorded events.
 
 use serde_json::Value;
 use sqlx::{Postgres, QueryBuilder};
@@ -11,20 +11,21 @@ use metergate_domain::base::names::EventName;
 use metergate_domain::base::timestamp::Timestamp;
 use metergate_domain::usage::event::EventFilter;
 
+/// A stored event.
 #[derive(Debug, Clone, sqlx::FromRow)]
 pub struct EventRow {
     pub key: Uuid,
     pub path_id: i64,
-    /// None: the key is the id.
+    /// None if the key is the id.
     pub id: Option<String>,
     pub source: Option<String>,
     pub event_name: String,
-    /// The subject and its ancestors as they stood, nearest first.
+    /// The subject and its ancestors at the time of recording, nearest first.
     pub path: Vec<String>,
     pub value: String,
-    /// The meter it is bound to, if to one.
+    /// The meter that the event is bound to, if any.
     pub meter_id: Option<i32>,
-    /// Who pays for it; none: nobody.
+    /// The paying customer, if any.
     pub customer_id: Option<i64>,
     pub properties: Option<Value>,
     pub occurred_at: Timestamp,
@@ -35,16 +36,16 @@ pub struct EventRow {
     pub voided_at: Option<Timestamp>,
 }
 
-/// The page to be read.
+/// The filter and position of a page.
 #[derive(Debug, Clone, Copy)]
 pub struct PageOfEvents<'a> {
-    /// None: every path.
+    /// None for all paths.
     pub paths: Option<&'a [i64]>,
     pub after: Option<EventCursor>,
     pub limit: u32,
 }
 
-/// Where a page goes on: after this event, in descending order of time and arrival.
+/// The event after which a page begins, in descending order of time and arrival.
 #[derive(Debug, Clone, Copy)]
 pub struct EventCursor {
     pub occurred_at: Timestamp,
@@ -69,7 +70,7 @@ impl EventRow {
     }
 }
 
-/// A page of events, the latest first.
+/// Returns a page of events, the latest first.
 pub async fn list(
     scope: &mut Scope<'_>,
     filter: &EventFilter,
@@ -95,7 +96,7 @@ pub async fn list(
         sql.push(if voided { " and v.key is not null" } else { " and v.key is null" });
     }
     if let Some(after) = page.after {
-        // the first condition alone is one that the index and the partitions understand
+        // redundant, but the index and the partitions need this condition
         sql.push(" and e.occurred_at <= ").push_bind(after.occurred_at);
         sql.push(" and (e.occurred_at, e.batch_id, e.ordinal) < (").push_bind(after.occurred_at);
         sql.push(", ").push_bind(after.batch_id).push(", ").push_bind(after.ordinal).push(")");
@@ -105,7 +106,7 @@ pub async fn list(
     Ok(sql.build_query_as().persistent(false).fetch_all(&mut *scope.connection).await?)
 }
 
-/// The event of a key.
+/// Returns the event of a key.
 pub async fn find(
     scope: &mut Scope<'_>,
     key: Uuid,

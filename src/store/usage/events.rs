@@ -1,4 +1,4 @@
-//! Recording: the once-only keys, the events, and the note that their batch is not folded yet.
+//! Stores events: their once-only keys, their rows, and the note that their batch is unfolded.
 
 use uuid::Uuid;
 
@@ -7,7 +7,7 @@ use crate::store::scope::Scope;
 use metergate_domain::base::quantity::Quantity;
 use metergate_domain::base::timestamp::Timestamp;
 
-/// The keys of a batch, column by column, ascending by key.
+/// The keys of a batch as columns, in ascending order of the key.
 #[derive(Debug, Default)]
 pub struct KeyColumns {
     pub keys: Vec<Uuid>,
@@ -26,7 +26,8 @@ pub struct KeyRow {
     pub batch_id: i64,
 }
 
-/// Takes the keys that nobody has taken, waiting for others who are about to. How many were taken.
+/// Inserts the free keys and returns their number. Waits for concurrent transactions that insert the
+/// same keys.
 pub async fn insert_keys(
     scope: &mut Scope<'_>,
     batch_id: i64,
@@ -50,6 +51,7 @@ pub async fn insert_keys(
     Ok(done.rows_affected())
 }
 
+/// Returns the stored rows of some keys.
 pub async fn find_keys(scope: &mut Scope<'_>, keys: &[Uuid]) -> Result<Vec<KeyRow>, StoreError> {
     let found = sqlx::query_as(
         "select key, content, occurred_at, timestamp_given, batch_id from event_keys
@@ -62,7 +64,7 @@ pub async fn find_keys(scope: &mut Scope<'_>, keys: &[Uuid]) -> Result<Vec<KeyRo
     Ok(found)
 }
 
-/// The time of the latest event.
+/// Returns the time of the latest event.
 pub async fn latest(scope: &mut Scope<'_>) -> Result<Option<Timestamp>, StoreError> {
     let latest = sqlx::query_scalar(
         "select occurred_at from events where environment = $1 order by occurred_at desc limit 1",
@@ -73,7 +75,7 @@ pub async fn latest(scope: &mut Scope<'_>) -> Result<Option<Timestamp>, StoreErr
     Ok(latest)
 }
 
-/// The events of a batch, column by column, in the order they arrived.
+/// The events of a batch as columns, in order of arrival.
 #[derive(Debug, Default)]
 pub struct EventColumns {
     pub path_ids: Vec<i64>,
@@ -87,11 +89,11 @@ pub struct EventColumns {
     pub properties: Vec<Option<String>>,
     pub ids: Vec<Option<String>>,
     pub sources: Vec<Option<String>>,
-    /// The meter that an event is bound to; none: all that see its name.
+    /// The meter that an event is bound to; none if all meters of its name count it.
     pub meter_ids: Vec<Option<i32>>,
 }
 
-/// Inserts the events and notes their batch as unfolded.
+/// Inserts the events, and marks their batch as unfolded.
 pub async fn insert_batch(
     scope: &mut Scope<'_>,
     batch_id: i64,

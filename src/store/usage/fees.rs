@@ -1,6 +1,6 @@
-//! What events cost one by one, by prices that take a percentage of each: read from the events themselves.
-//! What is shown and billed is exact; counters that caps look at take each event rounded up to the digits
-//! of a quantity, since they hold it before it is known what else there will be.
+//! Fees of single events, for prices that charge a percentage of each event, computed from the
+//! events. Shown and invoiced fees are exact. Counters of caps add each fee rounded up to the digits
+//! of a quantity, because a hold must reserve it before other events are known.
 
 use std::collections::BTreeMap;
 
@@ -16,10 +16,10 @@ use metergate_domain::pricing::amount::Amount;
 use metergate_domain::pricing::price::{Model, Price};
 use metergate_domain::usage::query::Group;
 
-/// A percentage of each event's value and an amount for each, within bounds.
+/// A percentage of each event's value plus a fixed amount, within bounds.
 #[derive(Debug, Clone, Copy)]
 pub struct Fee<'a> {
-    /// In percent.
+    /// The percentage.
     rate: &'a Amount,
     fixed_amount: &'a Amount,
     least: Option<&'a Amount>,
@@ -27,7 +27,7 @@ pub struct Fee<'a> {
 }
 
 impl<'a> Fee<'a> {
-    /// None of a model that does not look at each event.
+    /// Returns the fee of a percentage model, or none for other models.
     pub fn of(model: &'a Model) -> Option<Self> {
         let Model::Percentage { rate, fixed_amount, event_minimum, event_maximum } = model else {
             return None;
@@ -35,17 +35,18 @@ impl<'a> Fee<'a> {
         Some(Self { rate, fixed_amount, least: event_minimum.as_ref(), most: event_maximum.as_ref() })
     }
 
-    /// Writes the fee of the event whose value is in the column `number`, exactly.
+    /// Writes the exact fee of an event. Its value is in the column `number`.
     pub(super) fn push(&self, sql: &mut QueryBuilder<Postgres>) {
         let number = |amount: &Amount| amount.to_string();
-        // times a hundredth, not divided by a hundred: that would round
+        // multiplied by 0.01, because a division by 100 would round
         sql.push("least(greatest(number * ").push_bind(number(self.rate));
         sql.push("::numeric * 0.01 + ").push_bind(number(self.fixed_amount)).push("::numeric, ");
         sql.push_bind(self.least.map(number)).push("::numeric), ");
         sql.push_bind(self.most.map(number)).push("::numeric)");
     }
 
-    /// Writes the part that a counter takes, rounded up to the digits of a quantity, as `Slice::measure` does.
+    /// Writes the part of the fee that a counter adds, rounded up to the digits of a quantity like
+    /// `Slice::measure`.
     fn push_above(&self, sql: &mut QueryBuilder<Postgres>, measure: CapMeasure) {
         sql.push("ceil((");
         self.push(sql);
@@ -56,18 +57,18 @@ impl<'a> Fee<'a> {
     }
 }
 
-/// The fee of the events that a slice of a question takes.
+/// The fee of the events in a slice of a query.
 #[derive(Debug, Clone, Copy)]
 pub struct SliceFee<'a> {
-    /// The place of the slice.
+    /// The index of the slice.
     pub slice: usize,
     pub fee: Fee<'a>,
-    /// As a counter takes it, rounded up; none: exactly.
+    /// The counter's measure, which rounds up; none for exact fees.
     pub counted_as: Option<CapMeasure>,
 }
 
 impl<'a> SliceFee<'a> {
-    /// The exact fees of prices that bound what each event costs, by their place.
+    /// Returns the exact fees of prices with bounds per event, by index.
     pub fn of_prices(prices: &[&'a Price]) -> Vec<Self> {
         let bounding = prices.iter().enumerate().filter(|(_, price)| price.model.bounds_events());
         bounding
@@ -76,7 +77,7 @@ impl<'a> SliceFee<'a> {
     }
 }
 
-/// Returns the fees of events, by window and group. An event that was taken back gives its fee back.
+/// Returns the fees of events by window and group. A void subtracts the fee of its event.
 pub async fn fees(
     connection: &mut PgConnection,
     meter_query: &MeterQuery<'_>,

@@ -1,5 +1,6 @@
-//! Folding: moves unfolded batches into rollups, and rebuilds rollups that no longer match their events. One
-//! transaction folds an environment at a time, over all replicas, and does not block recording.
+//! Folding: moves unfolded batches into rollups, and rebuilds rollups that no longer match their
+//! events. One transaction folds an environment at a time, over all replicas, and does not block
+//! recording.
 
 use sqlx::{PgConnection, QueryBuilder, Row};
 
@@ -18,11 +19,12 @@ use metergate_domain::catalog::meter::{Aggregation, StoredMeter};
 
 const LOCK: i32 = 0x4d47_0003;
 
-/// Events of the hours of a gap that one transaction builds, but for a last hour that passes it.
+/// The events that one transaction rebuilds. The last hour may exceed the limit.
 const BUILD_EVENTS_MAX: i64 = 200_000;
 
-/// Within a transaction: takes the right to fold the environment; false where another has it. Nobody
-/// waits for a fold, so it may take its time: given up, it would only have to begin again.
+/// Takes the fold lock of the environment until the transaction ends. Returns false if another
+/// transaction holds the lock. Lifts the time limits of the transaction, because no caller waits for
+/// it and a canceled fold would have to start again.
 pub async fn try_lock(scope: &mut Scope<'_>) -> Result<bool, StoreError> {
     sqlx::raw_sql("set local statement_timeout = 0; set local work_mem = '64MB'")
         .execute(&mut *scope.connection)
@@ -46,7 +48,7 @@ pub async fn unfolded_events(scope: &mut Scope<'_>) -> Result<i64, StoreError> {
     Ok(count)
 }
 
-/// The latest batch that is not folded.
+/// Returns the latest unfolded batch.
 pub async fn last_unfolded(scope: &mut Scope<'_>) -> Result<Option<i64>, StoreError> {
     let last = sqlx::query_scalar("select max(batch_id) from unfolded where environment = $1")
         .bind(scope.environment.code())
@@ -55,7 +57,7 @@ pub async fn last_unfolded(scope: &mut Scope<'_>) -> Result<Option<i64>, StoreEr
     Ok(last)
 }
 
-/// Whether a batch up to some is not folded.
+/// Returns whether any batch up to a number is unfolded.
 pub async fn has_unfolded(scope: &mut Scope<'_>, last: i64) -> Result<bool, StoreError> {
     let found =
         sqlx::query_scalar("select exists (select from unfolded where environment = $1 and batch_id <= $2)")
@@ -72,11 +74,11 @@ pub struct ClaimedBatches {
     pub batch_ids: Vec<i64>,
     pub event_count: i64,
     pub event_name_ids: Vec<i32>,
-    /// First and last event, both included.
+    /// The times of the first and the last event, both inclusive.
     pub(crate) within: Option<Span>,
 }
 
-/// Claimed batches, as far as they concern one meter.
+/// The claimed batches with events for one meter.
 #[derive(Debug, Clone, Copy)]
 pub struct MeterBatches<'a> {
     pub environment: Environment,
@@ -84,7 +86,7 @@ pub struct MeterBatches<'a> {
     pub claimed: &'a ClaimedBatches,
 }
 
-/// Takes the oldest batches, up to a number of events.
+/// Claims the oldest batches, up to a number of events.
 pub async fn take(
     scope: &mut Scope<'_>,
     batches_max: i64,
@@ -123,14 +125,14 @@ pub async fn take(
     Ok(taken)
 }
 
-/// Adds what the taken batches say to the rollups of a meter: to hours, and to the days that are summed
-/// up from them already.
+/// Adds the claimed batches to the hourly rollups of a meter, and to the daily rollups that exist
+/// already.
 pub async fn fold_meter(
     connection: &mut PgConnection,
-    invalid_batches_are_rejected: MeterBatches<'_>,
+    batches: MeterBatches<'_>,
     days_until: Option<Timestamp>,
 ) -> Result<(), StoreError> {
-    let MeterBatches { environment, stored, claimed } = invalid_batches_are_rejected;
+    let MeterBatches { environment, stored, claimed } = batches;
     let Some(within) = claimed.within else { return Ok(()) };
     let batch_ids = &claimed.batch_ids;
     let measure_scope = MeasureScope::Batches { batch_ids, within };
@@ -144,7 +146,7 @@ pub async fn fold_meter(
     add_to_rollups(scope, stored, RollupResolution::Day, &measure_scope).await
 }
 
-/// Writes what the events of a scope say into the rollups, added to what is there.
+/// Adds the measures of a scope to the rollups.
 async fn add_to_rollups(
     scope: &mut Scope<'_>,
     stored: &StoredMeter,
@@ -223,7 +225,7 @@ async fn add_members(
     Ok(())
 }
 
-/// Hours of a meter that have to be built.
+/// Hours of a meter that must be rebuilt.
 #[derive(Debug, Clone, Copy)]
 pub struct Gap {
     pub id: i64,
@@ -231,7 +233,7 @@ pub struct Gap {
     pub span: Span,
 }
 
-/// The oldest gap that is to be built.
+/// Returns the oldest gap that is not permanent.
 pub async fn next_gap(scope: &mut Scope<'_>) -> Result<Option<Gap>, StoreError> {
     let row = sqlx::query(
         "select id, meter_id, from_hour, to_hour from rollup_gaps where environment = $1 and not permanent
@@ -247,8 +249,8 @@ pub async fn next_gap(scope: &mut Scope<'_>) -> Result<Option<Gap>, StoreError> 
     .transpose()
 }
 
-/// Rebuilds the first hours of a gap, as many as have about [`BUILD_EVENTS_MAX`] events, at least one, and
-/// takes them out of the gap.
+/// Rebuilds the first hours of a gap and removes them from the gap. They have at most
+/// [`BUILD_EVENTS_MAX`] events, or are a single hour.
 pub async fn build(
     scope: &mut Scope<'_>,
     stored: &StoredMeter,
@@ -265,7 +267,7 @@ pub async fn build(
             Span { from: gap.span.from, to: end.min(gap.span.to) }
         }
     };
-    // read before the events are: what these mark is seen by then
+    // read before the events, so that the rebuilt hours include the voids behind these marks
     let marks: Vec<i64> = sqlx::query_scalar(
         "select id from rollup_gaps
          where environment = $1 and meter_id = $2 and from_hour >= $3 and to_hour <= $4 and id <> $5",
@@ -282,7 +284,8 @@ pub async fn build(
     let summed = chunk.to.day_ceil().min(days_until.unwrap_or(Timestamp::MIN));
     let days = Span { from: chunk.from.day_floor(), to: summed };
     if !days.is_empty() {
-        // what of them is still in a gap is not right yet, but is not read either, and built in its turn
+        // a day with an hour still in a gap is wrong until that hour is rebuilt, and is not read
+        // until then
         daily_rollups::rebuild_days(scope, stored, days).await?;
     }
     sqlx::query("delete from rollup_gaps where id = any($1)")
@@ -305,7 +308,7 @@ pub async fn build(
     Ok(())
 }
 
-/// The time of an event of a span, by time, counted from 0.
+/// Returns the time of the event with an index in a span, in order of time.
 async fn nth_event(scope: &mut Scope<'_>, within: Span, n: i64) -> Result<Option<Timestamp>, StoreError> {
     let first = sqlx::query_scalar(
         "select occurred_at from events where environment = $1 and occurred_at >= $2 and occurred_at < $3
@@ -320,8 +323,8 @@ async fn nth_event(scope: &mut Scope<'_>, within: Span, n: i64) -> Result<Option
     Ok(first)
 }
 
-/// Whether a meter has more combinations of dimension values than its rollups keep apart. If so its
-/// rollups are dropped for good.
+/// Drops the rollups of a meter permanently if it has too many combinations of dimension values.
+/// Returns whether it did.
 pub async fn drop_if_too_many_sets(scope: &mut Scope<'_>, stored: &StoredMeter) -> Result<bool, StoreError> {
     let sets: i64 = sqlx::query_scalar(
         "select count(*) from (select from dimension_sets where meter_id = $1 limit $2) s",
@@ -343,7 +346,7 @@ pub async fn drop_if_too_many_sets(scope: &mut Scope<'_>, stored: &StoredMeter) 
     Ok(true)
 }
 
-/// Meters that are not folded: their gap is permanent.
+/// Returns the meters with a permanent gap, which are not folded.
 pub async fn permanent_gaps(scope: &mut Scope<'_>) -> Result<Vec<i32>, StoreError> {
     let ids = sqlx::query_scalar("select meter_id from rollup_gaps where environment = $1 and permanent")
         .bind(scope.environment.code())

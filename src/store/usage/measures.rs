@@ -1,10 +1,15 @@
-//! What a meter takes from events, as SQL: one description, from which rollups are folded, usage is
-//! read, and everything is recounted. `Meter::measure` says the same of a single event. An event that
-//! is bound to a meter, since a commit recorded it, counts for that one alone and with its value.
+//! The measures of a meter, in SQL: the quantities that it counts from events. Folding, reading and
+//! verification share this definition, and `Meter::measure` implements it for a single event. An
+//! event that is bound to a meter, because a commit recorded it, counts for that meter alone and with
+//! its value.
 //!
-//! A relation of measures has the columns `path_id`, `customer_id`, `at`, `members` (the values of some of the
-//! meter's dimensions, in order), `sign`, `number`, `mark` (for `last`), `member` (for
-//! `unique_count`, as text: rollups keep its digest, which is made once for all that are one), and `live` (recorded and not taken back).
+//! A relation of measures has these columns:
+//! - `path_id`, `customer_id`, `at`, `sign`, `number`
+//! - `members`: the values of the selected dimensions, in order
+//! - `mark`: for `last`
+//! - `member`: for `unique_count`, as text; rollups store its digest, computed once per distinct
+//!   member
+//! - `live`: whether the event is recorded and not voided
 
 use sqlx::{Postgres, QueryBuilder};
 
@@ -14,20 +19,20 @@ use metergate_domain::base::timestamp::Timestamp;
 use metergate_domain::base::window::Span;
 use metergate_domain::catalog::meter::{Aggregation, Meter, StoredMeter};
 
-/// The events that are read.
+/// The events to read.
 #[derive(Debug, Clone)]
 pub(crate) enum MeasureScope<'a> {
-    /// Events of some batches, which lie within a span.
+    /// Events of some batches, all within a span.
     Batches { batch_ids: &'a [i64], within: Span },
     /// Events of some batches that also lie in one of the spans.
     BatchesWithin { batch_ids: &'a [i64], within: Span, spans: &'a [Span] },
-    /// Events that lie in the spans.
+    /// Events within the spans.
     Spans(&'a [Span]),
-    /// Events in a span whose batch has been folded.
+    /// Events in a span that have been folded.
     Folded(Span),
 }
 
-/// The measures of a meter: of which events, and with which dimensions.
+/// The measures of a meter, with the events and dimensions to select.
 #[derive(Debug, Clone)]
 pub(crate) struct Measures<'a> {
     pub(crate) environment: Environment,
@@ -38,7 +43,7 @@ pub(crate) struct Measures<'a> {
 }
 
 impl<'a> Measures<'a> {
-    /// The measures of the usage that a question may read.
+    /// Selects the measures that a query may read.
     pub(super) fn of(
         meter_query: &MeterQuery<'a>,
         dimensions: &'a Dimensions,
@@ -70,7 +75,7 @@ impl<'a> Measures<'a> {
             sql.push(", ").push(LIVE).push(" as live");
         }
         match &self.events {
-            // each of several spans is looked up by itself, so that the index serves every one
+            // a separate look-up per span, so that each one uses the index
             MeasureScope::Spans(spans) if spans.len() > 1 => {
                 let (from, to) = columns(spans);
                 sql.push(" from unnest(").push_bind(from).push(", ").push_bind(to);
@@ -99,17 +104,17 @@ impl<'a> Measures<'a> {
     }
 }
 
-/// Of an event `e`: recorded, and not taken back.
+/// The condition that an event `e` is recorded and not voided.
 pub(super) const LIVE: &str =
     "e.sign = 1 and not exists (select from voids v where v.environment = e.environment and v.key = e.key)";
 
-/// Writes the value that an event `e` has for a dimension, as text.
+/// Writes the value of a dimension of an event `e`, as text.
 pub(super) fn push_dimension(sql: &mut QueryBuilder<Postgres>, name: &str) {
     sql.push("dimension_value(e.properties -> ").push_bind(name.to_owned()).push(")");
 }
 
-/// The quantity that a meter takes from an event `e`; null where there is none. An event that is bound to a meter
-/// says it itself.
+/// Writes the quantity that a meter counts from an event `e`, or null. An event that is bound to a
+/// meter provides its value.
 pub(super) fn push_number(sql: &mut QueryBuilder<Postgres>, meter: &Meter) {
     let bindable = matches!(meter.aggregation, Aggregation::Sum | Aggregation::Count);
     sql.push(if bindable { "case when e.meter_id is not null then e.value else " } else { "" });
@@ -123,7 +128,7 @@ pub(super) fn push_number(sql: &mut QueryBuilder<Postgres>, meter: &Meter) {
     sql.push(if bindable { " end" } else { "" });
 }
 
-/// The member that `unique_count` takes from an event `e`, and one for it.
+/// Writes the member that `unique_count` counts from an event `e`, and the number 1 for it.
 fn push_member(sql: &mut QueryBuilder<Postgres>, meter: &Meter) {
     match meter.property() {
         None => drop(sql.push("1::numeric as number, trim_scale(e.value)::text as member")),
@@ -137,7 +142,7 @@ fn push_member(sql: &mut QueryBuilder<Postgres>, meter: &Meter) {
     }
 }
 
-/// Of an event `e`: whether its batch has been folded, as one more condition.
+/// The condition that the batch of an event `e` has been folded, after `and`.
 pub(super) const NOT_UNFOLDED: &str =
     " and not exists (select from unfolded u where u.batch_id = e.batch_id)";
 
@@ -151,7 +156,7 @@ fn push_measure_scope(sql: &mut QueryBuilder<Postgres>, measure_scope: &MeasureS
             sql.push(") as span (s, e) where e.occurred_at >= span.s and e.occurred_at < span.e)");
         }
         MeasureScope::Spans([span]) => push_span(sql, *span),
-        // joined already
+        // already joined
         MeasureScope::Spans(_) => {}
         MeasureScope::Folded(span) => {
             push_span(sql, *span);
@@ -162,7 +167,7 @@ fn push_measure_scope(sql: &mut QueryBuilder<Postgres>, measure_scope: &MeasureS
 
 fn push_batches(sql: &mut QueryBuilder<Postgres>, batch_ids: &[i64], within: Span) {
     sql.push(" and e.batch_id = any(").push_bind(batch_ids.to_vec()).push(")");
-    // both ends count: they are those of events, not of a range
+    // both ends are inclusive, because they are times of events
     sql.push(" and e.occurred_at >= ").push_bind(within.from);
     sql.push(" and e.occurred_at <= ").push_bind(within.to);
 }
@@ -175,7 +180,7 @@ pub(super) fn columns(spans: &[Span]) -> (Vec<Timestamp>, Vec<Timestamp>) {
     spans.iter().map(|span| (span.from, span.to)).unzip()
 }
 
-/// The column that a rollup of this aggregation fills beside `count`; none where members are kept.
+/// Returns the rollup column that an aggregation fills in addition to `count`; none for members.
 pub(crate) fn rollup_column(aggregation: Aggregation) -> Option<&'static str> {
     match aggregation {
         Aggregation::Sum | Aggregation::Count | Aggregation::Avg => Some("sum"),
@@ -186,7 +191,7 @@ pub(crate) fn rollup_column(aggregation: Aggregation) -> Option<&'static str> {
     }
 }
 
-/// Returns the aggregate that makes a rollup column of measures, of those whose `number` is not null.
+/// Returns the aggregate that computes a rollup column from measures with a `number`.
 pub(crate) fn made_of(column: &str, number: &str) -> String {
     match column {
         "sum" => format!("sum(case when sign = 1 then {number} else -{number} end)"),
@@ -198,7 +203,8 @@ pub(crate) fn made_of(column: &str, number: &str) -> String {
     }
 }
 
-/// Returns how rollup columns of the same name join: as an aggregate, and where one is `kept` already.
+/// Returns two ways to combine rollup columns of the same name: an aggregate, and an update of a
+/// `kept` row.
 pub(crate) fn join_columns(column: &str) -> (&'static str, &'static str) {
     match column {
         "sum" => ("sum(sum)", "kept.sum + excluded.sum"),

@@ -1,4 +1,4 @@
-//! The members that a `unique_count` meter has counted.
+//! Members that a `unique_count` meter has counted.
 
 use sqlx::{PgConnection, QueryBuilder};
 
@@ -6,7 +6,7 @@ use super::measures::{MeasureScope, Measures};
 use super::query::{Dimensions, MeterQuery};
 use crate::store::StoreError;
 
-/// Returns whether a `unique_count` meter has counted a member, within a question.
+/// Returns whether a `unique_count` meter has counted a member within a query.
 pub async fn has_member(
     connection: &mut PgConnection,
     meter_query: &MeterQuery<'_>,

@@ -1,8 +1,8 @@
-//! Reads usage: rollups for whole days and hours, events for parts of hours, for what is not folded, and
-//! for hours whose rollups differ from the events. All statements of an answer share one snapshot.
+//! Reads usage: rollups for whole days and hours; events for partial hours, unfolded batches and
+//! gaps. All statements of an answer share one snapshot.
 //!
-//! [`query`] says what is read and of whom, [`reader`] reads values, [`fees`] reads what events cost one by
-//! one. [`measures`] is the one description of what a meter takes from events.
+//! [`query`] defines the range and scope of a read, [`reader`] reads values, and [`fees`] reads fees
+//! of single events. [`measures`] defines the quantities that meters count from events.
 
 pub mod customer_usage;
 pub mod daily_rollups;

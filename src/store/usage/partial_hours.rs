@@ -1,5 +1,5 @@
-//! Events of parts of hours, which no rollup tells: read once for all questions that look at the same ones,
-//! and added up before each takes its own.
+//! Events of partial hours, which no rollup contains. Queries of the same events share one read,
+//! which sums up the events before each query filters them.
 
 use sqlx::{Postgres, QueryBuilder};
 
@@ -12,38 +12,38 @@ use metergate_domain::base::window::Span;
 use metergate_domain::catalog::meter::{Aggregation, Meter};
 use metergate_domain::usage::read_plan::PartialHour;
 
-/// The events that questions read, by event name and scope.
+/// The events that the queries read, by event name and scope.
 #[derive(Debug, Default)]
 pub(super) struct PartialHours<'a>(Vec<PartialHourSpan<'a>>);
 
-/// Events of a name within a scope: in spans, by what anybody asks of them.
+/// The events of one name and scope in some spans, with the columns that the queries need.
 #[derive(Debug)]
 struct PartialHourSpan<'a> {
     environment: Environment,
     event_name_id: i32,
     scope: UsageScope<'a>,
-    /// In order, once each.
+    /// The spans in order, without duplicates.
     spans: Vec<Span>,
-    /// Between two of them, all that happens is one to every question.
+    /// Between two bounds, no query distinguishes times.
     bounds: Vec<Timestamp>,
     texts: Vec<Text>,
-    /// One of each aggregation and property.
+    /// One meter for each aggregation and property.
     meters: Vec<&'a Meter>,
     by_path: bool,
-    /// Whether something is taken off rollups, which know only what is folded.
+    /// Whether a query subtracts events from rollups, which contain only folded events.
     has_cuts: bool,
 }
 
-/// A text by which events are grouped.
+/// A text that events are grouped by.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Text {
     Property(String),
-    /// Their value, as members are written.
+    /// The value of the event, in the format of members.
     Value,
 }
 
 impl Text {
-    /// The member that a meter counts.
+    /// Returns the text of the member that a meter counts.
     fn member(meter: &Meter) -> Self {
         meter.property().map_or(Self::Value, |property| Self::Property(property.to_owned()))
     }
@@ -60,7 +60,7 @@ fn is_unique(meter: &Meter) -> bool {
     meter.aggregation == Aggregation::UniqueCount
 }
 
-/// Whether meters take the same quantities from events.
+/// Returns whether two meters count the same quantities from events.
 fn is_alike(one: &Meter, other: &Meter) -> bool {
     one.aggregation == other.aggregation && one.property() == other.property()
 }
@@ -78,13 +78,14 @@ impl<'a> PartialHours<'a> {
         edges
     }
 
-    /// Returns the place of the relation that a question reads.
+    /// Returns the index of the relation that a query reads.
     fn place(&self, meter_query: &MeterQuery<'_>) -> Option<usize> {
         let name = meter_query.stored.event_name_id;
         self.0.iter().position(|edge| edge.event_name_id == name && edge.scope == meter_query.scope)
     }
 
-    /// Writes `with …` of the relations that [`PartialHours::push_part`] reads; nothing where there are none.
+    /// Writes `with …` of the relations that [`PartialHours::push_part`] reads, or nothing without
+    /// relations.
     pub(super) fn push(&self, sql: &mut QueryBuilder<Postgres>) {
         for (place, edge) in self.0.iter().enumerate() {
             sql.push(if place == 0 { "with " } else { ", " });
@@ -94,7 +95,8 @@ impl<'a> PartialHours<'a> {
         }
     }
 
-    /// The part of a question that comes from events, with the columns of every part; none where nothing does.
+    /// Writes the part of a query that comes from events, with the columns of every part. Writes
+    /// nothing for a query without such a part.
     pub(super) fn push_part(
         &self,
         sql: &mut QueryBuilder<Postgres>,
@@ -131,7 +133,7 @@ impl<'a> PartialHours<'a> {
     }
 }
 
-/// Whether a question looks at events of parts of hours.
+/// Returns whether a query reads events of partial hours.
 fn has_some(asked: &PlannedQuery<'_>) -> bool {
     !asked.reading.events.is_empty() || !asked.reading.partial_hours.is_empty()
 }
@@ -151,7 +153,7 @@ impl<'a> PartialHourSpan<'a> {
         }
     }
 
-    /// Takes what a question asks to what is read.
+    /// Adds the spans, bounds, texts and meters of a query.
     fn note(&mut self, asked: &'a PlannedQuery<'a>) {
         let MeterQuery { stored, query, bounds, .. } = *asked.meter_query;
         let meter = &stored.meter;
@@ -175,7 +177,7 @@ impl<'a> PartialHourSpan<'a> {
         self.by_path |= asked.meter_query.is_by_path();
     }
 
-    /// Of a span that is known; they are numbered from 1.
+    /// Returns the number of a span, counted from 1.
     fn number(&self, span: Span) -> i64 {
         let place = self.spans.binary_search_by_key(&(span.from, span.to), |known| (known.from, known.to));
         place.map_or(0, |place| i64::try_from(place + 1).unwrap_or_default())
@@ -183,12 +185,14 @@ impl<'a> PartialHourSpan<'a> {
 
     fn column_of(&self, meter: &Meter) -> Result<usize, StoreError> {
         let place = self.meters.iter().position(|known| is_alike(known, meter));
-        place.ok_or_else(|| StoreError::internal(format!("no events are read for the meter `{}`", meter.key)))
+        place.ok_or_else(|| {
+            StoreError::internal(format!("the relation has no column for the meter `{}`", meter.key))
+        })
     }
 
     fn column_of_text(&self, text: &Text) -> Result<usize, StoreError> {
         let place = self.texts.iter().position(|known| known == text);
-        place.ok_or_else(|| StoreError::internal(format!("events are read without {text:?}")))
+        place.ok_or_else(|| StoreError::internal(format!("the relation has no column for {text:?}")))
     }
 
     /// Writes `select …`.
@@ -229,7 +233,7 @@ impl<'a> PartialHourSpan<'a> {
             sql.push(" and e.occurred_at >= ").push_bind(span.from);
             sql.push(" and e.occurred_at < ").push_bind(span.to).push(") e) e");
         } else {
-            // each is looked up by itself, so that the index serves every one
+            // a separate look-up per span, so that each one uses the index
             let (from, to) = columns(&self.spans);
             sql.push(" from unnest(").push_bind(from).push(", ").push_bind(to);
             sql.push(") with ordinality as span (s, e, n) cross join lateral (select * from events e");
@@ -248,13 +252,14 @@ impl<'a> PartialHourSpan<'a> {
         self.scope.push(sql);
     }
 
-    /// The columns that tell rows apart beside times, paths and meters, each after a comma.
+    /// Returns the columns that rows are grouped by in addition to time, path and meter, each after a
+    /// comma.
     fn groups(&self) -> String {
         let folded = self.has_cuts.then(|| ", is_folded".to_owned());
         folded.into_iter().chain((0..self.texts.len()).map(|place| format!(", text_{place}"))).collect()
     }
 
-    /// Writes the columns of a part behind `path_id` and `at`. `sign`: `-` where they are taken off.
+    /// Writes the columns of a part after `path_id` and `at`. `sign` is `-` for a subtraction.
     fn push_columns(
         &self,
         sql: &mut QueryBuilder<Postgres>,
@@ -279,7 +284,7 @@ impl<'a> PartialHourSpan<'a> {
         Ok(())
     }
 
-    /// Writes the conditions on the rows that a question takes.
+    /// Writes the conditions on the rows that a query reads.
     fn push_conditions(
         &self,
         sql: &mut QueryBuilder<Postgres>,

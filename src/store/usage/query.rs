@@ -1,4 +1,4 @@
-//! A usage query as the store reads it: of whom, between which bounds, and from which rollups.
+//! Usage queries of the store: their scope, their bounds, and the rollups that can answer them.
 
 use std::collections::{HashMap, HashSet};
 
@@ -16,15 +16,15 @@ use metergate_domain::usage::read_plan::{Reading, Rollups};
 /// The ranges in which rollups agree with the events of a snapshot.
 #[derive(Debug, Default)]
 pub struct RollupCoverage {
-    /// By meter: hours that are not to be read from rollups.
+    /// The hours that must not be read from rollups, by meter.
     pub gaps: HashMap<i32, Vec<Span>>,
-    /// By meter: until when its days are summed up.
+    /// The end of the days with rollups, by meter.
     pub days_until: HashMap<i32, Timestamp>,
-    /// By event name: what is not in the rollups yet.
+    /// The unfolded batches, by event name.
     pub tails: HashMap<i32, UnfoldedRange>,
 }
 
-/// Batches that are not folded, and where their events lie.
+/// The unfolded batches and the time range of their events.
 #[derive(Debug, Clone)]
 pub struct UnfoldedRange {
     pub(super) batch_ids: Vec<i64>,
@@ -32,12 +32,13 @@ pub struct UnfoldedRange {
 }
 
 impl RollupCoverage {
-    /// Whether all that a meter counted is in its rollups.
+    /// Returns whether all usage of a meter is in its rollups.
     pub fn is_folded(&self, stored: &StoredMeter) -> bool {
         !self.gaps.contains_key(&stored.id) && !self.tails.contains_key(&stored.event_name_id)
     }
 
-    /// Plans the sources of an answer. Rollups do not tell customers apart: their usage is read from events.
+    /// Plans the sources of an answer. Usage of customers is read from events, because rollups do not
+    /// contain customers.
     pub fn plan<'a>(&'a self, meter_query: &'a MeterQuery<'_>) -> PlannedQuery<'a> {
         let MeterQuery { stored, query, bounds, .. } = *meter_query;
         if matches!(meter_query.scope, UsageScope::Customer { .. }) {
@@ -53,7 +54,7 @@ impl RollupCoverage {
     }
 }
 
-/// Reads the coverage of the rollups of a meter, or of all, in a span.
+/// Reads the coverage of rollups in a span, for one meter or for all.
 pub async fn rollup_coverage(
     scope: &mut Scope<'_>,
     meter: Option<&StoredMeter>,
@@ -125,7 +126,7 @@ pub async fn with_rollups(
 pub enum UsageScope<'a> {
     All,
     Paths(&'a [i64]),
-    /// Events that were recorded for a customer, on the paths where they may lie, if these are known.
+    /// Events that were recorded for a customer, with their possible paths if these are known.
     Customer {
         customer_id: i64,
         paths: Option<&'a [i64]>,
@@ -133,7 +134,7 @@ pub enum UsageScope<'a> {
 }
 
 impl<'a> UsageScope<'a> {
-    /// The paths that are read; none: every path.
+    /// Returns the paths to read; none for all paths.
     pub(super) fn paths(self) -> Option<&'a [i64]> {
         match self {
             Self::All => None,
@@ -142,7 +143,7 @@ impl<'a> UsageScope<'a> {
         }
     }
 
-    /// Restricts events `e`, as one more condition.
+    /// Writes the scope as one more condition on events `e`.
     pub(super) fn push(self, sql: &mut QueryBuilder<Postgres>) {
         push_paths(sql, "e.path_id", self.paths());
         if let Self::Customer { customer_id, .. } = self {
@@ -151,7 +152,7 @@ impl<'a> UsageScope<'a> {
     }
 }
 
-/// The holders of paths, in pairs of a path and a subject; several may hold one.
+/// Subjects and the paths of their usage, as pairs. Several subjects may share a path.
 #[derive(Debug, Clone, Default)]
 pub struct HolderColumns {
     pub paths: Vec<i64>,
@@ -165,15 +166,15 @@ pub struct MeterQuery<'a> {
     pub stored: &'a StoredMeter,
     pub query: &'a UsageQuery,
     pub scope: UsageScope<'a>,
-    /// The subjects that rows name, each by their number; none: as the query says.
+    /// The subjects that rows show, by number; none to follow the query.
     pub holders: Option<&'a HolderColumns>,
     pub bounds: &'a [Timestamp],
-    /// Whether the same is asked again and again: then its plan is kept.
+    /// Whether the query is frequent, so that its plan is kept.
     pub is_usual: bool,
 }
 
 impl<'a> MeterQuery<'a> {
-    /// A question whose rows name subjects as its query says, and whose plan is not kept.
+    /// Creates a query that shows the subjects of `query`, without a kept plan.
     pub fn new(
         environment: Environment,
         stored: &'a StoredMeter,
@@ -184,13 +185,13 @@ impl<'a> MeterQuery<'a> {
         Self { environment, stored, query, scope: usage_scope, holders: None, bounds, is_usual: false }
     }
 
-    /// Whether usage of different paths makes different rows.
+    /// Returns whether rows distinguish paths.
     pub(super) fn is_by_path(&self) -> bool {
         self.holders.is_some() || self.query.whose != GroupBySubject::All
     }
 }
 
-/// A question, where its parts are read, and what is not in the rollups yet.
+/// A query, the sources of its parts, and the unfolded batches.
 #[derive(Debug)]
 pub struct PlannedQuery<'a> {
     pub meter_query: &'a MeterQuery<'a>,
@@ -199,18 +200,18 @@ pub struct PlannedQuery<'a> {
 }
 
 impl PlannedQuery<'_> {
-    /// Whether there is nothing to read.
+    /// Returns whether there is nothing to read.
     pub(super) fn is_empty(&self) -> bool {
         self.meter_query.scope.paths().is_some_and(<[i64]>::is_empty) || self.reading.is_empty()
     }
 }
 
-/// Dimensions that a relation has in its column `members`, in order.
+/// The dimensions in the column `members` of a relation, in order.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Dimensions(Vec<String>);
 
 impl Dimensions {
-    /// The dimensions that a query shows or looks at, once each, those that it groups by first.
+    /// Returns the dimensions that a query shows or filters by, without duplicates, groups first.
     pub(super) fn needed(query: &UsageQuery) -> Self {
         let mut needed = query.group_by.clone();
         for name in query.filter.keys().chain(query.slices.iter().flat_map(|slice| slice.filter.keys())) {
@@ -229,14 +230,16 @@ impl Dimensions {
         &self.0
     }
 
-    /// The place of a dimension in the column, which counts from 1. One that is missing is a defect: taking
-    /// another in its place would rate usage by a wrong price.
+    /// Returns the position of a dimension in the column, counted from 1. A missing dimension is an
+    /// error, because another in its place would lead to a wrong price.
     pub(super) fn place(&self, name: &str) -> Result<usize, StoreError> {
         let place = self.0.iter().position(|known| known == name).map(|place| place + 1);
-        place.ok_or_else(|| StoreError::internal(format!("the dimension `{name}` is not among {:?}", self.0)))
+        place.ok_or_else(|| {
+            StoreError::internal(format!("the dimension `{name}` is missing; the relation has {:?}", self.0))
+        })
     }
 
-    /// Writes conditions that the dimensions of a filter have one of its values, each after ` and `.
+    /// Writes the conditions of a filter on its dimensions, each after ` and `.
     pub(super) fn push_filter<'f>(
         &self,
         sql: &mut QueryBuilder<Postgres>,
@@ -249,7 +252,7 @@ impl Dimensions {
         Ok(())
     }
 
-    /// Writes the place of the first slice that admits what the columns `at` and `members` say.
+    /// Writes the index of the first slice that accepts the columns `at` and `members`.
     pub(super) fn push_slice(
         &self,
         sql: &mut QueryBuilder<Postgres>,
@@ -313,7 +316,7 @@ mod tests {
     }
 
     #[test]
-    fn a_missing_dimension_is_an_error_and_not_the_first() {
+    fn a_missing_dimension_is_an_error() {
         let dimensions = Dimensions::needed(&query(&["model"], &[]));
         assert!(matches!(dimensions.place("tier"), Err(StoreError::Refused(_))));
         let mut sql = QueryBuilder::default();

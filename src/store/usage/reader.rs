@@ -1,4 +1,4 @@
-//! Reads values: one statement for several questions, or for a page of a ranking.
+//! Reads values: one statement for several queries, or for a page of a ranking.
 
 use std::collections::BTreeMap;
 
@@ -16,7 +16,7 @@ use metergate_domain::catalog::meter::Aggregation;
 use metergate_domain::usage::query::{Aggregate, Group};
 use metergate_domain::usage::ranking::RankPageRequest;
 
-/// One snapshot of the database, in which several statements agree.
+/// Begins a read snapshot, in which several statements see the same data.
 pub async fn snapshot(pool: &PgPool) -> Result<Transaction<'static, Postgres>, StoreError> {
     Ok(pool.begin_with("begin isolation level repeatable read, read only").await?)
 }
@@ -26,18 +26,18 @@ pub async fn now(connection: &mut PgConnection) -> Result<Timestamp, StoreError>
     Ok(sqlx::query_scalar("select clock_timestamp()").fetch_one(connection).await?)
 }
 
-/// Keeps one generic plan for each usual question, until the transaction ends. Such questions read few paths by
-/// index; to plan them anew takes as long as to answer them.
+/// Keeps one generic plan for each frequent query until the transaction ends. Such queries read few
+/// paths by index, and planning takes as long as reading.
 pub async fn keep_plans(connection: &mut PgConnection) -> Result<(), StoreError> {
     sqlx::raw_sql("set local plan_cache_mode = force_generic_plan").execute(connection).await?;
     Ok(())
 }
 
-/// The aggregates that answer a question, by window and group.
+/// The aggregates of a query by window and group.
 pub type AggregatesByGroup = BTreeMap<(usize, Group), Aggregate>;
 
-/// Answers questions that have the same groups in one statement, to save round trips. An answer that would
-/// have too many rows has one more than the limit.
+/// Answers queries with the same groups in one statement, to save round trips. An answer with too
+/// many rows has one row more than the limit.
 pub async fn find(
     connection: &mut PgConnection,
     asked: &[PlannedQuery<'_>],
@@ -69,8 +69,8 @@ pub async fn find(
     Ok(answers)
 }
 
-/// Ranks the subjects of a question, the most first, and returns one more than the page holds where there are
-/// more. The question asks for each subject, between two bounds.
+/// Ranks the subjects of a query, the largest first. Returns one row more than the page holds if
+/// there are more. The query must group by subject and have two bounds.
 pub async fn top(
     connection: &mut PgConnection,
     asked: &PlannedQuery<'_>,
@@ -107,7 +107,7 @@ pub(super) fn read_key(row: &PgRow, groups: usize) -> Result<(usize, Group), Sto
         dimensions: dimensions.collect::<Result<_, StoreError>>()?,
         slice: slice.and_then(|slice| usize::try_from(slice).ok()),
     };
-    // width_bucket counts from 1
+    // `width_bucket` counts from 1
     Ok((usize::try_from(window - 1).unwrap_or_default(), group))
 }
 

@@ -1,6 +1,6 @@
-//! How long the buckets are in which rollups are kept: hours, and the days that are summed up from them.
+//! The resolutions of rollups: UTC hours, and UTC days that are summed up from them.
 
-/// Of UTC.
+/// The length of the time span of a rollup, in UTC.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum RollupResolution {
     Hour,
@@ -10,7 +10,7 @@ pub(crate) enum RollupResolution {
 impl RollupResolution {
     pub(crate) const ALL: [Self; 2] = [Self::Hour, Self::Day];
 
-    /// The table of rollups.
+    /// Returns the table of rollups.
     pub(crate) fn rollups(self) -> &'static str {
         match self {
             Self::Hour => "rollups",
@@ -18,7 +18,7 @@ impl RollupResolution {
         }
     }
 
-    /// The table of the members that `unique_count` has seen.
+    /// Returns the table of the members that `unique_count` has counted.
     pub(crate) fn members(self) -> &'static str {
         match self {
             Self::Hour => "rollup_members",
@@ -26,7 +26,7 @@ impl RollupResolution {
         }
     }
 
-    /// Its word, and the column in which a bucket begins.
+    /// Returns the word for the resolution, which is also the column of a rollup's start.
     pub(crate) fn word(self) -> &'static str {
         match self {
             Self::Hour => "hour",
@@ -34,7 +34,7 @@ impl RollupResolution {
         }
     }
 
-    /// When the bucket of a time begins, as SQL.
+    /// Returns the start of the rollup of a time, as SQL.
     pub(crate) fn start_of(self, time: &str) -> String {
         format!("date_bin('1 {}', {time}, '2000-01-01T00:00:00Z')", self.word())
     }

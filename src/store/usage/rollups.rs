@@ -1,5 +1,5 @@
-//! A question as SQL: the rollups of whole days and hours, what is not folded yet, and the grouping of all
-//! parts.
+//! The SQL of a usage query: rollups of whole days and hours, unfolded batches, and the grouping of
+//! all parts.
 
 use sqlx::{Postgres, QueryBuilder};
 
@@ -13,7 +13,7 @@ use metergate_domain::catalog::meter::Aggregation;
 use metergate_domain::usage::query::{GroupBySubject, UsageQuery};
 use metergate_domain::usage::read_plan::PartialHour;
 
-/// Writes a question, without a limit of rows.
+/// Writes a query, without a limit of rows.
 pub(super) fn push_question(
     sql: &mut QueryBuilder<Postgres>,
     asked: &PlannedQuery<'_>,
@@ -48,18 +48,18 @@ pub(super) fn push_question(
     push_grouping(sql, meter_query, &dimensions)
 }
 
-/// The rollups that are read.
+/// The rollups to read.
 #[derive(Debug)]
 enum Buckets<'a> {
-    /// Rollups that lie in the spans.
+    /// Rollups within the spans.
     Whole(RollupResolution, &'a [Span]),
-    /// Rollups of hours, each dated to the larger part of its hour.
+    /// Hourly rollups, dated to the larger part of their hour.
     Cut(&'a [PartialHour]),
 }
 
-/// Writes the columns of a part: `path_id`, `at`, `members`, `count`, the rollup columns of the aggregation,
-/// and for `unique_count` `member`. Rollups between the same two edges are added up before their dimensions
-/// and members are looked at, which costs more than adding.
+/// Writes the columns of a part: `path_id`, `at`, `members`, `count`, the rollup columns of the
+/// aggregation, and `member` for `unique_count`. Rollups between the same two edges are summed up
+/// first, because the look-up of dimensions and members costs more.
 fn push_rollups(
     sql: &mut QueryBuilder<Postgres>,
     meter_query: &MeterQuery<'_>,
@@ -98,7 +98,7 @@ fn push_rollups(
     Ok(())
 }
 
-/// Writes the dimensions that are needed, of those by which a rollup is kept.
+/// Writes the needed dimensions of a rollup.
 fn push_members(
     sql: &mut QueryBuilder<Postgres>,
     kept: &Dimensions,
@@ -110,7 +110,7 @@ fn push_members(
     Ok(())
 }
 
-/// Writes the rollups that lie in the buckets of a question.
+/// Writes the rollups of a query.
 fn push_buckets(sql: &mut QueryBuilder<Postgres>, meter_query: &MeterQuery<'_>, buckets: &Buckets<'_>) {
     let resolution = match buckets {
         Buckets::Whole(resolution, _) => *resolution,
@@ -149,7 +149,7 @@ fn push_buckets(sql: &mut QueryBuilder<Postgres>, meter_query: &MeterQuery<'_>, 
     }
 }
 
-/// Writes the same columns of events that are not folded yet.
+/// Writes the same columns for unfolded events.
 fn push_tail(
     sql: &mut QueryBuilder<Postgres>,
     meter_query: &MeterQuery<'_>,
@@ -165,7 +165,7 @@ fn push_tail(
         None => sql.push(", text_digest(member)"),
         Some(name) => sql.push(format!(", {}", made_of(name, "number"))),
     };
-    // the first part of a union names its columns: those of rollups, or these
+    // the first part of a union names the columns, so these names are those of rollups
     sql.push(" from (");
     let scope = MeasureScope::BatchesWithin { batch_ids, within: *within, spans };
     Measures::of(meter_query, dimensions, scope).push(sql);
@@ -214,14 +214,15 @@ fn push_grouping(
     Ok(())
 }
 
-/// Columns that tell rows apart beside those of the groups: `w`, `subject` and `slice`.
+/// The number of columns that identify rows in addition to the groups: `w`, `subject` and `slice`.
 const KEYS: usize = 3;
 
 fn first_columns(count: usize) -> String {
     (1..=count).map(|n| n.to_string()).collect::<Vec<_>>().join(", ")
 }
 
-/// Writes `subject`, `slice` and the groups, each after a comma; [`push_subjects`] joins what they need.
+/// Writes `subject`, `slice` and the groups, each after a comma. [`push_subjects`] joins the
+/// relations that they use.
 pub(super) fn push_groups(
     sql: &mut QueryBuilder<Postgres>,
     meter_query: &MeterQuery<'_>,
@@ -242,7 +243,7 @@ pub(super) fn push_groups(
     Ok(())
 }
 
-/// Joins the subjects of a relation `named`.
+/// Joins the subjects to a relation `named`.
 pub(super) fn push_subjects(sql: &mut QueryBuilder<Postgres>, meter_query: &MeterQuery<'_>) {
     if let Some(HolderColumns { paths, subject_ids }) = meter_query.holders {
         sql.push(" join unnest(").push_bind(paths.clone()).push(", ").push_bind(subject_ids.clone());
@@ -252,12 +253,12 @@ pub(super) fn push_subjects(sql: &mut QueryBuilder<Postgres>, meter_query: &Mete
     }
 }
 
-/// Names the columns of the groups, each after a comma.
+/// Returns the columns of the groups, each after a comma.
 pub(super) fn group_columns(query: &UsageQuery) -> String {
     (0..query.group_by.len()).map(|index| format!(", g{index}")).collect::<Vec<_>>().concat()
 }
 
-/// Writes how many members each group has.
+/// Writes the number of members in each group.
 fn push_members_counted(sql: &mut QueryBuilder<Postgres>, meter_query: &MeterQuery<'_>) {
     let groups = group_columns(meter_query.query);
     let (from, fresh) = if meter_query.query.tells_new {

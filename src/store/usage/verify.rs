@@ -1,4 +1,4 @@
-//! Recounting everything from the events, and naming what differs.
+//! Recounts all derived tables from the events and reports differences.
 
 use sqlx::{PgConnection, Postgres, QueryBuilder, Row};
 use uuid::Uuid;
@@ -13,9 +13,10 @@ use metergate_domain::base::timestamp::Timestamp;
 use metergate_domain::base::window::Span;
 use metergate_domain::catalog::meter::{Aggregation, Filter, StoredMeter};
 
-/// Differences that are shown; all are counted.
+/// The differences that are described. All differences are counted.
 const SHOWN: i64 = 20;
 
+/// The number of differences, and descriptions of some of them.
 #[derive(Debug, Default)]
 pub struct Differences {
     pub count: i64,
@@ -23,13 +24,14 @@ pub struct Differences {
 }
 
 impl Differences {
+    /// Adds a number of differences with their description.
     pub fn note(&mut self, count: i64, shown: String) {
         self.count += count;
         self.shown.push(shown);
     }
 }
 
-/// Turns off what would end a long count; the snapshot is the caller's.
+/// Lifts the time limits of the transaction, which would end a long recount.
 pub async fn allow_long(connection: &mut PgConnection) -> Result<(), StoreError> {
     sqlx::raw_sql("set local statement_timeout = 0; set local work_mem = '256MB'")
         .execute(connection)
@@ -37,7 +39,7 @@ pub async fn allow_long(connection: &mut PgConnection) -> Result<(), StoreError>
     Ok(())
 }
 
-/// Every event has its key and every key its event, once; every void its counter-event, once.
+/// Checks that events and keys match one to one, and so do voids and counter-events.
 pub async fn keys(scope: &mut Scope<'_>, differences: &mut Differences) -> Result<i64, StoreError> {
     let environment = scope.environment;
     let row = sqlx::query(
@@ -72,8 +74,8 @@ pub async fn keys(scope: &mut Scope<'_>, differences: &mut Differences) -> Resul
     Ok(row.try_get("events")?)
 }
 
-/// The rollups of a meter, where there is no gap, are what the folded events say. How many were
-/// compared.
+/// Compares the rollups of a meter outside of gaps with the folded events. Returns the number of
+/// compared rollups.
 pub async fn rollups(
     scope: &mut Scope<'_>,
     stored: &StoredMeter,
@@ -102,7 +104,7 @@ pub async fn rollups(
     Ok(compared)
 }
 
-/// The rollups of a meter, or the members that they have seen.
+/// A table of a meter's rollups or of their members.
 struct RollupTable<'a> {
     environment: Environment,
     stored: &'a StoredMeter,
@@ -115,7 +117,7 @@ impl RollupTable<'_> {
         if self.of_members { self.resolution.members() } else { self.resolution.rollups() }
     }
 
-    /// Writes `compared`: of each rollup, what the events say and what is kept.
+    /// Writes the relation `compared`: the events' values and the stored values of each rollup.
     fn push_compared(&self, sql: &mut QueryBuilder<Postgres>) {
         let Self { environment, stored, resolution, of_members } = *self;
         let (table, start) = (self.name(), resolution.word());
@@ -142,7 +144,7 @@ impl RollupTable<'_> {
         ));
         sql.push_bind(environment.code()).push(" and r.meter_id = ").push_bind(stored.id);
         sql.push("), compared as (select coalesce(c.path_id, k.path_id) as path_id, coalesce(c.start, k.start) as start, coalesce(c.members, k.members) as members, ");
-        // a bucket in which everything was taken back may be there or not
+        // a rollup of voided events only may exist or be missing
         sql.push("coalesce(c.count, 0) = coalesce(k.count, 0)");
         match column {
             None => {}
@@ -153,7 +155,7 @@ impl RollupTable<'_> {
         sql.push(if of_members { " and k.member = c.member)" } else { ")" });
     }
 
-    /// Writes how many of `compared` differ, of those that are read from rollups.
+    /// Writes the number of differences in `compared`, outside of gaps.
     fn push_judged(&self, sql: &mut QueryBuilder<Postgres>) {
         let start = self.resolution.word();
         sql.push(", judged as (select * from compared c where not exists (select from rollup_gaps g where g.environment = ");
@@ -168,18 +170,18 @@ impl RollupTable<'_> {
     }
 }
 
-/// A definition of limits, of which there are counters.
+/// A definition of limits that has counters.
 #[derive(Debug)]
 pub struct Definition<'a> {
     pub id: Uuid,
     pub stored: &'a StoredMeter,
     pub filter: &'a Filter,
-    /// The plans that have such a limit.
+    /// The plans with such a limit.
     pub plans: Vec<String>,
 }
 
-/// The counters of a definition are what the events say, and what is held on them is what the open
-/// reservations hold. How many were compared.
+/// Compares the counters of a definition with the events, and their holds with the open reservations.
+/// Returns the number of compared counters.
 pub async fn counters(
     scope: &mut Scope<'_>,
     definition: &Definition<'_>,
@@ -194,7 +196,7 @@ pub async fn counters(
     }
     let (wrong, shown) = held(scope, definition, now).await?;
     if wrong > 0 {
-        let what = "lines of what is held";
+        let what = "hold lines";
         differences.note(wrong, format!("{environment}: {wrong} {what} on meter {key} differ: {shown}"));
     }
     let stray: i64 = sqlx::query_scalar(
@@ -258,7 +260,7 @@ async fn held(
         sql.push(") = any(").push_bind(allowed.to_vec()).push(")");
     }
     sql.push("), expected as (select c.id as counter_id, h.key, h.expires_at, h.on_expiry, h.quantity from holds h join paths p on p.id = h.path_id cross join unnest(p.ancestors) a (id) join wanted c on c.subject_id = a.id and h.created_at >= c.since and h.created_at < c.period_end where h.quantity > 0), lines as (select l.* from hold_lines l join wanted c on c.id = l.counter_id), compared as (select coalesce(l.counter_id, e.counter_id) as counter_id, coalesce(l.reservation, e.key) as key, l.quantity as held, e.quantity as expected,");
-    // what has lapsed may be given back already
+    // expired holds may already be removed
     sql.push(" l.quantity is not distinct from e.quantity or l.quantity is null and e.on_expiry = 0 and e.expires_at <= ");
     sql.push_bind(now);
     sql.push(" as same from lines l full join expected e on e.counter_id = l.counter_id and e.key = l.reservation and e.expires_at = l.expires_at), sums as (select c.id as counter_id, null::uuid as key, c.held, coalesce(sum(l.quantity), 0) as expected, c.held = coalesce(sum(l.quantity), 0) and (c.next_expiry <= min(l.expires_at) or min(l.expires_at) is null) as same from wanted c left join lines l on l.counter_id = c.id group by c.id, c.held, c.next_expiry), judged as (select * from compared union all select * from sums)");
@@ -269,7 +271,7 @@ async fn held(
     Ok((row.try_get("wrong")?, shown.join("; ")))
 }
 
-/// Counters that belong to none of the definitions.
+/// Reports counters that belong to no definition.
 pub async fn stray_counters(
     scope: &mut Scope<'_>,
     definitions: &[Uuid],

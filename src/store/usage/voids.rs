@@ -1,4 +1,4 @@
-//! Taking events back: each once, with a trace.
+//! Stores voids: each event can be voided once, and the void remains as a row.
 
 use uuid::Uuid;
 
@@ -6,12 +6,14 @@ use crate::store::StoreError;
 use crate::store::scope::Scope;
 use metergate_domain::base::timestamp::{MICROS_PER_HOUR, Timestamp};
 
+/// A stored void.
 #[derive(Debug, Clone, sqlx::FromRow)]
 pub struct VoidRow {
     pub reason: Option<String>,
     pub voided_at: Timestamp,
 }
 
+/// Returns the void of an event, if it is voided.
 pub async fn find(scope: &mut Scope<'_>, key: Uuid) -> Result<Option<VoidRow>, StoreError> {
     let found = sqlx::query_as("select reason, voided_at from voids where environment = $1 and key = $2")
         .bind(scope.environment.code())
@@ -21,19 +23,19 @@ pub async fn find(scope: &mut Scope<'_>, key: Uuid) -> Result<Option<VoidRow>, S
     Ok(found)
 }
 
-/// A void to be made.
+/// A new void.
 #[derive(Debug, Clone, Copy)]
 pub struct NewVoid<'a> {
-    /// Of the event.
+    /// The key of the event.
     pub key: Uuid,
-    /// Of the counter-event.
+    /// The batch of the counter-event.
     pub batch_id: i64,
     pub reason: Option<&'a str>,
     pub voided_at: Timestamp,
 }
 
-/// Notes that the event is taken back; false where it already was. A second caller waits for the
-/// first.
+/// Inserts the void of an event. Returns false if the event is already voided. Waits for a concurrent
+/// void of the same event.
 pub async fn insert(scope: &mut Scope<'_>, void: NewVoid<'_>) -> Result<bool, StoreError> {
     let done = sqlx::query(
         "insert into voids (environment, key, batch_id, reason, voided_at) values ($1, $2, $3, $4, $5)
@@ -49,7 +51,7 @@ pub async fn insert(scope: &mut Scope<'_>, void: NewVoid<'_>) -> Result<bool, St
     Ok(done.rows_affected() == 1)
 }
 
-/// Writes the counter-event: the event again with sign −1, in a batch of its own, not folded yet.
+/// Inserts the counter-event: a copy of the event with sign −1, in an unfolded batch of its own.
 pub async fn insert_counter_event(
     scope: &mut Scope<'_>,
     key: Uuid,
@@ -78,8 +80,8 @@ pub async fn insert_counter_event(
     Ok(())
 }
 
-/// Marks an hour of some meters as not to be read from rollups: subtracting cannot undo a minimum. A
-/// mark of its own, even where there is one: that one may be about to go, built without this void.
+/// Adds a gap of one hour for some meters, because a minimum cannot be corrected by subtraction. An
+/// existing gap is not enough: a concurrent rebuild without this void may be about to remove it.
 pub async fn insert_gaps(
     scope: &mut Scope<'_>,
     meter_ids: &[i32],

@@ -1,4 +1,4 @@
-//! Limits that credits extend: the quota first, then grants, and never below nothing.
+//! Limits that credits extend: the quota is used first, then the grants, and no balance is negative.
 
 use axum::http::{Method, StatusCode};
 use metergate_domain::base::quantity::Total;
@@ -49,7 +49,7 @@ async fn quota_is_used_before_credits() {
     assert_eq!(denied["denied_by"][0]["key"], "tokens");
     assert_eq!(reserve(&service, "r2", 35).await.status, StatusCode::CREATED);
     assert_eq!(balance(&service, "a").await, (0, 40));
-    // less than was held gives credits back first
+    // a commit below the hold returns credits before quota
     assert_eq!(
         limit(&settle(&service, "r1", "commit", json!({"values": [{"meter": "tokens", "value": 12}]})).await),
         [12, 35, 37, 0]
@@ -70,7 +70,7 @@ async fn quota_is_used_before_credits() {
 }
 
 #[tokio::test]
-async fn a_check_decides_as_a_reservation_and_a_gate_asks_for_payment() {
+async fn checks_decide_like_reservations_and_gateways_ask_for_payment() {
     let service = credits(20).await;
     for (value, allowed) in [(10, true), (30, true), (31, false)] {
         let ask = json!({"subject": "a", "meter": "tokens", "value": value});
@@ -105,7 +105,7 @@ async fn slices_have_their_own_costs_and_holds_share_grants() {
 }
 
 #[tokio::test]
-async fn an_expiry_gives_back_swept_or_not_and_held_credits_outlive_their_grant() {
+async fn expired_holds_return_credits_and_held_credits_outlive_their_grant() {
     let service = start().await;
     let grant = json!({"credit_unit": "credits", "amount": 40, "expires_at": "2026-11-20T12:00:30Z"});
     granted(&service, "a", &grant).await;
@@ -114,11 +114,11 @@ async fn an_expiry_gives_back_swept_or_not_and_held_credits_outlive_their_grant(
     }
     assert_eq!(balance(&service, "a").await, (5, 35));
     service.clock.set(at("2026-11-20T12:00:40Z"));
-    assert_eq!(balance(&service, "a").await, (0, 35), "what is held stays valid");
+    assert_eq!(balance(&service, "a").await, (0, 35), "held credits stay valid");
     settle(&service, "r2", "commit", json!({})).await;
     settle(&service, "r3", "release", json!({})).await;
     assert_eq!(balance(&service, "a").await, (0, 5));
-    // at its expiry, which nobody has written
+    // at the expiry, which no writer has applied yet
     service.clock.set(at("2026-11-20T12:01:00Z"));
     assert_eq!(balance(&service, "a").await, (0, 0));
     assert_eq!(
@@ -136,7 +136,7 @@ async fn an_expiry_gives_back_swept_or_not_and_held_credits_outlive_their_grant(
             "expire 5"
         ]
     );
-    // 15 of the quota were used and covered: it is all there
+    // 15 above the quota were held and covered: all credits are available again
     let checked =
         service.post("/v1/check", &json!({"subject": "a", "meter": "tokens", "value": 10})).await.json();
     assert_eq!((&checked["allowed"], limit(&checked)), (&json!(true), [15, 0, 15, 10]), "{checked}");
@@ -144,7 +144,7 @@ async fn an_expiry_gives_back_swept_or_not_and_held_credits_outlive_their_grant(
 }
 
 #[tokio::test]
-async fn an_expiry_that_charges_spends_what_was_held() {
+async fn expiries_that_commit_spend_the_held_credits() {
     let service = credits(40).await;
     let body = json!({"id": "r", "subject": "a", "meter": "tokens", "value": 30, "ttl_seconds": 60, "on_expiry": "commit"});
     assert_eq!(service.post("/v1/reservations", &body).await.status, StatusCode::CREATED);
@@ -155,7 +155,7 @@ async fn an_expiry_that_charges_spends_what_was_held() {
 }
 
 #[tokio::test]
-async fn tracked_usage_burns_available_credits_and_records_the_rest_as_uncovered() {
+async fn recorded_usage_spends_available_credits_and_the_rest_is_uncovered() {
     let service = credits(8).await;
     let track = async |id: &str, value: i64| {
         service.record(&json!({"id": id, "event_name": "tokens", "subject": "a", "value": value})).await;
@@ -170,7 +170,7 @@ async fn tracked_usage_burns_available_credits_and_records_the_rest_as_uncovered
     assert_eq!((&rows[1]["event"], &rows[1]["kind"]), (&json!("e2"), &json!("uncovered")));
     let nothing = json!({"subject": "a", "meter": "tokens", "value": 0});
     assert_eq!(service.post("/v1/check", &nothing).await.json()["reason"], "insufficient_credits");
-    // what is bought then is for new use alone, all of it
+    // credits granted later pay only for new usage
     granted(&service, "a", &json!({"credit_unit": "credits", "amount": 20})).await;
     assert_eq!(service.post("/v1/check", &nothing).await.json()["allowed"], true);
     assert_eq!(balance(&service, "a").await, (20, 0));
@@ -190,8 +190,9 @@ async fn tracked_usage_burns_available_credits_and_records_the_rest_as_uncovered
 }
 
 #[tokio::test]
-async fn every_use_pays_its_own_cost_and_no_other() {
-    // ten beyond the quota that nothing covered, of one slice; then a use of the other, which pays for itself
+async fn uses_pay_only_their_own_cost() {
+    // ten uncovered units of one slice above the quota, then a use of the other slice, which pays only for
+    // itself
     for (before, after, cost) in [("small", "big", 10), ("big", "small", 1)] {
         for tracked in [true, false] {
             let service = start().await;
@@ -217,7 +218,7 @@ async fn every_use_pays_its_own_cost_and_no_other() {
     }
 }
 
-/// Calls cost 3 credits each; of their quota nothing is left from the start.
+/// Starts a service in which calls cost 3 credits each, without a quota.
 async fn calls_at_three(grants: &[i64]) -> TestService {
     let service = TestService::start().await;
     service.apply(super::calls_at_three()).await;
@@ -239,14 +240,14 @@ async fn indivisible_costs_are_covered_across_all_grants() {
     assert_eq!(balance(&service, "a").await, (0, 0));
     assert_eq!(moved(&service, "a").await[3..], ["spend 1", "spend 1", "spend 1"]);
     service.verify().await;
-    // beyond the balance: told of in units, once
+    // beyond the balance: the uncovered units are recorded once
     let service = calls_at_three(&[1]).await;
     let recorded = service.post("/v1/events", &call).await.json();
     assert_eq!(recorded["limits"][0]["covered"].to_string(), "0.333333333");
     assert_eq!(moved(&service, "a").await, ["grant 1", "spend 1", "uncovered 0.666666667"]);
     assert_eq!(balance(&service, "a").await, (0, 0));
     service.verify().await;
-    // a hold over several is settled in parts, to the digit
+    // a hold over several grants is settled in parts, exact to the last digit
     let service = calls_at_three(&[10, 10, 10]).await;
     let up_to =
         json!({"id": "r", "subject": "a", "holds": [{"meter": "calls", "value": 50, "grant": "up_to"}]});
@@ -265,7 +266,7 @@ async fn indivisible_costs_are_covered_across_all_grants() {
 }
 
 #[tokio::test]
-async fn an_event_that_is_taken_back_gives_back_what_was_burnt_for_it() {
+async fn voided_events_return_their_credits() {
     let service = credits(8).await;
     for (id, value) in [("e1", 10), ("e2", 5)] {
         service.record(&json!({"id": id, "event_name": "tokens", "subject": "a", "value": value})).await;
@@ -288,7 +289,7 @@ async fn an_event_that_is_taken_back_gives_back_what_was_burnt_for_it() {
 }
 
 #[tokio::test]
-async fn steps_over_holds_and_late_commits_spend_once() {
+async fn commits_above_their_hold_and_late_commits_spend_once() {
     let service = credits(50).await;
     reserve(&service, "r1", 15).await;
     let step = |value: i64, is_final: bool| json!({"values": [{"meter": "tokens", "value": value}], "final": is_final});
@@ -296,7 +297,7 @@ async fn steps_over_holds_and_late_commits_spend_once() {
         settle(&service, "r1", "commit", step(value, false)).await;
         assert_eq!(balance(&service, "a").await, expected, "{value}");
     }
-    // more than was held is covered as what is tracked
+    // usage above the hold is covered like recorded usage
     let done = settle(&service, "r1", "commit", step(20, true)).await;
     assert_eq!((limit(&done), &done["over_hold"]), ([20, 0, 10, 0], &json!(true)));
     assert_eq!(balance(&service, "a").await, (40, 0));
@@ -306,7 +307,7 @@ async fn steps_over_holds_and_late_commits_spend_once() {
     let late = settle(&service, "r2", "commit", json!({})).await;
     assert_eq!((limit(&late), &late["late"]), ([30, 0, 20, 0], &json!(true)));
     assert_eq!(balance(&service, "a").await, (30, 0));
-    // taking back what a commit recorded gives its credits back
+    // voiding the event of a commit returns its credits
     let event = late["events"][0].as_str().unwrap();
     assert_eq!(service.post(&format!("/v1/events/{event}/void"), &json!({})).await.status, StatusCode::OK);
     assert_eq!(balance(&service, "a").await, (40, 0));
@@ -314,7 +315,7 @@ async fn steps_over_holds_and_late_commits_spend_once() {
 }
 
 #[tokio::test]
-async fn a_hold_that_grows_holds_more_and_one_that_shrinks_less() {
+async fn resized_holds_change_their_held_credits() {
     let service = credits(20).await;
     reserve(&service, "r1", 12).await;
     let extend = |value: i64| json!({"holds": [{"meter": "tokens", "value": value}], "ttl_seconds": 600});
@@ -386,7 +387,7 @@ async fn several_limits_of_one_subject_are_paid_once() {
         held["limits"].as_array().unwrap().iter().map(|limit| &limit["covered"]).collect();
     assert_eq!(covered, [&json!(7), &json!(2), &Value::Null], "{held}");
     assert_eq!(balance(&service, "a").await, (93, 7));
-    // a limit that credits do not extend denies whatever there is
+    // a limit without credit overage denies regardless of the balance
     let denied = reserve(&service, "r2", 20).await.json();
     assert_eq!(
         (&denied["reason"], &denied["denied_by"][0]["key"]),
@@ -396,7 +397,7 @@ async fn several_limits_of_one_subject_are_paid_once() {
 }
 
 #[tokio::test]
-async fn a_limit_that_comes_back_knows_what_was_paid() {
+async fn restored_limits_remember_paid_usage() {
     let service = credits(50).await;
     service.record(&json!({"event_name": "tokens", "subject": "a", "value": 25})).await;
     reserve(&service, "r1", 5).await;
@@ -414,7 +415,7 @@ async fn a_limit_that_comes_back_knows_what_was_paid() {
 }
 
 #[tokio::test]
-async fn money_covers_at_plain_prices_alone() {
+async fn money_covers_usage_only_at_plain_prices() {
     let service = start().await;
     let priced = |price: Value| {
         let mut catalog = super::catalog();
@@ -442,28 +443,28 @@ async fn money_covers_at_plain_prices_alone() {
     service.verify().await;
 }
 
-/// What each unit above the quota costs by its tier, in order: together what the price says of all of them.
+/// Each unit above the quota costs the price of its tier, and together they cost the price of all units.
 #[tokio::test]
-async fn money_burns_down_the_tiers_of_a_billing_period() {
+async fn money_pays_through_the_tiers_of_a_billing_period() {
     let service = start().await;
     service.apply(super::tiered()).await;
     service.put("/v1/subjects/a/subscription", &json!({"plan": "free"})).await;
     granted(&service, "a", &json!({"currency": "usd", "amount": 1000})).await;
     reserve(&service, "r1", 15).await;
-    assert_eq!(balance(&service, "a").await, (990, 10), "5 of 2");
+    assert_eq!(balance(&service, "a").await, (990, 10), "5 units at 2");
     settle(&service, "r1", "commit", json!({})).await;
     reserve(&service, "r2", 10).await;
-    assert_eq!(balance(&service, "a").await, (955, 35), "5 of 2, and 5 of 5");
+    assert_eq!(balance(&service, "a").await, (955, 35), "5 units at 2, and 5 at 5");
     settle(&service, "r2", "commit", json!({"values": [{"meter": "tokens", "value": 7}]})).await;
-    assert_eq!(balance(&service, "a").await, (970, 0), "3 of 5 come back");
+    assert_eq!(balance(&service, "a").await, (970, 0), "3 units at 5 are returned");
     let event = json!({"id": "late", "event_name": "tokens", "subject": "a", "value": 13});
     service.record(&event).await;
-    // 35 in all cost 95, of which 20 are the quota's
+    // all 35 units cost 95, of which 20 are for the units of the quota
     assert_eq!(balance(&service, "a").await, (1000 - 75, 0));
     let voided = service.post("/v1/events/late/void", &json!({})).await;
     assert_eq!(voided.status, StatusCode::OK, "{}", voided.text);
-    assert_eq!(balance(&service, "a").await, (970, 0), "8 of 5 and 5 of 1 are given back");
-    // 8 of 5 are 40, and the rest of it pays for 930 of 1
+    assert_eq!(balance(&service, "a").await, (970, 0), "8 units at 5 and 5 at 1 are returned");
+    // 8 units at 5 cost 40, and the rest pays for 930 units at 1
     assert_eq!(reserve(&service, "r3", 939).await.json()["reason"], "insufficient_credits");
     assert_eq!(reserve(&service, "r3", 938).await.status, StatusCode::CREATED);
     assert_eq!(balance(&service, "a").await, (0, 970));
@@ -473,7 +474,7 @@ async fn money_burns_down_the_tiers_of_a_billing_period() {
 }
 
 #[tokio::test]
-async fn money_burns_at_the_prices_of_the_subscription() {
+async fn money_pays_at_the_prices_of_the_subscription() {
     let service = start().await;
     let price = |amount: i64| json!([{"key": "p", "meter": "tokens", "model": "per_unit", "currency": "usd", "unit_amount": amount}]);
     let mut catalog = super::catalog();
@@ -483,7 +484,7 @@ async fn money_burns_at_the_prices_of_the_subscription() {
     granted(&service, "a", &json!({"currency": "usd", "amount": 31})).await;
     reserve(&service, "r1", 15).await;
     assert_eq!(balance(&service, "a").await, (1, 30));
-    // nobody could burn what a plan gives
+    // the catalog is refused, because no subject could spend the plan's grant
     catalog["plans"][0]["prices"][0]["free_units"] = json!(1);
     catalog["plans"][0]["credit_grants"] = json!([{"key": "monthly", "currency": "usd", "amount": 100}]);
     let refused = service.put("/v1/catalog", &catalog).await;
@@ -496,7 +497,7 @@ async fn money_burns_at_the_prices_of_the_subscription() {
 }
 
 #[tokio::test]
-async fn a_low_balance_is_noted_when_it_is_passed() {
+async fn low_balances_create_one_notice_per_crossing() {
     let service = start().await;
     let plan = json!({"plan": "pro", "cycle_start": "2026-11-20T00:00:00Z"});
     assert_eq!(service.put("/v1/subjects/a/subscription", &plan).await.status, StatusCode::OK);
@@ -515,8 +516,12 @@ async fn a_low_balance_is_noted_when_it_is_passed() {
         (&json!("small"), &json!(19), &json!(20))
     );
     reserve(&service, "r3", 1).await;
-    assert_eq!(notices("?kind=low_balance&limit=5").await.len(), 1, "once, until there is more again");
-    // the first look gives what the plan gives, and takes it
+    assert_eq!(
+        notices("?kind=low_balance&limit=5").await.len(),
+        1,
+        "one notice until the balance rises again"
+    );
+    // the first read issues the plan's grant and spends it
     service.put("/v1/subjects/b/subscription", &plan).await;
     let first = json!({"subject": "b", "meter": "tokens", "value": 91, "ttl_seconds": 60});
     assert_eq!(service.post("/v1/reservations", &first).await.status, StatusCode::CREATED);

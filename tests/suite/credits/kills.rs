@@ -1,4 +1,4 @@
-//! A process that is killed while it burns credits leaves nothing half done.
+//! A process that is killed while it spends credits leaves nothing half done.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -10,7 +10,7 @@ use super::{balance, ledger, start};
 use crate::support::at;
 use crate::support::service::Process;
 
-/// What a caller says of one of its jobs.
+/// Returns the requests of one job of a caller.
 fn job(id: &str, n: usize) -> [(String, Value); 2] {
     let reserve = json!({"id": id, "subject": "a", "meter": "tokens", "value": 3, "ttl_seconds": 86_400});
     let commit = |value: i64| json!({"values": [{"meter": "tokens", "value": value}]});
@@ -18,17 +18,17 @@ fn job(id: &str, n: usize) -> [(String, Value); 2] {
     let then = match n % 5 {
         0 => (of("commit"), Value::Null),
         1 => (of("commit"), commit(1)),
-        // more than was held
+        // more than held
         2 => (of("commit"), commit(5)),
         3 => (of("release"), Value::Null),
-        // it stays held
+        // the hold stays open
         _ => ("/v1/events".to_owned(), json!({"id": id, "event_name": "tokens", "subject": "a", "value": 2})),
     };
     [("/v1/reservations".to_owned(), reserve), then]
 }
 
 #[tokio::test]
-async fn a_killed_process_leaves_no_credits_half_burnt() {
+async fn killed_processes_leave_no_credits_half_spent() {
     const GIVEN: i64 = 5_075;
     let service = start().await;
     let (first, second) = (Process::start(&service.url).await, Process::start(&service.url).await);
@@ -59,14 +59,14 @@ async fn a_killed_process_leaves_no_credits_half_burnt() {
         first.kill().await;
     };
     let (reached, ()) = tokio::join!(join_all(load), kill);
-    assert!(reached[..12].iter().all(|n| *n < 60), "they died in the midst of it: {reached:?}");
+    assert!(reached[..12].iter().all(|n| *n < 60), "the processes must die before they finish: {reached:?}");
     service.verify().await;
 
     let check = json!({"subject": "a", "meter": "tokens", "value": 0});
     let limit = living.post("/v1/check", &check).await.json()["limits"][0].clone();
     let shown = living.get("/v1/subjects/a/credits").await.json()["balances"][0].clone();
     second.stop().await;
-    // from here on time stands still
+    // the clock stands still from here
     service.clock.set(at("2020-01-01T00:00:00Z"));
     let number = |value: &Value| value.as_i64().unwrap_or_else(|| panic!("{value}"));
     let moved = ledger(&service, "a").await;
@@ -78,7 +78,7 @@ async fn a_killed_process_leaves_no_credits_half_burnt() {
     assert_eq!((number(&shown["balance"]), number(&shown["pending"])), (GIVEN - kept - burnt, kept));
     assert_eq!(balance(&service, "a").await, (GIVEN - kept - burnt, kept));
     assert!(kept > 0 && burnt > 0);
-    // a token costs one credit: what the quota of ten does not bear, credits do
+    // a token costs one credit, and credits cover the usage above the quota of ten
     let [used, held, covered] = ["used", "held", "covered"].map(|name| number(&limit[name]));
     assert_eq!((covered, used + held), (kept + burnt, 10 + kept + burnt), "{limit}");
 }

@@ -1,9 +1,9 @@
-//! The ledger is only ever added to, whoever asks the database.
+//! The database refuses to change or remove movements of the ledger.
 
 use serde_json::json;
 
 #[tokio::test]
-async fn no_movement_is_changed_or_removed() {
+async fn ledger_rows_cannot_be_changed_or_removed() {
     let service = super::start().await;
     super::granted(&service, "a", &json!({"credit_unit": "credits", "amount": 5})).await;
     let pool = service.engine.database().pool();

@@ -1,4 +1,4 @@
-//! Packs that are bought through Stripe: granted once, whichever webhooks tell of it and however often.
+//! Packs bought through Stripe are granted once, in any order and number of webhooks.
 
 use axum::body::Body;
 use axum::http::{Request, StatusCode};
@@ -34,7 +34,7 @@ async fn start() -> TestService {
     service
 }
 
-/// With the Stripe that it asks.
+/// Starts a service with a Stripe account at a fake Stripe.
 async fn start_beside(stripe: &StripeFake) -> TestService {
     let account = StripeAccount {
         api_key: Some(SecretString::from("sk_test_fake")),
@@ -49,7 +49,7 @@ async fn start_beside(stripe: &StripeFake) -> TestService {
     TestService::at_url(&cluster::database_url().await, settings).await
 }
 
-/// Tells of an object, and has it applied.
+/// Sends a webhook about an object and applies it.
 async fn tell(service: &TestService, id: &str, kind: &str, object: &Value) {
     let event = json!({"id": id, "object": "event", "type": kind, "created": unix(NOON), "livemode": false,
                        "data": {"object": object}});
@@ -80,9 +80,9 @@ fn invoice(line: Value) -> Value {
 }
 
 #[tokio::test]
-async fn a_checkout_grants_its_pack_once() {
+async fn checkouts_grant_their_pack_once() {
     let service = start().await;
-    // not paid yet: the money is on its way
+    // not paid yet
     tell(&service, "evt_0", "checkout.session.completed", &checkout(Value::Null, "unpaid")).await;
     assert_eq!(balance(&service, "a").await, (0, 0));
     let paid = checkout(Value::Null, "paid");
@@ -102,7 +102,7 @@ async fn a_checkout_grants_its_pack_once() {
 }
 
 #[tokio::test]
-async fn an_invoice_and_its_checkout_are_one_purchase() {
+async fn checkouts_and_their_invoice_grant_once() {
     for checkout_first in [false, true] {
         let service = start().await;
         let line = json!({"price": {"id": "price_small"}, "quantity": 2});
@@ -115,7 +115,7 @@ async fn an_invoice_and_its_checkout_are_one_purchase() {
             let (id, kind, object) = &told[n];
             tell(&service, id, kind, object).await;
         }
-        // an invoice of a customer whom nobody knows waits until somebody does
+        // the invoice of an unknown customer waits until the customer is mapped
         service.clock.set(crate::support::at("2026-11-20T13:00:00Z"));
         while service.engine.apply_webhooks(Environment::Test).await.unwrap() > 0 {}
         assert_eq!(balance(&service, "a").await, (200, 0), "{checkout_first}");
@@ -124,13 +124,13 @@ async fn an_invoice_and_its_checkout_are_one_purchase() {
 }
 
 #[tokio::test]
-async fn each_paid_invoice_grants_what_its_lines_buy() {
+async fn paid_invoices_grant_the_packs_of_their_lines() {
     let service = start().await;
     let answer = service.put("/v1/subjects/a", &json!({"stripe_customer_id": "cus_1"})).await;
     assert_eq!(answer.status, StatusCode::OK);
     let cases = [
         ("in_1", "invoice.paid", json!({"price": {"id": "price_large"}}), 1000),
-        // since 2025-03-31.basil
+        // the format since 2025-03-31.basil
         (
             "in_2",
             "invoice.paid",
@@ -156,9 +156,9 @@ async fn each_paid_invoice_grants_what_its_lines_buy() {
     service.verify().await;
 }
 
-/// A webhook tells of the first lines alone; a pack may be any of them.
+/// A webhook contains only the first lines; the pack may be on a later one.
 #[tokio::test]
-async fn a_pack_beyond_the_lines_that_were_told_is_granted() {
+async fn packs_beyond_the_lines_of_the_webhook_are_granted() {
     let stripe = StripeFake::start(Options::default()).await;
     let service = start_beside(&stripe).await;
     let prices: Vec<String> = (0..13).map(|n| stripe.price(&format!("p{n}"), "month")).collect();
@@ -187,9 +187,9 @@ async fn a_pack_beyond_the_lines_that_were_told_is_granted() {
     service.verify().await;
 }
 
-/// Without a key nobody can ask for the others: it is said, and not taken for done.
+/// Without an API key the other lines cannot be fetched, so the webhook stays open with an error.
 #[tokio::test]
-async fn an_invoice_with_lines_that_nobody_can_ask_for_waits() {
+async fn invoices_with_unfetched_lines_wait_for_an_api_key() {
     let service = start().await;
     service.put("/v1/subjects/a", &json!({"stripe_customer_id": "cus_1"})).await;
     let mut object = invoice(json!({"price": {"id": "price_small"}}));

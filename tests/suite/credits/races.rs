@@ -1,4 +1,4 @@
-//! Many callers at one balance, over processes that know nothing of each other.
+//! Many callers on one balance, over several independent processes.
 
 use axum::http::StatusCode;
 use futures::future::join_all;
@@ -8,13 +8,13 @@ use super::{balance, granted, ledger, start};
 use crate::support::service::{Answer, Process};
 use crate::support::{TestService, at};
 
-/// The quota of `free` is 10: what is asked for here is above it.
+/// Builds a hold request; callers use up the quota of 10 first, so the holds need credits.
 fn ask(n: usize, value: i64) -> Value {
     json!({"id": format!("r{n}"), "subject": "a", "meter": "tokens", "value": value, "ttl_seconds": 86_400})
 }
 
 #[tokio::test]
-async fn of_two_hundred_over_three_grants_exactly_as_many_as_fit_may() {
+async fn concurrent_holds_spend_three_grants_exactly() {
     let service = start().await;
     let processes = [Process::start(&service.url).await, Process::start(&service.url).await];
     let callers = [processes[0].caller(&service.key), processes[1].caller(&service.key)];
@@ -26,7 +26,7 @@ async fn of_two_hundred_over_three_grants_exactly_as_many_as_fit_may() {
         let answer = callers[0].post("/v1/subjects/a/credits/grants", &request).await;
         assert_eq!(answer.status, StatusCode::CREATED, "{}", answer.text);
     }
-    // the processes go by the time of the day, and here it stands still
+    // the processes use the time of the system, and this clock stands still
     service.clock.set(at("2020-01-01T00:00:00Z"));
     let calls = (0..200).map(|n| {
         let caller = &callers[n % 2];
@@ -44,7 +44,7 @@ async fn of_two_hundred_over_three_grants_exactly_as_many_as_fit_may() {
     assert_eq!(balance(&service, "a").await, (0, 50));
     service.verify().await;
 
-    // settled by many at once, some twice, while new ones ask for what comes back
+    // many callers settle at once, some twice, while new ones request the returned credits
     let settle = held.iter().enumerate().flat_map(|(n, id)| {
         let how = if n % 3 == 0 { "release" } else { "commit" };
         (0..2).map(move |by| (by, format!("/v1/reservations/{id}/{how}")))
@@ -61,7 +61,7 @@ async fn of_two_hundred_over_three_grants_exactly_as_many_as_fit_may() {
     assert!(settled.iter().all(|answer| answer.status == StatusCode::OK));
     let again =
         i64::try_from(more.iter().filter(|answer| answer.status == StatusCode::CREATED).count()).unwrap();
-    // 17 of 50 were released: no more than these can be held anew
+    // 17 of 50 were released, so at most these can be held again
     assert_eq!(balance(&service, "a").await, (17 - again, again));
     ledger(&service, "a").await;
     service.verify().await;
@@ -70,14 +70,14 @@ async fn of_two_hundred_over_three_grants_exactly_as_many_as_fit_may() {
     }
 }
 
-/// Whoever is first takes the units of a tier; nobody else has them, too.
+/// Each unit of a tier is sold once, whichever caller takes it.
 #[tokio::test]
-async fn of_many_at_once_each_burns_money_at_the_price_of_its_own_unit() {
+async fn concurrent_uses_pay_the_price_of_their_own_units() {
     let service = start().await;
     service.apply(super::tiered()).await;
     service.put("/v1/subjects/a/subscription", &json!({"plan": "free"})).await;
     service.record(&json!({"event_name": "tokens", "subject": "a", "value": 10})).await;
-    // 10 of 2, 10 of 5 and 30 of 1
+    // 10 units at 2, 10 at 5 and 30 at 1
     granted(&service, "a", &json!({"currency": "usd", "amount": 100})).await;
     let answers = join_all((0..80).map(|n| {
         let service = &service;
@@ -107,7 +107,7 @@ async fn of_many_at_once_each_burns_money_at_the_price_of_its_own_unit() {
 }
 
 #[tokio::test]
-async fn of_two_hundred_at_a_cost_that_divides_no_grant_as_many_as_the_sum_pays_for_may() {
+async fn concurrent_holds_spend_grants_that_their_cost_does_not_divide() {
     let service = TestService::start().await;
     service.apply(super::calls_at_three()).await;
     for amount in [50, 50, 50] {
@@ -166,7 +166,7 @@ async fn concurrent_calls_never_overspend_a_balance() {
     let (left, held) = balance(&service, "a").await;
     assert!(left >= 0 && held >= 0);
     ledger(&service, "a").await;
-    // ten orders, each sent twice: each granted once
+    // ten orders, each sent twice and granted once
     let grants = service.get("/v1/subjects/a/credits/grants?limit=100").await.json();
     assert_eq!(grants["data"].as_array().unwrap().len(), 10);
     for process in processes {

@@ -1,6 +1,5 @@
-//! Whatever happens, in any order: what is kept is what the ledger says, no balance falls below nothing, a
-//! check decides as the reservation after it, and nobody can tell whether what time does was carried out
-//! when it was due or only when somebody looked.
+//! Random steps in any order. The balances equal the ledger and are never negative. A check decides as the
+//! reservation after it. Results do not depend on when due changes are applied.
 
 use axum::http::StatusCode;
 use metergate_domain::base::environment::Environment;
@@ -50,11 +49,11 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-/// One of two services to which the same happens.
+/// One of two services that receive the same steps.
 struct Twin {
     service: TestService,
     sweeps: bool,
-    /// The ids of grants, in the order in which they were made.
+    /// The ids of the grants in the order of their creation.
     grants: Vec<String>,
     micros: i64,
 }
@@ -66,7 +65,7 @@ impl Twin {
         Self { service, sweeps, grants: Vec::new(), micros }
     }
 
-    /// What came of a step, without ids of its own.
+    /// Returns the result of a step without generated ids.
     async fn take(&mut self, n: usize, step: &Step) -> Value {
         let service = &self.service;
         let said = |answer: crate::support::service::Answer| {
@@ -161,7 +160,7 @@ impl Twin {
         }
     }
 
-    /// What there is of each unit, and when it expires.
+    /// Returns the balance of each unit with its expiring parts.
     async fn shown(&self) -> Vec<Value> {
         let mut shown = balances(&self.service, "a").await;
         for balance in &mut shown {
@@ -174,7 +173,7 @@ impl Twin {
             }
             balance["expiring"].as_array_mut().unwrap().sort_by_key(ToString::to_string);
         }
-        // a unit of which nothing is left is shown for as long as its grants are there
+        // a unit without a balance is shown as long as it has grants
         shown.retain(|balance| balance["balance"] != 0 || balance["pending"] != 0);
         shown
     }

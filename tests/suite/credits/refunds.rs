@@ -1,4 +1,4 @@
-//! A spend is made good once: by grants, by a void of its event, or by both, and in no more than was spent.
+//! Grants and voids refund a spend together, and never more than was spent.
 
 use axum::http::StatusCode;
 use futures::future::join_all;
@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use super::{balance, grant, granted, ledger, moved, start};
 use crate::support::TestService;
 
-/// The number of a spend of 20, for an event.
+/// Returns the ledger id of a spend of 20 for an event.
 async fn spent(service: &TestService, event: &str) -> Value {
     let body = json!({"id": event, "event_name": "tokens", "subject": "a", "value": 30});
     service.record(&body).await;
@@ -44,7 +44,7 @@ async fn refund_grants_never_exceed_the_spend() {
         (in_tokens, Err(("/refund_of", "refund_unit_mismatch"))),
         (refund(&spend, 15), Ok(95)),
         (refund(&spend, 6), Err(("/amount", "refund_exceeds_spend"))),
-        // what is yet to take effect is given, too
+        // a grant that takes effect later counts as a refund, too
         (later, Ok(95)),
         (refund(&spend, 3), Err(("/amount", "refund_exceeds_spend"))),
         (refund(&spend, 2), Ok(97)),
@@ -69,14 +69,14 @@ async fn refund_grants_never_exceed_the_spend() {
             }
         }
     }
-    // a refund that was taken back has made nothing good, whether it took effect or not
+    // a voided refund no longer counts, even if it never took effect
     for (id, amount, left) in [(&ids[1], 3, 100), (&ids[2], 2, 100)] {
         let path = format!("/v1/subjects/a/credits/grants/{id}/void");
         assert_eq!(service.post(&path, &json!({})).await.status, StatusCode::OK);
         granted(&service, "a", &refund(&spend, amount)).await;
         assert_eq!(balance(&service, "a").await, (left, 0));
     }
-    // all of it was made good: a void gives back nothing more
+    // the spend is fully refunded: a void returns nothing more
     void(&service, "e1").await;
     assert_eq!(balance(&service, "a").await, (100, 0));
     service.verify().await;
@@ -86,17 +86,17 @@ async fn refund_grants_never_exceed_the_spend() {
 async fn voids_and_refunds_together_never_exceed_the_spend() {
     let service = start().await;
     granted(&service, "a", &json!({"credit_unit": "credits", "amount": 100})).await;
-    // refunded in part: the void gives back the rest
+    // partly refunded: the void returns the rest
     let spend = spent(&service, "e1").await;
     granted(&service, "a", &refund(&spend, 15)).await;
     void(&service, "e1").await;
     assert_eq!(balance(&service, "a").await, (100, 0));
     assert_eq!(moved(&service, "a").await, ["grant 100", "spend 20", "grant 15", "refund 5"]);
-    // given back by a void: nothing is left to refund
+    // reversed by a void: nothing is left to refund
     let spend = spent(&service, "e2").await;
     void(&service, "e2").await;
     assert_eq!(grant(&service, "a", &refund(&spend, 1)).await.code(), "refund_exceeds_spend");
-    // many at once: as many as fit
+    // many refunds at once: as many as fit
     let spend = spent(&service, "e3").await;
     let asked = refund(&spend, 6);
     let answers = join_all((0..8).map(|_| grant(&service, "a", &asked))).await;

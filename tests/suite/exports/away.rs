@@ -1,5 +1,5 @@
-//! Stripe is away for thirty hours, longer than it remembers what it has taken: in the end nothing is
-//! billed twice, and nothing is missing.
+//! Stripe is unavailable for thirty hours, longer than it remembers identifiers. In the end no usage is
+//! billed twice, and none is missing.
 
 use metergate_domain::base::environment::Environment;
 use serde_json::{Value, json};
@@ -11,7 +11,7 @@ const CUSTOMERS: usize = 300;
 const RENEWAL: &str = "2026-11-20T10:23:45Z";
 const BATCH: usize = 300;
 
-/// Half of all answers are lost, half of all calls; nothing comes through.
+/// Loses half of all calls and half of all answers, so that no delivery is ever confirmed.
 fn away(seed: u64) -> Plan {
     Plan::seeded(seed).chance(Endpoint::Any, Fault::ResetAfter, 0.5).chance(
         Endpoint::Any,
@@ -36,7 +36,7 @@ async fn record(pair: &Pair, round: usize, timestamps: &[&str]) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn thirty_hours_without_stripe_bill_each_unit_once() {
+async fn bills_each_unit_once_after_thirty_hours_without_stripe() {
     let catalog = json!({"meters": meters(&json!(1)), "plans": [{"key": "pro", "limits": []}]});
     let pair = Pair::with(Options::default(), &catalog).await;
     let period = json!({"plan": "pro", "cycle_start": "2026-10-20T10:23:45Z", "period_end": RENEWAL});
@@ -63,8 +63,8 @@ async fn thirty_hours_without_stripe_bill_each_unit_once() {
     }
     pair.run().await;
     let taken = pair.stripe.events().len();
-    assert!(taken >= CUSTOMERS, "many were taken without an answer: {taken}");
-    // nobody remembers their identifiers any more
+    assert!(taken >= CUSTOMERS, "Stripe must have taken many calls without an answer; took {taken}");
+    // Stripe has forgotten the identifiers
     pair.set_clock("2026-11-21T17:00:00Z");
     pair.stripe.set_faults(Plan::seeded(0));
     let mut ran = pair.run().await;
@@ -88,7 +88,7 @@ async fn thirty_hours_without_stripe_bill_each_unit_once() {
         assert_eq!(compared["total"]["difference"], 0, "{compared}");
         assert_eq!(compared["total"]["events"], compared["total"]["provider"], "{compared}");
     }
-    // nothing was taken twice and canceled to make up for it
+    // no export was taken twice and then canceled
     assert!(pair.stripe.events().iter().all(|event| !event.is_canceled));
     pair.service.verify().await;
     pair.assert_lawful();

@@ -1,4 +1,4 @@
-//! Usage near the edges of periods that open, close and move.
+//! Usage near the boundaries of periods that open, close and move.
 
 use serde_json::json;
 
@@ -21,17 +21,17 @@ impl Pair {
         assert_eq!(answer.status, axum::http::StatusCode::OK, "{}", answer.text);
     }
 
-    /// Before the renewal, and since.
+    /// Returns Stripe's totals before and after the renewal.
     fn periods(&self) -> (i128, i128) {
         let total = |from, to| self.total("cus_acme", from, to);
         (total("2026-10-01T00:00:00Z", RENEWAL), total(RENEWAL, "2027-10-01T00:00:00Z"))
     }
 }
 
-/// The old period's invoice is made: taking its usage back there changes no invoice, and sending the
-/// rest again would bill it a second time.
+/// The old period has a final invoice. A cancelation would not change that invoice, and sending the
+/// remaining usage again would bill it twice.
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_voided_after_its_period_is_carried_though_it_could_be_canceled() {
+async fn carries_voids_after_the_period_although_stripe_could_cancel() {
     let pair = with_period().await;
     pair.subscribe("2026-10-20T10:23:45Z", RENEWAL).await;
     pair.set_clock("2026-11-20T11:00:00Z");
@@ -39,7 +39,7 @@ async fn what_is_voided_after_its_period_is_carried_though_it_could_be_canceled(
     pair.track("b", "acme", json!(20), "2026-11-20T10:11:00Z").await;
     pair.run().await;
     assert_eq!(pair.periods(), (120, 0));
-    // within the grace it is taken back in its own period
+    // within the grace, the void cancels in its own period
     pair.set_clock("2026-11-20T11:20:00Z");
     pair.void("b").await;
     pair.run().await;
@@ -52,9 +52,9 @@ async fn what_is_voided_after_its_period_is_carried_though_it_could_be_canceled(
     pair.assert_lawful();
 }
 
-/// What was carried into the present period lies in it, and is taken back there.
+/// Carried usage counts in the present period, so its void cancels there.
 #[tokio::test(flavor = "multi_thread")]
-async fn carried_usage_is_voided_in_the_period_it_was_carried_to() {
+async fn voids_carried_usage_in_the_period_it_was_carried_to() {
     let pair = with_period().await;
     pair.subscribe("2026-10-20T10:23:45Z", RENEWAL).await;
     pair.set_clock("2026-11-20T15:00:00Z");
@@ -68,9 +68,9 @@ async fn carried_usage_is_voided_in_the_period_it_was_carried_to() {
     pair.assert_lawful();
 }
 
-/// The hour was not parted when its first usage was recorded: nobody knew of the renewal.
+/// The hour's first usage was recorded before the renewal was known, so the hour was not split then.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_subscription_that_begins_within_an_hour_leaves_the_usage_before_it_there() {
+async fn a_subscription_within_an_hour_splits_the_usage_of_that_hour() {
     let pair = with_period().await;
     pair.track("before", "acme", json!(5), "2026-11-20T10:20:00Z").await;
     pair.service.fold().await;
@@ -85,9 +85,9 @@ async fn a_subscription_that_begins_within_an_hour_leaves_the_usage_before_it_th
     pair.assert_lawful();
 }
 
-/// Two meters of ours may feed one of Stripe's, which takes one call at a time for a customer.
+/// Two of our meters may feed one Stripe meter, which takes one call at a time per customer.
 #[tokio::test(flavor = "multi_thread")]
-async fn two_meters_that_feed_one_of_stripes_take_turns() {
+async fn sends_two_meters_of_one_stripe_meter_one_at_a_time() {
     let meter = |key: &str, model: &str| {
         json!({"key": key, "event_name": METER, "aggregation": "sum", "filter": {"model": [model]},
                "stripe": {"event_name": METER}})

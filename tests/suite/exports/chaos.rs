@@ -1,4 +1,4 @@
-//! Everything goes wrong at once, and in the end Stripe has what was recorded, to the unit.
+//! All faults at once. In the end Stripe has exactly the recorded usage.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -31,7 +31,7 @@ fn faults(seed: u64) -> Plan {
         .chance(adjustments, Fault::ResetAfter, 0.1)
 }
 
-/// What was recorded, by customer, meter and whether it lies after the renewal.
+/// Recorded usage by customer, meter, and whether it is after the renewal.
 type Expected = BTreeMap<(usize, &'static str, bool), i128>;
 
 #[tokio::test(flavor = "multi_thread")]
@@ -49,7 +49,7 @@ async fn two_replicas_with_every_fault_bill_each_unit_once() {
         pair.map(&format!("s{n}"), &format!("cus_{n}")).await;
         pair.service.put(&format!("/v1/subjects/s{n}/subscription"), &period).await;
     }
-    // within the grace, so that the period that is over still takes its usage
+    // within the grace, so that the ended period still accepts its usage
     pair.set_clock("2026-11-20T11:00:00Z");
     replica.clock.set(at("2026-11-20T11:00:00Z"));
     pair.stripe.set_faults(faults(seed));
@@ -61,7 +61,7 @@ async fn two_replicas_with_every_fault_bill_each_unit_once() {
         for n in 0..250 {
             let (id, who) = (format!("e{round}_{n}"), rng.random_range(0..CUSTOMERS));
             let (value, later) = (rng.random_range(1..1_000), rng.random_bool(0.5));
-            // within the hour in which the period ends, or some hours on either side
+            // within the hour of the period's end, or some hours before or after
             let offset: i64 = if later { rng.random_range(0..2_000) } else { -rng.random_range(1..9_000) };
             let timestamp = jiff::Timestamp::from_second(unix(RENEWAL) + offset).unwrap().to_string();
             batch.push(json!({"id": id, "event_name": METER, "subject": format!("s{who}"), "value": value, "timestamp": timestamp}));

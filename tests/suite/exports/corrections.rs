@@ -1,4 +1,5 @@
-//! Voids and negative usage: taken back while Stripe allows it, carried after that, never sent.
+//! Voids and negative usage: canceled while Stripe allows it, carried after that, never sent as
+//! negative values.
 
 use serde_json::json;
 
@@ -16,7 +17,7 @@ async fn exported(values: &[i64]) -> Pair {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_void_within_a_day_cancels_and_sends_the_rest() {
+async fn a_void_within_a_day_cancels_and_sends_the_remaining_usage() {
     let pair = exported(&[100, 20]).await;
     pair.void("e0").await;
     let done = pair.run().await;
@@ -33,7 +34,7 @@ async fn a_void_within_a_day_cancels_and_sends_the_rest() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_void_after_that_is_carried_against_usage_to_come() {
+async fn a_later_void_is_subtracted_from_future_usage() {
     let pair = exported(&[100, 20]).await;
     pair.set_clock("2026-11-22T12:00:00Z");
     pair.void("e0").await;
@@ -50,12 +51,12 @@ async fn a_void_after_that_is_carried_against_usage_to_come() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn negative_usage_is_a_correction_too() {
+async fn negative_usage_is_exported_as_a_correction() {
     let pair = exported(&[100]).await;
     pair.track("less", "acme", json!(-30), "2026-11-20T11:40:00Z").await;
     pair.run().await;
     assert_eq!(pair.all_of("cus_acme"), 70);
-    // of an hour without anything to take back
+    // in an hour with no export that could be canceled
     pair.track("much_less", "acme", json!(-50), "2026-11-20T09:40:00Z").await;
     pair.run().await;
     assert_eq!(pair.all_of("cus_acme"), 70);
@@ -66,8 +67,8 @@ async fn negative_usage_is_a_correction_too() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_was_not_sent_is_withdrawn_and_what_may_be_there_is_taken_back_first() {
-    // nobody has sent it
+async fn withdraws_unsent_exports_and_cancels_those_that_may_be_taken() {
+    // no call took the export
     let pair = Pair::start().await;
     pair.map("acme", "cus_acme").await;
     pair.stripe.fail_next(Endpoint::MeterEvents, Fault::Unauthorized, 1);
@@ -78,7 +79,7 @@ async fn what_was_not_sent_is_withdrawn_and_what_may_be_there_is_taken_back_firs
     assert_eq!(pair.all_of("cus_acme"), 40);
     pair.assert_lawful();
 
-    // it was taken, and the answers got lost; so does the first of the cancelation
+    // the export was taken but its answers were lost, as is the first answer to the cancelation
     let pair = Pair::start().await;
     pair.map("acme", "cus_acme").await;
     pair.stripe.fail_next(Endpoint::MeterEvents, Fault::ResetAfter, 1_000);
@@ -95,7 +96,7 @@ async fn what_was_not_sent_is_withdrawn_and_what_may_be_there_is_taken_back_firs
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_stripe_would_never_take_is_withdrawn() {
+async fn withdraws_exports_that_stripe_refused() {
     let meter = |event_name: &str| {
         json!({"meters": [{"key": METER, "event_name": METER, "aggregation": "sum", "value_property": "value",
                            "stripe": {"event_name": event_name}}]})

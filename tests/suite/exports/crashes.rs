@@ -1,8 +1,7 @@
-//! Two replicas that are killed again and again, a server that crashes, and a Stripe that fails in
-//! every way, while usage is recorded and taken back over HTTP: in the end Stripe has what was
-//! recorded, to the unit.
+//! Replicas are killed repeatedly, a server crashes, and Stripe fails in every way, while usage is
+//! recorded and voided over HTTP. In the end Stripe has exactly the recorded usage.
 //!
-//! The short form runs with all other tests. The whole one, which takes some minutes:
+//! The short form runs with all other tests. The long form takes some minutes:
 //!
 //! ```text
 //! cargo test --release --test suite -- --ignored soak --nocapture
@@ -28,11 +27,11 @@ use crate::support::{TestService, cluster};
 const METERS: [&str; 3] = ["ai_tokens", "requests", "storage"];
 const CALLERS: usize = 8;
 const BATCH: usize = 50;
-/// So many batches later: what is taken back was often exported by then.
+/// The number of batches after which an event is voided. Many are exported by then.
 const VOIDED_AFTER: usize = 8;
-/// One event in so many is taken back.
+/// The number of events of which one is voided.
 const VOIDED: usize = 25;
-/// Calls of one replica to Stripe that may be under way at once.
+/// The most calls of one replica to Stripe at once.
 const CALLS_MAX: usize = 64;
 
 #[derive(Debug, Clone, Copy)]
@@ -46,7 +45,7 @@ struct Size {
 const SHORT: Size = Size { events: 4_000, customers: 30, kills: 4, crashes: 1 };
 const WHOLE: Size = Size { events: 100_000, customers: 300, kills: 20, crashes: 2 };
 
-/// Everything that Stripe can do wrong, each with a chance of its own.
+/// Enables all of Stripe's faults, each with its own probability.
 fn faults(seed: u64) -> Plan {
     let all = [
         (Fault::ResetAfter, 0.12),
@@ -63,7 +62,7 @@ fn faults(seed: u64) -> Plan {
         .fold(Plan::seeded(seed), |plan, (fault, chance)| plan.chance(Endpoint::Any, fault, chance))
 }
 
-/// What was recorded, by customer, meter and whether it lies after the renewal.
+/// Recorded usage by customer, meter, and whether it is after the renewal.
 type Expected = BTreeMap<(usize, &'static str, bool), i128>;
 
 #[derive(Debug, Clone)]
@@ -84,16 +83,16 @@ impl Event {
     }
 }
 
-/// The server, what runs on it, and the Stripe that it exports to.
+/// The server, its replicas, and the Stripe fake that they export to.
 struct Field {
     stripe: StripeFake,
     url: String,
     folder: tempfile::TempDir,
     key: String,
     renewal: Timestamp,
-    /// Where the replicas listen at present.
+    /// The addresses of the present replicas.
     replicas: Mutex<Vec<Caller>>,
-    /// How many events may be recorded by now.
+    /// The number of events that may be recorded so far.
     allowed: AtomicUsize,
     acknowledged: AtomicUsize,
     repeated: AtomicUsize,
@@ -108,7 +107,7 @@ impl Field {
             ("METERGATE__STRIPE__API_BASE", &base),
             ("METERGATE__STRIPE__EXPORT_INTERVAL", "200ms"),
             ("METERGATE__STRIPE__CALLS_PER_SECOND", "5000"),
-            // the period that is over takes its usage until the end of the test
+            // the ended period accepts its usage until the end of the test
             ("METERGATE__STRIPE__LATE_GRACE", "12h"),
         ];
         Process::start_with(&variables, self.folder.path()).await
@@ -118,7 +117,7 @@ impl Field {
         self.replicas.lock().unwrap()[number % 2].clone()
     }
 
-    /// Says it to one replica or the other until it is heard.
+    /// Repeats a call, alternating between the replicas, until one accepts it.
     async fn insist(&self, number: usize, path: &str, body: &Value) -> Value {
         for turn in number.. {
             match self.replica(turn).try_send(Method::POST, path, body).await {
@@ -129,7 +128,7 @@ impl Field {
             self.repeated.fetch_add(1, Ordering::SeqCst);
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
-        unreachable!("it goes on until it is heard")
+        unreachable!("the loop ends only with an accepted call")
     }
 
     async fn load(&self, number: usize, events: &[Event]) {
@@ -158,8 +157,8 @@ impl Field {
         }
     }
 
-    /// Waits until Stripe was called about what is recorded, then lets more be recorded, and waits until
-    /// that is under way.
+    /// Waits until Stripe was called about recorded usage, then allows more events, and waits until
+    /// their recording has begun.
     async fn reach(&self, events: usize, customers: usize) {
         let calls = self.stripe.calls(Endpoint::MeterEvents) + customers as u64;
         while self.stripe.calls(Endpoint::MeterEvents) < calls {
@@ -172,7 +171,8 @@ impl Field {
         }
     }
 
-    /// Settles all that is due, the running hour too, until nothing is left; how often it took.
+    /// Exports all due usage, including the current hour, until none is left. Returns the number of
+    /// runs.
     async fn settle(&self) -> usize {
         for runs in 1..200 {
             let ran = self.insist(runs, "/v1/exports/run", &Value::Null).await;
@@ -181,7 +181,7 @@ impl Field {
                 return runs;
             }
         }
-        panic!("it does not settle")
+        panic!("exports must settle within the permitted runs")
     }
 }
 
@@ -193,12 +193,12 @@ fn minus_minutes(at: Timestamp, minutes: u64) -> Timestamp {
     at.saturating_sub(Duration::from_mins(minutes))
 }
 
-#[expect(clippy::disallowed_methods, reason = "processes go by the system's time")]
+#[expect(clippy::disallowed_methods, reason = "processes use the system clock")]
 fn now() -> Timestamp {
     Timestamp::from_micros(jiff::Timestamp::now().as_microsecond()).unwrap()
 }
 
-/// Two periods' events, shuffled.
+/// Creates the events of two periods, shuffled.
 fn make_events(size: Size, renewal: Timestamp, until: Timestamp, rng: &mut StdRng) -> Vec<Event> {
     let first = minus_minutes(renewal, 100).micros();
     let mut events: Vec<Event> = (0..size.events)
@@ -306,7 +306,7 @@ async fn kill_and_crash(size: Size, seed: u64) {
             let heir = field.process().await;
             field.replicas.lock().unwrap()[kill % 2] = heir.caller(&field.key);
             replicas[kill % 2] = Some(heir);
-            // the running hour is handed over in the middle of it, too; whatever comes of it
+            // also exports the current hour during the test, with any result
             field.replica(kill).try_send(Method::POST, "/v1/exports/run", &Value::Null).await;
         }
         field.allowed.store(usize::MAX, Ordering::SeqCst);
@@ -344,7 +344,7 @@ async fn check(field: &Field, observer: &TestService, expected: &Expected, size:
             assert_eq!(total["events"], total["provider"], "{customer}, {meter}: {total}");
         }
     }
-    // a replica that is killed, or that loses its session, leaves calls behind: another may overlap them
+    // a replica that is killed, or loses its session, leaves calls behind that another may overlap
     let (overlaps, others): (Vec<String>, Vec<String>) =
         field.stripe.violations().into_iter().partition(|what| what.starts_with("overlapping calls"));
     assert_eq!(others, Vec::<String>::new());
@@ -359,11 +359,11 @@ async fn check(field: &Field, observer: &TestService, expected: &Expected, size:
     assert!(verified.unwrap().success());
 }
 
-#[expect(clippy::print_stdout, reason = "figures for whoever ran it by hand")]
+#[expect(clippy::print_stdout, reason = "figures for a manual run")]
 fn report(field: &Field, (size, runs): (Size, usize), (loaded, took): (Duration, Duration)) {
     let taken = field.stripe.events();
     println!(
-        "{size:?}: recorded in {loaded:.1?}, settled and checked in {took:.1?}, {runs} runs at the end; {} calls said again; \
+        "{size:?}: recorded in {loaded:.1?}, settled and checked in {took:.1?}, {runs} runs at the end; {} calls repeated; \
          {} meter events taken, {} of them canceled, {} calls arrived, {} got no answer, {} refused as overlapping",
         field.repeated.load(Ordering::SeqCst),
         taken.len(),

@@ -1,4 +1,4 @@
-//! What may have been taken, and what was refused after all, is neither billed twice nor forgotten.
+//! Exports with an unknown outcome, or refused after delivery, are neither billed twice nor forgotten.
 
 use std::time::Duration;
 
@@ -37,10 +37,10 @@ impl Pair {
     }
 }
 
-/// The report comes before we know that it was taken: under the same identifier it would be answered
-/// as there already, and never count.
+/// The report arrives before the delivery is confirmed. Under the same identifier, Stripe would answer
+/// that the event exists, and would never count it.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_report_about_what_is_still_pending_gives_it_another_identifier() {
+async fn a_report_about_a_pending_export_changes_its_identifier() {
     let pair = with_one_event().await;
     pair.stripe.fail_next(Endpoint::MeterEvents, Fault::ResetAfter, 1);
     pair.stripe.fail_next(Endpoint::MeterEvents, Fault::ResetBefore, 1_000);
@@ -54,7 +54,7 @@ async fn a_report_about_what_is_still_pending_gives_it_another_identifier() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_report_that_overtakes_the_answer_stands() {
+async fn a_report_that_overtakes_the_answer_keeps_the_export_dead() {
     let pair = with_one_event().await;
     pair.stripe.fail_next(Endpoint::MeterEvents, Fault::Unauthorized, 1);
     pair.run().await;
@@ -70,10 +70,10 @@ async fn a_report_that_overtakes_the_answer_stands() {
     assert_eq!(pair.exports().await[0]["status"], "dead");
 }
 
-/// It was taken without an answer, and then refused for another reason: that it may be there must not
-/// be forgotten.
+/// Stripe took the export without an answer, and then refused it for another reason. The export must
+/// stay in doubt.
 #[tokio::test(flavor = "multi_thread")]
-async fn what_died_in_doubt_is_looked_for_before_it_is_sent_again() {
+async fn looks_up_exports_that_died_in_doubt_before_a_retry() {
     for taken in [true, false] {
         let pair = with_one_event().await;
         let fault = if taken { Fault::ResetAfter } else { Fault::ResetBefore };
@@ -96,7 +96,7 @@ async fn what_died_in_doubt_is_looked_for_before_it_is_sent_again() {
     }
 }
 
-/// A change of the catalog says nothing about it; somebody who asks for it by its id does.
+/// A change of the catalog does not show the outcome; an operator who retries by id knows it.
 #[tokio::test(flavor = "multi_thread")]
 async fn catalog_changes_do_not_retry_exports_with_unknown_delivery() {
     let pair = with_one_event().await;
@@ -104,7 +104,7 @@ async fn catalog_changes_do_not_retry_exports_with_unknown_delivery() {
     pair.stripe.fail_next(Endpoint::MeterEvents, Fault::ResetBefore, 1_000);
     pair.run().await;
     pair.stripe.set_faults(Plan::seeded(1));
-    // somebody else reports for the same customer
+    // another system reports for the same customer
     let timestamp = unix(NOON).to_string();
     pair.stripe.post(
         "/v1/billing/meter_events",
@@ -126,9 +126,9 @@ async fn catalog_changes_do_not_retry_exports_with_unknown_delivery() {
     assert_eq!(pair.run().await, ran(0, 1, 0, 0));
 }
 
-/// Stripe would never take its time any more: it goes into the present period, marked.
+/// Stripe no longer accepts the original time, so the export moves to the present period, with a mark.
 #[tokio::test(flavor = "multi_thread")]
-async fn what_was_dead_for_too_long_is_carried() {
+async fn carries_exports_that_were_dead_for_too_long() {
     let mut meter = meters(&json!(1))[0].clone();
     meter["stripe"]["event_name"] = json!("misspelt");
     let pair = Pair::with(Options::default(), &json!({"meters": [meter]})).await;
@@ -144,9 +144,9 @@ async fn what_was_dead_for_too_long_is_carried() {
     assert_eq!(pair.all_of("cus_acme"), 7);
 }
 
-/// The first cancelation was carried out without an answer; a day later Stripe refuses to hear of it.
+/// Stripe carried out the first cancelation without an answer; a day later it refuses a second one.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_cancelation_that_nobody_remembers_is_found_out() {
+async fn looks_up_a_cancelation_with_a_lost_answer() {
     for (fault, total) in [(Fault::ResetAfter, 50), (Fault::ResetBefore, 50)] {
         let pair = with_one_event().await;
         assert_eq!(pair.run().await, ran(1, 1, 0, 0));
@@ -164,7 +164,7 @@ async fn a_cancelation_that_nobody_remembers_is_found_out() {
     }
 }
 
-/// Each question may take its time to fail: an account that cannot be asked is not asked thousands of times.
+/// Each look-up may time out, so an unavailable account must not be asked thousands of times.
 #[tokio::test(flavor = "multi_thread")]
 async fn delivery_lookups_stop_when_the_provider_does_not_answer() {
     let pair = Pair::with(Options::default(), &json!({"meters": [meters(&json!(1))[0]]})).await;
@@ -184,9 +184,9 @@ async fn delivery_lookups_stop_when_the_provider_does_not_answer() {
     assert_eq!(pair.stripe.events().len(), 40);
 }
 
-/// What is in the way answers in Stripe's place: that is not Stripe's word.
+/// A proxy may answer in Stripe's place; such an answer is not Stripe's.
 #[tokio::test(flavor = "multi_thread")]
-async fn answers_that_are_not_stripes_kill_no_export() {
+async fn answers_of_proxies_do_not_make_exports_dead() {
     for status in [302, 400, 403, 404, 408] {
         let pair = with_one_event().await;
         let code = axum::http::StatusCode::from_u16(status).unwrap();

@@ -24,7 +24,7 @@ async fn with_levels() -> Pair {
 }
 
 impl Pair {
-    /// What Stripe would bill for a meter in the period before 11:30, and in the one since.
+    /// Returns the values that Stripe would bill for a meter before and after 11:30.
     fn levels(&self, meter: &str) -> [i128; 2] {
         let renewal = unix("2026-11-20T11:30:00Z");
         [(0, renewal), (renewal, i64::MAX)].map(|(from, to)| self.stripe.total("cus_acme", meter, from, to))
@@ -41,7 +41,7 @@ async fn last_gauge_value_of_each_period_is_exported() {
     pair.run().await;
     assert_eq!(pair.levels("seats"), [9, 3]);
     assert_eq!(pair.levels("peak"), [9, 3]);
-    // an earlier level that arrives later changes nothing; a later one does, down to nothing
+    // an earlier value that arrives later changes nothing; a later one does, even zero
     pair.track("late", "acme", json!(70), "2026-11-20T11:35:00Z").await;
     pair.run().await;
     assert_eq!(pair.levels("seats"), [9, 3]);

@@ -1,4 +1,4 @@
-//! What each of Stripe's answers does to an export.
+//! The effect of each Stripe answer on an export.
 
 use std::time::Duration;
 
@@ -46,7 +46,7 @@ async fn persistent_failures_stay_pending_with_their_error() {
     assert_eq!(export["status"], "pending");
     assert!(export["attempts"].as_i64().unwrap() > 1);
     assert!(!export["last_error"].is_null());
-    // the interval waits for its time; whoever asks for a run does not
+    // the interval waits for the pause; a requested run does not
     pair.stripe.set_faults(crate::support::stripe_fake::Plan::seeded(1));
     let waited = pair
         .service
@@ -62,7 +62,7 @@ async fn persistent_failures_stay_pending_with_their_error() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn refused_credentials_stop_everything_and_burn_no_tries() {
+async fn refused_credentials_stop_exports_and_count_no_attempts() {
     let pair = with_one_event().await;
     pair.map("other", "cus_other").await;
     pair.track("b", "other", json!(1), NOON).await;
@@ -77,7 +77,7 @@ async fn refused_credentials_stop_everything_and_burn_no_tries() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_fault_of_the_configuration_is_dead_until_it_is_mended() {
+async fn a_configuration_error_makes_exports_dead_until_it_is_corrected() {
     let meter = |event_name: &str| {
         json!({"key": METER, "event_name": METER, "aggregation": "sum", "value_property": "value",
                "stripe": {"event_name": event_name}})
@@ -94,14 +94,14 @@ async fn a_fault_of_the_configuration_is_dead_until_it_is_mended() {
     let retried = pair.service.post(&path, &Value::Null).await.json();
     assert_eq!(retried["status"], "pending");
     assert_eq!(pair.run().await, ran(0, 0, 1, 0));
-    // a catalog that names it rightly brings it back
+    // a catalog with the right name revives it
     pair.service.apply(json!({"meters": [meter(METER)]})).await;
     assert_eq!(pair.run().await, ran(0, 1, 0, 0));
     assert_eq!(pair.all_of("cus_acme"), 7);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_time_that_is_too_old_is_dead_and_one_in_the_future_waits() {
+async fn an_old_time_makes_the_export_dead_and_a_future_one_delays_it() {
     let pair = with_one_event().await;
     pair.stripe.set_clock(unix("2026-11-20T11:00:00Z"));
     assert_eq!(pair.run().await, ran(1, 0, 0, 1));
@@ -113,15 +113,15 @@ async fn a_time_that_is_too_old_is_dead_and_one_in_the_future_waits() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn unknown_delivery_is_resolved_from_provider_summaries() {
-    // taken, without an answer; and not taken, without an answer
+    // taken without an answer, and not taken without an answer
     for (fault, taken) in [(Fault::ResetAfter, true), (Fault::ResetBefore, false)] {
         let pair = with_one_event().await;
         pair.stripe.fail_next(Endpoint::MeterEvents, fault, 1);
-        // whatever comes after the first does not reach it
+        // calls after the first do not reach Stripe
         pair.stripe.fail_next(Endpoint::MeterEvents, Fault::ResetBefore, 1_000);
         assert_eq!(pair.run().await, ran(1, 0, 0, 1));
         pair.stripe.set_faults(crate::support::stripe_fake::Plan::seeded(1));
-        // Stripe has forgotten the identifier: the same again would count twice
+        // Stripe has forgotten the identifier, so a repeated call would count twice
         pair.set_clock("2026-11-21T18:00:00Z");
         assert_eq!(pair.stripe.events().len(), usize::from(taken));
         let done = pair.run().await;
@@ -139,19 +139,19 @@ async fn delivery_that_fits_no_summary_is_left_to_the_operator() {
     pair.stripe.fail_next(Endpoint::MeterEvents, Fault::ResetBefore, 1_000);
     pair.run().await;
     pair.stripe.set_faults(crate::support::stripe_fake::Plan::seeded(1));
-    // somebody else reports for the same customer
+    // another system reports for the same customer
     pair.report_elsewhere("cus_acme", 3).await;
     pair.set_clock("2026-11-21T18:00:00Z");
     assert_eq!(pair.run().await, ran(0, 0, 1, 0));
     assert!(pair.exports().await[0]["last_error"].as_str().unwrap().contains("fate_unknown"));
     assert_eq!(pair.all_of("cus_acme"), 3);
-    // a catalog that changes how the meter is written to brings back what is surely not there alone
+    // a change of the meter's address revives only exports that were certainly not taken
     let mut meter = meters(&json!(1))[0].clone();
     meter["stripe"]["scale"] = json!(2);
     pair.service.apply(json!({"meters": [meter]})).await;
     assert_eq!(pair.run().await, ran(0, 0, 1, 0));
     assert_eq!(pair.all_of("cus_acme"), 3);
-    // who has looked may say that it is to be sent
+    // an operator who has looked may retry
     let path = format!("/v1/exports/{}/retry", pair.exports().await[0]["id"].as_str().unwrap());
     pair.service.post(&path, &Value::Null).await;
     assert_eq!(pair.run().await, ran(0, 1, 0, 0));
@@ -159,7 +159,7 @@ async fn delivery_that_fits_no_summary_is_left_to_the_operator() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_stripe_refuses_afterwards_is_dead_and_goes_again_under_another_name() {
+async fn exports_refused_after_delivery_are_retried_with_a_new_identifier() {
     let pair = with_one_event().await;
     pair.run().await;
     let export = pair.exports().await[0].clone();
@@ -207,7 +207,7 @@ async fn slow_provider_answers_do_not_delay_other_exports() {
         }
     }
     let done = pair.run().await;
-    // nothing is sent for a customer who used 0
+    // no export for a customer with usage 0
     assert_eq!((done.delivered, done.pending), (39 * 3, 0));
     for n in 0..40 {
         assert_eq!(pair.all_of(&format!("cus_{n}")), n * 3);

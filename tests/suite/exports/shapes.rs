@@ -1,4 +1,4 @@
-//! What is sent has the shape that Stripe's own description asks for.
+//! Calls match the shapes in Stripe's own `OpenAPI` description.
 
 use serde_json::{Map, Value, json};
 
@@ -8,7 +8,7 @@ fn slice() -> Value {
     serde_json::from_str(include_str!("../../data/stripe-slice.json")).unwrap()
 }
 
-/// What of a schema the slice uses; any other word in it ends the test.
+/// Collects violations of the schema words that the excerpt uses. Any other word fails the test.
 fn violations(schema: &Value, value: &Value, at: &str, found: &mut Vec<String>) {
     let mut violation = |what: &str| found.push(format!("{at}: {what}: {value}"));
     for (word, wanted) in schema.as_object().unwrap() {
@@ -19,34 +19,34 @@ fn violations(schema: &Value, value: &Value, at: &str, found: &mut Vec<String>) 
                     "string" => value.is_string(),
                     "integer" => value.is_i64(),
                     "array" => value.is_array(),
-                    other => panic!("an unknown type: {other}"),
+                    other => panic!("the checker does not know the type {other}"),
                 };
                 if !fits {
-                    violation("is of another type");
+                    violation("must have the type of the schema");
                 }
             }
             "maxLength" => {
                 if value.as_str().is_some_and(|text| text.chars().count() as u64 > wanted.as_u64().unwrap()) {
-                    violation("is too long");
+                    violation("must not be longer than `maxLength`");
                 }
             }
             "enum" => {
                 if !wanted.as_array().unwrap().contains(value) {
-                    violation("is none of the choices");
+                    violation("must be one of the choices");
                 }
             }
             "pattern" => {
-                // the only one: a number
+                // the only pattern in use: a number
                 assert_eq!(wanted, r"^-?[0-9]+(\.[0-9]+)?$");
                 let text = value.as_str().unwrap_or_default();
                 if text.is_empty() || !text.bytes().all(|byte| byte.is_ascii_digit()) {
-                    violation("is not a whole number that is not negative");
+                    violation("must be a whole number of at least 0");
                 }
             }
             "required" => {
                 for name in wanted.as_array().unwrap().iter().filter_map(Value::as_str) {
                     if value.get(name).is_none() {
-                        violation(&format!("has no `{name}`"));
+                        violation(&format!("must have `{name}`"));
                     }
                 }
             }
@@ -56,14 +56,14 @@ fn violations(schema: &Value, value: &Value, at: &str, found: &mut Vec<String>) 
                         continue;
                     }
                     if wanted == &Value::Bool(false) {
-                        violation(&format!("has an unknown `{name}`"));
+                        violation(&format!("must not have `{name}`"));
                     } else {
                         assert!(part.is_string(), "{at}.{name}");
                     }
                 }
             }
             "properties" | "items" | "format" | "description" => {}
-            other => panic!("an unknown word: {other}"),
+            other => panic!("the checker does not know the schema word {other}"),
         }
     }
     if let Some(properties) = schema["properties"].as_object() {
@@ -75,7 +75,8 @@ fn violations(schema: &Value, value: &Value, at: &str, found: &mut Vec<String>) 
     }
 }
 
-/// A form as its schema reads it: `a[b]=c` is an object, whole numbers where they are asked for.
+/// Reads a form according to its schema: `a[b]=c` is an object, and integers are read if the schema
+/// asks for them.
 fn read(form: &str, schema: &Value) -> Value {
     let mut fields = Map::new();
     for (name, text) in form_urlencoded::parse(form.as_bytes()) {
@@ -89,12 +90,12 @@ fn read(form: &str, schema: &Value) -> Value {
                 object.as_object_mut().unwrap().insert(inner, value)
             }
         };
-        assert!(twice.is_none(), "given twice: {form}");
+        assert!(twice.is_none(), "a field must not occur twice: {form}");
     }
     Value::Object(fields)
 }
 
-/// A query's parameters as one schema.
+/// Returns a query's parameters as one schema.
 fn parameters(operation: &Value) -> Value {
     let query = operation["parameters"].as_array().unwrap().iter().filter(|given| given["in"] == "query");
     let (mut properties, mut required) = (Map::new(), Vec::new());
@@ -131,7 +132,7 @@ async fn sent_calls_match_the_stripe_openapi_description() {
             path.as_str()
         };
         let operation = &slice["paths"][known][method.to_lowercase()];
-        assert!(operation.is_object(), "{method} {path} is not in the slice");
+        assert!(operation.is_object(), "{method} {path} must be in the excerpt");
         let schema = if method == "GET" {
             parameters(operation)
         } else {

@@ -1,5 +1,4 @@
-//! What happens when the calls of two processes cross at the worst moment, and other corners that
-//! were got wrong once.
+//! Calls of two processes that interleave at the worst moment, and other corner cases that once were bugs.
 
 mod everything;
 
@@ -35,21 +34,21 @@ fn catalog() -> Value {
     })
 }
 
-/// The same, where nobody is on a plan unasked.
+/// Returns the catalog without its default plan.
 fn catalog_without_default() -> Value {
     let mut catalog = catalog();
     catalog["default_plan"] = Value::Null;
     catalog
 }
 
-/// The same, with another limit on the default plan.
+/// Returns the catalog with another limit on the default plan.
 fn catalog_with(limit: Value) -> Value {
     let mut catalog = catalog();
     catalog["plans"][0]["limits"].as_array_mut().unwrap().push(limit);
     catalog
 }
 
-/// Two engines on one database that know nothing of each other.
+/// Starts two independent engines on one database.
 async fn pair() -> (TestService, TestService) {
     let url = database_url().await;
     let one = TestService::at_url(&url, engine_settings()).await;
@@ -78,13 +77,13 @@ async fn reserve(service: &TestService, body: Value) -> Value {
     well(service.post("/v1/reservations", &body).await)
 }
 
-/// What is used of a subject's first limit.
+/// Returns the used quantity of a subject's first limit.
 async fn used(service: &TestService, subject: &str) -> Value {
     let report = service.get(&format!("/v1/subjects/{subject}/usage")).await.json();
     report["limits"][0]["used"].clone()
 }
 
-/// Two seats below an org that nobody has heard of; one of them has a plan of its own.
+/// Creates two seats below an org without its own contact. One seat has its own plan.
 async fn seats(service: &TestService) {
     for seat in ["u", "v"] {
         well(service.put(&format!("/v1/subjects/{seat}"), &json!({"parent": "org"})).await);
@@ -92,13 +91,13 @@ async fn seats(service: &TestService) {
     well(service.put("/v1/subjects/u/subscription", &json!({"plan": "pro"})).await);
 }
 
-/// Holds transactions open where a trigger of theirs fires, until they are let go.
+/// A trigger that stops transactions at a given place until they are released.
 struct Halt {
     connection: PgConnection,
 }
 
 impl Halt {
-    /// `place`: when and for whom the trigger fires.
+    /// Creates the trigger. `place` gives its time, table and condition in SQL.
     async fn at(url: &str, place: &str) -> Self {
         let function = "create function halt() returns trigger language plpgsql as
              $$ begin perform pg_advisory_xact_lock_shared(1); return new; end $$";
@@ -115,7 +114,7 @@ impl Halt {
         Self { connection }
     }
 
-    /// Until so many transactions wait, for this or for each other.
+    /// Waits until `count` transactions wait for this lock or for each other.
     async fn wait_for(&mut self, count: i64) {
         wait_for_waiters(&mut self.connection, count).await;
     }
@@ -124,8 +123,8 @@ impl Halt {
         sqlx::raw_sql("select pg_advisory_unlock(1)").execute(&mut self.connection).await.unwrap();
     }
 
-    /// Makes the second call while the first is held; lets go when the second waits, too, or is
-    /// through without waiting.
+    /// Makes the second call while the first is stopped. Releases both when the second call waits, too, or
+    /// has finished.
     async fn cross<A, B>(
         &mut self,
         first: impl Future<Output = A>,
@@ -148,7 +147,7 @@ impl Halt {
     }
 }
 
-/// Until so many transactions wait, or plainly will not.
+/// Waits until `count` transactions wait for locks, for a limited time.
 async fn wait_for_waiters(connection: &mut PgConnection, count: i64) {
     let waiting = "select count(*) from pg_stat_activity
          where datname = current_database() and wait_event_type = 'Lock'";
@@ -161,10 +160,10 @@ async fn wait_for_waiters(connection: &mut PgConnection, count: i64) {
 }
 
 #[tokio::test]
-async fn a_default_plan_of_a_root_is_obeyed_below_it_at_once() {
+async fn default_plans_of_roots_limit_descendants_at_once() {
     let service = single().await;
     seats(&service).await;
-    // the path of a seat with a plan of its own is known before its root is on one
+    // The path of a seat with its own plan is cached before its root gets a plan.
     track(&service, "1", "u", 1).await;
     track(&service, "2", "v", 1).await;
     assert_eq!(used(&service, "org").await, 2);
@@ -176,7 +175,7 @@ async fn a_default_plan_of_a_root_is_obeyed_below_it_at_once() {
 }
 
 #[tokio::test]
-async fn a_default_plan_of_a_root_counts_an_event_below_it_that_is_in_flight() {
+async fn default_plans_of_roots_count_events_in_flight() {
     let (one, other) = pair().await;
     seats(&one).await;
     let mut halt = Halt::at(&one.url, "before insert on events for each row when (new.value = 9)").await;
@@ -186,13 +185,13 @@ async fn a_default_plan_of_a_root_counts_an_event_below_it_that_is_in_flight() {
 }
 
 #[tokio::test]
-async fn a_void_through_another_process_reaches_a_counter_that_was_made_since() {
+async fn voids_reach_counters_made_by_another_process() {
     let (one, other) = pair().await;
     one.apply(catalog_without_default()).await;
     track(&one, "1", "v", 3).await;
     track(&one, "2", "v", 4).await;
     one.apply(catalog()).await;
-    // now the other knows the path, without a subscription
+    // Now the other process has cached the path without a subscription.
     well(other.post("/v1/events/1/void", &json!({})).await);
     track(&one, "3", "v", 1).await;
     well(other.post("/v1/events/2/void", &json!({})).await);
@@ -205,7 +204,7 @@ async fn concurrent_duplicate_reservations_do_not_deny_each_other() {
     let (one, other) = pair().await;
     track(&one, "1", "u", 0).await;
     let mut halt = Halt::at(&one.url, "before insert on reservations for each row").await;
-    // one of them takes all there is
+    // One of these holds takes the whole quota.
     let body = json!({"id": "job", "subject": "u", "meter": "m", "value": 10});
     let (first, again) =
         halt.cross(one.post("/v1/reservations", &body), other.post("/v1/reservations", &body)).await;
@@ -218,7 +217,7 @@ async fn concurrent_duplicate_reservations_do_not_deny_each_other() {
 }
 
 #[tokio::test]
-async fn a_create_whose_commit_is_still_at_work_when_its_answer_is_lost_is_not_denied_by_itself() {
+async fn a_running_commit_does_not_deny_its_own_retry() {
     let url = database_url().await;
     let proxy = Proxy::start(&url);
     let service = TestService::at_url(&proxy.url(&url), engine_settings()).await;
@@ -230,10 +229,10 @@ async fn a_create_whose_commit_is_still_at_work_when_its_answer_is_lost_is_not_d
     let mut watching = PgConnection::connect(&url).await.unwrap();
     let losing = async {
         proxy.cut();
-        // every connection has to notice
+        // Every connection has to notice the lost answer.
         tokio::time::sleep(Duration::from_millis(50)).await;
         proxy.mend();
-        // the second attempt waits for what becomes of the first
+        // The second attempt waits for the result of the first.
         wait_for_waiters(&mut watching, 2).await;
     };
     let (answer, ()) = halt.cross(service.post("/v1/reservations", &body), losing).await;
@@ -243,7 +242,7 @@ async fn a_create_whose_commit_is_still_at_work_when_its_answer_is_lost_is_not_d
 }
 
 #[tokio::test]
-async fn calls_on_one_reservation_of_which_the_commit_answer_is_lost_are_answered_as_they_were() {
+async fn calls_with_lost_commit_answers_keep_their_answers() {
     let url = database_url().await;
     let proxy = Proxy::start(&url);
     let service = TestService::at_url(&proxy.url(&url), engine_settings()).await;
@@ -262,11 +261,11 @@ async fn calls_on_one_reservation_of_which_the_commit_answer_is_lost_are_answere
             (of("release"), json!({}), 409, false),
             ("/v1/reservations".to_owned(), create, 201, true),
         ];
-        // at once, they are one batch
+        // Sent at once, the calls form one batch.
         let before = proxy.swallowed();
         proxy.swallow_commits(1, delivered);
         let answers = join_all(calls.iter().map(|(path, body, ..)| service.post(path, body))).await;
-        assert_eq!(proxy.swallowed(), before + 1, "the commit was really lost");
+        assert_eq!(proxy.swallowed(), before + 1, "the proxy must have swallowed the commit");
         for ((path, _, status, is_replay), answer) in calls.iter().zip(&answers) {
             assert_eq!(
                 (answer.status.as_u16(), answer.is_replay()),
@@ -283,13 +282,13 @@ async fn calls_on_one_reservation_of_which_the_commit_answer_is_lost_are_answere
 }
 
 #[tokio::test]
-async fn charges_that_another_process_is_sweeping_are_in_the_answer() {
+async fn reads_include_charges_that_another_process_is_sweeping() {
     let (one, other) = pair().await;
     let charge = |n: usize| {
         json!({"id": format!("r{n}"), "subject": "u", "meter": "n", "value": 1, "ttl_seconds": 30,
             "on_expiry": "commit"})
     };
-    // more than one sweep takes
+    // These are more than one sweep takes.
     for hundred in 0..6 {
         join_all((0..100).map(|n| reserve(&one, charge(hundred * 100 + n)))).await;
     }
@@ -305,13 +304,13 @@ async fn charges_that_another_process_is_sweeping_are_in_the_answer() {
 }
 
 #[tokio::test]
-async fn a_charge_that_expires_under_a_reader_is_held_or_used() {
+async fn charges_that_expire_during_a_read_are_held_or_used() {
     let (one, other) = pair().await;
     let hold = json!({"id": "a", "subject": "u", "meter": "m", "value": 10, "ttl_seconds": 30,
         "on_expiry": "commit"});
     reserve(&one, hold).await;
     let mut connection = PgConnection::connect(&one.url).await.unwrap();
-    // the reader waits for the catalog, between its look for charges and its decision
+    // The reader waits for the catalog after its check for charges and before its decision.
     let lock = "begin; lock table environments in access exclusive mode";
     sqlx::raw_sql(lock).execute(&mut connection).await.unwrap();
     let expiring = async {
@@ -327,13 +326,13 @@ async fn a_charge_that_expires_under_a_reader_is_held_or_used() {
 }
 
 #[tokio::test]
-async fn a_period_that_closes_while_it_gets_its_counter_counts_everything() {
+async fn counters_created_while_their_period_closes_count_everything() {
     let (one, other) = pair().await;
     let mut minutes = catalog();
     minutes["plans"][0]["limits"][0]["period"] = json!("minute");
     one.apply(minutes).await;
     track(&one, "0", "u", 1).await;
-    // one begins a moment before the minute of 12:10 closes, the other a moment after
+    // One call begins just before the minute of 12:10 closes, the other just after.
     one.clock.set(at("2026-11-20T12:15:59.999Z"));
     other.clock.set(at("2026-11-20T12:16:00.001Z"));
     let mut halt = Halt::at(&one.url, "before insert on events for each row when (new.value = 5)").await;
@@ -347,7 +346,7 @@ async fn a_period_that_closes_while_it_gets_its_counter_counts_everything() {
 }
 
 #[tokio::test]
-async fn a_limit_that_is_added_for_many_counts_all_who_are_recorded_together() {
+async fn new_limits_count_all_subjects_of_one_batch() {
     const MANY: usize = 1_000;
     let service = single().await;
     let lines: Vec<String> = (0..MANY)
@@ -371,7 +370,7 @@ async fn a_limit_that_is_added_for_many_counts_all_who_are_recorded_together() {
 }
 
 #[tokio::test]
-async fn a_limit_that_is_added_after_the_clock_went_back_knows_what_was_used() {
+async fn limits_added_after_a_clock_step_back_count_earlier_usage() {
     let service = single().await;
     track(&service, "1", "u", 4).await;
     service.clock.set(at("2026-11-20T11:59:59Z"));
@@ -383,7 +382,7 @@ async fn a_limit_that_is_added_after_the_clock_went_back_knows_what_was_used() {
 }
 
 #[tokio::test]
-async fn a_meter_on_which_something_is_held_stays() {
+async fn meters_with_open_holds_cannot_be_removed() {
     let service = single().await;
     let hold = |id: &str, on_expiry: &str| json!({"id": id, "subject": "u", "meter": "n", "value": 3, "ttl_seconds": 30, "on_expiry": on_expiry});
     reserve(&service, hold("charged", "commit")).await;
@@ -401,11 +400,11 @@ async fn a_meter_on_which_something_is_held_stays() {
 }
 
 #[tokio::test]
-async fn an_id_that_is_taken_is_reused_whoever_asks_and_makes_nobody() {
+async fn taken_ids_are_refused_without_creating_subjects() {
     let service = single().await;
     reserve(&service, json!({"id": "a", "subject": "u", "meter": "m"})).await;
     let nobody = json!({"id": "a", "subject": "nobody", "meter": "m"});
-    // whether whoever is new would get a plan or not
+    // The unknown subject would get a plan from one catalog, but not from the other.
     for catalog in [catalog(), catalog_without_default()] {
         service.apply(catalog).await;
         let other = service.post("/v1/reservations", &nobody).await;
@@ -415,19 +414,19 @@ async fn an_id_that_is_taken_is_reused_whoever_asks_and_makes_nobody() {
 }
 
 #[tokio::test]
-async fn a_period_does_not_end_before_it_started() {
+async fn period_ends_before_the_start_are_refused() {
     let service = single().await;
     let path = "/v1/subjects/u/subscription";
     let given =
         json!({"plan": "pro", "cycle_start": "2026-11-10T00:00:00Z", "period_end": "2026-11-24T00:00:00Z"});
     well(service.put(path, &given).await);
-    // the start is the one that is known
+    // Without a given start, the known start counts.
     let put = service.put(path, &json!({"plan": "pro", "period_end": "2026-11-01T00:00:00Z"})).await;
     assert_eq!((put.status.as_u16(), put.code().as_str()), (422, "invalid_range"), "{}", put.text);
 }
 
 #[tokio::test]
-async fn subscriptions_at_the_ends_of_time_are_taken_or_refused() {
+async fn subscriptions_at_the_limits_of_time_cause_no_server_error() {
     const TIMES: [&str; 4] = [
         "0000-01-01T00:00:00Z",
         "0001-01-01T00:00:00Z",
@@ -461,7 +460,7 @@ async fn subscriptions_at_the_ends_of_time_are_taken_or_refused() {
 }
 
 #[tokio::test]
-async fn a_period_that_ends_within_a_second_counts_each_event_once() {
+async fn periods_ending_within_a_second_count_each_event_once() {
     let service = single().await;
     let mut billed = catalog();
     billed["plans"][1]["limits"][0]["period"] = json!("billing");
@@ -479,14 +478,14 @@ async fn a_period_that_ends_within_a_second_counts_each_event_once() {
     service.verify().await;
 }
 
-/// The id of the event that a commit makes follows from the reservation: somebody may have taken it.
+/// The event id of a commit is derived from its reservation, so a caller may have taken the id before.
 #[tokio::test]
-async fn a_charge_whose_event_id_was_taken_stops_nobody() {
+async fn charges_with_taken_event_ids_do_not_block_other_calls() {
     let service = single().await;
     let hold = json!({"id": "a", "subject": "u", "meter": "n", "value": 1, "ttl_seconds": 30,
         "on_expiry": "commit"});
     reserve(&service, hold.clone()).await;
-    // the same in another world tells what the id will be
+    // The same reservation in another database shows the derived id.
     let elsewhere = single().await;
     reserve(&elsewhere, hold).await;
     let settled = well(elsewhere.post("/v1/reservations/a/commit", &json!({})).await);
@@ -503,10 +502,10 @@ async fn a_charge_whose_event_id_was_taken_stops_nobody() {
 }
 
 #[tokio::test]
-async fn recording_is_acknowledged_when_limits_cannot_be_read() {
+async fn recording_succeeds_when_limits_cannot_be_read() {
     let service = single().await;
     track(&service, "1", "u", 1).await;
-    // without these, nobody knows what is charged by now
+    // Without this table, due charges cannot be read.
     sqlx_execute(&service.url, "alter table reservations rename to hidden").await;
     let event = |id: &str| json!({"id": id, "event_name": "e", "subject": "u", "value": 1});
     let again = well(service.post("/v1/events", &event("1")).await);
@@ -519,9 +518,9 @@ async fn recording_is_acknowledged_when_limits_cannot_be_read() {
     service.verify().await;
 }
 
-/// The counter of a period long past is dropped; what it knew has still to be obeyed.
+/// The counter of an old period is dropped, but its quota must still apply.
 #[tokio::test]
-async fn an_extension_of_what_was_held_long_ago_passes_no_quota() {
+async fn extensions_of_old_holds_pass_no_quota() {
     let service = single().await;
     let mut hourly = catalog();
     hourly["plans"][0]["limits"][0]["period"] = json!("hour");
@@ -542,7 +541,7 @@ async fn an_extension_of_what_was_held_long_ago_passes_no_quota() {
 }
 
 #[tokio::test]
-async fn a_step_that_comes_after_the_last_one_changes_nothing() {
+async fn steps_after_the_final_commit_change_nothing() {
     let service = single().await;
     reserve(&service, json!({"id": "a", "subject": "u", "meter": "m", "value": 8})).await;
     let commit = async |value: i64, is_final: bool| {
@@ -562,7 +561,7 @@ async fn a_step_that_comes_after_the_last_one_changes_nothing() {
 }
 
 #[tokio::test]
-async fn a_gateway_is_told_of_a_replay_and_a_batch_of_no_limits_of_what_it_rejected() {
+async fn gateways_see_replays_and_rejected_events_show_no_limits() {
     let service = single().await;
     let hold = "/v1/gate?subject=u&meter=m&reserve=true&id=x";
     let (first, again) = (service.get(hold).await, service.get(hold).await);
@@ -581,7 +580,7 @@ async fn a_gateway_is_told_of_a_replay_and_a_batch_of_no_limits_of_what_it_rejec
 }
 
 #[tokio::test]
-async fn a_token_shows_its_own_limits_and_none_of_those_above() {
+async fn tokens_show_own_limits_but_none_of_ancestors() {
     let service = single().await;
     seats(&service).await;
     well(service.put("/v1/subjects/kid", &json!({"parent": "u"})).await);
@@ -594,10 +593,10 @@ async fn a_token_shows_its_own_limits_and_none_of_those_above() {
         let key = jsonwebtoken::EncodingKey::from_secret(TEST_SECRET.as_bytes());
         jsonwebtoken::encode(&jsonwebtoken::Header::default(), &claims, &key).unwrap()
     };
-    // the org's plan is the only one above this seat
+    // This seat has no plan of its own, only the org's plan above it.
     let report = service.get_as(&token("v"), "/v1/subjects/v/usage").await.json();
     assert_eq!((&report["limits"], &report["meters"][0]["value"]), (&json!([]), &json!(3)));
-    // a limit counts all below; the meters are what is one's own
+    // A limit counts all descendants; the meters count only the subject itself.
     let report = service.get_as(&token("u"), "/v1/subjects/u/usage").await.json();
     assert_eq!((&report["limits"][0]["used"], &report["limits"][1]), (&json!(6), &Value::Null));
     assert_eq!(report["meters"][0]["value"], 4);
@@ -614,7 +613,7 @@ async fn a_token_shows_its_own_limits_and_none_of_those_above() {
 }
 
 #[tokio::test]
-async fn the_largest_quantities_add_up() {
+async fn sums_of_the_largest_quantities_are_exact() {
     const LARGEST: &str = "9999999999999999999";
     let service = single().await;
     service.apply(catalog_with(json!({"key": "n", "meter": "n", "quota": null, "period": "lifetime"}))).await;

@@ -1,4 +1,4 @@
-//! Reservations and the gate.
+//! Tests of reservations and the gate.
 
 mod interleavings;
 mod model;

@@ -1,5 +1,5 @@
-//! The gate against a model of events, open holds, plans, prices and credits: whatever was folded or swept by then,
-//! every answer is what these say.
+//! The gate against a model of events, open holds, plans, prices and credits. Every answer must match the
+//! model, whatever was folded or swept before.
 
 mod calls;
 mod caps;
@@ -26,21 +26,21 @@ use plans::Quota::{Absent, Of, Unlimited};
 use plans::{Limit, METERS, PARENTS, PLANS, Period, SUBJECTS, catalog};
 use steps::{Ask, Job, Step, step};
 
-/// All there is to know; every answer follows from it.
+/// The state of the model, which determines every answer.
 struct World {
     now: Timestamp,
     edition: usize,
     has_default: bool,
     parents: [Option<usize>; 5],
     subscriptions: [Option<Subscription>; 5],
-    /// What subjects allow themselves.
+    /// The caps that subjects have of their own, by subject.
     caps: [Option<i64>; 5],
     events: Vec<Event>,
     reservations: Vec<Reservation>,
     grants: Vec<Grant>,
-    /// How many grants callers have made.
+    /// The number of grants made by callers.
     given: usize,
-    /// What no credits covered, by subject and meter.
+    /// The usage without coverage, by subject and meter.
     uncovered: [[i64; METERS.len()]; 5],
 }
 
@@ -49,26 +49,26 @@ struct Subscription {
     plan: usize,
     status: &'static str,
     anchor: Timestamp,
-    /// When it was last moved to a plan that resets.
+    /// The time of the last change to a plan that resets.
     reset_at: Timestamp,
     ends_at: Option<Timestamp>,
     fallback: Option<usize>,
-    /// An override.
+    /// The override of the quota of `tokens`.
     tokens: Option<i64>,
 }
 
 #[derive(Debug)]
 struct Event {
-    /// None: made by a reservation, and not known.
+    /// The id, or none for an event of a reservation, as its id is unknown.
     id: Option<String>,
     body: Value,
     path: Vec<usize>,
     model: Option<&'static str>,
     at: Timestamp,
-    /// What it counts for each meter.
+    /// The amount for each meter.
     amounts: [i64; 2],
     is_voided: bool,
-    /// What credits bear of it.
+    /// The credits that paid for the event.
     paid: Vec<Paid>,
 }
 
@@ -90,12 +90,12 @@ struct Hold {
     meter: usize,
     value: i64,
     committed: i64,
-    /// What credits bear of what is left.
+    /// The credits held for the rest of the hold.
     paid: Vec<Paid>,
 }
 
 impl Hold {
-    /// What is held beside what was committed of it.
+    /// Returns the quantity that is held but not committed.
     fn rest(&self) -> i64 {
         (self.value - self.committed).max(0)
     }
@@ -110,14 +110,14 @@ impl Subscription {
     }
 }
 
-/// The places of asks in the order in which they are decided: what takes what is left comes last.
+/// Returns the positions of requests in the order of decision; `up_to` requests come last.
 fn order(asks: &[Ask]) -> Vec<usize> {
     let mut places: Vec<usize> = (0..asks.len()).collect();
     places.sort_by_key(|place| (asks[*place].up_to, METERS[asks[*place].meter]));
     places
 }
 
-/// A limit of a subject as it stands.
+/// The state of a limit of a subject.
 struct Standing {
     subject: usize,
     plan: usize,
@@ -125,9 +125,9 @@ struct Standing {
     quota: Option<i64>,
     used: i64,
     held: i64,
-    /// What of both credits bear, in billionths.
+    /// The part of `used` and `held` that credits cover, in billionths.
     covered: i64,
-    /// Whether credits extend it.
+    /// Whether credits extend the limit.
     is_extended: bool,
     since: Timestamp,
     period: (Timestamp, Timestamp),
@@ -152,7 +152,7 @@ impl Standing {
         left.map_or(Value::Null, |left| number(left.max(0)))
     }
 
-    /// Where credits extend it, it says what they bear.
+    /// Adds `covered` to a limit state if credits extend the limit.
     fn with_covered(&self, mut shown: Value) -> Value {
         if self.is_extended {
             shown["covered"] = number(self.covered);
@@ -190,7 +190,7 @@ impl Standing {
     }
 }
 
-/// Why something is asked for anew: credits would let a fraction of it pass, and the model has none.
+/// The marker for a request that must be changed: credits would allow a fraction, and the model has none.
 const FRACTION: &str = "fraction";
 
 impl World {
@@ -198,7 +198,7 @@ impl World {
         std::iter::successors(Some(who), |subject| self.parents[*subject]).collect()
     }
 
-    /// The subscriptions on a path, the nearest first; where there never was one, the default.
+    /// Returns the subscriptions on a path, nearest first. A path that never had one gets the default plan.
     fn on_path(&self, path: &[usize]) -> Vec<(usize, Subscription)> {
         let found = |subject: &usize| Some((*subject, self.subscriptions[*subject].clone()?));
         let mut found: Vec<_> = path.iter().filter_map(found).collect();
@@ -217,14 +217,14 @@ impl World {
         found
     }
 
-    /// Something is recorded: a default becomes a subscription.
+    /// Makes the default plan a subscription at the first recorded use of a path.
     fn contact(&mut self, path: &[usize]) {
         for (subject, subscription) in self.on_path(path) {
             self.subscriptions[subject] = Some(subscription);
         }
     }
 
-    /// What the events say.
+    /// Returns the sum of a meter over some events.
     fn sum(&self, meter: usize, counts: impl Fn(&Event) -> bool) -> i64 {
         self.events
             .iter()
@@ -263,7 +263,7 @@ impl World {
         Some(Standing { subject, plan, limit, quota, used, held, covered, is_extended, since, period })
     }
 
-    /// What of a limit's use credits bear.
+    /// Returns the part of a limit's used and held quantities that credits cover.
     fn covered(&self, subject: usize, limit: &Limit, span: (Timestamp, Timestamp)) -> i64 {
         let counts = |at: Timestamp| span.0 <= at && at < span.1;
         let events = self.events.iter().filter(|event| counts(event.at)).map(|event| &event.paid);
@@ -272,7 +272,7 @@ impl World {
         spared(events.chain(holds).flatten(), subject, limit.counter_source())
     }
 
-    /// The limits that meet a use of these meters.
+    /// Returns the limits that apply to a use of some meters.
     fn limits(&self, path: &[usize], meters: &[usize], model: Option<&str>, at: Timestamp) -> Vec<Standing> {
         let mut found = Vec::new();
         for (subject, own) in self.on_path(path) {
@@ -292,7 +292,7 @@ impl World {
         self.shown(&reservation.path, &meters, reservation.model)
     }
 
-    /// What of it is granted; or why nothing is, and by whom.
+    /// Returns the granted quantities, or the reason for the denial with the limits or caps that deny.
     fn decide(
         &self,
         path: &[usize],
@@ -316,7 +316,7 @@ impl World {
             let limits = self.limits(path, &[ask.meter], model, at);
             let left = limits.iter().filter(|limit| limit.is_plain()).filter_map(Standing::left).min();
             let within = if ask.up_to { left.unwrap_or(ask.value).min(ask.value) } else { ask.value };
-            // nothing left of what was asked is no grant
+            // An `up_to` request is denied if nothing is left.
             let least = if ask.up_to { ask.value.min(1).max(within) } else { within };
             let refusing = limits.iter().filter(|limit| limit.refuses(least));
             let refusing: Vec<Value> = refusing.map(|limit| limit.to_denier(ask.value)).collect();
@@ -346,14 +346,14 @@ impl World {
             .map_err(|denied_by| ("spend_cap_reached", denied_by))
     }
 
-    /// What time brings about: holds expire, subscriptions end.
+    /// Applies the expiries of holds and the ends of subscriptions that are due.
     fn settle(&mut self) {
         loop {
             let held = self.reservations.iter().enumerate().filter(|(_, held)| held.status == "held");
             let expire = held.map(|(n, held)| (held.expires, n)).min().filter(|(at, _)| *at <= self.now);
             let turn = self.next_turn().filter(|(at, _)| *at <= self.now);
             match (expire, turn) {
-                // what comes back to a grant at its very end is lost
+                // Credits that return at the very end of a grant are lost.
                 (expire, Some((at, n))) if expire.is_none_or(|(expired, _)| at <= expired) => {
                     self.turn(n, at);
                 }
@@ -386,7 +386,7 @@ impl World {
         }
     }
 
-    /// Gives back what credits were held for.
+    /// Releases the credits of a reservation's holds.
     fn let_go(&mut self, n: usize) {
         for hold in 0..self.reservations[n].holds.len() {
             let back = std::mem::take(&mut self.reservations[n].holds[hold].paid);
@@ -394,7 +394,7 @@ impl World {
         }
     }
 
-    /// Records what is new in the totals of a reservation's holds: which events that makes.
+    /// Records the growth of a reservation's totals. Returns the range of the new events.
     fn record(&mut self, n: usize, totals: &[i64], is_final: bool) -> Range<usize> {
         let first = self.events.len();
         let is_held = self.reservations[n].status == "held";
@@ -431,7 +431,7 @@ impl World {
         first..self.events.len()
     }
 
-    /// One of the latest reservations, and mostly one that is held.
+    /// Picks one of the latest reservations, preferably one that is held.
     fn pick(&self, which: Index) -> Option<usize> {
         let latest = self.reservations.len().saturating_sub(12)..self.reservations.len();
         let held: Vec<usize> = latest.clone().filter(|n| self.reservations[*n].status == "held").collect();
@@ -441,7 +441,7 @@ impl World {
     }
 }
 
-/// Whether an answer says what is expected; of an object it may say more.
+/// Returns whether an answer matches the expected value. An object may have more fields than expected.
 fn agrees(expected: &Value, answer: &Value) -> bool {
     match (expected, answer) {
         (Value::Object(expected), Value::Object(answer)) => {
@@ -455,16 +455,16 @@ fn agrees(expected: &Value, answer: &Value) -> bool {
     }
 }
 
-/// Makes a call, and compares.
+/// Makes a call and compares its answer.
 async fn make(service: &TestService, call: &Call) -> Result<Value, TestCaseError> {
     let body = if call.body.is_null() { Body::empty() } else { Body::from(call.body.to_string()) };
     let request = service.request(call.method.clone(), &call.path).header("content-type", "application/json");
     let answer = service.send(request.body(body).unwrap()).await;
     let said =
         format!("{} {} {}\nanswered {} {}", call.method, call.path, call.body, answer.status, answer.text);
-    prop_assert_eq!(answer.status.as_u16(), call.status, "{}\nexpected {}", said, call.answer);
-    prop_assert!(agrees(&call.answer, &answer.json()), "{}\nexpected {}", said, call.answer);
-    prop_assert!(call.is_replay.is_none_or(|expected| expected == answer.is_replay()), "{}: a replay?", said);
+    prop_assert_eq!(answer.status.as_u16(), call.status, "{}\nexpected: {}", said, call.answer);
+    prop_assert!(agrees(&call.answer, &answer.json()), "{}\nexpected: {}", said, call.answer);
+    prop_assert!(call.is_replay.is_none_or(|expected| expected == answer.is_replay()), "{}: is_replay", said);
     Ok(answer.json())
 }
 
@@ -540,7 +540,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 24, max_shrink_iters: 200, ..ProptestConfig::default() })]
 
     #[test]
-    fn the_gate_answers_as_its_model(has_default in prop::bool::weighted(0.8), steps in prop::collection::vec(step(), 60..140)) {
+    fn gate_answers_match_the_model(has_default in prop::bool::weighted(0.8), steps in prop::collection::vec(step(), 60..140)) {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
         runtime.block_on(play(has_default, &steps))?;
     }

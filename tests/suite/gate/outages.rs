@@ -1,5 +1,5 @@
-//! Processes, backends and servers die while quota is held and settled: no answer is wrong, nothing is
-//! held twice, nothing that was committed is lost.
+//! Failures of processes, backends and servers under load. No answer is wrong, no quota is held twice, and
+//! no committed data is lost.
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -14,7 +14,7 @@ use crate::support::{TestService, at, cluster};
 
 const QUOTA: i64 = 1_000_000;
 
-/// A quota for ever, so that no test depends on the hour it runs in.
+/// Returns a catalog with a lifetime quota, so that no test depends on the time of day.
 fn catalog() -> Value {
     json!({
         "default_plan": "free",
@@ -23,7 +23,7 @@ fn catalog() -> Value {
     })
 }
 
-/// What is said of a reservation after it was made.
+/// A call on a reservation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Word {
     Made,
@@ -36,7 +36,7 @@ enum Word {
 const WORDS: [Word; 5] = [Word::Made, Word::Step, Word::Commit, Word::Release, Word::Extend];
 
 impl Word {
-    /// The call that says it of a reservation that holds 10.
+    /// Returns the path and body of the call; the reservation holds 10.
     fn call(self, id: &str) -> (String, Value) {
         let settle = |what: &str| format!("/v1/reservations/{id}/{what}");
         let values = json!([{"meter": "m", "value": 4}]);
@@ -53,7 +53,7 @@ impl Word {
         }
     }
 
-    /// What it leaves used and held.
+    /// Returns `used` and `held` after the call.
     fn leaves(self) -> (i64, i64) {
         match self {
             Self::Made => (0, 10),
@@ -64,7 +64,7 @@ impl Word {
         }
     }
 
-    /// Whether a reservation as it is shown has heard it.
+    /// Returns whether a shown reservation has the effect of the call.
     fn was_heard(self, shown: &Value) -> bool {
         let hold = &shown["holds"][0];
         match self {
@@ -77,7 +77,7 @@ impl Word {
     }
 }
 
-/// Whether an answer is there; it must then be the right one.
+/// Returns whether the service answered the call, and asserts that the answer is right.
 fn is_said(word: Word, answer: &Answer) -> bool {
     if answer.status == StatusCode::SERVICE_UNAVAILABLE {
         return false;
@@ -93,7 +93,7 @@ async fn say(service: &TestService, word: Word, id: &str) -> Answer {
     service.post(&path, &body).await
 }
 
-/// What is used and held by the counter; asked until the database is back.
+/// Returns `used` and `held` of the counter, and retries until the database is back.
 async fn level(service: &TestService) -> (i64, i64) {
     let mut answer = service.get("/v1/subjects/user/usage").await;
     while answer.status != StatusCode::OK {
@@ -103,7 +103,7 @@ async fn level(service: &TestService) -> (i64, i64) {
     (limit["used"].as_i64().unwrap(), limit["held"].as_i64().unwrap())
 }
 
-/// Every reservation there is.
+/// Returns all reservations.
 async fn all(service: &TestService) -> Vec<Value> {
     let (mut found, mut cursor) = (Vec::new(), String::new());
     loop {
@@ -114,7 +114,7 @@ async fn all(service: &TestService) -> Vec<Value> {
     }
 }
 
-/// What the reservations say is used and held, counted one by one.
+/// Returns the sums of `used` and `held` over all reservations.
 fn sum(reservations: &[Value]) -> (i64, i64) {
     reservations.iter().fold((0, 0), |(used, held), shown| {
         let number = |name: &str| shown["holds"][0][name].as_i64().unwrap();
@@ -124,7 +124,7 @@ fn sum(reservations: &[Value]) -> (i64, i64) {
 }
 
 #[tokio::test]
-async fn a_killed_process_leaves_nothing_half_done_and_its_holds_expire() {
+async fn a_killed_process_leaves_complete_calls_and_its_holds_expire() {
     let service = TestService::start().await;
     service.apply(catalog()).await;
     let (first, second) = (Process::start(&service.url).await, Process::start(&service.url).await);
@@ -138,7 +138,7 @@ async fn a_killed_process_leaves_nothing_half_done_and_its_holds_expire() {
                 let id = format!("c{caller}n{n}");
                 for word in [Word::Made, WORDS[n % 5]] {
                     let (path, body) = word.call(&id);
-                    // the living go on until the dying are dead
+                    // The callers of the living process continue until the other one is dead.
                     let Some(answer) = calls.try_send(axum::http::Method::POST, &path, &body).await else {
                         return;
                     };
@@ -167,7 +167,7 @@ async fn a_killed_process_leaves_nothing_half_done_and_its_holds_expire() {
         assert!(word.was_heard(&shown), "{word:?}: {shown}");
     }
     second.stop().await;
-    // from here on time is the test's
+    // From here on the test sets the clock.
     service.clock.set(at("2020-01-01T00:00:00Z"));
     let made = all(&service).await;
     let last = made.iter().map(|shown| shown["expires_at"].as_str().unwrap()).max().unwrap();
@@ -183,7 +183,7 @@ async fn a_killed_process_leaves_nothing_half_done_and_its_holds_expire() {
 }
 
 #[tokio::test]
-async fn backends_terminated_under_load_hold_and_commit_nothing_twice() {
+async fn terminated_backends_apply_each_call_once() {
     const CALLERS: u32 = 15;
     const JOBS: u32 = 20;
     let service = TestService::start().await;
@@ -195,7 +195,7 @@ async fn backends_terminated_under_load_hold_and_commit_nothing_twice() {
             for n in 0..JOBS {
                 let id = format!("c{caller}n{n}");
                 for word in [Word::Made, WORDS[n as usize % 5]] {
-                    // a caller tries again until it is heard
+                    // A caller retries until the call is answered.
                     while !is_said(word, &say(service, word, &id).await) {}
                 }
                 done.fetch_add(1, Ordering::SeqCst);
@@ -206,7 +206,7 @@ async fn backends_terminated_under_load_hold_and_commit_nothing_twice() {
         let mut connection = sqlx::PgConnection::connect(&service.url).await.unwrap();
         for round in 1..=20 {
             cluster::terminate_a_backend(&mut connection).await;
-            // then let some work be done
+            // Some work is done before the next termination.
             while done.load(Ordering::SeqCst) < round * CALLERS * JOBS / 25 {
                 tokio::task::yield_now().await;
             }
@@ -223,7 +223,7 @@ async fn backends_terminated_under_load_hold_and_commit_nothing_twice() {
 }
 
 #[tokio::test]
-async fn a_commit_whose_answer_is_lost_is_settled_either_way() {
+async fn lost_commit_answers_apply_each_call_once() {
     let (service, proxy) = TestService::behind_proxy(catalog()).await;
     say(&service, Word::Made, "first contact").await;
     let (mut swallowed, mut expected) = (0, Word::Made.leaves());
@@ -235,7 +235,7 @@ async fn a_commit_whose_answer_is_lost_is_settled_either_way() {
             }
             proxy.swallow_commits(1, delivered);
             for answer in join_all(ids.iter().map(|id| say(&service, word, id))).await {
-                // told as what it is: done by this call, once
+                // The answer is not a replay, since this call made the change.
                 assert!(
                     is_said(word, &answer) && !answer.is_replay(),
                     "{word:?}, {delivered}: {}",
@@ -243,7 +243,7 @@ async fn a_commit_whose_answer_is_lost_is_settled_either_way() {
                 );
             }
             swallowed += 1;
-            assert_eq!(proxy.swallowed(), swallowed, "the commit was really lost");
+            assert_eq!(proxy.swallowed(), swallowed, "the proxy must have swallowed the commit");
             expected = (expected.0 + word.leaves().0 * 20, expected.1 + word.leaves().1 * 20);
             assert_eq!(level(&service).await, expected, "{word:?}, {delivered}");
         }
@@ -252,10 +252,10 @@ async fn a_commit_whose_answer_is_lost_is_settled_either_way() {
     service.verify().await;
 }
 
-/// A backend that is killed makes the server recover as from a crash: what was not synced is gone.
-/// What was acknowledged must not have rested on it.
+/// A killed backend makes the server recover as after a crash, which loses unsynced data. Acknowledged
+/// calls must survive it.
 #[tokio::test]
-async fn crashes_of_the_server_lose_nothing_that_was_acknowledged() {
+async fn server_crashes_lose_no_acknowledged_calls() {
     let (_folder, server, url) = cluster::server_of_its_own().await;
     cluster::let_commits_linger(&url).await;
     let services = [
@@ -275,7 +275,7 @@ async fn crashes_of_the_server_lose_nothing_that_was_acknowledged() {
                     if !crashing.load(Ordering::SeqCst) {
                         return;
                     }
-                    // never twice: what is not acknowledged is not said again, and may be heard or not
+                    // Calls without an answer are not repeated, so each may have been applied or not.
                     let answer = say(service, word, &id).await;
                     if !is_said(word, &answer) {
                         break;

@@ -1,5 +1,5 @@
-//! Many callers at one quota, over processes that know nothing of each other: exactly what fits is
-//! granted, nobody is denied while there is room, and what many say at once is said once.
+//! Concurrent calls against one quota, through independent processes. Exactly the quota is granted, no call
+//! is denied while quota is left, and concurrent repeats count once.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use crate::support::TestService;
 use crate::support::service::{Answer, Caller, Process};
 
-/// Two processes on one database, and the service in process for what they do not show.
+/// Two processes on one database. The service inside the test process is for everything else.
 struct Pair {
     service: TestService,
     processes: [Process; 2],
@@ -26,7 +26,7 @@ impl Pair {
         Self { service, processes, callers }
     }
 
-    /// Posts all at once, by turns through one process and the other.
+    /// Posts all calls at once, alternating between the two processes.
     async fn post_all(&self, calls: impl IntoIterator<Item = (String, Value)>) -> Vec<Answer> {
         let calls = calls.into_iter().enumerate().map(|(n, (path, body))| async move {
             let answer = self.callers[n % 2].post(&path, &body).await;
@@ -42,7 +42,7 @@ impl Pair {
         assert_eq!(self.callers[0].put(&path, &json!({"plan": plan})).await.status, StatusCode::OK);
     }
 
-    /// What is used and held of the limit `tokens` of a subject's own plan.
+    /// Returns `used` and `held` of the limit `tokens` in the plan of a subject.
     async fn level(&self, subject: &str) -> (i64, i64) {
         let report = self.callers[1].get(&format!("/v1/subjects/{subject}/usage")).await.json();
         let limits = report["limits"].as_array().unwrap();
@@ -58,7 +58,7 @@ impl Pair {
     }
 }
 
-/// No limit that an answer shows is passed, and whoever denies has no room.
+/// Asserts that no shown limit is exceeded, and that every denying limit has too little quota left.
 fn is_within_its_quotas(answer: &Answer) {
     let answer = answer.json();
     let number = |limit: &Value, name: &str| limit[name].as_i64().unwrap();
@@ -71,7 +71,7 @@ fn is_within_its_quotas(answer: &Answer) {
     }
 }
 
-/// Quotas for ever, so that no test depends on the hour it runs in.
+/// Returns a plan with lifetime quotas, so that no test depends on the time of day.
 fn plan(key: &str, tokens: i64, calls: i64) -> Value {
     json!({"key": key, "limits": [
         {"key": "tokens", "meter": "tokens", "quota": tokens, "period": "lifetime"},
@@ -97,21 +97,21 @@ fn reserve_as(id: &str, subject: &str, value: i64) -> (String, Value) {
     (path, body)
 }
 
-/// One token and one call, in either order.
+/// Returns a request for one token and one call, in either order.
 fn reserve_both(subject: &str, n: usize) -> (String, Value) {
     let mut holds = vec![json!({"meter": "tokens", "value": 1}), json!({"meter": "calls", "value": 1})];
     holds.rotate_left(n % 2);
     ("/v1/reservations".to_owned(), json!({"subject": subject, "holds": holds, "ttl_seconds": 86_400}))
 }
 
-/// Those that were granted.
+/// Returns the ids of the granted reservations.
 fn held(answers: &[Answer]) -> Vec<String> {
     let held = answers.iter().filter(|answer| answer.status == StatusCode::CREATED).map(Answer::json);
     held.map(|answer| answer["id"].as_str().unwrap().to_owned()).collect()
 }
 
 #[tokio::test]
-async fn of_six_tabs_at_nine_of_ten_exactly_one_may() {
+async fn grants_exactly_one_of_six_concurrent_holds() {
     let service = TestService::start().await;
     service.apply(catalog(&[plan("free", 10, 0)])).await;
     service.record(&json!({"event_name": "tokens", "subject": "user", "value": 9})).await;
@@ -125,7 +125,7 @@ async fn of_six_tabs_at_nine_of_ten_exactly_one_may() {
 }
 
 #[tokio::test]
-async fn of_five_hundred_over_two_processes_exactly_a_hundred_may() {
+async fn grants_exactly_the_quota_over_two_processes() {
     let pair = Pair::start(catalog(&[plan("free", 100, 0)])).await;
     let answers = pair.post_all((0..500).map(|_| reserve("user", 1))).await;
     assert_eq!(held(&answers).len(), 100);
@@ -134,7 +134,7 @@ async fn of_five_hundred_over_two_processes_exactly_a_hundred_may() {
 }
 
 #[tokio::test]
-async fn a_tree_of_fifty_users_fills_to_its_limits_and_not_beyond() {
+async fn fills_a_subject_tree_exactly_to_its_limits() {
     let plans = [plan("seat", 14, 15), plan("org", 600, 650)];
     let pair = Pair::start(catalog(&plans)).await;
     pair.subscribe("org", "org").await;
@@ -143,11 +143,11 @@ async fn a_tree_of_fifty_users_fills_to_its_limits_and_not_beyond() {
         pair.callers[1].put(&format!("/v1/subjects/{user}"), &json!({"parent": "org"})).await;
         pair.subscribe(user, "seat").await;
     }
-    // 700 would fit under the users' limits, 600 fit under the org's
+    // The users' limits allow 700 tokens, the org's limit 600.
     let everybody = || (0..16).flat_map(|n| users.iter().map(move |user| reserve_both(user, n)));
     let ids = held(&pair.post_all(everybody()).await);
     assert_eq!((ids.len(), pair.level("org").await), (600, (0, 600)));
-    // some are settled while others ask for what that frees
+    // Some reservations end while other calls request the freed quota.
     let settled = ids.iter().enumerate().map(|(n, id)| {
         let what = if n % 3 == 0 { "release" } else { "commit" };
         (format!("/v1/reservations/{id}/{what}"), json!({}))
@@ -155,7 +155,7 @@ async fn a_tree_of_fifty_users_fills_to_its_limits_and_not_beyond() {
     let mixed: Vec<_> = settled.zip(everybody()).flat_map(|(settle, ask)| [settle, ask]).collect();
     let answers = pair.post_all(mixed).await;
     assert!(answers.iter().step_by(2).all(|answer| answer.status == StatusCode::OK));
-    // whatever was denied too early may now be had
+    // Calls that were denied too early now get the freed quota.
     let mut more = held(&answers).len();
     more += held(&pair.post_all(everybody()).await).len();
     let mut seen = (0, 0);
@@ -170,18 +170,18 @@ async fn a_tree_of_fifty_users_fills_to_its_limits_and_not_beyond() {
 }
 
 #[tokio::test]
-async fn first_contact_by_fifty_callers_makes_one_subscription() {
+async fn concurrent_first_contacts_make_one_subscription() {
     let pair = Pair::start(catalog(&[plan("free", 10, 0)])).await;
     let answers = pair.post_all((0..50).map(|_| reserve("new", 1))).await;
     assert_eq!(held(&answers).len(), 10);
     let subscription = pair.callers[0].get("/v1/subjects/new/subscription?history=true").await.json();
     assert_eq!(subscription["plan"], "free");
     assert_eq!(subscription["history"].as_array().unwrap().len(), 1, "{subscription}");
-    // below a root that nobody has heard of, the root gets it
+    // If a root is unknown, it gets the default plan at the first contact of a descendant.
     for n in 0..20 {
         pair.callers[0].put(&format!("/v1/subjects/seat{n}"), &json!({"parent": "root"})).await;
     }
-    // an event of nothing is a contact, too
+    // An event with value zero is a contact, too.
     let touch = |n: usize| {
         let event = json!({"event_name": "tokens", "subject": format!("seat{n}"), "value": 0});
         ("/v1/events".to_owned(), event)
@@ -196,12 +196,12 @@ async fn first_contact_by_fifty_callers_makes_one_subscription() {
 }
 
 #[tokio::test]
-async fn a_default_that_comes_late_is_obeyed_by_all_below() {
+async fn a_late_default_plan_limits_all_descendants() {
     let pair = Pair::start(catalog(&[plan("free", 10, 0), plan("large", 1_000, 0)])).await;
     pair.subscribe("team", "large").await;
     pair.callers[0].put("/v1/subjects/team", &json!({"parent": "org"})).await;
     pair.callers[0].put("/v1/subjects/seat", &json!({"parent": "team"})).await;
-    // the team's plan is all there is, until the org itself is heard of
+    // Until the org has its first contact, the team's plan is the only one.
     let answers = pair.post_all((0..4).map(|_| reserve("seat", 5))).await;
     assert_eq!(held(&answers).len(), 4);
     pair.callers[0].post("/v1/events", &json!({"event_name": "calls", "subject": "org"})).await;
@@ -215,7 +215,7 @@ async fn a_default_that_comes_late_is_obeyed_by_all_below() {
 }
 
 #[tokio::test]
-async fn what_one_process_is_told_the_other_obeys_at_the_next_decision() {
+async fn changes_by_one_process_apply_to_the_next_decision_of_another() {
     let plans = [plan("small", 1, 0), plan("large", 1_000, 0)];
     let pair = Pair::start(catalog(&plans)).await;
     let subscription = "/v1/subjects/user/subscription";
@@ -252,7 +252,7 @@ async fn what_one_process_is_told_the_other_obeys_at_the_next_decision() {
 }
 
 #[tokio::test]
-async fn one_id_from_many_callers_is_one_reservation() {
+async fn concurrent_reserves_of_one_id_make_one_reservation() {
     let pair = Pair::start(catalog(&[plan("free", 100, 0)])).await;
     for round in 0..5 {
         let id = format!("job{round}");
@@ -261,7 +261,7 @@ async fn one_id_from_many_callers_is_one_reservation() {
         assert_eq!(answers.iter().filter(|answer| !answer.is_replay()).count(), 1);
     }
     assert_eq!(pair.level("user").await, (0, 15));
-    // of two that disagree about what it is, the first is believed
+    // Two requests disagree about the content of one id; the first one wins.
     let answers = pair.post_all((0..40).map(|n| reserve_as("disputed", "user", 1 + n / 2 % 2))).await;
     assert_eq!(answers.iter().filter(|answer| answer.code() == "id_reused").count(), 20);
     assert_eq!(held(&answers).len(), 20);
@@ -277,7 +277,7 @@ async fn first_settlement_of_a_reservation_wins() {
         pair.post_all([reserve_as(&id, "user", 10)]).await;
         let call = |what: &str, body: Value| (format!("/v1/reservations/{id}/{what}"), body);
         let commit = |value: usize| call("commit", json!({"values": [{"meter": "tokens", "value": value}]}));
-        // the same by all; each another value; commits and releases
+        // Rounds alternate: equal commits, different commits, then commits against releases.
         let answers = match round % 3 {
             0 => pair.post_all((0..20).map(|_| commit(7))).await,
             1 => pair.post_all((0..20).map(&commit)).await,
@@ -304,7 +304,7 @@ async fn first_settlement_of_a_reservation_wins() {
 }
 
 #[tokio::test]
-async fn steps_that_overtake_each_other_come_to_the_greatest() {
+async fn reordered_steps_keep_the_greatest_total() {
     let pair = Pair::start(catalog(&[plan("free", 1_000, 0)])).await;
     pair.post_all([reserve_as("job", "user", 100)]).await;
     let step = |value: i64| {
@@ -332,7 +332,7 @@ async fn steps_that_overtake_each_other_come_to_the_greatest() {
 }
 
 #[tokio::test]
-async fn limits_that_come_and_go_under_load_miss_nothing() {
+async fn limits_changed_under_load_count_all_usage() {
     let with = [plan("large", 100_000, 100_000), plan("other", 100_000, 100_000)];
     let without = [json!({"key": "large", "unmatched": "allow"}), plan("other", 100_000, 100_000)];
     let pair = Pair::start(catalog(&with)).await;

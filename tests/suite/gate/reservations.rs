@@ -1,4 +1,4 @@
-//! The gate from outside: plans, limits, reservations and what is answered about them.
+//! The gate's HTTP interface: plans, limits, reservations and their answers.
 
 use axum::http::{Method, StatusCode};
 use metergate::engine::access::keys::KeyKind;
@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use crate::support::cluster::sqlx_execute;
 use crate::support::{TestService, at};
 
-/// Meters and plans as most tests need them.
+/// Returns the meters and plans that most tests need.
 fn catalog() -> Value {
     json!({
         "default_plan": "free",
@@ -46,7 +46,7 @@ async fn reserve(service: &TestService, body: Value) -> Value {
 }
 
 #[tokio::test]
-async fn a_hold_is_taken_settled_and_counted() {
+async fn a_reservation_is_held_committed_and_counted() {
     let service = service().await;
     let held = service
         .post("/v1/reservations", &json!({"id": "job", "subject": "u", "meter": "tokens", "value": 8}))
@@ -84,7 +84,7 @@ async fn a_hold_is_taken_settled_and_counted() {
         (&trace["value"], &trace["subject"], &trace["meters"][0]["meter"]),
         (&json!(5), &json!("u"), &json!("tokens"))
     );
-    assert_eq!(trace["meters"].as_array().unwrap().len(), 1, "bound to its hold's meter alone");
+    assert_eq!(trace["meters"].as_array().unwrap().len(), 1, "only the meter of the hold counts it");
     let again = service
         .post("/v1/reservations/job/commit", &json!({"values": [{"meter": "tokens", "value": 5}]}))
         .await;
@@ -115,7 +115,7 @@ async fn a_hold_is_taken_settled_and_counted() {
 }
 
 #[tokio::test]
-async fn tracking_counts_and_shows_limits() {
+async fn recording_counts_and_returns_limit_states() {
     let service = service().await;
     let event =
         json!({"id": "e", "event_name": "ai", "subject": "u", "value": 12, "properties": {"model": "gpt"}});
@@ -136,10 +136,10 @@ async fn tracking_counts_and_shows_limits() {
     assert_eq!(
         limits(&service.post("/v1/events", &event).await.json()),
         expected,
-        "a duplicate shows them, too"
+        "a duplicate must return limit states, too"
     );
     let zero = reserve(&service, json!({"subject": "u", "meter": "tokens", "value": 0})).await;
-    assert_eq!(zero["reason"], "limit_reached", "a value of zero takes the same test");
+    assert_eq!(zero["reason"], "limit_reached", "a zero-value hold must be denied");
     service.post("/v1/events/e/void", &json!({})).await;
     let zero = reserve(&service, json!({"subject": "u", "meter": "tokens", "value": 0})).await;
     assert_eq!(zero["allowed"], true);
@@ -151,7 +151,7 @@ async fn tracking_counts_and_shows_limits() {
 }
 
 #[tokio::test]
-async fn expired_holds_are_free_at_once_and_charged_ones_are_charged() {
+async fn expired_holds_free_their_quota_or_are_charged() {
     let service = service().await;
     reserve(&service, json!({"id": "a", "subject": "u", "meter": "tokens", "value": 10, "ttl_seconds": 30}))
         .await;
@@ -179,11 +179,11 @@ async fn expired_holds_are_free_at_once_and_charged_ones_are_charged() {
 }
 
 #[tokio::test]
-async fn subscriptions_are_put_renewed_and_ended() {
+async fn subscriptions_can_be_created_and_ended() {
     let service = service().await;
     let path = "/v1/subjects/u/subscription";
     let given = service.get(path).await.json();
-    assert_eq!((&given["plan"], &given["status"]), (&json!("free"), &json!("active")), "as if it were there");
+    assert_eq!((&given["plan"], &given["status"]), (&json!("free"), &json!("active")), "the default applies");
     let put = service.put(path, &json!({"plan": "pro", "cycle_start": "2026-10-31T00:00:00Z"})).await;
     assert_eq!(put.status, StatusCode::OK, "{}", put.text);
     assert_eq!(put.json()["period"], json!({"start": "2026-10-31T00:00:00Z", "end": "2026-11-30T00:00:00Z"}));
@@ -202,7 +202,7 @@ async fn subscriptions_are_put_renewed_and_ended() {
 }
 
 #[tokio::test]
-async fn gateways_are_answered_in_status_and_headers() {
+async fn gateways_get_status_codes_and_headers() {
     let service = service().await;
     let answer = service.get("/v1/gate?subject=u&meter=tokens&value=4").await;
     assert_eq!(answer.status, StatusCode::NO_CONTENT, "{}", answer.text);
@@ -222,7 +222,7 @@ async fn gateways_are_answered_in_status_and_headers() {
     );
     let levels = service.get("/v1/gate?subject=u&meter=storage&value=6").await;
     assert_eq!(levels.status, StatusCode::TOO_MANY_REQUESTS);
-    // as gateways ask that clone their client's request: its method, its path, its credential
+    // A gateway may clone its client's request, with method, path and credentials.
     let cloned = axum::http::Request::post("/v1/gate/app/page?subject=x&page=2")
         .header("authorization", "Bearer of-the-client")
         .header("content-encoding", "br")
@@ -240,15 +240,15 @@ async fn gateways_are_answered_in_status_and_headers() {
     assert_eq!(
         spoofed.status,
         StatusCode::TOO_MANY_REQUESTS,
-        "headers of a client say nothing beside a query"
+        "a query must override all headers of the client"
     );
     let header = axum::http::Request::get("/v1/reservations").header("x-metergate-key", &service.key);
     let elsewhere = service.send(header.body(axum::body::Body::empty()).unwrap()).await;
-    assert_eq!(elsewhere.status, StatusCode::UNAUTHORIZED, "the key stands in that header at the gate alone");
+    assert_eq!(elsewhere.status, StatusCode::UNAUTHORIZED, "only the gate may take its key from that header");
 }
 
 #[tokio::test]
-async fn reservations_are_listed_and_environments_do_not_see_them() {
+async fn lists_reservations_of_one_environment() {
     let service = service().await;
     for (id, subject) in [("a", "u"), ("b", "u"), ("c", "v")] {
         reserve(
@@ -280,7 +280,7 @@ async fn reservations_are_listed_and_environments_do_not_see_them() {
 }
 
 #[tokio::test]
-async fn verify_finds_what_is_wrong_with_counters_and_holds() {
+async fn verify_finds_wrong_counters_and_holds() {
     let service = service().await;
     service
         .record(&json!({"event_name": "ai", "subject": "u", "value": 2, "properties": {"model": "gpt"}}))

@@ -1,4 +1,4 @@
-//! Who may call what: keys, tokens, environments.
+//! Access by keys and tokens, and the separation of environments.
 
 use axum::body::Body;
 use axum::http::{Method, Request, StatusCode};
@@ -18,7 +18,7 @@ fn meters() -> Value {
     json!([{"key": "m", "event_name": "e", "aggregation": "sum"}])
 }
 
-/// Good for an hour, and for what a test leaves as it is.
+/// Returns claims that are valid for an hour; tests change single fields.
 fn claims() -> Value {
     json!({"sub": "user_1", "exp": 4_000_000_000_i64, "aud": "metergate", "scope": "usage:read"})
 }
@@ -41,7 +41,7 @@ fn without(field: &str) -> Value {
 }
 
 #[tokio::test]
-async fn every_route_but_the_open_ones_refuses_strangers() {
+async fn every_route_except_open_ones_needs_a_credential() {
     let service = TestService::start().await;
     let publishable = service.engine.create_key(Environment::Test, KeyKind::Publishable, "").await.unwrap();
     let token = sign(&claims(), TEST_SECRET);
@@ -77,12 +77,12 @@ async fn every_route_but_the_open_ones_refuses_strangers() {
 }
 
 #[tokio::test]
-async fn keys_are_revoked_within_their_life_in_memory() {
+async fn revoked_keys_stop_working_after_the_cache_time() {
     let service = TestService::start().await;
     let key = service.engine.create_key(Environment::Test, KeyKind::Secret, "to go").await.unwrap();
     assert_eq!(service.get_as(&key, "/v1/meters").await.status, StatusCode::OK);
     service.engine.revoke_key(&key).await.unwrap();
-    // the life in memory is a millisecond here
+    // keys are cached for a millisecond here
     let refused = loop {
         let answer = service.get_as(&key, "/v1/meters").await;
         if answer.status != StatusCode::OK {
@@ -110,10 +110,10 @@ async fn environments_do_not_see_each_other() {
     assert_eq!(service.get_as(&live, USAGE).await.code(), "unknown_meter");
     assert_eq!(service.get_as(&live, "/v1/events").await.json()["data"], json!([]));
     assert_eq!(service.get_as(&live, "/v1/meters").await.json()["data"], json!([]));
-    // a key that calls itself another environment's is none
+    // a key cannot change its environment by its prefix
     let renamed = service.key.replace("_test_", "_live_");
     assert_eq!(service.get_as(&renamed, "/v1/meters").await.status, StatusCode::UNAUTHORIZED);
-    // the same id lives in both
+    // the same id can exist in both
     let body = json!({"id": "x", "event_name": "e", "subject": "user_1", "value": 6}).to_string();
     let request =
         Request::builder().method(Method::POST).uri("/v1/events").header("content-type", "application/json");
@@ -122,7 +122,7 @@ async fn environments_do_not_see_each_other() {
 }
 
 #[tokio::test]
-async fn tokens_show_their_own_subject_alone() {
+async fn tokens_show_only_their_own_subject() {
     let service = TestService::with_meters(meters()).await;
     for subject in ["user_1", "user_2"] {
         service.record(&json!({"event_name": "e", "subject": subject, "value": 5})).await;
@@ -143,7 +143,7 @@ async fn tokens_show_their_own_subject_alone() {
         let answer = service.get_as(&token, &path).await;
         assert_eq!(answer.status, expected, "{path}: {}", answer.text);
     }
-    // whoever stands below is somebody else: the report of a token leaves them out
+    // a descendant is another subject, so the report for a token leaves it out
     service.put("/v1/subjects/kid", &json!({"parent": "user_1"})).await;
     service.record(&json!({"event_name": "e", "subject": "kid", "value": 7})).await;
     assert_eq!(service.get_as(&token, REPORT).await.json()["meters"][0]["value"], 5);
@@ -157,7 +157,7 @@ async fn tokens_show_their_own_subject_alone() {
 }
 
 #[tokio::test]
-async fn tokens_are_checked_in_every_part() {
+async fn every_claim_of_a_token_is_checked() {
     let service = TestService::with_meters(meters()).await;
     let unsigned = |header: &str| {
         use base64::Engine as _;
@@ -193,7 +193,7 @@ async fn tokens_are_checked_in_every_part() {
     }
     let unscoped = sign(&with("scope", json!("caps:write")), TEST_SECRET);
     assert_eq!(service.get_as(&unscoped, REPORT).await.status, StatusCode::FORBIDDEN);
-    // a token of the live environment is good, and shows live
+    // a token of the live environment is valid and shows live data
     let live = sign(&claims(), LIVE_SECRET);
     assert_eq!(service.get_as(&live, REPORT).await.json()["meters"], json!([]));
 }
@@ -227,7 +227,7 @@ async fn public_keys_are_bound_to_their_algorithm() {
         let service = TestService::at_url(&url, settings).await;
         let token = jsonwebtoken::encode(&Header::new(algorithm), &claims(), &key).unwrap();
         assert_eq!(service.get_as(&token, REPORT).await.status, StatusCode::OK, "{algorithm:?}");
-        // the public key is no shared secret
+        // a public key must not work as a shared secret
         let confused = sign(&claims(), &public);
         assert_eq!(service.get_as(&confused, REPORT).await.status, StatusCode::UNAUTHORIZED, "{algorithm:?}");
     }
@@ -267,7 +267,7 @@ async fn keys_of_a_jwks_document_are_fetched_and_renewed() {
 }
 
 #[tokio::test]
-async fn browsers_of_known_origins_may_ask() {
+async fn only_listed_origins_may_call_from_browsers() {
     let service = TestService::with_meters(meters()).await;
     let preflight = async |origin: &str, path: &str| {
         let request = Request::builder().method(Method::OPTIONS).uri(path).header("origin", origin);

@@ -1,4 +1,4 @@
-//! Bad input: each with its problem and code, and nothing half-done.
+//! Invalid input: every case has its problem and code, and changes nothing.
 
 use axum::body::Body;
 use axum::http::Method;
@@ -14,7 +14,7 @@ async fn service() -> TestService {
     .await
 }
 
-/// After all that was refused: no event, no subject.
+/// Asserts that no event and no subject exists.
 async fn nothing_is_left(service: &TestService) {
     assert_eq!(service.get("/v1/events").await.json()["data"], json!([]));
     assert_eq!(service.get("/v1/subjects").await.json()["data"], json!([]));
@@ -99,7 +99,7 @@ async fn invalid_single_events_are_rejected() {
     nothing_is_left(&service).await;
 }
 
-/// Media type, encoding, body, and the status and code it is answered with.
+/// Media type, encoding, body, and the expected status and code.
 type Case = (&'static str, Option<&'static str>, Vec<u8>, u16, &'static str);
 
 #[tokio::test]
@@ -307,7 +307,7 @@ async fn invalid_reservation_requests_are_rejected() {
     ];
     for (body, code, pointer) in cases {
         for path in ["/v1/reservations", "/v1/check"] {
-            // a level can be checked
+            // gauges and averages can be checked, but not reserved
             if path == "/v1/check" && code == "not_reservable" {
                 continue;
             }
@@ -373,7 +373,7 @@ async fn invalid_settlement_requests_are_rejected() {
 }
 
 #[tokio::test]
-async fn subscriptions() {
+async fn invalid_subscriptions_are_rejected() {
     let service = TestService::start().await;
     let limits = json!([{"key": "l", "meter": "m", "quota": 1, "period": "day"}]);
     let meters = json!([{"key": "m", "event_name": "e", "aggregation": "sum"}]);

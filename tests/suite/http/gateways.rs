@@ -1,5 +1,5 @@
-//! The gate behind real gateways, with the configuration that `docs/guides/gateways.md` shows. Where a gateway
-//! is not installed, its test says so and ends.
+//! The gate behind real gateways, with the configurations in `docs/guides/gateways.md`. If a gateway is not
+//! installed, its test reports that and ends.
 
 use std::io::Write;
 use std::net::SocketAddr;
@@ -20,34 +20,34 @@ use crate::support::service::Process;
 use crate::support::{TestService, cluster};
 
 const PAGE: &str = include_str!("../../../docs/guides/gateways.md");
-/// How long a gateway may take to listen.
+/// Longest time that a gateway may take to listen.
 const START_MAX: Duration = Duration::from_secs(20);
 
-/// The block of the page that is written in a language, with what is particular to a machine replaced.
+/// Returns the block of the page in a language, with the machine-specific parts replaced.
 fn documented(language: &str, replacements: &[(&str, &str)]) -> String {
     let fence = format!("\n```{language}\n");
     let (_, rest) = PAGE.split_once(&fence).unwrap_or_else(|| panic!("the page has no {language}"));
     let mut text = rest.split_once("\n```").unwrap().0.to_owned();
     for (shown, real) in replacements {
-        assert_eq!(text.matches(shown).count(), 1, "{shown} stands once in {text}");
+        assert_eq!(text.matches(shown).count(), 1, "{shown} must occur once in {text}");
         text = text.replace(shown, real);
     }
     text
 }
 
-/// A program that an operator has installed; none is no failure.
+/// Returns the path of a program, or `None` if it is not installed.
 fn installed(program: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let folders = std::env::split_paths(&path).chain([PathBuf::from("/usr/sbin"), PathBuf::from("/usr/bin")]);
     let found = folders.map(|folder| folder.join(program)).find(|file| file.is_file());
     if found.is_none() {
-        // past the capture of the test runner: what was not tried must be seen
+        // written past the output capture of the test runner, so that a skipped test is visible
         writeln!(std::io::stderr(), "skipped: {program} is not installed").ok();
     }
     found
 }
 
-/// An application behind the gateway, which answers what it was sent.
+/// An application behind the gateway, which echoes each request.
 struct App {
     address: SocketAddr,
     calls: Arc<AtomicUsize>,
@@ -77,8 +77,8 @@ async fn echo(State(calls): State<Arc<AtomicUsize>>, request: Request) -> (Statu
     (status, Json(seen))
 }
 
-/// Metergate as a process, with what the documented configurations count, an application, and the port
-/// where the gateway is to listen.
+/// Metergate as a process with the catalog of the documented configurations, an application, and the
+/// gateway's port.
 struct World {
     metergate: Process,
     key: String,
@@ -121,7 +121,7 @@ impl World {
                 ],
             }))
             .await;
-        // free at this moment; nobody else asks the system for one port in particular
+        // a port that is free now; other programs ask for any free port, not for this one
         let gateway = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
         Self {
             metergate: Process::start(&url).await,
@@ -143,7 +143,7 @@ impl World {
         path
     }
 
-    /// Starts a gateway, and waits until it listens. It ends with the test.
+    /// Starts a gateway and waits until it listens. The gateway ends with the test.
     async fn run(&self, mut command: Command) -> Child {
         let log = self.folder.path().join("log");
         let output = std::fs::File::create(&log).unwrap();
@@ -167,19 +167,20 @@ impl World {
         Seen { status, headers, text: answer.text().await.unwrap() }
     }
 
-    /// Through the gateway, as a customer with a key.
+    /// Sends a request through the gateway, with a customer's key.
     async fn get(&self, path: &str, key: &str) -> Seen {
         self.send(self.client.get(format!("http://{}{path}", self.gateway)).header("x-api-key", key)).await
     }
 
-    /// Straight to Metergate, as the application.
+    /// Sends a request directly to Metergate, with the application's key.
     async fn tell(&self, method: reqwest::Method, path: &str, body: Value) {
         let request = self.client.request(method, format!("{}{path}", self.metergate.base));
         let answer = self.send(request.bearer_auth(&self.key).json(&body)).await;
         assert_eq!(answer.status, 200, "{path}: {}", answer.text);
     }
 
-    /// Two calls are allowed, a third while both are held is not; what is released is free again.
+    /// Checks that two held calls are allowed, that a third is denied, and that a released call frees the
+    /// quota.
     async fn meters_calls(&self) {
         let post = reqwest::Method::POST;
         let stranger = self.get("/", "nobody's key").await;
@@ -202,7 +203,7 @@ impl World {
         assert_eq!(third.header("content-type"), "application/problem+json");
         assert!(third.header("retry-after").parse::<u64>().unwrap() > 1, "{:?}", third.headers);
         assert!(third.header("ratelimit").starts_with("\"calls\";r=0;t="), "{:?}", third.headers);
-        assert_eq!(self.app.calls.load(Ordering::SeqCst), 2, "what is denied is not passed on");
+        assert_eq!(self.app.calls.load(Ordering::SeqCst), 2, "a denied call must not reach the application");
 
         let id = |seen: &Value| seen["reservation"].as_str().unwrap().to_owned();
         self.tell(post.clone(), &format!("/v1/reservations/{}/commit", id(&first)), json!({})).await;
@@ -215,7 +216,7 @@ impl World {
         );
     }
 
-    /// What has nothing to do with quotas is denied in its own way.
+    /// Checks the status of denials for other reasons than a quota.
     async fn denies_otherwise(&self) {
         let put = reqwest::Method::PUT;
         let subscription = |subject: &str| format!("/v1/subjects/{subject}/subscription");
@@ -228,7 +229,7 @@ impl World {
         assert_eq!((unmatched.status, unmatched.json()["code"].as_str()), (403, Some("unmatched")));
     }
 
-    /// While Metergate is away nothing passes.
+    /// Checks that no call passes while Metergate is down.
     async fn stays_closed_without_metergate(mut self, status: u16) {
         let calls = self.app.calls.load(Ordering::SeqCst);
         self.metergate.child.kill().await.unwrap();
@@ -238,7 +239,7 @@ impl World {
 }
 
 #[tokio::test]
-async fn nginx_passes_what_is_allowed_and_says_why_not() {
+async fn nginx_passes_allowed_calls_and_explains_denials() {
     let Some(nginx) = installed("nginx") else { return };
     let world = World::start().await;
     let server = documented(
@@ -250,7 +251,7 @@ async fn nginx_passes_what_is_allowed_and_says_why_not() {
             ("mg_sk_live_…", &world.key),
         ],
     );
-    // one process with its files in the folder of the test: it needs no rights, and ends when killed
+    // one process with its files in the test's folder, which needs no privileges and ends when killed
     let folders = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]
         .map(|kind| format!("{kind}_temp_path {kind};"))
         .join(" ");
@@ -270,7 +271,7 @@ async fn nginx_passes_what_is_allowed_and_says_why_not() {
 }
 
 #[tokio::test]
-async fn caddy_passes_what_is_allowed_and_says_why_not() {
+async fn caddy_passes_allowed_calls_and_explains_denials() {
     let Some(caddy) = installed("caddy") else { return };
     let world = World::start().await;
     let site = documented(

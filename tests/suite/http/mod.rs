@@ -1,4 +1,4 @@
-//! The HTTP interface: credentials, bad input, its description, gateways.
+//! The HTTP interface: access, invalid input, the `OpenAPI` document, gateways.
 
 pub(crate) mod access;
 mod bad_input;

@@ -1,4 +1,4 @@
-//! Invoices that come to so much at least and at most.
+//! Invoices with a minimum and a maximum.
 
 use serde_json::{Value, json};
 
@@ -7,7 +7,7 @@ use crate::support::stripe_fake::Options;
 
 const UPCOMING: &str = "/v1/subjects/acme/invoices/upcoming";
 
-/// A cent each, a fee of five, and between ten and twenty in all.
+/// A price of one cent per unit, a fee of 500, and a commitment between 1000 and 2000.
 fn bounded() -> Value {
     let mut bounded = catalog(&prices());
     bounded["plans"][1]["commitments"] =
@@ -30,19 +30,19 @@ async fn minimum_charges_are_reduced_by_late_usage() {
     books.track("a", "acme", 200, super::START).await;
     books.set_clock("2026-12-20T11:00:00Z");
     books.bill().await;
-    // late, and all the same within the least
+    // late usage that stays below the minimum
     books.track("b", "acme", 50, "2026-12-20T09:00:00Z").await;
     let first = "MG-000001 final 11-20..12-20 1000: use 200 200, fee 0 500, minimum 0 300";
     let late = "use 50 50 of MG-000001, minimum 0 -50 of MG-000001";
     let told = all_told(&books.invoices("acme").await);
     assert_eq!(told[0], first);
     assert_eq!(told[1], format!("- draft 12-20..01-20 1000: use 0 0, fee 0 500, minimum 0 500, {late}"));
-    // beyond the most, of which 1000 are billed
+    // beyond the maximum, of which 1000 are billed
     books.set_clock("2027-01-18T00:00:00Z");
     books.track("c", "acme", 3000, "2026-12-20T09:00:00Z").await;
     books.set_clock("2027-01-20T11:00:00Z");
     books.bill().await;
-    // and back below the least
+    // and below the minimum again
     books.service.post("/v1/events/c/void", &json!({})).await;
     let told = all_told(&books.invoices("acme").await);
     assert_eq!(told[0], first);
@@ -55,9 +55,10 @@ async fn minimum_charges_are_reduced_by_late_usage() {
     assert_eq!(told[2], format!("- draft 01-20..02-20 0: use 0 0, fee 0 500, minimum 0 500, {back}"));
 }
 
-/// What a subscription has of its own is in its invoices, and of several plans the last bounds all of one.
+/// Invoices use the own commitments of a subscription. The commitment of the last plan bounds the whole
+/// invoice.
 #[tokio::test]
-async fn a_subscriptions_own_terms_are_billed() {
+async fn own_prices_and_commitments_of_a_subscription_are_billed() {
     let books = Books::open().await;
     books.service.apply(bounded()).await;
     let own = json!({"plan": "pro", "commitments": [{"currency": "usd", "maximum_amount": 600}],
@@ -89,7 +90,7 @@ async fn commitments_appear_in_every_invoice_format() {
     assert!(csv.ends_with(&row), "{csv}");
     let page = books.as_type(UPCOMING, "text/html").await.text;
     assert!(page.contains("<strong>minimum</strong>"), "{page}");
-    assert!(page.contains("all lines come to 10 at least"), "{page}");
+    assert!(page.contains("all lines total at least 10"), "{page}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,4 +1,4 @@
-//! Ours against Stripe's, which rates by code of its own.
+//! Comparison of our invoices with those of the fake Stripe, which has its own rating code.
 
 use std::path::Path;
 
@@ -9,7 +9,7 @@ use super::{END, Pair, Same, get, invoices};
 use crate::support::stripe_fake::{Endpoint, Fault, Options, TierLines, unix};
 use crate::usage::trace::replay;
 
-/// Every model that both have.
+/// The models that both sides have.
 fn models() -> Vec<Same> {
     let tiers = |tiers: Value, model: &str| json!({"model": model, "tiers": tiers});
     let two = || {
@@ -52,7 +52,7 @@ fn models() -> Vec<Same> {
 }
 
 impl Pair {
-    /// What Stripe and we say of every line; they must be the same, and something.
+    /// Asserts that both sides have the same positive amount on every line.
     async fn assert_agrees(&self, path: &str, lines: usize) -> Value {
         let compared = get(&self.books.service, &format!("{path}?compare=provider")).await;
         assert_eq!(compared["lines"].as_array().unwrap().len(), lines, "{compared}");
@@ -78,7 +78,7 @@ impl Pair {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn every_model_agrees_in_every_kind_of_currency_upcoming_and_final() {
+async fn models_agree_with_stripe_in_every_kind_of_currency() {
     let quantities: [[i64; 5]; 4] = [
         [0, 0, 0, 0, 0],
         [30, 1_000, 1_000, 300, 299],
@@ -86,7 +86,7 @@ async fn every_model_agrees_in_every_kind_of_currency_upcoming_and_final() {
         [9, 50_001, 7_000_000, 1, 100_000],
     ];
     for (currency, quantities) in ["usd", "jpy", "kwd", "eur"].into_iter().zip(quantities) {
-        // by their ids, and by the meters behind them
+        // lines match by price id, or by the meter of the price
         let pair = Pair::with(currency, &models(), Options::default(), currency == "jpy").await;
         pair.set_clock("2026-11-20T12:00:00Z").await;
         pair.use_all(&quantities).await;
@@ -95,7 +95,7 @@ async fn every_model_agrees_in_every_kind_of_currency_upcoming_and_final() {
             (&upcoming["provider"]["invoice"], &upcoming["currency"]),
             (&Value::Null, &json!(currency))
         );
-        // in its grace Stripe's is a draft, and so is ours
+        // during its grace Stripe's invoice is a draft, and so is ours
         pair.set_clock(END).await;
         let draft = invoices(&pair.books.service, "subject=acme&status=draft").await[0].clone();
         let path = format!("/v1/invoices/{}", draft["id"].as_str().unwrap());
@@ -118,7 +118,7 @@ async fn comparison_shows_each_difference_on_its_line() {
         Pair::with("usd", &models(), Options { tiers: TierLines::Apart, ..Options::default() }, false).await;
     pair.set_clock("2026-11-20T12:00:00Z").await;
     pair.use_all(&[100, 1_001, 0, 0, 0]).await;
-    // not handed over yet
+    // not exported yet
     let event =
         json!({"event_name": "m0", "subject": "acme", "value": 60, "timestamp": "2026-11-20T11:30:00Z"});
     pair.books.service.post("/v1/events", &event).await;
@@ -133,12 +133,12 @@ async fn comparison_shows_each_difference_on_its_line() {
         )
     };
     assert_eq!(of("p0"), (8, 5, 3));
-    // 37.5 and 99.5125, rounded together and one by one
+    // 37.5 and 99.5125, rounded together and separately
     assert_eq!(of("p1"), (137, 38 + 100, -1));
     assert_eq!(compared["total"]["difference"], 2);
 }
 
-/// An hour of production, moved to now, with some thousand requests, rated by both.
+/// An hour of production with some thousand requests, moved to now and rated by both sides.
 #[tokio::test(flavor = "multi_thread")]
 async fn trace_invoices_match_stripe_to_the_cent() {
     let tiers = || {
@@ -183,7 +183,7 @@ async fn trace_invoices_match_stripe_to_the_cent() {
     let pair = Pair::with("usd", &prices, Options::default(), true).await;
     pair.set_clock("2026-11-20T12:00:00Z").await;
     let (events, context, generated) = trace();
-    // one event of the trace feeds three meters
+    // one event of the trace counts on three meters
     let mut lines = Vec::new();
     let subjects: std::collections::BTreeSet<&str> =
         events.iter().map(|event| event.subject.as_str()).collect();
@@ -219,7 +219,8 @@ async fn trace_invoices_match_stripe_to_the_cent() {
     pair.books.service.verify().await;
 }
 
-/// The whole file where it is, else the sample; moved so that it begins a minute into the period.
+/// Returns the whole trace if the file exists, else the sample. It is moved to begin one minute into the
+/// period.
 fn trace() -> (Vec<replay::TraceEvent>, u64, u64) {
     let home = Path::new(env!("CARGO_MANIFEST_DIR"));
     let whole = ["../shared/data/azure_llm_code_2023.csv", "/work/shared/data/azure_llm_code_2023.csv"];
@@ -236,7 +237,7 @@ fn trace() -> (Vec<replay::TraceEvent>, u64, u64) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn comparison_without_provider_answer_is_a_problem_with_a_reason() {
+async fn comparisons_without_a_provider_invoice_name_the_reason() {
     let books = super::Books::open().await;
     let answer = books.service.get("/v1/subjects/acme/invoices/upcoming?compare=provider").await;
     assert_eq!((answer.status, answer.code().as_str()), (StatusCode::CONFLICT, "no_provider"));
@@ -252,12 +253,12 @@ async fn comparison_without_provider_answer_is_a_problem_with_a_reason() {
         let answer = pair.books.service.get(upcoming).await;
         assert_eq!((answer.status, answer.code().as_str()), (StatusCode::SERVICE_UNAVAILABLE, expected));
     }
-    // a subject that Stripe bills nothing
+    // a subject without a subscription at Stripe
     pair.books.put("/v1/subjects/own", &json!({"stripe_customer_id": "cus_own"})).await;
     pair.books.subscribe("own", &json!({"plan": "pro"})).await;
     let answer = pair.books.service.get("/v1/subjects/own/invoices/upcoming?compare=provider").await;
     assert_eq!((answer.status, answer.code().as_str()), (StatusCode::CONFLICT, "no_provider_subscription"));
-    // an invoice that nobody told of
+    // an invoice without a webhook
     pair.stripe.set_clock(unix("2026-12-20T11:00:00Z"));
     pair.books.set_clock("2026-12-20T11:00:00Z");
     pair.books.bill().await;

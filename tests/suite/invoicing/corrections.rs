@@ -1,4 +1,4 @@
-//! What comes too late for an invoice is a line of the next one.
+//! Usage that arrives too late for an invoice is a line of the next one.
 
 use serde_json::json;
 
@@ -20,7 +20,7 @@ async fn late_events_and_voids_are_corrected_once() {
     );
     books.set_clock("2027-01-20T11:00:00Z");
     books.bill().await;
-    // taken back after it was corrected
+    // voided after its correction
     books.service.post("/v1/events/late/void", &json!({})).await;
     books.service.post("/v1/events/a/void", &json!({})).await;
     books.set_clock("2027-02-20T11:00:00Z");
@@ -32,9 +32,9 @@ async fn late_events_and_voids_are_corrected_once() {
     assert_eq!(told[3], "- draft 02-20..03-20 500: use 0 0, fee 0 500");
 }
 
-/// A period is corrected by the prices it was rated by, tiers and all.
+/// A correction rates the whole period by its original prices, with all tiers.
 #[tokio::test]
-async fn a_correction_is_what_the_whole_period_comes_to_less_what_was_billed() {
+async fn corrections_bill_the_whole_period_less_the_billed_amount() {
     let tiers = |last: i64| {
         json!([{"key": "use", "meter": "m", "model": "graduated", "currency": "usd",
                 "tiers": [{"up_to": 100, "unit_amount": 10}, {"up_to": null, "unit_amount": last, "flat_amount": 50}]}])
@@ -48,12 +48,12 @@ async fn a_correction_is_what_the_whole_period_comes_to_less_what_was_billed() {
     books.track("late", "acme", 20, "2026-12-20T09:00:00Z").await;
     let told = all_told(&books.invoices("acme").await);
     assert_eq!(told[0], "MG-000001 final 11-20..12-20 900: use 90 900");
-    // ten more of the first tier, ten of the second and its flat amount
+    // ten more units in the first tier, ten in the second tier, and its flat amount
     assert_eq!(told[1], "- draft 12-20..01-20 160: use 0 0, use 20 160 of MG-000001");
 }
 
 #[tokio::test]
-async fn after_an_end_a_correction_is_billed_by_itself() {
+async fn corrections_after_the_end_make_an_invoice_of_their_own() {
     let books = Books::open().await;
     books.set_clock("2026-12-01T00:00:00Z");
     books.track("a", "acme", 10, "2026-11-30T00:00:00Z").await;

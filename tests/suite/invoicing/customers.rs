@@ -1,4 +1,5 @@
-//! Who is billed: whoever something was recorded for, whatever is mapped now; and who owes the fees.
+//! The billed customer is the one that the usage was recorded for, regardless of the present mapping. One
+//! customer owes the fees.
 
 use serde_json::{Value, json};
 
@@ -15,7 +16,7 @@ impl Books {
 }
 
 #[tokio::test]
-async fn plans_of_two_currencies_within_a_period_make_two_invoices() {
+async fn plans_in_two_currencies_within_a_period_make_two_invoices() {
     let dinar = json!({"key": "dinar", "prices": [
         {"key": "use", "meter": "m", "model": "per_unit", "currency": "kwd", "unit_amount": 7},
         {"key": "fee", "model": "flat", "currency": "kwd", "amount": 1000},
@@ -31,13 +32,13 @@ async fn plans_of_two_currencies_within_a_period_make_two_invoices() {
         books.track("a", "acme", 10, "2026-11-30T00:00:00Z").await;
         books.subscribe("acme", &json!({"plan": second})).await;
         books.track("b", "acme", 3, "2026-12-01T00:00:00Z").await;
-        // upcoming is what the present plan bills
+        // the upcoming invoice is that of the present plan
         let (now, before) = if second == "pro" { ("usd", "kwd") } else { ("kwd", "usd") };
         assert_eq!(books.upcoming("acme").await["currency"], now, "{before} before");
         books.set_clock("2026-12-20T11:00:00Z");
         assert_eq!(books.bill().await.1, 2, "{first}");
         assert_eq!(books.upcoming("acme").await["currency"], now, "{before} before");
-        // and both are corrected
+        // both invoices are corrected
         books.track("late_a", "acme", 1, "2026-11-30T00:00:00Z").await;
         books.track("late_b", "acme", 2, "2026-12-01T00:00:00Z").await;
         books.set_clock("2027-01-20T11:00:00Z");
@@ -59,7 +60,7 @@ async fn plans_of_two_currencies_within_a_period_make_two_invoices() {
 }
 
 #[tokio::test]
-async fn another_customer_is_billed_from_the_period_on_in_which_it_was_mapped() {
+async fn new_customers_are_billed_from_the_period_of_their_mapping() {
     let books = Books::open().await;
     for end in ["2026-12-20T11:00:00Z", "2027-01-20T11:00:00Z"] {
         books.set_clock(end);
@@ -69,7 +70,7 @@ async fn another_customer_is_billed_from_the_period_on_in_which_it_was_mapped() 
     books.track("old", "acme", 5, "2027-01-24T00:00:00Z").await;
     books.map("acme", &json!("cus_new")).await;
     books.track("new", "acme", 7, "2027-01-25T00:00:00Z").await;
-    // what is recorded for it, however old
+    // usage of any age counts for the customer at the time of recording
     books.track("late", "acme", 100, "2027-01-20T09:00:00Z").await;
     books.bill().await;
     assert_eq!(told(&books.upcoming("acme").await), "- draft 01-20..02-20 507: use 7 7, fee 0 500");
@@ -95,7 +96,7 @@ async fn another_customer_is_billed_from_the_period_on_in_which_it_was_mapped() 
 }
 
 #[tokio::test]
-async fn what_was_recorded_for_a_customer_is_billed_however_soon_it_is_another_ones() {
+async fn recorded_usage_is_billed_even_to_a_short_lived_customer() {
     for (next, fee) in [(json!("cus_next"), true), (Value::Null, false)] {
         let books = Books::open().await;
         books.put("/v1/subjects/brief", &json!({"stripe_customer_id": "cus_brief"})).await;
@@ -112,7 +113,7 @@ async fn what_was_recorded_for_a_customer_is_billed_however_soon_it_is_another_o
         of_next.retain(|told| !told.contains("draft"));
         assert_eq!(of_next.len(), usize::from(fee), "{of_next:?}");
         assert!(of_next.iter().all(|told| told.ends_with("final 11-20..12-20 504: use 4 4, fee 0 500")));
-        // what is taken back is given back to whom it was billed
+        // a void is refunded to the customer that was billed
         books.service.post("/v1/events/a/void", &json!({})).await;
         books.set_clock("2027-01-20T11:00:00Z");
         books.bill().await;
@@ -122,7 +123,7 @@ async fn what_was_recorded_for_a_customer_is_billed_however_soon_it_is_another_o
 }
 
 #[tokio::test]
-async fn a_customer_below_pays_for_its_usage_by_the_nearest_subscription() {
+async fn customers_below_a_plan_pay_by_the_nearest_subscription() {
     let books = Books::open().await;
     let unit = json!({"parent": "acme", "stripe_customer_id": "cus_unit"});
     books.put("/v1/subjects/unit", &unit).await;
@@ -143,7 +144,7 @@ async fn a_customer_below_pays_for_its_usage_by_the_nearest_subscription() {
 }
 
 #[tokio::test]
-async fn a_customer_that_becomes_another_subjects_has_invoices_of_both() {
+async fn customers_mapped_to_two_subjects_have_invoices_of_both() {
     let books = Books::open().await;
     books.track("a", "acme", 3, START).await;
     books.set_clock("2026-12-01T00:00:00Z");

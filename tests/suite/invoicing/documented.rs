@@ -1,4 +1,4 @@
-//! What the documentation shows is what the service answers.
+//! The documented example equals the answer of the service.
 
 use metergate_domain::base::environment::Environment;
 use metergate_domain::catalog::Catalog;
@@ -11,7 +11,7 @@ const PAGE: &str = include_str!("../../../docs/concepts/invoices.md");
 const SAMPLE: &str = include_str!("../../../config/catalog.yaml");
 
 #[tokio::test]
-async fn the_example_of_a_draft_is_a_real_one() {
+async fn documented_draft_matches_the_service() {
     let books = Books { service: TestService::start().await };
     books.set_clock(START);
     let sample = Catalog::read_yaml(SAMPLE).unwrap();

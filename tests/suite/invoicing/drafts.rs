@@ -1,4 +1,4 @@
-//! Drafts: computed whenever they are read, from what was recorded for the customer and for nobody else.
+//! Drafts: computed on every read from the usage that was recorded for their customer.
 
 use axum::http::StatusCode;
 use serde_json::json;
@@ -6,7 +6,7 @@ use serde_json::json;
 use super::{Books, START, all_told, told};
 
 #[tokio::test]
-async fn a_draft_follows_what_is_recorded() {
+async fn drafts_follow_recorded_usage() {
     let books = Books::open().await;
     assert_eq!(told(&books.upcoming("acme").await), "- draft 11-20..12-20 500: use 0 0, fee 0 500");
     books.set_clock("2026-11-21T10:00:00Z");
@@ -18,14 +18,14 @@ async fn a_draft_follows_what_is_recorded() {
     let draft = books.upcoming("acme").await;
     assert_eq!(told(&draft), "- draft 11-20..12-20 503: use 3 3, fee 0 500");
     assert_eq!(draft["finalizes_at"], "2026-12-20T11:00:00Z");
-    // one draft, whoever opens it
+    // there is one draft, regardless of the caller that opens it
     assert_eq!(books.bill().await, (0, 0));
     assert_eq!(all_told(&books.invoices("acme").await).len(), 1);
     assert_eq!(books.invoices("acme").await[0]["id"], draft["id"]);
 }
 
 #[tokio::test]
-async fn usage_is_the_nearest_customers_whatever_is_mapped_and_moved_later() {
+async fn usage_stays_with_the_nearest_customer_at_recording_time() {
     let books = Books::open().await;
     books.enrol("unit", "team").await;
     books.put("/v1/subjects/unit", &json!({"parent": "acme", "stripe_customer_id": "cus_unit"})).await;
@@ -38,14 +38,14 @@ async fn usage_is_the_nearest_customers_whatever_is_mapped_and_moved_later() {
     }
     let used = async |subject: &str| books.upcoming(subject).await["lines"][0]["quantity"].to_string();
     assert_eq!((used("acme").await, used("unit").await), ("320".to_owned(), "4001".to_owned()));
-    // what was recorded stays whose it was
+    // recorded usage stays with its customer
     books.put("/v1/subjects/bob", &json!({"parent": "unit"})).await;
     books.put("/v1/subjects/stranger", &json!({"parent": "acme"})).await;
     books.track("e", "bob", 50_000, START).await;
     assert_eq!((used("acme").await, used("unit").await), ("320".to_owned(), "54001".to_owned()));
     books.service.fold().await;
     assert_eq!((used("acme").await, used("unit").await), ("320".to_owned(), "54001".to_owned()));
-    // a customer that becomes another subject's
+    // the customer is mapped to another subject
     books.put("/v1/subjects/unit", &json!({"parent": "acme", "stripe_customer_id": null})).await;
     books.track("f", "ann", 600_000, START).await;
     assert_eq!(used("acme").await, "600320");
@@ -54,7 +54,7 @@ async fn usage_is_the_nearest_customers_whatever_is_mapped_and_moved_later() {
 }
 
 #[tokio::test]
-async fn each_use_is_rated_by_the_plan_and_the_price_of_its_time() {
+async fn uses_are_rated_by_the_plan_and_price_of_their_time() {
     let books = Books::open_with(&json!([
         {"key": "old", "meter": "m", "model": "per_unit", "currency": "usd", "unit_amount": 1, "effective_to": "2026-11-25T00:00:00Z"},
         {"key": "new", "meter": "m", "model": "per_unit", "currency": "usd", "unit_amount": 2, "effective_from": "2026-11-25T00:00:00Z"},
@@ -69,14 +69,14 @@ async fn each_use_is_rated_by_the_plan_and_the_price_of_its_time() {
     assert_eq!(
         told(&books.upcoming("acme").await),
         "- draft 11-20..12-20 109: old 5 5, new 7 14, use 9 90",
-        "the fee is that of the plan at the end, once"
+        "only the last plan charges its fee"
     );
 }
 
 #[tokio::test]
-async fn events_at_the_very_end_of_a_period_are_the_next_ones() {
+async fn events_at_the_end_of_a_period_belong_to_the_next() {
     let books = Books::open().await;
-    // from its first moment on, counted from another
+    // a new anchor from the first moment of the subscription
     books.subscribe("acme", &json!({"plan": "pro", "cycle_start": "2026-10-31T00:00:00Z"})).await;
     books.set_clock("2026-12-01T00:00:00Z");
     for (id, value, when) in [
@@ -104,9 +104,9 @@ async fn subjects_without_charges_have_no_invoice() {
     assert_eq!(books.bill().await, (1, 0));
     for (subject, why) in [
         ("cheap", "is on a plan with prices"),
-        ("nobody", "mapped to no customer"),
+        ("nobody", "has no customer"),
         ("trying", "is `trialing`"),
-        ("unknown", "mapped to no customer"),
+        ("unknown", "has no customer"),
     ] {
         let path = format!("/v1/subjects/{subject}/invoices/upcoming");
         let answer = books.service.get(&path).await;
@@ -121,7 +121,7 @@ async fn subjects_without_charges_have_no_invoice() {
 }
 
 #[tokio::test]
-async fn levels_members_and_fees_of_each_event() {
+async fn gauges_unique_counts_and_event_fees_are_billed() {
     let books = Books { service: crate::support::TestService::start().await };
     books.set_clock(START);
     let meter = |key: &str, aggregation: &str| {
@@ -154,7 +154,7 @@ async fn levels_members_and_fees_of_each_event() {
         assert_eq!(books.service.post("/v1/events", &event).await.json()["accepted"], 1);
     }
     books.service.post("/v1/events/4/void", &json!({})).await;
-    // 2.5 % and 0.3: 0.55 → 1, 22.8 → 20, 2.8; what was taken back gives its fee back
+    // 2.5 % and 0.3: 0.55 → 1, 22.8 → 20, 2.8; a voided event returns its fee
     assert_eq!(
         told(&books.upcoming("acme").await),
         "- draft 11-20..12-20 1128: top 900 900, latest 100 100, members 2 2, calls 2 2, paid 1010 24, of_b 1 100",

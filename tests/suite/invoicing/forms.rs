@@ -1,4 +1,4 @@
-//! The same invoice as CSV and as a page, who may see it, and what is refused.
+//! Invoices as CSV and as a page, access to them, and refused queries.
 
 use axum::body::Body;
 use axum::http::{Method, StatusCode};
@@ -20,7 +20,7 @@ impl Books {
 const UPCOMING: &str = "/v1/subjects/acme/invoices/upcoming";
 
 #[tokio::test]
-async fn lines_come_as_csv() {
+async fn invoice_lines_are_available_as_csv() {
     let books = Books::open().await;
     books.track("a", "acme", 12, super::START).await;
     let answer = books.as_type(UPCOMING, "text/csv").await;
@@ -90,7 +90,7 @@ async fn invoice_page_shows_currency_amounts_and_escapes_markup() {
 }
 
 #[tokio::test]
-async fn each_line_says_how_its_amount_comes_about() {
+async fn lines_explain_their_amount() {
     let books = Books::open().await;
     let price = |key: &str, more: serde_json::Value| {
         let mut price = json!({"key": key, "meter": "m", "currency": "usd", "filter": {"model": [key]}});
@@ -112,7 +112,7 @@ async fn each_line_says_how_its_amount_comes_about() {
         (&json!("Pro plan"), &json!("AI tokens"))
     );
     let page = books.as_type(UPCOMING, "text/html").await.text;
-    for said in [
+    for text in [
         "AI tokens",
         "plan Pro plan",
         "0.005 for 1,000, the first 10 free",
@@ -120,9 +120,9 @@ async fn each_line_says_how_its_amount_comes_about() {
         "2.5 %, and 0.3 an event, at least 0.5 an event, at most 1,000 an event",
         "2026-11-20 10:00:00 to 2026-12-20 10:00:00",
     ] {
-        assert!(page.contains(said), "{said}: {page}");
+        assert!(page.contains(text), "{text}: {page}");
     }
-    // and for ever
+    // and unchanged after numbering
     books.set_clock("2026-12-20T11:00:00Z");
     books.bill().await;
     let invoice = &books.invoices("acme").await[0];
@@ -131,7 +131,7 @@ async fn each_line_says_how_its_amount_comes_about() {
 }
 
 #[tokio::test]
-async fn secret_keys_alone_see_invoices() {
+async fn only_secret_keys_see_invoices() {
     let books = Books::open().await;
     let id = books.upcoming("acme").await["id"].as_str().unwrap().to_owned();
     let publishable =
@@ -146,7 +146,7 @@ async fn secret_keys_alone_see_invoices() {
         let answer = books.service.get_as("nobody", &path).await;
         assert_eq!(answer.status, StatusCode::UNAUTHORIZED, "{path}");
     }
-    // another world
+    // another environment
     let answer = books.service.get_as(&live, &format!("/v1/invoices/{id}")).await;
     assert_eq!((answer.status, answer.code().as_str()), (StatusCode::NOT_FOUND, "invoice_not_found"));
     let answer = books.service.get_as(&live, "/v1/invoices?subject=acme").await;
@@ -154,7 +154,7 @@ async fn secret_keys_alone_see_invoices() {
 }
 
 #[tokio::test]
-async fn invalid_invoice_queries_are_reported_by_name() {
+async fn invalid_invoice_queries_are_refused_with_their_parameter() {
     let books = Books::open().await;
     let id = books.upcoming("acme").await["id"].as_str().unwrap().to_owned();
     let cases = [
@@ -185,7 +185,7 @@ async fn invalid_invoice_queries_are_reported_by_name() {
 }
 
 #[tokio::test]
-async fn lists_page_to_their_end_by_any_filter() {
+async fn lists_page_to_the_end_under_any_filter() {
     let books = Books::open().await;
     for n in 0..5 {
         books.enrol(&format!("s{n}"), "pro").await;

@@ -1,4 +1,4 @@
-//! Numbering: once, in order, without a gap, and for good.
+//! Numbering: once, in order, without gaps, and permanent.
 
 use metergate_domain::base::environment::Environment;
 use serde_json::json;
@@ -8,14 +8,14 @@ use crate::support::TestService;
 use crate::support::service::{Process, engine_settings};
 
 #[tokio::test]
-async fn a_period_is_numbered_after_its_grace() {
+async fn periods_are_numbered_after_their_grace() {
     let books = Books::open().await;
     books.set_clock("2026-12-20T09:59:59Z");
     books.track("a", "acme", 1, "2026-12-20T09:59:59Z").await;
     let id = books.upcoming("acme").await["id"].clone();
     books.set_clock("2026-12-20T10:59:59.999999Z");
-    assert_eq!(books.bill().await, (1, 0), "the next is open, none is final");
-    // late, and in time
+    assert_eq!(books.bill().await, (1, 0), "the next period is open, and no invoice is final");
+    // recorded late, but within the grace
     books.track("b", "acme", 20, "2026-12-20T09:59:59.999999Z").await;
     books.track("c", "acme", 300, END).await;
     books.set_clock("2026-12-20T11:00:00Z");
@@ -53,7 +53,7 @@ async fn numbered_invoices_never_change() {
     books.put("/v1/subjects/acme", &json!({"stripe_customer_id": null})).await;
     books.bill().await;
     assert_eq!(get(&books.service, &path).await, before);
-    // nor does the database let anybody
+    // the database refuses changes, too
     let refused = sqlx_refuses(&books.service, "update invoices set total = 0 where status = 'final'").await;
     assert!(refused.contains("is final"), "{refused}");
     let refused = sqlx_refuses(&books.service, "delete from invoices where status = 'final'").await;
@@ -80,9 +80,9 @@ async fn missed_periods_are_numbered_in_order() {
     assert_eq!(told.len(), 4);
 }
 
-/// Many customers, two replicas and a process at once: one invoice each, and no number left out.
+/// With many customers, two replicas and a process, each customer has one invoice, and no number is missing.
 #[tokio::test(flavor = "multi_thread")]
-async fn replicas_make_one_invoice_each_and_leave_no_number_out() {
+async fn concurrent_replicas_number_each_invoice_once_without_gaps() {
     let books = Books::open().await;
     for n in 0..12 {
         books.enrol(&format!("s{n}"), "pro").await;
@@ -114,7 +114,7 @@ async fn replicas_make_one_invoice_each_and_leave_no_number_out() {
     }
 }
 
-/// A process that is killed at any moment leaves whole invoices, and drafts; the next goes on.
+/// A process that is killed at any moment leaves whole invoices and drafts, and the next process continues.
 #[tokio::test(flavor = "multi_thread")]
 async fn killed_billing_runs_leave_no_partial_invoice() {
     let books = Books::open().await;

@@ -1,4 +1,4 @@
-//! How an invoice stands follows what Stripe tells, in whichever order it tells it.
+//! The status of an invoice follows Stripe's webhooks in any order.
 
 use serde_json::{Value, json};
 
@@ -25,7 +25,7 @@ async fn of_period(pair: &Pair) -> Value {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_status_comes_out_the_same_in_any_order_with_repeats() {
+async fn statuses_do_not_depend_on_webhook_order_or_repeats() {
     for seed in 0..6 {
         let pair = pair().await;
         let customer = pair.stripe.get("/v1/customers")["data"][0]["id"].as_str().unwrap().to_owned();
@@ -35,7 +35,7 @@ async fn a_status_comes_out_the_same_in_any_order_with_repeats() {
         pair.stripe.set_clock(crate::support::stripe_fake::unix("2026-12-20T11:00:00Z"));
         pair.books.set_clock("2026-12-20T11:00:00Z");
         pair.books.bill().await;
-        assert_eq!(of_period(&pair).await["status"], "final", "nothing was told yet");
+        assert_eq!(of_period(&pair).await["status"], "final", "no webhook has arrived yet");
         if seed % 2 == 0 {
             let open = pair.stripe.get("/v1/invoices")["data"][0]["id"].as_str().unwrap().to_owned();
             pair.stripe.post(&format!("/v1/invoices/{open}/void"), &[]);
@@ -57,7 +57,7 @@ async fn a_status_comes_out_the_same_in_any_order_with_repeats() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_invoice_goes_from_draft_to_paid() {
+async fn invoices_move_from_draft_to_paid() {
     let pair = pair().await;
     let customer = pair.stripe.get("/v1/customers")["data"][0]["id"].as_str().unwrap().to_owned();
     pair.stripe.set_payments(&customer, Payments::Fail);

@@ -1,4 +1,4 @@
-//! The binary with no setting at all: its own PostgreSQL, kept between runs, found by commands.
+//! The binary without any setting: its own PostgreSQL, which survives restarts and which commands find.
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
@@ -48,24 +48,24 @@ async fn record(process: &Process, key: &str) {
 
 #[tokio::test]
 async fn data_survives_stops_and_kills_and_commands_join() {
-    // a folder that only its owner can reach, as a clone in a private home
+    // a folder that only its owner can enter, like a clone in a private home
     let folder = tempfile::tempdir().unwrap();
     let start = || Process::start_with(&[], folder.path());
 
     let first = start().await;
     let key = key(folder.path()).await;
     record(&first, &key).await;
-    // two cannot have one folder, and the second says so in one line
+    // a second service cannot use the same folder, and reports that in one line
     let second = command(folder.path(), &[]).await;
-    let said = String::from_utf8_lossy(&second.stderr).into_owned();
-    let word = said.lines().find(|line| line.starts_with("metergate: ")).unwrap_or_default().to_owned();
-    assert!(!second.status.success() && word.contains("another metergate"), "{said}");
+    let output = String::from_utf8_lossy(&second.stderr).into_owned();
+    let word = output.lines().find(|line| line.starts_with("metergate: ")).unwrap_or_default().to_owned();
+    assert!(!second.status.success() && word.contains("another metergate"), "{output}");
     let token = command(folder.path(), &["token", "mint", "--subject", "s"]).await;
     assert_eq!(total(&first, String::from_utf8(token.stdout).unwrap().trim()).await, 2);
     first.stop().await;
     assert!(
         !folder.path().join(".metergate/data/postmaster.pid").exists(),
-        "the server went with the program"
+        "the server must end with the program"
     );
 
     let second = start().await;
@@ -79,25 +79,25 @@ async fn data_survives_stops_and_kills_and_commands_join() {
     assert!(verified.status.success(), "{}", String::from_utf8_lossy(&verified.stdout));
     third.stop().await;
 
-    // without a service, a command runs the database for itself
+    // without a service, a command starts the database
     let alone = command(folder.path(), &["catalog", "show"]).await;
     let shown: Value = serde_json::from_slice(&alone.stdout).unwrap();
     assert_eq!(shown["default_plan"], "free");
-    // usage goes to an account, or the command says that there is none
+    // exports need a Stripe account, and the command names the missing variable
     let exported = command(folder.path(), &["export", "run"]).await;
-    let said = String::from_utf8_lossy(&exported.stderr).into_owned();
-    assert!(!exported.status.success() && said.contains("STRIPE_SECRET"), "{said}");
-    // where the server's account cannot reach the folder, the data lies elsewhere: tidy that too
+    let output = String::from_utf8_lossy(&exported.stderr).into_owned();
+    assert!(!exported.status.success() && output.contains("STRIPE_SECRET"), "{output}");
+    // if the server's account cannot reach the folder, the data is elsewhere: delete that too
     if let Ok(elsewhere) = std::fs::read_link(folder.path().join(".metergate/data")) {
         std::fs::remove_dir_all(elsewhere).unwrap();
     }
 }
 
 #[tokio::test]
-async fn a_first_start_that_was_cut_short_blocks_no_other() {
+async fn an_interrupted_first_start_does_not_block_the_next() {
     let folder = tempfile::tempdir().unwrap();
     std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
-    // as `kill -9` leaves it while the data is being made
+    // the state that `kill -9` leaves during initialisation
     let data = folder.path().join(".metergate/data");
     std::fs::create_dir_all(data.join("base")).unwrap();
     std::fs::write(data.join("PG_VERSION"), "15\n").unwrap();
@@ -108,11 +108,11 @@ async fn a_first_start_that_was_cut_short_blocks_no_other() {
 }
 
 #[tokio::test]
-async fn an_ordinary_user_needs_nothing_either() {
+async fn an_ordinary_user_can_run_the_embedded_database() {
     let folder = tempfile::tempdir().unwrap();
     let made = std::fs::metadata(folder.path()).unwrap();
     if std::os::unix::fs::MetadataExt::uid(&made) != 0 {
-        // this whole run is the ordinary user's
+        // this test run is already an ordinary user's
         return;
     }
     std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
@@ -129,7 +129,7 @@ async fn an_ordinary_user_needs_nothing_either() {
 }
 
 #[tokio::test]
-async fn what_is_wrong_with_a_setting_stops_the_start_and_is_named() {
+async fn an_invalid_setting_stops_the_start_and_is_named() {
     let folder = tempfile::tempdir().unwrap();
     for (name, value, named) in [
         ("METERGATE__HTTP__COLOUR", "red", "colour"),
@@ -140,12 +140,12 @@ async fn what_is_wrong_with_a_setting_stops_the_start_and_is_named() {
         let mut command = Command::new(BINARY);
         command.current_dir(folder.path()).env_remove("DATABASE_URL").env(name, value).stdin(Stdio::null());
         let output = command.output().await.unwrap();
-        let said = String::from_utf8_lossy(&output.stderr).into_owned();
-        assert!(!output.status.success() && said.contains(named), "{name}: {said}");
+        let output = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(!output.status.success() && output.contains(named), "{name}: {output}");
     }
 }
 
-/// A database with the schema of an earlier build, or of a later one, is left as it is.
+/// Shows that a database with the schema of an earlier or later build is not changed.
 #[tokio::test]
 async fn an_incompatible_schema_stops_the_start_and_is_explained() {
     let earlier = "create table _sqlx_migrations (version bigint primary key, description text not null,

@@ -1,5 +1,5 @@
-//! The database goes away, in whole and in part, at the worst moments: everything acknowledged is
-//! there afterwards, nothing twice, and the service never ends.
+//! Database outages, complete and partial, at the worst moments. Every acknowledged call survives, no call
+//! counts twice, and the service keeps running.
 
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
@@ -32,7 +32,7 @@ async fn record_first(service: &TestService, id: &str) {
 }
 
 #[tokio::test]
-async fn while_the_database_is_away_calls_are_answered_503() {
+async fn calls_get_503_while_the_database_is_down() {
     let (service, proxy) = service_behind_proxy().await;
     record_first(&service, "before").await;
     proxy.cut();
@@ -62,13 +62,13 @@ async fn while_the_database_is_away_calls_are_answered_503() {
     assert_eq!(
         service.values(&format!("meter=m&{NOVEMBER}")).await,
         ["6"],
-        "what was refused was not recorded"
+        "refused calls must not be recorded"
     );
     service.verify().await;
 }
 
 #[tokio::test]
-async fn a_commit_whose_answer_is_lost_is_settled_either_way() {
+async fn a_commit_with_a_lost_answer_counts_once() {
     let (service, proxy) = service_behind_proxy().await;
     record_first(&service, "first contact").await;
     for (round, delivered) in [(0, true), (1, false), (2, true), (3, false)] {
@@ -78,24 +78,24 @@ async fn a_commit_whose_answer_is_lost_is_settled_either_way() {
             async move { send(service, &format!("r{round}n{n}")).await }
         });
         for answer in join_all(calls).await {
-            // told as what it is: recorded by this call, once
+            // the answer is true: this call recorded the event, once
             assert_eq!(answer.json()["accepted"], 1, "{}", answer.text);
         }
-        assert_eq!(proxy.swallowed(), round + 1, "the commit was really lost");
+        assert_eq!(proxy.swallowed(), round + 1, "the answer of the commit must have been lost");
     }
     assert_eq!(service.values(&format!("meter=m&{NOVEMBER}")).await, ["243"]);
     service.verify().await;
 }
 
 #[tokio::test]
-async fn backends_terminated_under_load_lose_and_double_nothing() {
+async fn terminated_backends_lose_and_duplicate_no_events() {
     let (service, _proxy) = service_behind_proxy().await;
     let acknowledged = AtomicU32::new(0);
     let terminator = async {
         let mut connection = sqlx::PgConnection::connect(&service.url).await.unwrap();
         for round in 1..=25 {
             cluster::terminate_a_backend(&mut connection).await;
-            // then let some work be done
+            // then let some calls finish
             while acknowledged.load(Ordering::SeqCst) < round * 20 {
                 tokio::task::yield_now().await;
             }
@@ -107,7 +107,7 @@ async fn backends_terminated_under_load_lose_and_double_nothing() {
             async move {
                 for n in 0..40 {
                     let id = format!("c{caller}n{n}");
-                    // a caller tries again until it is acknowledged
+                    // a caller retries until the call is acknowledged
                     while send(service, &id).await.status != StatusCode::OK {}
                     acknowledged.fetch_add(1, Ordering::SeqCst);
                 }
@@ -125,7 +125,7 @@ async fn backends_terminated_under_load_lose_and_double_nothing() {
 }
 
 #[tokio::test]
-async fn a_server_that_stops_and_starts_again_is_found_again() {
+async fn the_service_reconnects_after_a_server_restart() {
     let (folder, server, url) = cluster::server_of_its_own().await;
     let mut settings = engine_settings();
     settings.wait_max = Duration::from_millis(100);
@@ -193,10 +193,10 @@ async fn a_server_that_stops_and_starts_again_is_found_again() {
     server.stop().await;
 }
 
-/// A backend that is killed makes the server recover as from a crash: what was not synced is gone, and
-/// transaction ids are given again. What was acknowledged must not have rested on those.
+/// Shows that acknowledged calls survive a crash. A killed backend makes the server recover: unsynced data is
+/// lost and transaction ids are reused, so that an acknowledgement must not depend on them.
 #[tokio::test]
-async fn crashes_of_the_server_lose_nothing_that_was_acknowledged() {
+async fn server_crashes_lose_no_acknowledged_calls() {
     let (_folder, server, url) = cluster::server_of_its_own().await;
     cluster::let_commits_linger(&url).await;
     let services = [
@@ -214,7 +214,7 @@ async fn crashes_of_the_server_lose_nothing_that_was_acknowledged() {
             async move {
                 let mut n = 0;
                 while crashing.load(Ordering::SeqCst) {
-                    // never twice: what is not acknowledged is not asked for again, and may be there or not
+                    // one attempt only: an unacknowledged event may or may not exist, and is not checked
                     let id = format!("c{caller}n{n}");
                     let answer = send(service, &id).await;
                     if answer.status == StatusCode::OK {

@@ -1,4 +1,4 @@
-//! What usage costs: quotes, exchange rates, the cost in the usage report.
+//! The cost of usage: quotes, exchange rates, rankings, and the cost in the usage report.
 
 mod ahead;
 mod catalog;

@@ -1,5 +1,5 @@
-//! Spend caps: the next call is stopped before it is made, whoever asks at once, and by what it can
-//! cost at most.
+//! Spend caps: a call is denied before it is made, by the highest cost that it may have, under any
+//! concurrency.
 
 use axum::http::StatusCode;
 use futures::future::join_all;
@@ -14,7 +14,7 @@ fn per_unit(key: &str, unit_amount: Value, more: Value) -> Value {
     price
 }
 
-/// Everybody is on `free`, which limits nothing but what is spent.
+/// All subjects are on `free`, which has spend caps and no other limits.
 fn catalog(prices: Value, caps: Value) -> Value {
     json!({"default_plan": "free",
     "meters": [
@@ -58,7 +58,7 @@ fn is_held(answer: &Answer) -> bool {
 }
 
 #[tokio::test]
-async fn a_cap_counts_what_is_used_held_and_asked_for() {
+async fn caps_count_used_held_and_requested_quantities() {
     let service = service(json!([per_unit("t", json!("0.5"), json!({}))]), json!([cap(json!(10))])).await;
     service.record(&json!({"event_name": "ai", "subject": "u", "value": 6})).await;
     assert!(is_held(&reserve(&service, ask("u", json!(8), json!({"id": "a"}))).await));
@@ -69,13 +69,16 @@ async fn a_cap_counts_what_is_used_held_and_asked_for() {
         json!([{"subject": "u", "key": "budget", "cap": 10, "currency": "usd", "spent": 3, "held": 4, "requested": 3.5,
                 "resets_at": "2026-12-01T00:00:00Z"}])
     );
-    assert!(is_held(&reserve(&service, ask("u", json!(6), json!({"id": "b"}))).await), "exactly full");
+    assert!(is_held(&reserve(&service, ask("u", json!(6), json!({"id": "b"}))).await), "exactly at the cap");
     assert!(!is_held(&reserve(&service, ask("u", json!("0.000000001"), json!({}))).await));
-    assert!(is_held(&reserve(&service, ask("u", json!(0), json!({}))).await), "nothing more than the cap");
-    // what nobody has to pay for is not stopped
+    assert!(
+        is_held(&reserve(&service, ask("u", json!(0), json!({}))).await),
+        "a zero-value use stays within the cap"
+    );
+    // a meter without a price is not denied
     let calls = json!({"subject": "u", "meter": "calls", "value": 1});
     assert!(is_held(&reserve(&service, calls).await));
-    // less is used than was held
+    // less is used than held
     let done = service
         .post("/v1/reservations/a/commit", &json!({"values": [{"meter": "tokens", "value": 2}]}))
         .await;
@@ -83,7 +86,7 @@ async fn a_cap_counts_what_is_used_held_and_asked_for() {
     assert!(is_held(&reserve(&service, ask("u", json!(6), json!({"id": "c"}))).await));
     assert!(!is_held(&reserve(&service, ask("u", json!(1), json!({}))).await));
     service.post("/v1/reservations/b/release", &json!({})).await;
-    // expiry gives back at its instant, swept or not
+    // a hold expires at its instant, before any writer removes it
     service.clock.set(at("2026-11-20T13:00:00Z"));
     let shown = service.get("/v1/subjects/u/spend-caps").await.json();
     let shown = &shown["spend_caps"][0];
@@ -91,14 +94,14 @@ async fn a_cap_counts_what_is_used_held_and_asked_for() {
     assert_eq!(shown["source"], "plan");
     assert!(is_held(&reserve(&service, ask("u", json!(12), json!({"id": "d"}))).await));
     service.verify().await;
-    // another month
+    // the next month
     service.clock.set(at("2026-12-01T00:00:00Z"));
     assert!(is_held(&reserve(&service, ask("u", json!(20), json!({}))).await));
     service.verify().await;
 }
 
 #[tokio::test]
-async fn track_may_pass_a_cap_and_then_nothing_is_granted() {
+async fn recorded_usage_may_pass_a_cap_and_then_holds_are_denied() {
     let service = service(json!([per_unit("t", json!(1), json!({}))]), json!([cap(json!(10))])).await;
     service.record(&json!({"id": "much", "event_name": "ai", "subject": "u", "value": 25})).await;
     let denied = reserve(&service, ask("u", json!(0), json!({}))).await.json();
@@ -116,7 +119,7 @@ async fn track_may_pass_a_cap_and_then_nothing_is_granted() {
 }
 
 #[tokio::test]
-async fn a_cap_counts_by_the_prices_of_the_subscription() {
+async fn caps_count_by_the_prices_of_the_subscription() {
     let service = service(json!([per_unit("t", json!(1), json!({}))]), json!([cap(json!(10))])).await;
     let subscribe = async |subject: &str, prices: Value| {
         let path = format!("/v1/subjects/{subject}/subscription");
@@ -126,7 +129,7 @@ async fn a_cap_counts_by_the_prices_of_the_subscription() {
     let one = |amount: Value| json!([per_unit("t", amount, json!({}))]);
     let slice = per_unit("big", json!(4), json!({"filter": {"model": ["big"]}}));
     service.put("/v1/subjects/seat", &json!({"parent": "dear"})).await;
-    // one plan, and to each its own prices
+    // one plan, with different prices per subscription
     let cases = [
         ("dear", one(json!(5)), json!({}), 2),
         ("cheap", one(json!("0.5")), json!({}), 20),
@@ -151,11 +154,11 @@ async fn a_cap_counts_by_the_prices_of_the_subscription() {
             "{subject}"
         );
     }
-    // whoever stands below one pays at its prices
+    // a child pays at the prices of its ancestor
     let denied = reserve(&service, ask("seat", json!(1), json!({}))).await.json();
     let by = &denied["denied_by"][0];
     assert_eq!((&by["subject"], &by["held"], &by["requested"]), (&json!("dear"), &json!(10), &json!(5)));
-    // other prices: what is held is rated anew
+    // with other prices the holds are rated again
     subscribe("cheap", one(json!(1))).await;
     let denied = reserve(&service, ask("cheap", json!(0), json!({}))).await.json();
     assert_eq!(denied["denied_by"][0]["held"], 20, "{denied}");
@@ -166,7 +169,7 @@ async fn a_cap_counts_by_the_prices_of_the_subscription() {
 }
 
 #[tokio::test]
-async fn up_to_grants_what_the_cap_leaves() {
+async fn partial_holds_receive_the_rest_of_the_cap() {
     let price = per_unit("t", json!(1), json!({"per_units": 3}));
     let calls =
         json!({"key": "c", "meter": "calls", "model": "per_unit", "currency": "usd", "unit_amount": 2});
@@ -175,7 +178,7 @@ async fn up_to_grants_what_the_cap_leaves() {
     let all = reserve(&service, ask("u", json!(5), json!({"grant": "up_to"}))).await;
     assert_eq!(granted(&all), json!(5));
     let some = json!({"subject": "u", "meter": "calls", "value": 9, "grant": "up_to", "ttl_seconds": 3600});
-    assert_eq!(granted(&reserve(&service, some.clone()).await), json!(2), "five thirds are spent of seven");
+    assert_eq!(granted(&reserve(&service, some.clone()).await), json!(2), "five thirds of seven are spent");
     let rest = reserve(&service, ask("u", json!(100), json!({"grant": "up_to"}))).await;
     assert_eq!(granted(&rest), json!(4));
     assert_eq!(reserve(&service, some).await.json()["reason"], "spend_cap_reached");
@@ -183,23 +186,26 @@ async fn up_to_grants_what_the_cap_leaves() {
 }
 
 #[tokio::test]
-async fn a_volume_price_is_taken_at_its_highest() {
+async fn volume_prices_count_at_their_highest_cost() {
     let tiers =
         json!([{"up_to": 100, "unit_amount": 2, "flat_amount": 10}, {"up_to": null, "unit_amount": 1}]);
     let price = json!({"key": "v", "meter": "tokens", "model": "volume", "currency": "usd", "tiers": tiers});
     let service = service(json!([price]), json!([cap(json!(150))])).await;
-    // 120 cost 120, but 100 of them would cost 210
+    // 120 units cost 120, but 100 of them would cost 210
     assert!(!is_held(&reserve(&service, ask("u", json!(120), json!({}))).await));
     assert!(is_held(&reserve(&service, ask("u", json!(70), json!({"id": "a"}))).await), "exactly 150");
     let commit = json!({"values": [{"meter": "tokens", "value": 101}]});
     assert_eq!(service.post("/v1/reservations/a/commit", &commit).await.json()["over_hold"], true);
-    assert!(is_held(&reserve(&service, ask("u", json!(49), json!({}))).await), "from 101 on, 150 cost 150");
+    assert!(
+        is_held(&reserve(&service, ask("u", json!(49), json!({}))).await),
+        "from 101 to 150 units, the highest cost is 150"
+    );
     assert!(!is_held(&reserve(&service, ask("u", json!("0.1"), json!({}))).await));
     service.verify().await;
 }
 
 #[tokio::test]
-async fn slices_and_times_have_prices_of_their_own() {
+async fn caps_count_each_slice_and_time_by_its_own_price() {
     let prices = json!([
         per_unit("rest", json!(1), json!({})),
         per_unit(
@@ -232,7 +238,7 @@ async fn slices_and_times_have_prices_of_their_own() {
 }
 
 #[tokio::test]
-async fn percentages_count_each_event() {
+async fn caps_count_percentage_fees_per_event() {
     let price = json!({"key": "p", "meter": "paid", "model": "percentage", "currency": "usd", "rate": 10,
                        "fixed_amount": 1, "event_minimum": 3, "event_maximum": 8});
     let service = service(json!([price]), json!([cap(json!(20))])).await;
@@ -240,7 +246,7 @@ async fn percentages_count_each_event() {
         service.record(&json!({"id": id, "event_name": "paid", "subject": "u", "value": value})).await;
     }
     let hold = |value: i64| json!({"subject": "u", "meter": "paid", "value": value, "ttl_seconds": 3600});
-    assert!(is_held(&reserve(&service, hold(30)).await), "3 and 8 are spent; 4 more");
+    assert!(is_held(&reserve(&service, hold(30)).await), "3 and 8 are spent, and 4 more are held");
     assert!(!is_held(&reserve(&service, hold(50)).await));
     service.post("/v1/events/b/void", &json!({})).await;
     assert!(is_held(&reserve(&service, hold(50)).await));
@@ -250,7 +256,7 @@ async fn percentages_count_each_event() {
 }
 
 #[tokio::test]
-async fn each_fee_is_rounded_up_where_a_cap_counts_it_and_nowhere_else() {
+async fn fees_round_up_only_in_the_counters_of_caps() {
     let price = json!({"key": "p", "meter": "paid", "model": "percentage", "currency": "usd", "rate": 10,
                        "event_maximum": 8});
     let service = service(json!([price]), json!([cap(json!(20))])).await;
@@ -261,7 +267,7 @@ async fn each_fee_is_rounded_up_where_a_cap_counts_it_and_nowhere_else() {
     let spent = service.get("/v1/subjects/u/spend-caps").await.json()["spend_caps"][0]["spent"].to_string();
     let cost = service.get("/v1/subjects/u/usage").await.json()["cost"]["lines"][0]["amount"].to_string();
     assert_eq!((spent.as_str(), cost.as_str()), ("0.000000003", "0.0000000003"));
-    // by what was recorded as by what was added up
+    // recorded events and counters agree
     service.verify().await;
 }
 
@@ -277,9 +283,9 @@ async fn spend_caps_check_gauges() {
     service.verify().await;
 }
 
-/// What is free takes its share off a bounded fee, too: less may cost more.
+/// Free units take their share off a bounded fee, too, so less usage may cost more.
 #[tokio::test]
-async fn percentages_with_free_units_count_what_passes_the_plain_share() {
+async fn percentages_with_free_units_count_the_excess_over_the_plain_share() {
     let price = |rate: i64| {
         json!([{"key": "p", "meter": "paid", "model": "percentage", "currency": "usd", "rate": rate,
                 "event_minimum": 50, "event_maximum": 60, "free_units": 10_000}])
@@ -302,25 +308,25 @@ async fn percentages_with_free_units_count_what_passes_the_plain_share() {
     assert_eq!(spent().await, json!("99.7".parse::<serde_json::Number>().unwrap()));
     service.record(&json!({"id": "much", "event_name": "paid", "subject": "u", "value": 700})).await;
     service.record(&json!({"id": "back", "event_name": "paid", "subject": "u", "value": -3})).await;
-    // the fees of four events, and a tenth of 700 that are free
+    // the fees of four events, less a tenth of the 700 free units
     assert_eq!(spent().await, json!(50 + 50 + 60 + 50 - 70));
     service.verify().await;
     service.post("/v1/events/much/void", &json!({})).await;
     assert_eq!(spent().await, json!(150));
     service.verify().await;
-    // another rate counts from what was recorded, at once
+    // another rate counts from the recorded events at once
     service.apply(catalog(price(20), json!([cap(json!(400))]))).await;
     assert_eq!(spent().await, json!(150));
     assert!(is_held(&reserve(&service, hold("c", 1)).await));
     service.verify().await;
     let without = json!([{"key": "p", "meter": "paid", "model": "percentage", "currency": "usd", "rate": 20, "fixed_amount": 5}]);
     service.apply(catalog(without, json!([cap(json!(400))]))).await;
-    assert_eq!(spent().await, json!(15), "a fifth of nothing, and three fees");
+    assert_eq!(spent().await, json!(15), "a fifth of zero, and three fees");
     service.verify().await;
 }
 
 #[tokio::test]
-async fn a_check_of_a_level_takes_what_it_would_become() {
+async fn checks_of_gauges_use_the_resulting_value() {
     let each = |key: &str, more: Value| {
         let mut price = per_unit(key, json!(1), more);
         price["meter"] = json!(key);
@@ -348,7 +354,7 @@ async fn a_check_of_a_level_takes_what_it_would_become() {
     let stored = json!({"event_name": "stored", "subject": "u", "value": 5});
     service.record(&json!([stored, who("a"), who("b"), rooms(1, "a", "05"), rooms(2, "a", "15")])).await;
     let rows = [
-        // 10 for what is stored, 6 for two seats, 2 for rooms, whenever the other price came
+        // 10 for storage, 6 for two seats, 2 for rooms, regardless of the time of the price change
         ("storage", json!(5), json!({}), json!(null)),
         ("storage", json!(4), json!({}), json!(null)),
         ("storage", json!(6), json!({}), json!(null)),
@@ -366,7 +372,7 @@ async fn a_check_of_a_level_takes_what_it_would_become() {
         assert_eq!(answer["allowed"], requested.is_null(), "{body}: {answer}");
         assert_eq!(answer["denied_by"][0]["requested"], requested, "{body}");
     }
-    // a level that falls makes room
+    // a gauge that falls frees part of the cap
     service.record(&rooms(30, "b", "20")).await;
     for (value, allowed) in [(3, false), (2, true)] {
         let body = json!({"subject": "u", "meter": "rooms", "value": value, "properties": {"site": "b"}});
@@ -374,9 +380,9 @@ async fn a_check_of_a_level_takes_what_it_would_become() {
     }
 }
 
-/// A token never shows what others use.
+/// A token never shows the usage of others.
 #[tokio::test]
-async fn a_token_sees_what_is_spent_where_nobody_is_below() {
+async fn tokens_see_spent_amounts_only_without_descendants() {
     let service = service(json!([per_unit("t", json!(1), json!({}))]), json!([cap(json!(100))])).await;
     service.put("/v1/subjects/ann", &json!({"parent": "org"})).await;
     for subject in ["ann", "org"] {
@@ -406,7 +412,7 @@ async fn a_token_sees_what_is_spent_where_nobody_is_below() {
 }
 
 #[tokio::test]
-async fn prices_of_ones_own_must_be_comparable() {
+async fn own_prices_need_the_currency_of_the_caps_or_a_rate() {
     let service = service(json!([per_unit("t", json!(1), json!({}))]), json!([cap(json!(100))])).await;
     let own = |key: &str, currency: &str| {
         let price = per_unit(key, json!(2), json!({"currency": currency}));
@@ -424,7 +430,7 @@ async fn prices_of_ones_own_must_be_comparable() {
         refused.text
     );
     assert_eq!(error["pointer"], "/prices/0/currency");
-    // beside one in the currency of the cap, and one of another plan, whose caps are others
+    // prices in the currency of the cap, and of another plan with other caps, are accepted
     assert_eq!(put(own("t", "eur")).await.status, StatusCode::OK);
     let mut bare = only.clone();
     bare["plan"] = json!("bare");
@@ -437,7 +443,7 @@ async fn prices_of_ones_own_must_be_comparable() {
 }
 
 #[tokio::test]
-async fn a_payer_caps_itself_and_all_below_it() {
+async fn caps_of_a_payer_include_its_descendants() {
     let service = service(json!([per_unit("t", json!(1), json!({}))]), json!([cap(json!(100))])).await;
     for user in ["ann", "bob"] {
         assert_eq!(
@@ -453,12 +459,12 @@ async fn a_payer_caps_itself_and_all_below_it() {
     let own =
         put.json()["spend_caps"].as_array().unwrap().iter().find(|cap| cap["key"] == "own").cloned().unwrap();
     assert_eq!(own["source"], "subject");
-    // somebody below has a cap, too, though its prices are those of the plan above
+    // a descendant may have a cap of its own, counted at the prices of the ancestor's plan
     let small = json!({"spend_caps": [{"key": "small", "amount": 15, "currency": "usd", "period": "day"}]});
     assert_eq!(service.put("/v1/subjects/ann/spend-caps", &small).await.status, StatusCode::OK);
-    assert!(!is_held(&reserve(&service, ask("ann", json!(6), json!({}))).await), "ann's own");
+    assert!(!is_held(&reserve(&service, ask("ann", json!(6), json!({}))).await), "the cap of `ann` itself");
     assert!(is_held(&reserve(&service, ask("ann", json!(5), json!({}))).await));
-    assert!(!is_held(&reserve(&service, ask("bob", json!(16), json!({}))).await), "the payer's");
+    assert!(!is_held(&reserve(&service, ask("bob", json!(16), json!({}))).await), "the cap of the payer");
     assert!(is_held(&reserve(&service, ask("bob", json!(15), json!({}))).await));
     service.verify().await;
 
@@ -471,14 +477,14 @@ async fn a_payer_caps_itself_and_all_below_it() {
     );
     assert_eq!(service.get_as(&reader, "/v1/subjects/org/spend-caps").await.status, StatusCode::OK);
     let gone = service.put("/v1/subjects/org/spend-caps", &json!({"spend_caps": []})).await.json();
-    assert_eq!(gone["spend_caps"].as_array().unwrap().len(), 1, "the plan's stays");
+    assert_eq!(gone["spend_caps"].as_array().unwrap().len(), 1, "the cap of the plan remains");
     assert!(is_held(&reserve(&service, ask("bob", json!(16), json!({}))).await));
     service.verify().await;
 }
 
-/// Whoever moves away and back, or changes plans, finds what was used.
+/// Usage stays counted when a subject moves away and back, or changes plans.
 #[tokio::test]
-async fn another_place_or_plan_leaves_nothing_uncounted() {
+async fn moves_and_plan_changes_keep_all_usage_counted() {
     let service = service(json!([per_unit("t", json!(1), json!({}))]), json!([])).await;
     let caps = json!({"spend_caps": [{"key": "own", "amount": 30, "currency": "usd", "period": "month"}]});
     service.put("/v1/subjects/org/subscription", &json!({"plan": "free"})).await;
@@ -492,7 +498,7 @@ async fn another_place_or_plan_leaves_nothing_uncounted() {
     service.put("/v1/subjects/u", &json!({"parent": "other"})).await;
     assert!(
         is_held(&reserve(&service, ask("u", json!(1000), json!({"id": "free"}))).await),
-        "no price, no cost"
+        "without prices nothing is spent"
     );
     service.post("/v1/reservations/free/release", &json!({})).await;
     service.record(&record(4)).await;
@@ -501,7 +507,7 @@ async fn another_place_or_plan_leaves_nothing_uncounted() {
     assert!(!is_held(&reserve(&service, ask("u", json!(12), json!({}))).await), "14 used and 5 held of 30");
     assert!(is_held(&reserve(&service, ask("u", json!(11), json!({"id": "last"}))).await));
     service.verify().await;
-    // a reservation made where it stood before is settled where it stands
+    // a reservation from before the move is committed after it
     let commit = json!({"values": [{"meter": "tokens", "value": 3}]});
     assert_eq!(service.post("/v1/reservations/open/commit", &commit).await.status, StatusCode::OK);
     service.post("/v1/reservations/last/release", &json!({})).await;
@@ -510,9 +516,9 @@ async fn another_place_or_plan_leaves_nothing_uncounted() {
     service.verify().await;
 }
 
-/// A cap looks at what was used before it came, also where others have long had the prices that it counts by.
+/// A new cap counts the earlier usage, even if the prices belong to an older plan of an ancestor.
 #[tokio::test]
-async fn a_cap_by_the_prices_of_others_knows_what_was_used_before_it() {
+async fn new_caps_count_earlier_usage_at_inherited_prices() {
     let service = TestService::start().await;
     let price = per_unit("t", json!(1), json!({}));
     let dear = per_unit("t", json!(2), json!({}));
@@ -543,7 +549,7 @@ async fn a_cap_by_the_prices_of_others_knows_what_was_used_before_it() {
     for (subject, plan) in [("org", "free"), ("team", "bare"), ("u", "bare")] {
         subscribe(subject, plan).await;
     }
-    // the day began long after all that stands above did
+    // the day began long after the ancestors and their prices were set up
     service.clock.set(at("2026-11-21T12:00:00Z"));
     service.record(&use_of(8)).await;
     assert!(is_held(&reserve(&service, ask("u", json!(5), json!({"id": "open"}))).await));
@@ -554,7 +560,7 @@ async fn a_cap_by_the_prices_of_others_knows_what_was_used_before_it() {
     assert!(!is_held(&reserve(&service, ask("u", json!(18), json!({}))).await));
     assert!(is_held(&reserve(&service, ask("u", json!(17), json!({"id": "full"}))).await));
     service.post("/v1/reservations/full/release", &json!({})).await;
-    // it goes, and comes back
+    // the cap is removed and set again
     service.clock.set(at("2026-11-21T12:20:00Z"));
     subscribe("u", "bare").await;
     service.record(&use_of(2)).await;
@@ -562,7 +568,7 @@ async fn a_cap_by_the_prices_of_others_knows_what_was_used_before_it() {
     subscribe("u", "seat").await;
     let found: Vec<(Value, Value)> = shown().await;
     assert_eq!(found, is(10, 5));
-    // for a while somebody between has prices
+    // for some time a subject in between has prices
     service.clock.set(at("2026-11-21T12:40:00Z"));
     subscribe("team", "dear").await;
     service.record(&use_of(1)).await;
@@ -575,7 +581,7 @@ async fn a_cap_by_the_prices_of_others_knows_what_was_used_before_it() {
     assert!(!is_held(&reserve(&service, ask("u", json!(15), json!({}))).await));
     assert!(is_held(&reserve(&service, ask("u", json!(14), json!({}))).await));
     service.verify().await;
-    // another day begins at nothing
+    // the next day begins at zero
     service.clock.set(at("2026-11-22T12:00:00Z"));
     let found: Vec<(Value, Value)> = shown().await;
     assert_eq!(found, is(0, 0));
@@ -583,7 +589,7 @@ async fn a_cap_by_the_prices_of_others_knows_what_was_used_before_it() {
 }
 
 #[tokio::test]
-async fn extensions_are_tested_against_the_same_limits() {
+async fn extensions_are_decided_by_the_limits_of_reservations() {
     let service = service(json!([per_unit("t", json!(1), json!({}))]), json!([cap(json!(10))])).await;
     reserve(&service, ask("u", json!(4), json!({"id": "a"}))).await;
     let extend = |value: i64| json!({"ttl_seconds": 60, "holds": [{"meter": "tokens", "value": value}]});
@@ -600,7 +606,7 @@ async fn extensions_are_tested_against_the_same_limits() {
 }
 
 #[tokio::test]
-async fn bad_caps_are_refused() {
+async fn invalid_caps_are_refused() {
     let service = service(json!([per_unit("t", json!(1), json!({}))]), json!([])).await;
     let refused = |caps: Value| {
         let service = &service;
@@ -635,9 +641,9 @@ async fn bad_caps_are_refused() {
     assert_eq!(service.get("/v1/subjects/u/spend-caps").await.json()["spend_caps"], json!([]));
 }
 
-/// Room for fifty, two processes, two hundred callers.
+/// Fifty calls fit, among two hundred callers on two processes.
 #[tokio::test]
-async fn of_two_hundred_at_once_exactly_fifty_fit() {
+async fn concurrent_holds_fill_a_cap_exactly() {
     let prices = json!([
         per_unit("t", json!("0.7"), json!({})),
         {"key": "c", "meter": "calls", "model": "per_unit", "currency": "usd", "unit_amount": "0.3"},

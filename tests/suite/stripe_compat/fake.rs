@@ -1,4 +1,4 @@
-//! The fake of Stripe keeps Stripe's rules, so that what passes against it may be believed.
+//! Tests of the fake of Stripe: it keeps Stripe's rules, so that tests against it are meaningful.
 
 mod calls;
 mod meter_events;
@@ -12,7 +12,7 @@ use crate::support::stripe_fake::{Options, StripeFake, unix};
 
 const NOON: &str = "2026-11-20T12:00:00Z";
 
-/// A caller that does all that a caller owes.
+/// A caller that follows all of Stripe's rules.
 struct Caller {
     client: reqwest::Client,
     fake: StripeFake,
@@ -72,14 +72,14 @@ impl Caller {
         self.try_send(self.request(Method::GET, path)).await.unwrap()
     }
 
-    /// None: the connection broke.
+    /// Returns `None` if the connection broke.
     async fn try_post(&self, path: &str, key: &str, fields: &[(&str, &str)]) -> Option<Answer> {
         let request = self.request(Method::POST, path).header("idempotency-key", key);
         let body = form_urlencoded::Serializer::new(String::new()).extend_pairs(fields).finish();
         self.try_send(request.header("content-type", "application/x-www-form-urlencoded").body(body)).await
     }
 
-    /// With a key of its own.
+    /// Posts with a new idempotency key.
     async fn post(&self, path: &str, fields: &[(&str, &str)]) -> Answer {
         let key = uuid::Uuid::now_v7().to_string();
         self.try_post(path, &key, fields).await.unwrap()

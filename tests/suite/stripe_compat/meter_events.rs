@@ -1,5 +1,4 @@
-//! Stripe's interface for usage, by its own words: what is taken, what is refused and how, and that
-//! each event counts once.
+//! Stripe's interface for usage: accepted events, Stripe's form of refusals, and events that count once.
 
 use axum::body::Body;
 use axum::http::{Method, Request, StatusCode};
@@ -18,9 +17,9 @@ const ADJUSTMENTS: &str = "/v1/billing/meter_event_adjustments";
 const RANGE: &str = "from=2026-10-01T00:00:00Z&to=2026-12-01T00:00:00Z";
 /// A field of a form.
 type Field<'a> = (&'a str, &'a str);
-/// Fields, and the code and the param of what they are refused with.
+/// Fields, and the code and param of the expected refusal.
 type Refused<'a> = (Vec<Field<'a>>, &'static str, &'static str);
-/// The clock of the tests.
+/// The Unix time of the test clock.
 const NOON_SECONDS: i64 = 1_795_176_000;
 
 fn catalog() -> Value {
@@ -60,7 +59,7 @@ async fn send(service: &TestService, path: &str, fields: &[(&str, &str)], key: O
     service.send(request.body(Body::from(form(fields))).unwrap()).await
 }
 
-/// An event of `ai_tokens`, with what else is given.
+/// Sends an event of `ai_tokens` with additional fields.
 async fn tokens(service: &TestService, more: &[(&str, &str)], key: Option<&str>) -> Answer {
     let mut fields = vec![("event_name", "ai_tokens"), ("payload[stripe_customer_id]", "cus_1")];
     fields.extend_from_slice(more);
@@ -71,7 +70,7 @@ async fn used(service: &TestService, query: &str) -> Vec<String> {
     service.values(&format!("meter=tokens&{RANGE}{query}")).await
 }
 
-/// Status, type, code and param of an error.
+/// Returns status, type, code and param of an error.
 fn error(answer: &Answer) -> (u16, String, String, String) {
     assert_eq!(answer.headers["content-type"], "application/json", "{}", answer.text);
     assert_eq!(answer.headers["request-id"], answer.headers["x-request-id"]);
@@ -86,7 +85,7 @@ fn refusal(code: &str, param: &str) -> (u16, String, String, String) {
 }
 
 #[tokio::test]
-async fn an_event_counts_for_the_customer_and_is_answered_as_stripe_does() {
+async fn an_event_counts_for_the_customer_and_gets_stripes_answer() {
     let service = service().await;
     let answer = tokens(
         &service,
@@ -111,7 +110,7 @@ async fn an_event_counts_for_the_customer_and_is_answered_as_stripe_does() {
     assert_eq!(answer.headers["request-id"], answer.headers["x-request-id"]);
     assert!(!answer.is_replay());
 
-    // a customer that nobody is mapped to has a subject of its name now
+    // an unmapped customer gets a subject of its own name
     let subject = service.get("/v1/subjects/cus_1").await.json();
     assert_eq!(subject["stripe_customer_id"], "cus_1");
     let event = service.get("/v1/events/evt_1?source=stripe").await.json();
@@ -119,7 +118,7 @@ async fn an_event_counts_for_the_customer_and_is_answered_as_stripe_does() {
     assert_eq!(event["properties"], json!({"model": "gpt-4o"}));
     assert_eq!(used(&service, "&subject=cus_1&filter[model]=gpt-4o").await, ["2.5"]);
 
-    // without an identifier and a time, both are made
+    // a missing identifier and time are generated
     let made = tokens(&service, &[("payload[value]", "1")], None).await.json();
     assert_eq!((&made["created"], &made["timestamp"]), (&json!(NOON_SECONDS), &json!(NOON_SECONDS)));
     let identifier = made["identifier"].as_str().unwrap();
@@ -130,7 +129,7 @@ async fn an_event_counts_for_the_customer_and_is_answered_as_stripe_does() {
 }
 
 #[tokio::test]
-async fn names_keys_and_units_are_those_of_the_meter_in_stripe() {
+async fn events_use_the_names_keys_and_units_of_the_stripe_meter() {
     let service = service().await;
     let fields =
         [("event_name", "storage_mb"), ("payload[customer]", "cus_2"), ("payload[megabytes]", "1500")];
@@ -139,7 +138,7 @@ async fn names_keys_and_units_are_those_of_the_meter_in_stripe() {
     assert_eq!(answer.json()["payload"]["megabytes"], "1500");
     assert_eq!(service.values(&format!("meter=gigabytes&{RANGE}&subject=cus_2")).await, ["1.5"]);
 
-    // the meter's own name is as good, and a count needs no value
+    // the meter's own event name works too, and a count needs no value
     let fields = [("event_name", "call"), ("payload[stripe_customer_id]", "cus_2")];
     assert_eq!(send(&service, EVENTS, &fields, None).await.status, StatusCode::OK);
     assert_eq!(service.values(&format!("meter=calls&{RANGE}&subject=cus_2")).await, ["1"]);
@@ -147,7 +146,7 @@ async fn names_keys_and_units_are_those_of_the_meter_in_stripe() {
 }
 
 #[tokio::test]
-async fn a_mapped_customer_is_its_subject_and_users_stand_below_it() {
+async fn events_of_a_mapped_customer_count_for_its_subject_and_users() {
     let service = service().await;
     service.put("/v1/subjects/org_7", &json!({"stripe_customer_id": "cus_1"})).await;
     assert_eq!(tokens(&service, &[("payload[value]", "1")], None).await.status, StatusCode::OK);
@@ -158,13 +157,13 @@ async fn a_mapped_customer_is_its_subject_and_users_stand_below_it() {
     assert_eq!(used(&service, "&subject=user_42").await, ["2"]);
     assert_eq!(used(&service, "&subject=org_7").await, ["1"]);
     assert_eq!(used(&service, "&subject=org_7&descendants=true").await, ["3"]);
-    // who names the customer's own subject, or somebody further down, means them
+    // an event may name the customer's own subject or a deeper descendant
     service.put("/v1/subjects/device", &json!({"parent": "user_42"})).await;
     for subject in ["org_7", "device"] {
         let named = [("payload[value]", "1"), ("payload[subject]", subject)];
         assert_eq!(tokens(&service, &named, None).await.status, StatusCode::OK, "{subject}");
     }
-    // nothing is charged to anybody else
+    // no other customer's subject can be charged
     service.put("/v1/subjects/org_8", &json!({"stripe_customer_id": "cus_8"})).await;
     service.put("/v1/subjects/user_8", &json!({"parent": "org_8"})).await;
     service.put("/v1/subjects/guest", &json!({"parent": "lobby"})).await;
@@ -174,7 +173,7 @@ async fn a_mapped_customer_is_its_subject_and_users_stand_below_it() {
         let answer = tokens(&service, &named, None).await;
         assert_eq!(error(&answer), refusal("subject_not_of_customer", "payload[subject]"), "{subject}");
     }
-    // a subject of the customer's name that is another's
+    // the subject of this name belongs to another customer
     service.put("/v1/subjects/cus_9", &json!({"stripe_customer_id": "cus_10"})).await;
     let fields = [("event_name", "call"), ("payload[stripe_customer_id]", "cus_9")];
     assert_eq!(error(&send(&service, EVENTS, &fields, None).await), refusal("customer_unmapped", "payload"));
@@ -183,13 +182,14 @@ async fn a_mapped_customer_is_its_subject_and_users_stand_below_it() {
 }
 
 #[tokio::test]
-async fn an_identifier_is_taken_once_and_a_retry_is_answered_again() {
+async fn an_identifier_counts_once_and_a_retry_gets_the_first_answer() {
     let service = service().await;
     let event = [("payload[value]", "3"), ("identifier", "evt_1")];
     let first = tokens(&service, &event, Some("key_1")).await;
     assert_eq!((first.status, first.is_replay()), (StatusCode::OK, false), "{}", first.text);
 
-    // the answer was lost: the same call once more, later, and after the subject was mapped anew
+    // the answer was lost; the same call comes again, later, and after the customer was mapped to another
+    // subject
     service.clock.set(at("2026-11-20T12:00:30Z"));
     service.put("/v1/subjects/cus_1", &json!({"stripe_customer_id": null})).await;
     service.put("/v1/subjects/org_7", &json!({"stripe_customer_id": "cus_1"})).await;
@@ -197,7 +197,7 @@ async fn an_identifier_is_taken_once_and_a_retry_is_answered_again() {
     assert_eq!((retry.status, retry.is_replay()), (StatusCode::OK, true), "{}", retry.text);
     assert_eq!(retry.json(), first.json());
 
-    // any other call with the identifier is a duplicate: the same content too
+    // any other call with the identifier is a duplicate, even with the same content
     let other = [("payload[value]", "4"), ("identifier", "evt_1")];
     for (fields, key) in [(&event, None), (&event, Some("key_2")), (&other, Some("key_1")), (&other, None)] {
         let answer = tokens(&service, fields, key).await;
@@ -206,20 +206,20 @@ async fn an_identifier_is_taken_once_and_a_retry_is_answered_again() {
         assert!(message.starts_with("An event already exists with identifier evt_1"), "{message}");
         assert_eq!(answer.headers["stripe-should-retry"], "false");
     }
-    // recorded without a key it is taken as well
+    // an identifier recorded without a key is in use as well
     let unkeyed = [("payload[value]", "3"), ("identifier", "evt_2")];
     assert_eq!(tokens(&service, &unkeyed, None).await.status, StatusCode::OK);
     for key in [None, Some("key_1")] {
         assert_eq!(error(&tokens(&service, &unkeyed, key).await), refusal("", ""));
     }
-    // ids of other sources are other ids
+    // the same id in another source is a different event
     service.record(&json!({"id": "evt_1", "event_name": "ai", "subject": "cus_1", "value": 1})).await;
     assert_eq!(used(&service, "").await, ["7"]);
     service.verify().await;
 }
 
 #[tokio::test]
-async fn without_an_identifier_the_idempotency_key_makes_a_retry_count_once() {
+async fn an_idempotency_key_alone_makes_a_retry_count_once() {
     let service = service().await;
     let event = [("payload[value]", "3")];
     let first = tokens(&service, &event, Some("key_1")).await;
@@ -229,14 +229,14 @@ async fn without_an_identifier_the_idempotency_key_makes_a_retry_count_once() {
     assert_eq!(first.json(), retry.json());
     let other = tokens(&service, &event, Some("key_2")).await;
     assert_ne!(other.json()["identifier"], first.json()["identifier"]);
-    // with other parameters the key says nothing about the call
+    // a key does not match a call with other parameters
     let answer = tokens(&service, &[("payload[value]", "4")], Some("key_1")).await;
     let expected = (400, "idempotency_error".to_owned(), String::new(), String::new());
     assert_eq!(error(&answer), expected);
     let answer = tokens(&service, &event, Some(&"k".repeat(256))).await;
     assert_eq!(error(&answer).1, "idempotency_error");
 
-    // at once, too: one records, the others are answered the same
+    // of concurrent calls one records, and the others get the same answer
     let calls = (0..8).map(|_| tokens(&service, &event, Some("key_3")));
     let answers = futures::future::join_all(calls).await;
     assert!(answers.iter().all(|answer| answer.status == StatusCode::OK));
@@ -245,7 +245,7 @@ async fn without_an_identifier_the_idempotency_key_makes_a_retry_count_once() {
 }
 
 #[tokio::test]
-async fn an_adjustment_takes_an_event_back() {
+async fn an_adjustment_voids_an_event() {
     let service = service().await;
     let keep = [("payload[value]", "1"), ("identifier", "keep")];
     let wrong = [("payload[value]", "8"), ("identifier", "wrong")];
@@ -271,10 +271,10 @@ async fn an_adjustment_takes_an_event_back() {
     assert_eq!(used(&service, "").await, ["1"]);
     let again = cancel("ai_tokens", "wrong").await;
     assert_eq!((again.status, again.is_replay(), again.json()), (StatusCode::OK, true, first.json()));
-    // its identifier stays taken
+    // the identifier of a voided event stays in use
     assert_eq!(error(&tokens(&service, &wrong, None).await), refusal("", ""));
 
-    // an event of another way in is none of theirs
+    // events of other sources cannot be cancelled here
     service.record(&json!({"id": "ours", "event_name": "ai", "subject": "s", "value": 1})).await;
     let missing = refusal("resource_missing", "cancel[identifier]");
     for (event_name, identifier) in [("ai_tokens", "unknown"), ("call", "keep"), ("ai_tokens", "ours")] {
@@ -390,13 +390,13 @@ async fn rejected_meter_events_use_stripe_errors_and_write_nothing() {
             "{fields:?}"
         );
     }
-    // a known customer makes no difference to a bad time
+    // a known customer does not change the check of the time
     assert_eq!(service.get("/v1/events").await.json()["data"], json!([]));
     assert_eq!(service.get("/v1/subjects").await.json()["data"], json!([]));
     assert_eq!(tokens(&service, &[value], None).await.status, StatusCode::OK);
     let late = tokens(&service, &[value, ("timestamp", "1792583999")], None).await;
     assert_eq!(error(&late), refusal("timestamp_too_far_in_past", "timestamp"));
-    // the bounds themselves are taken
+    // the bounds themselves are accepted
     for timestamp in ["1795176300", "1792584000"] {
         assert_eq!(tokens(&service, &[value, ("timestamp", timestamp)], None).await.status, StatusCode::OK);
     }
@@ -404,7 +404,7 @@ async fn rejected_meter_events_use_stripe_errors_and_write_nothing() {
 }
 
 #[tokio::test]
-async fn errors_of_every_layer_have_stripes_shape() {
+async fn errors_of_every_layer_have_stripes_form() {
     let service = service().await;
     let publishable = service.engine.create_key(Environment::Test, KeyKind::Publishable, "").await.unwrap();
     let call = async |method: Method, path: &str, headers: &[(&str, &str)], body: Vec<u8>| {
@@ -447,7 +447,7 @@ async fn errors_of_every_layer_have_stripes_shape() {
         (call(Method::POST, &format!("{EVENTS}?a=1"), &[ours, form], vec![]).await, 400, "parameter_unknown"),
         (call(Method::GET, EVENTS, &[ours], vec![]).await, 405, "method_not_allowed"),
         (call(Method::POST, "/v1/billing/meters", &[ours], vec![]).await, 404, ""),
-        // an SDK elsewhere: it takes for an answer what has no error in it
+        // an SDK on an unknown path: it takes any answer without an error for a result
         (call(Method::POST, "/v1/customers", &[ours, ("stripe-version", "x")], vec![]).await, 404, ""),
     ];
     for (answer, status, code) in cases {
@@ -459,13 +459,13 @@ async fn errors_of_every_layer_have_stripes_shape() {
             answer.text
         );
     }
-    // for everybody else problems stay problems
+    // other clients still get problems
     let answer = call(Method::POST, "/v1/customers", &[ours], vec![]).await;
     assert_eq!(answer.headers["content-type"], "application/problem+json");
     let answer = call(Method::GET, "/v1/usage", &[ours, ("stripe-version", "x")], vec![]).await;
     assert_eq!(answer.headers["content-type"], "application/problem+json");
 
-    // the key as the user of basic credentials, here and nowhere else
+    // only these routes accept the key as the user name of basic credentials
     let basic = format!("Basic {}", STANDARD.encode(format!("{}:", service.key)));
     let basic = ("authorization", basic.as_str());
     let event = b"event_name=call&payload[stripe_customer_id]=cus_1".to_vec();
@@ -474,7 +474,7 @@ async fn errors_of_every_layer_have_stripes_shape() {
 }
 
 #[tokio::test]
-async fn a_service_that_cannot_answer_says_so_as_stripe_does() {
+async fn an_unavailable_service_answers_with_stripes_error() {
     let (service, proxy) = TestService::behind_proxy(catalog()).await;
     let event = [("payload[value]", "1")];
     assert_eq!(tokens(&service, &event, Some("key_1")).await.status, StatusCode::OK);
@@ -487,7 +487,7 @@ async fn a_service_that_cannot_answer_says_so_as_stripe_does() {
 }
 
 #[tokio::test]
-async fn a_reached_limit_is_shown_and_refuses_nothing() {
+async fn meter_events_beyond_a_limit_are_recorded_and_shown() {
     let service = service().await;
     for value in ["9", "9"] {
         assert_eq!(tokens(&service, &[("payload[value]", value)], None).await.status, StatusCode::OK);
@@ -504,7 +504,7 @@ async fn a_reached_limit_is_shown_and_refuses_nothing() {
 }
 
 #[tokio::test]
-async fn first_contacts_at_once_make_one_subject_and_one_mapping() {
+async fn concurrent_first_events_create_one_subject_and_one_mapping() {
     let service = service().await;
     let calls = (0..16).map(|n| {
         let service = &service;
@@ -529,7 +529,7 @@ async fn first_contacts_at_once_make_one_subject_and_one_mapping() {
 }
 
 #[tokio::test]
-async fn environments_share_nothing() {
+async fn environments_share_no_events_or_customers() {
     let service = service().await;
     let live = service.engine.create_key(Environment::Live, KeyKind::Secret, "").await.unwrap();
     let send_live = async |path: &str, fields: &[(&str, &str)]| {
@@ -551,7 +551,7 @@ async fn environments_share_nothing() {
     let cancel = [("event_name", "ai_tokens"), ("type", "cancel"), ("cancel[identifier]", "evt_1")];
     assert_eq!(error(&send_live(ADJUSTMENTS, &cancel).await).2, "resource_missing");
     assert_eq!(service.get_as(&live, "/v1/subjects").await.json()["data"], json!([]));
-    // the same identifier and the same customer live in both
+    // the same identifier and the same customer can exist in both
     assert_eq!(send_live(EVENTS, &event).await.json()["livemode"], true);
     assert_eq!(send_live(ADJUSTMENTS, &cancel).await.json()["livemode"], true);
     assert_eq!(used(&service, "").await, ["4"]);

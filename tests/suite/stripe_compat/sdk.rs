@@ -1,5 +1,5 @@
-//! The official npm package `stripe` against the real service over TCP. Where node, npm or the registry
-//! is missing, the test says so and ends.
+//! The official npm package `stripe` against the real service over TCP. Without node, npm or the registry,
+//! the test reports that and ends.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -17,18 +17,18 @@ const INSTALL_MAX: Duration = Duration::from_mins(2);
 const RUN_MAX: Duration = Duration::from_mins(1);
 
 fn skipped(why: &str) {
-    // past the capture of the test runner: what was not tried must be seen
+    // written past the output capture of the test runner, so that a skipped test is visible
     writeln!(std::io::stderr(), "skipped: {why}").ok();
 }
 
 async fn run(command: &mut Command, at_most: Duration) -> Result<Output, String> {
     let done = tokio::time::timeout(at_most, command.kill_on_drop(true).output()).await;
-    let output = done.map_err(|_| "it took too long".to_owned())?.map_err(|why| why.to_string())?;
+    let output = done.map_err(|_| "the command took too long".to_owned())?.map_err(|why| why.to_string())?;
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     if output.status.success() { Ok(output) } else { Err(said) }
 }
 
-/// A folder with the package: installed once, and kept beside what was built.
+/// Returns a folder with the package, which is installed once and kept in the target folder.
 async fn package() -> Option<PathBuf> {
     let kept = Path::new(env!("CARGO_TARGET_TMPDIR")).join("npm-stripe");
     if let Err(why) = run(Command::new("node").arg("--version"), RUN_MAX).await {
@@ -43,7 +43,7 @@ async fn package() -> Option<PathBuf> {
             skipped(&format!("npm cannot install stripe: {why}"));
             return None;
         }
-        // another run may have been faster: then its folder is as good
+        // a concurrent run may have installed the package first; that folder is as good
         std::fs::rename(fresh.path(), &kept).ok();
     }
     Some(kept)
@@ -65,7 +65,7 @@ async fn the_npm_package_reports_usage_with_another_host_and_key() {
         .await;
     let process = Process::start(&url).await;
     let (host, port) = process.base.trim_start_matches("http://").split_once(':').unwrap();
-    // beside the package, where it is found by its name
+    // the script lies in the package's folder, where node finds the package by name
     let script = tempfile::Builder::new().suffix(".mjs").tempfile_in(&package).unwrap();
     std::fs::write(script.path(), SCRIPT).unwrap();
     let mut node = Command::new("node");
@@ -100,7 +100,7 @@ async fn the_npm_package_reports_usage_with_another_host_and_key() {
     failed("notHere", "StripeInvalidRequestError", 404, None);
 
     let caller = process.caller(&service.key);
-    // 100 + 20 + 3 + 4, and what was taken back
+    // 100 + 20 + 3 + 4, without the voided event
     let usage = "/v1/usage?meter=tokens&subject=cus_1&from=2020-01-01T00:00:00Z&to=2100-01-01T00:00:00Z";
     let usage = caller.get(usage).await.json();
     assert_eq!((&usage["data"][0]["value"], &usage["data"][0]["event_count"]), (&json!(127), &json!(4)));

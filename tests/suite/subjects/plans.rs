@@ -1,4 +1,4 @@
-//! Plans and subscriptions over time: turnover, renewal, changes of plan and quota, the tree.
+//! Plans and subscriptions over time: periods, renewals, changes of plan and quota, and the tree.
 
 use axum::http::{Method, StatusCode};
 use serde_json::{Value, json};
@@ -28,7 +28,7 @@ async fn record(service: &TestService, subject: &str, value: i64) {
     service.record(&json!({"event_name": "e", "subject": subject, "value": value})).await;
 }
 
-/// Used, held and remaining of a limit, as the usage report has them.
+/// Returns used, held and remaining of a limit in the usage report.
 async fn limit(service: &TestService, subject: &str, key: &str) -> String {
     let report = service.get(&format!("/v1/subjects/{subject}/usage")).await.json();
     let limits = report["limits"].as_array().unwrap();
@@ -62,7 +62,7 @@ async fn a_cycle_of_january_31_renews_on_the_last_of_february_and_on_march_31() 
         service.clock.set(at(after));
         assert_eq!(limit(&service, "s", "l").await, "0 0 10", "{after}");
         assert!(allowed(&service, "s", 10).await, "{after}");
-        // the biller says so, too: the anchor stays
+        // the provider reports the same period, so the anchor stays
         for _ in 0..2 {
             let renewed = subscribe(&service, "s", json!({"plan": "p", "cycle_start": after})).await;
             assert_eq!(renewed["cycle_anchor"], "2026-01-31T09:00:00Z");
@@ -77,7 +77,7 @@ async fn a_cycle_of_january_31_renews_on_the_last_of_february_and_on_march_31() 
 }
 
 #[tokio::test]
-async fn a_weekly_plan_used_twice_in_two_weeks_starts_at_zero_in_the_second() {
+async fn a_weekly_limit_starts_at_zero_in_the_second_week() {
     let limits = json!([{"key": "l", "meter": "m", "quota": 10, "period": "week", "anchor": "subscription"}]);
     let service = with_plans(json!([{"key": "p", "limits": limits}])).await;
     subscribe(&service, "s", json!({"plan": "p"})).await;
@@ -92,7 +92,7 @@ async fn a_weekly_plan_used_twice_in_two_weeks_starts_at_zero_in_the_second() {
 }
 
 #[tokio::test]
-async fn a_raised_quota_counts_what_was_used_and_a_lowered_one_grants_nothing() {
+async fn a_raised_quota_counts_earlier_use_and_a_lowered_one_denies() {
     let plans = |quota: i64| json!([{"key": "p", "limits": [{"key": "l", "meter": "m", "quota": quota, "period": "month"}]}]);
     let service = with_plans(plans(10)).await;
     subscribe(&service, "s", json!({"plan": "p"})).await;
@@ -113,7 +113,7 @@ async fn a_raised_quota_counts_what_was_used_and_a_lowered_one_grants_nothing() 
 }
 
 #[tokio::test]
-async fn a_limit_added_today_knows_what_was_used_and_what_is_held() {
+async fn a_new_limit_counts_earlier_use_and_open_holds() {
     let old = json!([{"key": "p", "unmatched": "allow", "limits": []}]);
     let service = with_plans(old).await;
     subscribe(&service, "s", json!({"plan": "p"})).await;
@@ -139,7 +139,7 @@ async fn a_limit_added_today_knows_what_was_used_and_what_is_held() {
         assert_eq!(limit(&service, "s", "day").await, "8 7 85");
         assert_eq!(limit(&service, "s", "a").await, "9 7 84");
         assert_eq!(limit(&service, "s", "ever").await, "4 0 96");
-        // the same, once there are counters
+        // the same values once counters exist
         let more = json!({"subject": "s", "meter": "m", "value": 0, "properties": {"model": "a"}});
         assert_eq!(service.post("/v1/reservations", &more).await.status, StatusCode::CREATED);
         service.verify().await;
@@ -169,23 +169,23 @@ async fn plans_change_with_their_counters_kept_or_reset() {
     record(&service, "s", 1).await;
     let late = json!({"event_name": "e", "subject": "s", "value": 50, "timestamp": "2026-11-20T12:30:00Z"});
     service.record(&late).await;
-    assert_eq!(limit(&service, "s", "l").await, "1 0 29", "what was used before the change is not counted");
+    assert_eq!(limit(&service, "s", "l").await, "1 0 29", "use before the change must not count");
     subscribe(&service, "s", json!({"plan": "b"})).await;
-    assert_eq!(limit(&service, "s", "l").await, "1 0 19", "kept as it was");
+    assert_eq!(limit(&service, "s", "l").await, "1 0 19", "the counter must be kept");
     service.verify().await;
     subscribe(&service, "s", json!({"plan": "d"})).await;
     assert_eq!(limit(&service, "s", "l").await, "57 0 0");
     record(&service, "s", 1).await;
     service.verify().await;
     subscribe(&service, "s", json!({"plan": "a"})).await;
-    assert_eq!(limit(&service, "s", "l").await, "2 0 8", "a counter that was dropped is counted anew");
+    assert_eq!(limit(&service, "s", "l").await, "2 0 8", "a dropped counter must be counted again");
     record(&service, "s", 1).await;
     assert_eq!(limit(&service, "s", "l").await, "3 0 7");
     service.verify().await;
 }
 
 #[tokio::test]
-async fn a_cycle_that_moves_takes_what_was_used_in_its_new_period_along() {
+async fn a_moved_cycle_counts_earlier_use_of_its_new_period() {
     let limits = json!([
         {"key": "l", "meter": "m", "quota": 10, "period": "month", "anchor": "subscription"},
         {"key": "b", "meter": "m", "quota": 10, "period": "billing"}]);
@@ -206,7 +206,7 @@ async fn a_cycle_that_moves_takes_what_was_used_in_its_new_period_along() {
         assert_eq!(limit(&service, "s", key).await, "7 0 3", "{key}");
     }
     service.verify().await;
-    // nobody has announced the next week yet
+    // the renewal of the next week is not announced yet
     service.clock.set(at("2026-11-29T00:00:00Z"));
     assert_eq!(limit(&service, "s", "b").await, "0 0 10");
     record(&service, "s", 3).await;
@@ -220,7 +220,7 @@ async fn a_cycle_that_moves_takes_what_was_used_in_its_new_period_along() {
 }
 
 #[tokio::test]
-async fn every_subject_on_the_path_has_limits_of_its_own_plan() {
+async fn each_subject_on_the_path_has_the_limits_of_its_own_plan() {
     let plans = json!([
         {"key": "org", "limits": [{"key": "pool", "meter": "m", "quota": 10, "period": "month"}]},
         {"key": "seat", "limits": [{"key": "own", "meter": "m", "quota": 6, "period": "month"}]}]);
@@ -244,10 +244,10 @@ async fn every_subject_on_the_path_has_limits_of_its_own_plan() {
     );
     let keys: Vec<&str> =
         pool["limits"].as_array().unwrap().iter().map(|l| l["key"].as_str().unwrap()).collect();
-    assert_eq!(keys, ["own", "pool"], "the nearest first");
+    assert_eq!(keys, ["own", "pool"], "the nearest subject's limits come first");
     record(&service, "b", 4).await;
     assert_eq!(limit(&service, "org", "pool").await, "4 6 0");
-    // a later change of parent affects only what comes later
+    // a later change of parent affects later usage only
     service.put("/v1/subjects/b", &json!({"parent": null})).await;
     record(&service, "b", 1).await;
     assert_eq!(limit(&service, "org", "pool").await, "4 6 0");
@@ -289,7 +289,7 @@ async fn denials_of_unusable_subscriptions_name_the_reason() {
 }
 
 #[tokio::test]
-async fn a_default_plan_comes_with_the_first_contact_and_only_then() {
+async fn the_default_plan_is_assigned_at_the_first_recording_only() {
     let service = TestService::start().await;
     let plans =
         json!([{"key": "free", "limits": [{"key": "l", "meter": "m", "quota": 5, "period": "month"}]}]);
@@ -299,7 +299,11 @@ async fn a_default_plan_comes_with_the_first_contact_and_only_then() {
     assert_eq!(limit(&service, "s", "l").await, "0 0 5");
     let dry = json!({"subject": "s", "meter": "m", "value": 6, "dry_run": true});
     assert_eq!(service.post("/v1/reservations", &dry).await.json()["reason"], "limit_reached");
-    assert_eq!(service.get("/v1/subjects/s").await.status, StatusCode::NOT_FOUND, "nothing was made");
+    assert_eq!(
+        service.get("/v1/subjects/s").await.status,
+        StatusCode::NOT_FOUND,
+        "a read must not create the subject"
+    );
     record(&service, "s", 2).await;
     service.clock.set(at("2026-11-21T12:00:00Z"));
     let shown = service.get("/v1/subjects/s/subscription?history=true").await.json();
@@ -316,7 +320,7 @@ async fn a_new_period_starts_without_counting() {
         json!([{"key": "free", "limits": [{"key": "l", "meter": "m", "quota": 5, "period": "month"}]}]);
     service.apply(json!({"default_plan": "free", "meters": meters(), "plans": plans})).await;
     record(&service, "s", 5).await;
-    // where events cannot be read, what would count them fails
+    // the events cannot be read, so a recount would fail
     crate::support::cluster::sqlx_execute(
         &service.url,
         "alter table events rename to hidden; alter table rollups rename to hidden_rollups",

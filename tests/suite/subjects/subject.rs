@@ -8,7 +8,7 @@ use crate::support::TestService;
 const NOVEMBER: &str = "from=2026-11-01T00:00:00Z&to=2026-12-01T00:00:00Z";
 
 #[tokio::test]
-async fn subjects_are_made_changed_and_listed() {
+async fn creates_changes_and_lists_subjects() {
     let service = TestService::start().await;
     let made = service
         .put(
@@ -21,12 +21,16 @@ async fn subjects_are_made_changed_and_listed() {
     assert_eq!((view["subject"].clone(), view["path"].clone()), (json!("user/1"), json!(["user/1", "org"])));
     let changed = service.put("/v1/subjects/user%2F1", &json!({"metadata": {"b": 2}})).await;
     assert_eq!(changed.status, StatusCode::OK);
-    assert_eq!(changed.json()["parent"], "org", "what is not named stays");
+    assert_eq!(changed.json()["parent"], "org", "fields that are not given must stay");
     assert_eq!(changed.json()["stripe_customer_id"], "cus_1");
     assert_eq!(changed.json()["metadata"], json!({"b": 2}));
     let taken = service.put("/v1/subjects/other", &json!({"stripe_customer_id": "cus_1"})).await;
     assert_eq!((taken.status, taken.code().as_str()), (StatusCode::CONFLICT, "customer_taken"));
-    assert_eq!(service.get("/v1/subjects/other").await.code(), "subject_not_found", "nothing half-done");
+    assert_eq!(
+        service.get("/v1/subjects/other").await.code(),
+        "subject_not_found",
+        "a rejected call must create nothing"
+    );
     let cleared =
         service.put("/v1/subjects/user%2F1", &json!({"parent": null, "stripe_customer_id": null})).await;
     assert_eq!(
@@ -55,7 +59,7 @@ async fn subjects_are_made_changed_and_listed() {
 }
 
 #[tokio::test]
-async fn cycles_and_a_ninth_level_are_refused() {
+async fn refuses_cycles_and_a_ninth_level() {
     let service = TestService::start().await;
     for level in 1..8 {
         let parent = json!({"parent": format!("l{level}")});
@@ -71,7 +75,7 @@ async fn cycles_and_a_ninth_level_are_refused() {
     assert_eq!(refused("l1", "l1").await, "subject_cycle");
     assert_eq!(refused("l1", "l8").await, "subject_cycle");
     assert_eq!(refused("l3", "l5").await, "subject_cycle");
-    assert_eq!(refused("l1", "top").await, "subject_too_deep", "the whole subtree counts");
+    assert_eq!(refused("l1", "top").await, "subject_too_deep", "the depth must include the whole subtree");
     assert!(service.put("/v1/subjects/l5", &json!({"parent": null})).await.status.is_success());
     assert!(service.put("/v1/subjects/l1", &json!({"parent": "top"})).await.status.is_success());
     assert_eq!(service.get("/v1/subjects/l8").await.json()["path"], json!(["l8", "l7", "l6", "l5"]));
@@ -79,7 +83,7 @@ async fn cycles_and_a_ninth_level_are_refused() {
 }
 
 #[tokio::test]
-async fn usage_follows_the_path_that_was_recorded() {
+async fn usage_counts_on_the_path_at_the_time_of_recording() {
     let service =
         TestService::with_meters(json!([{"key": "m", "event_name": "e", "aggregation": "sum"}])).await;
     service.put("/v1/subjects/user", &json!({"parent": "team"})).await;
@@ -87,7 +91,7 @@ async fn usage_follows_the_path_that_was_recorded() {
     let event = |value: i32| json!({"event_name": "e", "subject": "user", "value": value});
     service.record(&event(1)).await;
     service.fold().await;
-    // everything below moves with the team; what was recorded stays where it was
+    // the subtree moves with the team; recorded usage keeps its old path
     service.put("/v1/subjects/team", &json!({"parent": "org_b"})).await;
     service.record(&event(2)).await;
     service.put("/v1/subjects/team", &json!({"parent": "org_a"})).await;
@@ -102,7 +106,7 @@ async fn usage_follows_the_path_that_was_recorded() {
             let report = service.get(&format!("/v1/subjects/{subject}/usage")).await.json();
             assert_eq!(report["meters"][0]["value"].to_string(), all, "{subject}");
         }
-        // together, nothing is counted twice
+        // a query over all of them counts each event once
         let query = format!("meter=m&{NOVEMBER}&subject=org_a&subject=org_b&subject=user&descendants=true");
         assert_eq!(service.values(&query).await, ["7"]);
         service.fold().await;
@@ -111,7 +115,7 @@ async fn usage_follows_the_path_that_was_recorded() {
 }
 
 #[tokio::test]
-async fn the_report_has_every_meter_and_no_limits_yet() {
+async fn the_usage_report_has_every_meter_without_any_limit() {
     let service = TestService::with_meters(json!([
         {"key": "a", "event_name": "e", "aggregation": "sum", "unit": "tokens"},
         {"key": "b", "event_name": "f", "aggregation": "max"},

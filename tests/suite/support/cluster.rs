@@ -1,5 +1,5 @@
-//! One throwaway cluster per run, removed by its guardian however the run ends. Databases are
-//! cloned from a migrated template.
+//! One throwaway cluster per run; its guardian removes it even if the run crashes. Databases are cloned from
+//! a migrated template.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, OnceLock};
@@ -16,7 +16,7 @@ fn cluster() -> &'static Cluster {
     static STARTING: Mutex<()> = Mutex::new(());
     let _one_at_a_time = STARTING.lock();
     CLUSTER.get_or_init(|| {
-        // in a thread of its own: the caller is inside a runtime
+        // in a separate thread, because the caller is inside a runtime
         std::thread::spawn(|| {
             tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(async {
                 let cluster = start_throwaway().await;
@@ -32,13 +32,14 @@ fn cluster() -> &'static Cluster {
     })
 }
 
-/// A cluster of a test's own, for tests that stop it.
+/// Starts a separate cluster for a test that stops it.
 pub(crate) async fn start_throwaway() -> Cluster {
     let folder = tempfile::Builder::new().prefix("metergate-test-").tempdir().unwrap().keep();
     Cluster::start(&folder, None, ServerPurpose::Throwaway).await.unwrap()
 }
 
-/// A migrated server that a test may stop and crash, with its syncs to disk; and where it is.
+/// Starts a migrated server, with syncs to disk, that a test may stop and crash. Returns its folder, the
+/// server and its URL.
 pub(crate) async fn server_of_its_own() -> (tempfile::TempDir, Cluster, String) {
     let folder = tempfile::tempdir().unwrap();
     std::fs::set_permissions(folder.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
@@ -50,7 +51,7 @@ pub(crate) async fn server_of_its_own() -> (tempfile::TempDir, Cluster, String) 
     (folder, server, url)
 }
 
-/// Commits linger before they are synced, so that a crash of the server finds some.
+/// Delays the sync of commits, so that a crash of the server finds unsynced ones.
 pub(crate) async fn let_commits_linger(url: &str) {
     for set in ["commit_delay = 50000", "commit_siblings = 0", "wal_writer_delay = '10s'"] {
         sqlx_execute(url, &format!("alter system set {set}")).await;
@@ -58,7 +59,7 @@ pub(crate) async fn let_commits_linger(url: &str) {
     sqlx_execute(url, "select pg_reload_conf()").await;
 }
 
-/// Ends one backend that serves a client, whichever.
+/// Terminates one backend that serves a client.
 pub(crate) async fn terminate_a_backend(connection: &mut PgConnection) {
     let one = "select pg_terminate_backend(pid) from pg_stat_activity
          where datname = current_database() and pid <> pg_backend_pid() and backend_type = 'client backend'
@@ -66,7 +67,7 @@ pub(crate) async fn terminate_a_backend(connection: &mut PgConnection) {
     sqlx::query(one).execute(connection).await.unwrap();
 }
 
-/// `kill -9` of one backend that serves a client, where there is one: the server recovers as from a
+/// Kills one backend that serves a client with `kill -9`, if there is one. The server then recovers as from a
 /// crash.
 pub(crate) async fn kill_a_backend(url: &str) {
     let Ok(mut connection) = PgConnection::connect(url).await else { return };
@@ -82,7 +83,7 @@ pub(crate) async fn kill_a_backend(url: &str) {
     }
 }
 
-/// The URL of a fresh, migrated database.
+/// Creates a migrated database and returns its URL.
 pub(crate) async fn database_url() -> String {
     let cluster = cluster();
     let name = format!("test_{}", NEXT.fetch_add(1, Ordering::Relaxed));
@@ -91,7 +92,7 @@ pub(crate) async fn database_url() -> String {
     cluster.url(&name)
 }
 
-/// Runs SQL on a connection of its own.
+/// Runs SQL on a new connection.
 pub(crate) async fn sqlx_execute(url: &str, sql: &str) {
     let mut connection = PgConnection::connect(url).await.unwrap();
     sqlx::raw_sql(sqlx::AssertSqlSafe(sql.to_owned())).execute(&mut connection).await.unwrap();

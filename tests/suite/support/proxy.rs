@@ -1,5 +1,5 @@
-//! A proxy in front of PostgreSQL whose connections a test can cut, also at the worst moment: after
-//! a commit was sent, before it is answered.
+//! A proxy in front of PostgreSQL with connections that a test can cut, also after a commit was sent and
+//! before its answer arrives.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -16,16 +16,16 @@ pub(crate) struct Proxy {
 
 struct State {
     real: PathBuf,
-    /// No connection lives or is made while this is false.
+    /// While this is false, every connection is cut and new ones are refused.
     up: watch::Sender<bool>,
-    /// How many commits are yet to lose their answer.
+    /// Number of further commits that lose their answer.
     swallow: AtomicU32,
     swallowed: AtomicU32,
     deliver_commits: AtomicBool,
 }
 
 impl Proxy {
-    /// In front of the server that `url` leads to.
+    /// Starts a proxy in front of the server of `url`.
     pub(crate) fn start(url: &str) -> Self {
         let host = form_urlencoded::parse(url.split_once('?').unwrap().1.as_bytes())
             .find(|(name, _)| name == "host")
@@ -49,14 +49,14 @@ impl Proxy {
         Self { folder, state }
     }
 
-    /// The same database through the proxy.
+    /// Returns the URL of the same database through the proxy.
     pub(crate) fn url(&self, url: &str) -> String {
         let host: String =
             form_urlencoded::byte_serialize(self.folder.path().display().to_string().as_bytes()).collect();
         format!("{}?host={host}&sslmode=disable", url.split_once('?').unwrap().0)
     }
 
-    /// Cuts every connection, and lets none be made.
+    /// Cuts every connection and refuses new ones.
     pub(crate) fn cut(&self) {
         self.state.up.send_replace(false);
     }
@@ -65,7 +65,7 @@ impl Proxy {
         self.state.up.send_replace(true);
     }
 
-    /// The next commits lose their answer; whether the server gets them at all.
+    /// Loses the answers of the next commits; `delivered` sets whether the server receives the commits.
     pub(crate) fn swallow_commits(&self, count: u32, delivered: bool) {
         self.state.deliver_commits.store(delivered, Ordering::SeqCst);
         self.state.swallow.store(count, Ordering::SeqCst);
@@ -94,7 +94,7 @@ async fn pass(mut client: UnixStream, state: Arc<State>) {
                 if is_commit && state.swallow.fetch_update(Ordering::SeqCst, Ordering::SeqCst, take).is_ok() {
                     if state.deliver_commits.load(Ordering::SeqCst) {
                         server.write_all(&from_client[..count]).await.ok();
-                        // the server answers only when it is done
+                        // the server answers only after the commit
                         server.readable().await.ok();
                     }
                     state.swallowed.fetch_add(1, Ordering::SeqCst);
@@ -110,16 +110,16 @@ async fn pass(mut client: UnixStream, state: Arc<State>) {
     }
 }
 
-/// Tells what commits among what a connection sends.
+/// The detection of commits in the messages of a connection.
 #[derive(Default)]
 struct Commits {
-    /// The prepared statement that is a transaction of its own.
+    /// The prepared statement that commits by itself.
     at_once: Option<Vec<u8>>,
 }
 
 impl Commits {
     fn is_one(&mut self, sent: &[u8]) -> bool {
-        // a message is its kind, its length, and what it says, in texts that end with a zero
+        // a message has a kind, a length, and texts that end with a zero byte
         let mut texts = sent.get(5..).unwrap_or_default().split(|byte| *byte == 0);
         let (first, second) = (texts.next().unwrap_or_default(), texts.next().unwrap_or_default());
         match sent[0] {

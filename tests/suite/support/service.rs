@@ -1,5 +1,5 @@
-//! The service under test. In process: the real router on a real database, with a clock of the
-//! test's own and folding only when the test says so. As a process: the real binary.
+//! The service under test. In process: the real router on a real database, with the test's own clock, folding
+//! only when the test calls it. As a process: the real binary.
 
 use std::process::Stdio;
 use std::sync::Arc;
@@ -28,7 +28,7 @@ use super::proxy::Proxy;
 
 pub(crate) const TEST_SECRET: &str = "the-secret-of-the-test-environment!!";
 pub(crate) const LIVE_SECRET: &str = "the-secret-of-the-live-environment!!";
-/// What the clock of a test says until it is set.
+/// The initial time of a test's clock.
 pub(crate) const NOON: &str = "2026-11-20T12:00:00Z";
 
 pub(crate) fn at(text: &str) -> Timestamp {
@@ -55,7 +55,7 @@ impl Answer {
         serde_json::from_str(&self.text).unwrap_or_else(|why| panic!("{why}: {}", self.text))
     }
 
-    /// Whether it says that it was answered before.
+    /// Returns whether the answer is marked as a replay.
     pub(crate) fn is_replay(&self) -> bool {
         self.headers.contains_key("idempotent-replayed")
     }
@@ -86,7 +86,7 @@ impl TestService {
         Self::at_url(&cluster::database_url().await, engine_settings()).await
     }
 
-    /// With these meters in the test environment.
+    /// Starts a service with these meters in the test environment.
     pub(crate) async fn with_meters(meters: Value) -> Self {
         let service = Self::start().await;
         service.apply(json!({ "meters": meters })).await;
@@ -106,7 +106,7 @@ impl TestService {
         Self { engine, clock, url: url.to_owned(), key, front }
     }
 
-    /// With this catalog, a connection that can be cut, and callers that do not wait for long.
+    /// Starts a service with this catalog, a connection that can be cut, and a short wait for writers.
     pub(crate) async fn behind_proxy(catalog: Value) -> (Self, Proxy) {
         let url = cluster::database_url().await;
         let proxy = Proxy::start(&url);
@@ -176,7 +176,7 @@ impl TestService {
         self.send(request.body(Body::from(body.to_string())).unwrap()).await
     }
 
-    /// A token of an end user.
+    /// Signs a token of an end user.
     pub(crate) fn token(subject: &str, scope: &str) -> String {
         let claims = json!({"sub": subject, "scope": scope, "aud": "metergate", "exp": 4_102_444_800_i64});
         let key = jsonwebtoken::EncodingKey::from_secret(TEST_SECRET.as_bytes());
@@ -191,19 +191,19 @@ impl TestService {
         assert_eq!(answer.json()["accepted"], expected, "{}", answer.text);
     }
 
-    /// The rows of a usage query.
+    /// Returns the rows of a usage query.
     pub(crate) async fn usage(&self, query: &str) -> Vec<Value> {
         let answer = self.get(&format!("/v1/usage?{query}")).await;
         assert_eq!(answer.status, StatusCode::OK, "{query}: {}", answer.text);
         answer.json()["data"].as_array().unwrap().clone()
     }
 
-    /// The values of a usage query, as written.
+    /// Returns the values of a usage query, as written.
     pub(crate) async fn values(&self, query: &str) -> Vec<String> {
         self.usage(query).await.iter().map(|row| row["value"].to_string()).collect()
     }
 
-    /// Folds everything, and builds all gaps.
+    /// Folds all events and builds all gaps.
     pub(crate) async fn fold(&self) {
         while self.engine.fold_some(Environment::Test).await.unwrap().events > 0 {}
         while self.engine.build_some(Environment::Test).await.unwrap() {}
@@ -216,7 +216,7 @@ impl TestService {
     }
 }
 
-/// Calls a process with a key, as any client does.
+/// A client of a process, with a key.
 #[derive(Clone)]
 pub(crate) struct Caller {
     client: reqwest::Client,
@@ -225,7 +225,7 @@ pub(crate) struct Caller {
 }
 
 impl Caller {
-    /// None: the connection broke before there was an answer.
+    /// Returns `None` if the connection broke before the answer.
     pub(crate) async fn try_send(&self, method: Method, path: &str, body: &Value) -> Option<Answer> {
         let request = self.client.request(method, format!("{}{path}", self.base)).bearer_auth(&self.key);
         let request = if body.is_null() { request } else { request.json(body) };
@@ -258,7 +258,7 @@ pub(crate) struct Process {
 }
 
 impl Process {
-    /// Starts it on a free port, and waits until it listens.
+    /// Starts the binary on a free port and waits until it listens.
     pub(crate) async fn start(url: &str) -> Self {
         Self::start_with(&[("DATABASE_URL", url)], &std::env::temp_dir()).await
     }
@@ -270,16 +270,16 @@ impl Process {
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).kill_on_drop(true);
         let mut child = command.spawn().unwrap();
         let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
-        let mut said = String::new();
+        let mut output = String::new();
         let address = loop {
-            let Some(line) = lines.next_line().await.unwrap() else { panic!("did not start: {said}") };
-            said.push_str(&line);
+            let Some(line) = lines.next_line().await.unwrap() else { panic!("did not start: {output}") };
+            output.push_str(&line);
             let line: Value = serde_json::from_str(&line).unwrap_or_default();
             if line["message"] == "service is listening" {
                 break line["address"].as_str().unwrap().to_owned();
             }
         };
-        // keep reading, so that it never waits for us
+        // keeps reading, so that the process never blocks on its output
         tokio::spawn(async move { while let Ok(Some(_)) = lines.next_line().await {} });
         Self { child, base: format!("http://{address}") }
     }
@@ -288,15 +288,15 @@ impl Process {
         Caller { client: reqwest::Client::new(), base: self.base.clone(), key: key.to_owned() }
     }
 
-    /// `kill -9`.
+    /// Kills the process with `kill -9`.
     pub(crate) async fn kill(mut self) {
         self.child.kill().await.unwrap();
     }
 
-    /// Asks it to stop and waits; it must end well.
+    /// Asks the process to stop, and asserts that it exits with success.
     pub(crate) async fn stop(mut self) {
         let pid = self.child.id().unwrap().to_string();
-        // the shell has its own `kill`; a small system may have no other
+        // the shell has a built-in `kill`; a small system may have no other
         let asked = Command::new("sh").args(["-c", "kill -TERM $0", &pid]).status().await.unwrap();
         assert!(asked.success());
         assert!(self.child.wait().await.unwrap().success());

@@ -1,4 +1,4 @@
-//! What the aggregations answer, before and after folding alike.
+//! Answers of every aggregation, before and after folding.
 
 use serde_json::{Value, json};
 
@@ -6,7 +6,7 @@ use crate::support::TestService;
 
 const DAY: &str = "from=2026-11-10T00:00:00Z&to=2026-11-12T00:00:00Z";
 
-/// Asks before folding, after folding, and verifies.
+/// Runs the query before and after folding, checks that both answers agree, and verifies.
 async fn ask(service: &TestService, query: &str) -> Vec<Value> {
     let before = service.usage(query).await;
     service.verify().await;
@@ -51,7 +51,7 @@ async fn sums_by_window_and_subject() {
 }
 
 #[tokio::test]
-async fn exact_decimals_and_missing_properties() {
+async fn decimals_are_exact_and_only_count_includes_events_without_the_property() {
     let meters: Vec<Value> = ["sum", "count", "avg", "min", "max"]
         .map(|aggregation| {
             json!({"key": aggregation, "event_name": "e", "aggregation": aggregation, "value_property": "n"})
@@ -110,7 +110,7 @@ async fn last_goes_by_timestamp_then_arrival() {
     assert_eq!(
         values(&ask(&service, &format!("meter=m&{DAY}")).await),
         ["7"],
-        "the same time: what came later"
+        "at the same time, the later arrival wins"
     );
     service.post("/v1/events/3/void", &json!({})).await;
     assert_eq!(values(&ask(&service, &format!("meter=m&{DAY}")).await), ["5"]);
@@ -134,14 +134,14 @@ async fn a_voided_minimum_is_no_longer_the_minimum() {
         found
     };
     assert_eq!(ask_all().await, ["21", "4", "5.25", "1", "10", "3"]);
-    // folded by now: the void has to reach into rollups
+    // the event is folded by now, so the void has to correct rollups
     let void = service.post("/v1/events/a/void", &json!({"reason": "a mistake"})).await;
     assert_eq!((void.status.as_u16(), void.json()["reason"].clone()), (200, json!("a mistake")));
     assert_eq!(ask_all().await, ["20", "3", "6.666666667", "5", "10", "2"]);
     service.post("/v1/events/b/void", &json!({})).await;
-    assert_eq!(ask_all().await, ["15", "2", "7.5", "5", "10", "2"], "another event still says 5");
+    assert_eq!(ask_all().await, ["15", "2", "7.5", "5", "10", "2"], "another event still has the value 5");
     service.post("/v1/events/d/void", &json!({})).await;
-    // not folded: the void of an event that is in the tail with it
+    // neither this event nor its void is folded
     service
         .record(&json!({"id": "e", "event_name": "e", "subject": "s", "value": 0, "timestamp": "2026-11-10T05:30:00Z"}))
         .await;
@@ -152,7 +152,7 @@ async fn a_voided_minimum_is_no_longer_the_minimum() {
 }
 
 #[tokio::test]
-async fn groups_and_filters_by_dimension() {
+async fn dimensions_group_and_filter_usage() {
     let service = TestService::with_meters(json!([
         {"key": "m", "event_name": "e", "aggregation": "sum", "dimensions": ["model", "region"]},
         {"key": "big", "event_name": "e", "aggregation": "sum", "filter": {"model": ["large", "huge"]}},

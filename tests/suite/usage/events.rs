@@ -1,4 +1,4 @@
-//! Recording: once, whatever is repeated; listing, tracing, taking back.
+//! Recording events once, and listing, tracing and voiding them.
 
 use axum::body::Body;
 use axum::http::{Method, StatusCode};
@@ -18,7 +18,7 @@ async fn service() -> TestService {
 const NOVEMBER: &str = "from=2026-11-01T00:00:00Z&to=2026-12-01T00:00:00Z";
 
 #[tokio::test]
-async fn the_same_id_a_thousand_times_at_once_counts_once() {
+async fn a_thousand_concurrent_events_with_one_id_count_once() {
     let service = service().await;
     let event = json!({"id": "once", "event_name": "e", "subject": "s", "value": 7});
     let batch = json!([event, event, event]);
@@ -37,7 +37,7 @@ async fn the_same_id_a_thousand_times_at_once_counts_once() {
 }
 
 #[tokio::test]
-async fn identity_is_environment_source_and_id() {
+async fn events_are_identified_by_environment_source_and_id() {
     let service = service().await;
     let first = json!({"id": "x", "source": "a", "event_name": "e", "subject": "s", "value": 1,
         "properties": {"model": "m1"}, "timestamp": "2026-11-20T10:00:00Z"});
@@ -64,7 +64,7 @@ async fn identity_is_environment_source_and_id() {
         (changed("properties", json!({})), "id_reused"),
         (changed("source", json!("b")), "accepted"),
         (changed("id", json!("y")), "accepted"),
-        // too old to be taken, but it was taken: still the same event
+        // too old to record, but it is a repeat of a recorded event
         (changed("source", json!("c")), "accepted"),
     ];
     for (event, expected) in &cases {
@@ -84,9 +84,9 @@ async fn identity_is_environment_source_and_id() {
     assert_eq!(conflicts.json()["accepted"], 1);
     assert_eq!(conflicts.json()["rejected"][0]["code"], "id_reused");
     assert_eq!(conflicts.json()["rejected"][0]["id"], "x");
-    // nothing of what was rejected is left behind
+    // rejected events leave nothing behind
     assert_eq!(service.get("/v1/subjects/t").await.status, StatusCode::NOT_FOUND);
-    // long after, a retry is still a retry
+    // a retry is still recognised long after
     service.clock.set(at("2027-03-01T00:00:00Z"));
     assert_eq!(service.post("/v1/events", &first).await.json()["duplicates"], 1);
     let late = service.post("/v1/events", &changed("id", json!("late"))).await;
@@ -95,7 +95,7 @@ async fn identity_is_environment_source_and_id() {
 }
 
 #[tokio::test]
-async fn a_retry_without_timestamp_across_the_turn_of_a_month_counts_once() {
+async fn a_retry_without_timestamp_in_the_next_month_counts_once() {
     let service = service().await;
     let event = json!({"id": "midnight", "event_name": "e", "subject": "s", "value": 5});
     service.clock.set(at("2026-11-30T23:59:59.999999Z"));
@@ -112,7 +112,7 @@ async fn a_retry_without_timestamp_across_the_turn_of_a_month_counts_once() {
 }
 
 #[tokio::test]
-async fn ids_default_to_the_idempotency_key_of_a_single_event() {
+async fn idempotency_keys_are_the_default_ids_of_single_events() {
     let service = service().await;
     let send = |key: &'static str, value: i32| {
         let body = json!({"event_name": "e", "subject": "s", "value": value}).to_string();
@@ -127,11 +127,15 @@ async fn ids_default_to_the_idempotency_key_of_a_single_event() {
     let without = json!({"event_name": "e", "subject": "s"});
     service.post("/v1/events", &without).await;
     service.post("/v1/events", &without).await;
-    assert_eq!(service.values(&format!("meter=n&{NOVEMBER}")).await, ["4"], "no id: every call is an event");
+    assert_eq!(
+        service.values(&format!("meter=n&{NOVEMBER}")).await,
+        ["4"],
+        "without an id, every call is an event"
+    );
 }
 
 #[tokio::test]
-async fn media_types_and_encodings() {
+async fn events_are_recorded_from_all_media_types_and_encodings() {
     use std::io::Write;
     let service = service().await;
     let event = |id: &str| json!({"id": id, "event_name": "e", "subject": "s"}).to_string();
@@ -172,7 +176,7 @@ async fn media_types_and_encodings() {
 }
 
 #[tokio::test]
-async fn lists_page_and_filter() {
+async fn event_lists_page_and_filter() {
     let service = service().await;
     service.put("/v1/subjects/team", &json!({})).await;
     service.put("/v1/subjects/kid", &json!({"parent": "team"})).await;
@@ -215,7 +219,7 @@ async fn lists_page_and_filter() {
 }
 
 #[tokio::test]
-async fn an_event_is_traced_to_its_meters_and_taken_back_once() {
+async fn an_event_is_traced_to_its_meters_and_voided_once() {
     let service = service().await;
     service
         .record(
@@ -237,12 +241,12 @@ async fn an_event_is_traced_to_its_meters_and_taken_back_once() {
     let voids = join_all(reasons.iter().map(|reason| service.post("/v1/events/t/void", reason))).await;
     assert!(voids.iter().all(|answer| answer.status == StatusCode::OK));
     let replayed = voids.iter().filter(|answer| answer.headers.contains_key("idempotent-replayed")).count();
-    assert_eq!(replayed, 19, "one void, whoever was first");
+    assert_eq!(replayed, 19, "exactly one call made the void");
     let reasons: std::collections::HashSet<String> =
         voids.iter().map(|a| a.json()["reason"].to_string()).collect();
-    assert_eq!(reasons.len(), 1, "every answer tells the same void");
+    assert_eq!(reasons.len(), 1, "every answer contains the same void");
     assert_eq!(service.values(&format!("meter=m&{NOVEMBER}")).await, ["0"]);
-    // a voided id stays used
+    // the id of a voided event stays used
     let again =
         json!({"id": "t", "event_name": "e", "subject": "s", "value": 3, "properties": {"model": "x"}});
     assert_eq!(service.post("/v1/events", &again).await.json()["duplicates"], 1);
@@ -252,13 +256,13 @@ async fn an_event_is_traced_to_its_meters_and_taken_back_once() {
 }
 
 #[tokio::test]
-async fn a_meter_made_later_sees_earlier_events() {
+async fn a_new_meter_counts_earlier_events() {
     let service = TestService::start().await;
     let event = |value: Value| {
         json!({"event_name": "early", "subject": "s", "properties": {"n": value, "model": "x"},
             "timestamp": "2026-11-10T05:00:00Z"})
     };
-    // what cannot be counted by a meter made later is not counted
+    // a later meter cannot count this value, so it does not
     service
         .record(&json!([event(json!(2)), event(json!("3")), event(json!("many")), event(json!([1]))]))
         .await;
@@ -270,7 +274,7 @@ async fn a_meter_made_later_sees_earlier_events() {
     service.fold().await;
     assert_eq!(service.values(&format!("meter=m&{NOVEMBER}")).await, ["5"]);
     service.verify().await;
-    // a dimension gained later knows the past too
+    // a new dimension also applies to earlier events
     let mut wider = meter.clone();
     wider["dimensions"] = json!(["model"]);
     service.apply(json!({"meters": [wider]})).await;
@@ -279,7 +283,7 @@ async fn a_meter_made_later_sees_earlier_events() {
         service.fold().await;
         service.verify().await;
     }
-    // now that there is a meter, what is no number is refused
+    // with a meter in place, a value that is not a number is refused
     let refused = service.post("/v1/events?backfill=true", &event(json!("many"))).await;
     assert_eq!((refused.status.as_u16(), refused.code().as_str()), (422, "invalid_value"));
     assert_eq!(refused.json()["errors"][0]["pointer"], "/properties/n");

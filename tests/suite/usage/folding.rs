@@ -1,5 +1,5 @@
-//! Rollups, the tail, voids and gaps against a model of a few lines: whatever was folded or built by
-//! then, every answer is what the events say.
+//! Rollups, the unfolded backlog, voids and gaps against a small model. In every state of folding,
+//! all answers must match the events.
 
 use std::collections::BTreeMap;
 
@@ -11,7 +11,7 @@ use crate::support::TestService;
 use crate::support::cluster::sqlx_execute;
 
 const AGGREGATIONS: [&str; 7] = ["sum", "count", "min", "max", "avg", "last", "unique_count"];
-/// Subject → itself and its ancestors.
+/// Subjects with their paths.
 const SUBJECTS: [(&str, &[&str]); 4] = [
     ("root", &["root"]),
     ("team", &["team", "root"]),
@@ -43,7 +43,7 @@ struct Question {
     aggregation: usize,
     from: i64,
     minutes: i64,
-    /// Length in minutes, and the shift of the zone's clock.
+    /// The window's length in minutes, and the offset of its zone in minutes.
     window: Option<(i64, i64)>,
     by_model: bool,
     by_subject: bool,
@@ -52,7 +52,7 @@ struct Question {
 }
 
 fn fact() -> impl Strategy<Value = Fact> {
-    // on three days, of which the last is not over
+    // on three days; the last one is not over yet
     (0..4_usize, 0..3_usize, -3_i64..12, 0_i64..3, 0_i64..360).prop_map(
         |(subject, model, value, day, minute)| Fact { subject, model, value, minute: day * 1_440 + minute },
     )
@@ -88,7 +88,7 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-/// The first of the days on which it all happens: minute 0. The test's noon is on the third.
+/// Minute 0: the start of the first of three days. The clock of the test is at noon of the third.
 const START: &str = "2026-11-18T00:00:00Z";
 
 fn time(minute: i64) -> String {
@@ -98,7 +98,7 @@ fn time(minute: i64) -> String {
 
 type Key = (String, Option<String>, Option<String>);
 
-/// What the answer must be: (window start, subject, model) → value and count.
+/// Returns the expected answer: (window start, subject, model) → value and count.
 fn expected(facts: &[(Fact, bool)], ask: &Question) -> BTreeMap<Key, (String, usize)> {
     let mut groups: BTreeMap<Key, Vec<(i64, i64)>> = BTreeMap::new();
     for (fact, voided) in facts {
@@ -135,7 +135,7 @@ fn expected(facts: &[(Fact, bool)], ask: &Question) -> BTreeMap<Key, (String, us
                 "min" => values.iter().min().and_then(|v| total(*v)),
                 "max" => values.iter().max().and_then(|v| total(*v)),
                 "avg" => Total::from(values.iter().sum::<i64>()).average_of(count.try_into().unwrap()),
-                // the latest minute, and in it the last that arrived
+                // the latest minute; within it, the last arrival
                 "last" => found
                     .iter()
                     .enumerate()

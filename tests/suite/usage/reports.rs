@@ -1,5 +1,5 @@
-//! Reports of much that was recorded, late, taken back, of several dimensions and below one another: what
-//! rollups of hours and days say is what the events alone say, at every moment.
+//! Reports of late, voided and multi-dimensional usage over several subjects. In every state of
+//! folding, a report from rollups must match a report from events alone.
 
 use metergate_domain::base::environment::Environment;
 use proptest::prelude::*;
@@ -10,9 +10,9 @@ use crate::support::TestService;
 const SUBJECTS: [&str; 3] = ["org", "team", "stranger"];
 const MODELS: [Option<&str>; 3] = [Some("a"), Some("b"), None];
 const REGIONS: [Option<&str>; 2] = [Some("eu"), None];
-/// Before the period begins, in the month before.
+/// A time in the month before the period.
 const START: &str = "2026-10-22T00:00:00Z";
-/// Up to a test's noon, which is on the thirtieth day.
+/// The minutes up to the clock of the test: noon of the thirtieth day.
 const MINUTES: i64 = 29 * 1_440 + 720;
 
 #[derive(Debug, Clone)]
@@ -35,7 +35,7 @@ struct Fact {
 }
 
 fn step() -> impl Strategy<Value = Step> {
-    // many in the hour in which the period begins, in the hours of a price's turn, and today
+    // frequent in the period's first hour, around the change of a price, and today
     let minute = prop_oneof![4 => 0..MINUTES, 1 => 5_390_i64..5_460, 1 => 20_150_i64..20_170, 1 => MINUTES - 720..MINUTES];
     let fact = (0..3_usize, 0..3_usize, 0..2_usize, -3_i64..12, minute)
         .prop_map(|(subject, model, region, value, minute)| Fact { subject, model, region, value, minute });
@@ -49,7 +49,8 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-/// With prices of slices, of some time, of levels and of each event by itself.
+/// Returns a catalog with prices of slices, prices with start times, gauge prices, and fees per
+/// event.
 fn catalog() -> Value {
     let meters: Vec<Value> = ["sum", "count", "min", "max", "avg", "last", "unique_count"]
         .map(|aggregation| {
@@ -107,7 +108,7 @@ fn events(facts: &[Fact], first: usize) -> Value {
 }
 
 async fn play(steps: &[Step]) -> Result<(), TestCaseError> {
-    // one that never folds has nothing but the events
+    // one service never folds, so it reads only events
     let (plain, service) = (service().await, service().await);
     let engine = &service.engine;
     let mut recorded = 0;

@@ -1,5 +1,5 @@
-//! The real input: a production LLM trace, loaded every way, with the same totals each time. The
-//! sample in the project; the whole file where it lies beside the project.
+//! A production LLM trace, loaded in several ways, always with the same totals. The project contains
+//! a sample; the tests use the whole file if it exists next to the project.
 
 use std::path::Path;
 
@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use crate::support::service::{Process, TestService, engine_settings};
 
 #[path = "../../../examples/replay/trace.rs"]
-#[expect(dead_code, reason = "the example uses more of it")]
+#[expect(dead_code, reason = "only the example uses all of this module")]
 pub(crate) mod replay;
 
 use replay::TraceEvent;
@@ -37,7 +37,7 @@ fn sample() -> Trace {
     read(&Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/data/azure_llm_code_2023_sample.csv"))
 }
 
-/// The whole file where it is, else the sample.
+/// Returns the whole file if it exists, or the sample.
 fn whole() -> Trace {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/data/azure_llm_code_2023.csv");
     if !path.exists() {
@@ -57,7 +57,7 @@ fn catalog() -> Value {
     serde_json::to_value(catalog).unwrap()
 }
 
-/// Totals, and the same by minute and by subject, all of which must be the trace's.
+/// Checks that totals, and totals by minute and by subject, equal those of the trace.
 async fn check(service: &TestService, trace: &Trace) {
     let expected = [trace.context, trace.generated, trace.events.len() as u64];
     for (meter, expected) in METERS.iter().zip(expected) {
@@ -95,7 +95,7 @@ async fn trace_counts_once_in_any_order_batching_and_repetition() {
 }
 
 #[tokio::test]
-async fn one_load_as_lines() {
+async fn a_trace_loads_as_ndjson() {
     let service = TestService::start().await;
     service.apply(catalog()).await;
     let trace = whole();
@@ -112,7 +112,7 @@ async fn one_load_as_lines() {
 }
 
 #[tokio::test]
-async fn over_two_processes_of_which_one_is_killed_in_mid_load() {
+async fn a_trace_counts_once_over_two_processes_with_one_killed_in_mid_load() {
     let service = TestService::start().await;
     service.apply(catalog()).await;
     let trace = whole();
@@ -125,7 +125,7 @@ async fn over_two_processes_of_which_one_is_killed_in_mid_load() {
         assert!(answer.status().is_success() || answer.status().as_u16() == 503, "{}", answer.status());
         answer.status().is_success()
     };
-    // both load the same; the first dies while its calls are under way
+    // both processes load the same events; the first is killed during its calls
     let invalid_batches_are_rejected: Vec<&[Value]> =
         trace.events.chunks(trace.events.len().div_ceil(40)).collect();
     let (base, other) = (first.base.clone(), second.base.clone());
@@ -152,7 +152,7 @@ async fn over_two_processes_of_which_one_is_killed_in_mid_load() {
     }
     check(&service, &trace).await;
     second.stop().await;
-    // a third process finds it as it is, whatever was folded by then
+    // a third process answers the same, in any state of folding
     let third = TestService::at_url(&service.url, engine_settings()).await;
     check(&third, &trace).await;
     third.fold().await;

@@ -1,10 +1,10 @@
-//! Windows of time zones, through their clock changes; answered from rollups and events alike.
+//! Windows of time zones across clock changes, from rollups and from events.
 
 use serde_json::json;
 
 use crate::support::TestService;
 
-/// An event of value 1 every 15 minutes of a range, so that a window's sum tells its length.
+/// Records an event of value 1 every 15 minutes, so that the sum of a window shows its length.
 async fn quarters(from: &str, hours: i64) -> TestService {
     let service =
         TestService::with_meters(json!([{"key": "m", "event_name": "e", "aggregation": "sum"}])).await;
@@ -38,11 +38,11 @@ async fn check(service: &TestService, query: &str, expected: &[(&str, &str)]) {
 }
 
 #[tokio::test]
-async fn berlin_in_spring_and_autumn() {
+async fn windows_follow_clock_changes_in_berlin() {
     let service = quarters("2026-03-28T00:00:00Z", 72).await;
     let query = "from=2026-03-28T12:00:00Z&to=2026-03-30T12:00:00Z&window=day&timezone=Europe/Berlin";
     let days = [
-        // only what lies in the range counts, under the day's own start
+        // usage outside of the range does not count; the first window still starts with its day
         ("2026-03-27T23:00:00Z", "44"),
         ("2026-03-28T23:00:00Z", "92"),
         ("2026-03-29T22:00:00Z", "56"),
@@ -55,7 +55,7 @@ async fn berlin_in_spring_and_autumn() {
 }
 
 #[tokio::test]
-async fn new_york_in_spring_and_autumn() {
+async fn windows_follow_clock_changes_in_new_york() {
     let service = quarters("2026-03-07T00:00:00Z", 72).await;
     let query = "from=2026-03-08T05:00:00Z&to=2026-03-09T04:00:00Z&window=day&timezone=America/New_York";
     check(&service, query, &[("2026-03-08T05:00:00Z", "92")]).await;
@@ -63,13 +63,13 @@ async fn new_york_in_spring_and_autumn() {
     let service = quarters("2026-10-31T00:00:00Z", 72).await;
     let query = "from=2026-11-01T04:00:00Z&to=2026-11-02T05:00:00Z&window=day&timezone=America/New_York";
     check(&service, query, &[("2026-11-01T04:00:00Z", "100")]).await;
-    // the hour that comes twice is two windows
+    // the repeated hour is two windows
     let query = "from=2026-11-01T05:00:00Z&to=2026-11-01T07:00:00Z&window=hour&timezone=America/New_York";
     check(&service, query, &[("2026-11-01T05:00:00Z", "4"), ("2026-11-01T06:00:00Z", "4")]).await;
 }
 
 #[tokio::test]
-async fn kolkata_by_day_and_hour() {
+async fn windows_follow_the_half_hour_offset_of_kolkata() {
     let service = quarters("2026-11-09T00:00:00Z", 72).await;
     let query = "from=2026-11-09T18:30:00Z&to=2026-11-11T18:30:00Z&window=day&timezone=Asia/Kolkata";
     check(&service, query, &[("2026-11-09T18:30:00Z", "96"), ("2026-11-10T18:30:00Z", "96")]).await;
@@ -79,7 +79,7 @@ async fn kolkata_by_day_and_hour() {
 }
 
 #[tokio::test]
-async fn months_in_apia() {
+async fn months_follow_the_offset_of_apia() {
     let service = quarters("2026-10-30T00:00:00Z", 72).await;
     let query = "from=2026-10-30T00:00:00Z&to=2026-11-02T00:00:00Z&window=month&timezone=Pacific/Apia";
     // Samoa is 13 hours ahead: November begins on 31 October, 11:00 UTC

@@ -1,5 +1,5 @@
-//! What each change of a subscription does to limits, at its instant. All are heard twice: with payloads
-//! alone, and with the subscription fetched.
+//! The effect of each subscription change on limits, at its instant. Every test runs twice: with
+//! payloads only, and with fetching.
 
 use std::time::Duration;
 
@@ -23,7 +23,7 @@ async fn record(rig: &Rig, subject: &str, value: i64) {
 }
 
 #[tokio::test]
-async fn every_version_of_the_interface_says_the_same() {
+async fn every_api_version_has_the_same_effect() {
     for version in [
         "2022-11-15",
         "2023-10-16",
@@ -50,7 +50,7 @@ async fn every_version_of_the_interface_says_the_same() {
 }
 
 #[tokio::test]
-async fn a_plan_switches_at_once_and_what_was_used_stays_used() {
+async fn a_plan_change_takes_effect_at_once_and_keeps_usage() {
     for rig in rigs().await {
         let customer = rig.customer_of("s").await;
         let subscription = rig.stripe.subscribe(&customer, &rig.starter, &[]);
@@ -69,7 +69,7 @@ async fn a_plan_switches_at_once_and_what_was_used_stays_used() {
 }
 
 #[tokio::test]
-async fn payment_that_is_late_has_grace_and_payment_that_fails_has_none() {
+async fn a_late_payment_keeps_access_and_a_failed_one_ends_it() {
     for rig in rigs().await {
         let customer = rig.customer_of("s").await;
         let subscription = rig.stripe.subscribe(&customer, &rig.pro, &[]);
@@ -89,7 +89,7 @@ async fn payment_that_is_late_has_grace_and_payment_that_fails_has_none() {
 }
 
 #[tokio::test]
-async fn a_first_payment_that_is_missing_lets_nobody_in_and_takes_nothing_away() {
+async fn a_missing_first_payment_neither_gives_nor_takes_access() {
     for rig in rigs().await {
         let customer = rig.customer_of("s").await;
         rig.stripe.set_payments(&customer, crate::support::stripe_fake::Payments::Fail);
@@ -97,7 +97,7 @@ async fn a_first_payment_that_is_missing_lets_nobody_in_and_takes_nothing_away()
         rig.hear().await;
         assert_eq!(rig.subject_path("s").await, "pro incomplete -");
         assert_eq!(rig.check("s", 1).await, "subscription_inactive");
-        // somebody who may use something goes on
+        // a subject with another plan keeps it
         let other = rig.customer_of("t").await;
         rig.service.put("/v1/subjects/t/subscription", &json!({"plan": "free"})).await;
         rig.stripe.set_payments(&other, crate::support::stripe_fake::Payments::Fail);
@@ -115,7 +115,7 @@ async fn a_first_payment_that_is_missing_lets_nobody_in_and_takes_nothing_away()
 }
 
 #[tokio::test]
-async fn an_end_that_was_announced_comes_at_its_instant_with_no_webhook() {
+async fn an_announced_end_takes_effect_at_its_instant_without_a_webhook() {
     for rig in rigs().await {
         for (subject, price, then) in [
             ("s", &rig.pro, ("pro canceled 2026-12-20T12:00:00Z", "subscription_inactive")),
@@ -134,7 +134,7 @@ async fn an_end_that_was_announced_comes_at_its_instant_with_no_webhook() {
             assert_ne!(rig.check(subject, 50).await, "allowed");
             assert_eq!(rig.subject_path(subject).await, then.0);
         }
-        // the webhook finds it done: what is used on the plan fallen back to stays used
+        // the webhook arrives after the end: usage on the fallback plan stays counted
         record(&rig, "t", 1).await;
         rig.set_clock("2026-12-20T13:00:00Z");
         rig.hear().await;
@@ -148,7 +148,7 @@ async fn an_end_that_was_announced_comes_at_its_instant_with_no_webhook() {
 }
 
 #[tokio::test]
-async fn an_end_is_taken_back() {
+async fn a_withdrawn_cancelation_keeps_the_plan() {
     for rig in rigs().await {
         let customer = rig.customer_of("s").await;
         let subscription = rig.stripe.subscribe(&customer, &rig.pro, &[]);
@@ -159,7 +159,7 @@ async fn an_end_is_taken_back() {
         assert_eq!(rig.subject_path("s").await, "pro active -");
         rig.set_clock("2026-12-20T12:00:01Z");
         assert_eq!(rig.check("s", 1).await, "allowed");
-        // an end of its own time, not the period's
+        // an end at a given time, not at the end of the period
         let end = unix("2026-12-25T00:00:00Z").to_string();
         rig.stripe.post(&format!("/v1/subscriptions/{subscription}"), &[("cancel_at", &end)]);
         rig.hear().await;
@@ -168,7 +168,7 @@ async fn an_end_is_taken_back() {
 }
 
 #[tokio::test]
-async fn a_deletion_ends_it_now_and_for_good() {
+async fn a_deletion_ends_the_subscription_at_once_and_for_good() {
     for rig in rigs().await {
         for (subject, price, expected) in
             [("s", &rig.pro, "pro canceled 2026-11-20T12:00:00Z"), ("t", &rig.team, "free active -")]
@@ -189,7 +189,7 @@ async fn a_deletion_ends_it_now_and_for_good() {
                 rig.work().await;
                 assert_eq!(rig.subject_path(subject).await, expected);
             }
-            // a new one begins anew
+            // a new subscription starts from zero
             rig.stripe.subscribe(&customer, &rig.starter, &[]);
             rig.hear().await;
             assert_eq!(rig.subject_path(subject).await, "starter active -");
@@ -198,7 +198,7 @@ async fn a_deletion_ends_it_now_and_for_good() {
 }
 
 #[tokio::test]
-async fn a_trial_leads_into_periods_of_the_new_anchor() {
+async fn a_trial_is_followed_by_periods_of_the_new_anchor() {
     for rig in rigs().await {
         let customer = rig.customer_of("s").await;
         rig.stripe.subscribe(&customer, &rig.pro, &[("trial_period_days", "14")]);
@@ -208,7 +208,7 @@ async fn a_trial_leads_into_periods_of_the_new_anchor() {
         record(&rig, "s", 100).await;
         rig.set_clock("2026-12-04T11:59:59Z");
         assert_eq!(rig.check("s", 1).await, "limit_reached");
-        // nobody has said yet that it is over
+        // no webhook has reported the end of the trial yet
         rig.service.clock.set(super::at("2026-12-04T12:00:00Z"));
         assert_eq!(rig.check("s", 100).await, "allowed");
         record(&rig, "s", 60).await;
@@ -229,7 +229,7 @@ async fn a_trial_leads_into_periods_of_the_new_anchor() {
 }
 
 #[tokio::test]
-async fn periods_turn_over_in_days_of_silence_and_the_webhook_corrects() {
+async fn periods_renew_without_webhooks_and_a_later_webhook_corrects_them() {
     let rig = Rig::start(false).await;
     rig.set_clock("2027-01-31T10:00:00Z");
     let customer = rig.customer_of("s").await;
@@ -256,7 +256,7 @@ async fn periods_turn_over_in_days_of_silence_and_the_webhook_corrects() {
         (rig.check("s", 70).await.as_str(), rig.check("s", 71).await.as_str()),
         ("allowed", "limit_reached")
     );
-    // the anchor moves: the period begins now
+    // the anchor moves, so the period begins now
     rig.set_clock("2027-05-10T08:00:00Z");
     rig.stripe.post(&format!("/v1/subscriptions/{subscription}"), &[("billing_cycle_anchor", "now")]);
     rig.hear().await;
@@ -286,7 +286,11 @@ async fn latest_usable_subscription_governs() {
         rig.hear().await;
         rig.stripe.delete(&format!("/v1/subscriptions/{old}"));
         rig.hear().await;
-        assert_eq!(rig.subject_path("s").await, "pro active -", "a deleted one ends no other");
+        assert_eq!(
+            rig.subject_path("s").await,
+            "pro active -",
+            "a deleted subscription must not end another"
+        );
         rig.stripe.delete(&format!("/v1/subscriptions/{new}"));
         rig.hear().await;
         assert!(rig.subject_path("s").await.starts_with("pro canceled"));
@@ -301,7 +305,7 @@ async fn application_changes_override_the_provider() {
     rig.hear().await;
     let put = async |body: Value| rig.service.put("/v1/subjects/s/subscription", &body).await;
     put(json!({"plan": "pro", "overrides": {"l": 150}})).await;
-    // news that say nothing new leave it, a renewal keeps what was granted beside the plan
+    // an event without a change keeps the parameters, and so does a renewal
     rig.stripe.post(&format!("/v1/subscriptions/{subscription}"), &[("description", "x")]);
     rig.hear().await;
     assert_eq!(rig.check("s", 150).await, "allowed");
@@ -312,7 +316,7 @@ async fn application_changes_override_the_provider() {
         (rig.check("s", 150).await.as_str(), rig.check("s", 151).await.as_str()),
         ("allowed", "limit_reached")
     );
-    // moved to another plan by hand, the end of what it was moved from does not end it
+    // after a move to another plan by the application, the end of the old subscription has no effect
     put(json!({"plan": "team"})).await;
     rig.stripe.delete(&format!("/v1/subscriptions/{subscription}"));
     rig.hear().await;

@@ -1,4 +1,4 @@
-//! Where there is an API key, what holds is asked for: seldom, patiently, by any number of replicas.
+//! Fetching with an API key: few requests, patient retries, and any number of replicas.
 
 use metergate_domain::base::environment::Environment;
 use serde_json::json;
@@ -37,7 +37,7 @@ async fn failed_fetches_are_retried_with_backoff() {
         rig.hear().await;
         let pending = rig.events("pending").await;
         assert_eq!(pending.len(), 1, "{fault:?}: {pending:?}");
-        assert!(!pending[0].1.is_empty(), "it says why");
+        assert!(!pending[0].1.is_empty(), "the reason must be recorded");
         assert_eq!(rig.check("s", 1).await, "no_subscription");
         let set = |seconds: i64| {
             let at = metergate_domain::base::timestamp::Timestamp::from_micros(seconds * 1_000_000).unwrap();
@@ -61,7 +61,7 @@ async fn subscriptions_unknown_to_stripe_are_read_from_signed_payloads() {
     let rig = Rig::start(true).await;
     let customer = rig.customer_of("s").await;
     let subscription = rig.stripe.subscribe(&customer, &rig.pro, &[]);
-    // as with the key of another account: neither the subscription nor its customer is there
+    // a key of another account knows neither the subscription nor its customer
     for webhook in rig.stripe.take_webhooks() {
         let body = webhook.body.replace(&subscription, "sub_elsewhere").replace(&customer, "cus_elsewhere");
         rig.deliver(&super::Webhook { body, ..webhook }).await;
@@ -69,7 +69,7 @@ async fn subscriptions_unknown_to_stripe_are_read_from_signed_payloads() {
     rig.map("t", "cus_elsewhere").await;
     rig.work().await;
     assert_eq!(rig.subject_path("t").await, "pro active -");
-    // and with its customer deleted it is over, though a payload says otherwise
+    // with a deleted customer the subscription has ended, although a payload shows it active
     let gone = rig.customer_of("u").await;
     let subscription = rig.stripe.subscribe(&gone, &rig.pro, &[]);
     let told = rig.stripe.take_webhooks();
@@ -83,7 +83,7 @@ async fn subscriptions_unknown_to_stripe_are_read_from_signed_payloads() {
 }
 
 #[tokio::test]
-async fn the_program_itself_takes_webhooks_and_follows() {
+async fn the_program_receives_and_applies_webhooks() {
     let rig = Rig::start(true).await;
     let stripe = &rig.stripe;
     stripe.set_clock(std::time::UNIX_EPOCH.elapsed().unwrap().as_secs().try_into().unwrap());
@@ -162,7 +162,7 @@ async fn two_replicas_share_one_queue() {
             "{n}: {}",
             rig.subject_path(subject).await
         );
-        // nothing was done twice: each change of status stands in the history once
+        // no event was applied twice: each status change occurs in the history once
         let path = format!("/v1/subjects/{subject}/subscription?history=true");
         let history = rig.service.get(&path).await.json();
         assert!(history["history"].as_array().unwrap().len() <= 4, "{history}");
@@ -172,7 +172,7 @@ async fn two_replicas_share_one_queue() {
 }
 
 #[tokio::test]
-async fn reports_of_meter_events_that_do_not_count_reach_their_exports() {
+async fn reports_of_uncounted_meter_events_mark_their_exports() {
     let rig = Rig::start(true).await;
     rig.stripe.meter("m");
     rig.service
@@ -193,7 +193,7 @@ async fn reports_of_meter_events_that_do_not_count_reach_their_exports() {
     let export = &rig.service.get("/v1/exports").await.json()["data"][0];
     assert_eq!(export["status"], "dead", "{export}");
     assert!(export["last_error"].as_str().unwrap().starts_with("archived_meter"), "{export}");
-    // without a key there is nothing to ask with
+    // without a key the report cannot be fetched
     let silent = Rig::start(false).await;
     silent.stripe.report_no_meter(&["i"]);
     silent.hear().await;

@@ -1,5 +1,6 @@
-//! A subscription's whole life, told in any order and three times over: it ends as the ordered one does.
-//! Never is access given after its deletion was heard of, or taken before its end.
+//! A subscription's whole life, delivered in any order and three times: the result equals that of the
+//! ordered delivery. Access is never given after the deletion was received, and never taken before the
+//! end.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
@@ -22,18 +23,18 @@ use crate::support::{at, cluster};
 
 const SUBJECT: &str = "the_subject";
 const END: &str = "2026-12-08T10:00:00Z";
-/// In each of four tests: before and after the end, with payloads alone and with fetching.
+/// The orders in each of four tests: before and after the end, with payloads only and with fetching.
 const SHUFFLES: usize = 500;
 
-/// What Stripe tells of one life, in order, with the names of its objects.
+/// The events of one life in order, with the ids of its objects.
 struct Life {
     told: Vec<Webhook>,
     subscription: String,
     customer: String,
 }
 
-/// Trial, active, upgrade, past due, active, cancel at period end, deleted; all of it by November and
-/// December 2026.
+/// Creates one life: trial, active, upgrade, past due, active, cancel at period end, deleted; in
+/// November and December 2026.
 fn live(rig: &Rig, first: &str, then: &str) -> Life {
     let stripe = &rig.stripe;
     let customer = stripe.customer(&[]);
@@ -42,7 +43,7 @@ fn live(rig: &Rig, first: &str, then: &str) -> Life {
     let path = format!("/v1/subscriptions/{subscription}");
     rig.set_clock("2026-11-08T10:00:00Z");
     switch_of(stripe, &subscription, then);
-    // two more in the second of the upgrade
+    // two more events in the second of the upgrade
     stripe.post(&path, &[("description", "upgraded")]);
     stripe.post(&path, &[("metadata[note]", "upgraded")]);
     rig.set_clock("2026-11-12T10:00:00Z");
@@ -63,7 +64,7 @@ fn live(rig: &Rig, first: &str, then: &str) -> Life {
 }
 
 impl Life {
-    /// The same webhook in the life of somebody else.
+    /// Returns the same webhook in another life.
     fn of(&self, webhook: &Webhook, who: usize) -> Webhook {
         let body = webhook
             .body
@@ -75,7 +76,7 @@ impl Life {
     }
 }
 
-/// Stripe as it stands for each of many lives: how much of it has happened.
+/// A Stripe server that shows each of many lives at its own step.
 #[derive(Clone)]
 struct Stage {
     life: Arc<Life>,
@@ -115,7 +116,7 @@ async fn work(service: &TestService) {
     service.engine.end_due_subscriptions(Environment::Test).await.unwrap();
 }
 
-/// How everybody stands: plan, status, anchor, period, end.
+/// Returns the state of all subjects: plan, status, anchor, period and end.
 async fn subject_paths(connection: &mut PgConnection) -> HashMap<String, String> {
     let rows = sqlx::query(
         "select s.subject, concat_ws(' ', sub.plan, sub.status, sub.cycle_anchor, sub.period_start, sub.period_end,
@@ -132,7 +133,7 @@ fn may_use(standing: &str) -> bool {
     ["trialing", "active", "past_due"].iter().any(|status| standing.split(' ').nth(1) == Some(status))
 }
 
-/// One world for all lives of a kind.
+/// Creates one service for all lives of a kind.
 async fn world(then: &str, fetching: bool) -> (TestService, Arc<Life>, Stage) {
     let rig = Rig::start_at("2026-11-01T10:00:00Z", false).await;
     let price = if then == "pro" { &rig.pro } else { &rig.team };
@@ -145,7 +146,7 @@ async fn world(then: &str, fetching: bool) -> (TestService, Arc<Life>, Stage) {
     (service, life, stage)
 }
 
-/// All is heard when all is over.
+/// Delivers all events after the end.
 async fn shuffled_afterwards(then: &str, fetching: bool) {
     let (service, life, _) = world(then, fetching).await;
     service.clock.set(at("2026-12-08T10:00:30Z"));
@@ -177,13 +178,14 @@ async fn shuffled_afterwards(then: &str, fetching: bool) {
     assert!(subject_paths["s0"].starts_with(if then == "pro" { "pro canceled" } else { "free active" }));
 }
 
-/// All but the deletion is heard before the end: nobody loses anything until it comes, and all do then.
+/// Delivers all events but the deletion before the end. Every subject keeps access until the end, and
+/// loses it then.
 async fn shuffled_meanwhile(then: &str, fetching: bool) {
     let (service, life, stage) = world(then, fetching).await;
     service.clock.set(at("2026-11-20T12:00:00Z"));
     let (deletion, before) = life.told.split_last().unwrap();
     let mut rng = StdRng::seed_from_u64(17);
-    // what happens and what is heard take turns as they like; nothing is heard before it happened
+    // steps and deliveries alternate at random; no event is delivered before its step
     let schedule = |rng: &mut StdRng| {
         let mut steps: Vec<usize> = (0..before.len()).flat_map(|n| [n; 3]).collect();
         steps.shuffle(rng);
@@ -213,7 +215,7 @@ async fn shuffled_meanwhile(then: &str, fetching: bool) {
         subject_paths["s0"].clone()
     };
     assert!(all_alike(&mut connection).await.starts_with(&format!("{then} active")));
-    // nobody says anything at the end
+    // no webhook arrives at the end
     service.clock.set(at(END));
     work(&service).await;
     let ended = all_alike(&mut connection).await;
@@ -227,21 +229,21 @@ async fn shuffled_meanwhile(then: &str, fetching: bool) {
 }
 
 #[tokio::test]
-async fn payloads_shuffled_after_the_end() {
+async fn shuffled_payloads_after_the_end_give_the_ordered_result() {
     shuffled_afterwards("pro", false).await;
 }
 
 #[tokio::test]
-async fn payloads_shuffled_before_the_end() {
+async fn shuffled_payloads_before_the_end_give_the_ordered_result() {
     shuffled_meanwhile("team", false).await;
 }
 
 #[tokio::test]
-async fn fetched_and_shuffled_after_the_end() {
+async fn shuffled_fetches_after_the_end_give_the_ordered_result() {
     shuffled_afterwards("team", true).await;
 }
 
 #[tokio::test]
-async fn fetched_and_shuffled_before_the_end() {
+async fn shuffled_fetches_before_the_end_give_the_ordered_result() {
     shuffled_meanwhile("pro", true).await;
 }

@@ -1,4 +1,4 @@
-//! Whose a subscription is.
+//! The subject of a subscription.
 
 use axum::http::StatusCode;
 use serde_json::json;
@@ -19,7 +19,7 @@ async fn checkouts_map_customers_to_subjects() {
             ],
         );
         rig.stripe.complete_checkout(session["id"].as_str().unwrap());
-        // the subscription is heard of before the checkout that says whose it is
+        // the subscription's events arrive before the checkout that names the subject
         let told = rig.stripe.take_webhooks();
         let (checkout, rest): (Vec<_>, Vec<_>) =
             told.into_iter().partition(|webhook| webhook.kind == "checkout.session.completed");
@@ -42,14 +42,14 @@ async fn checkouts_map_customers_to_subjects() {
 }
 
 #[tokio::test]
-async fn metadata_names_the_subject_of_a_subscription_or_of_its_customer() {
+async fn metadata_of_a_subscription_or_its_customer_names_the_subject() {
     for fetching in [false, true] {
         let rig = Rig::start(fetching).await;
         let one = rig.stripe.customer(&[]);
         rig.stripe.subscribe(&one, &rig.pro, &[("metadata[subject]", "a")]);
         let two = rig.stripe.customer(&[("metadata[subject]", "b")]);
         rig.stripe.subscribe(&two, &rig.team, &[]);
-        // a mapping that the application made goes before both
+        // a mapping by the application goes before both
         let three = rig.stripe.customer(&[("metadata[subject]", "d")]);
         rig.map("c", &three).await;
         rig.stripe.subscribe(&three, &rig.starter, &[("metadata[subject]", "d")]);
@@ -64,7 +64,7 @@ async fn metadata_names_the_subject_of_a_subscription_or_of_its_customer() {
 }
 
 #[tokio::test]
-async fn a_customer_that_was_made_before_anybody_listened_is_asked_for() {
+async fn fetches_customers_that_were_created_before_the_first_webhook() {
     let rig = Rig::start(true).await;
     let customer = rig.stripe.customer(&[("metadata[subject]", "a")]);
     rig.stripe.take_webhooks();
@@ -90,7 +90,7 @@ async fn unmapped_subscriptions_are_applied_once_mapped() {
         assert_eq!(rig.subject_path("s").await, "pro past_due -");
         assert_eq!(rig.events("unmapped").await, []);
 
-        // a price that no plan has: what stands goes on, until the catalog knows it
+        // an unknown price: the present plan continues until the catalog has the price
         let other = rig.customer_of("t").await;
         rig.apply_catalog(&[&rig.starter, &rig.pro]).await;
         rig.stripe.subscribe(&other, &rig.team, &[]);
@@ -108,7 +108,7 @@ async fn unmapped_subscriptions_are_applied_once_mapped() {
 }
 
 #[tokio::test]
-async fn an_unknown_price_leaves_the_plan_and_still_ends() {
+async fn an_unknown_price_keeps_the_plan_and_still_ends_it() {
     let rig = Rig::start(false).await;
     rig.apply_catalog(&[&rig.pro]).await;
     let customer = rig.customer_of("s").await;
@@ -127,14 +127,18 @@ async fn an_unknown_price_leaves_the_plan_and_still_ends() {
 }
 
 #[tokio::test]
-async fn a_customer_that_moves_takes_its_subscription_along() {
+async fn a_remapped_customer_moves_its_subscription() {
     let rig = Rig::start(false).await;
     let customer = rig.customer_of("a").await;
     rig.stripe.subscribe(&customer, &rig.pro, &[]);
     rig.hear().await;
     rig.service.put("/v1/subjects/a", &json!({"stripe_customer_id": null})).await;
     rig.work().await;
-    assert_eq!(rig.subject_path("a").await, "pro active -", "nobody else has it yet");
+    assert_eq!(
+        rig.subject_path("a").await,
+        "pro active -",
+        "the subscription must not move before the mapping"
+    );
     rig.map("b", &customer).await;
     rig.work().await;
     assert_eq!(rig.subject_path("b").await, "pro active -");
@@ -142,14 +146,14 @@ async fn a_customer_that_moves_takes_its_subscription_along() {
 }
 
 #[tokio::test]
-async fn a_customer_that_is_gone_makes_room_for_another() {
+async fn a_deleted_customer_can_be_replaced() {
     for fetching in [false, true] {
         let rig = Rig::start(fetching).await;
         let customer = rig.customer_of("s").await;
         rig.stripe.subscribe(&customer, &rig.pro, &[]);
         rig.hear().await;
         rig.stripe.delete(&format!("/v1/customers/{customer}"));
-        // the deletion of the customer first
+        // the deletion of the customer is delivered first
         let mut told = rig.stripe.take_webhooks();
         told.reverse();
         for webhook in &told {

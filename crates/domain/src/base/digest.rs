@@ -1,16 +1,17 @@
-//! Fingerprints of what was said: 128 bits of BLAKE3 over a canonical form, so that nobody can make
-//! another statement that passes for a repeat.
+//! Fingerprints of content: 128 bits of BLAKE3 over a canonical form. Other content cannot be built
+//! to have the same fingerprint.
 
 use serde_json::{Map, Value};
 use uuid::Uuid;
 
 use super::quantity::Quantity;
 
+/// A builder of a fingerprint from the parts of a statement, in a fixed order.
 #[derive(Debug, Default)]
 pub struct Digest(blake3::Hasher);
 
 impl Digest {
-    /// Text with its length, so that neighbours cannot flow into each other.
+    /// Adds a text after its length, so that adjacent texts cannot run into each other.
     pub fn text(&mut self, text: &str) -> &mut Self {
         self.0.update(&(text.len() as u64).to_le_bytes());
         self.bytes(text.as_bytes())
@@ -29,6 +30,7 @@ impl Digest {
         self.bytes(&number.to_le_bytes())
     }
 
+    /// Adds a JSON object. Its names are sorted, and equal numbers count as equal in any spelling.
     pub fn map(&mut self, map: &Map<String, Value>) -> &mut Self {
         self.bytes(b"{").number(map.len() as u64);
         // the map is sorted by name
@@ -42,7 +44,7 @@ impl Digest {
         match value {
             Value::Null => self.bytes(b"n"),
             Value::Bool(truth) => self.bytes(if *truth { b"t" } else { b"f" }),
-            // 1.50 and 1.5 say the same
+            // 1.50 and 1.5 are the same number
             Value::Number(number) => match Quantity::from_json_number(number.as_str()) {
                 Ok(quantity) => self.bytes(b"#").text(&quantity.to_string()),
                 Err(_) => self.bytes(b"#").text(number.as_str()),
@@ -59,7 +61,7 @@ impl Digest {
         }
     }
 
-    /// 16 bytes, in the shape of a UUID.
+    /// Returns the 16 bytes in the shape of a UUID.
     pub fn finish(&self) -> Uuid {
         let mut bytes = [0; 16];
         self.0.finalize_xof().fill(&mut bytes);

@@ -1,11 +1,11 @@
-//! The two worlds of a deployment.
+//! The two environments of a deployment.
 
 use std::fmt;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-/// `live` or `test`: isolated worlds in one deployment. Nothing crosses.
+/// `live` or `test`: two isolated environments in one deployment, which share no data.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Environment {
@@ -23,7 +23,7 @@ impl Environment {
         }
     }
 
-    /// The number it has in every table.
+    /// Returns the number of the environment in all tables.
     pub fn code(self) -> i16 {
         match self {
             Self::Test => 0,
@@ -38,7 +38,7 @@ impl fmt::Display for Environment {
     }
 }
 
-/// Neither `live` nor `test`.
+/// The error for a text that is neither `live` nor `test`.
 #[derive(Debug, thiserror::Error)]
 #[error("an environment must be `test` or `live`")]
 pub struct NoEnvironment;

@@ -1,5 +1,5 @@
-//! Parses input field by field, so that every violation has a pointer (RFC 6901) and no unknown field
-//! passes.
+//! Parses input field by field. Every violation has a pointer (RFC 6901), and unknown fields are
+//! refused.
 
 use std::ops::Deref;
 
@@ -20,15 +20,16 @@ pub struct Violation {
     pub detail: String,
 }
 
-/// One violation or more: a refusal always has a reason.
+/// At least one violation, so that a refusal always has a reason.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(transparent)]
 pub struct Violations(Vec<Violation>);
 
-/// A parsed value, or every violation that was found.
+/// A parsed value, or all violations that were found.
 pub type Parsed<T> = Result<T, Violations>;
 
 impl Violation {
+    /// Creates a violation that points at the value itself.
     pub fn new(code: &'static str, detail: impl Into<String>) -> Self {
         Self { pointer: String::new(), code, detail: detail.into() }
     }
@@ -54,7 +55,7 @@ impl Violation {
 
 impl Violations {
     pub fn first(&self) -> &Violation {
-        // every constructor puts one in
+        // every constructor adds at least one violation
         &self.0[0]
     }
 
@@ -94,19 +95,19 @@ impl From<BadName> for Violations {
     }
 }
 
-/// Named values that can be taken out one by one: the fields of a JSON object, the parameters of a query.
+/// Named values that a parser takes out one by one, such as JSON fields or query parameters.
 pub trait NamedValues {
     type Value;
     const MISSING: &'static str;
     const UNKNOWN: &'static str;
 
-    /// Takes a value out, unless it is absent or null, and tells whether its name was repeated.
+    /// Takes a value out, unless it is absent or null. The flag is true if the name was repeated.
     fn take(&mut self, name: &str) -> Option<(Self::Value, bool)>;
 
-    /// Returns the names that are left.
+    /// Returns the remaining names.
     fn names(&self) -> Vec<&str>;
 
-    /// Drops all that is left.
+    /// Drops the remaining values.
     fn clear(&mut self);
 }
 
@@ -139,11 +140,12 @@ pub struct Parser<S> {
 pub type ObjectParser = Parser<Map<String, Value>>;
 
 impl<S: NamedValues> Parser<S> {
+    /// Creates a parser of some named values.
     pub fn over(rest: S) -> Self {
         Self { rest, violations: Vec::new() }
     }
 
-    /// Returns the values that are left, for a parser that takes them by other rules than by name.
+    /// Returns the remaining values, for a parser that does not take them by name.
     pub fn values_mut(&mut self) -> &mut S {
         &mut self.rest
     }
@@ -159,7 +161,7 @@ impl<S: NamedValues> Parser<S> {
         parsed
     }
 
-    /// Parses a value and notes a violation if it is absent or null.
+    /// Parses a value, and adds a violation if it is absent or null.
     pub fn required<T>(&mut self, name: &str, read: impl FnOnce(S::Value) -> Parsed<T>) -> Option<T> {
         let mut is_there = false;
         let parsed = self.optional(name, |value| {
@@ -176,7 +178,7 @@ impl<S: NamedValues> Parser<S> {
         !self.violations.is_empty()
     }
 
-    /// Notes a violation that no single field shows.
+    /// Adds a violation that concerns no single field.
     pub fn add_error(&mut self, violation: Violation) {
         self.violations.push(violation);
     }
@@ -186,12 +188,12 @@ impl<S: NamedValues> Parser<S> {
         self.rest.clear();
     }
 
-    /// Refuses unknown names and everything that was noted.
+    /// Refuses unknown names and returns all violations.
     pub fn finish(self) -> Parsed<()> {
         self.finish_with(())
     }
 
-    /// Returns the parsed values if nothing was noted, no name is unknown and none of them is missing.
+    /// Returns the parsed values if there are no violations, no unknown names and no missing values.
     pub fn finish_with<P: ParsedValues>(mut self, parsed: P) -> Parsed<P::Values> {
         let unknown = |name: &str| {
             let detail = format!("{} is unknown; remove it or check its spelling", received(name));
@@ -203,7 +205,7 @@ impl<S: NamedValues> Parser<S> {
         parsed.values().ok_or_else(|| missing().into())
     }
 
-    /// Notes the violations of a value, and returns the value if there are none.
+    /// Returns the value, or adds its violations under the name.
     pub fn keep<T>(&mut self, name: &str, read: Parsed<T>) -> Option<T> {
         match read {
             Ok(value) => Some(value),
@@ -258,6 +260,7 @@ parsed_values!(a: A, b: B, c: C, d: D);
 parsed_values!(a: A, b: B, c: C, d: D, e: E);
 
 impl ObjectParser {
+    /// Creates a parser of a JSON object, and refuses other values.
     pub fn new(value: Value) -> Parsed<Self> {
         Ok(Self::over(object(value)?))
     }
@@ -270,7 +273,7 @@ impl ObjectParser {
         }
     }
 
-    /// Parses every element of an array field; an absent one is empty.
+    /// Parses every element of an array field. An absent field gives an empty list.
     pub fn list<T>(&mut self, name: &str, max: usize, read: impl Fn(Value) -> Parsed<T>) -> Vec<T> {
         self.optional(name, |value| items(value, max, read)).unwrap_or_default()
     }
@@ -280,13 +283,13 @@ impl ObjectParser {
         self.rest.remove(name)
     }
 
-    /// Returns true if the field is there and not null.
+    /// Returns whether the field is present and not null.
     pub fn has(&self, name: &str) -> bool {
         self.rest.get(name).is_some_and(|value| !value.is_null())
     }
 }
 
-/// Names the type of a JSON value.
+/// Returns the name of a JSON value's type.
 fn kind(value: &Value) -> &'static str {
     match value {
         Value::Null => "null",
@@ -323,6 +326,7 @@ pub fn object(value: Value) -> Parsed<Map<String, Value>> {
     }
 }
 
+/// Parses every element of an array with at most `max` elements.
 pub fn items<T>(value: Value, max: usize, read: impl Fn(Value) -> Parsed<T>) -> Parsed<Vec<T>> {
     let Value::Array(values) = value else { return wrong_type("an array", &value) };
     if values.len() > max {
@@ -366,12 +370,12 @@ pub fn parse_timestamp(text: &str) -> Parsed<Timestamp> {
         .or_else(|why| Violation::only("invalid_timestamp", format!("{why}; got {}", received(text))))
 }
 
-/// Parses one of a few words.
+/// Parses one of a list of words.
 pub fn one_of<T: Copy>(value: Value, words: &[(&'static str, T)]) -> Parsed<T> {
     word(&text(value)?, words)
 }
 
-/// Returns the meaning of one of a few words.
+/// Returns the value that belongs to a word.
 pub fn word<T: Copy>(given: &str, words: &[(&'static str, T)]) -> Parsed<T> {
     if let Some((_, meant)) = words.iter().find(|(word, _)| *word == given) {
         return Ok(*meant);
@@ -399,7 +403,7 @@ fn check_properties(
     Violation::check_all(refused.map(|(name, _)| violation.clone().under(name)).collect())
 }
 
-/// Refuses NUL anywhere inside: PostgreSQL cannot store it, not even escaped.
+/// Refuses the NUL character in all texts, because PostgreSQL cannot store it.
 pub fn no_nul(map: &Map<String, Value>) -> Parsed<()> {
     let violation = Violation::new("nul_character", "must not contain the NUL character");
     check_properties(map, &violation, |name, value| {
@@ -407,7 +411,7 @@ pub fn no_nul(map: &Map<String, Value>) -> Parsed<()> {
     })
 }
 
-/// Refuses numbers that PostgreSQL would have to store with thousands of digits.
+/// Refuses numbers that PostgreSQL would store with thousands of digits.
 pub fn no_monstrous_numbers(map: &Map<String, Value>) -> Parsed<()> {
     use super::limits::{PROPERTY_NUMBER_CHARS_MAX, PROPERTY_NUMBER_EXPONENT_MAX};
     let detail = format!(

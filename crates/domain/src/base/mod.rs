@@ -1,4 +1,4 @@
-//! The values that everything else is made of: names, quantities, times, windows, limits, parsing.
+//! Basic values: names, quantities, times, windows, limits, and the parser of input.
 
 pub mod digest;
 pub mod environment;

@@ -1,4 +1,4 @@
-//! The names that callers give to things, parsed once, at the door.
+//! Names that callers choose, parsed once at the boundary.
 
 use std::fmt;
 
@@ -7,7 +7,7 @@ use serde::{Serialize, Serializer};
 use super::limits::{KEY_CHARS_MAX, NAME_CHARS_MAX};
 use crate::received::received;
 
-/// Why a text is no such name: a stable code and what to do.
+/// The reason why a text is not a valid name: a stable code, and the rule that it breaks.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{detail}")]
 pub struct BadName {
@@ -19,12 +19,12 @@ fn bad(code: &'static str, detail: impl Into<String>) -> BadName {
     BadName { code, detail: detail.into() }
 }
 
-/// Free text of 1 to 255 characters. NUL is refused because PostgreSQL cannot hold it.
+/// Checks a free text of 1 to 255 characters without NUL, which PostgreSQL cannot store.
 fn free_text(text: &str) -> Result<(), BadName> {
     if text.is_empty() {
         return Err(bad("empty", "must not be empty"));
     }
-    // a character has at least one byte: most names need no counting
+    // a character has at least one byte, so most names need no counting
     if text.len() > NAME_CHARS_MAX && text.chars().count() > NAME_CHARS_MAX {
         return Err(bad(
             "too_long",
@@ -37,7 +37,7 @@ fn free_text(text: &str) -> Result<(), BadName> {
     Ok(())
 }
 
-/// A key in the catalog: 1 to 100 of `a-z A-Z 0-9 _ - . :`.
+/// Checks a key of the catalog: 1 to 100 of `a-z A-Z 0-9 _ - . :`.
 fn key(text: &str) -> Result<(), BadName> {
     if text.is_empty() {
         return Err(bad("empty", "must not be empty"));
@@ -62,6 +62,7 @@ macro_rules! name {
         pub struct $name(String);
 
         impl $name {
+            /// Checks and wraps a name.
             pub fn parse(text: impl Into<String>) -> Result<Self, BadName> {
                 let text = text.into();
                 $check(&text)?;
@@ -92,7 +93,7 @@ macro_rules! name {
 }
 
 name!(
-    /// The application's own id for who uses: an end user, team, org, device, anonymous visitor.
+    /// The application's own id of a user: an end user, team, org, device or anonymous visitor.
     SubjectId,
     free_text
 );
@@ -122,7 +123,7 @@ name!(
     key
 );
 name!(
-    /// The name of a property of events: a dimension, or where a value is found.
+    /// The name of a property of events, for dimensions and values.
     PropertyName,
     free_text
 );
@@ -132,12 +133,13 @@ name!(
     free_text
 );
 
-/// Where events come from; ids are unique within it. Empty unless given.
+/// The origin of events, within which ids are unique. The default is empty.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Default, Serialize)]
 #[serde(transparent)]
 pub struct EventSource(String);
 
 impl EventSource {
+    /// Checks and wraps a source. An empty text is allowed.
     pub fn parse(text: impl Into<String>) -> Result<Self, BadName> {
         let text = text.into();
         if !text.is_empty() {

@@ -1,6 +1,6 @@
-//! Periods of quotas: the span of time that an instant belongs to. Calendar periods are those of a
-//! time zone; subscription periods follow the cycle anchor, in UTC, as Stripe's billing periods do:
-//! months are counted from the anchor itself and clamp to the month's end, so they never drift
+//! Periods of limits. Calendar periods are those of a time zone. Subscription periods follow the
+//! anchor in UTC, as Stripe's billing periods do. Months are counted from the anchor itself and
+//! clamped to the month's end, so they never drift
 //! (<https://docs.stripe.com/billing/subscriptions/billing-cycle>).
 
 use jiff::ToSpan;
@@ -11,6 +11,7 @@ use serde::Serialize;
 use super::timestamp::{MICROS_PER_SECOND, Timestamp};
 use super::window::{Span, Window, Zone, calendar_year};
 
+/// The length of a limit's period.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Period {
@@ -21,7 +22,7 @@ pub enum Period {
     Month,
     Year,
     Lifetime,
-    /// The subscription's current period as the biller set it.
+    /// The current period of the subscription as the biller set it.
     Billing,
 }
 
@@ -38,6 +39,7 @@ impl Period {
     ];
 }
 
+/// The start of periods: the calendar of a time zone, or the anchor of the subscription.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Anchor {
@@ -56,6 +58,7 @@ pub const ALWAYS: Span = Span { from: Timestamp::MIN, to: Timestamp::MAX };
 const SECONDS_PER_DAY: i64 = 86_400;
 
 impl Period {
+    /// Returns the period around an instant.
     pub fn around(self, at: Timestamp, anchor: Anchor, zone: &Zone, cycle: &Cycle) -> Span {
         match (self, anchor) {
             (Self::Lifetime, _) => ALWAYS,
@@ -76,22 +79,22 @@ impl Period {
     }
 }
 
-/// What a subscription says about time.
+/// The anchor and the current period of a subscription.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Cycle {
     pub anchor: Timestamp,
-    /// The current period as the biller set it; none: monthly from the anchor.
+    /// The current period as the biller set it. Without one, periods are monthly from the anchor.
     pub billing: Option<Span>,
 }
 
 impl Cycle {
-    /// Whether a period of the anchor starts then.
+    /// Returns whether a period of the anchor starts at an instant.
     pub fn is_boundary(&self, at: Timestamp) -> bool {
         months_around(at, self.anchor, 0, 1).from == at
     }
 
-    /// The billing period around an instant. Outside of the period that the biller set, periods of
-    /// its length go on: a biller that is late with the next one never makes a quota late.
+    /// Returns the billing period around an instant. Outside of the period that the biller set,
+    /// periods of the same length continue. A delayed renewal therefore never delays a quota.
     pub fn billing_period(&self, at: Timestamp) -> Span {
         let Some(given) = self.billing else { return months_around(at, self.anchor, 0, 1) };
         if given.contains(at) {
@@ -106,17 +109,18 @@ impl Cycle {
                 return seconds_around(at, given.from, seconds);
             }
         }
-        // some weeks, where that has fitted between the anchor and this one already: no trial does
+        // whole weeks, if the time since the anchor is a multiple of the length; a trial never meets
+        // this
         let behind = given.from.micros() - self.anchor.micros();
         let week = 7 * SECONDS_PER_DAY * MICROS_PER_SECOND;
         if length % week == 0 && behind > 0 && behind % length == 0 {
             return seconds_around(at, given.from, length / MICROS_PER_SECOND);
         }
-        // a period of no regular length, such as a trial: months go on at either end
+        // a period of irregular length, such as a trial: monthly periods precede and follow it
         if at < given.from { months_around(at, given.from, 0, 1) } else { months_around(at, given.to, 0, 1) }
     }
 
-    /// The number of the month, counted from the anchor, with which a span begins, and how many it has.
+    /// Returns the start month of a span, counted from the anchor, and its length in months.
     fn whole_months(&self, span: Span) -> Option<(i64, i64)> {
         let first = months_between(self.anchor, span.from);
         let first = (first - 1..=first + 1).find(|n| months_after(self.anchor, *n) == span.from)?;
@@ -127,7 +131,7 @@ impl Cycle {
     }
 }
 
-/// The period of so many seconds around an instant, counted from an anchor.
+/// Returns the period of a number of seconds around an instant, counted from an anchor.
 fn seconds_around(at: Timestamp, anchor: Timestamp, seconds: i64) -> Span {
     let length = seconds * MICROS_PER_SECOND;
     let from = at.micros() - (at.micros() - anchor.micros()).rem_euclid(length);
@@ -137,12 +141,12 @@ fn seconds_around(at: Timestamp, anchor: Timestamp, seconds: i64) -> Span {
     }
 }
 
-/// The period of `length` months around an instant; one of them begins `first` months after the
-/// anchor.
+/// Returns the period of `length` months around an instant. One such period begins `first` months
+/// after the anchor.
 fn months_around(at: Timestamp, anchor: Timestamp, first: i64, length: i64) -> Span {
     let near = (months_between(anchor, at) - first).div_euclid(length);
     let start = |n: i64| months_after(anchor, first + n * length);
-    // clamped days put the bound at most one period away from where the months alone would
+    // clamped days move the bound by at most one period
     let n = if start(near) > at {
         near - 1
     } else if start(near + 1) <= at {
@@ -153,13 +157,14 @@ fn months_around(at: Timestamp, anchor: Timestamp, first: i64, length: i64) -> S
     Span { from: start(n), to: start(n + 1) }
 }
 
-/// Calendar months from one instant's month to another's, in UTC.
+/// Returns the number of calendar months between the months of two instants, in UTC.
 fn months_between(from: Timestamp, to: Timestamp) -> i64 {
     let (from, to) = (civil(from), civil(to));
     i64::from(to.year() - from.year()) * 12 + i64::from(to.month() - from.month())
 }
 
-/// So many months after the anchor; the last day of the month where it has no such day.
+/// Returns the instant a number of months after the anchor. A missing day becomes the last day of the
+/// month.
 fn months_after(anchor: Timestamp, months: i64) -> Timestamp {
     let far = if months < 0 { Timestamp::MIN } else { Timestamp::MAX };
     let Some(span) = (-200_000..=200_000).contains(&months).then(|| months.months()) else { return far };
@@ -217,7 +222,7 @@ mod tests {
     }
 
     #[test]
-    fn calendar_periods_are_those_of_the_zone() {
+    fn calendar_periods_follow_the_time_zone() {
         let cycle = Cycle { anchor: at("2026-01-31"), billing: None };
         let berlin = Zone::parse("Europe/Berlin").unwrap();
         let around = |period: Period, when| shown(period.around(at(when), Anchor::Calendar, &berlin, &cycle));
@@ -234,21 +239,21 @@ mod tests {
     #[test]
     fn billing_periods_continue_the_providers_first_period() {
         let cases = [
-            // the biller's own word
+            // inside the period that the biller set
             ("2026-01-31", "2026-01-31..2026-02-28", "2026-02-01", "2026-01-31..2026-02-28"),
-            // late with the next: monthly, quarterly and yearly go on
+            // the next period is not known yet: monthly, quarterly and yearly periods continue
             ("2026-01-31", "2026-01-31..2026-02-28", "2026-03-01", "2026-02-28..2026-03-31"),
             ("2025-11-30", "2026-02-28..2026-05-30", "2026-06-01", "2026-05-30..2026-08-30"),
             ("2024-02-29", "2025-02-28..2026-02-28", "2028-03-01", "2028-02-29..2029-02-28"),
             ("2026-01-31", "2026-01-31..2026-02-28", "2026-01-30", "2025-12-31..2026-01-31"),
-            // weekly
+            // weekly periods
             ("2026-01-05", "2026-01-05..2026-01-12", "2026-01-20", "2026-01-19..2026-01-26"),
             ("2026-01-05", "2026-01-05..2026-01-12", "2026-01-04", "2025-12-29..2026-01-05"),
-            // every two weeks, from the second time on
+            // periods of two weeks, from the second period on
             ("2026-01-05", "2026-01-19..2026-02-02", "2026-02-17", "2026-02-16..2026-03-02"),
             ("2026-01-05", "2026-01-19..2026-02-02", "2026-01-18", "2026-01-05..2026-01-19"),
             ("2026-01-19", "2026-01-05..2026-01-19", "2026-01-20", "2026-01-19..2026-02-19"),
-            // a trial of 14 days, and what follows and went before
+            // a trial of 14 days, and the periods before and after it
             ("2026-01-05", "2026-01-05..2026-01-19", "2026-01-19", "2026-01-19..2026-02-19"),
             ("2026-01-05", "2026-01-05..2026-01-19", "2026-01-04", "2025-12-05..2026-01-05"),
         ];
@@ -260,7 +265,7 @@ mod tests {
         }
     }
 
-    /// Zones that turn their clocks at odd times, by odd amounts, or past a whole day.
+    /// Zones with clock changes at unusual times, by unusual amounts, or over a whole day.
     const ZONES: [&str; 12] = [
         "UTC",
         "Europe/Berlin",
@@ -278,7 +283,7 @@ mod tests {
 
     const MICROS_PER_DAY: i64 = SECONDS_PER_DAY * MICROS_PER_SECOND;
 
-    /// Instants to the second, and between seconds.
+    /// Generates instants on whole seconds and between them.
     fn instants() -> impl Strategy<Value = i64> {
         let seconds = 0_i64..4_000_000_000;
         prop_oneof![
@@ -288,7 +293,8 @@ mod tests {
         ]
     }
 
-    /// Billing periods of regular length, of any days, and of fractions of a second more.
+    /// Generates lengths of billing periods: regular ones, any number of days, and fractions of a
+    /// second more.
     fn lengths() -> impl Strategy<Value = i64> {
         let days = prop_oneof![Just(1_i64), Just(7), Just(30), 1_i64..400];
         let more = prop_oneof![Just(0), 1..MICROS_PER_SECOND];
@@ -298,12 +304,13 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(20_000))]
 
-        /// Periods are one grid: every instant lies in its own, and the next begins where it ends.
+        /// Checks that every instant lies in its own period and that the next period begins at its
+        /// end.
         #[test]
         fn consecutive_periods_meet_without_gap_or_overlap(
             (anchor, start, length) in (instants(), instants(), lengths()),
             is_anchored in any::<bool>(),
-            // anywhere, or about the end of what the biller set
+            // any instant, or one near the end of the period that the biller set
             when in prop_oneof![instants().prop_map(Ok), (-1_500_000_i64..1_500_000).prop_map(Err)],
             period in prop::sample::select(Period::WORDS.to_vec()),
             by in prop::sample::select(Anchor::WORDS.to_vec()),

@@ -1,5 +1,5 @@
-//! Exact quantities: decimals with at most 19 integer and 9 fractional digits, kept as whole
-//! nano-units in 128 bits. Nothing here rounds, but the one division of an average, which says so.
+//! Exact quantities: decimals with at most 19 integer and 9 fractional digits, stored as whole
+//! nano-units in 128 bits. Only [`Total::average_of`] rounds.
 
 use std::fmt;
 use std::ops::{Add, Sub};
@@ -7,24 +7,24 @@ use std::str::FromStr;
 
 use serde::{Serialize, Serializer};
 
-/// Nano-units in a unit.
+/// The nano-units of one unit.
 const NANOS: i128 = 1_000_000_000;
-/// The same, of what fits into 64 bits.
+/// [`NANOS`] for arithmetic in 64 bits.
 const SMALL_NANOS: i64 = 1_000_000_000;
 const FRACTION_DIGITS: i32 = 9;
 const INTEGER_DIGITS: i32 = 19;
-/// 10^19 units.
+/// 10^19 units, in nano-units.
 const LIMIT: i128 = 10_i128.pow(28);
 
-/// One recorded or asked quantity, within the digits that are accepted.
+/// A recorded or requested quantity within the accepted digits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
 pub struct Quantity(i128);
 
-/// A sum of quantities: the same unit, without the bound on digits.
+/// A sum of quantities in the same unit, without the limit on digits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
 pub struct Total(i128);
 
-/// Why a text is no quantity.
+/// The reason why a text is not a quantity.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum NotAQuantity {
     #[error("must be a decimal number")]
@@ -34,12 +34,14 @@ pub enum NotAQuantity {
 }
 
 impl Quantity {
+    /// One unit.
     pub const ONE: Self = Self(NANOS);
-    /// The least that is more than nothing.
+    /// The smallest quantity above zero.
     pub const SMALLEST: Self = Self(1);
+    /// The greatest quantity: 19 integer and 9 fractional digits, all of them 9.
     pub const MAX: Self = Self(LIMIT - 1);
 
-    /// Reads a decimal string: an optional minus, digits, optionally a point and digits.
+    /// Parses a decimal string: an optional minus, digits, optionally a point and digits.
     pub fn from_decimal(text: &str) -> Result<Self, NotAQuantity> {
         if text.bytes().any(|b| !matches!(b, b'0'..=b'9' | b'.' | b'-')) {
             return Err(NotAQuantity::NotDecimal);
@@ -47,13 +49,13 @@ impl Quantity {
         Self::from_json_number(text)
     }
 
-    /// Reads the spelling of a JSON number, an exponent included.
+    /// Parses the text of a JSON number, which may have an exponent.
     pub fn from_json_number(text: &str) -> Result<Self, NotAQuantity> {
         let nanos = parse_nanos(text)?;
         if nanos.abs() >= LIMIT { Err(NotAQuantity::TooManyDigits) } else { Ok(Self(nanos)) }
     }
 
-    /// Reads a JSON value: a number, or a decimal string.
+    /// Parses a JSON value: a number or a decimal string.
     pub fn from_json(value: &serde_json::Value) -> Result<Self, NotAQuantity> {
         match value {
             serde_json::Value::Number(number) => Self::from_json_number(number.as_str()),
@@ -74,13 +76,13 @@ impl Quantity {
         self.0 % NANOS == 0
     }
 
-    /// Cut to whole units.
+    /// Returns the quantity, truncated to whole units.
     #[must_use]
     pub fn whole(self) -> Self {
         Self(self.0 - self.0 % NANOS)
     }
 
-    /// What is left of it above another; zero where nothing is.
+    /// Returns the part of the quantity above another one, or zero.
     #[must_use]
     pub fn above(self, other: Self) -> Self {
         Self((self.0 - other.0).max(0))
@@ -90,9 +92,9 @@ impl Quantity {
         self.0
     }
 
-    /// Divided by another; none where that has no end within the digits of a quantity.
+    /// Divides exactly. Returns none if the result does not fit the digits of a quantity.
     pub fn divided_exactly(self, by: Self) -> Option<Self> {
-        // 10^28 nano-units times 10^9 stay within 128 bits
+        // 10^28 nano-units times 10^9 fit in 128 bits
         let nanos = self.0.checked_mul(NANOS)?;
         (nanos.checked_rem(by.0)? == 0).then(|| nanos / by.0).filter(|q| q.abs() < LIMIT).map(Self)
     }
@@ -107,29 +109,29 @@ impl Total {
         self.0
     }
 
-    /// Never below zero.
+    /// Returns the sum, or zero if it is negative.
     #[must_use]
     pub fn or_zero(self) -> Self {
         Self(self.0.max(0))
     }
 
-    /// As a quantity: none where it has more digits than one.
+    /// Converts to a quantity. Returns none if the sum has too many digits.
     pub fn quantity(self) -> Option<Quantity> {
         (self.0.abs() < LIMIT).then_some(Quantity(self.0))
     }
 
-    /// Whole units, those of a fraction cut, within 64 bits.
+    /// Returns the whole units, truncated and saturated to 64 bits.
     pub fn units(self) -> i64 {
         i64::try_from(self.0 / NANOS).unwrap_or(if self.0 < 0 { i64::MIN } else { i64::MAX })
     }
 
-    /// Reads a decimal string of any length that fits 128 bits of nano-units.
+    /// Parses a decimal string of any length that fits 128 bits of nano-units.
     pub fn from_decimal(text: &str) -> Result<Self, NotAQuantity> {
         parse_nanos(text).map(Self)
     }
 
-    /// The average of `count` quantities that sum to this, to 9 fractional digits, half away
-    /// from zero. None of nothing.
+    /// Returns the average of `count` quantities with this sum, rounded to 9 fractional digits, half
+    /// away from zero. Returns none if `count` is not positive.
     pub fn average_of(self, count: i64) -> Option<Self> {
         let count = i128::from(count);
         if count <= 0 {
@@ -141,8 +143,8 @@ impl Total {
     }
 }
 
-// Sums stay far from the ends of 128 bits: a quantity has 94 of them, and ten thousand million of the
-// largest fit; beyond that a sum stays at the end rather than turn over.
+// a quantity has 94 bits, so sums of ten thousand million of the largest quantities fit; larger sums
+// saturate instead of overflowing
 impl Add for Total {
     type Output = Self;
 
@@ -179,7 +181,7 @@ impl FromStr for Quantity {
     }
 }
 
-/// Any JSON number's spelling as nano-units, exactly.
+/// Parses the text of any JSON number into nano-units, exactly.
 fn parse_nanos(text: &str) -> Result<i128, NotAQuantity> {
     let (mantissa, exponent) = match text.split_once(['e', 'E']) {
         None => (text, 0),
@@ -258,9 +260,9 @@ impl fmt::Display for Total {
     }
 }
 
-/// A JSON number written in full.
+/// Serializes as a JSON number without an exponent.
 fn json_number<S: Serializer>(nanos: i128, serializer: S) -> Result<S::Ok, S::Error> {
-    // most are whole and small, which needs no text in between
+    // most values are whole and small, and need no text in between
     if let Ok(small) = i64::try_from(nanos)
         && small % SMALL_NANOS == 0
     {

@@ -1,4 +1,4 @@
-//! Instants in microseconds, read and written as RFC 3339.
+//! Instants in microseconds, with parsing and formatting as RFC 3339.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -15,7 +15,7 @@ pub const MICROS_PER_DAY: i64 = 24 * MICROS_PER_HOUR;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Timestamp(i64);
 
-/// Not an RFC 3339 instant.
+/// The error for a text that is not an RFC 3339 instant.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("must be an RFC 3339 time with an offset, such as 2026-11-20T10:00:00Z, up to 9999-12-30T00:00:00Z")]
 pub struct NotATimestamp;
@@ -26,7 +26,7 @@ impl Timestamp {
     /// 9999-12-30T00:00:00Z, after anything that can be recorded.
     pub const MAX: Self = Self(253_402_128_000 * MICROS_PER_SECOND);
 
-    /// Reads RFC 3339, with an offset; what is finer than a microsecond is cut.
+    /// Parses RFC 3339 with an offset. Digits below a microsecond are truncated.
     pub fn parse(text: &str) -> Result<Self, NotATimestamp> {
         let bytes = text.as_bytes();
         let shaped = bytes.len() >= 20
@@ -49,7 +49,7 @@ impl Timestamp {
         if (Self::MIN..=Self::MAX).contains(&read) { Ok(read) } else { Err(NotATimestamp) }
     }
 
-    /// None outside of the years that can be recorded.
+    /// Returns none outside of [`Self::MIN`] to [`Self::MAX`].
     pub fn from_micros(micros: i64) -> Option<Self> {
         (Self::MIN.0..=Self::MAX.0).contains(&micros).then_some(Self(micros))
     }
@@ -58,7 +58,7 @@ impl Timestamp {
         self.0
     }
 
-    /// Whole seconds since 1970, cut.
+    /// Returns the whole seconds since 1970, rounded down.
     pub fn unix_seconds(self) -> i64 {
         self.0.div_euclid(MICROS_PER_SECOND)
     }
@@ -75,38 +75,38 @@ impl Timestamp {
         Self(self.0.saturating_sub(micros).max(Self::MIN.0))
     }
 
-    /// The start of its UTC hour.
+    /// Returns the start of the UTC hour.
     #[must_use]
     pub fn hour_floor(self) -> Self {
         Self(self.0.div_euclid(MICROS_PER_HOUR) * MICROS_PER_HOUR)
     }
 
-    /// The first UTC hour that does not start before it.
+    /// Returns the start of the first UTC hour that does not start earlier.
     #[must_use]
     pub fn hour_ceil(self) -> Self {
         let floor = self.hour_floor();
         if floor == self { self } else { Self(floor.0 + MICROS_PER_HOUR) }
     }
 
-    /// The start of its UTC day.
+    /// Returns the start of the UTC day.
     #[must_use]
     pub fn day_floor(self) -> Self {
         Self(self.0.div_euclid(MICROS_PER_DAY) * MICROS_PER_DAY)
     }
 
-    /// The first UTC day that does not start before it.
+    /// Returns the start of the first UTC day that does not start earlier.
     #[must_use]
     pub fn day_ceil(self) -> Self {
         if self.day_floor() == self { self } else { self.day_after() }
     }
 
-    /// The start of the UTC day after it.
+    /// Returns the start of the following UTC day.
     #[must_use]
     pub fn day_after(self) -> Self {
         Self((self.day_floor().0 + MICROS_PER_DAY).min(Self::MAX.0))
     }
 
-    /// So many days earlier.
+    /// Returns the instant a number of days earlier.
     #[must_use]
     pub fn days_before(self, days: usize) -> Self {
         let micros = i64::try_from(days).unwrap_or(i64::MAX).saturating_mul(MICROS_PER_DAY);
@@ -114,7 +114,7 @@ impl Timestamp {
     }
 
     pub(crate) fn to_jiff(self) -> jiff::Timestamp {
-        // MIN and MAX lie within what jiff holds
+        // jiff supports all of MIN to MAX
         jiff::Timestamp::from_microsecond(self.0).unwrap_or(jiff::Timestamp::MAX)
     }
 
@@ -123,7 +123,7 @@ impl Timestamp {
     }
 }
 
-/// RFC 3339 allows any number of fractional digits, its reader nine.
+/// Truncates to nine fractional digits: RFC 3339 allows any number, but jiff parses nine.
 fn cut_to_nanoseconds(text: &str) -> Cow<'_, str> {
     let Some((whole, rest)) = text.split_once('.') else { return Cow::Borrowed(text) };
     let digits = rest.bytes().take_while(u8::is_ascii_digit).count();

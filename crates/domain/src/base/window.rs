@@ -1,4 +1,4 @@
-//! Windows of time: the natural minutes, hours, days, weeks and months of a time zone, through its
+//! Windows of time: the natural minutes, hours, days, weeks and months of a time zone, across its
 //! clock changes.
 
 use std::fmt;
@@ -19,7 +19,7 @@ pub struct Span {
     pub to: Timestamp,
 }
 
-/// As a period: `{"start", "end"}`.
+/// Serializes as a period: `{"start", "end"}`.
 impl Serialize for Span {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let mut period = serializer.serialize_struct("Period", 2)?;
@@ -44,7 +44,7 @@ impl Span {
     }
 }
 
-/// A time zone by its IANA name; UTC unless said.
+/// A time zone by its IANA name; the default is UTC.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Zone(TimeZone);
 
@@ -55,6 +55,7 @@ impl Default for Zone {
 }
 
 impl Zone {
+    /// Parses an IANA time zone name.
     pub fn parse(name: &str) -> Parsed<Self> {
         match TimeZone::get(name) {
             Ok(zone) if zone.iana_name().is_some() => Ok(Self(zone)),
@@ -82,6 +83,7 @@ impl Serialize for Zone {
     }
 }
 
+/// The length of the windows of a usage query.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Window {
@@ -102,8 +104,8 @@ impl Window {
         ("month", Self::Month),
     ];
 
-    /// The natural bounds of the windows that touch the span, first start to last end; refused
-    /// where they are more than `max` windows.
+    /// Returns the natural bounds of the windows that touch the span, from the first start to the
+    /// last end. Refuses more than `max` windows.
     pub fn bounds(self, span: Span, zone: &Zone, max: usize) -> Parsed<Vec<Timestamp>> {
         let mut bound = self.start(span.from, &zone.0);
         let mut bounds = vec![bound];
@@ -120,21 +122,21 @@ impl Window {
         Ok(bounds)
     }
 
-    /// The window around an instant.
+    /// Returns the window around an instant.
     pub fn around(self, at: Timestamp, zone: &Zone) -> Span {
         let from = self.start(at, &zone.0);
         Span { from, to: self.next(from, &zone.0) }
     }
 
-    /// The latest bound that is not after `at`.
+    /// Returns the latest bound that is not after `at`.
     fn start(self, at: Timestamp, zone: &TimeZone) -> Timestamp {
         let local = at.to_jiff().to_zoned(zone.clone());
         match self {
             Self::Minute | Self::Hour => {
-                // the local clock runs evenly back to the last change of offset
+                // the local clock runs evenly since the last change of offset
                 let start =
                     Timestamp::from_micros(at.micros() - self.micros_into(&local)).unwrap_or(Timestamp::MIN);
-                // strictly before the next nanosecond: a change at this very instant counts
+                // one nanosecond later, because `preceding` excludes a change at this very instant
                 let after = at.to_jiff().checked_add(1.nanosecond()).unwrap_or(at.to_jiff());
                 let last_change =
                     zone.preceding(after).next().map(|change| Timestamp::from_jiff(change.timestamp()));
@@ -142,13 +144,13 @@ impl Window {
             }
             Self::Day | Self::Week | Self::Month => {
                 let start = first_instant(self.first_day(local.date()), zone);
-                // a day that the zone skipped has the same first instant as the next
+                // a skipped day has the same first instant as the next day
                 if start > at { at } else { start }
             }
         }
     }
 
-    /// The first bound after the bound `start`.
+    /// Returns the first bound after the bound `start`.
     fn next(self, start: Timestamp, zone: &TimeZone) -> Timestamp {
         let local = start.to_jiff().to_zoned(zone.clone());
         match self {
@@ -180,7 +182,7 @@ impl Window {
         if self == Self::Minute { 60 * MICROS_PER_SECOND } else { 3_600 * MICROS_PER_SECOND }
     }
 
-    /// How far the local clock is into its minute or hour.
+    /// Returns the time since the start of the local minute or hour, in microseconds.
     fn micros_into(self, local: &Zoned) -> i64 {
         let time = local.time();
         let minutes = if self == Self::Minute { 0 } else { i64::from(time.minute()) };
@@ -208,18 +210,18 @@ impl Window {
     }
 }
 
-/// The first instant of a day: midnight, or what follows it where the clocks skip midnight.
+/// Returns the first instant of a day: midnight, or the next instant if the clocks skip midnight.
 fn first_instant(date: Date, zone: &TimeZone) -> Timestamp {
     let instant = date.to_zoned(zone.clone()).map(|midnight| Timestamp::from_jiff(midnight.timestamp()));
     instant.unwrap_or(Timestamp::MAX)
 }
 
-/// The UTC calendar month around an instant.
+/// Returns the UTC calendar month around an instant.
 pub fn utc_month(at: Timestamp) -> Span {
     Window::Month.around(at, &Zone::default())
 }
 
-/// The calendar year around an instant.
+/// Returns the calendar year around an instant.
 pub fn calendar_year(at: Timestamp, zone: &Zone) -> Span {
     let year = at.to_jiff().to_zoned(zone.0.clone()).year();
     let start = |year: i16| Date::new(year, 1, 1).map_or(Timestamp::MAX, |day| first_instant(day, &zone.0));
@@ -259,7 +261,7 @@ mod tests {
 
     #[test]
     fn a_skipped_day_has_no_window_and_the_months_around_it_do() {
-        // Samoa had no 30 December 2011
+        // Samoa skipped 30 December 2011
         assert_eq!(
             bounds(Window::Day, "Pacific/Apia", "2011-12-29T12:00:00Z", "2011-12-31T12:00:00Z"),
             ["2011-12-29T10:00:00Z", "2011-12-30T10:00:00Z", "2011-12-31T10:00:00Z", "2012-01-01T10:00:00Z"]
@@ -280,7 +282,7 @@ mod tests {
             bounds(Window::Hour, "Asia/Kolkata", "2026-01-01T00:00:00Z", "2026-01-01T00:31:00Z"),
             ["2025-12-31T23:30:00Z", "2026-01-01T00:30:00Z", "2026-01-01T01:30:00Z"]
         );
-        // Lord Howe turns its clocks by half an hour
+        // Lord Howe changes its clocks by half an hour
         assert_eq!(
             bounds(Window::Hour, "Australia/Lord_Howe", "2026-04-04T14:00:00Z", "2026-04-04T16:00:00Z"),
             ["2026-04-04T14:00:00Z", "2026-04-04T15:00:00Z", "2026-04-04T15:30:00Z", "2026-04-04T16:30:00Z"]
@@ -290,8 +292,8 @@ mod tests {
     }
 
     #[test]
-    fn hours_start_anew_at_clock_changes() {
-        // Newfoundland turned its clocks at one minute past midnight
+    fn hours_restart_at_clock_changes() {
+        // Newfoundland changed its clocks at one minute past midnight
         let hours = bounds(Window::Hour, "America/St_Johns", "1992-04-05T03:31:00Z", "1992-04-05T04:31:00Z");
         assert_eq!(hours, ["1992-04-05T03:31:00Z", "1992-04-05T04:30:00Z", "1992-04-05T05:30:00Z"]);
     }
@@ -308,7 +310,8 @@ mod tests {
     }
 
     proptest! {
-        /// Bounds ascend, cover the span, and are those of any sub-span that starts in them.
+        /// Checks that bounds ascend, cover the span, and agree with the bounds of every later
+        /// sub-span.
         #[test]
         fn consecutive_windows_meet_without_gap_or_overlap(
             start in 0_i64..2_000_000_000,

@@ -11,13 +11,13 @@ use crate::base::fields::{Parsed, Violation};
 use crate::credits::offers::CreditPack;
 use crate::credits::unit::{CreditUnit, Unit};
 
-/// One thing that applying a catalog does.
+/// One change that applying a catalog makes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct CatalogChange {
     pub action: Action,
     pub kind: CatalogItemKind,
     pub key: String,
-    /// The fields that differ, of an update.
+    /// The names of the fields that differ; empty unless the action is an update.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub fields: Vec<&'static str>,
 }
@@ -30,6 +30,7 @@ pub enum Action {
     Delete,
 }
 
+/// The kind of a changed item; `Catalog` stands for settings of the document itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum CatalogItemKind {
@@ -122,7 +123,7 @@ fn compare<T: CatalogEntry>(present: &[T], next: &[T], changes: &mut Vec<Catalog
 }
 
 impl Catalog {
-    /// Returns the changes that applying `next` makes, or the reasons why it may not be applied.
+    /// Returns the changes that applying `next` makes, or the reasons why `next` must not be applied.
     pub fn changes_to(&self, next: &Self, in_use: &CatalogUse) -> Parsed<Vec<CatalogChange>> {
         let violations = self.refuse_next(next, in_use);
         Violation::check_all(violations)?;
@@ -175,11 +176,12 @@ impl Catalog {
     }
 }
 
-/// Returns why a meter may not change; it may gain dimensions, a `stripe` block and display fields.
+/// Returns why a meter must not change. A meter may gain dimensions and a `stripe` block, and change
+/// its display fields.
 fn validate_meter_change(present: &Meter, next: &Meter) -> Option<Violation> {
     if !present.same_counting(next) {
         let detail = format!(
-            "must keep event_name, aggregation, value_property and filter of the meter `{}`; make a new meter instead",
+            "must keep event_name, aggregation, value_property and filter of the meter `{}`; to count differently, add a meter with a new key",
             present.key
         );
         return Some(Violation::new("meter_immutable", detail));

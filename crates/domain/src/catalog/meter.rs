@@ -1,4 +1,5 @@
-//! What is counted: which events a meter sees, what it takes from each, and how it adds up.
+//! Meters: the events that a meter counts, the value that it takes from each, and the aggregation of
+//! the values.
 
 use std::collections::BTreeMap;
 
@@ -11,6 +12,7 @@ use crate::base::names::{EventName, MeterKey, PropertyName};
 use crate::base::quantity::{Quantity, Total};
 use crate::usage::event::Properties;
 
+/// The rule that combines the values of a period's events.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Aggregation {
@@ -34,34 +36,36 @@ impl Aggregation {
         ("unique_count", Self::UniqueCount),
     ];
 
-    /// Whether it takes a number from each event.
+    /// Returns whether the aggregation takes a number from each event.
     pub fn needs_number(self) -> bool {
         !matches!(self, Self::Count | Self::UniqueCount)
     }
 
-    /// Whether taking an event back cannot be done by subtracting it.
+    /// Returns whether voiding an event needs a recount, because its value cannot be subtracted.
     pub fn is_order_statistic(self) -> bool {
         matches!(self, Self::Min | Self::Max | Self::Last)
     }
 
-    /// Whether it adds up, so that quantities can be held ahead; else it is a level.
+    /// Returns whether values add up, so that quantities can be held. All other aggregations are
+    /// gauges.
     pub fn is_reservable(self) -> bool {
         matches!(self, Self::Sum | Self::Count)
     }
 
-    /// What it is over no events.
+    /// Returns the total over no events; none for an aggregation that needs at least one.
     pub fn of_nothing(self) -> Option<Total> {
         matches!(self, Self::Sum | Self::Count | Self::UniqueCount).then(Total::default)
     }
 }
 
-/// Which events count: for every property named, one of the values given. Empty: all.
+/// A filter of events: each property named must have one of the values given. An empty filter admits
+/// all.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
 #[serde(transparent)]
 pub struct Filter(BTreeMap<String, Vec<String>>);
 
 impl Filter {
-    /// Reads `{"model": ["gpt-4o", …]}`; a single value may stand without its array.
+    /// Reads `{"model": ["gpt-4o", …]}`. A single value needs no array.
     pub fn read(value: Value) -> Parsed<Self> {
         let mut filter = BTreeMap::new();
         for (name, allowed) in fields::object(value)? {
@@ -83,22 +87,24 @@ impl Filter {
         self.0.is_empty()
     }
 
+    /// Returns the allowed values by property.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &[String])> {
         self.0.iter().map(|(name, values)| (name.as_str(), values.as_slice()))
     }
 
-    /// Whether both name the same dimensions.
+    /// Returns whether both filters name the same dimensions.
     pub fn is_alike(&self, other: &Self) -> bool {
         self.0.keys().eq(other.0.keys())
     }
 
-    /// Whether nothing can be admitted by both.
+    /// Returns whether no event can pass both filters.
     pub fn excludes(&self, other: &Self) -> bool {
         self.0.iter().any(|(name, values)| {
             other.0.get(name).is_some_and(|others| values.iter().all(|value| !others.contains(value)))
         })
     }
 
+    /// Returns whether an event's properties pass the filter. A missing property never does.
     pub fn admits(&self, properties: &Properties) -> bool {
         self.iter().all(|(name, allowed)| {
             properties.get(name).and_then(dimension_value).is_some_and(|value| allowed.contains(&value))
@@ -118,8 +124,8 @@ fn scalar(value: Value) -> Parsed<String> {
     )
 }
 
-/// A property as a dimension shows it: text as it is, numbers and booleans as text, anything else
-/// as if it were missing. The database function `dimension_value` says the same.
+/// Returns a property as a dimension value: text unchanged, numbers and booleans as text, and none for
+/// anything else. The database function `dimension_value` follows the same rule.
 pub fn dimension_value(value: &Value) -> Option<String> {
     match value {
         Value::String(text) => Some(text.clone()),
@@ -129,7 +135,7 @@ pub fn dimension_value(value: &Value) -> Option<String> {
     }
 }
 
-/// How usage of the meter reaches Stripe.
+/// The address of the meter at Stripe, and the formula there.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct StripeMeter {
     pub event_name: String,
@@ -139,6 +145,7 @@ pub struct StripeMeter {
     pub scale: Quantity,
 }
 
+/// The formula of the meter at Stripe.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum StripeFormula {
@@ -180,7 +187,7 @@ impl StripeMeter {
     }
 }
 
-/// A meter as the catalog states it.
+/// A meter of the catalog.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Meter {
     pub key: MeterKey,
@@ -188,7 +195,7 @@ pub struct Meter {
     pub display_name: Option<String>,
     pub event_name: EventName,
     pub aggregation: Aggregation,
-    /// `value` is the event's own value; any other name is a property.
+    /// The property with the value; `value` names the event's own value.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub value_property: Option<PropertyName>,
     pub dimensions: Vec<PropertyName>,
@@ -200,15 +207,15 @@ pub struct Meter {
     pub stripe: Option<StripeMeter>,
 }
 
-/// The name that means the event's own value.
+/// The name of the event's own value.
 pub const VALUE: &str = "value";
 
 impl Meter {
-    /// Returns why a filter does not fit: it may only name dimensions of the meter.
+    /// Returns why a filter does not fit: a filter may name dimensions of the meter only.
     pub(crate) fn validate_filter(&self, filter: &Filter) -> Option<Violation> {
         let is_dimension = |name: &str| self.dimensions.iter().any(|known| known.as_str() == name);
         let unknown = filter.iter().map(|(name, _)| name).find(|name| !is_dimension(name))?;
-        let detail = format!("the meter `{}` has no dimension `{unknown}`", self.key);
+        let detail = format!("must name dimensions of the meter `{}`; got `{unknown}`", self.key);
         Some(Violation::new("unknown_dimension", detail).under(unknown).under("filter"))
     }
 
@@ -231,7 +238,7 @@ impl Meter {
             );
         }
         if dimensions.iter().any(|d| d.as_str() == "subject") {
-            let detail = "must not contain `subject`, which usage can always be grouped by";
+            let detail = "must not contain `subject`; usage can be grouped by subject without it";
             fields.add_error(Violation::new("invalid_key", detail).under("dimensions"));
         }
         if let (Some(stripe), Some(aggregation)) = (&stripe, aggregation) {
@@ -262,12 +269,12 @@ impl Meter {
         })
     }
 
-    /// The property its number or member is read from; none for the event's own value.
+    /// Returns the property that the number or the member is read from; none for the event's own value.
     pub fn property(&self) -> Option<&str> {
         self.value_property.as_ref().map(PropertyName::as_str).filter(|name| *name != VALUE)
     }
 
-    /// Whether an event that reaches the meter has something where a number belongs that is none.
+    /// Returns why an event that the meter counts is not valid: its property must be a number.
     pub fn refuses(&self, properties: &Properties) -> Option<Violation> {
         if !self.aggregation.needs_number() || !self.filter.admits(properties) {
             return None;
@@ -282,8 +289,8 @@ impl Meter {
         }
     }
 
-    /// What it takes from an event of its name; none when the event does not count for it.
-    /// For count meters 1; for `unique_count` nothing but membership, shown as 1.
+    /// Returns the value that the meter takes from an event of its name; none if the event does not
+    /// count. Count and `unique_count` meters take 1.
     pub fn measure(&self, value: Quantity, properties: &Properties) -> Option<Quantity> {
         if !self.filter.admits(properties) {
             return None;
@@ -298,7 +305,7 @@ impl Meter {
         }
     }
 
-    /// What distinguishes it beyond display: changing any of this would change recorded usage.
+    /// Returns whether both meters count alike. Any difference would change recorded usage.
     pub fn same_counting(&self, other: &Self) -> bool {
         self.event_name == other.event_name
             && self.aggregation == other.aggregation
@@ -307,7 +314,7 @@ impl Meter {
     }
 }
 
-/// A meter with the numbers it has in the tables.
+/// A meter with its numbers in the database.
 #[derive(Debug, Clone)]
 pub struct StoredMeter {
     pub id: i32,
@@ -326,6 +333,7 @@ fn short_text(value: Value) -> Parsed<String> {
     Ok(text)
 }
 
+/// Returns whether any two items are equal.
 pub(crate) fn has_repeats<T: Ord + Clone>(items: &[T]) -> bool {
     let mut sorted = items.to_vec();
     sorted.sort();

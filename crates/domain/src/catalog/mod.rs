@@ -1,5 +1,5 @@
-//! The catalog: its data ([`model`]), reading and checking a document ([`validate`]), and the changes
-//! that applying another one makes ([`diff`]).
+//! The catalog: its data ([`model`]), reading and checking of a document ([`validate`]), and the
+//! changes that applying another one makes ([`diff`]).
 
 pub mod diff;
 pub mod meter;

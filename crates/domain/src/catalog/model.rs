@@ -1,4 +1,4 @@
-//! The meters, plans and credits of an environment as one document, and how to find them in it.
+//! The meters, plans and credits of an environment as one document, with look-ups by key.
 
 use serde::Serialize;
 
@@ -9,7 +9,7 @@ use crate::base::names::{ItemKey, MeterKey, PlanKey};
 use crate::credits::offers::CreditPack;
 use crate::credits::unit::CreditUnit;
 
-/// A catalog as it was applied.
+/// A catalog in force.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
 pub struct Catalog {
     pub default_plan: Option<PlanKey>,
@@ -38,7 +38,7 @@ impl Catalog {
         self.credit_packs.iter().find(|pack| pack.key == *key)
     }
 
-    /// The plan of the first of Stripe's prices that is any plan's.
+    /// Returns the plan of the first of the Stripe prices that belongs to any plan.
     pub fn plan_of_prices(&self, environment: Environment, prices: &[String]) -> Option<&Plan> {
         let plan_of =
             |id: &String| self.plans.iter().find(|plan| plan.stripe_price_ids.contains(environment, id));

@@ -1,4 +1,4 @@
-//! Plans as the catalog states them: limits, prices and features under a key.
+//! Plans of the catalog: limits, prices and features under a key.
 
 use serde::Serialize;
 use serde_json::{Map, Value};
@@ -19,6 +19,7 @@ use crate::pricing::cap::SpendCap;
 use crate::pricing::commitment::{self, Commitment};
 use crate::pricing::price::Price;
 
+/// A plan of the catalog.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Plan {
     pub key: PlanKey,
@@ -26,11 +27,11 @@ pub struct Plan {
     pub unmatched: Unmatched,
     pub fallback_plan: Option<PlanKey>,
     pub on_plan_change: OnPlanChange,
-    /// Any JSON, for whoever draws plans.
+    /// Any JSON, for pages that show plans.
     pub features: Value,
     pub limits: Vec<Limit>,
     pub prices: Vec<Price>,
-    /// What a bill comes to at least and at most, by its currency.
+    /// The minimum and maximum of a bill, per currency.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub commitments: Vec<Commitment>,
     pub spend_caps: Vec<SpendCap>,
@@ -41,7 +42,7 @@ pub struct Plan {
     pub stripe_price_ids: StripePriceIds,
 }
 
-/// What happens to usage that no limit matches.
+/// The rule for usage that no limit matches.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Unmatched {
@@ -49,6 +50,7 @@ pub enum Unmatched {
     Allow,
 }
 
+/// The treatment of earlier usage after a change to another plan.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum OnPlanChange {
@@ -67,18 +69,19 @@ pub struct Limit {
     pub meter: MeterKey,
     #[serde(skip_serializing_if = "Filter::is_empty")]
     pub filter: Filter,
-    /// None: unlimited.
+    /// The quota per period; none is unlimited.
     pub quota: Option<Quantity>,
     pub period: Period,
     pub anchor: Anchor,
     pub timezone: Zone,
     pub enforcement: Enforcement,
     pub overage: Overage,
-    /// None: as its plan says.
+    /// The rule of this limit; none is the rule of its plan.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub on_plan_change: Option<OnPlanChange>,
 }
 
+/// The effect of an exceeded quota: a hard limit denies, a soft one only reports.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Enforcement {
@@ -86,6 +89,7 @@ pub enum Enforcement {
     Soft,
 }
 
+/// The treatment of use above the quota: denied, or paid with credits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Overage {
@@ -125,16 +129,16 @@ impl Limit {
         })
     }
 
-    /// What its counters are counters of, whatever the quota: two limits of the same definition, in
-    /// whichever plans, compare with the same counter of a subject.
+    /// Returns the identity of the limit's counters, which does not depend on the quota. Limits of
+    /// equal definition share a subject's counter, even across plans.
     pub fn definition(&self) -> Uuid {
         let definition = (&self.meter, &self.filter, self.period, self.anchor, &self.timezone);
-        // names and words always serialise
+        // keys and enums always serialise
         let text = serde_json::to_vec(&definition).unwrap_or_default();
         Digest::default().bytes(&text).finish()
     }
 
-    /// The period around an instant.
+    /// Returns the period that contains an instant.
     pub fn period_at(&self, cycle: &Cycle, at: Timestamp) -> Span {
         self.period.around(at, self.anchor, &self.timezone, cycle)
     }
@@ -168,7 +172,7 @@ impl Plan {
         let credit_grants = fields.list("credit_grants", CATALOG_ITEMS_MAX, PlanCredits::read);
         let credit_alerts = fields.list("credit_alerts", CATALOG_ITEMS_MAX, CreditAlert::read);
         let stripe_price_ids = fields.optional("stripe_price_ids", StripePriceIds::read);
-        // what is flawed was not read, and would be missed
+        // fields with errors were not read, so a repeated key could not be seen
         if !fields.has_errors() {
             for violation in commitment::validate_commitments(&commitments, prices.iter()) {
                 fields.add_error(violation.under("commitments"));

@@ -7,7 +7,7 @@ use crate::base::environment::Environment;
 use crate::base::fields::{self, ObjectParser, Parsed};
 use crate::base::limits::CATALOG_ITEMS_MAX;
 
-/// `["price_…"]` for every environment, or `{"test": […], "live": […]}`.
+/// Price ids as `["price_…"]` for every environment, or as `{"test": […], "live": […]}`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(untagged)]
 pub enum StripePriceIds {
@@ -22,6 +22,7 @@ impl Default for StripePriceIds {
 }
 
 impl StripePriceIds {
+    /// Reads either form.
     pub fn read(value: Value) -> Parsed<Self> {
         if value.is_array() {
             return Ok(Self::All(fields::items(value, CATALOG_ITEMS_MAX, fields::text)?));
@@ -33,7 +34,7 @@ impl StripePriceIds {
         Ok(Self::PerEnvironment { live, test })
     }
 
-    /// Returns the ids of an environment.
+    /// Returns the price ids of an environment.
     pub fn of(&self, environment: Environment) -> &[String] {
         match (self, environment) {
             (Self::All(ids), _)

@@ -1,4 +1,4 @@
-//! Reading a catalog document, and what must hold between its parts.
+//! Reads a catalog document, and checks the references between its parts.
 
 use serde_json::Value;
 
@@ -19,7 +19,7 @@ use crate::pricing::price::{ModelName, Price};
 use crate::pricing::price_book;
 
 impl Catalog {
-    /// Reads a catalog that is to be applied.
+    /// Reads a catalog that is about to be applied.
     pub fn read(value: Value) -> Parsed<Self> {
         let catalog = Self::read_stored(value)?;
         let refused = |(index, plan): (usize, &Plan)| {
@@ -33,14 +33,14 @@ impl Catalog {
         Violation::check_all(violations).map(|()| catalog)
     }
 
-    /// Reads a catalog that was applied before. Unlike [`Self::read`], accepts currencies that were
-    /// withdrawn since, and prices that overlap.
+    /// Reads a catalog that was applied before. Unlike [`Self::read`], accepts currencies withdrawn
+    /// since then, and prices that overlap.
     pub fn read_stored(value: Value) -> Parsed<Self> {
         let map = fields::object(value)?;
         fields::no_nul(&map)?;
         fields::no_monstrous_numbers(&map)?;
         let mut fields = ObjectParser::new(Value::Object(map))?;
-        // shown with the document, and no part of it
+        // the answer shows `version` with the document, but it is not part of the catalog
         fields.take("version");
         let default_plan = fields.optional("default_plan", |v| Ok(PlanKey::parse(fields::text(v)?)?));
         let meters = fields.list("meters", CATALOG_ITEMS_MAX, Meter::read);
@@ -53,7 +53,7 @@ impl Catalog {
         Violation::check_all(violations).map(|()| catalog)
     }
 
-    /// Reads YAML. Scalars keep their own spelling, so that no number passes through a float.
+    /// Reads YAML. Scalars keep their spelling, so that no number passes through a float.
     pub fn read_yaml(text: &str) -> Parsed<Self> {
         Self::read(yaml::to_json(text)?)
     }
@@ -113,8 +113,8 @@ impl Catalog {
         credits::validate_overage(meter, limit).or_else(|| meter.validate_filter(&limit.filter))
     }
 
-    /// Returns why prices of a plan or a subscription do not fit, each under its place. The prices `beside` rate
-    /// with them.
+    /// Returns why prices of a plan or a subscription do not fit, each under its index. The prices
+    /// `beside` are rated together with them.
     pub fn validate_prices(&self, prices: &[Price], beside: &[&Price]) -> Vec<Violation> {
         let violation = |(place, price): (usize, &Price)| {
             let others = beside.iter().copied().chain(&prices[..place]);
@@ -124,7 +124,8 @@ impl Catalog {
         prices.iter().enumerate().filter_map(violation).collect()
     }
 
-    /// A level is no sum of parts: what one price leaves to another cannot be taken off it.
+    /// Refuses a price that overlaps another one on a gauge: a gauge cannot be split between two
+    /// prices.
     fn validate_slice<'p>(
         &self,
         price: &Price,
@@ -139,7 +140,7 @@ impl Catalog {
         };
         let other = others.find(meets).filter(|_| !meter.aggregation.is_reservable())?;
         let detail = format!(
-            "must exclude the use that `{1}` prices, as `{0}` is not a sum; give both filters different values of one dimension",
+            "must not overlap the filter of the price `{1}`, because `{0}` is not a sum; give both filters different values of one dimension",
             meter.key, other.key
         );
         Some(Violation::new("unsupported_slice", detail).under("filter"))

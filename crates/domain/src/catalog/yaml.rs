@@ -4,7 +4,7 @@ use serde_json::Value;
 
 use crate::base::fields::{Parsed, Violation, Violations};
 
-/// Reads one YAML document. Scalars keep their spelling, so no number passes through a float.
+/// Reads one YAML document. Scalars keep their spelling, so that no number passes through a float.
 pub(super) fn to_json(text: &str) -> Parsed<Value> {
     use saphyr::{YamlLoader, YamlOwned};
 

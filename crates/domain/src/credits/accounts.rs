@@ -1,6 +1,5 @@
-//! The accounts of credits, and what moves between them. A movement takes an amount from one account and
-//! gives it to another, so that all accounts together always come to nothing; what a balance is, is the
-//! sum of what moved.
+//! Accounts of credits, and the movements between them. A movement transfers an amount from one account to
+//! another, so the sum of all accounts is always zero. A balance is the sum of its movements.
 
 use serde::Serialize;
 use uuid::Uuid;
@@ -13,17 +12,18 @@ use crate::base::timestamp::Timestamp;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum LedgerAccount {
-    /// Where grants come from: what it has given is below nothing.
+    /// The source of grants; its balance is negative.
     Issued,
     Available,
-    /// Kept for reservations.
+    /// Held for open reservations.
     Held,
     Spent,
     Expired,
     Voided,
-    /// From one period of a recurring grant to the next.
+    /// In transit from one period of a recurring grant to the next.
     Carried,
-    /// Usage above a quota that no credits covered, and where it came from: in units of its meter.
+    /// The source of usage above a quota that no credits covered, in units of its meter. The other side is
+    /// `Uncovered`.
     Tracked,
     Uncovered,
 }
@@ -44,16 +44,16 @@ impl LedgerAccount {
     }
 }
 
-/// What happened.
+/// The kind of a movement.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum MovementKind {
     Grant,
     Hold,
     Release,
-    /// Of what was held.
+    /// A spend of held credits.
     Settle,
-    /// Of what was available: usage that nobody held credits for.
+    /// A spend of available credits, for usage without a hold.
     Spend,
     Refund,
     Expire,
@@ -86,7 +86,7 @@ impl MovementKind {
         Self::WORDS.iter().find(|(known, _)| *known == word).map(|(_, kind)| *kind)
     }
 
-    /// From where it moves, and to where.
+    /// Returns the source account and the target account.
     pub fn accounts(self) -> (LedgerAccount, LedgerAccount) {
         match self {
             Self::Grant => (LedgerAccount::Issued, LedgerAccount::Available),
@@ -103,7 +103,7 @@ impl MovementKind {
         }
     }
 
-    /// What it does to an account.
+    /// Returns the change of an account by a movement of `amount`.
     pub fn effect_on(self, account: LedgerAccount, amount: Total) -> Total {
         let (from, to) = self.accounts();
         if account == to {
@@ -116,28 +116,28 @@ impl MovementKind {
     }
 }
 
-/// Why something moves, beside the grant.
+/// The cause of a movement, apart from its grant.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Cause {
     pub event: Option<Uuid>,
     pub reservation: Option<Uuid>,
-    /// How much of which meter it is for.
+    /// The meter and quantity that the movement pays for.
     pub used: Option<(MeterKey, Quantity)>,
-    /// The movement that this one takes back.
+    /// The id of the movement that this one reverses.
     pub refunds: Option<i64>,
     pub reason: Option<String>,
 }
 
-/// One line of the ledger.
+/// One row of the ledger.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Movement {
     pub kind: MovementKind,
-    /// None for what no grant covered.
+    /// The grant; none for usage that no grant covered.
     pub grant: Option<Uuid>,
     pub unit: Unit,
     pub amount: Total,
     pub at: Timestamp,
-    /// What is available of the unit after it.
+    /// The available balance of the unit after the movement.
     pub balance: Total,
     pub cause: Cause,
 }

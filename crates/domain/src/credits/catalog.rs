@@ -1,4 +1,4 @@
-//! Rules for the credits of a catalog.
+//! Validation of the credits of a catalog.
 
 use super::cost;
 use super::unit::Unit;
@@ -19,15 +19,21 @@ fn in_plan(violation: Violation, list: &str, position: usize, plan: usize) -> Vi
     at(at(violation, list, position), "plans", plan)
 }
 
-/// Adds the errors of credits that name other parts of the catalog.
+/// Adds the violations of credits that reference missing or unsuitable parts of the catalog.
 pub fn inconsistencies(catalog: &Catalog, violations: &mut Vec<Violation>) {
     let keys: Vec<&ItemKey> = catalog.credit_units.iter().map(|unit| &unit.key).collect();
     if has_repeats(&keys) {
-        violations.push(Violation::new("duplicate_key", "must use each key once").under("credit_units"));
+        violations.push(
+            Violation::new("duplicate_key", "must not contain two units with one key; rename or remove one")
+                .under("credit_units"),
+        );
     }
     let keys: Vec<&ItemKey> = catalog.credit_packs.iter().map(|pack| &pack.key).collect();
     if has_repeats(&keys) {
-        violations.push(Violation::new("duplicate_key", "must use each key once").under("credit_packs"));
+        violations.push(
+            Violation::new("duplicate_key", "must not contain two packs with one key; rename or remove one")
+                .under("credit_packs"),
+        );
     }
     for (index, unit) in catalog.credit_units.iter().enumerate() {
         for (position, cost) in unit.costs.iter().enumerate() {
@@ -65,8 +71,8 @@ pub fn inconsistencies(catalog: &Catalog, violations: &mut Vec<Violation>) {
     }
 }
 
-/// Refuses a new catalog with money that cannot burn, costs that cannot be paid, or a price that buys two packs.
-/// Catalogs that were applied before these rules are read all the same.
+/// Validates a new catalog: money must be spendable, costs payable, and each provider price must buy one
+/// pack. Catalogs from before these rules stay readable.
 pub fn validate_applied(catalog: &Catalog) -> Parsed<()> {
     let mut violations = Vec::new();
     for (index, unit) in catalog.credit_units.iter().enumerate() {
@@ -86,7 +92,7 @@ pub fn validate_applied(catalog: &Catalog) -> Parsed<()> {
             Some((id, others.iter().find(|other| other.stripe_price_ids.contains(environment, id))?))
         });
         violations.extend(taken.map(|(id, other)| {
-            let detail = format!("must not contain `{id}`, which buys the pack `{}`", other.key);
+            let detail = format!("must not contain `{id}`: it already buys the pack `{}`", other.key);
             let violation = Violation::new("duplicate_stripe_price", detail).under("stripe_price_ids");
             at(violation, "credit_packs", index)
         }));
@@ -102,7 +108,7 @@ pub fn validate_applied(catalog: &Catalog) -> Parsed<()> {
     Violation::check_all(violations)
 }
 
-/// Returns why credits cannot be granted in a unit.
+/// Returns a violation if credits cannot be granted in a unit.
 pub fn validate_unit(catalog: &Catalog, unit: &Unit) -> Option<Violation> {
     match unit {
         Unit::Meter(key) => match catalog.meter(key) {
@@ -114,7 +120,7 @@ pub fn validate_unit(catalog: &Catalog, unit: &Unit) -> Option<Violation> {
                 .under("meter"),
             ),
             Some(meter) if !meter.aggregation.is_reservable() => {
-                let detail = format!("must be a sum or count meter; got `{key}`");
+                let detail = format!("must be the key of a sum or count meter; got `{key}`");
                 Some(Violation::new("uncoverable_meter", detail).under("meter"))
             }
             Some(_) => None,
@@ -127,23 +133,25 @@ pub fn validate_unit(catalog: &Catalog, unit: &Unit) -> Option<Violation> {
     }
 }
 
-/// Returns why credits cannot cover the overage of a limit.
+/// Returns a violation if credits cannot cover the overage of a limit.
 pub fn validate_overage(meter: &Meter, limit: &Limit) -> Option<Violation> {
     if limit.overage == Overage::None {
         return None;
     }
     if !meter.aggregation.is_reservable() {
-        let detail =
-            format!("needs a sum or count meter, which `{}` is not; credits cannot cover it", meter.key);
+        let detail = format!(
+            "must be `none`: credits can only cover sum and count meters, and `{}` is neither",
+            meter.key
+        );
         return Some(Violation::new("uncoverable_meter", detail).under("overage"));
     }
     if limit.period == Period::Minute {
-        let detail = "must be `none` on a limit per minute: credits pay for quotas, not for rates";
+        let detail = "must be `none` on a limit per minute, because credits do not pay for rate limits";
         return Some(Violation::new("uncoverable_period", detail).under("overage"));
     }
     if limit.enforcement == Enforcement::Soft {
         let detail =
-            "must be `none` on a soft limit, which denies nothing; leave out `overage` or `enforcement`";
+            "must be `none` on a soft limit, because it denies nothing; leave out `overage` or `enforcement`";
         return Some(Violation::new("uncoverable_enforcement", detail).under("overage"));
     }
     None

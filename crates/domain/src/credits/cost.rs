@@ -1,6 +1,5 @@
-//! The cost of a unit of a meter, in the unit of a grant. Shares of a use are exact fractions; amounts are kept
-//! to nine digits and round up once per use. Where a price depends on earlier usage, the counter of a limit
-//! tells how much that is.
+//! The cost of usage in the unit of a grant. Shares of a use are exact fractions; amounts have nine digits
+//! and round up once per use. Tiered prices take the earlier usage from the counter of a limit.
 
 use super::unit::{CreditUnit, Unit};
 use crate::base::fields::Violation;
@@ -17,28 +16,28 @@ use crate::usage::event::Properties;
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum UnitRate {
-    /// A grant in the meter's own units.
+    /// The grant is in the meter's own units.
     One,
-    /// Above zero.
+    /// The cost per unit, above zero.
     Of(Amount),
 }
 
-/// A use of a meter by the holder of grants.
+/// A use of a meter by a subject with grants.
 #[derive(Debug, Clone, Copy)]
 pub struct CostedUse<'a> {
     pub credit_units: &'a [CreditUnit],
-    /// The price books of the holder's own subscription.
+    /// The price books of the subject's own subscription.
     pub books: &'a [&'a PriceBook],
     pub meter: &'a MeterKey,
     pub properties: &'a Properties,
-    /// Usage that the limits it passes have counted before the part to be paid for.
+    /// The usage that each passed limit has counted before the units to pay for.
     pub counted: &'a [CountedLimit<'a>],
     pub at: Timestamp,
 }
 
 impl CostedUse<'_> {
-    /// Returns the cost of the next units, after some `further` ones that grants bear already. None where a grant
-    /// in that unit does not pay for them.
+    /// Returns the cost of the next units, after `further` units that grants already cover. None if a grant
+    /// in the unit does not pay for them.
     pub fn step(&self, unit: &Unit, further: &Amount) -> Option<RateStep> {
         let rate = match unit {
             Unit::Meter(meter) => (meter == self.meter).then_some(UnitRate::One)?,
@@ -74,7 +73,7 @@ impl UnitRate {
     }
 }
 
-/// The part of an amount that goes with a part of the quantity that it paid for.
+/// Returns the part of an amount for a part of the quantity that the amount paid for.
 pub fn share(amount: Total, part: &Amount, whole: &Amount) -> Total {
     if part >= whole {
         return amount;
@@ -82,22 +81,22 @@ pub fn share(amount: Total, part: &Amount, whole: &Amount) -> Total {
     (&Amount::of(amount) * part).divided_by(whole).quantity_above()
 }
 
-/// The usage that a limit has counted before the first unit that credits bear.
+/// The usage that a limit has counted before the first unit that credits cover.
 #[derive(Debug, Clone, Copy)]
 pub struct CountedLimit<'a> {
     pub limit: &'a Limit,
     pub before: Total,
 }
 
-/// The cost of each of the next units.
+/// The cost per unit of the next units.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RateStep {
     pub rate: UnitRate,
-    /// Their number; none if all further units cost the same.
+    /// The number of these units; none if all further units cost the same.
     pub units: Option<Amount>,
 }
 
-/// The price of a unit, where that does not depend on how much was used before.
+/// Returns the price per unit, if it does not depend on earlier usage.
 fn unit_price(price: &Price) -> Option<Amount> {
     match &price.model {
         Model::PerUnit { unit_amount, per_units } if price.free_units.is_zero() && !is_bounded(price) => {
@@ -111,7 +110,7 @@ fn is_bounded(price: &Price) -> bool {
     price.minimum_amount.is_some() || price.maximum_amount.is_some()
 }
 
-/// The tiers of a price at which each unit has a price of its own, told by its place alone.
+/// Returns the tiers of a price in which the cost of a unit depends only on its position.
 fn tiers(price: &Price) -> Option<&[Tier]> {
     match &price.model {
         Model::Graduated { tiers }
@@ -123,7 +122,7 @@ fn tiers(price: &Price) -> Option<&[Tier]> {
     }
 }
 
-/// Whether a limit counts exactly what a price rates: the same use, from the start of a billing period on.
+/// Returns whether a limit counts exactly the usage that a price rates, from the start of a billing period.
 fn counts_along(limit: &Limit, price: &Price, book: &PriceBook) -> bool {
     let is_always = price.effective_from.is_none() && price.effective_to.is_none();
     let mut before = book.of_meter(&limit.meter).take_while(|other| other.key != price.key);
@@ -136,8 +135,8 @@ fn counts_along(limit: &Limit, price: &Price, book: &PriceBook) -> bool {
 }
 
 impl RateStep {
-    /// Returns the cost of the next units at a price, after some `further` ones that grants bear already. None where
-    /// they are free, or their cost depends on usage that no limit counts.
+    /// Returns the cost of the next units at a price, after `further` units that grants already cover. None
+    /// if they are free, or if their cost depends on usage that no limit counts.
     pub fn at(
         price: &Price,
         book: &PriceBook,
@@ -160,7 +159,7 @@ impl RateStep {
     }
 }
 
-/// The first price of a currency at which money cannot burn, of those that rate what credits are to cover.
+/// Returns the first price of the book that rates covered usage and that money cannot pay for.
 fn uncoverable<'p>(limits: &[Limit], book: &'p PriceBook) -> Option<&'p Price> {
     book.prices().find(|price| {
         let meets = |limit: &&Limit| {
@@ -175,15 +174,15 @@ fn uncoverable<'p>(limits: &[Limit], book: &'p PriceBook) -> Option<&'p Price> {
     })
 }
 
-/// Says so, and what to do instead.
+/// Returns a violation if a limit with credit overage has a price that money cannot pay for.
 pub fn validate_money_limits(limits: &[Limit], prices: &[Price], currency: Currency) -> Option<Violation> {
     let book = PriceBook::new(prices, currency);
     let price = uncoverable(limits, &book)?;
     let meter = price.meter.as_ref()?;
     let detail = format!(
-        "must not be money, which cannot burn at the price `{}`: it burns at `per_unit` without free units, and at `graduated` without flat \
-         amounts along a limit of the same filter with `period: billing`, neither with a minimum or a maximum; \
-         grant units of `{meter}` or of a credit unit",
+        "must not be a currency while `{}` has its present price: money pays only for prices without minimum \
+         and maximum. They must be `per_unit` without free units, or `graduated` without flat amounts and with \
+         a limit of the same filter and `period: billing`. Grant units of `{meter}` or of a credit unit",
         price.key
     );
     Some(Violation::new("uncoverable_price", detail).under("currency"))
@@ -245,7 +244,7 @@ mod tests {
                 json!([graduated(&json!({"effective_from": "2026-01-01T00:00:00Z"}))]),
                 Some("t"),
             ),
-            // nobody counts what the tiers go by
+            // no limit counts the usage that selects the tiers
             (json!([limit(&json!({"period": "month"}))]), json!([graduated(&json!({}))]), Some("t")),
             (json!([limit(&a)]), json!([graduated(&json!({}))]), Some("t")),
             (json!([along]), json!([graduated(&a)]), Some("t")),
@@ -255,7 +254,7 @@ mod tests {
                 None,
             ),
             (json!([limit(&a)]), json!([graduated(&a)]), None),
-            // what names more takes some of it away
+            // a price with more dimensions rates part of the usage
             (json!([along]), json!([graduated(&json!({})), per_unit(&a)]), Some("t")),
             (json!([limit(&a)]), json!([graduated(&a), per_unit(&json!({}))]), None),
             (
@@ -263,7 +262,7 @@ mod tests {
                 json!([graduated(&a), per_unit(&json!({"filter": {"model": ["b"]}}))]),
                 None,
             ),
-            // not covered, not of the currency, not of the meter, not of the slice
+            // not covered, another currency, another meter, another slice
             (json!([limit(&json!({"overage": "none"}))]), json!([graduated(&tier(1))]), None),
             (json!([along]), json!([graduated(&json!({"currency": "eur", "model": "volume"}))]), None),
             (json!([along]), json!([graduated(&json!({"meter": "n", "model": "volume"}))]), None),
@@ -283,7 +282,7 @@ mod tests {
     }
 
     #[test]
-    fn each_unit_costs_the_price_of_its_tier() {
+    fn units_cost_the_price_of_their_tier() {
         let shown = |free: i64, before: &str, further: i64| {
             let plan = plan(&json!([limit(&json!({}))]), &json!([graduated(&json!({"free_units": free}))]));
             let book = PriceBook::new(&plan.prices, plan.prices[0].currency);
@@ -311,7 +310,7 @@ mod tests {
     }
 
     proptest! {
-        /// One after the other, units cost together what the price says of all of them.
+        /// The costs of single units sum to the price of all of them.
         #[test]
         fn steps_sum_to_the_cost(
             tiers in prop::collection::vec((1_i64..50, 1_i64..5_000), 1..6), before in 0_i64..200, units in 1_i64..200,
@@ -360,7 +359,7 @@ mod tests {
             let quantity = rate.quantity_for(balance);
             prop_assert_eq!(rate.amount_of(&quantity), balance);
             prop_assert!(rate.amount_of(&(quantity.clone() + Amount::of(Total::from_nanos(1)))) > balance);
-            // what one part does not take is left to the other
+            // the amounts of the two parts sum to the amount of the whole
             let part = quantity.divided_by(&Amount::from_minor_units(3));
             prop_assert_eq!(share(balance, &part, &quantity), rate.amount_of(&part));
         }

@@ -1,20 +1,20 @@
-//! What credits bear of a use: the parts that grants pay for, and how much of it each limit is spared.
+//! The units of a use that credits cover: the shares of the grants, and the relief of each limit.
 
 use uuid::Uuid;
 
 use super::wallet::{GrantShares, quantity_of, split};
 use crate::base::quantity::{Quantity, Total};
 
-/// What the grants of one subject bear, for its own limits.
+/// The coverage of a use by the grants of one subject, for its own limits.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CreditCoverage {
     pub subject_id: i64,
-    /// Paid once, whichever limits it is for.
+    /// The shares of the grants. A grant pays once, regardless of the number of limits.
     pub parts: GrantShares,
     pub shares: Vec<CoverageShare>,
 }
 
-/// What a limit is spared of it.
+/// The covered units that do not count against one limit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct CoverageShare {
     /// See [`crate::catalog::plan::Limit::definition`].
@@ -23,11 +23,11 @@ pub struct CoverageShare {
 }
 
 impl CreditCoverage {
-    /// Cuts it in two: what goes with the first `at` of so many units, of which the quota bears the first,
-    /// and the rest.
+    /// Splits the coverage after the first `at` of `of` units. The quota pays for the first units and credits
+    /// for the last.
     pub fn split(&self, at: Quantity, of: Quantity) -> (Self, Self) {
         let first = |covered: Quantity| {
-            // a hold from before uses paid for themselves alone may cover more than it holds
+            // holds of older versions may cover more than their own quantity
             if at.is_zero() {
                 return Quantity::default();
             }
@@ -42,7 +42,7 @@ impl CreditCoverage {
         (cover(taken, with_something(taken_shares)), cover(left, with_something(left_shares)))
     }
 
-    /// Cuts off what goes with the last of its units: what stays, and what is given back.
+    /// Removes the coverage of the last `back` units; returns the rest and the removed part.
     pub fn less(&self, back: Quantity) -> (Self, Self) {
         let (kept, given) = split(&self.parts, quantity_of(&self.parts).above(back));
         let share = |share: &CoverageShare, covered: Quantity| CoverageShare { covered, ..*share };
@@ -52,7 +52,7 @@ impl CreditCoverage {
         (cover(kept, with_something(kept_shares)), cover(given, with_something(given_shares)))
     }
 
-    /// With what it bears of more of the same use, which comes last.
+    /// Adds the coverage of later units of the same use.
     pub fn add(&mut self, more: Self) {
         self.parts.extend(more.parts);
         for share in more.shares {
@@ -70,7 +70,7 @@ impl CreditCoverage {
         self.parts.is_empty()
     }
 
-    /// What it spares a counter.
+    /// Returns the covered quantity of one counter.
     pub fn covered(&self, subject_id: i64, definition: Uuid) -> Total {
         let of = self.shares.iter().filter(|share| share.definition == definition);
         let sum = of.fold(Total::default(), |sum, share| sum + share.covered.into());
@@ -82,7 +82,7 @@ fn with_something(shares: impl Iterator<Item = CoverageShare>) -> Vec<CoverageSh
     shares.filter(|share| !share.covered.is_zero()).collect()
 }
 
-/// What some covers spare a counter together.
+/// Returns the quantity of a counter that several coverages cover together.
 pub fn covered(covers: &[CreditCoverage], subject_id: i64, definition: Uuid) -> Total {
     covers.iter().fold(Total::default(), |sum, cover| sum + cover.covered(subject_id, definition))
 }
@@ -107,7 +107,7 @@ mod tests {
             quantity: units(quantity).into(),
             amount: Total::from(quantity * 10),
         };
-        // 10 units, of which the quota of one limit bears 6, of another 8
+        // 10 units: the quota of one limit pays for 6, that of another for 8
         let share =
             |n: u128, covered: i64| CoverageShare { definition: Uuid::from_u128(n), covered: units(covered) };
         let cover = CreditCoverage {

@@ -1,5 +1,5 @@
-//! A grant: so many credits for a subject, from a time on, until a time. What it says never changes; what
-//! became of it is in the ledger.
+//! A grant: prepaid credits for a subject, with a start and an optional expiry. A grant never changes; the
+//! ledger records its use.
 
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ use crate::base::names::{EventId, ItemKey};
 use crate::base::quantity::Quantity;
 use crate::base::timestamp::Timestamp;
 
-/// Where credits come from.
+/// The source of credits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum GrantSource {
@@ -24,7 +24,7 @@ pub enum GrantSource {
     Grant,
     Refund,
     Manual,
-    /// By the plan, each period.
+    /// Granted by the plan in each period.
     Plan,
 }
 
@@ -46,21 +46,21 @@ impl GrantSource {
 pub struct Grant {
     pub id: Uuid,
     pub unit: Unit,
-    /// Without what was carried into it.
+    /// The amount without the carried credits.
     pub amount: Quantity,
-    /// The lowest burns first.
+    /// The priority; the lowest number is spent first.
     pub priority: i32,
     pub effective_at: Timestamp,
-    /// None: never.
+    /// The expiry; none: never.
     pub expires_at: Option<Timestamp>,
     pub source: GrantSource,
     pub external_ref: Option<String>,
-    /// Which of its subject's recurring grants it is of.
+    /// The name of the recurring series that the grant belongs to.
     pub series: Option<String>,
-    /// How it goes on after its period; none for a plan's, where the plan says.
+    /// The recurrence after the first period. None for a plan's grant, because the plan defines it.
     pub recurrence: Option<Recurrence>,
     pub rollover: Rollover,
-    /// The spend that it makes good.
+    /// The ledger id of the refunded spend.
     pub refund_of: Option<i64>,
     pub reason: Option<String>,
     pub created_at: Timestamp,
@@ -72,18 +72,18 @@ impl Grant {
         self.expires_at.is_some_and(|at| at <= now)
     }
 
-    /// Whether it may be burnt.
+    /// Returns whether the grant may be spent at an instant.
     pub fn is_good(&self, now: Timestamp) -> bool {
         self.effective_at <= now && !self.is_expired(now) && self.voided_at.is_none()
     }
 
-    /// The order in which grants burn: by priority, then what expires first, then the oldest.
+    /// Returns the sort key of the spending order: priority, then expiry, then age.
     pub fn rank(&self) -> (i32, Timestamp, Timestamp, Uuid) {
         (self.priority, self.expires_at.unwrap_or(Timestamp::MAX), self.created_at, self.id)
     }
 }
 
-/// A grant as a caller asks for it.
+/// A request for a grant.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Request {
     pub unit: Unit,
@@ -115,7 +115,7 @@ impl Request {
         let refund_of = fields.optional("refund_of", ledger_number);
         let reason = fields.optional("reason", reason);
         if expires_at.is_some() && expires_after.is_some() {
-            let detail = "must not be given together with `expires_at`; leave one out";
+            let detail = "must not be given together with `expires_at`; leave one of them out";
             fields.add_error(Violation::new("ambiguous_expiry", detail).under("expires_after"));
         }
         if let (Some(from), Some(to)) = (effective_at, expires_at)
@@ -125,11 +125,11 @@ impl Request {
             fields.add_error(Violation::new("invalid_range", detail).under("expires_at"));
         }
         if refund_of.is_some() && source != Some(GrantSource::Refund) {
-            let detail = "needs the source `refund`; set `source` or leave this out";
+            let detail = "must only be given with `source: refund`; set `source` or leave `refund_of` out";
             fields.add_error(Violation::new("not_a_refund", detail).under("refund_of"));
         }
         if refund_of.is_some() && recurrence.is_some() {
-            let detail = "must not be given with `refund_of`: a refund is granted once";
+            let detail = "must not be given together with `refund_of`, because a refund is granted once; leave one of them out";
             fields.add_error(Violation::new("recurring_refund", detail).under("period"));
         }
         let (unit, amount) = fields.finish_with((unit, amount))?;
@@ -149,7 +149,7 @@ impl Request {
         })
     }
 
-    /// A fingerprint of what is asked for, and for whom.
+    /// Returns a digest of the request and the subject, to recognise a repeated request.
     pub fn content(&self, subject: &str) -> Uuid {
         let (kind, key) = self.unit.kept();
         let time = |at: Option<Timestamp>| at.map_or_else(String::new, |at| at.to_string());
@@ -164,7 +164,7 @@ impl Request {
         Digest::default().bytes(&serde_json::to_vec(&said).unwrap_or_default()).finish()
     }
 
-    /// The grant it comes to at a time; none where it would have expired before it takes effect.
+    /// Builds the grant at an instant; refuses one that expires before it takes effect.
     pub fn granted(&self, id: Uuid, now: Timestamp) -> Parsed<Grant> {
         let effective_at = self.effective_at.unwrap_or(now);
         let end = self.expires_at.or_else(|| Some(effective_at.saturating_add(self.expires_after?)));
@@ -202,12 +202,12 @@ pub fn priority(value: Value) -> Parsed<i32> {
         Ok(priority) if given.is_whole() && (0..=CREDIT_PRIORITY_MAX).contains(&priority) => Ok(priority),
         _ => Violation::only(
             "invalid_value",
-            format!("must be a whole number from 0 to {CREDIT_PRIORITY_MAX}; the lowest burns first"),
+            format!("must be a whole number from 0 to {CREDIT_PRIORITY_MAX}; the lowest is spent first"),
         ),
     }
 }
 
-/// `12h`, `30d`: for how long.
+/// Reads a duration such as `12h` or `30d`.
 pub fn life(value: Value) -> Parsed<Duration> {
     let text = fields::text(value)?;
     let seconds = |unit: char| match unit {
@@ -225,9 +225,10 @@ pub fn life(value: Value) -> Parsed<Duration> {
     };
     match read() {
         Some(life) => Ok(life),
-        None => {
-            Violation::only("invalid_duration", "must be a duration such as 90d or 12h, at most a century")
-        }
+        None => Violation::only(
+            "invalid_duration",
+            "must be a duration such as `90d` or `12h`, at most 100 years",
+        ),
     }
 }
 
@@ -241,13 +242,14 @@ fn ledger_number(value: Value) -> Parsed<i64> {
 pub fn reason(value: Value) -> Parsed<String> {
     let text = fields::text(value)?;
     if text.chars().count() > REASON_CHARS_MAX || text.contains('\0') {
-        let detail = format!("must have at most {REASON_CHARS_MAX} characters, and no NUL");
+        let detail =
+            format!("must have at most {REASON_CHARS_MAX} characters and must not contain the NUL character");
         return Violation::only("too_long", detail);
     }
     Ok(text)
 }
 
-/// The reason with which a grant is taken back.
+/// A request to void a grant, with an optional reason.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct VoidRequest {
     pub reason: Option<String>,
@@ -262,14 +264,16 @@ impl VoidRequest {
     }
 }
 
-/// The id of the next grant of a series: whoever makes it makes the same.
+/// Returns the id of the grant of a series in a period. The id is deterministic, so concurrent writers create
+/// the same grant.
 pub fn series_id(subject_id: i64, series: &str, period_start: Timestamp) -> Uuid {
     let said = (subject_id, series, period_start.micros());
     let digest = Digest::default().bytes(&serde_json::to_vec(&said).unwrap_or_default()).finish();
     uuid::Builder::from_custom_bytes(digest.into_bytes()).into_uuid()
 }
 
-/// What tells a plan's series from those that callers made, whose name is a grant's id.
+/// Returns the series name of a plan's grant. The prefix separates it from the series of callers, which are
+/// named by a grant id.
 pub fn plan_series(key: &ItemKey) -> String {
     format!("plan:{key}")
 }
@@ -284,7 +288,7 @@ mod tests {
     }
 
     #[test]
-    fn invalid_grants_are_rejected_by_name() {
+    fn invalid_grants_are_refused_with_their_pointer() {
         let good = json!({"meter": "m", "amount": 5});
         let cases = [
             ("amount", json!(0), "/amount", "invalid_value"),

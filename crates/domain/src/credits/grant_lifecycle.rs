@@ -1,5 +1,5 @@
-//! The lifecycle of grants: reservations expire, grants take effect, expire, and continue from period to
-//! period. Every reader of a wallet applies what is due, as if it had been applied at its time.
+//! The lifecycle of grants: reservations expire; grants take effect, expire and continue in the next period.
+//! Every reader of a wallet applies the due changes with their due times.
 
 use super::accounts::{Cause, MovementKind};
 use super::grant::{Grant, GrantSource, plan_series, series_id};
@@ -11,7 +11,7 @@ use crate::base::timestamp::Timestamp;
 use crate::base::window::Span;
 use crate::subjects::subscription::Subscription;
 
-/// Credits that a subscription gives each period.
+/// The credits that a subscription grants in each period.
 #[derive(Debug, Clone, Copy)]
 pub struct GrantSchedule<'a> {
     pub credits: &'a PlanCredits,
@@ -27,8 +27,8 @@ struct Successor {
 }
 
 impl Wallet {
-    /// Applies what is due by now, in the order of time. `schedules`: the grants of the plan, if the
-    /// subscription may be used.
+    /// Applies all changes that are due by now, in order of time. `schedules` are the grants of the plan, if
+    /// the subscription is usable.
     pub fn advance(
         &mut self,
         expired: Vec<ExpiredCreditLine>,
@@ -50,7 +50,7 @@ impl Wallet {
 
     fn advance_to(&mut self, to: Timestamp, schedules: &[GrantSchedule<'_>], turns: &mut usize) {
         while let Some((due, index)) = self.first_due(to) {
-            // of what nobody looked at for very many periods, not each is carried through
+            // after very many periods without a reader, skip the remaining ones
             let at = if *turns > CREDIT_TURNS_MAX { to } else { due };
             match self.grant_balances[index].state {
                 GrantState::Upcoming => self.take_effect(index, at),
@@ -75,7 +75,8 @@ impl Wallet {
         self.grant_balances.iter().enumerate().filter_map(due).min()
     }
 
-    /// Returns the successor of a grant at the end of its period: that of the period around its end or a later time.
+    /// Returns the successor of a grant at the end of its period: the grant of the period around the later of
+    /// its expiry and `at`.
     fn successor(&self, index: usize, schedules: &[GrantSchedule<'_>], at: Timestamp) -> Option<Successor> {
         let GrantBalance { grant, is_head, .. } = &self.grant_balances[index];
         let (series, end) = (grant.series.as_ref().filter(|_| *is_head)?, grant.expires_at?.max(at));
@@ -89,7 +90,8 @@ impl Wallet {
             return Some(Successor { period, fresh, priority: grant.priority });
         }
         let schedule = schedules.iter().find(|schedule| plan_series(&schedule.credits.key) == *series)?;
-        // what it was on when the period ended is only known if it has been on it since
+        // an older plan is unknown, so the present one applies only if it was in force at the end of the
+        // period
         if schedule.subscription.terms_since > end || schedule.credits.unit != grant.unit {
             return None;
         }
@@ -113,7 +115,7 @@ impl Wallet {
         let fresh = successor.as_ref().map(|next| Total::from(next.fresh) + (carried - out));
         let goes_on = fresh.is_some_and(|fresh| fresh + out > Total::default());
         let (Some(next), Some(fresh), true) = (successor, fresh, goes_on) else {
-            // what a plan gives may go on later; what a caller gave is over
+            // a plan may continue its series later; the series of a caller's grant is over
             self.grant_balances[index].is_head &= grant.recurrence.is_none();
             return;
         };
@@ -129,7 +131,7 @@ impl Wallet {
         }
     }
 
-    /// Adds the next grant of a series, still empty.
+    /// Adds the next grant of a series with a balance of zero.
     fn make_successor(&mut self, before: &Grant, next: &Successor, at: Timestamp) -> Option<usize> {
         let series = before.series.as_ref()?;
         let id = series_id(self.subject_id, series, next.period.from);
@@ -156,7 +158,7 @@ impl Wallet {
         self.index(id)
     }
 
-    /// Issues the grant of a plan for this period, once.
+    /// Issues the grant of a plan for the present period, once.
     fn issue_due_grants(&mut self, schedule: GrantSchedule<'_>, now: Timestamp) {
         let series = plan_series(&schedule.credits.key);
         let next = schedule.successor(now);
@@ -179,7 +181,7 @@ impl Wallet {
                     let grant_balance = &self.grant_balances[head];
                     (grant_balance.grant.effective_at, grant_balance.state == GrantState::Open)
                 };
-                // its periods have moved, or it was not there for a while
+                // the periods have moved, or the subscription paused for some time
                 if began < next.period.from && is_open {
                     self.end(head, Some(next), now);
                 } else if began < next.period.from {

@@ -1,5 +1,5 @@
-//! Prepaid credits: grants of a subject, burnt in an order, with every movement written down as a transfer
-//! between two accounts. Nothing here knows where any of it is kept.
+//! Prepaid credits: grants of a subject that are spent in a fixed order. Every movement is a transfer between
+//! two accounts. This module is independent of storage.
 
 pub mod accounts;
 pub mod catalog;

@@ -1,4 +1,4 @@
-//! Notices: a balance has fallen below its threshold, or a pack is due that would raise it.
+//! Notices: a balance is below its threshold, or a top-up pack is due.
 
 use serde::Serialize;
 
@@ -23,7 +23,7 @@ impl NoticeKind {
     }
 }
 
-/// The notices that a list shows.
+/// The filter of a list of notices.
 #[derive(Debug, Clone, Default)]
 pub struct NoticeFilter {
     pub subject: Option<SubjectId>,

@@ -1,5 +1,4 @@
-//! What the catalog says of credits: grants that come with a plan, packs that can be bought, and when to
-//! be told that a balance runs low.
+//! Credits in the catalog: grants of a plan, packs for sale, and alerts for low balances.
 
 use std::time::Duration;
 
@@ -17,7 +16,7 @@ use crate::base::timestamp::Timestamp;
 use crate::base::window::{Span, Zone};
 use crate::catalog::stripe_price_ids::StripePriceIds;
 
-/// Credits that a plan gives each period, for that period.
+/// The credits that a plan grants in each period, valid for that period.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct PlanCredits {
     pub key: ItemKey,
@@ -45,7 +44,7 @@ impl PlanCredits {
         let timezone = fields.optional("timezone", |v| Zone::parse(&fields::text(v)?)).unwrap_or_default();
         let rollover = fields.optional("rollover", Rollover::read).unwrap_or_default();
         if matches!(period, Period::Minute | Period::Hour) {
-            let violation = Violation::new("period_too_short", "must be a day or longer");
+            let violation = Violation::new("period_too_short", "must be `day` or longer");
             fields.add_error(violation.under("period"));
         }
         let (key, unit, amount) = fields.finish_with((key, unit, amount))?;
@@ -58,7 +57,7 @@ impl PlanCredits {
     }
 }
 
-/// Credits that a price of the biller's buys.
+/// A pack of credits that a customer buys with a price of the biller.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct CreditPack {
     pub key: ItemKey,
@@ -103,8 +102,8 @@ impl CreditPack {
     }
 }
 
-/// When what is available of a unit falls below this, that is noted; and where a pack is named, that it is
-/// due.
+/// An alert: creates a notice when the available balance of a unit falls below the threshold. If it names a
+/// pack, it also creates a notice that the top-up is due.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct CreditAlert {
     #[serde(flatten)]

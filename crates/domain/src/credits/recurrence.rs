@@ -1,6 +1,6 @@
-//! Grants that go on from period to period. When a period turns, what is unused of it is carried as far as
-//! the rollover allows, as in `OpenMeter` (<https://openmeter.io/docs/billing/entitlements/grant>): at least
-//! `min`, at most `max`; the rest expires, and where the grant renews its amount is given again.
+//! Grants that recur from period to period. At the end of a period the rollover carries at least `min` and at
+//! most `max` unused credits, as in `OpenMeter` (<https://openmeter.io/docs/billing/entitlements/grant>). The
+//! rest expires; a renewing grant adds its amount again.
 
 use serde::Serialize;
 use serde_json::Value;
@@ -11,7 +11,7 @@ use crate::base::quantity::{Quantity, Total};
 use crate::base::timestamp::Timestamp;
 use crate::base::window::{Span, Zone};
 
-/// What of a period's unused credits is there in the next.
+/// The unused credits of a period that carry over to the next: at least `min`, at most `max`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
 pub struct Rollover {
     pub min: Quantity,
@@ -24,7 +24,7 @@ impl Rollover {
         let min = fields.optional("min", fields::quota).unwrap_or_default();
         let max = fields.required("max", fields::quota);
         if max.is_some_and(|max| max < min) {
-            fields.add_error(Violation::new("invalid_range", "must not be below `min`").under("max"));
+            fields.add_error(Violation::new("invalid_range", "must be at least `min`").under("max"));
         }
         let max = fields.finish_with(max)?;
         Ok(Self { min, max })
@@ -39,31 +39,32 @@ impl Rollover {
     }
 }
 
-/// How a grant that a caller made goes on. Periods are counted from when it took effect, and clamp to the
-/// ends of months.
+/// The recurrence of a caller's grant. Periods start at the anchor; in short months they end on the last day.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Recurrence {
     pub period: Period,
-    /// Whether its amount is given again; else it only carries what is left.
+    /// True if each period adds the amount again; else only the rest carries over.
     pub renews: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub anchor: Option<Timestamp>,
-    /// Where it ends for good.
+    /// The end of the recurrence.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub until: Option<Timestamp>,
 }
 
-/// Periods long enough for credits to be given anew.
+/// The periods in which credits may recur; shorter ones are not allowed.
 const PERIODS: [(&str, Period); 4] =
     [("day", Period::Day), ("week", Period::Week), ("month", Period::Month), ("year", Period::Year)];
 
 impl Recurrence {
-    /// Reads `period`, `renews` and `rollover`.
+    /// Reads the fields `period`, `renews` and `rollover`.
     pub fn take(fields: &mut ObjectParser) -> (Option<Self>, Rollover) {
         let has_period = fields.has("period");
         for dependent in ["renews", "rollover"] {
             if fields.has(dependent) && !has_period {
-                let detail = format!("`{dependent}` needs a `period`; add one or leave it out");
+                let detail = format!(
+                    "`period` is required with `{dependent}`; add a period or leave out `{dependent}`"
+                );
                 fields.add_error(Violation::new("missing_field", detail).under(dependent));
             }
         }
@@ -73,7 +74,7 @@ impl Recurrence {
         (period.map(|period| Self { period, renews, anchor: None, until: None }), rollover)
     }
 
-    /// As it was written.
+    /// Reads a stored recurrence.
     pub fn read_kept(value: Value) -> Parsed<Self> {
         let mut fields = ObjectParser::new(value)?;
         let period = fields.required("period", |v| fields::one_of(v, &PERIODS));
@@ -89,7 +90,8 @@ impl Recurrence {
         Self { anchor: Some(at), until, ..self }
     }
 
-    /// The period around an instant. `cycle`: of the subscription that it follows, if it follows one.
+    /// Returns the period around an instant. `cycle` is the billing cycle of the subscription, if the grant
+    /// follows one.
     pub fn period_around(&self, at: Timestamp, cycle: Option<&Cycle>) -> Span {
         let own = Cycle { anchor: self.anchor.unwrap_or(at), billing: None };
         self.period.around(at, Anchor::Subscription, &Zone::default(), cycle.unwrap_or(&own))

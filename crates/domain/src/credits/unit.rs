@@ -1,4 +1,4 @@
-//! What credits are counted in: units of a meter, a credit unit of the catalog, or money.
+//! Units of credits: units of a meter, a credit unit of the catalog, or money.
 
 use std::fmt;
 
@@ -13,20 +13,20 @@ use crate::catalog::meter::Filter;
 use crate::pricing::currency::Currency;
 use crate::usage::event::Properties;
 
-/// Written as one field: `"meter"`, `"credit_unit"` or `"currency"`.
+/// The unit of a grant. It is written as one of the fields `meter`, `credit_unit` and `currency`.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Unit {
-    /// Covers one unit of it each, whatever the slice.
+    /// One credit covers one unit of the meter, in any slice.
     Meter(MeterKey),
-    /// Covers by its costs.
+    /// A credit unit covers usage at its costs.
     CreditUnit(ItemKey),
-    /// In minor units: covers at the prices of its holder's plan.
+    /// Money in minor units covers usage at the prices of the subject's plan.
     Currency(Currency),
 }
 
 impl Unit {
-    /// Reads the one of the three fields that is there.
+    /// Reads the unit from the one field that is present.
     pub fn take(fields: &mut ObjectParser) -> Option<Self> {
         let given = ["meter", "credit_unit", "currency"].iter().filter(|name| fields.has(name)).count();
         if given != 1 {
@@ -40,7 +40,7 @@ impl Unit {
         meter.map(Self::Meter).or(unit.map(Self::CreditUnit)).or(currency.map(Self::Currency))
     }
 
-    /// As it is kept: what it is, and which.
+    /// Returns the stored form: kind and key.
     pub fn kept(&self) -> (&'static str, String) {
         match self {
             Self::Meter(key) => ("meter", key.to_string()),
@@ -66,7 +66,7 @@ impl fmt::Display for Unit {
     }
 }
 
-/// A unit of the catalog's own, with what it costs to use a unit of some meters.
+/// A credit unit of the catalog, with its cost per unit of some meters.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct CreditUnit {
     pub key: ItemKey,
@@ -74,7 +74,7 @@ pub struct CreditUnit {
     pub costs: Vec<Cost>,
 }
 
-/// Credits for each unit of a meter, or of a slice of it.
+/// The credits per unit of a meter, or of a slice of it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Cost {
     pub meter: MeterKey,
@@ -103,24 +103,28 @@ impl CreditUnit {
         let same = |a: &Cost, b: &Cost| a.meter == b.meter && a.filter == b.filter;
         if costs.iter().enumerate().any(|(n, cost)| costs[..n].iter().any(|other| same(cost, other))) {
             fields.add_error(
-                Violation::new("duplicate_cost", "must name each meter and filter once").under("costs"),
+                Violation::new(
+                    "duplicate_cost",
+                    "must contain one cost per meter and filter; remove the duplicate",
+                )
+                .under("costs"),
             );
         }
         let key = fields.finish_with(key)?;
         Ok(Self { name: name.unwrap_or_else(|| key.to_string()), key, costs })
     }
 
-    /// What a unit of a use costs; the cost that names most dimensions wins. None where it pays for no such
-    /// use.
+    /// Returns the cost of one unit of a use. The cost with the most dimensions wins; none if no cost
+    /// applies.
     pub fn cost_of(&self, meter: &MeterKey, properties: &Properties) -> Option<Quantity> {
         let fits = |cost: &&Cost| cost.meter == *meter && cost.filter.admits(properties);
-        // of several that name as many, the first
+        // the first of several with equally many dimensions wins
         let best = self.costs.iter().filter(fits).rev().max_by_key(|cost| cost.filter.iter().count());
         best.map(|cost| cost.cost)
     }
 }
 
-/// A quantity that is more than nothing.
+/// Reads a quantity greater than zero.
 pub fn above_zero(value: Value) -> Parsed<Quantity> {
     let quantity = fields::quantity(value)?;
     if quantity <= Quantity::default() {
@@ -129,7 +133,7 @@ pub fn above_zero(value: Value) -> Parsed<Quantity> {
     Ok(quantity)
 }
 
-/// A name that is only shown.
+/// Reads a display name.
 pub(super) fn short_text(value: Value) -> Parsed<String> {
     let text = fields::text(value)?;
     if text.chars().count() > NAME_CHARS_MAX {
@@ -147,7 +151,7 @@ mod tests {
     use serde_json::json;
 
     #[test]
-    fn the_cost_with_most_dimensions_wins() {
+    fn costs_with_the_most_dimensions_take_precedence() {
         let unit = CreditUnit::read(json!({"key": "credits", "costs": [
             {"meter": "tokens", "cost": 1},
             {"meter": "tokens", "filter": {"model": ["big"]}, "cost": 10},
@@ -173,7 +177,7 @@ mod tests {
     }
 
     #[test]
-    fn a_unit_is_one_of_three() {
+    fn units_are_read_from_exactly_one_of_three_fields() {
         let read = |value: Value| {
             let mut fields = ObjectParser::new(value).unwrap();
             let unit = Unit::take(&mut fields);

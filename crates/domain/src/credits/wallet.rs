@@ -1,6 +1,5 @@
-//! The grants of one subject, as they stand under their lock, and everything that may happen to them. What
-//! is due by time is carried out first, in the order of time; every change is a movement, and no balance
-//! falls below nothing.
+//! The grants of one subject under their lock, and all changes to them. Due changes are applied first, in
+//! order of time. Every change is a movement, and no balance falls below zero.
 
 #[cfg(test)]
 mod tests;
@@ -22,14 +21,14 @@ use crate::pricing::amount::Amount;
 /// The state of a grant.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum GrantState {
-    /// It has not taken effect.
+    /// Not yet in effect.
     Upcoming,
     Open,
-    /// Expired or voided: nothing of it can be taken any more; what is held is held.
+    /// Expired or voided. Nothing more can be taken from it, but existing holds stay.
     Ended,
 }
 
-/// A grant with what is left of it.
+/// A grant with its remaining balance.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct GrantBalance {
     pub grant: Grant,
@@ -53,26 +52,26 @@ impl GrantBalance {
     }
 }
 
-/// The share of a use that a grant bears.
+/// The share of a use that one grant pays for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct GrantShare {
     pub grant: Uuid,
-    /// In units of the meter, and exact: a grant may bear a third of one.
+    /// The exact quantity in units of the meter; a grant may pay for a fraction of a unit.
     pub quantity: Amount,
-    /// In units of the grant.
+    /// The amount in the unit of the grant.
     pub amount: Total,
 }
 
-/// Parts of a use, in the order in which grants burn.
+/// The shares of a use, in the order in which grants are spent.
 pub type GrantShares = Vec<GrantShare>;
 
-/// Returns the sum that grants bear, cut to the digits of a quantity once.
+/// Returns the quantity of all shares, rounded down once.
 pub fn quantity_of(parts: &[GrantShare]) -> Quantity {
     let sum: Amount = parts.iter().map(|part| part.quantity.clone()).sum();
     sum.quantity_below().quantity().unwrap_or(Quantity::MAX)
 }
 
-/// Cuts parts in two: what comes first up to a quantity, and the rest.
+/// Splits shares at a quantity into the first shares and the rest.
 pub fn split(parts: &[GrantShare], at: Quantity) -> (GrantShares, GrantShares) {
     let (mut first, mut rest, mut left) = (GrantShares::new(), GrantShares::new(), Amount::from(at));
     for part in parts {
@@ -92,7 +91,7 @@ pub fn split(parts: &[GrantShare], at: Quantity) -> (GrantShares, GrantShares) {
     (first, rest)
 }
 
-/// Amounts that are tentatively taken from grants.
+/// Amounts taken tentatively, by grant.
 pub type TentativeAmounts = BTreeMap<Uuid, Total>;
 
 /// The hold of an expired reservation on a grant.
@@ -104,7 +103,7 @@ pub struct ExpiredCreditLine {
     pub amount: Total,
 }
 
-/// An amount that moves into a grant or out of it.
+/// A transfer into a grant or out of it.
 pub(super) struct Transfer {
     pub(super) kind: MovementKind,
     pub(super) amount: Total,
@@ -112,7 +111,7 @@ pub(super) struct Transfer {
     pub(super) cause: Cause,
 }
 
-/// The meter of a use, and the reservation and the event that it belongs to.
+/// The meter of a use, with its reservation and event.
 #[derive(Debug, Clone, Copy)]
 struct UsedFor<'a> {
     reservation: Option<Uuid>,
@@ -123,13 +122,13 @@ struct UsedFor<'a> {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Wallet {
     pub subject_id: i64,
-    /// No hold line expires before then.
+    /// A lower bound of the expiry of the first hold line.
     pub next_line: Option<Timestamp>,
     pub(super) grant_balances: Vec<GrantBalance>,
-    /// Of each unit, what is available.
+    /// The available balance by unit.
     balances: BTreeMap<Unit, Total>,
     movements: Vec<Movement>,
-    /// Grants that time made here, and that are yet to be kept.
+    /// Grants that due changes created here and that are not stored yet.
     pub(super) made: BTreeSet<Uuid>,
     pub(super) changed: BTreeSet<Uuid>,
 }
@@ -158,7 +157,7 @@ impl Wallet {
         self.grant_balances.sort_by_key(|grant_balance| grant_balance.grant.rank());
     }
 
-    /// In the order in which they burn.
+    /// Returns the grant balances in the order in which they are spent.
     pub fn grant_balances(&self) -> &[GrantBalance] {
         &self.grant_balances
     }
@@ -192,7 +191,7 @@ impl Wallet {
         &self.balances
     }
 
-    /// When time is the next to change it.
+    /// Returns the time of the next due change.
     pub fn next_due(&self) -> Option<Timestamp> {
         let turns = self.grant_balances.iter().filter_map(|grant_balance| match grant_balance.state {
             GrantState::Upcoming => Some(grant_balance.grant.effective_at),
@@ -232,7 +231,7 @@ impl Wallet {
         });
     }
 
-    /// Expires or voids an amount that comes back to an ended grant.
+    /// Expires or voids an amount that returns to an ended grant.
     pub(super) fn close(&mut self, index: usize, at: Timestamp) {
         let grant_balance = &self.grant_balances[index];
         if grant_balance.state != GrantState::Ended {
@@ -243,7 +242,7 @@ impl Wallet {
         self.shift(index, Transfer { kind, amount: grant_balance.available, at, cause: Cause::default() });
     }
 
-    /// Adds a grant that is kept, and gives it where it takes effect by now.
+    /// Adds a stored grant, and issues its amount if it takes effect by now.
     pub fn give(&mut self, grant: Grant, now: Timestamp) {
         self.changed.insert(grant.id);
         let (id, takes_effect) = (grant.id, grant.effective_at <= now);
@@ -261,8 +260,8 @@ impl Wallet {
         self.shift(index, Transfer { kind: MovementKind::Grant, amount, at, cause: Cause::default() });
     }
 
-    /// Takes back what is available of a grant; what is held stays held, and goes the same way when it
-    /// comes back. False where that was done before.
+    /// Voids the available amount of a grant. Held credits stay held, and are voided when they return.
+    /// Returns false if the grant was voided before.
     pub fn void(&mut self, grant: Uuid, reason: Option<String>, now: Timestamp) -> bool {
         let Some(index) = self.index(grant) else { return false };
         let grant_balance = &mut self.grant_balances[index];
@@ -285,9 +284,9 @@ impl Wallet {
         true
     }
 
-    /// The parts in which grants can bear a quantity: less of it where they have not enough. Each but the last
-    /// gives all it has, whatever fraction of a unit that pays for; the last pays for what is left, so that
-    /// a use costs the same over one grant and over several.
+    /// Returns the shares in which grants pay for a quantity, or for less if the balances do not suffice.
+    /// Each grant but the last gives its whole balance, even for a fraction of a unit. So a use costs the
+    /// same over one grant and over several.
     pub fn parts(
         &self,
         quantity: Quantity,
@@ -304,7 +303,7 @@ impl Wallet {
             }
             let mut available =
                 grant_balance.available - taken.get(&grant_balance.grant.id).copied().unwrap_or_default();
-            // a part for each price, so that whatever is cut off one has that price
+            // one share per price, so that a later split keeps the price of each unit
             while !left.is_zero() && available > Total::default() {
                 let further = Amount::from(quantity) - left.clone();
                 let Some(RateStep { rate, units }) = of.step(&grant_balance.grant.unit, &further) else {
@@ -321,7 +320,7 @@ impl Wallet {
                 parts.push(GrantShare { grant: grant_balance.grant.id, quantity, amount });
             }
         }
-        // an amount below the digits of a quantity pays for nothing, and stays
+        // an amount too small for one nano-unit pays for nothing and stays available
         if quantity_of(&parts).is_zero() { GrantShares::new() } else { parts }
     }
 
@@ -336,7 +335,7 @@ impl Wallet {
         grant_balances.fold(Total::default(), |sum, grant_balance| sum + of(grant_balance))
     }
 
-    /// Keeps parts for a reservation.
+    /// Holds shares for a reservation.
     pub fn hold(&mut self, parts: &[GrantShare], meter: &MeterKey, reservation: Uuid, now: Timestamp) {
         self.shift_parts(
             parts,
@@ -346,7 +345,7 @@ impl Wallet {
         );
     }
 
-    /// Gives back what was kept.
+    /// Returns held shares to their grants.
     pub fn release(&mut self, parts: &[GrantShare], meter: &MeterKey, reservation: Uuid, now: Timestamp) {
         self.shift_parts(
             parts,
@@ -356,14 +355,14 @@ impl Wallet {
         );
     }
 
-    /// Spends what was kept for a reservation, for an event.
+    /// Spends the held shares of a reservation for an event.
     pub fn settle(&mut self, parts: &[GrantShare], meter: &MeterKey, of: (Uuid, Uuid), now: Timestamp) {
         let (reservation, event) = of;
         let used_for = UsedFor { reservation: Some(reservation), event: Some(event), meter };
         self.shift_parts(parts, MovementKind::Settle, used_for, now);
     }
 
-    /// Spends for an event what nobody kept for it.
+    /// Spends available shares for an event without a hold.
     pub fn spend(
         &mut self,
         parts: &[GrantShare],
@@ -385,7 +384,7 @@ impl Wallet {
         let UsedFor { reservation, event, meter } = used_for;
         let (mut exact, mut told) = (Amount::default(), Total::default());
         for part in parts {
-            // the movements of a use tell of as many units as it has
+            // the quantities of the movements sum to the quantity of the use
             exact = exact + part.quantity.clone();
             let reached = exact.quantity_below();
             let quantity = (reached - told).quantity().unwrap_or(Quantity::MAX);
@@ -407,14 +406,14 @@ impl Wallet {
         }
     }
 
-    /// Gives back to a grant of what was spent for an event. `cause` names the movement that spent it.
+    /// Returns credits that were spent for an event. `cause` names the movement that spent them.
     pub fn refund(&mut self, grant: Uuid, amount: Total, cause: Cause, now: Timestamp) {
         let Some(index) = self.index(grant) else { return };
         self.shift(index, Transfer { kind: MovementKind::Refund, amount, at: now, cause });
         self.close(index, now);
     }
 
-    /// Notes usage above a quota that no grant covered.
+    /// Records usage above a quota that no grant covered.
     pub fn note_uncovered(&mut self, meter: &MeterKey, quantity: Quantity, cause: Cause, now: Timestamp) {
         let unit = Unit::Meter(meter.clone());
         self.movements.push(Movement {
@@ -428,7 +427,7 @@ impl Wallet {
         });
     }
 
-    /// Gives back what an expired reservation held.
+    /// Returns the credits that an expired reservation held.
     pub(super) fn expire(&mut self, expired: ExpiredCreditLine) {
         let Some(index) = self.index(expired.grant) else { return };
         let cause = Cause { reservation: Some(expired.reservation), ..Cause::default() };

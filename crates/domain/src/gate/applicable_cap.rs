@@ -1,6 +1,8 @@
-//! Spend caps as they apply to a subject. The cost of a subject is the usage of the subject and its descendants,
-//! rated by the prices of the nearest plan above it that has some. The usage of each price has its own
-//! counters, which are locked and held like the counters of limits.
+//! Spend caps as they apply to a subject.
+//!
+//! The cost of a subject includes the usage of its descendants. The nearest plan with prices above a
+//! subject rates its usage. The usage of each price has its own counters, which are locked and held like
+//! those of limits.
 
 use super::catalog_index::{ApplicableLimit, CatalogIndex};
 use super::counted_prices::{CapMeasure, CountedPrices, CountedSlice};
@@ -27,20 +29,20 @@ pub struct ApplicableCap<'a> {
     pub member: &'a PathSubject,
     pub cap: &'a SpendCap,
     prices: &'a CountedPrices,
-    /// The subject whose prices rate the member's usage.
+    /// The subject with the prices that rate the member's usage.
     holder: &'a PathSubject,
     subscription: &'a Subscription,
     assigned: AssignedSince,
-    /// Whether nothing was recorded for the member before the cap and its prices.
+    /// Whether the member has no usage older than the cap and its prices.
     has_no_earlier_usage: bool,
-    /// From the currency of the prices to that of the cap.
+    /// The conversion from the currency of the prices to the currency of the cap.
     exchange: Exchange<'a>,
-    /// The time at which another rate takes effect, if one is known.
+    /// The instant at which the next known rate takes effect.
     rate_until: Option<Timestamp>,
 }
 
-/// The times since which nothing changed that the counters of a cap depend on. They are part of the counters'
-/// names.
+/// The instants of the last changes that affect the counters of a cap. The names of the counters include
+/// them.
 #[derive(Debug, Clone, Copy)]
 struct AssignedSince {
     /// The cap and its prices.
@@ -61,7 +63,7 @@ impl AssignedSince {
 enum Exchange<'a> {
     Same,
     By(&'a ExchangeRate),
-    /// There is no rate, so the cost is not known.
+    /// No rate is known, so the cost is unknown.
     Unknown,
 }
 
@@ -79,7 +81,7 @@ impl<'a> ApplicableCap<'a> {
         self.cap.period_at(&self.subscription.cycle, at)
     }
 
-    /// Returns all usage that is counted for it.
+    /// Returns all usage that the cap counts.
     pub fn priced_usages(self) -> impl Iterator<Item = PricedUsage<'a>> {
         self.prices.slices().flat_map(move |slice| {
             slice.measures().iter().map(move |measure| PricedUsage {
@@ -90,17 +92,17 @@ impl<'a> ApplicableCap<'a> {
         })
     }
 
-    /// Returns whether a use has a cost that it counts.
+    /// Returns whether a use has a cost that the cap counts.
     pub fn is_met_by(&self, meter: &MeterKey, properties: &Properties, at: Timestamp) -> bool {
         self.prices.slices().any(|slice| slice.meter == meter && slice.admits(properties, at))
     }
 
-    /// Returns when its prices in force or the exchange rate change next.
+    /// Returns the next change of the prices in force or of the exchange rate.
     pub fn next_change(&self, now: Timestamp) -> Option<Timestamp> {
         self.changes().filter(|change| now < *change).chain(self.rate_until).min()
     }
 
-    /// Returns when its prices in force or the exchange rate changed last.
+    /// Returns the last change of the prices in force or of the exchange rate.
     pub fn last_change(&self, now: Timestamp) -> Option<Timestamp> {
         let rate_since = self.rate().map(|rate| rate.as_of);
         self.changes().filter(|change| *change <= now).chain(rate_since).max()
@@ -111,7 +113,7 @@ impl<'a> ApplicableCap<'a> {
         slices.flat_map(|slice| [slice.price.effective_from, slice.price.effective_to]).flatten()
     }
 
-    /// Returns the rate from the currency of the prices to that of the cap, where they differ.
+    /// Returns the rate from the currency of the prices to the currency of the cap, if they differ.
     pub fn rate(&self) -> Option<&'a ExchangeRate> {
         match self.exchange {
             Exchange::By(rate) => Some(rate),
@@ -119,7 +121,7 @@ impl<'a> ApplicableCap<'a> {
         }
     }
 
-    /// Converts an amount of the prices to the currency of the cap; none where there is no rate.
+    /// Converts an amount of the prices to the currency of the cap. Returns none without a rate.
     pub fn converted(&self, amount: Amount) -> Option<Amount> {
         match self.exchange {
             Exchange::Same => Some(amount),
@@ -128,9 +130,9 @@ impl<'a> ApplicableCap<'a> {
         }
     }
 
-    /// Returns the highest cost of what is used, held and in `more`, whatever part of the last two is used:
-    /// unrounded, in the currency of the cap. A gauge is what it becomes with `more`. None where there is no
-    /// exchange rate.
+    /// Returns the highest cost, over every part of `held` and `more` that may become used. The result is
+    /// unrounded, in the currency of the cap, and none without an exchange rate. A gauge counts with its
+    /// value after `more`.
     pub fn highest(
         &self,
         at: Timestamp,
@@ -155,7 +157,8 @@ impl<'a> ApplicableCap<'a> {
         self.converted(sum)
     }
 
-    /// Returns the cost of what is used, and what the held rest may add. None where there is no exchange rate.
+    /// Returns the cost of the used quantities, and the cost that held quantities may add. Returns none
+    /// without an exchange rate.
     pub fn spent(
         &self,
         at: Timestamp,
@@ -173,7 +176,7 @@ impl PricedUsage<'_> {
         self.applicable_cap.member
     }
 
-    /// Returns the counter around an instant.
+    /// Returns the counter of the period around an instant.
     pub fn counter_at(&self, at: Timestamp) -> CounterPeriod {
         let ApplicableCap { member, cap, holder, assigned, has_no_earlier_usage, .. } = self.applicable_cap;
         let period = self.applicable_cap.period_at(at);
@@ -229,7 +232,7 @@ impl CounterSource<'_> {
         }
     }
 
-    /// Returns whether it has a counter, which can be held; otherwise its gauge is read.
+    /// Returns whether the source has a counter that can be held. Otherwise its gauge is read.
     pub fn uses_counter(&self) -> bool {
         match self {
             Self::Limit(found) => found.terms.uses_counter(),
@@ -237,7 +240,8 @@ impl CounterSource<'_> {
         }
     }
 
-    /// Returns the counter around an instant, or none where usage at that time is not counted any more.
+    /// Returns the counter of the period around an instant, or none if usage of that time is no longer
+    /// counted.
     pub fn counter_at(&self, at: Timestamp) -> Option<CounterPeriod> {
         match self {
             Self::Limit(found) => found.counter_at(at),
@@ -245,7 +249,7 @@ impl CounterSource<'_> {
         }
     }
 
-    /// Returns whether it counts a use of its meter at a time.
+    /// Returns whether the source counts a use of its meter at a time.
     pub fn admits(&self, properties: &Properties, at: Timestamp) -> bool {
         match self {
             Self::Limit(found) => found.terms.limit.filter.admits(properties),
@@ -253,7 +257,7 @@ impl CounterSource<'_> {
         }
     }
 
-    /// Returns the amount that an event of a quantity adds.
+    /// Returns the amount that an event of this quantity adds to the counter.
     pub fn measure(&self, quantity: Quantity) -> Total {
         match self {
             Self::Limit(_) => quantity.into(),
@@ -261,7 +265,7 @@ impl CounterSource<'_> {
         }
     }
 
-    /// Returns the amount that a hold of a quantity adds.
+    /// Returns the amount that a hold of this quantity adds to the counter.
     pub fn measure_held(&self, quantity: Quantity) -> Total {
         match self {
             Self::Limit(_) => quantity.into(),
@@ -278,13 +282,13 @@ struct PriceSource<'a> {
     holder: &'a PathSubject,
     subscription: &'a Subscription,
     prices: &'a [CountedPrices],
-    /// The last time that the subject, or one between it and the holder, moved or got a subscription.
+    /// The last time that the subject, or one between it and the holder, moved or subscribed.
     placed_at: Timestamp,
     is_own: bool,
 }
 
 impl CatalogIndex {
-    /// Returns everything that counts a use: the limits that apply, and its cost under the caps that apply.
+    /// Returns the counter sources of a use: applicable limits, and priced usage of applicable caps.
     pub fn counter_sources<'a>(
         &'a self,
         path: &'a Path,
@@ -302,7 +306,7 @@ impl CatalogIndex {
             .chain(priced_usages.map(CounterSource::PricedUsage))
     }
 
-    /// Returns the caps of every subject on a path that has a price source.
+    /// Returns the caps of all subjects on a path that have a price source.
     pub fn applicable_caps<'a>(&'a self, path: &'a Path, at: Timestamp) -> Vec<ApplicableCap<'a>> {
         let mut applicable_caps = Vec::new();
         for (index, member) in path.members.iter().enumerate() {
@@ -316,21 +320,20 @@ impl CatalogIndex {
         applicable_caps
     }
 
-    /// Returns the caps of a subject: those of its plan, and its own.
+    /// Returns the caps of a subject: those of its plan and its own.
     pub fn caps_on<'a>(&'a self, member: &'a PathSubject) -> impl Iterator<Item = &'a CapTerms> {
         let of_plan = member.subscription.as_ref().map_or(&[][..], |own| self.caps_of(&own.plan));
         of_plan.iter().chain(&member.caps)
     }
 
-    /// Returns the currency of the prices of the subject at the start of a path, where no rate leads from it to the
-    /// wanted one.
+    /// Returns the currency of the prices for the start of a path if no rate converts it to `wanted`.
     pub fn prices_lie_in(&self, path: &Path, wanted: Currency, at: Timestamp) -> Option<Currency> {
         let prices = self.price_source(path.ancestors_of(0))?.prices;
         let nearest = nearest_to(prices, Some(wanted))?.book.currency;
         (nearest != wanted && self.rates.at(nearest, wanted, at).is_none()).then_some(nearest)
     }
 
-    /// Applies a cap to the subject at the start of a path; none where nothing has a price.
+    /// Applies a cap to the subject at the start of a path. Returns none if no plan above it has prices.
     pub fn applicable_cap_of<'a>(
         &'a self,
         path: &'a Path,
@@ -340,7 +343,7 @@ impl CatalogIndex {
         self.applicable_cap(path.members.first()?, cap, &self.price_source(path.ancestors_of(0))?, at)
     }
 
-    /// Returns the prices that rate a subject's usage: those of the nearest plan that has some.
+    /// Returns the prices that rate a subject's usage: those of the nearest plan with prices.
     fn price_source<'a>(&'a self, chain: &'a [PathSubject]) -> Option<PriceSource<'a>> {
         let mut placed_at = Timestamp::MIN;
         for (index, holder) in chain.iter().enumerate() {

@@ -1,4 +1,4 @@
-//! The calls on reservations: each is decided by the state as it is then, and changes it.
+//! The calls on reservations. Each call is decided on the present state and changes it.
 
 use std::sync::Arc;
 
@@ -27,7 +27,7 @@ pub enum CallOutcome {
         reservation: Reservation,
         replayed: bool,
     },
-    /// It fits; nothing is held.
+    /// The use fits; nothing is held.
     Allowed {
         holds: Vec<Hold>,
     },
@@ -51,13 +51,13 @@ pub enum CallOutcome {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct GateAnswer {
     pub outcome: CallOutcome,
-    /// The limits after the call.
+    /// The limit states after the call.
     pub limits: Vec<LimitState>,
     pub at: Timestamp,
 }
 
 impl GateState<'_> {
-    /// Gives back what an expired line held.
+    /// Releases the quantity of an expired hold line.
     pub fn expire_line(&mut self, key: HoldLineKey, line: HoldLine) {
         if let Some(counter) = self.counters.get_mut(&key.counter) {
             counter.level = counter.level.without_expired(&line);
@@ -65,7 +65,7 @@ impl GateState<'_> {
         }
     }
 
-    /// Decides whether what is asked for may run; returns how much of each is granted.
+    /// Decides whether the requests may run together. Returns the granted quantity of each request.
     pub fn test(&self, asks: &[HoldRequest], path: &Path) -> Result<Vec<Quantity>, Denial> {
         let uses = asks.iter().map(|ask| (&ask.meter, &ask.properties));
         if let Some(denial) = precheck(self.terms, path, uses) {
@@ -87,7 +87,8 @@ impl GateState<'_> {
             .map_err(|denied_by| Denial { reason: Reason::SpendCapReached, denied_by })
     }
 
-    /// Decides one ask by its limits and credits. `taken`: what asks before it take of grants.
+    /// Decides one request by its limits and credits. `taken` has the credits of the requests decided
+    /// before.
     fn test_limits(
         &self,
         ask: &HoldRequest,
@@ -108,7 +109,7 @@ impl GateState<'_> {
         covered.ok().flatten().ok_or(denied)
     }
 
-    /// Returns an answer that shows no limits.
+    /// Returns an answer without limit states.
     pub fn bare(&self, outcome: CallOutcome) -> GateAnswer {
         GateAnswer { outcome, limits: Vec::new(), at: self.moment.now }
     }
@@ -130,8 +131,7 @@ impl GateState<'_> {
         GateAnswer { outcome, limits: limits.unwrap_or_default(), at: self.moment.now }
     }
 
-    /// Holds all that is asked for, or nothing.
-    /// `path`: the subject's; none for an unknown subject without a default plan.
+    /// Holds all requested quantities, or nothing. An unknown subject without a default plan has no `path`.
     pub fn reserve(&mut self, key: Uuid, id: &str, call: &Reserve, path: Option<&Arc<Path>>) -> GateAnswer {
         self.expire(key);
         if let Some(known) = self.reservations.get(&key) {
@@ -166,7 +166,7 @@ impl GateState<'_> {
         self.answer(CallOutcome::Held { reservation: made.clone(), replayed: false }, &made)
     }
 
-    /// Records what was used.
+    /// Records the used quantities.
     pub fn commit(&mut self, key: Uuid, call: &Commit) -> GateAnswer {
         self.expire(key);
         let Some(before) = self.reservations.get(&key).cloned() else {
@@ -188,7 +188,7 @@ impl GateState<'_> {
         }
     }
 
-    /// Gives back what is held.
+    /// Releases the held quantities.
     pub fn release(&mut self, key: Uuid, call: &Release) -> GateAnswer {
         self.expire(key);
         let Some(before) = self.reservations.get(&key).cloned() else {
@@ -197,7 +197,8 @@ impl GateState<'_> {
         match before.release(call, self.moment) {
             Err(refusal) => self.refused(refusal),
             Ok(None) => {
-                // of what has expired there was nothing to release before
+                // An expired reservation has nothing to release, so its first release does not count as a
+                // replay.
                 let replayed = before.status == ReservationStatus::Released;
                 self.answer(CallOutcome::Released { reservation: before.clone(), replayed }, &before)
             }
@@ -211,7 +212,7 @@ impl GateState<'_> {
         }
     }
 
-    /// Gives a reservation more time, or its holds other totals.
+    /// Extends the expiry of a reservation, or sets new totals for its holds.
     pub fn extend(&mut self, key: Uuid, call: &Extend) -> GateAnswer {
         self.expire(key);
         let Some(before) = self.reservations.get(&key).cloned() else {
@@ -229,8 +230,8 @@ impl GateState<'_> {
         self.answer(CallOutcome::Extended { reservation: next.clone() }, &next)
     }
 
-    /// Decides whether holds that grow still fit, in the periods in which they are held; returns the
-    /// credits for their growth, hold by hold.
+    /// Decides whether growing holds still fit in the periods that they are held in. Returns the credits
+    /// for the growth of each hold.
     fn test_growth(
         &self,
         before: &Reservation,
@@ -269,7 +270,7 @@ impl GateState<'_> {
         Ok(self.covers_of(path, &asked, &by_meter, at))
     }
 
-    /// Returns the limits that deny growing holds, hold by hold. `order`: that in which they are decided.
+    /// Returns the limits that deny each growing hold. `order` is the order in which the holds are decided.
     fn growth_deniers(
         &self,
         path: &Path,
@@ -282,7 +283,7 @@ impl GateState<'_> {
         for place in order.iter().copied().filter(|place| increases[*place].is_growth()) {
             let (hold, asked): (&Hold, _) = (&next.holds[place], increases[place].asked());
             let mut limits = self.levels(path, &hold.meter, &hold.properties, at);
-            // a period that was over before there was such a limit has no counter, and no quota to pass
+            // A limit that was added after the period's end has no counter, so its quota does not apply.
             limits.retain(|(found, _)| self.counter_at(found, at).is_some());
             let full = self.growth_denied(&limits, asked, &mut taken).into_iter();
             let by = full.map(|(reason, found, level)| (reason, Denier::of(&found, level, hold.value, at)));
@@ -291,7 +292,7 @@ impl GateState<'_> {
         denied.concat()
     }
 
-    /// Carries out the expiry of a reservation, if it is due.
+    /// Expires a reservation if its expiry is due.
     pub fn expire(&mut self, key: Uuid) {
         let Some(before) = self.reservations.get(&key) else { return };
         if let Some((next, records)) = before.expired(self.moment) {

@@ -1,5 +1,5 @@
-//! What caps let pass, one row per call: what was used, what is asked for, and what is granted or who
-//! denies. Everything is asked of one subject, on a plan of the prices and caps of the table.
+//! Decisions of spend caps, one row per call: the used quantities, the request, and the grants or the caps
+//! that deny. All requests are from one subject on a plan with the prices and caps of the table.
 
 use std::collections::{BTreeSet, HashMap};
 use std::time::Duration;
@@ -47,7 +47,7 @@ struct CapFixture {
 }
 
 impl CapFixture {
-    /// Caps of those amounts, named by them.
+    /// Returns caps of the given amounts, which are also their names.
     fn of(prices: &[Value], caps: &[i64]) -> Self {
         let cap = |amount: &i64| json!({"key": format!("of_{amount}"), "amount": amount, "currency": "usd", "period": "month"});
         let meter = |key: &str| json!({"key": key, "event_name": key, "aggregation": "sum"});
@@ -69,7 +69,8 @@ impl CapFixture {
         Self { terms, path: Path { id: 1, customer_id: None, members: vec![member] } }
     }
 
-    /// What is granted of holds, in their order, where some units are held already; or the caps that deny, each with what was requested of it.
+    /// Decides holds, with some units held already. Returns the grants in the order of the holds, or the
+    /// caps that deny with the requested cost.
     fn decide(
         &self,
         used: &[(&str, Quantity)],
@@ -82,7 +83,7 @@ impl CapFixture {
         let held = held.iter().map(|value| ("units", *value, true));
         for (meter, value, is_held) in used.iter().map(|(meter, value)| (*meter, *value, false)).chain(held) {
             let meter = MeterKey::parse(meter).unwrap();
-            // caps of one period share counters
+            // Caps of one period share counters.
             let mut counted = BTreeSet::new();
             for counter_source in
                 self.terms.counter_sources(&self.path, &meter, &Properties::default(), noon())
@@ -113,7 +114,7 @@ fn quantity(text: &str) -> Quantity {
     text.parse().unwrap()
 }
 
-/// `tokens=5`, or `tokens<=5` for as much as is left.
+/// Parses `tokens=5`, or `tokens<=5` for an `up_to` hold.
 fn hold(text: &str) -> Value {
     if let Some((meter, value)) = text.split_once("<=") {
         return json!({"meter": meter, "value": value, "grant": "up_to"});
@@ -122,7 +123,7 @@ fn hold(text: &str) -> Value {
     json!({"meter": meter, "value": value})
 }
 
-/// `holds -> what is granted`, or `holds -> denied by`.
+/// Checks rows of the form `holds -> grants` or `holds -> denied by caps`.
 fn assert_decides(scene: &CapFixture, used: &[(&str, &str)], rows: &[(&str, &str)]) {
     let used: Vec<(&str, Quantity)> = used.iter().map(|(meter, value)| (*meter, quantity(value))).collect();
     for (holds, expected) in rows {
@@ -168,13 +169,13 @@ fn free_larger_holds_do_not_hide_costs_of_smaller_ones() {
     let free = json!({"model": "percentage", "rate": 10, "event_minimum": 50, "event_maximum": 60, "free_units": 10_000});
     let bounded = |caps: &[i64]| CapFixture::of(&[price("units", free.clone())], caps);
     assert_decides(&bounded(&[10]), &[], &[("units=1000", "denied by of_10 50"), ("units=0", "0")]);
-    // one event of 1 is 50 less a tenth; another may be as much as 50
+    // An event of 1 costs 50 minus a tenth; another event may cost up to 50.
     let used = [("units", "1")];
     assert_decides(&bounded(&[100]), &used, &[("units=1000", "1000"), ("units=1 calls=1", "1 1")]);
     assert_decides(&bounded(&[99]), &used, &[("units=1000", "denied by of_99 50")]);
     let plain = json!({"model": "percentage", "rate": 10, "fixed_amount": 1, "free_units": 100});
     let plain = CapFixture::of(&[price("units", plain)], &[11]);
-    // 1 for the event, and a tenth of what is above 100
+    // The event costs 1 plus a tenth of the usage above 100.
     assert_decides(
         &plain,
         &[],
@@ -184,7 +185,7 @@ fn free_larger_holds_do_not_hide_costs_of_smaller_ones() {
 }
 
 proptest! {
-    /// Whatever part of what is held at once is used, each as one event, costs no more than the cap.
+    /// Any part of the held quantities, used as one event each, costs at most the cap.
     #[test]
     fn granted_holds_never_pass_the_spend_cap(
         rate in 0_u32..400, fixed in 0_u32..40, least in 0_u32..60, width in 0_u32..60, free in 0_u32..300,
@@ -201,7 +202,7 @@ proptest! {
         for (asked, share) in holds {
             if scene.decide(&before, &held, &[json!({"meter": "units", "value": asked})]).is_ok() {
                 held.push(of(asked));
-                // of nothing there is no event
+                // A share of zero records no event.
                 events.extend(Some(asked * share / 100).filter(|value| *value > 0));
             }
         }

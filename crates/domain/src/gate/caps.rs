@@ -1,5 +1,5 @@
-//! The test against spend caps: the highest cost that any quantity can have, from what is used up to
-//! what is used, held and asked for, must not pass a cap. Track may pass it, as it may a quota.
+//! The test against spend caps. No part of the held and requested quantities may cost more than a cap when
+//! it is used. Recorded usage may pass a cap, as it may pass a quota.
 
 use super::applicable_cap::{ApplicableCap, PricedUsage};
 use super::counter::CounterKey;
@@ -15,7 +15,7 @@ use crate::base::timestamp::Timestamp;
 use crate::pricing::amount::Amount;
 use crate::usage::event::Properties;
 
-/// The new held quantity of a meter, beside the present one.
+/// The present and the new held quantity of a use.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct HoldIncrease<'a> {
     pub(super) meter: &'a MeterKey,
@@ -29,14 +29,15 @@ impl<'a> HoldIncrease<'a> {
         self.to > self.from
     }
 
-    /// Returns the use that is asked for beyond what is held.
+    /// Returns the use that is requested beyond the held quantity.
     pub(super) fn asked(&self) -> RequestedUse<'a> {
         RequestedUse { meter: self.meter, properties: self.properties, quantity: self.to.above(self.from) }
     }
 }
 
 impl GateState<'_> {
-    /// Returns the part of some grants that fits under the caps of a path; else the caps that deny.
+    /// Returns the part of the grants that fits the caps of a path. If even the smallest grants do not fit,
+    /// returns the caps that deny.
     pub(super) fn within_caps<'k>(
         &self,
         asks: &'k [HoldRequest],
@@ -82,7 +83,7 @@ impl GateState<'_> {
         Ok(growths.into_iter().map(|growth| growth.to).collect())
     }
 
-    /// The caps that do not leave room for some growths.
+    /// Returns the caps that some growths would pass.
     pub(super) fn caps_passed(
         &self,
         path: &Path,
@@ -94,7 +95,7 @@ impl GateState<'_> {
         self.cap_deniers(&applicable_caps, growths, growths, at)
     }
 
-    /// The caps on a path for which one of some uses costs something.
+    /// Returns the caps on a path that count a cost for any of some uses.
     fn applicable_caps_met<'p, 'u>(
         &'p self,
         path: &'p Path,
@@ -144,13 +145,13 @@ impl GateState<'_> {
         self.counters.get(key).map(|counter| counter.level).unwrap_or_default()
     }
 
-    /// By how much a level that is checked would rise, or fall.
+    /// Returns the increase of a checked gauge, negative for a decrease.
     fn gauge_increase(&self, key: &CounterKey) -> Total {
         let counter = self.counters.get(key);
         counter.and_then(|counter| Some(counter.becomes? - counter.level.used)).unwrap_or_default()
     }
 
-    /// The caps that do not leave room for the least of what is asked.
+    /// Returns the caps that even the least requested quantities would pass.
     fn cap_deniers(
         &self,
         applicable_caps: &[ApplicableCap<'_>],
@@ -189,8 +190,8 @@ impl GateState<'_> {
     }
 }
 
-/// The largest multiple of a step, up to a bound, that fits, where what fits fits with less, too; one step
-/// does.
+/// Returns the largest multiple of a step, up to a bound, that fits. One step must fit. Every smaller
+/// multiple of a fitting one must fit.
 fn largest_multiple_that_fits(step: Quantity, bound: Quantity, fits: impl Fn(Quantity) -> bool) -> Quantity {
     let multiple = |n: i128| Total::from_nanos(n * step.nanos()).quantity();
     let (mut fitting, mut passing) = (1, bound.nanos() / step.nanos() + 1);

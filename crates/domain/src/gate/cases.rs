@@ -1,15 +1,17 @@
-//! What the gate answers, one row per call, in the manner of `TigerBeetle`'s tests of two-phase
-//! transfers. Members: `user` and `peer` are of `crew`, which is of `org`; only `plan seat` puts users
-//! on a plan, and `plan org` the org.
+//! Decisions of the gate as tables with one row per call, like `TigerBeetle`'s tests of two-phase
+//! transfers.
+//!
+//! `user` and `peer` are children of `crew`, which is a child of `org`. Only `plan seat` subscribes the
+//! users, and only `plan org` subscribes the org.
 //!
 //! ```text
-//! 0   plan seat tokens 100/lifetime                    what is given
-//! 10  reserve r1 tokens=40 -> held 40 | user.tokens 0+40   a call, its outcome, used and held after it
+//! 0   plan seat tokens 100/lifetime                    a given fact
+//! 10  reserve r1 tokens=40 -> held 40 | user.tokens 0+40   a call, its outcome, used+held after it
 //! ```
 //!
-//! Every table is played four ways, which must not differ: each call in a transaction of its own or the
-//! calls of a moment together in one, with what has expired swept or not. After each row every counter
-//! and every line must be what the events and the open reservations say.
+//! Every table runs four ways with equal results. Each call has its own transaction, or the calls of an
+//! instant share one. Expired reservations are swept or not. After each row, all counters and hold lines
+//! must match the events and open reservations.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
@@ -38,15 +40,15 @@ use crate::catalog::meter::StoredMeter;
 use crate::pricing::exchange::Rates;
 use crate::subjects::subscription::{Subscription, SubscriptionParams};
 
-/// Noon, the day before a month's last.
+/// Noon of the day before the last day of a month.
 const START: &str = "2026-01-30T12:00:00Z";
-/// No id of an event is taken.
+/// The taken event ids: none.
 static NONE: BTreeSet<Uuid> = BTreeSet::new();
 const AGE_MAX: Duration = Duration::from_hours(30 * 24);
 const SUBJECTS: [&str; 4] = ["user", "peer", "crew", "org"];
 const METERS: [&str; 3] = ["tokens", "requests", "storage"];
 
-/// A subject and its ancestors.
+/// Returns a subject and its ancestors.
 fn lineage(subject: &str) -> &'static [&'static str] {
     match subject {
         "user" => &["user", "crew", "org"],
@@ -65,7 +67,7 @@ fn is_on(subject: &str, path_id: i64) -> bool {
     lineage(of).contains(&subject)
 }
 
-/// `90`, `12h`, `2d` after the start; `-30` before it.
+/// Parses `90`, `12h` or `2d` as a time after the start, and `-30` as a time before it.
 fn time(text: &str) -> Timestamp {
     let (number, seconds) = match text.split_at(text.len() - 1) {
         (number, "h") => (number, 3_600),
@@ -80,8 +82,8 @@ fn quantity(text: &str) -> Quantity {
     text.parse().unwrap()
 }
 
-/// The words of a call as its body: `tokens=40` and `tokens<=40` under `amounts`, a subject, `step`, and
-/// the fields and properties of calls.
+/// Builds the request body from the words of a call. Quantities such as `tokens=40` and `tokens<=40` go
+/// under `amounts`. Other words are a subject, `step`, fields and properties.
 fn body(words: &[&str], amounts: &str) -> Value {
     let (mut fields, mut properties, mut list) = (Map::new(), Map::new(), Vec::new());
     for word in words {
@@ -115,7 +117,7 @@ fn body(words: &[&str], amounts: &str) -> Value {
     fields.into()
 }
 
-/// `[key=]meter[model] quota/period [soft] [reset]`; the quota `-` is none.
+/// Parses `[key=]meter[model] quota/period [soft] [reset]`; the quota `-` means unlimited.
 fn limit(text: &str) -> Value {
     let mut words = text.split_whitespace();
     let what = words.next().unwrap();
@@ -138,25 +140,25 @@ fn limit(text: &str) -> Value {
     limit
 }
 
-/// What is written down between transactions.
+/// The committed state between transactions.
 #[derive(Clone, Default)]
 struct World {
     now: Option<Timestamp>,
-    /// That of the configuration: it rises with every plan.
+    /// The version of the catalog, which rises with every plan.
     version: i64,
     plans: BTreeMap<String, Value>,
     terms: Arc<CatalogIndex>,
-    /// Since when a plan has a limit of a definition.
+    /// The instants from which plans have a limit of a definition.
     since: HashMap<(String, Uuid), EffectiveFrom>,
     subscriptions: BTreeMap<String, Subscription>,
     counters: BTreeMap<CounterKey, (CounterPeriod, Counter)>,
     lines: BTreeMap<HoldLineKey, HoldLine>,
     reservations: HashMap<Uuid, Reservation>,
-    /// On which path, when, what.
+    /// The recorded events, with path and time.
     events: Vec<(i64, Timestamp, Record)>,
 }
 
-/// A counter as the facts have it.
+/// A counter as computed from events and reservations.
 struct Fact {
     period: CounterPeriod,
     level: CounterState,
@@ -177,8 +179,8 @@ impl World {
         Path { id: path_id(subject), customer_id: None, members }.settled(self.clock(), &self.terms)
     }
 
-    /// `plan <key> [unmatched=allow,] <limits>`, `put <subject> plan=… status=… ends=… <limit>=<quota>`,
-    /// or `track <subject> <meter>=<value> [model=…]`.
+    /// Applies a fact: `plan <key> [unmatched=allow,] <limits>`, `put <subject> plan=… status=… ends=…
+    /// <limit>=<quota>`, or `track <subject> <meter>=<value> [model=…]`.
     fn give(&mut self, words: &[&str]) {
         match words {
             ["plan", key, limits @ ..] => self.plan(key, &limits.join(" ")),
@@ -215,7 +217,7 @@ impl World {
                     properties: crate::usage::event::Properties::stored(body.get("properties").cloned()),
                 };
                 self.events.push((path_id(subject), self.clock(), record));
-                // that recording counts is for others to show
+                // Other tests show that recording updates counters; here the counters are set.
                 let facts = self.facts();
                 for (key, (_, counter)) in &mut self.counters {
                     counter.level.used = facts[key].level.used;
@@ -270,7 +272,7 @@ impl World {
         }
     }
 
-    /// The first contact with a path on which nobody has a subscription.
+    /// Subscribes the root at the first request on a path without a subscription.
     fn meet(&mut self, words: &[&str]) {
         let ["reserve", _, words @ ..] = words else { return };
         let body = body(words, "reserve");
@@ -280,7 +282,7 @@ impl World {
         }
     }
 
-    /// What every counter must be, from events and reservations alone.
+    /// Computes every counter from events and reservations alone.
     fn facts(&self) -> BTreeMap<CounterKey, Fact> {
         let mut facts = BTreeMap::new();
         let mut instants = vec![self.clock()];
@@ -332,7 +334,7 @@ impl World {
         held.flat_map(|of| of.holds.iter().filter_map(move |hold| line(of, hold))).collect()
     }
 
-    /// Makes the counters that are missing, and drops those whose limit is not assigned any more.
+    /// Creates missing counters, and drops the counters of limits that are no longer assigned.
     fn load(&mut self) {
         let facts = self.facts();
         let stays = |key: &CounterKey, was: &CounterPeriod| {
@@ -371,7 +373,7 @@ impl World {
         book
     }
 
-    /// With what a book came to written down.
+    /// Returns the world after the changes of a state are committed.
     fn after(&self, book: &GateState<'_>) -> Self {
         let mut next = self.clone();
         for (key, counter) in &book.counters {
@@ -409,13 +411,13 @@ impl World {
         assert_eq!(ids.len(), self.events.len(), "{row}");
     }
 
-    /// What a call comes to, in words.
+    /// Makes a call and returns its outcome as text.
     fn call(&self, book: &mut GateState<'_>, words: &[&str]) -> String {
-        let [verb, words @ ..] = words else { panic!("no call") };
+        let [verb, words @ ..] = words else { panic!("a row without a call") };
         if *verb == "check" {
             return self.check(book, words);
         }
-        let [id, words @ ..] = words else { panic!("{verb} what") };
+        let [id, words @ ..] = words else { panic!("{verb} without an id") };
         let key = Digest::default().text(id).finish();
         let answer = match *verb {
             "reserve" => {
@@ -470,7 +472,7 @@ impl World {
         }
         assert!(
             answer.limits.is_sorted_by_key(|state| path_id(state.subject.as_str())),
-            "the nearest subject first"
+            "limit states must begin with the nearest subject"
         );
         let committed = |of: &Reservation| joined(of.holds.iter().map(|hold| &hold.committed));
         let status = |of: &Reservation| match of.status(book.moment.now) {
@@ -479,7 +481,7 @@ impl World {
             ReservationStatus::Released => "released",
             ReservationStatus::Expired => "expired",
         };
-        let (said, is_replayed) = match &answer.outcome {
+        let (text, is_replayed) = match &answer.outcome {
             CallOutcome::Held { reservation, replayed } => {
                 if !*replayed {
                     self.assert_hard_rule(reservation, answer);
@@ -513,7 +515,7 @@ impl World {
             }
             CallOutcome::Denied(denial) => {
                 for denier in &denial.denied_by {
-                    let Denier::Limit(denier) = denier else { panic!("no plan of these has caps") };
+                    let Denier::Limit(denier) = denier else { panic!("these plans have no caps") };
                     let asked = Total::from(denier.requested);
                     assert!(denier.used + denier.held + asked > denier.quota.unwrap().into(), "{denier:?}");
                     let name =
@@ -526,10 +528,10 @@ impl World {
             CallOutcome::Refused(refusal) => (refusal.code().to_owned(), false),
             CallOutcome::Invalid(violations) => (invalid(violations), false),
         };
-        if is_replayed { format!("replayed {said}") } else { said }
+        if is_replayed { format!("replayed {text}") } else { text }
     }
 
-    /// What was just held passes no quota.
+    /// Asserts that a new hold passes no quota.
     fn assert_hard_rule(&self, made: &Reservation, answer: &GateAnswer) {
         let path = self.path(SUBJECTS.iter().find(|subject| path_id(subject) == made.path_id).unwrap());
         for found in self.terms.of_path(&path).filter(|found| found.terms.is_hard()) {
@@ -543,7 +545,8 @@ impl World {
         }
     }
 
-    /// Used and held of `user.tokens`, now or in the period around `user.tokens@time`.
+    /// Returns `used+held` of a limit such as `user.tokens`, now or in the period around
+    /// `user.tokens@time`.
     fn level(&self, book: &GateState<'_>, name: &str) -> String {
         let (name, at) = name.split_once('@').map_or((name, self.clock()), |(name, at)| (name, time(at)));
         let (subject, key) = name.split_once('.').unwrap();
@@ -586,7 +589,7 @@ struct Row<'a> {
     text: &'a str,
     time: &'a str,
     words: Vec<&'a str>,
-    /// None of what is given.
+    /// The expected outcome; none for a given fact.
     outcome: Option<&'a str>,
     levels: Vec<(&'a str, &'a str)>,
 }
@@ -606,7 +609,7 @@ impl<'a> Row<'a> {
     }
 }
 
-/// What it comes to in the end.
+/// Plays a table in all four ways and returns the final world.
 fn play(table: &str) -> World {
     let [world, ..] =
         [(false, false), (false, true), (true, false), (true, true)].map(|(together, swept)| {
@@ -692,7 +695,7 @@ fn denials_name_the_limit_and_the_reason() {
         0   plan org tokens 150/lifetime, seats=requests 5/lifetime
         0   reserve u1 tokens=100                  -> held 100           | user.tokens 0+100, org.tokens 0+100
         1   reserve u2 tokens=1                    -> denied by user.tokens
-        # of the same crew, on a plan of its own: what is short is the org's
+        # `peer` is in the same crew on a separate plan, so only the org's limits are short
         1   reserve p1 peer tokens=51              -> denied by org.tokens | peer.tokens 0+0, org.tokens 0+100
         1   reserve p1 peer tokens=50 model=mini   -> denied by peer.mini | peer.tokens 0+0, org.tokens 0+100
         1   reserve p1 peer tokens=60 model=mini   -> denied by peer.mini, org.tokens
@@ -707,7 +710,7 @@ fn denials_name_the_limit_and_the_reason() {
         3   reserve c1 crew requests=1             -> denied by org.seats
         4   commit u1 tokens=90                    -> committed 90 [90]  | user.tokens 90+0, org.tokens 90+50
         4   reserve c1 crew tokens=10              -> held 10            | org.tokens 90+60, user.tokens 90+0
-        # what is lowered is obeyed at the next decision, and what was held is settled all the same
+        # a lowered quota applies to the next decision; older holds can still be committed
         5   plan org tokens 50/lifetime
         5   reserve p3 peer tokens=0               -> denied by org.tokens | org.tokens 90+60
         5   commit c1                              -> committed 10 [10]  | org.tokens 100+50
@@ -731,11 +734,11 @@ fn up_to_holds_grant_the_remaining_quota() {
         0   reserve r2 tokens<=80 model=mini       -> held 30            | user.tokens 0+70, user.mini 0+30
         0   reserve r3 tokens<=1 model=mini        -> denied by user.mini
         0   reserve r4 peer tokens<=80 requests<=9 -> held 50.5,2        | org.tokens 0+120.5, peer.requests 0+2
-        # half a request is left, and half a request is none
+        # half a request is left, which does not suffice for a whole request
         0   reserve r5 peer requests<=1            -> denied by peer.requests
         0   reserve r6 tokens<=30                  -> denied by org.tokens
         0   reserve r6 tokens<=0                   -> held 0             | user.tokens 0+70
-        # one hold up to what is left does not help another that does not fit
+        # an `up_to` hold that fits does not help another hold that does not fit
         0   reserve r7 requests<=9 tokens=1        -> denied by org.tokens | user.requests 0+0
         1   release r1                             -> released           | user.tokens 0+30
         1   reserve r8 tokens<=100                 -> held 40            | user.tokens 0+70
@@ -766,7 +769,7 @@ fn repeated_calls_replay_the_first_answer() {
         1   reserve r1 tokens=40 requests=1 ttl=90 model=mini -> id_reused
         1   reserve r1 tokens=40 requests=1 ttl=90 on_expiry=commit -> id_reused
         1   reserve r1 peer tokens=40 requests=1 ttl=90 -> id_reused     | peer.tokens 0+0
-        # a denial is not remembered
+        # a denial is not stored
         2   reserve r2 tokens=61                   -> denied by user.tokens
         2   reserve r2 tokens=60                   -> held 60            | user.tokens 0+100
         2   reserve r3 tokens=5                    -> denied by user.tokens
@@ -787,7 +790,7 @@ fn repeated_calls_replay_the_first_answer() {
         5   extend r1                              -> already_committed
         5   reserve r1 tokens=40 requests=1 ttl=90 -> replayed committed 40,1 | user.tokens 30+5
         5   reserve r1 tokens=40 requests=2 ttl=90 -> id_reused
-        # and long after its time
+        # replays work long after the event age
         40d commit r1 tokens=30                    -> replayed committed 30,1 [30,1]
         40d reserve r1 tokens=40 requests=1 ttl=90 -> replayed committed 40,1
         ",
@@ -795,7 +798,7 @@ fn repeated_calls_replay_the_first_answer() {
 }
 
 #[test]
-fn lost_answers_are_given_again_as_first_answers() {
+fn retries_after_lost_answers_are_replays() {
     play(
         "
         0   plan seat tokens 100/lifetime
@@ -819,7 +822,7 @@ fn cumulative_commits_reach_the_same_total_in_any_steps() {
         0   reserve r1 tokens=40 requests=2        -> held 40,2          | user.tokens 0+40, user.requests 0+2
         1   commit r1 tokens=10 step               -> held, committed 10,0 [10] | user.tokens 10+30, user.requests 0+2
         2   commit r1 tokens=25 requests=1 step    -> held, committed 25,1 [15,1] | user.tokens 25+15, user.requests 1+1
-        # repeated or reordered, a step does no harm
+        # a repeated or reordered step changes nothing
         2   commit r1 tokens=25 requests=1 step    -> replayed held, committed 25,1 [15,1] | user.tokens 25+15
         2   commit r1 tokens=10 step               -> held, committed 25,1 [] | user.tokens 25+15, org.tokens 25+15
         3   commit r1 tokens=20                    -> below_committed    | user.tokens 25+15
@@ -828,19 +831,19 @@ fn cumulative_commits_reach_the_same_total_in_any_steps() {
         3   commit r1 tokens=-1                    -> invalid_value /values/0/value
         3   commit r1 tokens=26 tokens=27          -> duplicate_meter /values
         3   commit r1 requests=1.5                 -> invalid_value /values/0/value
-        # a step may pass what is held, and what is held after it is none
+        # a step may pass the held quantity; then the hold keeps nothing
         4   commit r1 tokens=60 step               -> held, committed 60,1 [35] over_hold | user.tokens 60+0, user.requests 1+1
         4   reserve r2 tokens=41                   -> denied by user.tokens
         5   commit r1                              -> committed 60,2 [1] over_hold | user.tokens 60+0, user.requests 2+0
         5   commit r1 tokens=50 step               -> replayed committed 60,2 [] over_hold
         5   commit r1 tokens=70 step               -> already_committed  | user.tokens 60+0
-        # what was done is counted, whatever the quota
+        # recorded usage counts, whatever the quota
         6   reserve r2 tokens=40                   -> held 40            | user.tokens 60+40, org.tokens 60+40
         6   commit r2 tokens=200                   -> committed 200 [200] over_hold | user.tokens 260+0, org.tokens 260+0
         6   reserve r3 tokens=0                    -> denied by user.tokens, org.tokens
         6   reserve r3 requests=1                  -> held 1             | user.requests 2+1
         6   commit r3 requests=4                   -> committed 4 [4] over_hold | user.requests 6+0
-        # released in the middle: what was recorded stays
+        # a release keeps the usage recorded before it
         7   reserve r4 requests=3                  -> held 3             | user.requests 6+3
         7   commit r4 requests=1 step              -> held, committed 1 [1] | user.requests 7+2
         7   release r4                             -> released           | user.requests 7+0
@@ -853,38 +856,38 @@ fn cumulative_commits_reach_the_same_total_in_any_steps() {
 }
 
 #[test]
-fn holds_expire_when_nobody_settles_them() {
+fn unsettled_holds_expire() {
     play(
         "
         0   plan seat tokens 100/lifetime, requests 9/lifetime
         0   reserve r1 tokens=100                  -> held 100           | user.tokens 0+100
         59  reserve r2 tokens=1                    -> denied by user.tokens
-        # at that instant, for whoever comes first
+        # at the instant of expiry the quota is free for the next call
         60  reserve r2 tokens=100 ttl=10           -> held 100           | user.tokens 0+100
         60  reserve r1 tokens=100                  -> replayed expired 100 | user.tokens 0+100
         60  release r1                             -> expired            | user.tokens 0+100
         60  release r1                             -> expired            | user.tokens 0+100
         60  extend r1 ttl=60                       -> reservation_expired
         60  extend r1 tokens=1                     -> reservation_expired
-        # late, what was done is counted all the same, over any quota
+        # a late commit still counts its usage, even over the quota
         65  commit r1 tokens=80                    -> committed 80 [80] late | user.tokens 80+100
         65  commit r1 tokens=80                    -> replayed committed 80 [80] late | user.tokens 80+100
         65  commit r1 tokens=81                    -> already_committed
         65  release r1                             -> already_committed
         70  reserve r3 tokens=20 ttl=1             -> held 20            | user.tokens 80+20
-        # in steps
+        # the same in steps
         80  commit r3 tokens=0 step                -> expired, committed 0 [] | user.tokens 80+0
         80  commit r3 tokens=5 step                -> expired, committed 5 [5] late | user.tokens 85+0
         80  commit r3 tokens=5 step                -> replayed expired, committed 5 [5] late
         80  release r3                             -> expired            | user.tokens 85+0
         80  commit r3 tokens=30                    -> committed 30 [25] over_hold late | user.tokens 110+0
-        # a step in time is not late, the rest of it is
+        # a step in time is not late, but the final commit is
         90  reserve r4 requests=3 ttl=10           -> held 3             | user.requests 0+3
         95  commit r4 requests=1 step              -> held, committed 1 [1] | user.requests 1+2
         100 reserve r5 requests=8                  -> held 8             | user.requests 1+8
         100 commit r4                              -> committed 3 [2] late | user.requests 3+8
         101 release r5                             -> released
-        # nothing was used: late, and nothing is counted
+        # a late commit of zero counts nothing
         101 reserve r6 requests=1 ttl=1            -> held 1             | user.requests 3+1
         102 commit r6 requests=0                   -> committed 0 [] late | user.requests 3+0
         ",
@@ -906,16 +909,16 @@ fn holds_with_on_expiry_charge_are_committed_at_expiry() {
         60  commit r1 tokens=10 step               -> replayed committed 40,1 []
         60  release r1                             -> already_committed
         60  extend r1 ttl=60                       -> already_committed
-        # in time, it is like any other
+        # before its expiry, it behaves like any other
         61  reserve r3 tokens=10 on_expiry=commit  -> held 10            | user.tokens 40+10
         61  reserve r4 tokens=10 on_expiry=commit  -> held 10            | user.tokens 40+20
         61  reserve r5 tokens=10 on_expiry=commit ttl=1 -> held 10       | user.tokens 40+30
         61  commit r3 tokens=7                     -> committed 7 [7]    | user.tokens 47+20
         61  release r4                             -> released           | user.tokens 47+10
-        # nobody but the next caller may know of it yet
+        # the next call sees the expiry even if no sweep has run
         62  release r5                             -> already_committed  | user.tokens 57+0
         90  extend r5 ttl=90                       -> already_committed
-        # what passed its hold before is not charged again
+        # usage that passed the hold before the expiry is not charged again
         91  reserve r6 tokens=10 on_expiry=commit ttl=1 -> held 10       | user.tokens 57+10
         91  commit r6 tokens=15 step               -> held, committed 15 [15] over_hold | user.tokens 72+0
         92  commit r6 tokens=15                    -> replayed committed 15 [] over_hold | user.tokens 72+0
@@ -942,25 +945,25 @@ fn extensions_are_tested_against_the_same_limits() {
         60  extend r1 requests=1.5                 -> invalid_value /holds/0/value
         60  extend r1 tokens=1 tokens=2            -> duplicate_meter /holds
         60  extend r1 ttl=0                        -> invalid_ttl /ttl_seconds
-        # totals, steps included
+        # totals include the quantities of steps
         61  commit r1 tokens=20 step               -> held, committed 20,0 [20] | user.tokens 20+10
         61  extend r1 tokens=19                    -> below_committed    | user.tokens 20+10
         61  extend r1 tokens=20                    -> held 20,9 until 120 | user.tokens 20+0
         61  reserve p1 peer tokens=90              -> held 90            | org.tokens 20+90
         61  extend r1 tokens=61                    -> denied by org.tokens | user.tokens 20+0
         61  extend r1 tokens=60                    -> held 60,9 until 120 | user.tokens 20+40, org.tokens 20+130
-        # of what passed its hold, only what it passes next is new
+        # after usage above the hold, only the growth beyond that usage is tested
         62  commit r1 tokens=65 step               -> held, committed 65,0 [45] over_hold | user.tokens 65+0, org.tokens 65+90
         62  extend r1 tokens=64                    -> below_committed
         62  extend r1 tokens=101                   -> denied by user.tokens, org.tokens
         62  extend r1 tokens=66                    -> denied by org.tokens | user.tokens 65+0, org.tokens 65+90
         62  extend p1 tokens=80                    -> held 80 until 121  | user.tokens 65+0, org.tokens 65+80
         62  extend r1 tokens=70                    -> held 70,9 until 120 | user.tokens 65+5, user.requests 0+9
-        # less time than it had, too; a denial changes no time
+        # the expiry may become earlier; a denial leaves it unchanged
         63  extend r1 tokens=101 ttl=500           -> denied by user.tokens, org.tokens
         63  extend r1 ttl=2                        -> held 70,9 until 65 | user.tokens 65+5
         65  extend r1 ttl=2                        -> reservation_expired | user.tokens 65+0, user.requests 0+0
-        # time alone takes no quota: no test, though the quota is passed
+        # an extension of time needs no test, even over the quota
         66  reserve r2 requests=3                  -> held 3
         66  track user requests=20
         67  extend r2 ttl=100                      -> held 3 until 167   | user.requests 20+3
@@ -986,7 +989,7 @@ fn reservations_past_the_event_age_are_not_settled() {
         0   reserve r5 tokens=10 ttl=86400         -> held 10            | user.tokens 0+50
         9   commit r3 tokens=5 step                -> held, committed 5 [5] | user.tokens 5+45
         30d commit r1                              -> committed 10 [10] late | user.tokens 25+0
-        # a second too late
+        # one second after the event age
         2592001 commit r2                          -> reservation_too_old | user.tokens 25+0
         2592001 commit r2 tokens=0                 -> reservation_too_old
         2592001 commit r3 tokens=6 step            -> reservation_too_old
@@ -1000,7 +1003,7 @@ fn reservations_past_the_event_age_are_not_settled() {
 }
 
 #[test]
-fn released_quota_can_be_extended_while_it_can_be_settled() {
+fn reservations_can_be_extended_until_the_event_age() {
     use std::fmt::Write as _;
     let mut table =
         "0 plan seat tokens 100/lifetime\n0 reserve r1 tokens=10 ttl=86400 -> held 10\n".to_owned();
@@ -1038,9 +1041,9 @@ fn properties_select_the_limit_slice_for_the_whole_reservation() {
         3   commit r4 tokens=30                    -> committed 30 [30] over_hold | user.tokens 120+0, user.mini 50+0
         ",
     );
-    let said = world.events.iter().filter_map(|(_, _, record)| record.properties.to_json());
+    let text = world.events.iter().filter_map(|(_, _, record)| record.properties.to_json());
     let expected = r#"{"job":"7","model":"mini"} {"job":"8","model":"mini"} {"job":"8","model":"large"} {"model":"mini"}"#;
-    assert_eq!(said.collect::<Vec<_>>().join(" "), expected);
+    assert_eq!(text.collect::<Vec<_>>().join(" "), expected);
 }
 
 #[test]
@@ -1055,7 +1058,7 @@ fn soft_limits_count_without_denying() {
         1   reserve r3 tokens<=50 model=mini       -> held 30            | user.tokens 300+80, user.mini 0+30
         1   reserve r4 tokens=1 model=mini         -> denied by user.mini
         1   extend r2 tokens=99999                 -> held 99999 until 61 | user.tokens 300+100029
-        # a limit made hard counts what was held under it
+        # a limit that becomes hard includes earlier holds
         1   plan seat tokens 100/lifetime, requests -/lifetime
         1   reserve r5 tokens=1                    -> denied by user.tokens
         1   reserve r5 requests=9999999999999999999 -> held 9999999999999999999 | user.requests 7+9999999999999999999
@@ -1066,7 +1069,7 @@ fn soft_limits_count_without_denying() {
 }
 
 #[test]
-fn zero_value_holds_are_tested_too() {
+fn zero_value_holds_are_tested_against_quotas() {
     play(
         "
         0   plan seat tokens 100/lifetime, requests 0/lifetime
@@ -1083,7 +1086,7 @@ fn zero_value_holds_are_tested_too() {
         1   reserve z4 requests=0                  -> denied by user.requests
         1   check requests=0                       -> denied by user.requests
         60  reserve z1 tokens=0                    -> replayed committed 0 | user.tokens 0+0
-        # nothing held is committed by its expiry, without an event
+        # a zero-value hold is committed at its expiry without an event
         60  reserve z5 tokens=0 ttl=1 on_expiry=commit -> held 0
         61  commit z5                              -> replayed committed 0 []
         ",
@@ -1094,28 +1097,28 @@ fn zero_value_holds_are_tested_too() {
 fn holds_count_in_the_periods_of_their_creation() {
     play(
         "
-        # midnight is after 12 hours, the month's end after 36
+        # midnight is 12 hours after the start, the end of the month 36 hours
         0   plan seat day=tokens 100/day, month=tokens 150/month, hour=requests 2/hour
         43190 reserve r1 tokens=80                 -> held 80            | user.day 0+80, user.month 0+80
         43190 reserve r2 tokens=10                 -> held 10            | user.day 0+90, user.month 0+90
         43190 reserve r3 tokens=11                 -> denied by user.day
-        # a new day: nothing of it is used, though the month's is
+        # the new day has its whole quota, but the month does not
         12h reserve r3 tokens=61                   -> denied by user.month | user.day 0+0, user.month 0+90
         12h reserve r3 tokens=60                   -> held 60            | user.day 0+60, user.month 0+150, user.day@0 0+90
-        # it is settled where it was held
+        # a hold is committed in the period of its creation
         43201 commit r1 tokens=85                  -> committed 85 [85] over_hold | user.day 0+60, user.day@0 85+10, user.month 85+70
-        # and its growth is tested there
+        # its growth is tested in that period, too
         43201 extend r2 tokens=16 ttl=60           -> denied by user.day, user.month | user.day@0 85+10
         43201 extend r2 tokens=12 ttl=60           -> denied by user.month
         43201 commit r3 tokens=0                   -> committed 0 []     | user.day 0+0, user.month 85+10
         43201 extend r2 tokens=16 ttl=60           -> denied by user.day
         43201 extend r2 tokens=15 ttl=60           -> held 15 until 43261 | user.day 0+0, user.day@0 85+15
         43261 reserve r4 tokens=60                 -> held 60            | user.day 0+60, user.day@0 85+0, user.month 85+60
-        # late, over the month's end
+        # late commits after the end of the month
         36h commit r2                              -> committed 15 [15] late | user.day@0 100+0, user.month@0 100+0, user.month 0+0
         36h commit r4 tokens=70                    -> committed 70 [70] over_hold late | user.day 0+0, user.day@12h 70+0, user.month@0 170+0
         36h reserve r5 tokens=100                  -> held 100           | user.day 0+100, user.month 0+100
-        # charged at an expiry that lies in the next hour: to the hour before
+        # a charge at an expiry in a later hour counts in the hour of the reservation
         38h reserve r6 requests=2 on_expiry=commit ttl=7200 -> held 2    | user.hour 0+2
         39h reserve r7 requests=2                  -> held 2             | user.hour 0+2, user.hour@38h 0+2
         40h reserve r8 requests=2                  -> held 2             | user.hour 0+2, user.hour@38h 2+0, user.hour@39h 0+0
@@ -1135,7 +1138,7 @@ fn new_limits_count_earlier_usage() {
         2   plan seat tokens 100/lifetime, day=tokens 40/day
         2   reserve r3 tokens=6                    -> denied by user.day | user.day 25+10
         2   reserve r3 tokens=5                    -> held 5             | user.day 25+15, user.tokens 25+15
-        # and what is taken away is forgotten; what was held under it is settled all the same
+        # a removed limit forgets its counter; its holds can still be committed
         3   plan seat requests 5/lifetime
         3   reserve r4 tokens=1                    -> denied unmatched
         3   commit r3                              -> committed 5 [5]
@@ -1143,7 +1146,7 @@ fn new_limits_count_earlier_usage() {
         3   extend r2 ttl=86400                    -> held 10 until 86403
         4   plan seat tokens 100/lifetime
         4   reserve r4 tokens=60                   -> held 60            | user.tokens 30+70
-        # a day that was over before there was a limit has no quota to pass
+        # a day before the limit existed has no quota to pass
         43500 plan seat tokens 120/lifetime, day=tokens 5/day
         43500 extend r2 tokens=60                  -> held 60 until 86403 | user.tokens 30+60, user.day 0+0
         ",
@@ -1160,13 +1163,13 @@ fn plan_changes_keep_or_reset_counters() {
         0   reserve r1 tokens=60                   -> held 60            | user.tokens 0+60
         1   commit r1                              -> committed 60 [60]
         1   reserve r2 tokens=40                   -> held 40            | user.tokens 60+40
-        # what was used and held counts under the new quota
+        # used and held quantities count under the new quota
         2   put user plan=pro
         2   reserve r3 tokens=101                  -> denied by user.tokens
         2   reserve r3 tokens=100                  -> held 100           | user.tokens 60+140
         2   put user plan=pro tokens=10
         2   reserve r4 tokens=0                    -> denied by user.tokens
-        # counted anew from here on: what belongs before counts no more, whenever it is settled
+        # after a reset, earlier reservations no longer count, whenever they are committed
         3   put user plan=trial
         3   reserve r4 tokens=51                   -> denied by user.tokens | user.tokens 0+0
         3   reserve r4 tokens=30                   -> held 30            | user.tokens 0+30
@@ -1190,7 +1193,7 @@ fn renewals_start_a_new_billing_period() {
         0   reserve r1 tokens=60 ttl=86400         -> held 60            | user.tokens 0+60
         0   reserve r2 tokens=10 ttl=86400         -> held 10            | user.tokens 0+70
         9   commit r2                              -> committed 10 [10]  | user.tokens 10+60
-        # earlier than it was to be
+        # earlier than expected
         10  put user plan=pro cycle=10
         11  reserve r3 tokens=100                  -> held 100           | user.tokens 0+100, user.tokens@0 10+60
         12  commit r1 tokens=50                    -> committed 50 [50]  | user.tokens 0+100, user.tokens@0 60+0
@@ -1206,7 +1209,7 @@ fn renewals_start_a_new_billing_period() {
 fn prechecks_deny_before_quotas_and_in_order() {
     play(
         "
-        # nobody on the path has a plan, and there is no default
+        # no subject on the path has a plan, and there is no default plan
         0   plan pro tokens 100/lifetime
         0   reserve r1 tokens=1                    -> denied no_subscription
         0   check tokens=1                         -> denied no_subscription
@@ -1217,7 +1220,7 @@ fn prechecks_deny_before_quotas_and_in_order() {
         0   reserve r2 requests=1                  -> denied unmatched
         0   reserve r2 tokens=500 requests=1       -> denied unmatched   | org.tokens 0+1
         0   reserve r2 tokens=500                  -> denied by org.tokens
-        # any that may not use stands in the way of all below it
+        # an inactive subscription blocks all subjects below it
         1   plan lax unmatched=allow, tokens 10/lifetime, mini=requests[mini] 1/lifetime
         1   put user plan=lax
         1   reserve r2 requests=1                  -> held 1             | org.tokens 0+1, user.mini 0+0
@@ -1230,16 +1233,16 @@ fn prechecks_deny_before_quotas_and_in_order() {
         1   put org plan=pro status=incomplete
         1   reserve r4 tokens=1                    -> denied subscription_inactive
         1   reserve r5 peer tokens=1               -> denied subscription_inactive
-        # the nearest plan decides about what no limit matches
+        # the nearest plan decides about uses without a matching limit
         2   put org plan=lax
         2   put user plan=pro
         2   reserve r4 requests=1                  -> denied unmatched
         2   reserve r4 peer requests=1             -> held 1
-        # what is held can be settled whatever the subscription has become
+        # holds can be committed and released under any subscription status
         3   put user plan=pro status=canceled
         3   commit r1                              -> committed 1 [1]    | org.tokens 1+1, user.tokens 1+0
         3   release r2                             -> released
-        # an end is an end at its instant, carried out or not
+        # a subscription ends at its instant, even before the end is written
         4   put user plan=pro ends=9
         8   reserve r6 tokens=1                    -> held 1             | user.tokens 1+1
         9   reserve r7 tokens=1                    -> denied subscription_inactive
@@ -1256,11 +1259,11 @@ fn default_plan_is_assigned_to_the_root_subject() {
         0   plan default tokens 100/lifetime
         0   plan pro tokens 10/lifetime, requests 5/lifetime
         0   check tokens=101                       -> denied by org.tokens | org.tokens 0+0
-        # not where anybody on the path has one of its own
+        # a path with its own subscription does not get the default plan
         0   put peer plan=pro
         0   reserve p1 peer tokens=10 requests=1   -> held 10,1          | peer.tokens 0+10, org.tokens 0+0
         0   reserve p2 peer tokens=1               -> denied by peer.tokens
-        # once the root has it, it has it for all, with what they hold
+        # the root's default plan counts for all subjects below it, with their earlier holds
         1   reserve r1 tokens=91                   -> denied by org.tokens | org.tokens 0+10
         1   reserve r1 tokens=60                   -> held 60            | org.tokens 0+70
         1   reserve r2 requests=1                  -> denied unmatched
@@ -1292,7 +1295,7 @@ fn gauge_checks_use_the_value_after_the_change() {
 
 #[test]
 fn moved_billing_cycles_keep_recorded_usage() {
-    // the biller says when it began a little later than it began
+    // The biller corrects the start of the billing cycle to a slightly later time.
     play(
         "
         0   plan seat tokens 100/billing
@@ -1338,7 +1341,7 @@ fn releases_with_lost_answers_apply_once() {
     );
 }
 
-/// A path whose one member has these limits, to match with levels.
+/// Runs a test on the limits of a path with one subject.
 fn with_limits<T>(limits: &str, run: impl FnOnce(&[ApplicableLimit<'_>]) -> T) -> T {
     let mut world = World { now: Some(time("0")), ..World::default() };
     world.plan("org", limits);
@@ -1346,7 +1349,8 @@ fn with_limits<T>(limits: &str, run: impl FnOnce(&[ApplicableLimit<'_>]) -> T) -
     run(&world.terms.of_path(&path).collect::<Vec<_>>())
 }
 
-/// Limits; used and held of each; asked; granted exactly, up to it, and up to it in whole units.
+/// Limits; their `used` and `held`; the request; the grant for `all`, for `up_to`, and for `up_to` in whole
+/// units.
 type Case<'a> = (&'a str, &'a [(&'a str, &'a str)], &'a str, [Option<&'a str>; 3]);
 
 #[test]
@@ -1377,9 +1381,9 @@ fn granted_values_follow_requested_value_and_mode() {
             most,
             [None, Some("9999999999999999998.999999999"), Some("9999999999999999998")],
         ),
-        // so far beyond that no quantity says by how much
+        // the overage is larger than any quantity
         (&hard("10"), &[("9999999999999999999", "9999999999999999999")], "1", [None; 3]),
-        // the least of several; none where one is full, and soft ones do not speak
+        // the smallest remainder of all hard limits counts; soft limits do not
         (
             "tokens 10/day, m=tokens 7/month, y=tokens 1/year soft",
             &[("1", "0"), ("1", "1"), ("9", "0")],
@@ -1411,7 +1415,7 @@ fn granted_values_follow_requested_value_and_mode() {
 
 #[test]
 fn credits_cover_only_the_overage_of_their_own_use() {
-    // the quota; used, held and covered; asked; what of it credits are to bear
+    // quota; used, held and covered; requested quantity; quantity that needs credits
     let cases = [
         ("10", ["4", "2", "0"], "4", "0"),
         ("10", ["4", "2", "0"], "4.000000001", "0.000000001"),
@@ -1419,16 +1423,16 @@ fn credits_cover_only_the_overage_of_their_own_use() {
         ("10", ["15", "5", "10"], "3", "3"),
         ("10", ["15", "5", "12"], "3", "1"),
         ("10", ["10", "0", "0"], "0", "0"),
-        // what was recorded beyond the quota and never covered is nobody's to pay for
+        // uncovered usage above the quota is not paid for later
         ("10", ["30", "0", "5"], "3", "3"),
         ("0", ["0.666666667", "0", "0"], "1", "1"),
         ("0", ["1", "0", "0.333333333"], "1", "1"),
-        // a lowered quota neither
+        // the same after the quota was lowered
         ("1", ["8", "1", "0"], "2", "2"),
-        // of nothing: the least, as it may run where any use may
+        // a zero-value use needs the smallest unit
         ("10", ["10.5", "0", "0"], "0", "0.000000001"),
         ("-", ["30", "0", "0"], "3", "0"),
-        // taken back: what credits bore is free quota
+        // usage was voided: the quantity that credits paid for is free quota
         ("10", ["0", "0", "5"], "20", "5"),
     ];
     for (quota, levels, asked, expected) in cases {
@@ -1441,33 +1445,34 @@ fn credits_cover_only_the_overage_of_their_own_use() {
 }
 
 #[test]
-fn a_counter_starts_at_zero_only_where_nothing_can_have_been_recorded() {
-    // on its plan since noon, the limit older or younger; a day begins at 12h, five minutes are 300
+fn counters_start_at_zero_only_without_earlier_usage() {
+    // the subscription starts at noon, the limit before or after it; a day begins at 12h; 300 is five
+    // minutes
     let cases = [
-        // pristine, the limit in place when the subject came: from its first day on
+        // a pristine subject with an older limit: zero from its first day on
         (true, "0", "0", "0", true),
         (true, "0", "-90", "0", true),
         (true, "0", "0", "12h", true),
-        // a limit that came later must look, and in the next day no more
+        // a younger limit must count earlier usage on its first day, but not on the next
         (true, "0", "1", "1", false),
         (true, "0", "1", "12h", true),
-        // something was recorded before it came
+        // usage was recorded before the subscription
         (false, "0", "0", "0", false),
         (false, "0", "0", "12h", true),
-        // just before midnight an event may lie ahead, in the day that has not begun
+        // just before midnight, events of the next day may already be recorded
         (false, "42900", "0", "12h", true),
         (false, "42901", "0", "12h", false),
         (false, "42901", "0", "36h", true),
         (false, "0", "42901", "12h", false),
         (true, "42901", "0", "12h", true),
         (true, "0", "42901", "12h", false),
-        // a day before it came
+        // a day before the subscription
         (false, "0", "0", "-1d", false),
         (true, "0", "0", "-1d", true),
     ];
     for (pristine, terms_since, limit_since, at, expected) in cases {
         with_limits("tokens 5/day, requests 5/lifetime", |limits| {
-            // the clock goes along with the version of the configuration
+            // a later limit also has a later version of the catalog
             let came_later = time(limit_since) > time(terms_since);
             let subscription = Subscription {
                 terms_since: time(terms_since),
@@ -1480,7 +1485,7 @@ fn a_counter_starts_at_zero_only_where_nothing_can_have_been_recorded() {
                     EffectiveFrom { at: time(limit_since), version: if came_later { 2 } else { 1 } };
                 let found = ApplicableLimit { subscription: &subscription, terms: &terms, ..*found };
                 let counter = found.counter_at(time(at)).unwrap();
-                // a lifetime began before any limit
+                // a lifetime period began before any limit
                 let is_day = found.key().as_str() == "tokens";
                 let expected = if is_day { expected } else { pristine && !came_later };
                 assert_eq!(
@@ -1491,7 +1496,7 @@ fn a_counter_starts_at_zero_only_where_nothing_can_have_been_recorded() {
             }
         });
     }
-    // of unknown age: it must look
+    // an unknown age requires counting
     with_limits("tokens 5/day", |limits| {
         let mut terms = limits[0].terms.clone();
         terms.since = EffectiveFrom { at: Timestamp::MAX, version: i64::MAX };
@@ -1502,22 +1507,22 @@ fn a_counter_starts_at_zero_only_where_nothing_can_have_been_recorded() {
 }
 
 #[test]
-fn a_counter_after_a_reset_counts_from_there() {
+fn counters_count_from_their_reset() {
     with_limits("tokens 5/day", |limits| {
         let [found] = limits else { panic!("{limits:?}") };
         let mut subscription = found.subscription.clone();
         subscription.resets.insert(found.terms.definition, time("1h"));
         let found = ApplicableLimit { subscription: &subscription, ..*found };
-        // what happened before it in its period is not counted any more
+        // earlier usage in the period no longer counts
         assert_eq!(found.counter_at(time("3599")), None);
         let counter = found.counter_at(time("1h")).unwrap();
         assert_eq!((counter.since, counter.counted_span().to), (time("1h"), time("12h")));
         assert_eq!((counter.key.period_start, counter.period.from), (time("-12h"), time("-12h")));
-        // the day before is not either, and the day after counts as a whole
+        // the day before no longer counts, and the next day counts completely
         assert_eq!(found.counter_at(time("-1d")), None);
         let next = found.counter_at(time("12h")).unwrap();
         assert_eq!((next.since, next.key.period_start), (time("12h"), time("12h")));
-        // it is closed a while after its end
+        // a counter is closed some time after its period ends
         assert!(!counter.is_closed(time("43499")) && counter.is_closed(time("43500")));
     });
 }

@@ -31,7 +31,7 @@ pub struct LimitTerms {
     pub aggregation: Aggregation,
     /// See [`Limit::definition`].
     pub definition: Uuid,
-    /// The time from which its plan has a limit of this definition.
+    /// The instant from which the plan has a limit of this definition.
     pub since: EffectiveFrom,
 }
 
@@ -40,18 +40,18 @@ impl LimitTerms {
         self.limit.enforcement == Enforcement::Hard
     }
 
-    /// Returns whether credits cover usage above its quota.
+    /// Returns whether credits cover use above the quota.
     pub fn is_covered(&self) -> bool {
         self.limit.overage == Overage::Credits
     }
 
-    /// Returns whether it has a counter, which can be held; otherwise its gauge is read.
+    /// Returns whether the limit has a counter that can be held. Otherwise its gauge is read.
     pub fn uses_counter(&self) -> bool {
         self.aggregation.is_reservable()
     }
 }
 
-/// The terms of a plan.
+/// The indexed limits, prices and caps of a plan.
 #[derive(Debug, Default)]
 struct PlanTerms {
     limits: Vec<LimitTerms>,
@@ -65,7 +65,7 @@ struct PlanTerms {
 pub struct CatalogIndex {
     pub catalog: Catalog,
     meters: HashMap<MeterKey, StoredMeter>,
-    /// In order.
+    /// The meter keys, in order.
     meter_keys: Vec<MeterKey>,
     by_event_name: HashMap<String, Vec<MeterKey>>,
     by_stripe_name: HashMap<String, MeterKey>,
@@ -127,7 +127,7 @@ impl CatalogIndex {
         self.meters.get(key)
     }
 
-    /// Returns every meter, by key.
+    /// Returns all meters, ordered by key.
     pub fn meters(&self) -> impl Iterator<Item = &StoredMeter> {
         self.meter_keys.iter().filter_map(|key| self.meters.get(key))
     }
@@ -136,19 +136,20 @@ impl CatalogIndex {
         self.meters.values().find(|terms| terms.id == id)
     }
 
-    /// Returns the meters of events of a name, by key.
+    /// Returns the meters of an event name, ordered by key.
     pub fn meters_of(&self, event_name: &str) -> impl Iterator<Item = &StoredMeter> + Clone {
         let keys = self.by_event_name.get(event_name).map_or(&[][..], Vec::as_slice);
         keys.iter().filter_map(|key| self.meters.get(key))
     }
 
-    /// Returns the first meter with an event name in Stripe, else the first with that event name of its own.
+    /// Returns the first meter with this Stripe event name, or else the first meter with this own event
+    /// name.
     pub fn meter_in_stripe(&self, event_name: &str) -> Option<&StoredMeter> {
         let named = self.by_stripe_name.get(event_name).and_then(|key| self.meters.get(key));
         named.or_else(|| self.meters_of(event_name).next())
     }
 
-    /// Returns whether credits cover usage above the quota of any limit.
+    /// Returns whether any limit lets credits cover use above its quota.
     pub fn has_covered(&self) -> bool {
         self.plans.values().flat_map(|plan| &plan.limits).any(LimitTerms::is_covered)
     }
@@ -157,7 +158,7 @@ impl CatalogIndex {
         self.plans.get(plan).map_or(&[], |plan| &plan.limits)
     }
 
-    /// Returns a limit of a definition, of any plan.
+    /// Returns a limit of a definition, from any plan.
     pub fn limit_of(&self, definition: Uuid) -> Option<&LimitTerms> {
         self.plans.values().flat_map(|plan| &plan.limits).find(|terms| terms.definition == definition)
     }
@@ -167,7 +168,8 @@ impl CatalogIndex {
         self.plans.get(plan).map_or(&[], |plan| &plan.caps)
     }
 
-    /// Returns the prices of a subscription in each currency: those of its plan, and its own.
+    /// Returns the prices of a subscription in each currency. Its own prices are merged with those of its
+    /// plan.
     pub fn prices_of<'a>(&'a self, subscription: &Subscription) -> &'a [CountedPrices] {
         if subscription.prices.is_empty() {
             return self.plans.get(&subscription.plan).map_or(&[], |plan| &plan.prices);
@@ -184,25 +186,25 @@ impl CatalogIndex {
         self.prices_of(subscription).iter().map(|prices| &prices.book).collect()
     }
 
-    /// Returns whether so many subscriptions with own prices are kept that the index is to be read anew.
+    /// Returns whether the index keeps so many subscriptions with own prices that it must be read again.
     pub fn is_full(&self) -> bool {
         self.own_prices.is_full()
     }
 
-    /// Returns the prices that rate usage on a path: those of the nearest plan with prices.
+    /// Returns the prices that rate the usage of a path: those of the nearest plan with prices.
     pub fn prices_on<'a>(&'a self, path: &Path) -> &'a [CountedPrices] {
         let subscriptions = path.members.iter().filter_map(|member| member.subscription.as_ref());
         subscriptions.map(|own| self.prices_of(own)).find(|prices| !prices.is_empty()).unwrap_or_default()
     }
 
-    /// Returns the commitment of the subject at the start of a path, where its own plan has prices: subjects below
-    /// have no bill.
+    /// Returns the commitment of the subject at the start of a path, if its own plan has prices. Subjects
+    /// below it have no bill.
     pub fn commitment_of<'a>(&'a self, path: &'a Path, currency: Currency) -> Option<&'a Commitment> {
         let own = path.members.first()?.subscription.as_ref()?;
         if self.prices_of(own).is_empty() { None } else { own.commitment(&self.catalog, currency) }
     }
 
-    /// Returns the limits that apply to a use of a meter, the nearest subject's first.
+    /// Returns the limits that apply to a use of a meter, beginning with the nearest subject.
     pub fn matching<'a>(
         &'a self,
         path: &'a Path,
@@ -214,7 +216,7 @@ impl CatalogIndex {
         })
     }
 
-    /// Returns every limit of every plan on a path, the nearest subject's first.
+    /// Returns all limits of the path's plans, beginning with the nearest subject.
     pub fn of_path<'a>(&'a self, path: &'a Path) -> impl Iterator<Item = ApplicableLimit<'a>> {
         path.members.iter().flat_map(|member| self.of_member(member))
     }
@@ -233,7 +235,7 @@ impl CatalogIndex {
 }
 
 impl Path {
-    /// Returns whether a subscription on it has ended without that being carried out.
+    /// Returns whether a subscription of the path has ended and its end is not applied yet.
     pub fn has_due_end(&self, now: Timestamp, terms: &CatalogIndex) -> bool {
         let mut subscriptions = self.members.iter().filter_map(|member| member.subscription.as_ref());
         subscriptions.any(|subscription| subscription.ended(&terms.catalog, now).is_some())
@@ -281,7 +283,8 @@ impl ApplicableLimit<'_> {
         self.terms.limit.period_at(&self.subscription.cycle, at)
     }
 
-    /// Returns the counter around an instant, or none where usage at that time is not counted any more.
+    /// Returns the counter of the period around an instant, or none if usage of that time is no longer
+    /// counted.
     pub fn counter_at(&self, at: Timestamp) -> Option<CounterPeriod> {
         let counter = self.counter_of(self.period_at(at));
         (counter.since <= at).then_some(counter)
@@ -290,8 +293,8 @@ impl ApplicableLimit<'_> {
     fn counter_of(&self, period: Span) -> CounterPeriod {
         let Self { member, subscription, terms } = self;
         let reset = subscription.resets.get(&terms.definition).copied();
-        // While a limit is assigned, every writer creates its counter. So a counter that is missing though its
-        // period began later counts nothing; events may lie a little ahead.
+        // While a limit is assigned, every writer creates its counter. So a missing counter is zero if its
+        // period began after the assignment. Event times may lie slightly ahead of the clock.
         let assigned = subscription.terms_since.max(terms.since.at);
         let began_assigned = period.from >= assigned.saturating_add(EVENT_AHEAD_MAX);
         let nothing_before = subscription.pristine_version.is_some_and(|began| terms.since.version <= began);

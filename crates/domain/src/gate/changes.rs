@@ -1,5 +1,4 @@
-//! Applies a reservation's change to the state: to counters and their lines, to held credits, and to the
-//! events to record.
+//! Changes of the state by a reservation: counters and hold lines, held credits, and events to record.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -15,7 +14,7 @@ use crate::credits::coverage::{CreditCoverage, covered};
 use crate::gate::counter::CounterKey;
 use crate::gate::path::Path;
 
-/// A reservation's change; before it there may be none.
+/// A change of a reservation. A new reservation has no state before it.
 pub(super) struct Transition<'r> {
     pub(super) before: Option<&'r Reservation>,
     pub(super) after: &'r Reservation,
@@ -27,10 +26,10 @@ struct HoldChange<'r> {
     before: Option<&'r Reservation>,
     after: &'r Reservation,
     hold: &'r Hold,
-    /// The quantity that it holds before and after the change.
+    /// The quantity that the hold keeps before and after the change.
     was_open: Quantity,
     is_open: Quantity,
-    /// The credits that it holds before the change.
+    /// The credits that the hold keeps before the change.
     covers: &'r [CreditCoverage],
     record: Option<&'r Record>,
 }
@@ -38,7 +37,7 @@ struct HoldChange<'r> {
 /// The credits of a hold after its change.
 struct CarriedCovers {
     held: Vec<CreditCoverage>,
-    /// Credits that the change spends for good.
+    /// Credits that the change spends.
     paid: Vec<CreditCoverage>,
 }
 
@@ -60,7 +59,7 @@ impl Transition<'_> {
 }
 
 impl GateState<'_> {
-    /// Applies a change. `added`: the credits for what it holds anew, hold by hold.
+    /// Applies a change. `added` has the credits for the additional quantity of each hold.
     pub(super) fn apply(&mut self, transition: Transition<'_>, added: Vec<Vec<CreditCoverage>>) {
         let Some(path) = self.paths.get(&transition.after.path_id).cloned() else { return };
         let (mut next, mut added) = (transition.after.clone(), added.into_iter());
@@ -84,10 +83,10 @@ impl GateState<'_> {
         self.reservations.insert(after.key, next);
     }
 
-    /// Changes the counters that count a hold, and its lines on them.
+    /// Changes the counters of a hold and its hold lines on them.
     fn change_counters(&mut self, path: &Path, change: &HoldChange<'_>, covers: &CarriedCovers) {
         let (hold, after) = (change.hold, change.after);
-        // limits of one definition, a soft one below a hard one, share a counter
+        // A soft and a hard limit of one definition share a counter, which is changed once.
         let mut done = BTreeSet::new();
         for counter_source in
             self.terms.counter_sources(path, &hold.meter, &hold.properties, after.created_at)
@@ -127,7 +126,7 @@ impl GateState<'_> {
         }
     }
 
-    /// Takes what a hold recorded out of credits: what it held, and what grants have for the rest.
+    /// Pays for the recorded quantity: first with held credits, then with what the grants have left.
     fn pay(&mut self, path: &Path, change: &HoldChange<'_>, paid: &[CreditCoverage]) {
         let Some(record) = change.record else { return };
         let at = change.after.created_at;
@@ -144,12 +143,12 @@ impl GateState<'_> {
         }
     }
 
-    /// Moves the held credits of a hold along with it.
+    /// Spends, releases and adds held credits as the hold changes.
     fn carry_covers(&mut self, change: &HoldChange<'_>, added: Vec<CreditCoverage>) -> CarriedCovers {
         let (paid, mut held) = self.spend_covers(change);
         let recorded = change.record.map_or(Quantity::default(), |record| record.quantity);
         let left = change.was_open.above(recorded);
-        // where nothing is left open, nothing is held for it either
+        // A hold without an open quantity holds no credits.
         let back = if change.is_open.is_zero() { Quantity::MAX } else { left.above(change.is_open) };
         if !back.is_zero() {
             held = self.release_covers(change, &held, back);
@@ -159,7 +158,7 @@ impl GateState<'_> {
         CarriedCovers { held, paid }
     }
 
-    /// Spends the credits held for what a hold recorded; returns what is spent and what stays held.
+    /// Spends the credits held for the recorded quantity. Returns the spent and the still held credits.
     fn spend_covers(&mut self, change: &HoldChange<'_>) -> (Vec<CreditCoverage>, Vec<CreditCoverage>) {
         let Some(record) = change.record else { return (Vec::new(), change.covers.to_vec()) };
         let within = record.quantity.min(change.was_open);
@@ -175,7 +174,7 @@ impl GateState<'_> {
         (spent, kept)
     }
 
-    /// Gives back the credits held for the last units of a hold; returns what stays held.
+    /// Releases the credits held for the last units of a hold. Returns the credits that stay held.
     fn release_covers(
         &mut self,
         change: &HoldChange<'_>,
@@ -210,7 +209,7 @@ impl GateState<'_> {
         }
     }
 
-    /// Changes the lines of a reservation on grants.
+    /// Changes the credit lines of a reservation.
     fn change_credit_lines(&mut self, before: Option<&Reservation>, after: &Reservation) {
         let now = self.moment.now;
         if let Some(old) = before.filter(|old| old.is_holding(now)) {
@@ -223,7 +222,8 @@ impl GateState<'_> {
         let (expires_at, on_expiry) = (after.expires_at, after.on_expiry);
         for cover in after.holds.iter().flat_map(|hold| &hold.covers) {
             let subject_id = cover.subject_id;
-            // a cost so small that its last digit was charged with what is spent of it already holds nothing
+            // A tiny cost can be charged completely with the units spent before; then no amount is left to
+            // hold.
             for part in cover.parts.iter().filter(|part| part.amount > Total::default()) {
                 let key = CreditLineKey { grant: part.grant, expires_at, reservation: after.key };
                 let line = CreditLine { subject_id, on_expiry, amount: Total::default() };

@@ -1,4 +1,5 @@
-//! Prices as spend caps count their usage. Each price has counters of its own, named by the usage that it rates.
+//! Prices as spend caps count their usage. Each price has its own counters, named by the usage that it
+//! rates.
 
 use std::collections::BTreeSet;
 use std::sync::OnceLock;
@@ -20,18 +21,18 @@ use crate::pricing::rating::RatedQuantity;
 use crate::subjects::subscription::Subscription;
 use crate::usage::event::Properties;
 
-/// The amount that a counter adds up.
+/// The amount that a counter sums.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum CapMeasure {
     Quantity,
     /// The fee of each event, in minor units, rounded up to the digits of a quantity.
     Fees,
-    /// The part of each event's fee above the plain percentage of its value, rounded likewise.
+    /// The part of each event's fee above the plain percentage of its value, rounded up likewise.
     Excess,
 }
 
 impl CapMeasure {
-    /// Returns a word for the measures that look at each event.
+    /// Returns the name of a measure that is summed event by event.
     pub(super) fn word(self) -> Option<&'static str> {
         match self {
             Self::Quantity => None,
@@ -41,18 +42,18 @@ impl CapMeasure {
     }
 }
 
-/// A price book with the numbers of its meters.
+/// A price book with the ids of its meters.
 #[derive(Debug, Clone)]
 pub struct CountedPrices {
     pub book: PriceBook,
     slices: Vec<SliceTerms>,
-    /// The time from which all of its prices are in effect.
+    /// The instant from which all prices of the book are in effect.
     pub(super) since: EffectiveFrom,
 }
 
 #[derive(Debug, Clone, Copy)]
 struct SliceTerms {
-    /// The place of the price in the book.
+    /// The position of the price in the book.
     place: usize,
     meter_id: i32,
     aggregation: Aggregation,
@@ -66,7 +67,7 @@ impl AsRef<PriceBook> for CountedPrices {
 }
 
 impl CountedPrices {
-    /// Reads the prices of each currency. `meter` looks a meter up, `since` a definition.
+    /// Returns the prices of each currency. `meter` looks up a meter, and `since` a definition.
     pub(super) fn of_each_currency(
         prices: &[Price],
         meter: impl Fn(&MeterKey) -> Option<(i32, Aggregation)>,
@@ -97,23 +98,24 @@ impl CountedPrices {
     }
 }
 
-/// Names the usage that a price rates; another amount does not change the name.
+/// Returns the name of the usage that a price rates. The price's amount is not part of the name.
 fn definition(rated: &RatedSlice<'_>) -> Uuid {
     let part = |price: &Price| (price.filter.clone(), price.effective_from, price.effective_to);
     let parts: Vec<_> = std::iter::once(rated.price).chain(rated.rivals()).map(part).collect();
-    // names and times always serialise
+    // Names and times always serialize.
     let text = serde_json::to_vec(&(&rated.price.meter, parts)).unwrap_or_default();
     Digest::default().text("price").bytes(&text).finish()
 }
 
-/// Names the fees that a price takes of each event; none where it looks at their sum alone.
+/// Returns the name of the fees that a price takes from each event. Returns none for a price that rates
+/// only the sum.
 fn event_definition(price: &Price, definition: Uuid) -> Option<Uuid> {
     let Model::Percentage { .. } = price.model else { return None };
     let text = serde_json::to_vec(&(&price.model, !price.free_units.is_zero())).unwrap_or_default();
     Some(Digest::default().text("each").bytes(definition.as_bytes()).bytes(&text).finish())
 }
 
-/// Returns the definitions of a plan's prices and caps, whose times are recorded.
+/// Returns the definitions of a plan's prices and caps. The catalog stores the time of each definition.
 pub fn definitions(prices: &[Price], caps: &[SpendCap]) -> BTreeSet<Uuid> {
     let mut found: BTreeSet<Uuid> = caps.iter().map(SpendCap::definition).collect();
     for book in PriceBook::of_each_currency(prices) {
@@ -127,14 +129,14 @@ pub fn definitions(prices: &[Price], caps: &[SpendCap]) -> BTreeSet<Uuid> {
 }
 
 impl SpendCap {
-    /// Names the periods of the cap.
+    /// Returns the definition of the cap's periods.
     pub fn definition(&self) -> Uuid {
         let text = serde_json::to_vec(&(self.period, self.anchor, &self.timezone)).unwrap_or_default();
         Digest::default().text("cap").bytes(&text).finish()
     }
 }
 
-/// The usage of a meter that one price rates, as it is counted.
+/// The counted usage of a meter that one price rates.
 #[derive(Debug, Clone, Copy)]
 pub struct CountedSlice<'a> {
     pub price: &'a Price,
@@ -151,7 +153,7 @@ impl CountedSlice<'_> {
         self.rated.admits(properties, at)
     }
 
-    /// Returns the amount that an event of a quantity adds.
+    /// Returns the amount that an event of this quantity adds to the counter.
     pub fn measure(&self, measure: CapMeasure, quantity: Quantity) -> Total {
         match measure {
             CapMeasure::Quantity => quantity.into(),
@@ -166,7 +168,8 @@ impl CountedSlice<'_> {
         }
     }
 
-    /// Returns the most that a hold of a quantity adds, whatever part of it is used as one event.
+    /// Returns the most that a hold of this quantity can add to the counter, whichever part is used as one
+    /// event.
     pub fn measure_held(&self, measure: CapMeasure, quantity: Quantity) -> Total {
         match measure {
             _ if quantity.is_zero() => Total::default(),
@@ -178,7 +181,7 @@ impl CountedSlice<'_> {
         }
     }
 
-    /// Sets the sum of a measure; the quantity is set first.
+    /// Sets the sum of a measure. The quantity must be set first.
     pub(super) fn enter(&self, used: &mut RatedQuantity, measure: CapMeasure, sum: Total) {
         match measure {
             CapMeasure::Quantity => used.quantity = sum,
@@ -189,14 +192,15 @@ impl CountedSlice<'_> {
         }
     }
 
-    /// Returns the measures that have counters, the quantity first.
+    /// Returns the measures that have counters, beginning with the quantity.
     pub(super) fn measures(&self) -> &'static [CapMeasure] {
         match self.price.model {
-            // without free units the cost is the sum of the fees, and grows with each event
+            // Without free units the cost is the sum of the fees, which grows with each event.
             Model::Percentage { .. } if self.price.free_units.is_zero() => {
                 &[CapMeasure::Quantity, CapMeasure::Fees]
             }
-            // less may cost more: free units take their share off a bounded fee all the same
+            // With free units less usage may cost more, since their share is deducted even from a bounded
+            // fee.
             Model::Percentage { .. } => &[CapMeasure::Quantity, CapMeasure::Excess],
             _ => &[CapMeasure::Quantity],
         }
@@ -204,10 +208,10 @@ impl CountedSlice<'_> {
 }
 
 const BUCKETS: usize = 256;
-/// Subscriptions after which the index is read anew with the next version of the configuration.
+/// The number of subscriptions with own prices above which the index is read again at the next version.
 const OWN_PRICES_MAX: usize = 20_000;
 
-/// The counted prices of subscriptions with prices of their own, computed once. Entries are only added, so that
+/// The counted prices of subscriptions with own prices, computed once. Entries are only added, so
 /// references stay valid without a lock.
 #[derive(Debug)]
 pub(super) struct OwnPrices {

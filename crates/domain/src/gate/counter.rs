@@ -1,4 +1,4 @@
-//! Counters: names, periods and levels.
+//! Counters: names, periods and counter states.
 
 use uuid::Uuid;
 
@@ -12,7 +12,7 @@ use crate::base::window::Span;
 pub struct CounterState {
     pub used: Total,
     pub held: Total,
-    /// The part of both that credits bear.
+    /// The part of `used` and `held` that credits cover.
     pub covered: Total,
 }
 
@@ -24,36 +24,35 @@ pub struct CounterKey {
     pub period_start: Timestamp,
 }
 
-/// A counter and the time that it counts.
+/// A counter and its period.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct CounterPeriod {
     pub key: CounterKey,
-    /// The period; usage before `since` is not counted.
+    /// The period. Usage before `since` is not counted.
     pub period: Span,
     pub since: Timestamp,
-    /// Whether a counter that is missing during its period counts nothing.
+    /// Whether a missing counter is zero during its period.
     pub starts_at_zero: bool,
 }
 
 impl CounterPeriod {
-    /// Returns the time that it counts.
+    /// Returns the span of time that the counter counts.
     pub fn counted_span(&self) -> Span {
         Span { from: self.since, to: self.period.to }
     }
 
-    /// Returns whether the period is over for good; then only an existing counter still counts.
+    /// Returns whether the period is closed. Then only a counter that exists still counts.
     pub fn is_closed(&self, now: Timestamp) -> bool {
         self.period.to.saturating_add(CLOSING) <= now
     }
 
-    /// Returns whether it has been closed for so long that no transaction can still create it.
+    /// Returns whether the period has been closed so long that no transaction can still create the counter.
     pub fn is_forgotten(&self, now: Timestamp) -> bool {
         self.period.to.saturating_add(CLOSING * 2) <= now
     }
 }
 
-/// The time from which a limit, a price or a cap is in effect: by the clock, and by the version of the
-/// configuration.
+/// The instant from which a limit, a price or a cap is in effect, with the version of the catalog.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct EffectiveFrom {
     pub at: Timestamp,
@@ -61,12 +60,12 @@ pub struct EffectiveFrom {
 }
 
 impl EffectiveFrom {
-    /// Later than anything.
+    /// A value later than every other.
     pub const UNKNOWN: Self = Self { at: Timestamp::MAX, version: i64::MAX };
-    /// Earlier than anything.
+    /// A value earlier than every other.
     pub const ALWAYS: Self = Self { at: Timestamp::MIN, version: i64::MIN };
 
-    /// Returns when both were in effect.
+    /// Returns the later of two, when both are in effect.
     #[must_use]
     pub fn later(self, other: Self) -> Self {
         Self { at: self.at.max(other.at), version: self.version.max(other.version) }

@@ -1,6 +1,7 @@
-//! Credit coverage: what is above the quota of a limit that says so is covered by grants of its subject,
-//! the largest shortfall of that subject's limits, once. Held credits follow their reservation; what is
-//! recorded beyond what was held is covered as far as grants go, and noted where they do not.
+//! Credit coverage: grants of a subject pay for use above the quota of a limit that allows it.
+//!
+//! A use takes credits once for the largest shortfall among the limits of a subject. Held credits follow
+//! their reservation. Recorded use beyond a hold is covered as far as the grants reach; the rest is noted.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -23,7 +24,7 @@ use crate::credits::coverage::{CoverageShare, CreditCoverage};
 use crate::credits::wallet::{GrantShares, TentativeAmounts, quantity_of};
 use crate::usage::event::Properties;
 
-/// A use that is to be covered.
+/// A use that credits may cover.
 #[derive(Debug, Clone, Copy)]
 pub struct RequestedUse<'a> {
     pub meter: &'a MeterKey,
@@ -31,14 +32,14 @@ pub struct RequestedUse<'a> {
     pub quantity: Quantity,
 }
 
-/// The event that records a use, and the reservation that it is for.
+/// The event that records a use, and its reservation.
 #[derive(Debug, Clone, Copy)]
 pub struct Recorder {
     pub reservation: Option<Uuid>,
     pub event: Uuid,
 }
 
-/// The limits of one subject that credits extend, with their levels.
+/// The limits of one subject that credits extend, with their counter states.
 type LimitsByCreditUnit<'p> = BTreeMap<i64, Vec<(ApplicableLimit<'p>, CounterState)>>;
 
 fn limits_with_credit_overage<'p>(limits: &[(ApplicableLimit<'p>, CounterState)]) -> LimitsByCreditUnit<'p> {
@@ -49,9 +50,9 @@ fn limits_with_credit_overage<'p>(limits: &[(ApplicableLimit<'p>, CounterState)]
     found
 }
 
-/// Returns the part of a use above the quota: never more than the use. Earlier use above the quota takes the
-/// quota up, and needs no credits. For a zero-value use, returns the smallest unit once the quota is exceeded:
-/// it may run where any use may.
+/// Returns the part of a use above the quota, at most the whole use. Earlier use above the quota has
+/// consumed the quota and needs no credits. For a zero-value use, returns the smallest unit once the quota
+/// is exceeded.
 pub(super) fn shortfall(found: &ApplicableLimit<'_>, level: CounterState, more: Quantity) -> Quantity {
     let Some(quota) = found.quota() else { return Quantity::default() };
     let above = level.used + level.held - level.covered - quota.into();
@@ -66,8 +67,7 @@ fn largest_shortfall(limits: &[(ApplicableLimit<'_>, CounterState)], more: Quant
 }
 
 impl GateState<'_> {
-    /// Returns the parts of a quantity that the grants of a subject pay for, where its limits fall short of
-    /// a use by that quantity.
+    /// Returns the grant shares that pay for `quantity` when a use exceeds the limits of a subject.
     fn parts<'p>(
         &self,
         limits: &[(ApplicableLimit<'p>, CounterState)],
@@ -96,8 +96,8 @@ impl GateState<'_> {
         wallet.parts(quantity, &of, taken, self.moment.now)
     }
 
-    /// Returns how much of a use credits let pass, where every other limit would; else the subjects whose
-    /// credits do not reach. Notes what it takes of grants, for the other asks of the call.
+    /// Returns the quantity that credits allow if all other limits do. Otherwise returns the subjects
+    /// without enough credits. Adds the used credits to `taken`, for the later requests of the call.
     pub(super) fn covered_grant(
         &self,
         ask: &HoldRequest,
@@ -123,7 +123,7 @@ impl GateState<'_> {
             };
             let reach = limits.iter().filter_map(room).min().unwrap_or(left) + covers(Quantity::MAX).into();
             left = left.min(reach);
-            // of nothing, too, something must be left
+            // A zero-value use, too, needs some credits left.
             if ask.grant == GrantMode::Exactly || reach < self.least(ask).max(Quantity::SMALLEST).into() {
                 short.insert(*subject_id);
             }
@@ -138,7 +138,7 @@ impl GateState<'_> {
         Ok(Some(left))
     }
 
-    /// Returns the credits for a use that was granted, and notes them as taken.
+    /// Returns the credits for a granted use and adds them to `taken`.
     fn covers(
         &self,
         asked: RequestedUse<'_>,
@@ -165,7 +165,7 @@ impl GateState<'_> {
         covers
     }
 
-    /// Returns the credits for uses that were granted, by their places. `order`: that in which they were
+    /// Returns the credits of granted uses, by position. `order` is the order in which the uses were
     /// decided.
     pub(super) fn covers_of(
         &self,
@@ -183,7 +183,8 @@ impl GateState<'_> {
         covers
     }
 
-    /// Returns the limits that deny the growth of a hold, and why; else notes what it takes of grants.
+    /// Returns the limits that deny the growth of a hold, with the reasons. If none does, adds the credits
+    /// for the growth to `taken`.
     pub(super) fn growth_denied<'p>(
         &self,
         limits: &[(ApplicableLimit<'p>, CounterState)],
@@ -211,7 +212,7 @@ impl GateState<'_> {
         denied
     }
 
-    /// Notes what was paid for good.
+    /// Notes the quantities that were paid for.
     pub(super) fn note_paid(&mut self, covers: &[CreditCoverage], at: Timestamp, event: Uuid) {
         for cover in covers {
             for share in &cover.shares {
@@ -226,14 +227,14 @@ impl GateState<'_> {
         }
     }
 
-    /// Covers what was recorded without being held, as far as grants go; the rest is noted, and stays
-    /// uncovered. The counters have it already.
+    /// Covers recorded use that was not held, as far as the grants reach. The rest is noted and stays
+    /// uncovered. The counters already include the use.
     pub fn cover_recorded(&mut self, path: &Path, asked: RequestedUse<'_>, by: Recorder, at: Timestamp) {
         let RequestedUse { meter, properties, quantity } = asked;
         let Recorder { reservation, event } = by;
         let now = self.moment.now;
         let mut limits = self.levels(path, meter, properties, at);
-        // of a period that is over for good there may be no counter
+        // A period that is closed may have no counter.
         limits.retain(|(found, _)| found.terms.is_covered() && self.counter_at(found, at).is_some());
         for (_, level) in &mut limits {
             level.used = level.used - quantity.into();
@@ -271,7 +272,7 @@ impl GateState<'_> {
         }
     }
 
-    /// Returns the limits that deny because credits do not reach.
+    /// Returns the limits that deny for lack of credits.
     pub(super) fn short_of_credits(
         &self,
         ask: &HoldRequest,
@@ -298,7 +299,7 @@ fn shares(
     for (found, level) in limits {
         let covered = shortfall(found, *level, more).min(borne);
         let definition = found.terms.definition;
-        // limits of one definition share a counter: the larger share is that of the counter
+        // Limits of one definition share a counter, which takes the larger share.
         match shares.iter_mut().find(|share| share.definition == definition) {
             Some(share) => share.covered = share.covered.max(covered),
             None if !covered.is_zero() => shares.push(CoverageShare { definition, covered }),
@@ -308,7 +309,8 @@ fn shares(
     shares
 }
 
-/// The denial by several: credits are no help against a limit that has none.
+/// Returns the denial by several limits. Its reason is `LimitReached` if a limit without credits is among
+/// them, since credits would not help there.
 pub(super) fn denial(denied: Vec<(Reason, Denier)>) -> Option<Denial> {
     let (reasons, denied_by): (Vec<Reason>, Vec<Denier>) = denied.into_iter().unzip();
     let is_limit = reasons.contains(&Reason::LimitReached);

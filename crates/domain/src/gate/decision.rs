@@ -1,4 +1,4 @@
-//! The decision: whether what is asked fits under every limit that matches, over the whole path.
+//! The results of a decision: a use must fit every applicable limit and cap of its path.
 
 use serde::Serialize;
 
@@ -14,7 +14,7 @@ use crate::pricing::amount::Amount;
 use crate::pricing::currency::Currency;
 use crate::usage::event::Properties;
 
-/// Why something may not run.
+/// The reason for a denial.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Reason {
@@ -39,21 +39,21 @@ impl Reason {
     }
 }
 
-/// A limit as it stands.
+/// The state of a limit: its quota, and its counter state.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct LimitState {
     pub subject: SubjectId,
     pub key: ItemKey,
     pub meter: MeterKey,
-    /// None: unlimited.
+    /// The quota, or none for an unlimited limit.
     pub quota: Option<Quantity>,
     pub used: Total,
     pub held: Total,
-    /// Of a limit that credits extend: the part of both that they bear.
+    /// The part of `used` and `held` that credits cover, if credits extend the limit.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub covered: Option<Total>,
     pub remaining: Option<Total>,
-    /// None: never.
+    /// The end of the period, or none for a period without an end.
     pub resets_at: Option<Timestamp>,
     #[serde(skip)]
     pub period: Span,
@@ -79,7 +79,7 @@ impl LimitState {
     }
 }
 
-/// When a period's quota turns over; never for one that has no end.
+/// Returns the instant at which a period's quota renews, or none for a period without an end.
 pub fn resets_at(period: Span) -> Option<Timestamp> {
     (period.to < Timestamp::MAX).then_some(period.to)
 }
@@ -101,15 +101,15 @@ pub struct LimitDenier {
     pub quota: Option<Quantity>,
     pub used: Total,
     pub held: Total,
-    /// Of a limit that credits extend: the part of both that they bear.
+    /// The part of `used` and `held` that credits cover, if credits extend the limit.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub covered: Option<Total>,
     pub requested: Quantity,
     pub resets_at: Option<Timestamp>,
 }
 
-/// A spend cap that denies; amounts are exact, in minor units of its currency. None where there is no
-/// exchange rate to say them with.
+/// A spend cap that denies. Amounts are exact, in minor units of its currency. They are none if an exchange
+/// rate is missing.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct CapDenier {
     pub subject: SubjectId,
@@ -117,7 +117,7 @@ pub struct CapDenier {
     pub cap: Amount,
     pub currency: Currency,
     pub spent: Option<Amount>,
-    /// The further cost of held usage.
+    /// The cost that held usage may add.
     pub held: Option<Amount>,
     pub requested: Option<Amount>,
     pub resets_at: Option<Timestamp>,
@@ -130,7 +130,7 @@ impl Denier {
         Self::Limit(LimitDenier { subject, key, meter, quota, used, held, covered, requested, resets_at })
     }
 
-    /// When it no longer stands in the way; never for what has no end.
+    /// Returns the instant at which the limit or cap renews, or none for a period without an end.
     pub fn resets_at(&self) -> Option<Timestamp> {
         match self {
             Self::Limit(limit) => limit.resets_at,
@@ -142,7 +142,7 @@ impl Denier {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Denial {
     pub reason: Reason,
-    /// Empty but for limits and caps.
+    /// The limits or caps that deny; empty for other reasons.
     pub denied_by: Vec<Denier>,
 }
 
@@ -152,7 +152,7 @@ impl Denial {
     }
 }
 
-/// Returns why a use is denied before any quota is checked.
+/// Returns the denial that applies before any quota is checked, if there is one.
 pub fn precheck<'a>(
     terms: &CatalogIndex,
     path: &Path,
@@ -170,22 +170,22 @@ pub fn precheck<'a>(
     (unmatched_use && unmatched == Unmatched::Deny).then(|| Denial::bare(Reason::Unmatched))
 }
 
-/// The amount that is granted of a request.
+/// The quantity that a request accepts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum GrantMode {
-    /// All of it or none.
+    /// The whole quantity or nothing.
     Exactly,
-    /// The part that is left.
+    /// The available part of the quantity.
     UpTo,
 }
 
-/// The hard rule: used + held + more must not pass the quota. A value of zero takes the same test.
+/// Returns whether `used + held + more` stays within a quota. A value of zero takes the same test.
 pub fn fits(quota: Option<Quantity>, level: CounterState, more: Total) -> bool {
     quota.is_none_or(|quota| level.used + level.held + more <= Total::from(quota))
 }
 
-/// The part of `asked` that fits under all the limits, which are those that match, but for those that
-/// credits extend; `whole`: in whole units. None where it is denied.
+/// Returns the part of `asked` that fits every hard limit not extended by credits, or none for a denial.
+/// `whole` rounds down to whole units.
 pub fn granted(
     asked: Quantity,
     grant: GrantMode,

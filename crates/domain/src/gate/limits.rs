@@ -14,7 +14,7 @@ use crate::gate::path::Path;
 use crate::usage::event::Properties;
 
 impl<'a> GateState<'a> {
-    /// Returns the part of an ask that fits under its limits; none where it is denied.
+    /// Returns the part of a request that fits its limits, or none for a denial.
     pub(super) fn fit_limits(
         &self,
         ask: &HoldRequest,
@@ -26,7 +26,7 @@ impl<'a> GateState<'a> {
         }
     }
 
-    /// Returns what is granted of a gauge: its new value must fit.
+    /// Returns the granted quantity of a gauge. Its new value must fit.
     fn fit_gauge(
         &self,
         ask: &HoldRequest,
@@ -43,7 +43,7 @@ impl<'a> GateState<'a> {
         self.terms.meter(&ask.meter).is_some_and(|found| found.meter.aggregation == Aggregation::Count)
     }
 
-    /// Returns the smallest quantity that an ask can be granted.
+    /// Returns the smallest quantity that can be granted to a request.
     pub(super) fn least(&self, ask: &HoldRequest) -> Quantity {
         match (ask.grant, self.is_whole(ask)) {
             (GrantMode::Exactly, _) => ask.value.amount(),
@@ -52,7 +52,8 @@ impl<'a> GateState<'a> {
         }
     }
 
-    /// Returns the limits, but for those that credits extend, that have no room for the least of an ask.
+    /// Returns the limits that even the smallest quantity of a request would pass. Limits that credits
+    /// extend are left out.
     pub(super) fn deniers(
         &self,
         ask: &HoldRequest,
@@ -86,7 +87,7 @@ impl<'a> GateState<'a> {
         self.counter_at(found, at).map(|(_, counter)| counter.level).unwrap_or_default()
     }
 
-    /// Returns the limits that apply to a use, with their levels in the periods around an instant.
+    /// Returns the limits that apply to a use, with their counter states in the periods around an instant.
     pub(super) fn levels<'p>(
         &self,
         path: &'p Path,
@@ -102,7 +103,7 @@ impl<'a> GateState<'a> {
         limits.map(|found| (found, self.level_at(&found, at))).collect()
     }
 
-    /// Returns the present state of the limits that apply to some uses.
+    /// Returns the present states of the limits that apply to some uses.
     pub fn limits<'u>(
         &self,
         path: &Path,

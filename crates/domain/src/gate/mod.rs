@@ -1,7 +1,9 @@
-//! The gate: may this run, now? Pure functions over subjects ([`path`]), counters ([`counter`]) and the terms of
-//! their plans ([`catalog_index`]): the test itself ([`decision`]), spend caps ([`applicable_cap`]) and the life of
-//! a reservation ([`reservation`]). [`state`] has the data that calls are applied to, `limits`,
-//! [`credit_coverage`] and `caps` the tests on it, `changes` and [`calls`] the changes of it.
+//! The gate: decides whether a use may run now.
+//!
+//! Pure functions over subjects ([`path`]), counters ([`counter`]) and the indexed catalog
+//! ([`catalog_index`]). [`decision`] has the results of a decision, [`applicable_cap`] the spend caps and
+//! [`reservation`] the life of a reservation. [`state`] has the data that calls are applied to. `limits`,
+//! [`credit_coverage`] and `caps` test that data; `changes` and [`calls`] change it.
 
 pub mod applicable_cap;
 pub mod calls;

@@ -19,11 +19,11 @@ pub struct PathSubject {
     pub subject_id: i64,
     pub subject: SubjectId,
     pub subscription: Option<Subscription>,
-    /// Its own caps; the caps of its plan are beside them.
+    /// The subject's own caps, without those of its plan.
     pub caps: Vec<CapTerms>,
-    /// The time it came under its parent; none if it never moved.
+    /// The time of its last move to another parent, if it ever moved.
     pub moved_at: Option<Timestamp>,
-    /// The subject and its current ancestors, where they differ from this path.
+    /// The subject and its current ancestors, if they differ from this path.
     pub current_ancestors: Option<Box<[PathSubject]>>,
 }
 
@@ -31,13 +31,13 @@ pub struct PathSubject {
 #[derive(Debug, Clone)]
 pub struct Path {
     pub id: i64,
-    /// The nearest customer on it.
+    /// The nearest customer on the path.
     pub customer_id: Option<i64>,
     pub members: Vec<PathSubject>,
 }
 
 impl PathSubject {
-    /// Returns a subject without a subscription and caps.
+    /// Returns a subject without a subscription or caps.
     pub fn new(subject_id: i64, subject: SubjectId) -> Self {
         Self {
             subject_id,
@@ -65,7 +65,7 @@ impl Path {
         self.members.last()
     }
 
-    /// Returns a member and its current ancestors, nearest first.
+    /// Returns the subject at `index` and its current ancestors, nearest first.
     pub fn ancestors_of(&self, index: usize) -> &[PathSubject] {
         match self.members.get(index).and_then(|member| member.current_ancestors.as_deref()) {
             Some(chain) => chain,

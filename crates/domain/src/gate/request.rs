@@ -1,4 +1,4 @@
-//! What callers ask of the gate, read and checked.
+//! The requests of the gate's callers: parsing and validation.
 
 use serde_json::Value;
 use uuid::Uuid;
@@ -15,7 +15,7 @@ use crate::base::quantity::Quantity;
 use crate::catalog::meter::{Aggregation, dimension_value, has_repeats};
 use crate::usage::event::Properties;
 
-/// A use of one meter that is asked for.
+/// A requested use of one meter.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HoldRequest {
     pub meter: MeterKey,
@@ -24,7 +24,7 @@ pub struct HoldRequest {
     pub properties: Properties,
 }
 
-/// A quantity; for a check of a `unique_count` meter, the new member.
+/// A quantity, or the new member in a check of a `unique_count` meter.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RequestedValue {
     pub quantity: Option<Quantity>,
@@ -39,7 +39,8 @@ impl RequestedValue {
                 Violation::only("invalid_value", "must not be negative")
             }
             (Some(member), Ok(quantity)) => Ok(Self { quantity: Some(quantity), member }),
-            // text may be a member; whether it is wanted the meter says
+            // A `unique_count` meter takes text. The meter is known only when the catalog validates the
+            // request.
             (Some(member), Err(_)) if !value.is_number() && !member.contains('\0') => {
                 Ok(Self { quantity: None, member })
             }
@@ -52,13 +53,13 @@ impl RequestedValue {
         Self { quantity: Some(Quantity::ONE), member: Quantity::ONE.to_string() }
     }
 
-    /// The quantity, of an ask that was found to have one.
+    /// Returns the quantity of a valid request.
     pub fn amount(&self) -> Quantity {
         self.quantity.unwrap_or_default()
     }
 }
 
-/// What happens to a hold at its expiry.
+/// The effect of an expiry on a hold.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum OnExpiry {
@@ -66,13 +67,13 @@ pub enum OnExpiry {
     Commit,
 }
 
-/// A reservation, or a check, as a caller asks for it.
+/// The request of a reservation or a check.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Reserve {
     pub id: Option<EventId>,
     pub subject: SubjectId,
     pub asks: Vec<HoldRequest>,
-    /// Whether its one hold stands at the top level.
+    /// Whether the request has its one hold at the top level.
     pub is_short: bool,
     pub ttl_seconds: u32,
     pub on_expiry: OnExpiry,
@@ -122,7 +123,8 @@ impl Reserve {
         })
     }
 
-    /// What the catalog says against it. Levels may only be checked, not held.
+    /// Validates the request against the catalog. `to_hold` rejects gauges, which can be checked but not
+    /// reserved.
     pub fn validate(&self, terms: &CatalogIndex, to_hold: bool) -> Parsed<()> {
         let mut violations = Vec::new();
         for (index, ask) in self.asks.iter().enumerate() {
@@ -135,7 +137,7 @@ impl Reserve {
         Violation::check_all(violations)
     }
 
-    /// A fingerprint of what it asks for; holds in any order.
+    /// Returns a fingerprint of the request without its id, independent of the order of holds.
     pub fn content(&self) -> Uuid {
         let mut asks: Vec<&HoldRequest> = self.asks.iter().collect();
         asks.sort_by(|a, b| a.meter.cmp(&b.meter));
@@ -150,8 +152,9 @@ impl Reserve {
     }
 }
 
-/// The places of some asks in the order in which they are decided, whatever the order in which they stand:
-/// what has to be granted in full before what takes what is left, by meter.
+/// Returns the positions of requests in the order of decision, which does not depend on their order in the
+/// call. Requests for a whole quantity precede those for an available part; within each kind, meters are
+/// ordered by key.
 pub(super) fn order(asks: &[HoldRequest]) -> Vec<usize> {
     let mut places: Vec<usize> = (0..asks.len()).collect();
     places.sort_by_key(|place| (asks[*place].grant == GrantMode::UpTo, &asks[*place].meter));
@@ -204,7 +207,7 @@ fn read_ttl(value: Value) -> Parsed<u32> {
         Some(ttl @ 1..=RESERVATION_TTL_SECONDS_MAX) => Ok(ttl),
         _ => Violation::only(
             "invalid_ttl",
-            format!("must be a whole number from 1 to {RESERVATION_TTL_SECONDS_MAX}"),
+            format!("must be a whole number from 1 to {RESERVATION_TTL_SECONDS_MAX}; got {value}"),
         ),
     }
 }
@@ -231,12 +234,12 @@ fn read_amounts(fields: &mut ObjectParser, name: &str) -> Vec<MeterAmount> {
     amounts
 }
 
-/// Work that was done, as totals for the whole reservation.
+/// The used quantities, as totals for the whole reservation.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Commit {
     pub values: Vec<MeterAmount>,
     pub properties: Properties,
-    /// Else a step: what is left stays held.
+    /// False for a partial commit, after which the rest stays held.
     pub is_final: bool,
 }
 
@@ -262,7 +265,7 @@ impl Commit {
     }
 }
 
-/// Work that will not be done.
+/// The end of a reservation without use.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Release {
     pub reason: Option<String>,
@@ -277,22 +280,22 @@ impl Release {
     }
 }
 
-/// Why something was done, in the caller's words.
+/// Parses the caller's reason for a call.
 pub fn read_reason(value: Value) -> Parsed<String> {
     let reason = fields::text(value)?;
     if reason.chars().count() > REASON_CHARS_MAX || reason.contains('\0') {
-        let detail = format!("must have at most {REASON_CHARS_MAX} characters, none of them NUL");
+        let detail = format!("must have at most {REASON_CHARS_MAX} characters and no NUL");
         return Violation::only("too_long", detail);
     }
     Ok(reason)
 }
 
-/// Work that takes longer, or more.
+/// A change of a reservation's expiry or of its totals.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Extend {
-    /// From now; none: the expiry stays.
+    /// The time to live from now on; none keeps the expiry.
     pub ttl_seconds: Option<u32>,
-    /// New totals, what steps recorded included.
+    /// The new totals, which include the quantities of partial commits.
     pub holds: Vec<MeterAmount>,
 }
 
@@ -307,8 +310,8 @@ impl Extend {
     }
 }
 
-/// What speaks against totals for meters of a reservation: `held` says what a meter counts, where it
-/// is held.
+/// Validates totals for the meters of a reservation. `held` returns the aggregation of a meter that the
+/// reservation holds.
 pub fn validate_amounts(
     amounts: &[MeterAmount],
     under: &str,
@@ -336,7 +339,7 @@ mod tests {
     use serde_json::json;
 
     #[test]
-    fn single_holds_may_be_given_at_the_top_level() {
+    fn accepts_a_single_hold_at_the_top_level() {
         let short =
             Reserve::read(json!({"subject": "s", "meter": "m", "value": 5, "grant": "up_to"})).unwrap();
         let long = Reserve::read(
@@ -346,7 +349,7 @@ mod tests {
     }
 
     #[test]
-    fn content_hash_covers_the_request_only() {
+    fn fingerprints_ignore_ids_and_the_order_of_holds() {
         let base = json!({"id": "a", "subject": "s", "holds": [{"meter": "m", "value": 1}, {"meter": "n"}]});
         let content = |value: Value| Reserve::read(value).unwrap().content();
         let swapped = json!({"id": "b", "subject": "s", "ttl_seconds": 60,
@@ -366,7 +369,7 @@ mod tests {
     }
 
     #[test]
-    fn errors_are_reported_with_their_pointers() {
+    fn reports_violations_with_their_pointers() {
         let first = |value: Value| {
             let violations = Reserve::read(value).unwrap_err();
             (violations[0].pointer.clone(), violations[0].code)

@@ -1,5 +1,5 @@
-//! A reservation and what it goes through: held, then committed, released or expired. Every transition
-//! is a function of the present state, a call and a time; nothing here knows counters.
+//! The life of a reservation: held, then committed, released or expired. Every transition is a function of
+//! the present state, a call and a time. This module does not know counters.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -18,7 +18,8 @@ use crate::catalog::meter::{Meter, dimension_value};
 use crate::credits::coverage::CreditCoverage;
 use crate::usage::event::Properties;
 
-/// What is kept of how it ended; what time has done to it since is seen by [`Reservation::status`].
+/// The stored status of a reservation. [`Reservation::status`] also applies an expiry that is due but not
+/// written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ReservationStatus {
@@ -42,23 +43,23 @@ impl ReservationStatus {
 pub struct Hold {
     pub meter: MeterKey,
     pub value: Quantity,
-    /// What commits recorded so far.
+    /// The quantity that commits have recorded so far.
     pub committed: Quantity,
     pub properties: Properties,
-    /// How many events recorded it, and ids that were not free.
+    /// The number of event ids tried so far, including ids that were taken by other events.
     pub records: u32,
-    /// What credits bear of what is left.
+    /// The credits for the quantity that is still held.
     pub covers: Vec<CreditCoverage>,
 }
 
 impl Hold {
-    /// What is left to be held.
+    /// Returns the quantity that is not recorded yet.
     fn left(&self) -> Quantity {
         self.value.above(self.committed)
     }
 }
 
-/// What is held of what was asked for and granted.
+/// Returns the holds of a new reservation from its requests and the granted quantities.
 pub fn holds(asks: &[HoldRequest], grants: &[Quantity]) -> Vec<Hold> {
     let hold = |(ask, value): (&HoldRequest, &Quantity)| Hold {
         meter: ask.meter.clone(),
@@ -76,7 +77,7 @@ pub struct Reservation {
     pub key: Uuid,
     pub id: String,
     pub path_id: i64,
-    /// A fingerprint of what was asked for.
+    /// The fingerprint of the request.
     pub content: Uuid,
     pub created_at: Timestamp,
     pub expires_at: Timestamp,
@@ -87,11 +88,11 @@ pub struct Reservation {
     pub late: bool,
     pub reason: Option<String>,
     pub settled_at: Option<Timestamp>,
-    /// The last call that recorded something or settled it.
+    /// The last call that recorded use or ended the reservation.
     pub last_call: Option<LastCall>,
 }
 
-/// A reservation to make, before the time of its making is known.
+/// A reservation to make, before its creation time is known.
 #[derive(Debug, Clone)]
 pub struct NewReservation<'a> {
     pub key: Uuid,
@@ -109,7 +110,7 @@ impl<'a> NewReservation<'a> {
         Self { key, id, path_id, content, ttl_seconds, on_expiry, holds }
     }
 
-    /// Returns the reservation, made at a time.
+    /// Returns the reservation with its creation time.
     pub fn at(self, created_at: Timestamp) -> Reservation {
         Reservation {
             key: self.key,
@@ -130,10 +131,10 @@ impl<'a> NewReservation<'a> {
     }
 }
 
-/// What a call left behind, so that the same again is answered alike.
+/// The result of the last call, kept so that a retry gets the same answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LastCall {
-    /// A fingerprint of a commit; nil for what was no commit.
+    /// The fingerprint of a commit; nil for other calls.
     pub content: Uuid,
     pub events: Vec<Uuid>,
 }
@@ -147,13 +148,13 @@ pub struct Record {
     pub properties: Properties,
 }
 
-/// When something is done.
+/// The time and the conditions of a change.
 #[derive(Debug, Clone, Copy)]
 pub struct Moment<'a> {
     pub now: Timestamp,
-    /// How long after its creation a reservation can be settled.
+    /// The longest time after its creation in which a reservation can be changed.
     pub age_max: Duration,
-    /// Ids of events that are not free.
+    /// The event ids that are taken.
     pub taken: &'a BTreeSet<Uuid>,
 }
 
@@ -163,7 +164,7 @@ impl Moment<'_> {
     }
 }
 
-/// Why a call cannot be followed, where that is neither a denial nor a matter of the catalog.
+/// The reasons to refuse a call, other than denials and violations.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Refusal {
     IdReused,
@@ -205,14 +206,14 @@ impl Refusal {
     }
 }
 
-/// The reservations that a list shows.
+/// The filter of a reservation list.
 #[derive(Debug, Clone, Default)]
 pub struct ReservationFilter {
     pub subject: Option<SubjectId>,
     pub status: Option<ReservationStatus>,
 }
 
-/// Why a transition cannot be made.
+/// The reasons against a transition.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Objection {
     Refused(Refusal),
@@ -234,14 +235,14 @@ impl From<Violations> for Objection {
 /// The result of a commit.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum CommitResult {
-    /// It changes the reservation, and records these.
+    /// The changed reservation and the events to record.
     New { next: Box<Reservation>, records: Vec<Record> },
-    /// It was made before: these were its events.
+    /// A commit that was made before, with its events.
     Repeated { events: Vec<Uuid> },
 }
 
 impl Reservation {
-    /// What it is now, whether anybody has carried out its expiry or not.
+    /// Returns the present status, including an expiry that is due but not written.
     pub fn status(&self, now: Timestamp) -> ReservationStatus {
         match (self.status, self.on_expiry) {
             (ReservationStatus::Held, OnExpiry::Release) if self.expires_at <= now => {
@@ -254,7 +255,8 @@ impl Reservation {
         }
     }
 
-    /// What a hold keeps others from. One that is charged at its expiry keeps it until it is.
+    /// Returns the quantity that a hold keeps from other calls. A hold that is charged at its expiry keeps
+    /// it until the charge is written.
     pub fn open(&self, hold: &Hold, now: Timestamp) -> Quantity {
         if self.is_holding(now) { hold.left() } else { Quantity::default() }
     }
@@ -268,8 +270,8 @@ impl Reservation {
             && (self.on_expiry == OnExpiry::Commit || now < self.expires_at)
     }
 
-    /// The reservation once its expiry is carried out, with what that charges; none while it lasts or
-    /// after it has ended otherwise.
+    /// Returns the reservation after its expiry, with the events that the expiry records. Returns none
+    /// before the expiry, and after another end.
     pub fn expired(&self, moment: Moment<'_>) -> Option<(Self, Vec<Record>)> {
         if self.status != ReservationStatus::Held || moment.now < self.expires_at {
             return None;
@@ -293,7 +295,7 @@ impl Reservation {
         }
     }
 
-    /// A commit of what stands: the caller has carried out a due expiry.
+    /// Decides a commit. The caller must apply a due expiry first.
     pub fn commit(
         &self,
         call: &Commit,
@@ -343,7 +345,7 @@ impl Reservation {
             next.status = ReservationStatus::Committed;
             next.settled_at = Some(moment.now);
         } else if records.is_empty() {
-            // a step that says nothing new leaves no trace
+            // A partial commit without new usage changes nothing.
             return Ok(CommitResult::New { next: Box::new(self.clone()), records });
         }
         let events = records.iter().map(|record| record.key).collect();
@@ -351,7 +353,7 @@ impl Reservation {
         Ok(CommitResult::New { next: Box::new(next), records })
     }
 
-    /// Raises what was committed to the totals; what that records.
+    /// Raises the committed quantities to the totals. Returns the events for the differences.
     fn record(&mut self, totals: &[Quantity], taken: &BTreeSet<Uuid>) -> Vec<Record> {
         let mut records = Vec::new();
         for (hold, total) in self.holds.iter_mut().zip(totals) {
@@ -377,7 +379,8 @@ impl Reservation {
         records
     }
 
-    /// The holds with a commit's properties laid over theirs; a dimension stays what it was held for.
+    /// Returns the holds with the properties of a commit merged in. A dimension must keep its value from
+    /// the reservation.
     fn merge(&self, call: &Commit, terms: &CatalogIndex) -> Result<Vec<Hold>, Objection> {
         if call.properties.as_map().is_empty() {
             return Ok(self.holds.clone());
@@ -405,8 +408,8 @@ impl Reservation {
         Ok(validate_amounts(amounts, under, aggregation)?)
     }
 
-    /// Lets go of what is held; none where that was done before. The caller has carried out a due
-    /// expiry, and of what is expired there is nothing to let go.
+    /// Returns the released reservation. Returns none if it was released before or has expired. The caller
+    /// must apply a due expiry first.
     pub fn release(&self, call: &Release, moment: Moment<'_>) -> Result<Option<Self>, Refusal> {
         match self.status(moment.now) {
             ReservationStatus::Committed => Err(Refusal::AlreadyCommitted),
@@ -422,7 +425,8 @@ impl Reservation {
         }
     }
 
-    /// The reservation with another expiry and other totals; whether they fit the counters say.
+    /// Returns the reservation with another expiry and other totals. The caller must test them against the
+    /// counters.
     pub fn extend(&self, call: &Extend, terms: &CatalogIndex, moment: Moment<'_>) -> Result<Self, Objection> {
         self.validate_amounts(&call.holds, "holds", terms)?;
         match self.status(moment.now) {
@@ -455,7 +459,7 @@ fn validate_changed_dimension(meter: &Meter, hold: &Hold, over: &Properties) -> 
     });
     let Some(dimension) = changed else { return Ok(()) };
     let detail =
-        format!("must be the value that `{}` was held for; record other use as a separate event", meter.key);
+        format!("must keep the value from the hold on `{}`; record other use as a separate event", meter.key);
     let violation = Violation::new("dimension_changed", detail).under(dimension.as_str()).under("properties");
     Err(Objection::Invalid(violation.into()))
 }
@@ -464,9 +468,11 @@ fn under_properties(violations: Violations) -> Objection {
     Objection::Invalid(violations.under("properties"))
 }
 
-/// The key, which is the id, of an event that records a hold: a UUIDv7 (RFC 9562, section 5.7) of the
-/// reservation's time, whose random part is made of the reservation, the meter and a number. The same
-/// record has the same id, and neighbours in time are neighbours in the index.
+/// Returns the key, which is also the id, of an event that records a hold.
+///
+/// The key is a UUIDv7 (RFC 9562, section 5.7) with the creation time of the reservation. Its random part
+/// is a digest of the reservation, the meter and a number. So the same record always gets the same id, and
+/// the index keeps records in order of time.
 fn record_key(reservation: Uuid, created_at: Timestamp, hold: &Hold) -> Uuid {
     let mut digest = crate::base::digest::Digest::default();
     digest.bytes(reservation.as_bytes()).text(hold.meter.as_str()).number(hold.records.into());

@@ -1,6 +1,6 @@
-//! The state that the gate decides on: counters and reservations as they are under their locks, and what
-//! calls have changed of them. It holds data only; the rules are in [`super::limits`],
-//! [`super::credit_coverage`], [`super::caps`] and [`super::calls`].
+//! The state that the gate decides on: locked counters and reservations, with the changes by calls. This
+//! module holds data only. [`super::limits`], [`super::credit_coverage`], [`super::caps`] and
+//! [`super::calls`] have the rules.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -21,21 +21,21 @@ use crate::credits::wallet::Wallet;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Counter {
     pub level: CounterState,
-    /// No line expires before this time.
+    /// A lower bound of the expiry of its hold lines.
     pub next_expiry: Option<Timestamp>,
-    /// The value after the call, for a gauge that is checked.
+    /// The value of a checked gauge after the call.
     pub becomes: Option<Total>,
 }
 
 impl Counter {
-    /// Returns whether a line may have expired that its level still includes.
+    /// Returns whether the counter state may include an expired hold line.
     pub fn may_have_expired(&self, now: Timestamp) -> bool {
         self.next_expiry.is_some_and(|at| at <= now)
     }
 }
 
 impl CounterState {
-    /// The level without a line that expired.
+    /// Returns the counter state without an expired hold line.
     #[must_use]
     pub fn without_expired(self, line: &HoldLine) -> Self {
         let (held, covered) = (self.held - line.quantity.into(), self.covered - line.covered);
@@ -43,7 +43,7 @@ impl CounterState {
     }
 }
 
-/// The name of a line: one reservation on one counter.
+/// The identity of a hold line: one reservation on one counter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct HoldLineKey {
     pub counter: CounterKey,
@@ -60,7 +60,7 @@ pub struct HoldLine {
     pub on_expiry: OnExpiry,
 }
 
-/// The change of a line.
+/// The change of a hold line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LineChange {
     pub was_there: bool,
@@ -82,16 +82,16 @@ pub struct PathRecord {
     pub record: Record,
 }
 
-/// The wallets that a batch may use, and the changes to what reservations hold of them.
+/// The wallets that a batch may use, and the changes of the credits held in them.
 #[derive(Debug, Default)]
 pub struct Credits {
     pub wallets: BTreeMap<i64, Wallet>,
-    /// Lines to write; none deletes the line.
+    /// The credit lines to write; none deletes a line.
     pub lines: BTreeMap<CreditLineKey, Option<CreditLine>>,
     pub paid: Vec<PaidShare>,
 }
 
-/// The name of a credit line: one reservation on one grant.
+/// The identity of a credit line: one reservation on one grant.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct CreditLineKey {
     pub grant: Uuid,
@@ -107,7 +107,7 @@ pub struct CreditLine {
     pub amount: Total,
 }
 
-/// The part of an event, as a counter counts it, that credits have paid for.
+/// The part of an event's counted quantity that credits have paid for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PaidShare {
     pub subject_id: i64,
@@ -117,8 +117,8 @@ pub struct PaidShare {
     pub quantity: Total,
 }
 
-/// The state to which calls are applied one after the other. The caller loads it under locks and writes
-/// its changes.
+/// The state to which calls are applied one after the other. The caller loads it under locks and writes its
+/// changes.
 #[derive(Debug)]
 pub struct GateState<'a> {
     pub terms: &'a CatalogIndex,
@@ -127,7 +127,7 @@ pub struct GateState<'a> {
     pub counters: BTreeMap<CounterKey, Counter>,
     pub reservations: HashMap<Uuid, Reservation>,
     pub credits: Credits,
-    /// The changes to write, beside those of counters and credits.
+    /// The changes of hold lines to write.
     pub lines: BTreeMap<HoldLineKey, LineChange>,
     pub changed: BTreeMap<Uuid, ReservationChange>,
     pub entries: Vec<PathRecord>,

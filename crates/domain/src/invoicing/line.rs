@@ -1,4 +1,4 @@
-//! Lines of invoices, as they are kept: what was numbered says for ever what it said then.
+//! Lines of invoices in their stored form. The lines of a numbered invoice never change.
 
 use std::collections::BTreeMap;
 
@@ -20,13 +20,13 @@ use crate::pricing::price::Price;
 #[serde(rename_all = "snake_case")]
 pub enum InvoiceLineKind {
     Usage,
-    /// For a plan as a whole, once an invoice.
+    /// A fee for the plan as a whole, once per invoice.
     Fee,
-    /// What all lines together are short of the least that they come to.
+    /// The difference that raises the sum of all lines to the minimum.
     Minimum,
-    /// What they have above the most.
+    /// The difference that lowers the sum of all lines to the maximum.
     Maximum,
-    /// What an earlier invoice would have said differently, had it known what is known now.
+    /// The difference between an earlier invoice and its present computation.
     Correction,
 }
 
@@ -42,7 +42,7 @@ impl InvoiceLineKind {
     }
 }
 
-/// A time, as it is shown.
+/// A time span in its written form.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct LinePeriod {
     pub start: String,
@@ -55,15 +55,15 @@ impl From<Span> for LinePeriod {
     }
 }
 
-/// A line; numbers in full, amounts in minor units.
+/// A line of an invoice. Numbers are written in full, amounts are in minor units.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct InvoiceLine {
     pub kind: InvoiceLineKind,
     pub plan: String,
-    /// As it was called then, where it had a name.
+    /// The name of the plan at the time of the invoice, if it had one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub plan_name: Option<String>,
-    /// None: a bound of all lines.
+    /// The key of the price; none for a bound of all lines.
     pub price: Option<String>,
     pub meter: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -71,22 +71,22 @@ pub struct InvoiceLine {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub filter: Option<BTreeMap<String, Vec<String>>>,
     pub model: String,
-    /// Of a correction: of what it corrects.
+    /// The span of the usage; for a correction, the span of the corrected line.
     pub period: LinePeriod,
-    /// The number of the invoice that is corrected.
+    /// The number of the corrected invoice.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub corrects: Option<String>,
     pub quantity: Number,
     pub amount: Number,
     pub rounded_amount: Number,
     pub tiers: Vec<LineTier>,
-    /// What of the price, beside its tiers, says how the amount comes about.
+    /// The fields of the price, without its tiers, that determine the amount.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub rates: BTreeMap<String, Value>,
-    /// What a minimum or a maximum of the price adds or takes off.
+    /// The amount that a minimum or maximum of the price adds or takes off.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub adjustment: Option<Number>,
-    /// Of a bound: what all lines come to at least, or at most.
+    /// The minimum or maximum for the sum of all lines; only for a bound.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bound: Option<Number>,
 }
@@ -100,7 +100,7 @@ pub struct LineTier {
     pub amount: Number,
 }
 
-/// The fields of a price, beside its tiers, that its amount goes by.
+/// The fields of a price, without its tiers, that determine its amount.
 const RATES: [&str; 10] = [
     "unit_amount",
     "per_units",
@@ -114,7 +114,7 @@ const RATES: [&str; 10] = [
     "maximum_amount",
 ];
 
-/// What tells the lines of an invoice apart.
+/// The identity of a line within an invoice.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct InvoiceLineKey {
     plan: String,
@@ -123,7 +123,7 @@ pub struct InvoiceLineKey {
     period: LinePeriod,
 }
 
-/// What of a line a correction changes.
+/// The values of a line that a correction changes.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct BilledAmount {
     pub quantity: Total,
@@ -131,7 +131,7 @@ pub struct BilledAmount {
 }
 
 fn number(text: String) -> Number {
-    // decimals in full are always numbers
+    // decimals written in full always parse as JSON numbers
     text.parse().unwrap_or_else(|_| Number::from(0))
 }
 
@@ -146,7 +146,7 @@ impl InvoiceLine {
         });
         let filter: BTreeMap<String, Vec<String>> =
             line.filter.iter().map(|(name, values)| (name.to_owned(), values.to_vec())).collect();
-        // words always serialise
+        // enum names always serialise
         let model = serde_json::to_value(line.model).unwrap_or_default();
         Self {
             kind: match (line.model, &line.meter) {
@@ -174,14 +174,14 @@ impl InvoiceLine {
         }
     }
 
-    /// With how a price comes to its amount, and what the plan and the meter are called.
+    /// Adds the fields of the price that determine the amount, and the names of the plan and the meter.
     #[must_use]
     pub fn explained(self, price: &Price, plan_name: Option<String>, meter_name: Option<String>) -> Self {
         // prices always serialise
         let fields = serde_json::to_value(price).unwrap_or_default();
         let said = |name: &&str| match &fields[*name] {
             Value::Null => None,
-            // nothing free, and each unit by itself, go without saying
+            // zero free units and single units are the defaults
             value if *name == "free_units" && *value == 0 => None,
             value if *name == "per_units" && *value == 1 => None,
             value => Some(((*name).to_owned(), value.clone())),
@@ -198,7 +198,7 @@ impl InvoiceLine {
         }
     }
 
-    /// Whether it is a commitment that all lines keep to by themselves: there is nothing to show.
+    /// Returns whether the line is a commitment with nothing to adjust; such a line is not shown.
     pub fn is_kept_to(&self) -> bool {
         matches!(self.kind, InvoiceLineKind::Minimum | InvoiceLineKind::Maximum)
             && self.rounded() == MinorUnits::default()
@@ -213,14 +213,15 @@ impl InvoiceLine {
         BilledAmount { quantity, amount: self.rounded() }
     }
 
-    /// The same, with nothing used.
+    /// Returns the same line with zero usage.
     #[must_use]
     pub fn unused(&self) -> Self {
         let nothing = || Number::from(0);
         Self { quantity: nothing(), amount: nothing(), rounded_amount: nothing(), ..self.clone() }
     }
 
-    /// What is to be charged or given back, where it comes to other than what was billed so far.
+    /// Returns the correction line for the difference to the amounts billed so far, or none without a
+    /// difference.
     pub fn correction(&self, so_far: &BilledAmount, corrects: &str) -> Option<Self> {
         let now = self.billed();
         let amount = now.amount - so_far.amount.clone();
@@ -242,27 +243,27 @@ impl InvoiceLine {
     }
 }
 
-/// The sum of rounded lines.
+/// Returns the sum of the rounded lines.
 pub fn total(lines: &[InvoiceLine]) -> MinorUnits {
     lines.iter().map(InvoiceLine::rounded).sum()
 }
 
-/// The terms by which a part of a billing period was rated.
+/// The terms by which one part of a billing period is rated.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RatingTerms {
     pub plan: PlanKey,
-    /// Where it has one beside its key.
+    /// The name of the plan, if it has one.
     pub plan_name: Option<String>,
     pub span: Span,
-    /// Whether what was used in it is paid for.
+    /// False if usage in this span is free, as in a trial.
     pub is_billed: bool,
-    /// Those of the plan and of the subscription in the invoice's currency.
+    /// The prices of the plan and of the subscription in the invoice's currency.
     pub prices: Vec<Price>,
-    /// What the whole invoice comes to at least and at most: as the last plan says, as with fees.
+    /// The commitment for the whole invoice. Only the last plan of the period has it, as with fees.
     pub commitment: Option<Commitment>,
-    /// Whether fees of the plan as a whole fall due with it: once, by the last.
+    /// True if the fees of the plan fall due in this span. Only the last plan of the period charges them.
     pub with_fees: bool,
-    /// Whether another customer owes what it costs without anything being used.
+    /// True if another customer owes the fixed amounts, so that only usage is billed here.
     pub only_used: bool,
 }
 
@@ -343,7 +344,7 @@ mod tests {
             only_used: true,
         };
         assert_eq!(RatingTerms::read(terms.to_json()).unwrap(), terms);
-        // as it was kept before there were any
+        // the stored form before commitments existed
         let mut older = terms.to_json();
         for later in ["commitment", "only_used", "plan_name"] {
             older.as_object_mut().unwrap().remove(later);
@@ -372,7 +373,7 @@ mod tests {
         );
         assert!(of(500).is_kept_to());
         assert_eq!(first.key(), of(900).key());
-        // 100 more, and 100 less that are to make up; beyond the minimum it is given back whole
+        // 100 more units reduce the minimum charge by 100; beyond the minimum it is refunded in full
         for (sum, expected) in [(200, None), (300, Some("-100")), (900, Some("-300"))] {
             let correction = of(sum).correction(&first.billed(), "MG-000001");
             assert_eq!(correction.as_ref().map(|line| line.rounded_amount.as_str()), expected, "{sum}");

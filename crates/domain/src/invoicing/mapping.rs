@@ -1,5 +1,5 @@
-//! Whom a subject was mapped to, and when: a period may have had several customers, one of whom owes what
-//! it costs whether anything is used or not.
+//! The customers that a subject was mapped to, with their times. A period may have several customers; one of
+//! them owes the fixed fees.
 
 use crate::base::timestamp::Timestamp;
 use crate::base::window::Span;
@@ -8,11 +8,11 @@ use crate::base::window::Span;
 pub struct Mapping {
     pub customer_id: i64,
     pub from: Timestamp,
-    /// None: still.
+    /// The end of the mapping; none: it still holds.
     pub until: Option<Timestamp>,
 }
 
-/// Those of a subject, in the order in which they were made.
+/// The mappings of a subject, in the order of their creation.
 #[derive(Debug, Clone, Default)]
 pub struct Mappings(Vec<Mapping>);
 
@@ -21,20 +21,21 @@ impl Mappings {
         Self(mappings)
     }
 
-    /// The customer that the subject was mapped to last within a span: it owes the fees.
+    /// Returns the last customer that the subject was mapped to within a span. That customer owes the fees.
     pub fn last_in(&self, span: Span) -> Option<i64> {
         let meets = |it: &&Mapping| it.from < span.to && it.until.is_none_or(|until| until > span.from);
         self.0.iter().rev().find(meets).map(|it| it.customer_id)
     }
 
-    /// The time in which something may have been recorded for a customer, both ends included.
+    /// Returns the first and last instant at which usage may have been recorded for a customer, both
+    /// inclusive.
     pub fn reach(&self, customer_id: i64) -> Option<(Timestamp, Timestamp)> {
         let own = || self.0.iter().filter(|it| it.customer_id == customer_id);
         let until = own().map(|it| it.until.unwrap_or(Timestamp::MAX)).max()?;
         Some((own().map(|it| it.from).min()?, until))
     }
 
-    /// All customers, each once.
+    /// Returns all customers without duplicates.
     pub fn customers(&self) -> Vec<i64> {
         let mut customers: Vec<i64> = self.0.iter().map(|it| it.customer_id).collect();
         customers.sort_unstable();
@@ -51,7 +52,7 @@ mod tests {
         Timestamp::parse(&format!("2026-01-{number:02}T00:00:00Z")).unwrap()
     }
 
-    /// `(customer, from, until)` by the day of January.
+    /// Builds mappings from `(customer, from, until)`, with days of January.
     fn mappings(of: &[(i64, i32, Option<i32>)]) -> Mappings {
         Mappings::of(
             of.iter()
@@ -64,7 +65,7 @@ mod tests {
         )
     }
 
-    /// Who was mapped when, a span, and who owes its fees.
+    /// Mappings, a span, and the customer that owes its fees.
     type Case<'a> = (&'a [(i64, i32, Option<i32>)], (i32, i32), Option<i64>);
 
     #[test]
@@ -72,21 +73,21 @@ mod tests {
         let cases: &[Case<'_>] = &[
             (&[(1, 1, None)], (10, 20), Some(1)),
             (&[(1, 1, None)], (1, 2), Some(1)),
-            // mapped in its course, at its end, and after it
+            // mapped within the span, at its end, and after it
             (&[(1, 15, None)], (10, 20), Some(1)),
             (&[(1, 20, None)], (10, 20), None),
             (&[(1, 21, None)], (10, 20), None),
-            // another one in its course; at its very end it is the next period's
+            // another customer within the span; a mapping at its end belongs to the next period
             (&[(1, 1, Some(15)), (2, 15, None)], (10, 20), Some(2)),
             (&[(1, 1, Some(20)), (2, 20, None)], (10, 20), Some(1)),
             (&[(1, 1, Some(10)), (2, 10, None)], (10, 20), Some(2)),
-            // mapped to none in its course, and before it
+            // unmapped within the span, and before it
             (&[(1, 1, Some(15))], (10, 20), Some(1)),
             (&[(1, 1, Some(10))], (10, 20), None),
-            // for no time at all
+            // a mapping of zero length
             (&[(1, 12, Some(12)), (2, 12, None)], (10, 20), Some(2)),
             (&[(1, 12, Some(12))], (10, 20), Some(1)),
-            // and back
+            // mapped away and back
             (&[(1, 1, Some(12)), (2, 12, Some(14)), (1, 14, None)], (10, 20), Some(1)),
             (&[], (10, 20), None),
         ];

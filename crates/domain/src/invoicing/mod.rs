@@ -1,5 +1,5 @@
-//! Invoices: the billing periods of a subscription as it was at each time, and the lines that a period
-//! comes to. Amounts are whole minor units; an invoice is the sum of its rounded lines.
+//! Invoices: the billing periods of a subscription from its history, and the lines of a period. Amounts are
+//! whole minor units; an invoice is the sum of its rounded lines.
 
 pub mod line;
 pub mod mapping;
@@ -7,7 +7,7 @@ pub mod timeline;
 
 use crate::base::names::{StripeCustomerId, SubjectId};
 
-/// The invoices that a list shows.
+/// The filter of a list of invoices.
 #[derive(Debug, Clone, Default)]
 pub struct InvoiceFilter {
     pub subject: Option<SubjectId>,

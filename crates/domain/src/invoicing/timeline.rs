@@ -1,5 +1,5 @@
-//! The billing periods of a subscription, told from its history: half-open, each beginning where the one
-//! before it ended, however plans, anchors and the biller's own periods changed.
+//! The billing periods of a subscription, computed from its history. Periods are half-open, and each begins
+//! at the end of the previous one, across changes of plan, anchor and biller periods.
 
 use crate::base::names::PlanKey;
 use crate::base::period::Cycle;
@@ -9,17 +9,17 @@ use crate::pricing::commitment::Commitment;
 use crate::pricing::price::Price;
 use crate::subjects::subscription::SubscriptionStatus;
 
-/// More periods than anybody has: a day each for many years.
+/// The most periods that are computed: daily periods of more than 50 years.
 const PERIODS_MAX: usize = 20_000;
 
-/// What a subscription has in place of its plan's, or beside it.
+/// The prices and commitments of a subscription that override or extend its plan's.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct OwnPricing {
     pub prices: Vec<Price>,
     pub commitments: Vec<Commitment>,
 }
 
-/// What a subscription was changed to, and when.
+/// A change of a subscription, with its time.
 #[derive(Debug, Clone)]
 pub struct PlanChange {
     pub at: Timestamp,
@@ -27,12 +27,12 @@ pub struct PlanChange {
     pub own: OwnPricing,
     pub status: SubscriptionStatus,
     pub cycle: Cycle,
-    /// Whether what was there before ended with it, and is billed up to then.
+    /// True if the previous plan ended with this change and is billed up to it.
     pub closes: bool,
 }
 
 impl PlanChange {
-    /// Trials are free; who has not paid yet is billed all the same.
+    /// Returns whether usage is billed. Trials are free; overdue subscriptions are billed.
     pub fn is_billed(&self) -> bool {
         matches!(
             self.status,
@@ -40,8 +40,8 @@ impl PlanChange {
         )
     }
 
-    /// From when on it counts as the first of a subscription: from the beginning of its period, and of the one
-    /// it announces, even where that was over when it was heard of.
+    /// Returns the start of the first period of a subscription. If the biller announced a period that was
+    /// already over, that period is the first.
     pub fn first_begins(&self) -> Timestamp {
         match self.cycle.billing.filter(|announced| announced.to <= self.at) {
             Some(over) => over.from,
@@ -50,14 +50,14 @@ impl PlanChange {
     }
 }
 
-/// A time within a billing period in which one plan, with the same prices, was in force.
+/// A span within a billing period with one plan and the same prices.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PlanInterval {
     pub plan: PlanKey,
-    /// As it was at the end.
+    /// The own prices and commitments at the end of the span.
     pub own: OwnPricing,
     pub span: Span,
-    /// Whether what was used in it is paid for.
+    /// False if usage in this span is free, as in a trial.
     pub is_billed: bool,
 }
 
@@ -67,17 +67,17 @@ pub struct BillingPeriod {
     pub intervals: Vec<PlanInterval>,
 }
 
-/// All that a subscription ever was, from when on each counts.
+/// The history of a subscription, with the effective time of each change.
 #[derive(Debug, Clone, Default)]
 pub struct Timeline(Vec<PlanChange>);
 
 impl Timeline {
-    /// Of changes, the oldest first.
+    /// Builds the timeline from changes in ascending order of time.
     pub fn of(changes: Vec<PlanChange>) -> Self {
         let mut plan_changes: Vec<PlanChange> = Vec::new();
         for (index, change) in changes.iter().enumerate() {
             let mut plan_change = change.clone();
-            // a first payment that comes was for all of it
+            // a late first payment pays for the whole incomplete time
             let next =
                 changes.get(index + 1).filter(|next| next.plan == plan_change.plan && next.is_billed());
             if let Some(next) = next.filter(|_| plan_change.status == SubscriptionStatus::Incomplete) {
@@ -90,7 +90,7 @@ impl Timeline {
                 None => plan_change.first_begins(),
                 Some((before, last)) => begins(before, &plan_change).max(last.at),
             };
-            // of several at one instant the last counts; what the others ended stays ended
+            // the last of several changes at one instant wins, but a closed plan stays closed
             while let Some(same) = plan_changes.pop_if(|last| last.at == plan_change.at) {
                 plan_change.closes |= same.closes;
             }
@@ -99,7 +99,7 @@ impl Timeline {
         Self(plan_changes)
     }
 
-    /// The periods that have begun by a time, from the end of the last that was billed on.
+    /// Returns the periods that begin by now, from the end of the last billed one.
     pub fn periods(&self, billed_until: Option<Timestamp>, now: Timestamp) -> Vec<BillingPeriod> {
         let mut periods = Vec::new();
         let Some(first) = self.0.first() else { return periods };
@@ -116,17 +116,17 @@ impl Timeline {
         periods
     }
 
-    /// What it is at a time.
+    /// Returns the change in force at an instant.
     pub fn at(&self, now: Timestamp) -> Option<&PlanChange> {
         self.0[..self.0.partition_point(|plan_change| plan_change.at <= now)].last()
     }
 
-    /// A period that is known already.
+    /// Returns the billing period of a known span.
     pub fn within(&self, span: Span) -> BillingPeriod {
         BillingPeriod { span, intervals: self.intervals(span) }
     }
 
-    /// The end of the period that begins at a time.
+    /// Returns the end of the period that begins at an instant.
     fn end_of(&self, start: Timestamp) -> Timestamp {
         let begun = self.0.partition_point(|plan_change| plan_change.at <= start);
         let Some(plan_change) = self.0.get(begun.saturating_sub(1)) else { return start };
@@ -140,7 +140,7 @@ impl Timeline {
             }
             let period = later.cycle.billing_period(later.at);
             if period.from > start {
-                // another cycle begins
+                // another cycle begins here
                 return period.from.min(end);
             }
             end = period.to;
@@ -177,7 +177,8 @@ impl Timeline {
     }
 }
 
-/// From when on a change counts: what announces a period, from its beginning, however late it is heard.
+/// Returns the effective time of a change. An announced period takes effect from its start, even if the
+/// announcement arrives late.
 fn begins(before: &PlanChange, plan_change: &PlanChange) -> Timestamp {
     let announced = plan_change.cycle.billing.filter(|billing| before.cycle.billing != Some(*billing));
     if let Some(period) = announced.filter(|period| period.contains(plan_change.at)) {
@@ -197,8 +198,8 @@ mod tests {
         Timestamp::parse(&full).unwrap()
     }
 
-    /// `at plan status anchor [start..end]`; a `!` after the status closes what was before. A plan may have
-    /// a fee and a minimum of its own: `plan:fee:minimum`.
+    /// Parses `at plan status anchor [start..end]`. A `!` after the status closes the previous plan. A plan
+    /// may have its own fee and minimum: `plan:fee:minimum`.
     fn plan_change(text: &str) -> PlanChange {
         let words: Vec<&str> = text.split(' ').collect();
         let status = words[2].trim_end_matches('!');
@@ -244,7 +245,7 @@ mod tests {
         timeline.periods(until.map(at), at(now)).into_iter().map(show).collect()
     }
 
-    /// Changes, until when it is billed, now; and the periods.
+    /// The changes, the end of the last billed period, the present time, and the expected periods.
     type Case<'a> = (&'a [&'a str], Option<&'a str>, &'a str, &'a [&'a str]);
 
     #[test]
@@ -257,7 +258,7 @@ mod tests {
     #[test]
     fn billing_periods_are_contiguous_across_changes() {
         let cases: &[Case<'_>] = &[
-            // months clamp, and never drift
+            // months end on their last day without drifting
             (
                 &["2026-01-31 pro active 2026-01-31"],
                 None,
@@ -270,7 +271,7 @@ mod tests {
                 "2026-03-01",
                 &["02-28..03-31 pro@02-28"],
             ),
-            // the biller's renewals, heard of late, and a plan that changes with one
+            // the biller's renewals arrive late, one of them with a change of plan
             (
                 &[
                     "2026-01-05T00:00:02Z pro active 2026-01-05 2026-01-05..2026-02-05",
@@ -280,14 +281,14 @@ mod tests {
                 "2026-02-06",
                 &["01-05..02-05 pro@01-05", "02-05..03-05 team@02-05"],
             ),
-            // another plan in mid-period is rated by itself
+            // a plan that changes within a period is rated separately
             (
                 &["2026-01-05 pro active 2026-01-05", "2026-01-20 team active 2026-01-05"],
                 None,
                 "2026-01-21",
                 &["01-05..02-05 pro@01-05 team@01-20"],
             ),
-            // another anchor cuts the period
+            // a new anchor ends the period
             (
                 &[
                     "2026-01-01 free active 2026-01-01",
@@ -297,7 +298,7 @@ mod tests {
                 "2026-01-11",
                 &["01-01..01-10 free@01-01", "01-10..02-10 pro@01-10"],
             ),
-            // a trial is free, and of its own length
+            // a trial is free and has its own length
             (
                 &[
                     "2026-01-05 pro trialing 2026-01-05 2026-01-05..2026-01-19",
@@ -307,7 +308,7 @@ mod tests {
                 "2026-01-20",
                 &["01-05..01-19 pro-@01-05", "01-19..02-19 pro@01-19"],
             ),
-            // a first payment that takes a while
+            // a first payment that takes some hours
             (
                 &[
                     "2026-01-05T00:00:01Z pro incomplete 2026-01-05 2026-01-05..2026-02-05",
@@ -323,7 +324,7 @@ mod tests {
                 "2026-01-07",
                 &["01-05..02-05 pro-@01-05"],
             ),
-            // an end is billed at once
+            // the end of a subscription is billed at once
             (
                 &["2026-01-05 pro active 2026-01-05", "2026-01-20 pro canceled! 2026-01-05"],
                 None,
@@ -347,7 +348,7 @@ mod tests {
                 "2026-01-21",
                 &["01-05..02-05 pro@01-05 pro-@01-20"],
             ),
-            // several changes at one instant: the last
+            // the last of several changes at one instant wins
             (
                 &[
                     "2026-01-05 free active 2026-01-05",

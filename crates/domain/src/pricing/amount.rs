@@ -1,5 +1,5 @@
-//! Exact amounts of money, in minor units of a currency: fractions, so that nothing rounds before a
-//! line does.
+//! Exact amounts of money in minor units of a currency. They are fractions, so nothing rounds before a line
+//! does.
 
 use std::fmt;
 use std::iter::Sum;
@@ -14,16 +14,16 @@ use super::fraction::Fraction;
 use crate::base::fields::{Parsed, Violation};
 use crate::base::quantity::{NotAQuantity, Quantity, Total};
 
-/// Digits that a price may have after the point.
+/// The number of digits that a price may have after the point.
 const PRICE_FRACTION_DIGITS: u32 = 12;
-/// Digits that an amount may have before it.
+/// The number of digits that an amount may have before the point.
 const INTEGER_DIGITS: u32 = 19;
-/// Digits after the point of an amount that has no end as a decimal, such as a third.
+/// The number of fractional digits shown for an amount with an endless decimal, such as a third.
 const SHOWN_FRACTION_DIGITS: u32 = 24;
-/// Nano-units in a unit.
+/// The number of nano-units in one unit.
 const NANOS: i64 = 1_000_000_000;
 
-/// An amount in minor units, or a price per unit of something.
+/// An amount in minor units, or a price per unit.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Amount(Fraction);
 
@@ -44,7 +44,7 @@ impl Amount {
         Self::from_decimal(text)
     }
 
-    /// Reads the spelling of a JSON number.
+    /// Reads a decimal number in the notation of JSON.
     pub fn from_decimal(text: &str) -> Result<Self, NotAQuantity> {
         let digits_max = INTEGER_DIGITS + PRICE_FRACTION_DIGITS;
         let (mantissa, exponent) = match text.split_once(['e', 'E']) {
@@ -66,7 +66,7 @@ impl Amount {
         {
             return Err(NotAQuantity::TooManyDigits);
         }
-        // so few digits are always a number
+        // at most 31 digits always parse as an integer
         let coefficient: BigInt = format!("{integer}{significant}").parse().unwrap_or_default();
         let scale = exponent - i32::try_from(significant.len()).unwrap_or(i32::MAX);
         let amount = &Fraction::from(coefficient) * &Fraction::ten_to(scale);
@@ -78,7 +78,7 @@ impl Amount {
         Ok(Self(amount))
     }
 
-    /// Reads a decimal of any length, as a sum of exact products has.
+    /// Reads a decimal of any length, such as a sum of exact products.
     pub fn from_sum(text: &str) -> Option<Self> {
         let (integer, fraction) = text.split_once('.').unwrap_or((text, ""));
         let digits: BigInt = format!("{integer}{fraction}").parse().ok()?;
@@ -90,7 +90,7 @@ impl Amount {
         Self(Fraction::from(i128::from(units)))
     }
 
-    /// As many as there are of something.
+    /// Returns the number of units as an amount.
     pub fn of(quantity: Total) -> Self {
         Self(Fraction::new(quantity.nanos(), NANOS))
     }
@@ -103,19 +103,19 @@ impl Amount {
         self.0.is_zero()
     }
 
-    /// Divided; nothing where that by which it is, is nothing.
+    /// Divides by another amount; returns zero if the divisor is zero.
     #[must_use]
     pub fn divided_by(&self, by: &Self) -> Self {
         if by.is_zero() { Self::default() } else { Self(&self.0 / &by.0) }
     }
 
-    /// A share of it in percent.
+    /// Returns `self` percent of another amount.
     #[must_use]
     pub fn percent_of(&self, whole: &Self) -> Self {
         Self(&(&self.0 * &whole.0) / &Fraction::from(100))
     }
 
-    /// Times a power of ten.
+    /// Multiplies by a power of ten.
     #[must_use]
     pub fn shifted(&self, decimals: i32) -> Self {
         Self(&self.0 * &Fraction::ten_to(decimals))
@@ -131,12 +131,12 @@ impl Amount {
         Self(self.0.floor())
     }
 
-    /// Whole minor units, half away from zero: the one rounding of a line.
+    /// Rounds to whole minor units, half away from zero. A line rounds only here.
     pub fn rounded(&self) -> MinorUnits {
         MinorUnits(self.0.round())
     }
 
-    /// As a fraction that reads back exactly: `4`, `10/3`.
+    /// Writes the amount as a fraction that reads back exactly: `4`, `10/3`.
     pub fn fraction(&self) -> String {
         self.0.to_string()
     }
@@ -145,12 +145,12 @@ impl Amount {
         text.parse().ok().map(Self)
     }
 
-    /// As a quantity, rounded down to its digits.
+    /// Returns the amount as a quantity, rounded down to nano-units.
     pub fn quantity_below(&self) -> Total {
         Total::default() - Self(-&self.0).quantity_above()
     }
 
-    /// As a quantity, rounded up to its digits.
+    /// Returns the amount as a quantity, rounded up to nano-units.
     pub fn quantity_above(&self) -> Total {
         let nanos = (&self.0 * &Fraction::from(i128::from(NANOS))).ceil().to_integer();
         let bound = if nanos.is_negative() { i128::MIN } else { i128::MAX };
@@ -208,7 +208,7 @@ impl Sum for Amount {
     }
 }
 
-/// A decimal written in full where it has an end; else to 24 digits, half away from zero.
+/// Writes a finite decimal in full; an endless one to 24 digits, rounded half away from zero.
 impl fmt::Display for Amount {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.0.is_integer() {
@@ -241,12 +241,12 @@ impl Serialize for Amount {
 pub struct MinorUnits(BigInt);
 
 impl MinorUnits {
-    /// Reads whole digits, with a sign or without.
+    /// Parses whole digits with an optional sign.
     pub fn parse(text: &str) -> Option<Self> {
         text.parse().ok().map(Self)
     }
 
-    /// In major units of a currency with so many digits after its point.
+    /// Writes the amount in major units of a currency with `digits` fractional digits.
     pub fn in_major_units(&self, digits: u32) -> String {
         let text = self.0.magnitude().to_string();
         let sign = if self.0.is_negative() { "-" } else { "" };
@@ -298,12 +298,12 @@ impl Serialize for MinorUnits {
     }
 }
 
-/// A price or an amount as the catalog states it: never below nothing.
+/// Reads a price or an amount of the catalog; negative numbers are violations.
 pub fn read(value: Value) -> Parsed<Amount> {
     let amount = match Amount::from_json(&value) {
         Ok(amount) => amount,
         Err(NotAQuantity::NotDecimal) => {
-            return Violation::only("invalid_amount", "must be a decimal number, in minor units");
+            return Violation::only("invalid_amount", "must be a decimal number of minor units");
         }
         Err(NotAQuantity::TooManyDigits) => {
             let detail = format!(
@@ -318,7 +318,7 @@ pub fn read(value: Value) -> Parsed<Amount> {
     Ok(amount)
 }
 
-/// One whole.
+/// Returns the amount of one minor unit.
 pub fn one() -> Amount {
     Amount::from_minor_units(1)
 }
@@ -359,7 +359,7 @@ mod tests {
             let read = Amount::from_decimal(text).map(|amount| amount.to_string());
             assert_eq!(read.as_deref().map_err(|e| *e), *expected, "{text}");
         }
-        assert!(Amount::from_json(&json!("1e3")).is_err(), "strings take no exponent");
+        assert!(Amount::from_json(&json!("1e3")).is_err(), "a string must not have an exponent");
         assert_eq!(read(json!(-1)).unwrap_err()[0].code, "negative_amount");
     }
 
@@ -378,13 +378,13 @@ mod tests {
         assert_eq!(third.to_string(), "0.333333333333333333333333");
         assert_eq!(amount("2").divided_by(&amount("3")).to_string(), "0.666666666666666666666667");
         assert_eq!((third.clone() + third.clone() + third).to_string(), "1");
-        // and what has one, in full
+        // finite decimals are shown in full
         let small = amount("0.000000000001").divided_by(&amount("1048576"));
         assert_eq!(small.to_string(), "0.00000000000000000095367431640625");
     }
 
     #[test]
-    fn minor_units_of_every_currency() {
+    fn minor_units_are_written_in_major_units_of_each_currency() {
         let shown = |units: i64, digits| MinorUnits::from(units).in_major_units(digits);
         assert_eq!(shown(1_234, 2), "12.34");
         assert_eq!(shown(-5, 2), "-0.05");

@@ -1,4 +1,4 @@
-//! Spend caps: what may be spent in a period.
+//! Spend caps: the most money that a subject may spend in a period.
 
 use serde::Serialize;
 use serde_json::Value;
@@ -14,11 +14,11 @@ use crate::base::timestamp::Timestamp;
 use crate::base::window::{Span, Zone};
 use crate::catalog::meter::has_repeats;
 
-/// On the cost of a subject and all below it.
+/// A cap on the cost of a subject and all subjects below it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct SpendCap {
     pub key: ItemKey,
-    /// In minor units.
+    /// The cap in minor units.
     pub amount: Amount,
     pub currency: Currency,
     pub period: Period,
@@ -47,7 +47,11 @@ impl SpendCap {
         let keys: Vec<&ItemKey> = caps.iter().flatten().map(|cap| &cap.key).collect();
         if has_repeats(&keys) {
             fields.add_error(
-                Violation::new("duplicate_key", "must use each key of a spend cap once").under("spend_caps"),
+                Violation::new(
+                    "duplicate_key",
+                    "must not contain two spend caps with one key; rename or remove one",
+                )
+                .under("spend_caps"),
             );
         }
         let caps = fields.finish_with(caps)?;
@@ -56,7 +60,7 @@ impl SpendCap {
         Violation::check_all(violations).map(|()| caps)
     }
 
-    /// What speaks against the currencies of new caps, each under its place.
+    /// Returns the violations of caps in withdrawn currencies, each under the index of its cap.
     pub fn validate_not_withdrawn(caps: &[Self]) -> impl Iterator<Item = Violation> {
         let violation = |(index, cap): (usize, &Self)| {
             Some(cap.currency.validate_not_withdrawn()?.under(&index.to_string()))
@@ -64,7 +68,7 @@ impl SpendCap {
         caps.iter().enumerate().filter_map(violation)
     }
 
-    /// The period around an instant.
+    /// Returns the period of the cap around an instant.
     pub fn period_at(&self, cycle: &Cycle, at: Timestamp) -> Span {
         self.period.around(at, self.anchor, &self.timezone, cycle)
     }

@@ -1,4 +1,4 @@
-//! What prices come to: expected values of other billing systems, and properties that no price escapes.
+//! Costs by price: expected values of other billing systems, and properties that hold for every price.
 
 use proptest::prelude::*;
 use serde_json::{Value, json};
@@ -26,7 +26,7 @@ fn tier(up_to: Value, unit_amount: impl Into<Value>, flat_amount: impl Into<Valu
     json!({"up_to": up_to, "unit_amount": unit_amount.into(), "flat_amount": flat_amount.into()})
 }
 
-/// What some quantities come to; `scale`: minor units in the unit in which the amounts are written.
+/// Asserts the costs of some quantities in minor units.
 fn assert_costs(price: &Price, cases: &[(&str, &str)]) {
     for (quantity, expected) in cases {
         let line = price.rate(&used(quantity));
@@ -34,10 +34,10 @@ fn assert_costs(price: &Price, cases: &[(&str, &str)]) {
     }
 }
 
-/// The tables of expected values, in whatever unit they are written: nothing but the last rounding
-/// depends on it.
+/// The expected values are in minor or major units as in their source; only the last rounding depends on the
+/// unit.
 #[test]
-fn expected_values() {
+fn prices_cost_what_other_billing_systems_expect() {
     let graduated = |tiers: Value| price(json!({"model": "graduated", "tiers": tiers}));
     let volume = |tiers: Value| price(json!({"model": "volume", "tiers": tiers}));
     let package = |unit_amount: Value, per_units: i64, free_units: i64| {
@@ -96,7 +96,7 @@ fn expected_values() {
 }
 
 #[test]
-fn the_one_rounding_of_a_line() {
+fn lines_round_once_half_away_from_zero_in_units_of_the_currency() {
     let rounded = |currency: &str, unit_amount: &str, quantity: &str| {
         let price = price(json!({"model": "per_unit", "unit_amount": unit_amount, "currency": currency}));
         let line = price.rate(&used(quantity));
@@ -104,18 +104,18 @@ fn the_one_rounding_of_a_line() {
     };
     assert_eq!(rounded("usd", "0.5", "1"), "0.01", "0.005 usd");
     assert_eq!(rounded("usd", "0.5", "-1"), "-0.01", "-0.005 usd");
-    assert_eq!(rounded("usd", "267.5", "1"), "2.68", "2.675 usd, which no binary float is");
+    assert_eq!(rounded("usd", "267.5", "1"), "2.68", "2.675 usd, which no binary float represents");
     assert_eq!(rounded("jpy", "0.5", "1"), "1");
     assert_eq!(rounded("jpy", "149.4", "1"), "149");
     assert_eq!(rounded("kwd", "1234.5", "1"), "1.235");
-    // a third of a cent three times is a cent
+    // three times a third of a cent is one cent
     let third = price(json!({"model": "per_unit", "unit_amount": "1", "per_units": 3}));
     assert_eq!(third.rate(&used("3")).amount.to_string(), "1");
     assert_eq!(third.rate(&used("1.5")).rounded_amount, MinorUnits::from(1));
 }
 
 #[test]
-fn nothing_used() {
+fn unused_prices_charge_minimum_and_flat_fees_unless_switched_off() {
     let flat_tier = json!([tier(json!(10), 10, 2), tier(json!(null), 5, 3)]);
     let cases = [
         (json!({"model": "graduated", "tiers": flat_tier}), "2"),
@@ -137,7 +137,7 @@ fn nothing_used() {
 }
 
 #[test]
-fn bounds_of_a_line_are_shown() {
+fn lines_show_the_adjustment_to_their_minimum_or_maximum() {
     let bounded =
         price(json!({"model": "per_unit", "unit_amount": 2, "minimum_amount": 10, "maximum_amount": 100}));
     assert_costs(&bounded, &[("1", "10"), ("5", "10"), ("6", "12"), ("50", "100"), ("51", "100")]);
@@ -157,28 +157,28 @@ fn percentage_prices_charge_a_share_of_the_value() {
         json!({"model": "percentage", "rate": 10, "fixed_amount": 1, "event_minimum": 3, "event_maximum": 8});
     assert_eq!(of(json!({"model": "percentage", "rate": 2.9, "fixed_amount": 30}), &[10_000]), "320");
     assert_eq!(of(json!({"model": "percentage", "rate": 2.9, "fixed_amount": 30}), &[5_000, 5_000]), "350");
-    assert_eq!(of(bounded.clone(), &[10, 80]), "11", "3 and 8, not 2 and 9");
+    assert_eq!(of(bounded.clone(), &[10, 80]), "11", "bounds apply per event: 3 and 8, not 2 and 9");
     assert_eq!(of(bounded, &[]), "0");
     assert_eq!(of(json!({"model": "percentage", "rate": 10, "free_units": 100}), &[80, 70]), "5");
     let free = json!({"model": "percentage", "rate": 10, "event_maximum": 5, "free_units": 1000});
-    assert_eq!(of(free.clone(), &[10_000, -60]), "-1", "5 less 6; what was free gives nothing back");
+    assert_eq!(of(free.clone(), &[10_000, -60]), "-1", "5 less 6; free units are not refunded");
     assert_eq!(of(free, &[10_000, -40]), "0");
     let tiers =
         json!([{"up_to": 1000, "rate": 3, "flat_amount": 5}, {"up_to": null, "rate": 1, "flat_amount": 7}]);
     let graduated = json!({"model": "graduated_percentage", "tiers": tiers});
     assert_eq!(of(graduated.clone(), &[]), "5");
     assert_eq!(of(graduated.clone(), &[600, 400]), "35");
-    assert_eq!(of(graduated, &[600, 600]), "44", "30 + 5 of the first thousand, 2 + 7 of the rest");
+    assert_eq!(of(graduated, &[600, 600]), "44", "30 + 5 for the first thousand, 2 + 7 for the rest");
 }
 
 #[test]
-fn packages_may_be_cut() {
+fn packages_round_down_if_the_price_asks_for_it() {
     let down = price(json!({"model": "package", "unit_amount": 100, "per_units": 10, "round": "down"}));
     assert_costs(&down, &[("0", "0"), ("9.9", "0"), ("10", "100"), ("121", "1200")]);
 }
 
 #[test]
-fn tiers_explain_the_amount() {
+fn tier_lines_show_the_quantity_and_amount_of_each_reached_tier() {
     let price = price(json!({"model": "graduated", "free_units": 5,
         "tiers": [tier(json!(10), 10, 2), tier(json!(20), 5, 3), tier(json!(null), 1, 0)]}));
     let RatedLine { tiers, amount, quantity, .. } = price.rate(&used("16.5"));
@@ -190,19 +190,19 @@ fn tiers_explain_the_amount() {
 }
 
 #[test]
-fn a_volume_price_is_highest_at_the_end_of_a_tier() {
+fn highest_volume_cost_may_lie_at_the_end_of_a_tier() {
     let price = price(json!({"model": "volume",
         "tiers": [tier(json!(100), 2, 10), tier(json!(200), 1, 0), tier(json!(null), 0.5, 50)]}));
     let highest = |from: &str, to: &str| price.highest_cost(&used(from), &used(to)).to_string();
     assert_eq!(highest("50", "60"), "130");
-    assert_eq!(highest("50", "150"), "210", "at 100");
-    assert_eq!(highest("100", "150"), "210", "what is used stays");
-    assert_eq!(highest("101", "300"), "200", "at 200, or 300");
+    assert_eq!(highest("50", "150"), "210", "highest at 100");
+    assert_eq!(highest("100", "150"), "210", "already used");
+    assert_eq!(highest("101", "300"), "200", "highest at 200 and at 300");
     assert_eq!(highest("0", "1000"), "550");
 }
 
 fn tiers() -> impl Strategy<Value = Vec<(u32, u32, u32)>> {
-    // widths, prices per thousand units, flat amounts
+    // width, price per thousand units, flat amount of each tier
     prop::collection::vec((1_u32..500, 0_u32..5_000, 0_u32..100), 1..6)
 }
 
@@ -236,9 +236,9 @@ proptest! {
         prop_assert!(price.cost(&quantity(a.min(b))) <= price.cost(&quantity(a.max(b))));
     }
 
-    /// A small step costs no more than the step at the highest price.
+    /// A small step costs at most the step times the highest unit price.
     #[test]
-    fn graduated_cost_is_continuous_but_for_flat_fees(tiers in tiers(), at in 0_u32..3_000_000) {
+    fn graduated_cost_is_continuous_apart_from_flat_fees(tiers in tiers(), at in 0_u32..3_000_000) {
         let price = tiered("graduated", &tiers, false);
         let nano = Total::from_nanos(1);
         let below = quantity(at);
@@ -257,7 +257,7 @@ proptest! {
         prop_assert_eq!(quantities, Amount::of(line.quantity));
     }
 
-    /// What each next part costs sums to what all of it costs.
+    /// The costs of consecutive parts sum to the cost of the whole.
     #[test]
     fn marginal_costs_sum_to_the_total(
         tiers in tiers(), volume: bool, parts in prop::collection::vec(0_u32..200_000, 1..20),
@@ -272,7 +272,7 @@ proptest! {
     }
 
     #[test]
-    fn order_and_batching_change_nothing(
+    fn order_and_batching_of_events_do_not_change_the_cost(
         values in prop::collection::vec(0_i64..100_000, 0..20), cut in 0_usize..20, percentage: bool,
     ) {
         let fields = if percentage {
@@ -298,7 +298,7 @@ proptest! {
         prop_assert!(package.cost(&quantity(at)) >= per_unit.cost(&quantity(at)));
     }
 
-    /// No quantity of a range costs more than the highest cost of the range.
+    /// No quantity of a range costs more than `highest_cost` of that range.
     #[test]
     fn highest_cost_is_an_upper_bound(
         tiers in tiers(), volume: bool, from in 0_u32..2_000_000, width in 0_u32..1_000_000, share in 0_u32..1000,

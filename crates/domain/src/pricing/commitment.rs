@@ -1,5 +1,5 @@
-//! Commitments: the least and the most that all lines of a billing period come to together. What they add
-//! or take off is a line of its own, so that a bill stays the sum of its rounded lines.
+//! Commitments: the minimum and maximum for the sum of all lines of a billing period. The difference is a
+//! line of its own, so that a bill stays the sum of its rounded lines.
 
 use serde::Serialize;
 use serde_json::Value;
@@ -14,7 +14,7 @@ use crate::base::fields::{ObjectParser, Parsed, Violation};
 use crate::base::quantity::Total;
 use crate::catalog::meter::{Filter, has_repeats};
 
-/// Of a plan, or of a subscription in its place: for the bill in one currency.
+/// A commitment of a plan, or of a subscription that overrides it, for the bill in one currency.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Commitment {
     pub currency: Currency,
@@ -24,7 +24,7 @@ pub struct Commitment {
     pub maximum_amount: Option<MinorUnits>,
 }
 
-/// Bills have no smaller units.
+/// Reads a bound; bills have no fractions of minor units.
 fn whole(value: Value) -> Parsed<MinorUnits> {
     let amount = amount::read(value)?;
     let units = amount.rounded();
@@ -47,14 +47,14 @@ impl Commitment {
         if let (Some(least), Some(most)) = (&minimum_amount, &maximum_amount)
             && most < least
         {
-            let detail = "must not be below `minimum_amount`";
+            let detail = "must be at least `minimum_amount`";
             fields.add_error(Violation::new("invalid_range", detail).under("maximum_amount"));
         }
         let currency = fields.finish_with(currency)?;
         Ok(Self { currency, minimum_amount, maximum_amount })
     }
 
-    /// The same in another currency, in whole units of it.
+    /// Converts the bounds to another currency, rounded to whole minor units.
     #[must_use]
     pub fn converted(&self, rate: &ExchangeRate) -> Self {
         let converted = |units: &MinorUnits| rate.converted(&units.into()).rounded();
@@ -65,8 +65,8 @@ impl Commitment {
         }
     }
 
-    /// What each bound adds to the sum of other lines, or takes off: a line for each that is stated, of
-    /// nothing where the sum keeps to it.
+    /// Returns a line for each bound with the amount that brings `sum` within it. The amount is zero if the
+    /// sum is within the bound.
     pub fn lines(&self, sum: &MinorUnits) -> impl Iterator<Item = RatedLine> + use<> {
         let least = self.minimum_amount.as_ref().map(|least| {
             let short = (least.clone() - sum.clone()).max(MinorUnits::default());
@@ -79,7 +79,7 @@ impl Commitment {
         least.into_iter().chain(most)
     }
 
-    /// Adds to the lines of a period the one that keeps their sum within the bounds, where it is not.
+    /// Adds the line that brings the sum within the bounds, if it lies outside.
     pub fn complete(&self, lines: &mut Vec<RatedLine>) {
         let sum = lines.iter().map(|line| line.rounded_amount.clone()).sum();
         lines.extend(self.lines(&sum).filter(|line| !line.amount.is_zero()));
@@ -101,18 +101,24 @@ fn line(bound: Bound, amount: &MinorUnits, difference: MinorUnits) -> RatedLine 
     }
 }
 
-/// What speaks against some, each under its place: one for each currency, in which there are prices.
+/// Returns the violations of a list of commitments, each under its index. Each needs a currency of its own in
+/// which there are prices.
 pub fn validate_commitments<'p>(
     commitments: &[Commitment],
     prices: impl Iterator<Item = &'p Price> + Clone,
 ) -> Vec<Violation> {
     let mut violations = Vec::new();
     if has_repeats(&commitments.iter().map(|commitment| commitment.currency).collect::<Vec<_>>()) {
-        violations.push(Violation::new("duplicate_key", "must use each currency once"));
+        violations.push(Violation::new(
+            "duplicate_key",
+            "must have one commitment per currency; merge those of one currency",
+        ));
     }
     for (place, Commitment { currency, .. }) in commitments.iter().enumerate() {
         if !prices.clone().any(|price| price.currency == *currency) {
-            let detail = format!("must be a currency of a price; nothing has a price in {currency}");
+            let detail = format!(
+                "must be a currency of a price in this catalog; got {currency}, in which nothing has a price"
+            );
             let violation = Violation::new("unpriced_currency", detail);
             violations.push(violation.under("currency").under(&place.to_string()));
         }
@@ -170,12 +176,12 @@ mod tests {
             as_of: Timestamp::MIN,
         };
         let yen = of(Some(333), Some(1_001)).converted(&rate);
-        // 501.165 and 1506.505 yen
+        // the exact values are 501.165 and 1506.505 yen
         assert_eq!((yen.minimum_amount, yen.maximum_amount), (Some(501.into()), Some(1_507.into())));
     }
 
     #[test]
-    fn bad_commitments_are_refused_by_name() {
+    fn invalid_commitments_are_refused_with_their_pointer() {
         let fee = json!({"key": "p", "model": "flat", "currency": "usd", "amount": 1});
         let prices = [Price::read(fee).unwrap()];
         let violation = |commitments: &Value| {
@@ -227,7 +233,7 @@ mod tests {
     }
 
     proptest! {
-        /// A bill is the sum of its rounded lines, and lies within the bounds.
+        /// A bill is the sum of its rounded lines and lies within the bounds.
         #[test]
         fn line_totals_lie_within_commitment_bounds(
             quantities in prop::collection::vec(-50_i64..2_000, 0..8),

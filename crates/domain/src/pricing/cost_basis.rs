@@ -1,4 +1,4 @@
-//! The terms by which costs are shown: prices, their commitment, and the currency that was asked for.
+//! The terms for displaying costs: prices, commitment and the requested currency.
 
 use super::amount::MinorUnits;
 use super::commitment::Commitment;
@@ -7,11 +7,11 @@ use super::exchange::ExchangeRate;
 use super::line::RatedLine;
 use super::price_book::PriceBook;
 
-/// The terms by which costs are shown.
+/// The terms for displaying costs.
 #[derive(Debug, Clone, Copy)]
 pub struct CostBasis<'p> {
     pub book: &'p PriceBook,
-    /// From the currency of the book to the one asked for, where they differ.
+    /// The exchange rate from the currency of the book to the requested one, if they differ.
     pub rate: Option<&'p ExchangeRate>,
     /// The bounds on the sum of all lines of a period, in the currency of the book.
     pub commitment: Option<&'p Commitment>,

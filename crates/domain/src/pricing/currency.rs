@@ -8,11 +8,11 @@ use serde_json::Value;
 
 use crate::base::fields::{self, Parsed, Violation};
 
-/// A currency that has minor units, if only whole ones.
+/// A currency with minor units; some, such as the yen, have no fractional digits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Currency(Iso);
 
-/// Those that are no legal tender any more, and which nothing new is priced in.
+/// Currencies that are no longer legal tender. New prices must not use them.
 const WITHDRAWN: [Iso; 5] = [Iso::BGN, Iso::CUC, Iso::HRK, Iso::SLL, Iso::ZWL];
 
 impl Currency {
@@ -22,7 +22,7 @@ impl Currency {
             Some(currency) if currency.exponent().is_some() => Ok(Self(currency)),
             _ => Violation::only(
                 "unknown_currency",
-                format!("must be a lower-case ISO 4217 code, such as usd; got {}", fields::received(code)),
+                format!("must be a lower-case ISO 4217 code, such as `usd`; got {}", fields::received(code)),
             ),
         }
     }
@@ -31,7 +31,8 @@ impl Currency {
         Self::parse(&fields::text(value)?)
     }
 
-    /// What speaks against something new in it; what was kept in it stays.
+    /// Returns a violation if the currency is withdrawn. Only new input is validated; stored input stays
+    /// readable.
     pub fn validate_not_withdrawn(self) -> Option<Violation> {
         let detail =
             || format!("must be a current currency; {self} was withdrawn from ISO 4217, use its successor");
@@ -42,7 +43,7 @@ impl Currency {
         self.0.code().to_ascii_lowercase()
     }
 
-    /// Digits after the point of a major unit.
+    /// Returns the number of digits after the point of a major unit.
     pub fn digits(self) -> u32 {
         self.0.exponent().unwrap_or_default().into()
     }
@@ -77,7 +78,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn codes_and_their_minor_units() {
+    fn currencies_know_their_code_and_number_of_fractional_digits() {
         let digits = |code: &str| Currency::parse(code).ok().map(Currency::digits);
         let cases =
             [("usd", Some(2)), ("eur", Some(2)), ("jpy", Some(0)), ("kwd", Some(3)), ("krw", Some(0))];

@@ -1,5 +1,5 @@
-//! Exchange rates as they were set, each with its time. Where none was, nothing is guessed: neither
-//! from the other direction nor by way of a third currency.
+//! Exchange rates as the operator set them, each with its time. A missing rate is never derived from the
+//! opposite direction or through a third currency.
 
 use std::collections::BTreeMap;
 use std::ops::Bound;
@@ -15,18 +15,18 @@ use crate::base::limits::{RATE_AHEAD_MAX, RATES_MAX};
 use crate::base::timestamp::Timestamp;
 use crate::catalog::meter::has_repeats;
 
-/// So many major units of one currency for one of another.
+/// An exchange rate: the number of major units of `to` for one major unit of `from`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct ExchangeRate {
     pub from: Currency,
     pub to: Currency,
     pub rate: Amount,
-    /// Since when it holds.
+    /// The instant from which the rate holds.
     pub as_of: Timestamp,
 }
 
 impl ExchangeRate {
-    /// An amount in minor units of the one as minor units of the other.
+    /// Converts an amount from minor units of `from` to minor units of `to`.
     #[must_use]
     pub fn converted(&self, amount: &Amount) -> Amount {
         let digits = |currency: Currency| i32::try_from(currency.digits()).unwrap_or_default();
@@ -35,7 +35,7 @@ impl ExchangeRate {
 }
 
 impl ExchangeRate {
-    /// Reads a rate as a caller states it: without `as_of` it holds from now.
+    /// Reads a rate from a request; without `as_of` it holds from now.
     pub fn read(value: Value, now: Timestamp) -> Parsed<Self> {
         let mut fields = ObjectParser::new(value)?;
         let from = fields.required("from", Currency::read);
@@ -65,7 +65,7 @@ impl ExchangeRate {
         Ok(Self { from, to, rate, as_of: as_of.unwrap_or(now) })
     }
 
-    /// Reads `{"rates": […]}`, or one rate alone.
+    /// Reads `{"rates": […]}` or a single rate.
     pub fn read_all(value: Value, now: Timestamp) -> Parsed<Vec<Self>> {
         if value.get("rates").is_none() {
             return Ok(vec![Self::read(value, now)?]);
@@ -73,11 +73,11 @@ impl ExchangeRate {
         let mut fields = ObjectParser::new(value)?;
         let rates = fields.list("rates", RATES_MAX, |value| Self::read(value, now));
         if rates.is_empty() && !fields.has_errors() {
-            fields.add_error(Violation::new("empty", "must have at least one rate").under("rates"));
+            fields.add_error(Violation::new("empty", "must contain at least one rate").under("rates"));
         }
         let names: Vec<_> = rates.iter().map(|rate| (rate.from, rate.to, rate.as_of)).collect();
         if has_repeats(&names) {
-            let detail = "must state each rate of a time once";
+            let detail = "must contain one rate per pair of currencies and time; remove the duplicate";
             fields.add_error(Violation::new("duplicate_key", detail).under("rates"));
         }
         fields.finish()?;
@@ -85,7 +85,7 @@ impl ExchangeRate {
     }
 }
 
-/// By their currencies and times.
+/// Exchange rates by pair of currencies and time.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Rates(BTreeMap<(Currency, Currency), BTreeMap<Timestamp, ExchangeRate>>);
 
@@ -100,7 +100,7 @@ impl FromIterator<ExchangeRate> for Rates {
 }
 
 impl Rates {
-    /// Returns the rate between two currencies, or the error that there is none.
+    /// Returns the rate between two currencies, or a violation if it is missing.
     pub fn known(&self, from: Currency, to: Currency, at: Timestamp) -> Parsed<&ExchangeRate> {
         self.at(from, to, at).ok_or_else(|| {
             let detail = format!(
@@ -110,17 +110,17 @@ impl Rates {
         })
     }
 
-    /// The latest that holds at a time.
+    /// Returns the latest rate that holds at an instant.
     pub fn at(&self, from: Currency, to: Currency, at: Timestamp) -> Option<&ExchangeRate> {
         Some(self.0.get(&(from, to))?.range(..=at).next_back()?.1)
     }
 
-    /// When another comes to hold after a time.
+    /// Returns the time of the first rate after an instant.
     pub fn next_after(&self, from: Currency, to: Currency, at: Timestamp) -> Option<Timestamp> {
         Some(*self.0.get(&(from, to))?.range((Bound::Excluded(at), Bound::Unbounded)).next()?.0)
     }
 
-    /// Those that hold at a time, by their currencies.
+    /// Returns the rates that hold at an instant, by currency pair.
     pub fn in_force(&self, at: Timestamp) -> impl Iterator<Item = &ExchangeRate> {
         self.0.values().filter_map(move |rates| Some(rates.range(..=at).next_back()?.1))
     }

@@ -1,5 +1,5 @@
-//! Forecasts: what a period will have come to at its end, if use goes on as it did. By the days of the
-//! week where four whole weeks are known, else evenly.
+//! Forecasts of a total at the end of a period. With four whole weeks of history they follow the weekdays;
+//! otherwise they continue the average so far.
 
 use serde::Serialize;
 
@@ -7,47 +7,47 @@ use super::amount::Amount;
 use crate::base::limits::FORECAST_DAYS_MAX;
 use crate::base::timestamp::{MICROS_PER_DAY, Timestamp};
 
-/// Whole weeks that are looked back at.
+/// The number of whole weeks of history.
 const WEEKS: usize = 4;
-/// Days that are looked back at, before today.
+/// The number of days of history before today.
 pub const HISTORY_DAYS: usize = WEEKS * 7;
-/// Days before those, in which it is looked whether use began before them: whoever uses something on some
-/// days of the week alone has done so in a week.
+/// The number of days before the history that show whether use began earlier. A week of them also finds use
+/// on single weekdays only.
 pub const EARLIER_DAYS: usize = 7;
-/// A trend of four weeks is carried on for the month that follows, and not beyond.
+/// The number of weeks for which the trend continues: a month beyond the history, and no further.
 const TREND_WEEKS_MAX: usize = 2 * WEEKS;
 
-/// How a forecast was made.
+/// The method of a forecast.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Method {
-    /// What is used so far, carried on at the same rate; in the first day, as if it were that of a day.
+    /// The use so far, continued at the same rate. The first day counts as a whole day.
     Linear,
-    /// The mean of the same days of the four weeks before today, moved along their trend.
+    /// The mean of the same weekdays of the last four weeks, moved along their trend.
     Weekday,
 }
 
-/// When it is, and up to when is looked ahead.
+/// The times of a forecast: the start of the period, now and its end.
 #[derive(Debug, Clone, Copy)]
 pub struct Outlook {
-    /// Since when what is used so far was used.
+    /// The start of the use so far.
     pub since: Timestamp,
     pub now: Timestamp,
     pub until: Timestamp,
 }
 
-/// What was used of something that adds up.
+/// The history and present use of an additive quantity.
 #[derive(Debug, Clone, Default)]
 pub struct Series {
-    /// In each of the UTC days before today, the oldest first.
+    /// The use of each UTC day before today, the oldest first.
     pub days: [Amount; HISTORY_DAYS],
-    /// Whether anything was used in the days before those that are read, too.
+    /// Whether anything was used before the days of history.
     pub has_earlier: bool,
     pub so_far: Amount,
 }
 
 impl Series {
-    /// What it will have come to.
+    /// Returns the forecast total at the end of the period.
     pub fn forecast(&self, outlook: &Outlook) -> (Amount, Method) {
         if outlook.until <= outlook.now {
             return (self.so_far.clone(), self.method(outlook));
@@ -58,14 +58,15 @@ impl Series {
         }
     }
 
-    /// Four weeks are known where use began on the first of their days, or before.
+    /// Selects the method: the weekday method needs four weeks of history and an end in the near future.
     fn method(&self, outlook: &Outlook) -> Method {
         let is_near = outlook.until.micros() - outlook.now.micros() <= FORECAST_DAYS_MAX * MICROS_PER_DAY;
         let has_history = self.has_earlier || !self.days[0].is_zero();
         if is_near && has_history { Method::Weekday } else { Method::Linear }
     }
 
-    /// Whatever was used in the first minutes is not what every minute will see.
+    /// Continues the average so far. At least one day counts as elapsed, so that the first minutes are not
+    /// extrapolated.
     fn linear(&self, outlook: &Outlook) -> Amount {
         let Outlook { since, now, until } = *outlook;
         let span = |from: Timestamp, to: Timestamp| (to.micros() - from.micros()).max(0);
@@ -76,8 +77,8 @@ impl Series {
         self.so_far.clone() + more
     }
 
-    /// Each day that is left comes to the mean of its weekday, moved by the trend of the weeks' totals
-    /// (least squares), and never below nothing; of today and the last day, their share.
+    /// Adds the mean of its weekday for each remaining day, moved by the least-squares trend of the weekly
+    /// totals, and at least zero. Today and the last day count by their remaining share.
     fn by_weekday(&self, outlook: &Outlook) -> Amount {
         let shift = self.weekly_shift();
         let means: Vec<Amount> = (0..7).map(|weekday| self.mean(weekday)).collect();
@@ -106,13 +107,13 @@ impl Series {
         sum.divided_by(&Amount::from_minor_units(4))
     }
 
-    /// By how much a day differs from the same day of the week before. Around their middle the weeks lie
-    /// at -3, -1, 1 and 3 halves, whose squares sum to 5.
+    /// Returns the trend: the mean change of a day against the same day of the week before. Relative to their
+    /// middle, the weeks lie at -3, -1, 1 and 3 halves; the squares sum to 5 weeks.
     fn weekly_shift(&self) -> Amount {
         let week = |week: usize| self.days[week * 7..week * 7 + 7].iter().cloned().sum::<Amount>();
         let halves = [-3, -1, 1, 3].map(Amount::from_minor_units);
         let slope: Amount = halves.iter().enumerate().map(|(place, half)| half * &week(place)).sum();
-        // two for the halves, five for their squares, seven for the days of a week
+        // 2 for the halves, 5 for their squares, 7 for the days of a week
         slope.divided_by(&Amount::from_minor_units(2 * 5 * 7))
     }
 }
@@ -132,8 +133,8 @@ mod tests {
         Amount::from_minor_units(units)
     }
 
-    /// A series that comes to `of(day)` each day, seen `now` days after its period began at day 0, with
-    /// the share of today that is over.
+    /// Returns a series with the use `of(day)` per day. It is seen `now` days after the period began at day
+    /// 0, at the given share of today.
     fn seen(of: impl Fn(i64) -> i64, now: i64, share: i64) -> Series {
         let mut series = Series::default();
         for (place, day) in series.days.iter_mut().enumerate() {
@@ -179,7 +180,7 @@ mod tests {
 
     #[test]
     fn forecasts_continue_an_even_rate_without_four_weeks_of_history() {
-        // the days of the four weeks on which nothing was used yet
+        // the number of days of the four weeks on which nothing was used yet
         for unused in [1, 6, 7, 28] {
             let mut series = Series { so_far: whole(40 * 9 + 30), ..Series::default() };
             series.days[unused..].fill(whole(40));
@@ -197,10 +198,10 @@ mod tests {
         for (since, now, until) in [(now, until, until), (until, until, until), (now, until, now)] {
             assert_eq!(series.forecast(&Outlook { since, now, until }).0, whole(7), "{since} {now} {until}");
         }
-        // in the first moment and at the end of the first day alike: a day's use, and 29 more
+        // the first moment and the end of the first day forecast the same: one day's use, and 29 more days
         assert_eq!(series.forecast(&Outlook { since: now, now, until }).0, whole(30 * 7));
         assert_eq!(series.forecast(&Outlook { since: now, now: at(1, 0), until }).0, whole(30 * 7));
-        // what shrinks does not fall below nothing
+        // a falling trend does not fall below zero
         let shrinking = seen(|day| (20 - day).max(0), 5, 0);
         assert_eq!(
             shrinking.forecast(&outlook(5, 0, 30)).0,
@@ -209,8 +210,8 @@ mod tests {
     }
 
     #[test]
-    fn weekdays_err_less_than_an_even_rate_where_there_is_a_season() {
-        // the same wobble every time: day by day up to a tenth of the most
+    fn weekday_forecasts_err_less_than_linear_ones_for_seasonal_use() {
+        // the same deterministic noise every time: up to a tenth of the largest day
         let wobble = |day: i64| (day * day * 31 + day * 17).rem_euclid(29) - 14;
         let shapes: [&dyn Fn(i64) -> i64; 2] =
             [&|day| (season(day) + wobble(day)).max(0), &|day| 50 + 2 * day + season(day) + wobble(day)];
@@ -226,9 +227,9 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever was used, a forecast is never below what is.
+        /// A forecast is never below the use so far.
         #[test]
-        fn a_forecast_never_falls_below_what_is_used(
+        fn forecasts_never_fall_below_the_use_so_far(
             days in prop::collection::vec(0_i64..1_000_000, HISTORY_DAYS),
             so_far in 0_i64..10_000_000,
             now in 0_i64..30,

@@ -1,4 +1,4 @@
-//! Exact fractions: of machine integers as long as these hold them, which is nearly always, else of any length.
+//! Exact fractions. Machine integers hold nearly all of them; larger ones use integers of any length.
 
 use std::cmp::Ordering;
 use std::fmt;
@@ -9,10 +9,11 @@ use num_bigint::BigInt;
 use num_rational::{BigRational, ParseRatioError, Ratio};
 use num_traits::{CheckedAdd, CheckedDiv, CheckedMul, CheckedSub, Pow, Signed, ToPrimitive, Zero};
 
-/// Bits of both halves of a small fraction: so few that its rounding overflows nowhere.
+/// The most bits of the numerator or denominator of a small fraction: few enough that rounding cannot
+/// overflow.
 const SMALL_BITS: u32 = 120;
 
-/// Reduced, and large only where it is not small: equal ones are the same.
+/// A reduced fraction. It is large only if it does not fit a small one, so equal fractions are equal values.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) enum Fraction {
     Small(Ratio<i128>),
@@ -29,7 +30,7 @@ impl Fraction {
             .unwrap_or_else(|| Self::of(BigRational::new(BigInt::from(numerator), BigInt::from(denominator))))
     }
 
-    /// Of integers of any length.
+    /// Builds a fraction from integers of any length, small if it fits.
     pub(super) fn of(fraction: BigRational) -> Self {
         let halves = (fraction.numer().to_i128(), fraction.denom().to_i128());
         match halves {
@@ -40,7 +41,7 @@ impl Fraction {
         }
     }
 
-    /// Ten to a power.
+    /// Returns a power of ten.
     pub(super) fn ten_to(power: i32) -> Self {
         let small = 10_i128.checked_pow(power.unsigned_abs()).map(Ratio::from_integer);
         let small = small.map(|ten| if power < 0 { ten.recip() } else { ten }).and_then(small_enough);
@@ -54,7 +55,8 @@ impl Fraction {
         }
     }
 
-    /// Both by machine integers, or else by any.
+    /// Applies an operation to machine integers if both operands and the result fit, else to integers of any
+    /// length.
     fn with(
         &self,
         other: &Self,
@@ -86,7 +88,7 @@ impl Fraction {
         }
     }
 
-    /// Digits after the point of its decimal; none where that has no end.
+    /// Returns the number of fractional digits of the decimal; none if the decimal is endless.
     pub(super) fn decimals(&self) -> Option<u32> {
         let mut rest = match self {
             Self::Small(small) => (*small.denom()).into(),
@@ -119,7 +121,7 @@ impl Fraction {
         -&(-self).ceil()
     }
 
-    /// Half away from zero.
+    /// Rounds half away from zero.
     pub(super) fn round(&self) -> BigInt {
         match self {
             Self::Small(small) => small.round().to_integer().into(),
@@ -127,7 +129,7 @@ impl Fraction {
         }
     }
 
-    /// Without what follows the point.
+    /// Drops the fractional part.
     pub(super) fn to_integer(&self) -> BigInt {
         match self {
             Self::Small(small) => small.to_integer().into(),
@@ -141,7 +143,7 @@ fn small_enough(fraction: Ratio<i128>) -> Option<Fraction> {
     (is_small(fraction.numer()) && is_small(fraction.denom())).then_some(Fraction::Small(fraction))
 }
 
-/// Integers need not be reduced, which takes longer than all else.
+/// Applies an operation to integers directly: reducing the result would take longer than everything else.
 fn integers(
     a: &Ratio<i128>,
     b: &Ratio<i128>,
@@ -194,7 +196,7 @@ impl Mul for &Fraction {
     }
 }
 
-/// By anything but zero.
+/// Divides by a fraction that must not be zero.
 impl Div for &Fraction {
     type Output = Fraction;
 
@@ -230,7 +232,7 @@ impl Ord for Fraction {
     }
 }
 
-/// `4`, `10/3`.
+/// Writes `4` or `10/3`.
 impl fmt::Display for Fraction {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -253,7 +255,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    /// Small ones, such as become large, and large ones.
+    /// Returns small fractions, some of which become large, and large fractions.
     fn fraction() -> impl Strategy<Value = BigRational> {
         let numerator = (any::<i128>(), 0_u32..127, 0_usize..8);
         (numerator, any::<u64>(), prop::bool::ANY).prop_map(

@@ -1,4 +1,4 @@
-//! Lines of a cost or a bill, each rounded once.
+//! Lines of a cost or a bill. Each line rounds once.
 
 use serde::Serialize;
 
@@ -12,14 +12,14 @@ use crate::catalog::meter::Filter;
 /// The amount of a price, or the amount that a bound adds to the other lines.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct RatedLine {
-    /// None: a bound.
+    /// The key of the price; none for a bound.
     pub price: Option<ItemKey>,
     pub meter: Option<MeterKey>,
     #[serde(skip_serializing_if = "Filter::is_empty")]
     pub filter: Filter,
     pub model: LineModel,
     pub quantity: Total,
-    /// Exact, in minor units.
+    /// The exact amount in minor units.
     pub amount: Amount,
     pub rounded_amount: MinorUnits,
     /// The parts of the tiers of a tiered price; none for others.
@@ -27,7 +27,7 @@ pub struct RatedLine {
     /// The amount that a minimum or a maximum of the price adds or takes off.
     #[serde(skip_serializing_if = "Amount::is_zero")]
     pub adjustment: Amount,
-    /// Of a bound: what all lines come to at least, or at most.
+    /// The minimum or maximum for the sum of all lines; only for a bound.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub bound: Option<MinorUnits>,
 }
@@ -58,7 +58,7 @@ pub enum Bound {
 }
 
 impl RatedLine {
-    /// Returns the line in another currency, which rounds in its own units.
+    /// Returns the line in another currency, rounded in the minor units of that currency.
     #[must_use]
     pub fn converted(&self, rate: &ExchangeRate) -> Self {
         let mut line = self.clone();

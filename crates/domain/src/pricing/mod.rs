@@ -1,5 +1,5 @@
-//! Prices: what usage costs, exactly, line by line. Everything is counted in minor units of a currency
-//! as fractions; a line rounds once, last.
+//! Prices: the exact cost of usage, line by line. All amounts are fractions of minor units of a currency;
+//! only the finished line rounds.
 
 pub mod amount;
 pub mod cap;

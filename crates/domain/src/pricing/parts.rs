@@ -1,5 +1,5 @@
-//! What was used of meters and of what their prices rate, part by part of a range, and what parts that
-//! follow each other come to together.
+//! Measured usage of meters and of the slices that their prices rate, by part of a range. Consecutive parts
+//! can be joined.
 
 use std::collections::BTreeMap;
 
@@ -14,12 +14,12 @@ use crate::base::window::Span;
 use crate::catalog::meter::Aggregation;
 use crate::usage::query::Aggregate;
 
-/// What was found of one thing.
+/// The usage of a meter or of a slice of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MeterTotal {
     pub aggregation: Aggregation,
     pub found: Aggregate,
-    /// Where a price looks at each event by itself.
+    /// The sum of the fees of single events; only for prices that bound the fee of each event.
     pub event_fees: Option<Amount>,
 }
 
@@ -28,7 +28,7 @@ impl MeterTotal {
         Self { aggregation, found, event_fees: None }
     }
 
-    /// Together with what was found later.
+    /// Adds the usage of a later part.
     pub fn join(&mut self, later: &Self) {
         self.found = self.found.with_later(&later.found, self.aggregation);
         self.event_fees = match (self.event_fees.take(), later.event_fees.clone()) {
@@ -41,7 +41,7 @@ impl MeterTotal {
         self.found.value(self.aggregation)
     }
 
-    /// As a price rates it.
+    /// Returns the usage as the quantity that a price rates.
     pub fn used(&self, price: &Price) -> RatedQuantity {
         let mut used = RatedQuantity::of_sum(price, self.value().unwrap_or_default(), self.found.count);
         if let Some(fees) = &self.event_fees {
@@ -51,19 +51,19 @@ impl MeterTotal {
     }
 }
 
-/// All that was found in one part.
+/// The usage found in one part of a range.
 #[derive(Debug, Clone, Default)]
 pub struct RatedUsage<'a> {
-    /// Of meters, whatever rates it.
+    /// The usage by meter, whichever price rates it.
     pub meters: BTreeMap<&'a MeterKey, MeterTotal>,
-    /// Of what each price rates.
+    /// The usage that each price rates.
     pub priced: BTreeMap<&'a ItemKey, MeterTotal>,
-    /// What no price rates of the meters that have prices and add up.
+    /// The usage that no price rates, for additive meters with prices.
     pub unpriced: BTreeMap<&'a MeterKey, Total>,
 }
 
 impl RatedUsage<'_> {
-    /// Together with a part that follows.
+    /// Adds the usage of a later part.
     pub fn join(&mut self, later: &Self) {
         let join = |known: &mut MeterTotal, more: &MeterTotal| known.join(more);
         for (key, more) in &later.meters {
@@ -78,12 +78,12 @@ impl RatedUsage<'_> {
         }
     }
 
-    /// What was used of what a price rates.
+    /// Returns the quantity that a price rates.
     pub fn used(&self, price: &Price) -> RatedQuantity {
         self.priced.get(&price.key).map(|taken| taken.used(price)).unwrap_or_default()
     }
 
-    /// One line for each price that has something to say about the range of which this was found.
+    /// Returns one line for each price that is in force in the span of this usage.
     pub fn lines(&self, book: &PriceBook, span: Span) -> Vec<RatedLine> {
         book.in_force_in(span).map(|price| price.rate(&self.used(price))).collect()
     }
@@ -98,7 +98,7 @@ mod tests {
         let total = |units: i64| Total::from(units);
         let sum = |count, units| Aggregate { count, sum: Some(total(units)), picked: None };
         let pick = |count, units: Option<i64>| Aggregate { count, sum: None, picked: units.map(total) };
-        // members that are new in each part, and all that were seen in it
+        // new members of each part, and all members seen in it
         let members =
             |count, fresh, seen| Aggregate { count, sum: Some(total(fresh)), picked: Some(total(seen)) };
         let cases = [

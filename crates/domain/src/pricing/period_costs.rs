@@ -1,5 +1,5 @@
-//! A period so far, read day by day, with the four weeks before today: what it comes to, how it came
-//! to it, and where it leads.
+//! Costs of a running period by day, with four weeks of history: the total, the daily increase and a
+//! forecast.
 
 use serde::Serialize;
 
@@ -16,18 +16,18 @@ use crate::base::quantity::Total;
 use crate::base::timestamp::{MICROS_PER_DAY, Timestamp};
 use crate::base::window::Span;
 
-/// The parts by which a period is read: UTC days, cut where it begins and ends.
+/// The parts in which a period is read: UTC days, cut at its start and end.
 #[derive(Debug, Clone)]
 pub struct Calendar {
     pub period: Span,
     pub now: Timestamp,
     pub bounds: Vec<Timestamp>,
-    /// The place of the bound at which the period begins; before it lie the days that are looked back at.
+    /// The index of the bound at which the period begins; the days before it are history.
     pub first: usize,
 }
 
 impl Calendar {
-    /// Up to the end of today, or to that of the period.
+    /// Builds the calendar up to the end of today or of the period, whichever is earlier.
     pub fn of(period: Span, now: Timestamp) -> Self {
         let today = now.day_floor();
         let end = now.saturating_add(EVENT_AHEAD_MAX).day_after().min(period.to).max(period.from);
@@ -48,13 +48,13 @@ impl Calendar {
         Self { period, now, bounds, first }
     }
 
-    /// All that is read.
+    /// Returns the span of all parts, with the history.
     pub fn span(&self) -> Span {
         let edge = |edge: Option<&Timestamp>| edge.copied().unwrap_or(self.period.from);
         Span { from: edge(self.bounds.first()), to: edge(self.bounds.last()) }
     }
 
-    /// The period, as far as it is read.
+    /// Returns the part of the period that is read.
     fn so_far(&self) -> Span {
         Span { from: self.period.from, to: self.span().to }
     }
@@ -63,12 +63,12 @@ impl Calendar {
         Span { from: self.bounds[place], to: self.bounds[place + 1] }
     }
 
-    /// Whether a part lies before the days that are looked back at.
+    /// Returns whether a part lies before the days of history.
     fn is_earlier(&self, part: Span) -> bool {
         part.to <= self.now.day_floor().days_before(HISTORY_DAYS)
     }
 
-    /// Which of the days that are looked back at a part is, or a piece of.
+    /// Returns the index of the day of history that contains a part, if the part lies within one day.
     fn day_of(&self, part: Span) -> Option<usize> {
         let today = self.now.day_floor();
         let back = (today.micros() - part.from.day_floor().micros()) / MICROS_PER_DAY;
@@ -78,23 +78,23 @@ impl Calendar {
     }
 }
 
-/// What was found between the bounds of a calendar.
+/// The usage between the bounds of a calendar.
 #[derive(Debug, Clone)]
 pub struct PeriodCosts<'a> {
     calendar: Calendar,
     parts: Vec<RatedUsage<'a>>,
 }
 
-/// What a part of a period came to.
+/// The usage and cost of one part of a period.
 #[derive(Debug, Clone)]
 pub struct Day<'s, 'a> {
     pub span: Span,
     pub part: &'s RatedUsage<'a>,
-    /// By how much the cost of the period rose in it.
+    /// The increase of the period's cost in this part.
     pub cost: Option<MinorUnits>,
 }
 
-/// Something at the end of the period, and how that was told.
+/// A value at the end of the period, with the method of the forecast.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Forecast<T> {
     pub value: T,
@@ -106,24 +106,24 @@ impl<'a> PeriodCosts<'a> {
         Self { calendar, parts }
     }
 
-    /// The parts of the period, by their places.
+    /// Returns the parts of the period with their indexes.
     fn of_period(&self) -> impl Iterator<Item = (usize, &RatedUsage<'a>)> {
         self.parts.iter().enumerate().skip(self.calendar.first)
     }
 
-    /// The period so far.
+    /// Returns the usage of the period so far.
     pub fn total(&self) -> RatedUsage<'a> {
         let mut total = RatedUsage::default();
         self.of_period().for_each(|(_, part)| total.join(part));
         total
     }
 
-    /// What it costs so far, price by price.
+    /// Returns the costs so far, with one line per price.
     pub fn lines(&self, total: &RatedUsage<'_>, pricing: CostBasis<'_>) -> Vec<RatedLine> {
         pricing.shown(total.lines(pricing.book, self.calendar.so_far()))
     }
 
-    /// Its days: costs add up to that of the whole, whatever rounds and whichever tier is reached.
+    /// Returns the days of the period. Their costs sum to the total cost, regardless of rounding and tiers.
     pub fn days(&self, pricing: Option<CostBasis<'_>>) -> Vec<Day<'_, 'a>> {
         let (mut running, mut before) = (RatedUsage::default(), MinorUnits::default());
         let mut days = Vec::new();
@@ -143,7 +143,7 @@ impl<'a> PeriodCosts<'a> {
         days
     }
 
-    /// A meter that adds up, at the end of the period.
+    /// Returns the forecast of an additive meter.
     pub fn forecast_of(&self, meter: &MeterKey) -> Forecast<Total> {
         let value = |part: &RatedUsage<'_>| {
             let taken = part.meters.get(meter)?;
@@ -155,8 +155,8 @@ impl<'a> PeriodCosts<'a> {
         Forecast { value: value.quantity_above(), method }
     }
 
-    /// The cost of the period at its end. Levels stay as they are; a price that is not in force any more
-    /// rates nothing further, and one that is not yet has no use to go by.
+    /// Returns the forecast of the period's cost. Gauges keep their value; prices that are not in force now
+    /// add nothing.
     pub fn forecast_of_cost(&self, pricing: CostBasis<'_>) -> Forecast<MinorUnits> {
         let total = self.total();
         let (mut lines, mut methods) = (Vec::new(), Vec::new());
@@ -226,14 +226,14 @@ mod tests {
         assert_eq!(middle.bounds[middle.first], at("2026-11-15T09:30:00Z"));
         assert_eq!(middle.bounds.last(), Some(&at("2026-11-21T00:00:00Z")));
         assert_eq!(middle.bounds.len(), 1 + 28 + 1 + 1 + 1);
-        // both pieces of the day on which it began
+        // both parts of the day on which the period began
         let days = |place: usize| middle.day_of(middle.part(place));
         assert_eq!((days(1), days(middle.first - 1), days(middle.first)), (Some(0), Some(23), Some(23)));
         assert_eq!((days(0), middle.is_earlier(middle.part(0))), (None, true));
         assert!(!middle.is_earlier(middle.part(1)));
-        assert_eq!(days(middle.bounds.len() - 2), None, "today is no history");
+        assert_eq!(days(middle.bounds.len() - 2), None, "today is not part of the history");
 
-        // at the end of a long month, all that is looked back at lies in it
+        // at the end of a long month, the whole history lies within the month
         let late = calendar("2026-12-01T00:00:00Z", "2027-01-01T00:00:00Z", "2026-12-31T23:58:00Z");
         assert_eq!(late.bounds[..2], [at("2026-11-26T00:00:00Z"), at("2026-12-01T00:00:00Z")]);
         assert_eq!(late.first, 1);
@@ -241,10 +241,10 @@ mod tests {
         assert_eq!(late.day_of(late.part(2)), None);
         assert_eq!(late.day_of(late.part(3)), Some(0));
 
-        // what may be recorded already is read, too
+        // events may have a timestamp up to a few minutes ahead, so their day is read too
         let midnight = calendar("2026-11-01T00:00:00Z", "2026-12-01T00:00:00Z", "2026-11-20T23:58:00Z");
         assert_eq!(midnight.bounds.last(), Some(&at("2026-11-22T00:00:00Z")));
-        // a minute before the end, and a period of years
+        // a minute before the end of a short period, and a period of several years
         let short = calendar("2026-11-20T11:59:00Z", "2026-11-20T12:01:00Z", "2026-11-20T12:00:00Z");
         assert_eq!(short.bounds.last(), Some(&at("2026-11-20T12:01:00Z")));
         let years = calendar("1990-01-01T00:00:00Z", "2990-01-01T00:00:00Z", "2026-11-20T12:00:00Z");

@@ -1,4 +1,4 @@
-//! A price as the catalog states it: what a meter, or a slice of it, costs in one currency.
+//! A price of the catalog: the cost of a meter, or of a slice of it, in one currency.
 
 use std::collections::BTreeMap;
 
@@ -22,7 +22,7 @@ use crate::usage::query::UsageSlice;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Price {
     pub key: ItemKey,
-    /// None: a fee for the plan as a whole.
+    /// The meter; none: a fee for the plan as a whole.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub meter: Option<MeterKey>,
     #[serde(skip_serializing_if = "Filter::is_empty")]
@@ -30,19 +30,19 @@ pub struct Price {
     #[serde(flatten)]
     pub model: Model,
     pub currency: Currency,
-    /// Usage of the time in between is rated by it; none: always.
+    /// The start of the span of usage that the price rates; none: unbounded, as is a missing `effective_to`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub effective_from: Option<Timestamp>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub effective_to: Option<Timestamp>,
-    /// What costs nothing of the quantity; of percentages, of the value.
+    /// The free part of the quantity; for percentage prices, of the value.
     pub free_units: Quantity,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub minimum_amount: Option<Amount>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub maximum_amount: Option<Amount>,
     pub charge_when_unused: bool,
-    /// Which of Stripe's prices says the same; one id, or one per environment, kept word for word.
+    /// The matching price at Stripe: one id, or one per environment, kept word for word.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub stripe_price_id: Option<StripePriceId>,
 }
@@ -83,7 +83,7 @@ fn stripe_price_id(value: Value) -> Parsed<String> {
     Ok(id)
 }
 
-/// How a quantity becomes an amount; amounts are in minor units, rates in percent.
+/// The formula from quantity to amount; amounts are in minor units, rates in percent.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(tag = "model", rename_all = "snake_case")]
 pub enum Model {
@@ -91,17 +91,17 @@ pub enum Model {
         unit_amount: Amount,
         per_units: Quantity,
     },
-    /// Whole packages.
+    /// Whole packages of `per_units` units cost `unit_amount` each.
     Package {
         unit_amount: Amount,
         per_units: Quantity,
         round: Round,
     },
-    /// Each tier rates its own part.
+    /// Each tier rates only its own part of the quantity.
     Graduated {
         tiers: Vec<Tier>,
     },
-    /// The tier of the whole quantity rates all of it.
+    /// The tier that contains the whole quantity rates all of it.
     Volume {
         tiers: Vec<Tier>,
     },
@@ -114,7 +114,7 @@ pub enum Model {
         #[serde(skip_serializing_if = "Option::is_none")]
         event_maximum: Option<Amount>,
     },
-    /// Each tier takes a share of its own part.
+    /// Each tier takes a share of its own part of the value.
     GraduatedPercentage {
         tiers: Vec<RateTier>,
     },
@@ -130,12 +130,12 @@ pub enum Round {
     Down,
 }
 
-/// From above the tier before it up to and including `up_to`; none: without end.
+/// A tier: from above the previous tier's bound up to and including `up_to`; none: unbounded.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Tier {
     pub up_to: Option<Quantity>,
     pub unit_amount: Amount,
-    /// Charged once the tier is reached.
+    /// The amount that is charged once the tier is reached.
     pub flat_amount: Amount,
 }
 
@@ -146,7 +146,7 @@ pub struct RateTier {
     pub flat_amount: Amount,
 }
 
-/// Names of models.
+/// The name of a pricing model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ModelName {
@@ -216,7 +216,7 @@ impl Model {
         }
     }
 
-    /// What one event of a value costs by a percentage.
+    /// Returns the fee of one event with a value, for a percentage price.
     pub fn event_fee(&self, value: &Amount) -> Option<Amount> {
         let Self::Percentage { rate, fixed_amount, event_minimum, event_maximum } = self else { return None };
         let fee = rate.percent_of(value) + fixed_amount.clone();
@@ -224,25 +224,24 @@ impl Model {
         Some(event_maximum.clone().map_or(fee.clone(), |most| fee.min(most)))
     }
 
-    /// What a percentage takes of a sum of values, but for what it looks at event by event.
+    /// Returns the percentage of a sum of values, without the fixed amount and the bounds of each event.
     pub fn plain_fee(&self, values: Total) -> Amount {
         let Self::Percentage { rate, .. } = self else { return Amount::default() };
         rate.percent_of(&Amount::of(values))
     }
 
-    /// By how much the fee of an event of a value passes the plain share of it; below nothing where it is
-    /// less.
+    /// Returns the fee of an event minus the plain percentage of its value; it may be negative.
     pub fn event_excess(&self, value: Quantity) -> Option<Amount> {
         Some(self.event_fee(&value.into())? - self.plain_fee(value.into()))
     }
 
-    /// What [`Self::event_excess`] comes to at most, whatever the value of an event: it never grows with
-    /// the value, so it is that of next to nothing.
+    /// Returns the upper bound of [`Self::event_excess`] over all values. The excess never grows with the
+    /// value, so the bound is the excess of a value of zero.
     pub fn event_excess_most(&self) -> Option<Amount> {
         self.event_fee(&Amount::default())
     }
 
-    /// Whether what it comes to depends on each event by itself.
+    /// Returns whether the price bounds the fee of each event.
     pub fn bounds_events(&self) -> bool {
         matches!(self, Self::Percentage { event_minimum, event_maximum, .. }
             if event_minimum.is_some() || event_maximum.is_some())
@@ -261,11 +260,11 @@ fn validate_crossed(fields: &mut ObjectParser, name: &str, least: Option<&Amount
     if let (Some(least), Some(most)) = (least, most)
         && most < least
     {
-        fields.add_error(Violation::new("invalid_range", "must not be below the minimum amount").under(name));
+        fields.add_error(Violation::new("invalid_range", "must be at least the minimum amount").under(name));
     }
 }
 
-/// What tiers of either kind have.
+/// A tier with an upper bound.
 trait Bounded {
     fn up_to(&self) -> Option<Quantity>;
 }
@@ -331,13 +330,13 @@ fn read_tiers<T: Bounded>(fields: &mut ObjectParser, read: impl Fn(Value) -> Par
     }
 }
 
-/// Tiers follow each other up the number line and leave nothing out.
+/// Validates that bounds ascend and that the last tier is unbounded.
 fn validate_tiers<T: Bounded>(tiers: &[T]) -> Option<Violation> {
     let violation = |code, detail: &str, index: usize| {
         Some(Violation::new(code, detail).under("up_to").under(&index.to_string()))
     };
     if tiers.is_empty() {
-        return Some(Violation::new("empty", "must have at least one tier"));
+        return Some(Violation::new("empty", "must contain at least one tier"));
     }
     let last = tiers.len() - 1;
     for (index, tier) in tiers.iter().enumerate() {
@@ -345,12 +344,12 @@ fn validate_tiers<T: Bounded>(tiers: &[T]) -> Option<Violation> {
             None if index < last => {
                 return violation(
                     "open_tier",
-                    "only the last tier may be without end (`up_to: null`)",
+                    "must be a number: only the last tier may have no bound (`up_to: null`)",
                     index,
                 );
             }
             Some(_) if index == last => {
-                let detail = "must be null on the last tier, or larger quantities have no price";
+                let detail = "must be null on the last tier; otherwise larger quantities have no price";
                 return violation("gapped_tiers", detail, index);
             }
             _ => {}
@@ -359,12 +358,16 @@ fn validate_tiers<T: Bounded>(tiers: &[T]) -> Option<Violation> {
     for (index, pair) in tiers.windows(2).enumerate() {
         if let (Some(before), Some(after)) = (pair[0].up_to(), pair[1].up_to()) {
             if after == before {
-                return violation("overlapping_tiers", "is the bound of the tier before it, too", index + 1);
+                return violation(
+                    "overlapping_tiers",
+                    "must lie above the bound of the previous tier; got the same bound",
+                    index + 1,
+                );
             }
             if after < before {
                 return violation(
                     "unsorted_tiers",
-                    "must lie above the bound of the tier before it",
+                    "must lie above the bound of the previous tier; got a lower one",
                     index + 1,
                 );
             }
@@ -406,7 +409,7 @@ impl Price {
             fields.add_error(Violation::new("missing_field", detail).under("meter"));
         }
         let Some(name) = name else {
-            // what else it has depends on its model
+            // the other fields depend on the model, which is unknown
             fields.ignore_rest();
             return fields.finish_with(None::<Self>);
         };
@@ -428,29 +431,29 @@ impl Price {
         })
     }
 
-    /// Whether it rates what happens at a time.
+    /// Returns whether the price is in force at an instant.
     pub fn is_in_force(&self, at: Timestamp) -> bool {
         self.effective_from.is_none_or(|from| from <= at) && self.effective_to.is_none_or(|to| at < to)
     }
 
-    /// Returns whether it is in force at any time of a range.
+    /// Returns whether the price is in force at some time of a span.
     pub fn is_in_force_within(&self, span: Span) -> bool {
         self.effective_from.is_none_or(|from| from < span.to)
             && self.effective_to.is_none_or(|to| span.from < to)
     }
 
-    /// Returns whether it rates a use at a time, where no other price takes precedence.
+    /// Returns whether the price rates a use at an instant, unless another price takes precedence.
     pub fn may_rate(&self, properties: &Properties, at: Timestamp) -> bool {
         self.is_in_force(at) && self.filter.admits(properties)
     }
 
-    /// What it rates of its meter.
+    /// Returns the slice of the meter's usage that the price rates.
     pub fn slice(&self) -> UsageSlice {
         let filter = self.filter.iter().map(|(name, values)| (name.to_owned(), values.to_vec())).collect();
         UsageSlice { filter, from: self.effective_from, to: self.effective_to }
     }
 
-    /// Whether there is a time at which it and another are in force.
+    /// Returns whether two prices are in force at some common time.
     pub fn meets(&self, other: &Self) -> bool {
         let from = self.effective_from.max(other.effective_from);
         let to = [self.effective_to, other.effective_to].into_iter().flatten().min();
@@ -462,14 +465,14 @@ impl Price {
 }
 
 impl Tier {
-    /// What its part of a quantity costs.
+    /// Returns the cost of the tier's part of a quantity.
     pub(super) fn amount_of(&self, quantity: &Amount) -> Amount {
         &self.unit_amount * quantity + self.flat_amount.clone()
     }
 }
 
 impl RateTier {
-    /// As a tier whose unit is one minor unit of value.
+    /// Returns the tier with the share of one minor unit as its unit price.
     pub(super) fn as_tier(&self) -> Tier {
         Tier {
             up_to: self.up_to,
@@ -494,7 +497,7 @@ mod tests {
     }
 
     #[test]
-    fn bad_tiers_are_refused_by_name() {
+    fn invalid_tiers_are_refused_with_their_code() {
         let open = json!({"up_to": null, "unit_amount": 1});
         let cases = [
             (json!([]), "/tiers", "empty"),
@@ -519,7 +522,7 @@ mod tests {
         for (tiers, pointer, code) in cases {
             assert_eq!(violation(tiered(tiers.clone())), (pointer.to_owned(), code), "{tiers}");
         }
-        // of either kind, a flat amount alone is enough
+        // a flat amount alone is enough for both kinds of tiers
         for model in ["graduated", "volume", "graduated_percentage"] {
             let of = |tier: Value| {
                 let mut price = tiered(json!([tier]));
@@ -536,7 +539,7 @@ mod tests {
     }
 
     #[test]
-    fn bad_prices_are_refused_by_name() {
+    fn invalid_prices_are_refused_with_their_pointer() {
         let altered = |field: &str, value: Value| {
             let mut price =
                 json!({"key": "p", "meter": "m", "model": "per_unit", "currency": "usd", "unit_amount": 1});
@@ -567,7 +570,7 @@ mod tests {
     }
 
     #[test]
-    fn a_price_reads_back_as_it_is_written() {
+    fn prices_read_back_unchanged_after_serialization() {
         let prices = [
             json!({"key": "a", "meter": "m", "model": "per_unit", "currency": "usd", "unit_amount": "0.000000000001",
                    "per_units": 3, "free_units": 10, "minimum_amount": 1, "maximum_amount": 2,

@@ -1,6 +1,5 @@
-//! The prices of one currency, and the rule that tells which of them rates a use: of the prices in force, the
-//! one whose filter names most dimensions; of several that name as many, the one listed first. A price
-//! without a filter is the default for the rest.
+//! The prices of one currency, with their precedence. Among the prices in force for a use, the filter with
+//! the most dimensions wins, then the first in the catalog. A price without a filter is the default.
 
 use std::cmp::Reverse;
 use std::collections::BTreeSet;
@@ -19,16 +18,16 @@ use crate::usage::event::Properties;
 #[derive(Debug, Clone)]
 pub struct PriceBook {
     pub currency: Currency,
-    /// In the order of the catalog.
+    /// The prices in the order of the catalog.
     entries: Vec<PriceEntry>,
-    /// Places of the entries, the longest filter first.
+    /// The indexes of the entries by descending number of filter dimensions.
     by_precedence: Vec<usize>,
 }
 
 #[derive(Debug, Clone)]
 struct PriceEntry {
     price: Price,
-    /// Places of the prices of the same meter that take precedence.
+    /// The indexes of the prices of the same meter that take precedence.
     rivals: Vec<usize>,
 }
 
@@ -87,8 +86,8 @@ impl PriceBook {
         self.of_meter(meter).find(|price| price.may_rate(properties, at))
     }
 
-    /// Returns the prices with a line in a period: those of meters that are in force at any time of it, and the fees
-    /// of the plan that are in force at its start, when they fall due.
+    /// Returns the prices with a line in a period. Prices of meters must be in force at some time of the
+    /// period. Plan fees must be in force at its start, when they fall due.
     pub fn in_force_in(&self, span: Span) -> impl Iterator<Item = &Price> {
         self.prices().filter(move |price| match price.meter {
             None => price.is_in_force(span.from),
@@ -96,7 +95,7 @@ impl PriceBook {
         })
     }
 
-    /// Returns the rate to another currency, or none where that is the currency of the book.
+    /// Returns the exchange rate to another currency, or none if that is the currency of the book.
     pub fn exchanged_to(
         &self,
         currency: Option<Currency>,
@@ -107,19 +106,19 @@ impl PriceBook {
         wanted.map(|wanted| rates.known(self.currency, wanted, at).cloned()).transpose()
     }
 
-    /// Returns the slice of usage that the price at a place rates, or none of a fee for the whole plan.
+    /// Returns the slice of usage that the price at an index rates, or none for a plan fee.
     pub fn slice(&self, place: usize) -> Option<RatedSlice<'_>> {
         let PriceEntry { price, rivals } = self.entries.get(place)?;
         Some(RatedSlice { price, meter: price.meter.as_ref()?, book: self, rivals })
     }
 
-    /// Returns the slices of all prices, with the places of the prices.
+    /// Returns the slices of all prices, with the indexes of the prices.
     pub fn slices(&self) -> impl Iterator<Item = (usize, RatedSlice<'_>)> {
         (0..self.entries.len()).filter_map(|place| Some((place, self.slice(place)?)))
     }
 }
 
-/// Returns the book of the currency that is asked for, else the first.
+/// Returns the book of the requested currency, else the first.
 pub fn nearest_to<T: AsRef<PriceBook>>(books: &[T], currency: Option<Currency>) -> Option<&T> {
     books.iter().find(|book| Some(book.as_ref().currency) == currency).or_else(|| books.first())
 }
@@ -134,26 +133,26 @@ pub struct RatedSlice<'a> {
 }
 
 impl<'a> RatedSlice<'a> {
-    /// Returns the prices that take precedence, the first of them first.
+    /// Returns the prices that take precedence, the strongest first.
     pub fn rivals(&self) -> impl Iterator<Item = &'a Price> + use<'a> {
         let book = self.book;
         self.rivals.iter().map(|place| &book.entries[*place].price)
     }
 
-    /// Returns whether the price rates a use at a time.
+    /// Returns whether the price rates a use at an instant.
     pub fn admits(&self, properties: &Properties, at: Timestamp) -> bool {
         self.price.may_rate(properties, at) && !self.rivals().any(|rival| rival.may_rate(properties, at))
     }
 
-    /// Returns the dimensions that tell which use the price rates.
+    /// Returns the dimensions that decide whether the price rates a use.
     pub fn dimensions(&self) -> Vec<String> {
         let prices = self.rivals().chain([self.price]);
         let names = prices.flat_map(|price| price.filter.iter().map(|(name, _)| name.to_owned()));
         names.collect::<BTreeSet<_>>().into_iter().collect()
     }
 
-    /// Cuts a period where the price or a rival comes into force or goes out of it, and returns the parts in which
-    /// the price is in force. Gauges (`adds_up` is false) are not shared with rivals.
+    /// Cuts a period wherever the price or a rival starts or ends, and returns the parts in which the price
+    /// is in force. Rivals do not cut gauges (`adds_up` is false), because gauges are not shared with them.
     pub fn segments(&self, period: Span, adds_up: bool) -> Vec<Span> {
         let prices = self.rivals().filter(|_| adds_up).chain([self.price]);
         let edges = prices.flat_map(|price| [price.effective_from, price.effective_to]).flatten();
@@ -165,12 +164,15 @@ impl<'a> RatedSlice<'a> {
     }
 }
 
-/// Returns why prices cannot stand together: two have one key, or rate the same use at the same time by the same
-/// dimensions. The prices `beside` have other keys and are checked already.
+/// Validates a list of prices: keys must be unique, and no two prices may rate the same use at the same time
+/// with equally many dimensions. The prices `beside` are valid and have other keys.
 pub fn validate_price_list(prices: &[Price], beside: &[&Price]) -> Parsed<()> {
     let mut violations = Vec::new();
     if has_repeats(&prices.iter().map(|price| &price.key).collect::<Vec<_>>()) {
-        violations.push(Violation::new("duplicate_key", "must use each key of a price once"));
+        violations.push(Violation::new(
+            "duplicate_key",
+            "must not contain two prices with one key; rename or remove one",
+        ));
     }
     for (index, price) in prices.iter().enumerate() {
         violations.extend(
@@ -220,7 +222,7 @@ mod tests {
             (json!({"a": ["x", "y"]}), before, json!({"a": ["y", "z"]}), after, false),
             (json!({}), always, json!({}), always, true),
             (json!({}), always, json!({"a": "x"}), always, false),
-            // whichever is listed first
+            // the order of the list does not matter
             (json!({"a": "x"}), always, json!({"b": "x"}), always, false),
             (json!({"a": "x", "b": ["x", "y"]}), always, json!({"a": ["x", "y"], "b": "y"}), always, true),
             (json!({"a": "x", "b": "x"}), always, json!({"a": "x", "b": "y"}), always, false),

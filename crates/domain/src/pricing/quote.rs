@@ -1,4 +1,4 @@
-//! Quotes: given quantities rated by given prices, or by those of a plan.
+//! Quotes: the cost of given quantities by given prices or by the prices of a plan.
 
 use std::collections::BTreeMap;
 
@@ -24,14 +24,14 @@ use crate::base::timestamp::Timestamp;
 use crate::catalog::Catalog;
 use crate::usage::event::Properties;
 
-/// What is to be rated, and by what.
+/// The quantities to rate, and the prices to rate them by.
 #[derive(Debug, Clone)]
 pub struct QuoteRequest {
     pub basis: Basis,
-    /// None: that of the first price.
+    /// The currency of the quote; none: the currency of the first price.
     pub currency: Option<Currency>,
     pub usage: Vec<QuotedUse>,
-    /// By the prices in force then; none: now.
+    /// The instant at which the prices must be in force; none: now.
     pub at: Option<Timestamp>,
 }
 
@@ -44,7 +44,7 @@ pub enum Basis {
 #[derive(Debug, Clone)]
 pub struct QuotedUse {
     pub meter: MeterKey,
-    /// Of its events; a quantity alone is one.
+    /// The values of the events; a single quantity is one event.
     pub values: Vec<Quantity>,
     pub properties: Properties,
 }
@@ -55,10 +55,10 @@ pub struct Quote {
     pub lines: Vec<RatedLine>,
     /// The sum of the rounded lines.
     pub total: MinorUnits,
-    /// Between the currency of the prices and the one asked for, where they differ.
+    /// The rate from the currency of the prices to the requested one, if they differ.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub exchange_rate: Option<ExchangeRate>,
-    /// What no price rates.
+    /// The usage that no price rates.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub unpriced: Vec<Unpriced>,
 }
@@ -83,7 +83,8 @@ impl QuoteRequest {
         let usage = fields.list("usage", CATALOG_ITEMS_MAX, QuotedUse::read);
         let at = fields.optional("at", fields::timestamp);
         if plan.is_some() && !commitments.is_empty() {
-            let detail = "must not be given with `plan`, which has its own; give them with `prices`";
+            let detail =
+                "must not be given with `plan`, which has its own commitments; give them with `prices`";
             fields.add_error(Violation::new("conflicting_fields", detail).under("commitments"));
         }
         let basis = match (plan, prices) {
@@ -114,7 +115,7 @@ impl QuoteRequest {
         Ok(Self { basis, currency, usage, at })
     }
 
-    /// Rates it under a catalog.
+    /// Rates the request under a catalog.
     pub fn rate(&self, catalog: &Catalog, rates: &Rates, now: Timestamp) -> Parsed<Quote> {
         let (prices, commitments) = self.prices(catalog)?;
         self.validate_unknown_meters(catalog, prices)?;
@@ -173,10 +174,10 @@ impl QuoteRequest {
         Violation::check_all(violations)
     }
 
-    /// Where there are no prices, nothing costs anything: in which currency has to be said.
+    /// Returns an empty quote if there are no prices; the request must then name the currency.
     fn free(&self) -> Parsed<Quote> {
         let Some(currency) = self.currency else {
-            let detail = "`currency` is required, as there are no prices to take it from";
+            let detail = "`currency` is required if there are no prices to take it from";
             return Err(Violation::new("missing_field", detail).under("currency").into());
         };
         let unpriced = self.usage.iter().map(QuotedUse::unpriced).collect();

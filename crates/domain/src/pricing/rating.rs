@@ -1,20 +1,20 @@
-//! Rating: usage in, a line with its tiers out. Exact until the line rounds, once.
+//! Rating: turns usage into a line with its tiers. Amounts are exact until the line rounds, once.
 
 use super::amount::Amount;
 use super::line::{LineModel, RatedLine, TierLine};
 use super::price::{Model, Price, Round, Tier};
 use crate::base::quantity::{Quantity, Total};
 
-/// What was used of what a price rates.
+/// The quantity used of the slice that a price rates.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct RatedQuantity {
     pub quantity: Total,
-    /// What its events cost one by one; of percentages alone.
+    /// The sum of the fees of single events; only for percentage prices.
     pub event_fees: Amount,
 }
 
 impl RatedQuantity {
-    /// The events of some values.
+    /// Returns the quantity of events with some values.
     pub fn of_values(price: &Price, values: impl Iterator<Item = Quantity>) -> Self {
         values.fold(Self::default(), |used, value| Self {
             quantity: used.quantity + value.into(),
@@ -22,8 +22,8 @@ impl RatedQuantity {
         })
     }
 
-    /// So many events that make a sum. Where a price looks at each event by itself, this is not
-    /// enough to know.
+    /// Returns the quantity of `events` events that sum to `quantity`. This is not enough for a price that
+    /// bounds the fee of each event.
     pub fn of_sum(price: &Price, quantity: Total, events: i64) -> Self {
         let event_fees = match &price.model {
             Model::Percentage { rate, fixed_amount, .. } => {
@@ -44,7 +44,7 @@ impl std::ops::Add for RatedQuantity {
 }
 
 impl Price {
-    /// Rates what was used.
+    /// Rates a used quantity.
     pub fn rate(&self, used: &RatedQuantity) -> RatedLine {
         let (rated, tiers) = self.rated(used);
         let amount = self.within_bounds(used, rated.clone());
@@ -62,14 +62,14 @@ impl Price {
         }
     }
 
-    /// The exact amount alone.
+    /// Returns the exact amount without a line.
     pub fn cost(&self, used: &RatedQuantity) -> Amount {
         let (rated, _) = self.rated(used);
         self.within_bounds(used, rated)
     }
 
-    /// The highest amount that any quantity may come to from what is used up to what may yet be: a
-    /// larger quantity may cost less where the tier of the whole rates it.
+    /// Returns the highest cost of any quantity between two quantities. A larger quantity of a volume price
+    /// may cost less, so the end of each tier is tried.
     pub fn highest_cost(&self, used: &RatedQuantity, at_most: &RatedQuantity) -> Amount {
         let mut highest = self.cost(used).max(self.cost(at_most));
         if let Model::Volume { tiers } = &self.model {
@@ -96,7 +96,7 @@ impl Price {
         self.maximum_amount.clone().map_or(amount.clone(), |most| amount.min(most))
     }
 
-    /// The amount before the bounds of the line, and the tiers that share in it.
+    /// Returns the amount before the minimum and maximum of the line, with the tiers that it consists of.
     fn rated(&self, used: &RatedQuantity) -> (Amount, Vec<TierLine>) {
         if !self.charge_when_unused && Self::is_unused(used) {
             return (Amount::default(), Vec::new());
@@ -119,7 +119,7 @@ impl Price {
             Model::Percentage { rate, .. } => {
                 let free = Amount::of(used.quantity.or_zero()).min(self.free_units.into());
                 let fees = used.event_fees.clone();
-                // what is given back is not lessened, and nothing is given back for what was free
+                // a negative sum is given back in full, and free units reduce only a positive one
                 let amount = if fees.is_negative() {
                     fees
                 } else {
@@ -135,15 +135,14 @@ impl Price {
         }
     }
 
-    /// What is charged of a quantity: the free units cost nothing. What was taken back below nothing is
-    /// given back.
+    /// Returns the quantity to charge, without the free units. A negative quantity is given back in full.
     fn charged(&self, quantity: Total) -> Amount {
         let charged = quantity - self.free_units.into();
         Amount::of(if quantity < Total::default() { quantity } else { charged.or_zero() })
     }
 }
 
-/// Each tier rates the part that lies in it. The first is reached by nothing at all.
+/// Rates each tier's own part of the quantity. Even a quantity of zero reaches the first tier.
 fn graduated(tiers: &[Tier], quantity: &Amount) -> (Amount, Vec<TierLine>) {
     let (mut lines, mut below) = (Vec::new(), Amount::default());
     for (index, tier) in tiers.iter().enumerate() {
@@ -159,7 +158,7 @@ fn graduated(tiers: &[Tier], quantity: &Amount) -> (Amount, Vec<TierLine>) {
     (lines.iter().map(|line| line.amount.clone()).sum(), lines)
 }
 
-/// The first tier whose bound is not passed rates all of it.
+/// Rates the whole quantity by the first tier that contains it.
 fn volume(tiers: &[Tier], quantity: &Amount) -> (Amount, Vec<TierLine>) {
     let admits = |tier: &&Tier| tier.up_to.is_none_or(|up_to| *quantity <= up_to.into());
     let lines: Vec<TierLine> =

@@ -1,5 +1,5 @@
-//! Subscriptions as the biller keeps them, and what they mean for a subject's own. Everything follows
-//! from what the biller said last, never from the order in which it was heard.
+//! Subscriptions at the billing provider, and their effect on a subject's own subscription. The effect
+//! depends on the provider's latest state only, never on the order of its events.
 
 use serde::Serialize;
 use uuid::Uuid;
@@ -11,43 +11,43 @@ use crate::base::timestamp::Timestamp;
 use crate::base::window::Span;
 use crate::catalog::plan::Plan;
 
-/// What the biller says of one of its subscriptions.
+/// The state of a subscription at the provider.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct ProviderSubscription {
     pub id: String,
     pub customer: String,
-    /// The subject that the application named there.
+    /// The subject that the application named in the metadata.
     pub subject: Option<SubjectId>,
     pub status: SubscriptionStatus,
     pub prices: Vec<String>,
-    /// What its periods are counted from.
+    /// The anchor of the billing periods.
     pub anchor: Timestamp,
-    /// The current period; of several, the one that ends first.
+    /// The current period. If the items have several, the one that ends first.
     pub period: Option<Span>,
-    /// When it is to end, where that is known.
+    /// The planned end, if one is known.
     pub ends_at: Option<Timestamp>,
     pub ended_at: Option<Timestamp>,
     pub created_at: Timestamp,
 }
 
 impl ProviderSubscription {
-    /// Whether it is over for good: the biller revives none.
+    /// Returns whether the subscription has ended for good. The provider never revives one.
     pub fn is_over(&self) -> bool {
         matches!(self.status, SubscriptionStatus::Canceled | SubscriptionStatus::IncompleteExpired)
     }
 
-    /// A fingerprint of all of it.
+    /// Returns a fingerprint of the whole state.
     pub fn says(&self) -> Uuid {
         digest(self)
     }
 
-    /// A fingerprint of what matters to whoever is on it.
+    /// Returns a fingerprint of the parts that matter to the subject.
     pub fn terms(&self, plan: &PlanKey) -> Uuid {
         digest(&(plan, self.status, self.anchor, self.period, self.ends_at, self.ended_at))
     }
 
-    /// Of several of a subject, the one with the greatest rank counts: one that may use goes before one
-    /// that may not, that before one that ended, that before one that never began; then the latest.
+    /// Returns the rank among the subscriptions of one subject; the greatest leads. Usable ones precede
+    /// suspended, canceled and incomplete ones, in this order; then the latest created leads.
     fn rank(&self) -> (u8, Timestamp, &str) {
         let standing = match self.status {
             status if status.may_use() => 3,
@@ -58,9 +58,9 @@ impl ProviderSubscription {
         (standing, self.created_at, &self.id)
     }
 
-    /// Whether it changes nothing about what a subject stands on. One whose first payment is missing never
-    /// let anybody in, and takes nothing away. One that is over ends only what the biller put there:
-    /// `followed` is the plan on which it put the subject last, where it did.
+    /// Returns whether the subject's own subscription stays unchanged. An incomplete subscription never
+    /// gave access, so it takes none away. A canceled one ends only a plan that the provider set.
+    /// `followed` is the last plan set by the provider, if any.
     pub fn leaves_alone(
         &self,
         plan: &PlanKey,
@@ -75,7 +75,7 @@ impl ProviderSubscription {
                 Some(_) => in_use.is_some(),
             },
             SubscriptionStatus::Canceled => in_use.is_some_and(|before| match followed {
-                // it came to its end by itself already, or the application moved the subject elsewhere
+                // the plan has ended already, or the application moved the subject to another plan
                 Some(followed) => before.plan != *followed,
                 None => before.plan != *plan && Some(&before.plan) != default_plan,
             }),
@@ -83,8 +83,8 @@ impl ProviderSubscription {
         }
     }
 
-    /// What a subject's own subscription is to be. Overrides, prices and commitments of its own
-    /// stay with the plan that they were made for.
+    /// Returns the parameters of the subject's own subscription. Overrides, prices and commitments of
+    /// the subject are kept only if the plan stays the same.
     pub fn statement(
         &self,
         plan: &Plan,
@@ -95,7 +95,7 @@ impl ProviderSubscription {
         let is_over = self.status == SubscriptionStatus::Canceled
             || (self.status == SubscriptionStatus::IncompleteExpired && falls_back);
         let ends_at = if is_over { Some(self.ended_at.map_or(now, |at| at.min(now))) } else { self.ends_at };
-        // a plan to fall back to has counted nothing before it is known to be in force
+        // usage must not count on the fallback plan before that plan is known to be in force
         let ends_at = ends_at.map(|at| if falls_back { at.max(now) } else { at });
         let kept =
             before.filter(|before| before.plan == plan.key && before.status != SubscriptionStatus::Canceled);
@@ -118,11 +118,11 @@ impl ProviderSubscription {
 }
 
 fn digest(said: &impl Serialize) -> Uuid {
-    // names, words and times always serialise
+    // keys, enums and times always serialise
     Digest::default().bytes(&serde_json::to_vec(said).unwrap_or_default()).finish()
 }
 
-/// Which of a subject's subscriptions counts.
+/// Returns the leading one of a subject's subscriptions.
 pub fn leading<T>(all: &[T], billed: impl Fn(&T) -> &ProviderSubscription) -> Option<&T> {
     all.iter().max_by(|a, b| billed(a).rank().cmp(&billed(b).rank()))
 }
@@ -169,7 +169,7 @@ mod tests {
         .unwrap()
     }
 
-    /// What a subject stands on after a statement: plan, status, anchor, billing period, end.
+    /// Returns the resulting subscription as text: plan, status, anchor, billing period and end.
     fn after(
         billed: &ProviderSubscription,
         plan: &str,
@@ -212,7 +212,7 @@ mod tests {
             (ending.clone(), "pro", "2026-03-31", "pro canceled ends 2026-03-31T00:00:00Z"),
             (ending.clone(), "team", "2026-03-31", "free active ends -"),
             (deleted.clone(), "pro", "2026-03-12", "pro canceled ends 2026-03-10T00:00:00Z"),
-            // the biller's clock is ahead of ours
+            // the provider's clock is ahead of ours
             (deleted.clone(), "pro", "2026-03-09", "pro canceled ends 2026-03-09T00:00:00Z"),
             (deleted, "team", "2026-03-12", "free active ends -"),
         ];
@@ -226,7 +226,7 @@ mod tests {
     }
 
     #[test]
-    fn billing_anchor_comes_from_the_provider_in_any_event_order() {
+    fn skipped_provider_states_do_not_change_the_result() {
         let february = billed("sub", SubscriptionStatus::Active, "2026-01-31");
         let march = ProviderSubscription {
             period: Some(Span { from: at("2026-03-31"), to: at("2026-04-30") }),

@@ -1,5 +1,5 @@
-//! Subscriptions: which plan a subject is on, whether it may use it, and how its periods turn. Every
-//! change is a function of what stood before and a time.
+//! Subscriptions: a subject's plan, its status, and its periods. Every change is a pure function of the
+//! previous state and a time.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -53,13 +53,13 @@ macro_rules! words {
     };
 }
 
-/// A stored word that has no meaning here.
+/// A stored word that this version does not know.
 #[derive(Debug, thiserror::Error)]
 #[error("`{0}` is not a known word")]
 pub struct UnknownWord(String);
 
 words!(
-    /// The status that the biller reports
+    /// The status that the provider reports
     /// (<https://docs.stripe.com/api/subscriptions/object#subscription_object-status>).
     SubscriptionStatus {
         Trialing = "trialing",
@@ -74,6 +74,7 @@ words!(
 );
 
 impl SubscriptionStatus {
+    /// Returns whether the subject may use its plan.
     pub fn may_use(self) -> bool {
         matches!(self, Self::Trialing | Self::Active | Self::PastDue)
     }
@@ -107,46 +108,49 @@ impl SubscriptionChangeKind {
         }
     }
 
-    /// Returns the kind of the change to a subscription whose end was carried out.
+    /// Returns the kind of the change that carried out a subscription's end.
     pub fn ended(next: &Subscription) -> Self {
         if next.status == SubscriptionStatus::Canceled { Self::Canceled } else { Self::FellBack }
     }
 
-    /// Returns whether the earlier subscription ended with it.
+    /// Returns whether the change ended the earlier subscription.
     pub fn is_end(self) -> bool {
         matches!(self, Self::Canceled | Self::FellBack)
     }
 }
 
+/// A subject's own subscription.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Subscription {
     pub plan: PlanKey,
     pub status: SubscriptionStatus,
     pub cycle: Cycle,
     pub ends_at: Option<Timestamp>,
-    /// The plan after its end; none: the one that its plan names.
+    /// The plan after the end; none is the fallback plan of its plan.
     pub fallback_plan: Option<PlanKey>,
-    /// Quotas of its own, by the keys of limits; none is unlimited.
+    /// The subject's own quotas by limit key; none is unlimited.
     pub overrides: BTreeMap<ItemKey, Option<Quantity>>,
-    /// Prices of its own: each in place of its plan's of the same key, or beside those.
+    /// The subject's own prices. One with the key of a plan's price replaces that price; others are
+    /// added.
     pub prices: Vec<Price>,
-    /// Commitments of its own: each in place of its plan's in the same currency, or beside those.
+    /// The subject's own commitments. One in the currency of a plan's commitment replaces it; others
+    /// are added.
     pub commitments: Vec<Commitment>,
-    /// Since when its plan, its periods and its prices are what they are.
+    /// The time since which plan, periods and prices are unchanged.
     pub terms_since: Timestamp,
-    /// The version of the configuration under which it began, if nothing was recorded for the subject
-    /// before, and its terms have stayed the same.
+    /// The configuration version at its creation, if nothing was recorded for the subject before and
+    /// its terms have not changed since.
     pub pristine_version: Option<i64>,
-    /// By definition of a limit: what was used before is not counted.
+    /// Start of counting by limit definition; earlier usage is not counted.
     pub resets: BTreeMap<Uuid, Timestamp>,
 }
 
-/// A subscription as a caller states it.
+/// The parameters of a subscription in a call.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SubscriptionParams {
     pub plan: PlanKey,
     pub status: SubscriptionStatus,
-    /// The anchor of the biller's periods, which replaces the earlier cycle. Callers do not set it.
+    /// The anchor of the provider's periods, which replaces the earlier cycle. Callers do not set it.
     pub anchor: Option<Timestamp>,
     pub cycle_start: Option<Timestamp>,
     pub period_end: Option<Timestamp>,
@@ -187,7 +191,7 @@ impl SubscriptionParams {
         })
     }
 
-    /// Refuses plans, limits, prices and commitments that do not fit a catalog.
+    /// Checks that plans, limits, prices and commitments exist in a catalog.
     pub fn validate(&self, catalog: &Catalog) -> Parsed<()> {
         let Some(plan) = catalog.plan(&self.plan) else {
             let detail = format!("must be the key of a plan in the catalog; got `{}`", self.plan);
@@ -214,7 +218,7 @@ impl SubscriptionParams {
         Violation::check_all(violations)
     }
 
-    /// Refuses own prices that leave the currency of a spend cap with neither prices nor an exchange rate.
+    /// Refuses own prices if a spend cap's currency then has neither prices nor an exchange rate.
     pub fn validate_incomparable<'c>(
         &self,
         catalog: &Catalog,
@@ -235,13 +239,13 @@ impl SubscriptionParams {
     }
 }
 
-/// The prices of a plan that others do not stand in place of.
+/// Returns the prices of a plan that a subscription's own prices do not replace.
 fn prices_beside<'a>(plan: &'a Plan, own: &[Price]) -> Vec<&'a Price> {
     plan.prices.iter().filter(|price| own.iter().all(|other| other.key != price.key)).collect()
 }
 
-/// The prices of a plan, each replaced by one of a subscription's own of the same key, and then the others
-/// of its own.
+/// Returns the prices of a plan, each replaced by the own price of equal key, followed by the other own
+/// prices.
 pub fn prices_of<'a>(plan: Option<&'a Plan>, own: &'a [Price]) -> Cow<'a, [Price]> {
     let listed = plan.map_or(&[][..], |plan| &plan.prices);
     if own.is_empty() {
@@ -264,17 +268,17 @@ pub fn commitment_of<'a>(
     own.iter().chain(of_plan).find(|commitment| commitment.currency == currency)
 }
 
-/// A list of prices that was stored.
+/// Reads a stored list of prices.
 pub fn read_prices(value: Value) -> Parsed<Vec<Price>> {
     fields::items(value, CATALOG_ITEMS_MAX, Price::read)
 }
 
-/// A list of commitments that was stored.
+/// Reads a stored list of commitments.
 pub fn read_commitments(value: Value) -> Parsed<Vec<Commitment>> {
     fields::items(value, CATALOG_ITEMS_MAX, Commitment::read)
 }
 
-/// `{"limit": quota}`; null is unlimited.
+/// Reads `{"limit": quota}`; null is unlimited.
 pub fn read_overrides(value: Value) -> Parsed<BTreeMap<ItemKey, Option<Quantity>>> {
     let map = fields::object(value)?;
     if map.len() > CATALOG_ITEMS_MAX {
@@ -297,7 +301,7 @@ pub fn read_overrides(value: Value) -> Parsed<BTreeMap<ItemKey, Option<Quantity>
     Violation::check_all(violations).map(|()| overrides)
 }
 
-/// When a subscription is to end.
+/// The requested end of a subscription.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum End {
     Now,
@@ -306,7 +310,7 @@ pub enum End {
 }
 
 impl Subscription {
-    /// The first of a subject.
+    /// Returns a subject's first subscription.
     pub fn begin(plan: PlanKey, now: Timestamp) -> Self {
         Self {
             plan,
@@ -323,8 +327,8 @@ impl Subscription {
         }
     }
 
-    /// As a caller states it, after what stood before. Everything is replaced but the anchor, which
-    /// stays where `cycle_start` is one of its boundaries; without one, no period moves.
+    /// Applies parameters to the earlier subscription. They replace everything but the anchor, which
+    /// stays if `cycle_start` is a boundary of its periods. Without `cycle_start`, no period moves.
     pub fn with_params(
         before: Option<&Self>,
         statement: SubscriptionParams,
@@ -341,7 +345,7 @@ impl Subscription {
             if before.is_none() || !next.cycle.is_boundary(start) {
                 next.cycle.anchor = start;
             }
-            // which period was renewed stays known, so that the same renewal again is no change
+            // keeps the renewed period, so that a repeated renewal changes nothing
             let natural = Cycle { billing: None, ..next.cycle };
             next.cycle.billing = (start != next.cycle.anchor).then(|| natural.billing_period(start));
         }
@@ -377,7 +381,7 @@ impl Subscription {
         commitment_of(catalog.plan(&self.plan), &self.commitments, currency)
     }
 
-    /// Notes when it ends, and where it goes then.
+    /// Returns the subscription with its end and its fallback plan set.
     #[must_use]
     pub fn ending(&self, end: End, fallback_plan: Option<PlanKey>, now: Timestamp) -> Self {
         let ends_at = match end {
@@ -388,7 +392,7 @@ impl Subscription {
         Self { ends_at: Some(ends_at), fallback_plan, ..self.clone() }
     }
 
-    /// As it stands once its end has come; none while it has not.
+    /// Returns the subscription after its end; none if the end is still to come.
     pub fn ended(&self, catalog: &Catalog, now: Timestamp) -> Option<Self> {
         let ends_at = self.ends_at.filter(|at| *at <= now && self.status != SubscriptionStatus::Canceled)?;
         let fallback = self
@@ -414,15 +418,15 @@ impl Subscription {
         Some(next)
     }
 
-    /// Whether periods in which something may be recorded by now have become others. Those that a
-    /// renewal announces came anyway.
+    /// Returns whether a period changed in which usage may be recorded now. An announced renewal moves
+    /// no period.
     fn has_moved_from(&self, cycle: &Cycle, now: Timestamp) -> bool {
         let around = [now.saturating_sub(CLOSING), now, now.saturating_add(EVENT_AHEAD_MAX)];
         let differs = |at: &Timestamp| self.cycle.billing_period(*at) != cycle.billing_period(*at);
         self.cycle.anchor != cycle.anchor || around.iter().any(differs)
     }
 
-    /// Others rate what is used from now on, and count it anew for spend caps.
+    /// Replaces the prices. New prices rate usage from `at` on, and spend caps count from zero.
     fn put_prices(&mut self, prices: Vec<Price>, at: Timestamp) {
         if self.prices != prices {
             self.prices = prices;

@@ -1,12 +1,12 @@
-//! The tree of subjects: who stands below whom. A path is a subject and its ancestors, nearest
-//! first, and has at most 8 levels.
+//! The tree of subjects. A path is a subject and its ancestors, nearest first, and has at most 8
+//! levels.
 
 use crate::base::fields::Violation;
 use crate::base::limits::PATH_LEVELS_MAX;
 
-/// Checks a change of parent. `parent_path`: the new parent and its ancestors; `height`: levels of
-/// the moved subject's own subtree, itself included; `is_below`: whether the new parent is the
-/// subject itself or stands below it.
+/// Checks a change of parent. `parent_path` counts the new parent and its ancestors; `height` counts
+/// the levels of the moved subtree, including its root; `is_below` means that the new parent lies in
+/// that subtree.
 pub fn validate_parent(parent_path: usize, height: usize, is_below: bool) -> Option<Violation> {
     let refuse = |code, detail: String| Some(Violation::new(code, detail).under("parent"));
     if is_below {
@@ -29,7 +29,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn cycles_and_a_ninth_level_are_refused() {
+    fn refuses_cycles_and_a_ninth_level() {
         let code = |path, height, below| validate_parent(path, height, below).map(|violation| violation.code);
         assert_eq!(code(7, 1, false), None);
         assert_eq!(code(8, 1, false), Some("subject_too_deep"));

@@ -1,4 +1,4 @@
-//! One fact of usage, as a caller states it, and the two fingerprints that make it count once.
+//! Events as callers send them, with the two fingerprints that make each count once.
 
 use serde_json::{Map, Value};
 use uuid::{Uuid, Variant};
@@ -10,11 +10,12 @@ use crate::base::names::{EventId, EventName, EventSource, SubjectId};
 use crate::base::quantity::Quantity;
 use crate::base::timestamp::Timestamp;
 
-/// The facts around a quantity, by name; small, free of NUL and of monstrous numbers.
+/// The properties of an event by name: small, without NUL and without oversized numbers.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Properties(Map<String, Value>);
 
 impl Properties {
+    /// Parses properties from a JSON object.
     pub fn read(value: Value) -> Parsed<Self> {
         let map = fields::object(value)?;
         fields::no_nul(&map)?;
@@ -29,7 +30,7 @@ impl Properties {
         Ok(properties)
     }
 
-    /// Those of a group of events, by dimension.
+    /// Wraps the properties of a group of events, by dimension.
     pub fn of(map: Map<String, Value>) -> Self {
         Self(map)
     }
@@ -38,13 +39,13 @@ impl Properties {
         self.0.get(name)
     }
 
-    /// As JSON text; none when there are no properties.
+    /// Returns the properties as JSON text, or none if there are none.
     pub fn to_json(&self) -> Option<String> {
         // a map of strings to JSON values always serialises
         (!self.0.is_empty()).then(|| serde_json::to_string(&self.0).unwrap_or_default())
     }
 
-    /// The properties of a stored event.
+    /// Wraps the properties of a stored event.
     pub fn stored(value: Option<Value>) -> Self {
         match value {
             Some(Value::Object(map)) => Self(map),
@@ -56,7 +57,7 @@ impl Properties {
         &self.0
     }
 
-    /// The same with others laid over them.
+    /// Returns the properties with others added, which take precedence.
     pub fn merged(&self, over: &Self) -> Parsed<Self> {
         let mut map = self.0.clone();
         map.extend(over.0.clone());
@@ -68,24 +69,24 @@ impl Properties {
     }
 }
 
-/// An event as stated, good in itself. Whether its time and its quantity fit the present catalog
-/// is decided when it is recorded.
+/// An event that is valid in itself. Its time and quantity are checked against the current catalog
+/// when it is recorded.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Event {
-    /// None: the service makes one.
+    /// Without it, the service creates an id.
     pub id: Option<EventId>,
     pub source: EventSource,
     pub event_name: EventName,
     pub subject: SubjectId,
     pub value: Quantity,
     pub properties: Properties,
-    /// None: the time it is received.
+    /// Without it, the time of receipt.
     pub timestamp: Option<Timestamp>,
-    /// What tells a repeat from another event, where it was said in another form than this.
+    /// The fingerprint that identifies a repeat, if the caller sent another format than this one.
     pub statement: Option<Uuid>,
 }
 
-/// The events that a list shows.
+/// The filter of a list of events.
 #[derive(Debug, Clone, Default)]
 pub struct EventFilter {
     pub subject: Option<SubjectId>,
@@ -98,6 +99,7 @@ pub struct EventFilter {
 }
 
 impl Event {
+    /// Parses an event in Metergate's own JSON form.
     pub fn read(value: Value) -> Parsed<Self> {
         let mut fields = ObjectParser::new(value)?;
         let id = fields.optional("id", |v| Ok(EventId::parse(fields::text(v)?)?));
@@ -120,8 +122,8 @@ impl Event {
         })
     }
 
-    /// Reads a CloudEvents 1.0 event in JSON form. `type` is the event name; `data` is the
-    /// properties, but for its `value`; extension attributes are ignored.
+    /// Parses a CloudEvents 1.0 event in JSON form. `type` is the event name; `data` contains `value`
+    /// and the properties. Extension attributes are ignored.
     pub fn read_cloudevent(value: Value) -> Parsed<Self> {
         let mut fields = ObjectParser::new(value)?;
         fields.required("specversion", |v| fields::one_of(v, &[("1.0", ())]));
@@ -150,8 +152,8 @@ impl Event {
         Ok(Self { id, source, event_name, subject, value, properties, timestamp, statement: None })
     }
 
-    /// A fingerprint of what the event says: name, subject, value, properties; not its time.
-    /// 128 bits of BLAKE3, so that nobody can make another event that passes for a repeat.
+    /// Returns the fingerprint of name, subject, value and properties, but not of the time: 128 bits
+    /// of BLAKE3. Other content cannot be built to have the same fingerprint.
     pub fn content(&self) -> Uuid {
         if let Some(statement) = self.statement {
             return statement;
@@ -162,9 +164,9 @@ impl Event {
     }
 }
 
-/// What makes an event count once in its environment: the id itself where it is a canonical
-/// UUIDv7 without a source (neighbours in time are then neighbours in the index), else a UUIDv8
-/// from BLAKE3 of (length of source, source, id).
+/// Returns the once-only key of an event in its environment. A canonical UUIDv7 without a source is
+/// its own key, so that events close in time are close in the index. Other keys are a UUIDv8 from
+/// BLAKE3 of (length of source, source, id).
 pub fn event_key(source: &EventSource, id: &EventId) -> Uuid {
     if source.is_empty()
         && let Some(uuid) = canonical_uuid_v7(id.as_str())
@@ -176,7 +178,7 @@ pub fn event_key(source: &EventSource, id: &EventId) -> Uuid {
     Uuid::new_v8(digest.finish().into_bytes())
 }
 
-/// Whether the key is the id itself, so that the id need not be stored beside it.
+/// Returns whether the key is the id itself, which then is not stored separately.
 pub fn key_is_id(source: &EventSource, id: &EventId) -> bool {
     source.is_empty() && canonical_uuid_v7(id.as_str()).is_some()
 }
@@ -189,7 +191,7 @@ fn canonical_uuid_v7(id: &str) -> Option<Uuid> {
     (uuid.get_version_num() == 7 && uuid.get_variant() == Variant::RFC4122).then_some(uuid)
 }
 
-/// Why an event's time cannot be recorded now.
+/// Returns the violation of an event's time that cannot be recorded now.
 pub fn validate_time(
     timestamp: Timestamp,
     now: Timestamp,

@@ -1,5 +1,4 @@
-//! Questions about usage: which slices of time can be answered from rollups of days and hours and which
-//! need the events themselves, and how the parts make rows.
+//! Usage queries: the meter, range and groups of a read, and the layout of its rows.
 
 use std::collections::BTreeMap;
 
@@ -13,24 +12,24 @@ use crate::base::timestamp::Timestamp;
 use crate::base::window::{Span, Window, Zone};
 use crate::catalog::meter::Aggregation;
 
-/// Whose usage a row shows.
+/// The subjects that the rows of an answer show.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum GroupBySubject {
-    /// That of all together.
+    /// One row for all subjects together.
     All,
     EachSubject,
-    /// That of each path, whose number stands for the subject: for questions of our own.
+    /// One row per path, with the path's number as the subject. Only internal queries use it.
     EachPath,
 }
 
-/// The subjects whose usage is read.
+/// The subjects of a query.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Subjects {
     All,
     Listed(SubjectNames),
 }
 
-/// Names of subjects, at least one.
+/// At least one subject name.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SubjectNames(Vec<String>);
 
@@ -39,7 +38,7 @@ impl Subjects {
         Self::Listed(SubjectNames(vec![name.into()]))
     }
 
-    /// Lists subjects; none of an empty list, which names nobody.
+    /// Lists subjects. Returns none for an empty list, because it must not select all subjects.
     pub fn listed(subjects: Vec<SubjectId>) -> Option<Self> {
         let names: Vec<String> = subjects.into_iter().map(SubjectId::into_string).collect();
         (!names.is_empty()).then_some(Self::Listed(SubjectNames(names)))
@@ -52,7 +51,7 @@ impl SubjectNames {
     }
 }
 
-/// A question: a meter over a range.
+/// A query of a meter over a range.
 #[derive(Debug, Clone)]
 pub struct UsageQuery {
     pub meter: MeterKey,
@@ -64,28 +63,28 @@ pub struct UsageQuery {
     pub whose: GroupBySubject,
     /// Dimensions of the meter.
     pub group_by: Vec<String>,
-    /// Dimension → values that count.
+    /// The accepted values by dimension.
     pub filter: BTreeMap<String, Vec<String>>,
-    /// Kept apart, each by itself, beside the groups; empty: nothing is.
+    /// The slices that rows are split into, in addition to the groups. Empty if rows are not split.
     pub slices: Vec<UsageSlice>,
-    /// Of `unique_count`: whether `sum` is to tell how many members no earlier window has seen.
+    /// For `unique_count`: whether `sum` contains the number of members that no earlier window has.
     pub tells_new: bool,
     pub fill: bool,
 }
 
-/// A part of what a meter counts. Of several, the first that admits a use takes it.
+/// A part of a meter's usage. Of several slices, the first that accepts an event takes it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct UsageSlice {
-    /// Dimension → values that count.
+    /// The accepted values by dimension.
     pub filter: BTreeMap<String, Vec<String>>,
-    /// Only what happened since then; none: always.
+    /// Accepts only events since this time; none has no lower bound.
     pub from: Option<Timestamp>,
-    /// Only what happened before.
+    /// Accepts only events before this time; none has no upper bound.
     pub to: Option<Timestamp>,
 }
 
 impl UsageSlice {
-    /// The part of a range in which it admits anything.
+    /// Returns the part of a range in which the slice accepts events.
     #[must_use]
     pub fn within(&self, span: Span) -> Span {
         let own = Span { from: self.from.unwrap_or(Timestamp::MIN), to: self.to.unwrap_or(Timestamp::MAX) };
@@ -94,7 +93,7 @@ impl UsageSlice {
 }
 
 impl UsageQuery {
-    /// Asks for all usage of a meter in a range, as one row.
+    /// Creates an internal query of all usage of a meter in a range, as one row.
     pub fn internal(meter: &MeterKey, span: Span) -> Self {
         Self {
             meter: meter.clone(),
@@ -112,7 +111,7 @@ impl UsageQuery {
         }
     }
 
-    /// The natural bounds of its windows; without a window those of the range itself.
+    /// Returns the natural bounds of the query's windows, or the range itself without windows.
     pub fn bounds(&self) -> Parsed<Vec<Timestamp>> {
         match self.window {
             None => Ok(vec![self.span.from, self.span.to]),
@@ -120,8 +119,8 @@ impl UsageQuery {
         }
     }
 
-    /// Bounds, and between them the times at which its slices begin and end: within one of these parts
-    /// no hour needs to be told apart.
+    /// Returns the bounds, and the start and end times of slices between them. Within one of these
+    /// parts, no hour needs to be split.
     pub fn edges(&self, bounds: &[Timestamp]) -> Vec<Timestamp> {
         let mut edges = bounds.to_vec();
         let turns = self.slices.iter().flat_map(|slice| [slice.from, slice.to]).flatten();
@@ -132,17 +131,19 @@ impl UsageQuery {
     }
 }
 
-/// What was found for one window of one group: the stuff of every aggregation.
+/// The values of one window and group, from which every aggregation is computed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Aggregate {
-    /// Contributing events, those taken back subtracted.
+    /// The number of contributing events without voided ones.
     pub count: i64,
     pub sum: Option<Total>,
-    /// The least, the greatest or the last value, as the meter asks; members for `unique_count`.
+    /// The least, greatest or last value, as the meter requires; the number of members for
+    /// `unique_count`.
     pub picked: Option<Total>,
 }
 
 impl Aggregate {
+    /// Returns the value of an aggregation. Without events, some aggregations have the value zero.
     pub fn value(&self, aggregation: Aggregation) -> Option<Total> {
         let found = match aggregation {
             Aggregation::Sum | Aggregation::Count => self.sum,
@@ -152,7 +153,7 @@ impl Aggregate {
         found.or(aggregation.of_nothing())
     }
 
-    /// Together with what was found later. Of members, those count that were new then.
+    /// Combines with the values of a later window. Only new members of the later window count.
     #[must_use]
     pub fn with_later(&self, later: &Self, aggregation: Aggregation) -> Self {
         let sum = match (self.sum, later.sum) {
@@ -169,7 +170,7 @@ impl Aggregate {
     }
 }
 
-/// How far a quota is used. The thresholds are those of `MakerKit`'s usage bar.
+/// The state of usage relative to a quota. The thresholds are those of `MakerKit`'s usage bar.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum UsageState {
@@ -183,11 +184,11 @@ const WARNING_PERCENT: i128 = 75;
 const CRITICAL_PERCENT: i128 = 90;
 
 impl UsageState {
-    /// Of a quota; none is unlimited.
+    /// Returns the state for a quota; a limit without a quota is unlimited.
     pub fn of(used: Total, quota: Option<Quantity>) -> Self {
         let Some(quota) = quota else { return Self::Ok };
         let reaches = |percent: i128| {
-            // quotas have 94 bits: a hundred times one fits
+            // quotas have 94 bits, so a hundred times a quota fits
             used.nanos() >= quota.nanos() / 100 * percent + (quota.nanos() % 100 * percent + 99) / 100
         };
         if quota.is_zero() || reaches(100) {
@@ -202,15 +203,15 @@ impl UsageState {
     }
 }
 
-/// How many percent of a quota are used, to two decimal places, half away from zero; none of an
-/// unlimited one, 100 of one that is zero.
+/// Returns the used percentage of a quota with two decimal places, rounded half away from zero.
+/// Returns none for an unlimited quota, and 100 for a quota of zero.
 pub fn percent(used: Total, quota: Option<Quantity>) -> Option<Total> {
     let quota = quota?;
     if quota.is_zero() {
         return Some(Total::from(100));
     }
     let (used, quota) = (used.nanos(), quota.nanos());
-    // hundredths of a percent, without leaving 128 bits
+    // computed in hundredths of a percent, without exceeding 128 bits
     let (whole, rest) = (used / quota, used % quota);
     let (scaled, part) = (rest.checked_mul(10_000)?, quota);
     let away = if (scaled % part).abs() * 2 >= part { scaled.signum() } else { 0 };
@@ -218,13 +219,13 @@ pub fn percent(used: Total, quota: Option<Quantity>) -> Option<Total> {
     Some(Total::from_nanos(hundredths.saturating_mul(10_000_000)))
 }
 
-/// What a row stands for beside its window.
+/// The group of a row within its window.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Default)]
 pub struct Group {
     pub subject: Option<String>,
-    /// In the order of `group_by`; none where the event had no such property.
+    /// Values in the order of `group_by`; none if the event has no such property.
     pub dimensions: Vec<Option<String>>,
-    /// The place of the slice that took it; none where none did.
+    /// The index of the slice that took the usage; none if no slice did.
     pub slice: Option<usize>,
 }
 
@@ -239,8 +240,8 @@ pub struct UsageRow {
     pub event_count: i64,
 }
 
-/// Lays out what was found, by window and then group. Groups in which nothing is left are dropped,
-/// unless windows are to be filled. Refused where that would be more rows than an answer may have.
+/// Lays out the values by window and then group. Drops groups without usage, unless windows are to be
+/// filled. Refuses more rows than an answer may have.
 pub fn rows(
     query: &UsageQuery,
     aggregation: Aggregation,
@@ -294,7 +295,7 @@ mod tests {
     use crate::base::window::utc_month;
 
     #[test]
-    fn an_empty_list_of_subjects_is_never_everybody() {
+    fn an_empty_list_of_subjects_never_selects_all_subjects() {
         assert_eq!(Subjects::listed(Vec::new()), None);
         let ada = SubjectId::parse("ada").unwrap();
         assert_eq!(Subjects::listed(vec![ada]), Some(Subjects::one("ada")));

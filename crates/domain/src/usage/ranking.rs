@@ -1,4 +1,4 @@
-//! Rankings of subjects: what is asked, and a place in one.
+//! Rankings of subjects, and pages of them.
 
 use crate::base::fields::{Parsed, Violation};
 use crate::base::limits::TOP_RANKS_MAX;
@@ -6,30 +6,30 @@ use crate::base::names::MeterKey;
 use crate::base::window::Span;
 use crate::pricing::currency::Currency;
 
-/// By what subjects are ranked, the most first.
+/// The measure by which subjects are ranked, the largest first.
 #[derive(Debug, Clone)]
 pub enum RankBy {
-    /// What each used of a meter, itself alone.
+    /// The own usage of each subject on a meter.
     Usage { meter: MeterKey, span: Span },
-    /// What each that is on a plan with prices owes for itself and all below it; none: in the currency of
-    /// the first price of the catalog.
+    /// The cost of each subject on a plan with prices, including all subjects below it. Without a
+    /// currency, the currency of the catalog's first price.
     Cost { span: Span, currency: Option<Currency> },
-    /// How much of a quota is used, in percent; of one meter, or of any.
+    /// The used percentage of a quota, of one meter or of any.
     Limit { meter: Option<MeterKey> },
 }
 
 const CURSOR: &str = "must be the `next_cursor` of the previous page of the same ranking";
 
-/// Some ranks in a row.
+/// A page of consecutive ranks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RankPageRequest {
-    /// How many come before them.
+    /// The number of ranks before the page.
     pub after: usize,
     pub limit: usize,
 }
 
 impl RankPageRequest {
-    /// After those of a page before; a ranking shows so many and not more.
+    /// Parses the cursor of a page. A ranking ends after [`TOP_RANKS_MAX`] ranks.
     pub fn read(cursor: Option<&str>, limit: u32) -> Parsed<Self> {
         let limit = usize::try_from(limit).unwrap_or(usize::MAX);
         let Some(cursor) = cursor else { return Ok(Self { after: 0, limit }) };
@@ -39,7 +39,7 @@ impl RankPageRequest {
         }
     }
 
-    /// The cursor of the next page, if there are more.
+    /// Returns the cursor of the next page, if there is one.
     pub fn next(self, more: bool) -> Option<String> {
         let next = self.after + self.limit;
         (more && next < TOP_RANKS_MAX).then(|| next.to_string())

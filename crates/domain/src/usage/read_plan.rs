@@ -1,20 +1,20 @@
-//! Where a range of usage is read: from rollups where these say what the events say, from events where not.
+//! Plans the sources of a range of usage: rollups if they match the events, otherwise the events.
 
 use crate::base::timestamp::{MICROS_PER_HOUR, Timestamp};
 use crate::base::window::Span;
 
-/// What is known of a meter's rollups.
+/// The known state of a meter's rollups.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Rollups<'a> {
-    /// Hours whose rollups are not, or no longer, what the events say.
+    /// Hours with rollups that do not match the events.
     pub gaps: &'a [Span],
-    /// Until when days are summed up from their hours; none: never.
+    /// The end of the days that have rollups; none if no day has one.
     pub days_until: Option<Timestamp>,
-    /// Whether what events say can be taken off a rollup.
+    /// Whether the values of events can be subtracted from a rollup.
     pub subtract: bool,
 }
 
-/// Where the parts of a range are read: whole UTC days and hours from rollups, the rest from events.
+/// The sources of the parts of a range: rollups for whole UTC days and hours, events for the rest.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Reading {
     pub days: Vec<Span>,
@@ -23,7 +23,7 @@ pub struct Reading {
     pub events: Vec<Span>,
 }
 
-/// The larger part of an hour: its rollup, less what its events in the rest of the hour say.
+/// The larger part of an hour: the hour's rollup, less the events in the rest of the hour.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PartialHour {
     pub hour: Span,
@@ -31,7 +31,7 @@ pub struct PartialHour {
 }
 
 impl PartialHour {
-    /// Before the part and behind it.
+    /// Returns the parts of the hour before and after the part.
     pub fn complement(&self) -> impl Iterator<Item = Span> + use<> {
         let Self { hour, part } = *self;
         let rest = [Span { from: hour.from, to: part.from }, Span { from: part.to, to: hour.to }];
@@ -40,8 +40,9 @@ impl PartialHour {
 }
 
 impl Reading {
-    /// A day or an hour can be read from rollups where it lies in one window whole, and nothing of it in
-    /// a gap; where it can be subtracted, an hour of which the larger part does.
+    /// Plans a range. A day or hour is read from its rollup if it lies in one window and has no gap.
+    /// If subtraction is possible, an hour is also read from its rollup if its larger part lies in
+    /// one window.
     pub fn plan(span: Span, bounds: &[Timestamp], rollups: Rollups<'_>) -> Self {
         let mut reading = Self::default();
         let gaps = merged(rollups.gaps);
@@ -68,7 +69,7 @@ impl Reading {
         reading
     }
 
-    /// Reads all of a range from events.
+    /// Reads a whole range from events.
     pub fn of_events(span: Span) -> Self {
         let mut reading = Self::default();
         push(&mut reading.events, span);
@@ -80,13 +81,13 @@ impl Reading {
         days.is_empty() && hours.is_empty() && partial_hours.is_empty() && events.is_empty()
     }
 
-    /// All that is read from rollups.
+    /// Returns all spans that are read from rollups.
     pub fn folded(&self) -> Vec<Span> {
         let parts: Vec<Span> = self.partial_hours.iter().map(|cut| cut.part).collect();
         [&self.days[..], &self.hours, &parts].concat()
     }
 
-    /// Adds hours that are what the events say.
+    /// Adds hours with rollups that match the events.
     fn push_folded(&mut self, hours: Span, rollups: Rollups<'_>) {
         let days_until = rollups.days_until.unwrap_or(Timestamp::MIN);
         let days = Span { from: hours.from.day_ceil(), to: hours.to.day_floor().min(days_until) };
@@ -114,7 +115,7 @@ impl Reading {
     }
 }
 
-/// Adds a span, joined to the last where they touch.
+/// Adds a span, and joins it to the last one if they touch.
 fn push(spans: &mut Vec<Span>, span: Span) {
     if span.is_empty() {
         return;
@@ -125,7 +126,7 @@ fn push(spans: &mut Vec<Span>, span: Span) {
     }
 }
 
-/// The same hours as few spans, in order.
+/// Returns the same hours in order, joined to the fewest spans.
 fn merged(gaps: &[Span]) -> Vec<Span> {
     let mut sorted = gaps.to_vec();
     sorted.sort_unstable_by_key(|gap| (gap.from, gap.to));
@@ -139,7 +140,7 @@ fn merged(gaps: &[Span]) -> Vec<Span> {
     merged
 }
 
-/// Cuts a span of whole hours where gaps (of whole hours, merged) begin and end, in order.
+/// Splits a span of whole hours at the bounds of gaps, in order. Gaps must be whole hours and merged.
 fn pieces(span: Span, gaps: &[Span]) -> Vec<(Span, bool)> {
     let first = gaps.partition_point(|gap| gap.to <= span.from);
     let end = gaps.partition_point(|gap| gap.from < span.to);
@@ -205,7 +206,7 @@ mod tests {
             cut("2026-01-01T10:10:00Z", "2026-01-01T11:00:00Z"),
             cut("2026-01-01T13:00:00Z", "2026-01-01T13:50:00Z"),
         );
-        // none; both ends; not in a gap; on both sides of a bound; what lies within an hour
+        // no subtraction; both ends; a gap; both sides of a bound; a part within one hour
         let none: &[Span] = &[];
         let cases = [
             ((false, none), range, vec![], vec![], vec![first.part, last.part]),
@@ -284,8 +285,8 @@ mod tests {
     }
 
     proptest! {
-        /// Every instant of the range is read exactly once, rollups only in whole hours and days of one
-        /// window.
+        /// Checks that every instant of the range is read exactly once, and rollups only in whole
+        /// hours and days of one window.
         #[test]
         fn read_plans_cover_the_range_exactly_once(
             from in 0_i64..5_000, length in 1_i64..8_000,

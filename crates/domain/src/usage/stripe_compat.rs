@@ -1,4 +1,4 @@
-//! What Stripe's SDKs say of usage, and what it means here: meter events, and taking them back.
+//! Stripe's meter events and their adjustments, translated to events and voids.
 
 use serde_json::{Map, Value};
 use uuid::Uuid;
@@ -13,41 +13,41 @@ use crate::base::timestamp::{MICROS_PER_SECOND, Timestamp};
 use crate::catalog::meter::{Meter, StripeMeter};
 use crate::gate::catalog_index::CatalogIndex;
 
-/// The source of what comes this way: its ids meet no others.
+/// Returns the source of Stripe-compatible events, so that their ids differ from all others.
 pub fn source() -> EventSource {
     match EventSource::parse("stripe") {
         Ok(source) => source,
-        Err(_) => unreachable!("a short word is a good source"),
+        Err(_) => unreachable!("the text `stripe` is a valid source"),
     }
 }
 
 const CUSTOMER_KEY: &str = "stripe_customer_id";
 const VALUE_KEY: &str = "value";
-/// The payload key that names who used, beside who pays.
+/// The payload key of the subject, in addition to the paying customer.
 const SUBJECT_KEY: &str = "subject";
 
-/// A meter event as stated.
+/// A meter event as received.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MeterEvent {
     pub event_name: String,
-    /// Texts by key.
+    /// Values by key, all of them texts.
     pub payload: Map<String, Value>,
     pub identifier: Option<EventId>,
     pub timestamp: Option<Timestamp>,
 }
 
-/// What a meter event means under a catalog.
+/// A meter event, interpreted with a catalog.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ParsedMeterEvent {
     pub customer: StripeCustomerId,
-    /// Who used, where it is said.
+    /// The subject that the payload names, if any.
     pub subject: Option<SubjectId>,
     pub event_name: EventName,
     pub value: Quantity,
     pub properties: Properties,
 }
 
-/// A meter event that is taken back.
+/// The adjustment that voids a meter event.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Adjustment {
     pub event_name: String,
@@ -55,6 +55,7 @@ pub struct Adjustment {
 }
 
 impl MeterEvent {
+    /// Parses the form of a meter event.
     pub fn read(form: Value) -> Parsed<Self> {
         let mut fields = ObjectParser::new(form)?;
         let event_name = fields.required("event_name", name);
@@ -66,7 +67,7 @@ impl MeterEvent {
         Ok(Self { event_name, payload, identifier, timestamp })
     }
 
-    /// Its own identifier, else one that a retry with the same idempotency key has too.
+    /// Returns the event's own identifier, or an identifier derived from the idempotency key.
     pub fn identity(&self, idempotency_key: Option<&EventId>) -> Option<EventId> {
         let derived = |key: &EventId| {
             let digest = Digest::default().text("stripe idempotency key").text(key.as_str()).finish();
@@ -75,13 +76,15 @@ impl MeterEvent {
         self.identifier.clone().or_else(|| idempotency_key.and_then(derived))
     }
 
-    /// Tells a retry, which has the same idempotency key, from another call with the same identifier.
+    /// Returns the fingerprint of the call. A retry with the same idempotency key has the same
+    /// fingerprint; another call with the same identifier does not.
     pub fn statement(&self, idempotency_key: Option<&EventId>) -> Uuid {
         let mut digest = Digest::default();
         digest.text("stripe meter event").text(idempotency_key.map_or("", EventId::as_str));
         digest.text(&self.event_name).map(&self.payload).finish()
     }
 
+    /// Interprets the payload with the catalog's meter of the event name.
     pub fn meaning(&self, terms: &CatalogIndex) -> Parsed<ParsedMeterEvent> {
         let meter = meter(terms, &self.event_name)?;
         let event_name = meter.event_name.clone();
@@ -115,7 +118,7 @@ impl MeterEvent {
             .transpose()
             .map_err(|bad| in_payload(Violation::new(bad.code, bad.detail), SUBJECT_KEY))?;
 
-        // a meter that takes its number from a property finds the value there
+        // a meter with a value property finds the value there
         for name in counted().filter(|meter| meter.aggregation.needs_number()).filter_map(Meter::property) {
             rest.entry(name).or_insert_with(|| Value::String(value.to_string()));
         }
@@ -126,6 +129,7 @@ impl MeterEvent {
 }
 
 impl Adjustment {
+    /// Parses the form of an adjustment.
     pub fn read(form: Value) -> Parsed<Self> {
         let mut fields = ObjectParser::new(form)?;
         let event_name = fields.required("event_name", name);
@@ -141,7 +145,7 @@ impl Adjustment {
     }
 }
 
-/// The meter that is meant by an event name that Stripe knows.
+/// Returns the meter with an event name of Stripe.
 pub fn meter<'t>(terms: &'t CatalogIndex, event_name: &str) -> Parsed<&'t Meter> {
     let found = terms.meter_in_stripe(event_name).map(|stored| &stored.meter);
     found.ok_or_else(|| {
@@ -153,7 +157,7 @@ pub fn meter<'t>(terms: &'t CatalogIndex, event_name: &str) -> Parsed<&'t Meter>
     })
 }
 
-/// The value in the meter's own unit: what Stripe is sent is multiplied by the meter's scale.
+/// Returns the value in the meter's own unit. Stripe values are multiplied by the meter's scale.
 fn own_value(text: &str, stripe: Option<&StripeMeter>) -> Result<Quantity, Violation> {
     let refused = |detail: String| Violation::new("payload_invalid_value", detail);
     let value = Quantity::from_decimal(text).map_err(|why| refused(why.to_string()))?;

@@ -1,5 +1,5 @@
-//! One attempt at recording a batch as one transaction. Locks are taken in one order: configuration
-//! (shared), subjects, event keys, counters, wallets; each group ascending.
+//! One attempt to record a batch in one transaction. All locks are taken in one order: configuration
+//! (shared), subjects, event keys, counters, wallets; within each group in ascending order.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
@@ -26,13 +26,13 @@ use metergate_domain::gate::decision::LimitState;
 use metergate_domain::gate::path::Path;
 use metergate_domain::usage::event::validate_time;
 
-/// An event of the batch with what was found out about it.
+/// An event of the batch with its checks.
 struct Candidate<'a> {
     event: &'a PreparedEvent,
     occurred_at: Timestamp,
-    /// History, which is for no biller.
+    /// Whether the event is history, which no biller gets.
     backfill: bool,
-    /// Why it cannot be recorded, unless it was before.
+    /// The reason to reject the event, unless it is a repeat.
     objection: Option<Violation>,
 }
 
@@ -84,7 +84,7 @@ pub(crate) async fn attempt(
         tracing::debug!(%why, "commit");
         return Ok(Attempt::Unanswered { batch_id: opening.batch_id });
     }
-    // only what is committed may be remembered
+    // only committed rows may be cached
     fresh.remember(cache);
     writer_context.tails.of(environment).grow(recorded.len());
     note_metrics(&outcomes);
@@ -115,7 +115,7 @@ fn examine<'a>(
         .collect()
 }
 
-/// The first event of each key that nothing speaks against: by arrival, before any sorting.
+/// Returns the first acceptable event of each key, in order of arrival.
 fn winners(candidates: &[Candidate<'_>]) -> HashMap<Uuid, usize> {
     let mut winners = HashMap::with_capacity(candidates.len());
     for (index, candidate) in candidates.iter().enumerate() {
@@ -126,8 +126,8 @@ fn winners(candidates: &[Candidate<'_>]) -> HashMap<Uuid, usize> {
     winners
 }
 
-/// Resolves the subjects of the winners. Makes first contacts, but not for events whose id turns out to be
-/// taken.
+/// Resolves the subjects of the winners. Creates unknown subjects, unless the ids of their events
+/// turn out to be taken.
 async fn locate(
     transaction: &mut BatchTransaction<'_>,
     candidates: &[Candidate<'_>],
@@ -157,8 +157,8 @@ async fn locate(
     }
 }
 
-/// Takes the keys of the winners. What is found of keys that were taken before, or that a candidate
-/// with an objection asks about; empty where every winner's key was free and there are no others.
+/// Inserts the keys of the winners. Returns the stored rows of taken keys and of keys of rejected
+/// candidates. Returns no rows if every key was free and no candidate is rejected.
 async fn take_keys(
     transaction: &mut BatchTransaction<'_>,
     batch_id: i64,
@@ -192,7 +192,7 @@ async fn take_keys(
     Ok(rows.into_iter().map(|row| (row.key, row)).collect())
 }
 
-/// Decides every event in the order of arrival; also which of them are to be inserted now.
+/// Decides every event in order of arrival, and returns the indices of those to insert.
 fn judge(
     candidates: &[Candidate<'_>],
     winners: &HashMap<Uuid, usize>,
@@ -205,7 +205,7 @@ fn judge(
     for (index, candidate) in candidates.iter().enumerate() {
         let event = candidate.event;
         let winner = winners.get(&event.key).copied();
-        // a key that was free is not looked up: then the winner's own row is the one that counts
+        // a free key is not looked up, because the winner's own row is the first
         let first = known.get(&event.key).copied().or_else(|| {
             winner.map(|winner| KeyRow {
                 key: event.key,
@@ -222,7 +222,7 @@ fn judge(
                 recorded.push(index);
                 EventOutcome::Accepted
             }
-            // an attempt of ours, which was not known to be committed, was
+            // an earlier attempt of this batch with an unknown result was committed
             (Some(first), _) if winner == Some(index) && uncertain.contains(&first.batch_id) => {
                 EventOutcome::Accepted
             }
@@ -306,7 +306,7 @@ fn event_columns(
     columns
 }
 
-/// The recorded events as each meter takes them.
+/// Returns the quantities that each meter counts from the recorded events.
 fn tracked<'a>(
     terms: &'a CatalogIndex,
     candidates: &'a [Candidate<'a>],
@@ -330,7 +330,7 @@ fn by_key(rows: &[CounterRow]) -> HashMap<metergate_domain::gate::counter::Count
     rows.iter().map(|row| (row.key, row)).collect()
 }
 
-/// The limits as the counters that were just written show them.
+/// The limit states after the batch, from the counters that it wrote.
 struct Limits<'a> {
     terms: &'a CatalogIndex,
     subject_paths: &'a SubjectPaths,
@@ -339,7 +339,8 @@ struct Limits<'a> {
 }
 
 impl Limits<'_> {
-    /// The limits that an event met; none where the written counters do not tell all of them.
+    /// Returns the limits that apply to an event, or none if the written counters do not cover all of
+    /// them.
     fn met_by(&self, event: &PreparedEvent) -> Option<Vec<LimitState>> {
         let path: &Arc<Path> = self.subject_paths.get(&event.subject)?;
         let met: Vec<_> = self
@@ -357,7 +358,7 @@ impl Limits<'_> {
             .map(|found| {
                 let counter = found.terms.uses_counter().then(|| found.counter_at(self.now))??;
                 let row = self.counters.get(&counter.key)?;
-                // what has lapsed is still in it
+                // after the next expiry, the counter still contains expired holds
                 let is_exact = row.next_expiry.is_none_or(|at| self.now < at);
                 is_exact.then(|| LimitState::of(&found, row.level, self.now))
             })
@@ -365,7 +366,8 @@ impl Limits<'_> {
     }
 }
 
-/// `first_time`: when the event of a place in the batch happened, as it was first recorded.
+/// Assembles the results per call. `first_time` returns when an event of the batch first happened, by
+/// its index.
 fn answers(
     work: &[&IngestRequest],
     outcomes: Vec<EventOutcome>,

@@ -1,4 +1,4 @@
-//! Recording events. Single events and bulk have lanes of their own, so that neither waits behind the
+//! Records events. Single events and bulk calls have separate lanes, so that neither waits for the
 //! other.
 
 mod batch;
@@ -32,35 +32,36 @@ use metergate_domain::usage::event::{Event, Properties, event_key, key_is_id};
 pub use unfolded_backlog::UnfoldedBacklog;
 pub(crate) use unfolded_backlog::UnfoldedBacklogs;
 
-/// What became of one event.
+/// The outcome of one event.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum EventOutcome {
     /// Recorded, durable and counted.
     Accepted,
-    /// It had been recorded before.
+    /// Recorded by an earlier event with the same id and content.
     Duplicate,
     Rejected(Violation),
 }
 
-/// What became of the events of a call.
+/// The outcomes of the events of a call.
 #[derive(Debug, Clone)]
 pub struct RecordResult {
     pub outcomes: Vec<EventOutcome>,
-    /// The limits that the events met, where the call asked.
+    /// The limits that apply to the events, if the call asked for them.
     pub limits: Option<Vec<LimitState>>,
-    /// Of a single event that is recorded, now or before.
+    /// The times of a single event, new or repeated.
     pub times: Option<Times>,
 }
 
+/// The times of a recorded event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Times {
-    /// When the event happened, as it was first recorded.
+    /// The time of the event as first recorded.
     pub occurred_at: Timestamp,
-    /// When the call was answered.
+    /// The time of the answer.
     pub answered_at: Timestamp,
 }
 
-/// What all trades share.
+/// The services that all batch processors share.
 #[derive(Debug, Clone)]
 pub(crate) struct WriterContext {
     pub(crate) database: Database,
@@ -71,7 +72,7 @@ pub(crate) struct WriterContext {
     pub(crate) months: Months,
 }
 
-/// An event with its fingerprints, ready to be recorded.
+/// An event with its fingerprints, ready to record.
 #[derive(Debug)]
 pub(crate) struct PreparedEvent {
     key: Uuid,
@@ -82,7 +83,7 @@ pub(crate) struct PreparedEvent {
     properties: Properties,
     properties_json: Option<String>,
     timestamp: Option<Timestamp>,
-    /// None where the key is the id.
+    /// None if the key is the id.
     id: Option<String>,
     source: Option<String>,
 }
@@ -107,21 +108,21 @@ impl PreparedEvent {
         }
     }
 
-    /// What it takes of the memory that waiting work may take.
+    /// Returns the memory that the event takes while it waits.
     fn bytes(&self) -> usize {
         size_of::<Self>()
             + self.event_name.len()
             + self.subject.len()
-            // as text and, with as much again for its structure, as a map
+            // counted as text, and as a map with as much again for its structure
             + self.properties_json.as_ref().map_or(0, |json| json.len() * 4)
     }
 }
 
-/// The id of what came without one.
+/// Creates the id of an event without one.
 pub(crate) fn new_id() -> EventId {
     match EventId::parse(Uuid::now_v7().to_string()) {
         Ok(id) => id,
-        Err(_) => unreachable!("a UUID is a good id"),
+        Err(_) => unreachable!("a UUID is a valid id"),
     }
 }
 
@@ -130,11 +131,11 @@ pub(crate) fn new_id() -> EventId {
 pub(crate) struct IngestRequest {
     events: Vec<PreparedEvent>,
     backfill: bool,
-    /// Whether the limits that one event meets are asked for.
+    /// Whether the call asks for the limits that apply to its event.
     with_limits: bool,
 }
 
-/// Records deliveries.
+/// The processor that records the calls of a batch.
 #[derive(Debug)]
 pub(crate) struct IngestProcessor {
     environment: Environment,
@@ -178,14 +179,14 @@ impl BatchProcessor for IngestProcessor {
     }
 }
 
-/// How long a recorded event's answer waits for its limits, where they have to be looked up.
+/// The longest wait for limits that need a look-up after recording.
 const LIMITS_MAX: Duration = Duration::from_secs(2);
-/// A second one only halves the batches: measured, it costs more than it gives.
+/// A second writer would halve the batches; it was measured to be slower.
 const SINGLE_WRITERS: usize = 1;
-/// While one waits for the disk, the other works.
+/// One writer works while the other waits for the disk.
 const BULK_WRITERS: usize = 2;
 
-/// The lanes of an environment.
+/// The ingest lanes of an environment.
 #[derive(Debug)]
 pub(crate) struct IngestQueues {
     single: Lane<IngestProcessor>,
@@ -218,8 +219,8 @@ impl IngestQueues {
 }
 
 impl Engine {
-    /// Records events; answers what became of each when all that was accepted is durable. With
-    /// `backfill` any past time is taken; `with_limits` also answers the limits that they met.
+    /// Records events, and returns the outcomes when all accepted events are durable. `backfill`
+    /// accepts any past time. `with_limits` also returns the limits that apply to the events.
     pub async fn record(
         &self,
         environment: Environment,
@@ -240,16 +241,20 @@ impl Engine {
             let met = uses.into_iter().zip(&recorded.outcomes);
             let met = met.filter(|(_, outcome)| !matches!(outcome, EventOutcome::Rejected(_)));
             let met = met.map(|(event, _)| event).collect();
-            // what is recorded is recorded, whether its limits can be told or not
+            // the events are already recorded, so the call succeeds even if the look-up of limits
+            // fails
             let told = tokio::time::timeout(LIMITS_MAX, self.limits_met(environment, met)).await;
             recorded.limits = told.ok().and_then(|told| {
-                told.inspect_err(|why| tracing::warn!(%why, "the limits of an event cannot be told")).ok()
+                told.inspect_err(
+                    |why| tracing::warn!(%why, "the limits of a recorded event could not be read"),
+                )
+                .ok()
             });
         }
         Ok(recorded)
     }
 
-    /// The events that are recorded and not folded yet, as last counted.
+    /// Returns the unfolded backlog.
     pub fn tail(&self, environment: Environment) -> &UnfoldedBacklog {
         self.inner.tails.of(environment)
     }

@@ -1,5 +1,5 @@
-//! The unfolded tail: what is recorded but not in the rollups yet. Reads add it up event by event,
-//! so it must stay short: where it grows too long, writers wait for the fold.
+//! The unfolded backlog: events that are recorded but in no rollup yet. Reads add them one by one, so
+//! the backlog must stay short. If it grows too long, writers wait for the fold.
 
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
@@ -9,10 +9,10 @@ use tokio::sync::Notify;
 use metergate_domain::base::environment::Environment;
 use metergate_domain::base::limits::UNFOLDED_EVENTS_MAX;
 
-/// How long a writer waits for the fold before it goes on all the same: pushed back, not stopped.
+/// The longest wait of a writer for the fold. It slows recording down but does not stop it.
 const WAIT_MAX: Duration = Duration::from_secs(1);
 
-/// The tails of both environments: neither slows the other.
+/// The backlogs of both environments. Neither slows the other.
 #[derive(Debug, Default)]
 pub(crate) struct UnfoldedBacklogs([UnfoldedBacklog; 2]);
 
@@ -25,6 +25,7 @@ impl UnfoldedBacklogs {
     }
 }
 
+/// An estimate of the unfolded events of one environment.
 #[derive(Debug, Default)]
 pub struct UnfoldedBacklog {
     events: AtomicI64,
@@ -32,17 +33,17 @@ pub struct UnfoldedBacklog {
 }
 
 impl UnfoldedBacklog {
-    /// What is recorded but not folded, as last counted, and what was recorded here since.
+    /// Returns the last count of unfolded events, plus the events recorded here since.
     pub fn events(&self) -> i64 {
         self.events.load(Ordering::Relaxed)
     }
 
-    /// Something was recorded here.
+    /// Adds events that were recorded here.
     pub(crate) fn grow(&self, events: usize) {
         self.events.fetch_add(i64::try_from(events).unwrap_or(i64::MAX), Ordering::Relaxed);
     }
 
-    /// All of it was counted.
+    /// Replaces the estimate with a full count.
     pub fn set(&self, events: i64) {
         self.events.store(events, Ordering::Relaxed);
         if events < UNFOLDED_EVENTS_MAX {
@@ -50,7 +51,7 @@ impl UnfoldedBacklog {
         }
     }
 
-    /// Waits while the tail is too long.
+    /// Waits while the backlog is too long.
     pub(crate) async fn wait_until_short(&self) {
         let shorter = self.shorter.notified();
         if self.events() >= UNFOLDED_EVENTS_MAX {

@@ -1,5 +1,5 @@
-//! Everything at once, through two engines, by a fixed choice: nothing fails, and afterwards every
-//! counter is what the events and holds say.
+//! Random calls of all kinds through two engines, with a fixed seed. No call fails, and afterwards every
+//! counter matches the events and holds.
 
 use axum::body::Body;
 use axum::http::Method;
@@ -21,7 +21,7 @@ const SECOND: i64 = 1_000_000;
 struct Dice(u64);
 
 impl Dice {
-    /// Below `sides`.
+    /// Returns a number from 0 to `sides - 1`.
     fn roll(&mut self, sides: u32) -> u32 {
         self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         u32::try_from((self.0 >> 33) % u64::from(sides)).unwrap()
@@ -36,7 +36,7 @@ impl Dice {
     }
 }
 
-/// Limits that come and go with the edition, in periods of every kind.
+/// Returns a catalog with limits in periods of all kinds. Some limits depend on the edition.
 fn catalog(edition: u32) -> Value {
     let mut limits = vec![
         json!({"key": "b", "meter": "m", "quota": 400, "period": "hour", "enforcement": "soft"}),
@@ -72,7 +72,7 @@ fn catalog(edition: u32) -> Value {
 
 type Call = (Method, String, Value);
 
-/// Who chooses the calls: by the dice, from what there is.
+/// A random choice of the next call, based on the existing data.
 struct Chooser {
     dice: Dice,
     now: i64,
@@ -85,10 +85,10 @@ impl Chooser {
         Timestamp::from_micros(self.now + seconds * SECOND).unwrap().to_string()
     }
 
-    /// A call; `id` is its own.
+    /// Returns a call; `id` is its own id.
     fn call(&mut self, round: u64, id: String) -> Call {
         let subject = match self.dice.roll(4) {
-            // somebody whom nobody has met, until several do at once
+            // A subject without any contact so far; several calls may meet it at once.
             0 => format!("new{round}_{}", self.dice.roll(3)),
             _ => self.dice.pick(&SUBJECTS).to_owned(),
         };
@@ -198,7 +198,7 @@ async fn make(service: &TestService, (method, path, body): &Call) {
 }
 
 #[tokio::test]
-async fn everything_at_once_leaves_every_counter_as_events_and_holds_say() {
+async fn random_concurrent_calls_leave_exact_counters() {
     let url = database_url().await;
     let services = [
         TestService::at_url(&url, engine_settings()).await,

@@ -1,4 +1,4 @@
-//! What is sent for each step, and what must be answered.
+//! The requests of the model's steps, and the expected answers.
 
 use std::ops::Range;
 
@@ -13,18 +13,18 @@ use super::plans::{CALLS, METERS, MODELS, PLANS, SUBJECTS, TOKENS, catalog, grid
 use super::steps::{Ask, How, Statement, Step, Time};
 use super::{Event, FRACTION, Hold, Reservation, Subscription, World, order};
 
-/// A request, and what must be answered; of an object the answer may have more.
+/// A request and its expected answer. An object in the answer may have more fields.
 pub(super) struct Call {
     pub(super) method: Method,
     pub(super) path: String,
     pub(super) body: Value,
     pub(super) status: u16,
     pub(super) answer: Value,
-    /// None: it may be seen either way.
+    /// Whether the answer is a replay; none accepts both.
     pub(super) is_replay: Option<bool>,
-    /// Events whose ids the answer tells.
+    /// The events of the model that get their ids from the answer.
     pub(super) makes: Range<usize>,
-    /// The grant whose id the answer tells.
+    /// The grant of the model that gets its id from the answer.
     pub(super) gives: Option<usize>,
 }
 
@@ -47,7 +47,8 @@ impl Call {
 }
 
 impl World {
-    /// Takes a step: what to send, and what must come of it. None: there is nothing to do it with.
+    /// Applies a step to the model and returns the call to make. Returns none if the step has nothing to
+    /// act on.
     pub(super) fn take(&mut self, step: &Step) -> Option<Call> {
         let call = match step {
             Step::Track { who, value, model, seconds_ago } => {
@@ -89,7 +90,7 @@ impl World {
         call
     }
 
-    /// Mostly without the meters that it does not hold.
+    /// Returns the values for the meters that a reservation holds, and sometimes for others.
     fn of_held(&self, n: usize, values: &[(usize, i64)], which: Index) -> Vec<(usize, i64)> {
         let is_held = |meter: usize| self.reservations[n].holds.iter().any(|hold| hold.meter == meter);
         values
@@ -125,7 +126,7 @@ impl World {
             paid: Vec::new(),
         });
         let event = self.events.len() - 1;
-        // by the keys of the meters
+        // Limit states are ordered by the keys of their meters.
         for (meter, quantity) in [(CALLS, 1), (TOKENS, value)] {
             if quantity > 0 {
                 self.burn(event, meter, quantity);
@@ -136,7 +137,7 @@ impl World {
     }
 
     fn track_again(&mut self, which: Index, changed: bool) -> Option<Call> {
-        // what is too old to be recorded is judged before it is a contact
+        // Events that are too old are rejected before they count as a first contact.
         let young = |event: &&Event| self.now.duration_since(event.at) < SignedDuration::from_hours(29 * 24);
         let tracked = self.events.iter().filter(|event| event.body.is_object()).filter(young);
         let tracked: Vec<&Event> = tracked.collect();
@@ -172,9 +173,9 @@ impl World {
         ttl: i64,
         commits: bool,
     ) -> Call {
-        // a denial is not remembered: the next may have the same id
+        // A denial is not stored, so the next request may use the same id.
         let (id, path) = (format!("r{}", self.reservations.len()), self.path(who));
-        // what a cap leaves is a fraction of a token, mostly: the model has whole ones
+        // A cap usually leaves a fraction of a token, and the model has only whole tokens.
         let fractional = self.meets_caps(&path, asks, model);
         let asked = |ask: &Ask| Ask { up_to: ask.up_to && !(fractional && ask.meter == TOKENS), ..*ask };
         let mut asks: Vec<Ask> = asks.iter().map(asked).collect();
@@ -376,7 +377,7 @@ impl World {
             }
             hold.value = *value;
         }
-        // without anything else, the time
+        // An extension without fields sets the default time to live.
         if let Some(seconds) = ttl.or(values.is_empty().then_some(60)) {
             next.expires = self.now + SignedDuration::from_secs(seconds);
         }
@@ -390,7 +391,7 @@ impl World {
         let meters: Vec<usize> = asks.iter().map(|ask| ask.meter).collect();
         let limits = self.limits(&next.path, &meters, next.model, next.created);
         if limits.iter().any(|limit| limit.period.1 <= self.now || next.created < limit.since) {
-            // what is over may have had other limits
+            // The limits of a closed period may have been different ones.
             return None;
         }
         if self.has_cap_of_the_past(&next.path, next.created) {
@@ -402,7 +403,7 @@ impl World {
             let answer = json!({"allowed": false, "reason": reason, "limits": self.shown_of(reservation)});
             return Some(Call::post(path, body, 200, answer));
         }
-        // what another hold gives back is not yet there for one that grows
+        // Quota that one hold gives back is not available yet to another hold that grows.
         let mut taken = Vec::new();
         let growths: Vec<Ask> = reservation.holds.iter().zip(&next.holds).map(more).collect();
         let mut grown: Vec<Vec<Paid>> = vec![Vec::new(); growths.len()];
@@ -459,7 +460,7 @@ impl World {
         Call::new(Method::PUT, subscription_of(who), body, 200, self.subscription(who))
     }
 
-    /// The next period begins, and the biller says so.
+    /// Begins the next period at the biller's request.
     fn renew(&mut self, who: usize) -> Option<Call> {
         let own =
             self.subscriptions[who].as_ref().filter(|own| own.status == "active" && own.ends_at.is_none())?;
@@ -477,7 +478,7 @@ impl World {
     fn unsubscribe(&mut self, who: usize, at: &str, fallback: Option<usize>) -> Call {
         let fallback_plan = fallback.map(|plan| format!("&fallback_plan={}", PLANS[plan].key));
         let path = format!("{}?at={at}{}", subscription_of(who), fallback_plan.unwrap_or_default());
-        // a default that is only taken for granted so far can be ended, too
+        // A default plan without a first contact can be ended, too.
         if self.parents[who].is_none() {
             self.contact(&[who]);
         }
@@ -552,8 +553,8 @@ impl World {
         .max(self.now);
     }
 
-    /// What may be looked at after a step: every limit on every path, a subject's report, the usage of
-    /// all, a reservation.
+    /// Returns the reads after a step: the limits of all paths, a report, the total usage, and a
+    /// reservation.
     pub(super) fn looks(&mut self, turn: usize) -> Vec<Call> {
         let nothing = |meter: usize| Ask { meter, value: 0, up_to: false };
         let nothing = [nothing(TOKENS), nothing(CALLS)];
@@ -577,7 +578,7 @@ impl World {
         looks
     }
 
-    /// What may be looked at in the end: every reservation, and how many there are of each status.
+    /// Returns the reads at the end: every reservation, and the number of reservations per status.
     pub(super) fn last_looks(&self) -> Vec<Call> {
         let get = |path: String, answer: Value| Call::new(Method::GET, path, Value::Null, 200, answer);
         let list = |status: &str| {
@@ -590,7 +591,8 @@ impl World {
         each.chain(["held", "committed", "released", "expired"].map(list)).collect()
     }
 
-    /// The nearest subscription's limits, and what the subject and all below it used in its period.
+    /// Returns the expected report: the limits of the nearest subscription, and the usage of the subject's
+    /// tree in its period.
     fn report(&self, who: usize) -> Value {
         let nearest = self.on_path(&self.path(who)).into_iter().next();
         let limits = nearest.iter().flat_map(|(subject, own)| {

@@ -1,5 +1,5 @@
-//! Prices and spend caps of the model: what a subject's use costs, by the nearest plan that has prices,
-//! in whole minor units of whole quantities.
+//! Prices and spend caps of the model. The nearest plan with prices rates the usage of a subject. Costs are
+//! whole minor units, and quantities are whole.
 
 use std::cmp::Ordering;
 
@@ -10,26 +10,26 @@ use super::plans::{CALLS, METERS, Period, SUBJECTS, TOKENS};
 use super::steps::Ask;
 use super::{Subscription, World};
 
-/// What one plan's prices are.
+/// The prices of a plan.
 pub(super) struct Prices(pub(super) &'static [Price]);
 
 pub(super) struct Price {
     key: &'static str,
     meter: usize,
-    /// None: the rest.
+    /// The model that the price filters by; none rates all other usage.
     model: Option<&'static str>,
-    /// One per edition of the catalog.
+    /// The rates by edition of the catalog.
     rates: [Rate; 3],
 }
 
 #[derive(Clone, Copy)]
 enum Rate {
     PerUnit(i64),
-    /// So many for each started three.
+    /// An amount for each started package of three.
     Package(i64),
-    /// So many each up to ten, then so many; a fee for having begun.
+    /// An amount for each of the first ten units, an amount for each further unit, and a flat fee.
     Graduated(i64, i64, i64),
-    /// So many each as long as there are ten at most, else so many each of all.
+    /// An amount per unit for up to ten units, or another amount for all units.
     Volume(i64, i64),
 }
 
@@ -61,7 +61,7 @@ pub(super) struct Cap {
     pub(super) amounts: [Option<i64>; 3],
 }
 
-/// The period of the caps that subjects set for themselves.
+/// The period of subjects' own caps.
 const OWN: Period = Period::Month("UTC");
 
 impl Rate {
@@ -103,7 +103,7 @@ impl Prices {
         self.0.iter().map(price).collect()
     }
 
-    /// What a unit costs, where that does not depend on what was used before.
+    /// Returns the cost of a unit, if that does not depend on earlier usage.
     pub(super) fn each(&self, meter: usize, model: Option<&str>, edition: usize) -> Option<i64> {
         match self.of(meter, model)?.rates[edition] {
             PerUnit(each) => Some(each),
@@ -111,13 +111,13 @@ impl Prices {
         }
     }
 
-    /// Whether all of a meter costs so.
+    /// Returns whether all prices of a meter are per unit.
     pub(super) fn is_plain(&self, meter: usize, edition: usize) -> bool {
         let of_it = |price: &&Price| price.meter == meter;
         self.0.iter().filter(of_it).all(|price| matches!(price.rates[edition], PerUnit(_)))
     }
 
-    /// What rates a use.
+    /// Returns the price that rates a use.
     fn of(&self, meter: usize, model: Option<&str>) -> Option<&Price> {
         let own = |price: &&Price| price.meter == meter && price.model.is_some() && price.model == model;
         let rest = |price: &&Price| price.meter == meter && price.model.is_none();
@@ -135,7 +135,7 @@ impl Cap {
     }
 }
 
-/// A cap as it meets a subject.
+/// A cap that applies to a subject.
 struct Budget {
     subject: usize,
     key: &'static str,
@@ -146,7 +146,7 @@ struct Budget {
 }
 
 impl World {
-    /// The caps on a path, by whose prices they look at what is used.
+    /// Returns the caps of all subjects on a path.
     fn applicable_caps(&self, path: &[usize], at: Timestamp) -> Vec<Budget> {
         let mut applicable_caps = Vec::new();
         for (index, subject) in path.iter().enumerate() {
@@ -173,7 +173,7 @@ impl World {
         of_plan.into_iter().chain(of_its_own).map(applicable_cap).collect()
     }
 
-    /// Whose prices rate what somebody on a path uses: where it stands now.
+    /// Returns the prices for usage on a path, from the subject at `index` and its current ancestors.
     fn priced_by(&self, path: &[usize], index: usize) -> Option<(&'static Prices, Timestamp)> {
         let above = self.path(path[index]);
         let on_chain: Vec<(usize, Subscription)> = if above == path[index..] {
@@ -187,7 +187,7 @@ impl World {
         on_chain.iter().find_map(|(_, own)| Some((super::PLANS[own.plan].prices.as_ref()?, own.anchor)))
     }
 
-    /// What it costs at most, with `more` of what is asked.
+    /// Returns the highest cost of used, held and requested quantities.
     fn highest(&self, applicable_cap: &Budget, more: &[(usize, Option<&str>, i64)], with_held: bool) -> i64 {
         let within = |path: &[usize], at: Timestamp| {
             path.contains(&applicable_cap.subject)
@@ -220,7 +220,7 @@ impl World {
         applicable_cap.prices.0.iter().map(cost).sum()
     }
 
-    /// Whether a use costs somebody something who has a cap.
+    /// Returns whether a use has a cost under any cap.
     pub(super) fn meets_caps(&self, path: &[usize], asks: &[Ask], model: Option<&str>) -> bool {
         self.applicable_caps_met(path, asks, model, self.now).next().is_some()
     }
@@ -239,7 +239,7 @@ impl World {
         self.applicable_caps(path, at).into_iter().filter(met)
     }
 
-    /// What of some grants fits under the caps; or which caps stand in the way.
+    /// Returns the parts of the grants that fit the caps, or the caps that deny.
     pub(super) fn within_caps(
         &self,
         path: &[usize],
@@ -270,7 +270,7 @@ impl World {
                 .map(|applicable_cap| self.cap_denier(applicable_cap, &more(granted)))
                 .collect());
         }
-        // what is left goes to one after the other, by meter
+        // The remaining amount goes to one request after the other, ordered by meter.
         let mut places: Vec<usize> = (0..asks.len()).filter(|place| asks[*place].up_to).collect();
         places.sort_by_key(|place| METERS[asks[*place].meter]);
         for place in places {
@@ -294,12 +294,12 @@ impl World {
             "held": taken - spent, "requested": self.highest(applicable_cap, more, true) - taken, "resets_at": resets_at})
     }
 
-    /// Whether a cap that was there when something was made looks at a period that is over.
+    /// Returns whether a cap counts the given instant in a closed period.
     pub(super) fn has_cap_of_the_past(&self, path: &[usize], at: Timestamp) -> bool {
         self.applicable_caps(path, at).iter().any(|applicable_cap| applicable_cap.period.1 <= self.now)
     }
 
-    /// The caps of a subject as they are shown.
+    /// Returns the caps of a subject as the API shows them.
     pub(super) fn caps_shown(&self, who: usize) -> Value {
         let path = self.path(who);
         let shown = |applicable_cap: &Budget| {
@@ -313,14 +313,14 @@ impl World {
         };
         let caps: Vec<Value> = self.budgets_of(&path, 0, who, self.now).iter().map(shown).collect();
         if self.priced_by(&path, 0).is_none() {
-            // nothing has a price: the caps are there, and nothing is spent
+            // Without prices the API shows caps without spending.
             return json!({"subject": SUBJECTS[who]});
         }
         json!({"subject": SUBJECTS[who], "spend_caps": caps})
     }
 }
 
-/// What a subject sets for itself.
+/// Returns the body that sets a subject's own cap.
 pub(super) fn own_cap(amount: Option<i64>) -> Value {
     let cap = |amount: i64| {
         let mut value = OWN.to_json();

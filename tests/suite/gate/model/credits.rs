@@ -1,5 +1,5 @@
-//! Credits of the model: what is above a quota that says so is borne by grants of the limit's subject.
-//! Quantities and amounts are in billionths; what a grant bears may be a fraction of one.
+//! Credits of the model: grants of a limit's subject pay for use above the quota, if the limit allows it.
+//! Quantities and amounts are in billionths. A grant may pay for a fraction of a unit.
 
 use jiff::{SignedDuration, Timestamp};
 use num_rational::Ratio;
@@ -21,10 +21,10 @@ pub(super) enum Unit {
     Money,
 }
 
-/// In the order in which balances are shown.
+/// The units, in the order of the shown balances.
 pub(super) const UNITS: [Unit; 4] = [Unit::Meter(CALLS), Unit::Meter(TOKENS), Unit::Credits, Unit::Money];
 
-/// What a unit of a meter costs in credits; the narrowest first.
+/// The cost of a unit of a meter in credits, narrowest filter first.
 const COSTS: [(usize, Option<&str>, i64); 3] = [(TOKENS, Some("a"), 3), (TOKENS, None, 1), (CALLS, None, 2)];
 
 pub(super) fn credit_unit() -> Value {
@@ -35,12 +35,12 @@ pub(super) fn credit_unit() -> Value {
     json!({"key": "credits", "costs": COSTS.iter().map(cost).collect::<Vec<_>>()})
 }
 
-/// What a limit counts, whichever plan it is of.
+/// The identity of a limit's counter, which plans may share: meter, filter and period.
 pub(super) type Tally = (usize, Option<&'static str>, Period);
 
 #[derive(Debug, Clone)]
 pub(super) struct Grant {
-    /// None: time has made it.
+    /// The id, or none for a grant made by a rollover.
     pub(super) id: Option<String>,
     who: usize,
     unit: Unit,
@@ -63,7 +63,7 @@ enum State {
     Voided,
 }
 
-/// How a grant goes on when its period ends.
+/// The recurrence of a grant.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Turns {
     anchor: Timestamp,
@@ -75,12 +75,12 @@ pub(super) struct Turns {
 pub(super) struct Recurring {
     pub(super) is_monthly: bool,
     pub(super) renews: bool,
-    /// What is carried at least, and at most.
+    /// The least and the most that a period carries over.
     pub(super) min: i64,
     pub(super) max: i64,
 }
 
-/// A grant as a caller asks for it; times are in seconds from now.
+/// A grant as a caller requests it. Times are in seconds from now.
 #[derive(Debug, Clone)]
 pub(super) struct Given {
     pub(super) who: usize,
@@ -92,13 +92,13 @@ pub(super) struct Given {
     pub(super) recurring: Option<Recurring>,
 }
 
-/// What grants bear of a use, for the limits of one subject.
+/// The credits that grants pay for a use, for the limits of one subject.
 #[derive(Debug, Clone)]
 pub(super) struct Paid {
     who: usize,
-    /// In the order in which they burn.
+    /// In the order in which the grants are used.
     parts: Vec<Part>,
-    /// How much of it each limit is spared.
+    /// The covered quantity of each counter.
     spared: Vec<(Tally, i64)>,
 }
 
@@ -117,20 +117,20 @@ fn above(exact: Ratio<i128>) -> i64 {
     i64::try_from(exact.ceil().to_integer()).unwrap()
 }
 
-/// Told in whole billionths, once for all of them.
+/// Returns the sum of the quantities, rounded once to whole billionths.
 fn quantity_of(parts: &[Part]) -> i64 {
     let sum: Ratio<i128> = parts.iter().map(|part| part.quantity).sum();
     i64::try_from(sum.floor().to_integer()).unwrap()
 }
 
 impl Paid {
-    /// Cuts off what goes with the first `count` of `of` units: the quota bears the first ones.
+    /// Splits off the credits of the first `count` of `of` units. The quota covers the first units.
     fn cut_first(&mut self, count: i64, of: i64) -> Self {
         let first = |borne: i64| if count == 0 { 0 } else { (count + borne - of).clamp(0, borne) };
         self.cut(first)
     }
 
-    /// Cuts off what goes with the last units.
+    /// Splits off the credits of the last units.
     fn cut_last(&mut self, count: i64) -> Self {
         let mut last = self.cut(|borne| borne - borne.min(count));
         std::mem::swap(self, &mut last);
@@ -158,7 +158,7 @@ impl Paid {
     }
 }
 
-/// With what is paid for more of the same hold, which comes last.
+/// Adds the credits for the growth of a hold, which count as its last units.
 pub(super) fn add(paid: &mut Vec<Paid>, more: Vec<Paid>) {
     for more in more {
         match paid.iter_mut().find(|paid| paid.who == more.who) {
@@ -176,14 +176,15 @@ pub(super) fn add(paid: &mut Vec<Paid>, more: Vec<Paid>) {
     }
 }
 
-/// What some pay together spares a limit.
+/// Returns the quantity that some credits cover on a counter.
 pub(super) fn spared<'p>(paid: impl IntoIterator<Item = &'p Paid>, who: usize, counter_source: Tally) -> i64 {
     let of = paid.into_iter().filter(|paid| paid.who == who).flat_map(|paid| &paid.spared);
     of.filter(|(of, _)| *of == counter_source).map(|(_, borne)| borne).sum()
 }
 
 impl Standing {
-    /// What of `more` the quota does not bear; where it is passed already, of nothing the least there is.
+    /// Returns the part of `more` above the quota. If the quota is exceeded, a zero-value use needs the
+    /// smallest unit.
     pub(super) fn short(&self, more: i64) -> i64 {
         let above = |quota: i64| (self.used + self.held - quota) * ONE - self.covered;
         match self.quota.map(above) {
@@ -194,12 +195,12 @@ impl Standing {
     }
 }
 
-/// What a subject needs for its limits: the largest, once.
+/// Returns the largest shortfall among the limits of a subject, which is paid once.
 fn need(limits: &[&Standing], more: i64) -> i64 {
     limits.iter().map(|limit| limit.short(more)).max().unwrap_or_default()
 }
 
-/// The limits that credits extend, by whose they are.
+/// Returns the limits that credits extend, grouped by subject.
 fn payers(limits: &[Standing]) -> Vec<Vec<&Standing>> {
     let mut found: Vec<Vec<&Standing>> = Vec::new();
     for limit in limits.iter().filter(|limit| limit.is_extended) {
@@ -211,13 +212,13 @@ fn payers(limits: &[Standing]) -> Vec<Vec<&Standing>> {
     found
 }
 
-/// What is used: of which meter, and of which of its slices.
+/// A use: its meter and its model.
 pub(super) type Use<'a> = (usize, Option<&'a str>);
 
-/// How much of an ask credits let pass.
+/// The quantity of a request that credits allow.
 pub(super) enum Payable {
     Whole(i64),
-    /// More than whole units: the model has only these.
+    /// A fraction of a unit, which the model does not support.
     Fraction,
     Denied(Vec<Value>),
 }
@@ -236,7 +237,7 @@ impl World {
         }
     }
 
-    /// What grants bear of a need; `taken`: what else is taken of them.
+    /// Returns the credits that grants pay for a need. `taken` has the credits of earlier requests.
     fn bears(&self, payer: &[&Standing], of: Use<'_>, need: i64, taken: &[Part]) -> Vec<Part> {
         let (who, plan) = (payer[0].subject, payer[0].plan);
         let is_good = |n: &usize| self.grants[*n].who == who && self.grants[*n].state == State::Open;
@@ -255,11 +256,11 @@ impl World {
             left -= quantity;
             parts.push(Part { grant, quantity, amount });
         }
-        // what is too little to be told of stays
+        // A quantity below one billionth takes no credits.
         if quantity_of(&parts) == 0 { Vec::new() } else { parts }
     }
 
-    /// Who cannot pay for so much more.
+    /// Returns the subjects without enough credits for a use.
     fn short_of(&self, limits: &[Standing], of: Use<'_>, more: i64, taken: &[Part]) -> Vec<usize> {
         let is_short = |payer: &Vec<&Standing>| {
             let need = need(payer, more);
@@ -268,7 +269,7 @@ impl World {
         payers(limits).into_iter().filter(is_short).map(|payer| payer[0].subject).collect()
     }
 
-    /// How much of `asked` credits let pass.
+    /// Returns the quantity of `asked` that credits allow.
     pub(super) fn payable(
         &self,
         limits: &[Standing],
@@ -298,7 +299,7 @@ impl World {
         Payable::Denied(limits.iter().filter(denies).map(|limit| limit.to_denier(ask.value)).collect())
     }
 
-    /// What credits bear of a use that is not counted yet.
+    /// Returns the credits for a use that is not counted yet.
     pub(super) fn pay(
         &self,
         limits: &[Standing],
@@ -333,7 +334,7 @@ impl World {
         });
     }
 
-    /// What comes back to a grant that is over is lost.
+    /// Returns credits to their grants. Credits of an expired grant are lost.
     pub(super) fn give_back(&mut self, paid: &[Paid], was_held: bool) {
         self.each(paid, |grant, amount| {
             grant.held -= if was_held { amount } else { 0 };
@@ -341,7 +342,7 @@ impl World {
         });
     }
 
-    /// Gives back what goes with the last units of a hold; with none left, everything.
+    /// Releases the credits of a hold's last units, or all if nothing is left of the hold.
     pub(super) fn shrink(&mut self, reservation: usize, hold: usize, by: i64) {
         let hold = &mut self.reservations[reservation].holds[hold];
         let is_empty = hold.rest() == 0;
@@ -350,7 +351,7 @@ impl World {
         self.give_back(&back, true);
     }
 
-    /// An event records the first `count` of what a hold had open: what was held for them is spent.
+    /// Spends the credits held for the first `count` of a hold's `open` units, which an event records.
     pub(super) fn spend_held(&mut self, (n, hold): (usize, usize), (count, open): (i64, i64), event: usize) {
         let hold = &mut self.reservations[n].holds[hold];
         let cut = |paid: &mut Paid| paid.cut_first(count * ONE, open * ONE);
@@ -359,7 +360,7 @@ impl World {
         self.events[event].paid.extend(spent);
     }
 
-    /// Credits pay, as far as they go, for what an event says and nobody held them for.
+    /// Pays for recorded usage that was not held, as far as the credits reach.
     pub(super) fn burn(&mut self, event: usize, meter: usize, quantity: i64) {
         let (path, model, at) =
             (self.events[event].path.clone(), self.events[event].model, self.events[event].at);
@@ -375,31 +376,31 @@ impl World {
         self.events[event].paid.extend(paid);
     }
 
-    /// The limits that credits extend, where what happens at an instant is counted.
+    /// Returns the limits that credits extend and that count a use at an instant.
     fn extended(&self, path: &[usize], (meter, model): Use<'_>, at: Timestamp) -> Vec<Standing> {
         let mut limits = self.limits(path, &[meter], model, at);
         limits.retain(|limit| limit.is_extended && limit.since <= at);
         limits
     }
 
-    /// Whether credits would have to pay for something in a period that is over: whether that is still
-    /// counted is a matter of who was there before.
+    /// Returns whether credits would pay for a use in a closed period. Such a use counts only if the
+    /// counter existed before.
     pub(super) fn owes_in_the_past(&self, path: &[usize], of: Use<'_>, more: i64, at: Timestamp) -> bool {
         let is_over = |limit: &Standing| limit.period.1 <= self.now && limit.short(more * ONE) > 0;
         more > 0 && self.extended(path, of, at).iter().any(is_over)
     }
 
-    /// Takes back an event, with what was burnt for it.
+    /// Refunds the credits of a voided event.
     pub(super) fn refund(&mut self, event: usize) {
         let back = std::mem::take(&mut self.events[event].paid);
         self.give_back(&back, false);
     }
 
-    /// Gives credits; what is to be sent, and what must be answered.
+    /// Makes a grant. Returns the path, the body, and the expected status and answer.
     pub(super) fn give(&mut self, given: &Given) -> (String, Value, u16, Value) {
         let Given { who, unit, amount, priority, .. } = *given;
         let path = format!("/v1/subjects/{}/credits/grants", SUBJECTS[who]);
-        // no two grants expire at the same time
+        // No two grants expire at the same time.
         let exactly = |seconds: i64| {
             let whole = Timestamp::from_second(self.now.as_second() + seconds).unwrap();
             whole + SignedDuration::from_millis(i64::try_from(self.given).unwrap())
@@ -448,7 +449,8 @@ impl World {
         (path, body, 201, answer)
     }
 
-    /// Takes a grant back: what is held of it stays held. Whether that was done before.
+    /// Voids a grant and keeps its held credits. Returns the path, the expected answer, and whether the
+    /// call is a replay.
     pub(super) fn void_grant(&mut self, n: usize) -> (String, Value, bool) {
         let grant = &mut self.grants[n];
         let was = std::mem::replace(&mut grant.state, State::Voided);
@@ -458,7 +460,7 @@ impl World {
         (path, json!({"status": "voided", "available": 0, "held": number(grant.held)}), was == State::Voided)
     }
 
-    /// The next grant that takes effect or ends.
+    /// Returns the next grant that takes effect or ends.
     pub(super) fn next_turn(&self) -> Option<(Timestamp, usize)> {
         let due = |(n, grant): (usize, &Grant)| match grant.state {
             State::Upcoming => Some((grant.from, n)),
@@ -498,7 +500,7 @@ impl World {
         }
     }
 
-    /// What a subject has, as it is shown.
+    /// Returns the balances of a subject as the API shows them.
     fn balances(&self, who: usize) -> Vec<Value> {
         let shown = |unit: &Unit| {
             let of: Vec<&Grant> =
@@ -522,7 +524,7 @@ impl World {
         UNITS.iter().map(shown).filter(has_something).collect()
     }
 
-    /// Compares what a subject has.
+    /// Compares the balances of a subject.
     pub(super) async fn look_at_credits(
         &self,
         service: &TestService,
@@ -539,7 +541,7 @@ impl World {
         Ok(())
     }
 
-    /// Compares what was spent and what nothing covered, by a ledger that sums to nothing.
+    /// Compares the spent and the uncovered quantities with the ledger, where every entry must balance.
     pub(super) async fn look_at_ledger(
         &self,
         service: &TestService,
@@ -587,7 +589,8 @@ impl Grant {
 }
 
 impl Turns {
-    /// The end of the period around an instant; months are counted from the anchor, and clamp.
+    /// Returns the end of the period around an instant. Months count from the anchor and end early in
+    /// shorter months.
     fn after(&self, at: Timestamp) -> Timestamp {
         let around =
             if self.terms.is_monthly { month_of(at, self.anchor) } else { grid(at, self.anchor, 86_400) };
@@ -606,7 +609,7 @@ impl Unit {
     }
 }
 
-/// As it is written, without zeros at the end.
+/// Returns the decimal number without trailing zeros.
 pub(super) fn number(nanos: i64) -> Value {
     serde_json::from_str(&metergate_domain::base::quantity::Total::from_nanos(nanos.into()).to_string())
         .unwrap()

@@ -1,4 +1,4 @@
-//! The plans of the model, and what time is to their limits.
+//! The plans of the model, and the periods of their limits.
 
 use jiff::{SignedDuration, Timestamp, ToSpan, tz::TimeZone};
 use serde_json::{Value, json};
@@ -7,7 +7,7 @@ use super::caps::{Cap, FREE, ORG, Prices};
 use super::credits::{Tally, credit_unit};
 
 pub(super) const SUBJECTS: [&str; 5] = ["org", "team", "ann", "bob", "lone"];
-/// Who stands below whom at first, by index.
+/// The initial parents of the subjects, by index.
 pub(super) const PARENTS: [Option<usize>; 5] = [None, Some(0), Some(1), Some(1), None];
 /// A sum meter and a count meter over the same events.
 pub(super) const METERS: [&str; 2] = ["tokens", "calls"];
@@ -19,7 +19,7 @@ pub(super) struct Plan {
     pub(super) key: &'static str,
     pub(super) allows_unmatched: bool,
     pub(super) fallback: Option<usize>,
-    /// What was used before a change to it is not counted.
+    /// Whether a change to the plan drops earlier usage.
     pub(super) resets: bool,
     pub(super) limits: &'static [Limit],
     pub(super) prices: Option<Prices>,
@@ -32,19 +32,19 @@ pub(super) struct Limit {
     pub(super) model: Option<&'static str>,
     pub(super) period: Period,
     pub(super) is_soft: bool,
-    /// One per edition of the catalog.
+    /// The quotas by edition of the catalog.
     pub(super) quotas: [Quota; 3],
-    /// Whether credits extend it, in each edition.
+    /// Whether credits extend the limit, by edition.
     pub(super) credits: [bool; 3],
 }
 
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) enum Period {
     Hour,
-    /// Calendar periods of a zone.
+    /// A calendar period in a time zone.
     Day(&'static str),
     Month(&'static str),
-    /// Periods from the subscription's anchor.
+    /// A period from the subscription's anchor.
     AnchoredDay,
     Billing,
     Lifetime,
@@ -67,7 +67,7 @@ const fn extended(limit: Limit, credits: [bool; 3]) -> Limit {
     Limit { credits, ..limit }
 }
 
-/// The first is the default; all but the last have a limit `tokens`.
+/// The plans. The first is the default; all but the last have a limit `tokens`.
 pub(super) const PLANS: [Plan; 4] = [
     Plan {
         key: "free",
@@ -102,7 +102,7 @@ pub(super) const PLANS: [Plan; 4] = [
                 credits: [true, true, true],
                 ..limit("model_a", TOKENS, Period::Day("UTC"), [Of(9), Of(4), Of(15)])
             },
-            // a warning and a stop, on one counter
+            // A soft limit and a hard limit share one counter.
             Limit { is_soft: true, ..limit("calls", CALLS, Period::AnchoredDay, [Of(3), Of(1), Unlimited]) },
             extended(
                 limit("calls_max", CALLS, Period::AnchoredDay, [Of(6), Of(3), Of(9)]),
@@ -110,7 +110,7 @@ pub(super) const PLANS: [Plan; 4] = [
             ),
         ],
         prices: None,
-        // of what the prices above say
+        // This cap counts the cost of the prices above.
         cap: Some(Cap { period: Period::AnchoredDay, amounts: [None, Some(12), Some(30)] }),
     },
     Plan {
@@ -144,7 +144,7 @@ pub(super) const PLANS: [Plan; 4] = [
 ];
 
 impl Period {
-    /// The period around an instant, for a subscription with this anchor.
+    /// Returns the period around an instant for a subscription with this anchor.
     pub(super) fn around(self, at: Timestamp, anchor: Timestamp) -> (Timestamp, Timestamp) {
         let (start, length) = match self {
             Self::Lifetime => return (Timestamp::MIN, Timestamp::MAX),
@@ -178,7 +178,7 @@ pub(super) fn grid(at: Timestamp, anchor: Timestamp, seconds: i64) -> (Timestamp
     (start, start + SignedDuration::from_secs(seconds))
 }
 
-/// The month around an instant, counted from an anchor.
+/// Returns the month around an instant, counted from an anchor.
 pub(super) fn month_of(at: Timestamp, anchor: Timestamp) -> (Timestamp, Timestamp) {
     let start =
         |months: i64| anchor.to_zoned(TimeZone::UTC).checked_add(months.months()).unwrap().timestamp();
@@ -197,7 +197,7 @@ impl Limit {
 }
 
 impl Plan {
-    /// Whether something that credits extend costs by what was used before.
+    /// Returns whether credits extend a limit of the plan with a price that depends on earlier usage.
     pub(super) fn has_uncoverable_price(&self, edition: usize) -> bool {
         let is_there = |limit: &&Limit| limit.credits[edition] && !matches!(limit.quotas[edition], Absent);
         let mut extended = self.limits.iter().filter(is_there);

@@ -1,4 +1,4 @@
-//! The steps, at random.
+//! The random steps of the model.
 
 use proptest::prelude::*;
 use proptest::sample::{Index, select};
@@ -51,7 +51,7 @@ pub(super) enum Step {
         fallback: Option<usize>,
     },
     Apply(usize),
-    /// A cap of its own, or none.
+    /// Sets or removes a subject's own cap.
     Cap {
         who: usize,
         amount: Option<i64>,
@@ -63,7 +63,7 @@ pub(super) enum Step {
     Give(Given),
     VoidGrant(Index),
     Pass(Time),
-    /// What jobs do; no answer may depend on it.
+    /// A background job; no answer may depend on it.
     Job(Job),
 }
 
@@ -71,11 +71,11 @@ pub(super) enum Step {
 pub(super) struct Statement {
     pub(super) plan: usize,
     pub(super) status: &'static str,
-    /// An override.
+    /// The override of the quota of `tokens`.
     pub(super) tokens: Option<i64>,
-    /// Seconds ago.
+    /// The start, in seconds before now.
     pub(super) start: Option<i64>,
-    /// In so many seconds.
+    /// The end, in seconds from now.
     pub(super) ends: Option<i64>,
 }
 
@@ -96,7 +96,7 @@ pub(super) enum How {
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Job {
     Sweep,
-    /// Carries out the ends of subscriptions.
+    /// Applies due ends of subscriptions.
     End,
     /// Drops old counters.
     Drop,
@@ -107,13 +107,13 @@ pub(super) enum Job {
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Time {
     Seconds(i64),
-    /// To the instant at which the next hold expires, or to the second before.
+    /// The expiry of the next hold, or one second before.
     Expiry {
         before: bool,
     },
-    /// To two minutes before midnight: events may lie on either side.
+    /// Two minutes before midnight; event times may lie on either side of it.
     Midnight,
-    /// To the instant at which the next grant takes effect or ends, or to the second before.
+    /// The instant at which the next grant takes effect or ends, or one second before.
     Turn {
         before: bool,
     },
@@ -121,7 +121,7 @@ pub(super) enum Time {
 
 fn given() -> impl Strategy<Value = Given> {
     const DAY: i64 = 86_400;
-    // twenty days before the first step is the last of a month
+    // Twenty days before the first step is the last day of a month.
     let from =
         prop::option::weighted(0.4, select(vec![0, 3_600, 2 * DAY, -DAY, -20 * DAY, -20 * DAY, -50 * DAY]));
     let life = prop::option::weighted(0.4, select(vec![1, 60, 3_600, DAY, 9 * DAY, 40 * DAY]));
@@ -207,7 +207,7 @@ pub(super) fn step() -> impl Strategy<Value = Step> {
             .prop_map(|(who, at, fallback)| Step::Unsubscribe { who, at, fallback }),
         2 => (0..3_usize).prop_map(Step::Apply),
         3 => (who(), prop::option::weighted(0.7, 5..60_i64)).prop_map(|(who, amount)| Step::Cap { who, amount }),
-        // always below one who is named before it: no cycles
+        // A parent always has a smaller index, so there are no cycles.
         2 => (1..4_usize, prop::option::weighted(0.7, 0..2_usize))
             .prop_map(|(who, parent)| Step::Move { who, parent: parent.filter(|parent| *parent < who) }),
         8 => given().prop_map(Step::Give),

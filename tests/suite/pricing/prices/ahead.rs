@@ -1,4 +1,4 @@
-//! The trend of a period, and where it leads.
+//! The trend and the forecast of a period.
 
 use axum::http::StatusCode;
 use serde_json::{Value, json};
@@ -30,7 +30,7 @@ async fn report(service: &TestService) -> Value {
     answer.json()
 }
 
-/// The values of the period's meters.
+/// Returns the values of the period's meters.
 fn meters(report: &Value) -> Vec<String> {
     let of = |meter: &Value| format!("{}={}", meter["meter"].as_str().unwrap(), meter["value"]);
     report["meters"].as_array().unwrap().iter().map(of).collect()
@@ -82,13 +82,13 @@ async fn forecast_days_start_with_the_period_and_sum_to_it() {
             days(&report, "sum"),
             ["2026-11-05T09:30:00Z 7", "2026-11-07T00:00:00Z 13", "2026-11-20T00:00:00Z 1"]
         );
-        // of a day by itself: who was there on others counts, too
+        // unique members of each day; the total counts members of other days once
         assert_eq!(
             days(&report, "unique_count"),
             ["2026-11-05T09:30:00Z 2", "2026-11-07T00:00:00Z 2", "2026-11-20T00:00:00Z 1"]
         );
         let trend = report["trend"].as_array().unwrap();
-        assert_eq!(trend.len(), 16, "every day so far, used or not");
+        assert_eq!(trend.len(), 16, "every day so far, with or without usage");
         let costs: Vec<String> =
             trend.iter().map(|day| day["cost"].to_string()).filter(|cost| cost != "0").collect();
         // base + 7 * 0.4, rounded + 4 * 10 + 2 * 100; then 4 + 10 * 2.5 in all, a peak of 9, another member
@@ -98,7 +98,7 @@ async fn forecast_days_start_with_the_period_and_sum_to_it() {
 }
 
 #[tokio::test]
-async fn a_weekly_season_is_carried_on_where_four_weeks_are_known() {
+async fn forecasts_follow_the_weekdays_with_four_weeks_of_history() {
     let service = service(json!([
         {"key": "base", "model": "flat", "currency": "usd", "amount": 1000},
         {"key": "sum", "meter": "sum", "model": "per_unit", "currency": "usd", "unit_amount": 2}
@@ -115,18 +115,18 @@ async fn a_weekly_season_is_carried_on_where_four_weeks_are_known() {
     service.record(&json!(events)).await;
     service.clock.set(at("2026-11-20T00:00:00Z"));
     let seen = report(&service).await;
-    // up to 2026-12-05T09:30: fifteen whole days, and 9.5 hours of a Saturday, of 1; before, from
-    // 2026-11-06, the first day that is not over when the period begins
+    // the rest up to 2026-12-05T09:30: fifteen whole days, and 9.5 hours of a Saturday; the period begins on
+    // 2026-11-05, so its first whole day is 2026-11-06
     let so_far: i64 = (14..28).map(of_day).sum();
     let rest: i64 = (28..43).map(of_day).sum();
     let expected = format!("{}.{}", so_far + rest, "395833334");
     assert_eq!(forecast(&seen, "sum"), format!("{expected} weekday"));
     assert_eq!(seen["forecast"]["cost"]["method"], "weekday");
-    // two cents a unit
+    // two cents per unit
     assert_eq!(seen["forecast"]["cost"]["total"], 1000 + 2 * (so_far + rest) + 1);
     assert_eq!(seen["forecast"]["cost"]["currency"], "usd");
 
-    // one day of the four weeks is missing; what was used in the week before tells that they are known
+    // one day of the four weeks has no usage; usage in the week before shows that the history is complete
     service.post("/v1/events/d0/void", &json!({})).await;
     assert!(forecast(&report(&service).await, "sum").ends_with(" linear"));
     service.record(&event("earlier", "10-22T12:00:00", 1)).await;
@@ -135,7 +135,7 @@ async fn a_weekly_season_is_carried_on_where_four_weeks_are_known() {
     let seen = report(&service).await;
     let elapsed = at("2026-11-20T00:00:00Z").micros() - at("2026-11-05T09:30:00Z").micros();
     assert_eq!(elapsed, 14 * micros + micros * 29 / 48);
-    // 30 days at the rate of the last 14 and 29/48
+    // 30 days at the rate of the last 14 29/48 days
     let nanos = (i128::from(so_far) * 30 * 48 * 1_000_000_000 + (14 * 48 + 29) - 1) / (14 * 48 + 29);
     let expected = format!("{}.{:09}", nanos / 1_000_000_000, nanos % 1_000_000_000);
     assert_eq!(forecast(&seen, "sum"), format!("{} linear", expected.trim_end_matches('0')));

@@ -1,4 +1,4 @@
-//! Prices and caps in the catalog and in subscriptions: what is refused, and where.
+//! Prices and caps in the catalog and in subscriptions: the refused ones, with their pointers.
 
 use axum::http::StatusCode;
 use serde_json::{Value, json};
@@ -18,7 +18,7 @@ fn price(key: &str, meter: &str, filter: Value) -> Value {
 }
 
 #[tokio::test]
-async fn unratable_prices_are_rejected_by_name() {
+async fn unratable_prices_are_refused_with_their_pointer() {
     let service = TestService::start().await;
     let (a, b) = (json!({"model": "a"}), json!({"model": ["b", "c"]}));
     let percentage =
@@ -39,7 +39,7 @@ async fn unratable_prices_are_rejected_by_name() {
             json!([price("p", "sum", a.clone()), price("q", "sum", a.clone())]),
             Some(("/plans/1/prices/1", "overlapping_prices")),
         ),
-        // sums are told apart by precedence, levels cannot be
+        // precedence separates sums, but not gauges
         (json!([price("p", "sum", a.clone()), price("q", "sum", json!({}))]), None),
         (
             json!([price("p", "max", a.clone()), price("q", "max", json!({}))]),
@@ -72,7 +72,7 @@ async fn unratable_prices_are_rejected_by_name() {
 }
 
 #[tokio::test]
-async fn a_cap_needs_a_currency_that_its_plan_can_tell() {
+async fn caps_need_a_currency_with_prices_or_an_exchange_rate() {
     let service = TestService::start().await;
     let cap = |currency: &str| json!([{"key": "c", "amount": 100, "currency": currency, "period": "month"}]);
     let prices = json!([price("p", "sum", json!({}))]);
@@ -88,8 +88,12 @@ async fn a_cap_needs_a_currency_that_its_plan_can_tell() {
     let (status, pointer, code) = apply(&prices, "eur").await;
     assert_eq!((status, code), (StatusCode::UNPROCESSABLE_ENTITY, json!("no_rate")));
     assert_eq!(pointer.as_deref(), Some("/plans/1/spend_caps/0/currency"));
-    assert_eq!(apply(&json!([]), "eur").await.0, StatusCode::OK, "without prices nothing is spent");
-    // the other direction is no rate
+    assert_eq!(
+        apply(&json!([]), "eur").await.0,
+        StatusCode::OK,
+        "a plan without prices accepts any currency"
+    );
+    // a rate in the opposite direction does not count
     service.put("/v1/rates", &json!({"from": "eur", "to": "usd", "rate": 1.1})).await;
     assert_eq!(apply(&prices, "eur").await.0, StatusCode::UNPROCESSABLE_ENTITY);
     service.put("/v1/rates", &json!({"from": "usd", "to": "eur", "rate": 0.9})).await;
@@ -97,7 +101,7 @@ async fn a_cap_needs_a_currency_that_its_plan_can_tell() {
 }
 
 #[tokio::test]
-async fn a_subscription_has_prices_of_its_own() {
+async fn subscriptions_may_have_prices_of_their_own() {
     let service = TestService::start().await;
     let listed = json!([price("p", "sum", json!({})), price("q", "sum", json!({"model": "a"}))]);
     service.apply(catalog(listed, json!([]))).await;

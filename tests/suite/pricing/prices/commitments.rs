@@ -1,11 +1,11 @@
-//! The least and the most that a bill comes to: in quotes, in the cost of the report, and for whom.
+//! The minimum and maximum of a bill: in quotes, in the cost of the usage report, and per customer.
 
 use axum::http::StatusCode;
 use serde_json::{Value, json};
 
 use crate::support::TestService;
 
-/// A fee of 2000, a cent each, and bounds of the bill in dollars alone.
+/// A plan with a fee of 2000, a price of one cent per unit, and commitments in dollars only.
 fn catalog(commitments: &Value) -> Value {
     json!({
         "meters": [{"key": "m", "event_name": "e", "aggregation": "sum"}],
@@ -36,7 +36,8 @@ async fn subscribe(service: &TestService, statement: &Value) {
     assert_eq!(answer.status, StatusCode::OK, "{}", answer.text);
 }
 
-/// `price or bound, exact amount; … = total`; the total is the sum of the rounded lines.
+/// Writes `price or bound, exact amount; … = total`, and asserts that the total is the sum of the rounded
+/// lines.
 fn told(cost: &Value) -> String {
     let lines = cost["lines"].as_array().unwrap_or_else(|| panic!("{cost}"));
     let sum: i64 = lines.iter().map(|line| line["rounded_amount"].as_i64().unwrap()).sum();
@@ -50,7 +51,7 @@ fn told(cost: &Value) -> String {
 }
 
 #[tokio::test]
-async fn quotes_of_a_plan_lie_within_its_bounds() {
+async fn quotes_of_a_plan_lie_within_its_commitments() {
     let service = service().await;
     service.put("/v1/rates", &json!({"from": "usd", "to": "kwd", "rate": "0.3"})).await;
     let cases = [
@@ -59,9 +60,9 @@ async fn quotes_of_a_plan_lie_within_its_bounds() {
         ("usd", 2000, "base 2000, use 2000 = 4000"),
         ("usd", 2800, "base 2000, use 2800 = 4800"),
         ("usd", 5000, "base 2000, use 5000, maximum of 4800 -2200 = 4800"),
-        // with prices of its own the bill in euros is another one
+        // prices in euros make a separate bill without a commitment
         ("eur", 1, "euros 2 = 2"),
-        // a cent is 3 thousandths
+        // one cent is three thousandths of a dinar
         ("kwd", 1000, "base 6000, use 3000, minimum of 12000 3000 = 12000"),
     ];
     for (currency, quantity, expected) in cases {
@@ -99,7 +100,7 @@ async fn quotes_of_a_plan_lie_within_its_bounds() {
     }
 }
 
-/// The cost, by how much it rose day by day, and where it leads.
+/// Returns the cost, its increase per day, and its forecast.
 async fn report(service: &TestService, subject: &str) -> (String, Vec<i64>, i64) {
     let report = service.get(&format!("/v1/subjects/{subject}/usage")).await.json();
     let days: Vec<i64> =
@@ -110,7 +111,7 @@ async fn report(service: &TestService, subject: &str) -> (String, Vec<i64>, i64)
 }
 
 #[tokio::test]
-async fn a_period_comes_to_its_minimum_from_the_start_and_to_no_more_than_its_maximum() {
+async fn period_costs_lie_within_the_commitment_from_the_start() {
     let service = service().await;
     let event = |subject: &str, day: u32, value: i64| {
         json!({"event_name": "e", "subject": subject, "value": value,
@@ -122,21 +123,21 @@ async fn a_period_comes_to_its_minimum_from_the_start_and_to_no_more_than_its_ma
         told("base 2000, use 0, minimum of 4000 2000 = 4000", &[4000], 4000)
     );
     service.record(&json!([event("child", 12, 1950), event("s", 15, 100)])).await;
-    // 2050 in 19.5 of 30 days lead beyond the most
+    // 2050 in 19.5 of 30 days lead to a forecast above the maximum
     assert_eq!(report(&service, "s").await, told("base 2000, use 2050 = 4050", &[4000, 50], 4800));
     service.record(&json!(event("s", 16, 1000))).await;
     let expected = told("base 2000, use 3050, maximum of 4800 -250 = 4800", &[4000, 50, 750], 4800);
     assert_eq!(report(&service, "s").await, expected);
-    // the bill is that of whoever is on the plan
+    // only the subject on the plan has the bill
     assert_eq!(report(&service, "child").await.0, "base 2000, use 1950 = 3950");
-    // a ranking is of any time, and has no bill
+    // a ranking may cover any span and has no bill
     let top = service.get("/v1/usage/top?by=cost&from=2026-11-01T00:00:00Z&to=2026-12-01T00:00:00Z").await;
     assert_eq!(top.json()["data"][0]["total"], 5050, "{}", top.text);
 }
 
-/// A cap counts what use costs; that a bill ends somewhere gives nothing away.
+/// A cap counts the cost of usage; the maximum of a bill does not lower it.
 #[tokio::test]
-async fn a_bounded_bill_does_not_raise_a_cap() {
+async fn commitments_do_not_change_the_cost_that_a_cap_counts() {
     let service = TestService::start().await;
     service.apply(catalog(&bounds(0, 100))).await;
     subscribe(&service, &json!({"plan": "pro"})).await;
@@ -151,7 +152,7 @@ async fn a_bounded_bill_does_not_raise_a_cap() {
 }
 
 #[tokio::test]
-async fn a_subscription_has_commitments_of_its_own() {
+async fn subscriptions_may_have_commitments_of_their_own() {
     let service = service().await;
     let stated = |commitments: Value| json!({"plan": "pro", "commitments": commitments});
     let euros =
@@ -193,7 +194,7 @@ async fn a_subscription_has_commitments_of_its_own() {
 }
 
 #[tokio::test]
-async fn a_catalog_says_what_bounds_its_bills() {
+async fn catalogs_show_the_commitments_of_their_plans() {
     let service = service().await;
     let shown = service.get("/v1/catalog").await.json();
     assert_eq!(shown["plans"][0]["commitments"], bounds(4000, 4800));

@@ -1,4 +1,4 @@
-//! What a subject's usage costs: the cost of the usage report, before and after folding alike.
+//! The cost of a subject's usage in the usage report, with the same result before and after folding.
 
 use axum::http::StatusCode;
 use serde_json::{Value, json};
@@ -7,7 +7,7 @@ use crate::http::access::{sign, with};
 use crate::support::TestService;
 use crate::support::service::TEST_SECRET;
 
-/// Every price of a plan `pro`, which is the default.
+/// Starts a service with these prices in the default plan `pro`.
 async fn with_prices(prices: Value) -> TestService {
     let service = TestService::start().await;
     let meter = |key: &str, aggregation: &str| json!({"key": key, "event_name": "e", "aggregation": aggregation, "dimensions": ["model", "region"]});
@@ -19,7 +19,7 @@ async fn with_prices(prices: Value) -> TestService {
         .apply(json!({"meters": meters, "default_plan": "pro",
             "plans": [{"key": "pro", "unmatched": "allow", "prices": prices}, {"key": "other"}]}))
         .await;
-    // the period is that of November
+    // the period is November
     service
         .put("/v1/subjects/s/subscription", &json!({"plan": "pro", "cycle_start": "2026-11-01T00:00:00Z"}))
         .await;
@@ -51,7 +51,7 @@ fn lines_of(cost: &Value) -> Vec<String> {
     cost["lines"].as_array().unwrap_or_else(|| panic!("{cost}")).iter().map(line).collect()
 }
 
-/// The lines of the cost, the same before and after folding.
+/// Returns the lines of the cost, and asserts that folding does not change them.
 async fn lines(service: &TestService) -> Vec<String> {
     let before = cost_of(service, "/v1/subjects/s/usage").await;
     service.fold().await;
@@ -60,7 +60,7 @@ async fn lines(service: &TestService) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn each_use_is_rated_by_the_most_exact_price_in_force_when_it_happened() {
+async fn uses_are_rated_by_the_most_specific_price_in_force_at_their_time() {
     let service = with_prices(json!([
         price("base", json!({"meter": null, "model": "flat", "amount": 2000})),
         price("old", json!({"unit_amount": 1, "effective_to": "2026-11-10T06:30:00Z"})),
@@ -73,7 +73,7 @@ async fn each_use_is_rated_by_the_most_exact_price_in_force_when_it_happened() {
     service
         .record(&json!([
             event("1", "09T23:00:00", json!(3), json!({})),
-            // the same hour, either side of the change
+            // the same hour, before and after the change
             event("2", "10T06:29:59.999999", json!(4), json!({"model": "b"})),
             event("3", "10T06:30:00", json!(5), json!({"region": "eu"})),
             event("4", "12T00:00:00", json!(6), json!({"model": "a"})),
@@ -107,11 +107,11 @@ async fn costs_show_voided_late_and_unpriced_usage() {
         .await;
     assert_eq!(lines(&service).await, ["a 1000.000000001 145.000000000125", "b 100100 550.000000000001"]);
     let cost = cost_of(&service, "/v1/subjects/s/usage").await;
-    // of a meter that has prices the rest, and all of those that have none
+    // the unrated part of meters with prices, and all usage of meters without prices
     let unpriced = [("count", 5), ("last", 9), ("max", 100_000), ("sum", 9), ("unique", 5)]
         .map(|(meter, quantity)| json!({"meter": meter, "quantity": quantity}));
     assert_eq!(cost["unpriced"], json!(unpriced));
-    // after folding: an event of the past, and two that are taken back
+    // after folding: a late event, and two voided events
     service.record(&json!(event("6", "02T00:00:00", json!(1), b))).await;
     for id in ["1", "3"] {
         let answer = service.post(&format!("/v1/events/{id}/void"), &json!({})).await;
@@ -150,7 +150,7 @@ async fn gauges_are_rated_by_their_last_value() {
 }
 
 #[tokio::test]
-async fn a_cost_is_the_quote_of_the_same_usage() {
+async fn costs_equal_the_quote_of_the_same_usage() {
     let prices = json!([
         price("base", json!({"meter": null, "model": "flat", "amount": "999.5"})),
         price(
@@ -199,10 +199,10 @@ async fn a_cost_is_the_quote_of_the_same_usage() {
 }
 
 #[tokio::test]
-async fn a_cost_covers_what_is_below_and_an_end_user_sees_their_own() {
+async fn costs_include_descendants_and_end_users_see_their_own() {
     let service = with_prices(json!([price("p", json!({"unit_amount": 3}))])).await;
     service.put("/v1/subjects/user", &json!({"parent": "s"})).await;
-    // nearer, but without prices
+    // a nearer plan without prices
     service
         .put(
             "/v1/subjects/user/subscription",
@@ -224,7 +224,7 @@ async fn a_cost_covers_what_is_below_and_an_end_user_sees_their_own() {
 }
 
 #[tokio::test]
-async fn without_prices_there_is_no_cost() {
+async fn reports_without_prices_have_no_cost() {
     let service = with_prices(json!([])).await;
     service.record(&json!({"event_name": "e", "subject": "s"})).await;
     assert_eq!(cost_of(&service, "/v1/subjects/s/usage?currency=eur").await, Value::Null);

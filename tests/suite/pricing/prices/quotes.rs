@@ -1,4 +1,4 @@
-//! Quotes: given quantities by given prices, to the minor unit.
+//! Quotes: given quantities rated by given prices, exact to the minor unit.
 
 use axum::body::Body;
 use axum::http::{Method, Request, StatusCode};
@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use crate::support::TestService;
 
-/// A price of the meter `m`, in dollars unless said.
+/// Returns a price of the meter `m`, in dollars by default.
 fn price(mut fields: Value) -> Value {
     for (name, value) in [("key", "p"), ("meter", "m"), ("currency", "usd")] {
         if fields.get(name).is_none() {
@@ -24,15 +24,15 @@ async fn quote(service: &TestService, body: &Value) -> Value {
     answer.json()
 }
 
-/// The exact amount and the total of a quantity by one price.
+/// Returns the exact amount and the total of a quantity by one price.
 async fn amounts(service: &TestService, price: &Value, quantity: &str) -> (String, String) {
     let usage = json!([{"meter": "m", "quantity": quantity}]);
     let quote = quote(service, &json!({"prices": [price], "usage": usage})).await;
     (quote["lines"][0]["amount"].to_string(), quote["total"].to_string())
 }
 
-/// A price, and behind the bar quantities with the exact amounts, in minor units, that other billing
-/// systems' own tests expect of it; a slash before what is charged where that has to be rounded.
+/// Prices, each followed by a bar and by quantities with the exact amounts in minor units. The amounts come
+/// from the tests of other billing systems. After a slash follows the total, if the amount needs rounding.
 const EXPECTED: &str = r#"
 {"model":"graduated","tiers":[{"up_to":10,"unit_amount":1000,"flat_amount":200},{"up_to":20,"unit_amount":500,"flat_amount":300},{"up_to":null,"unit_amount":500,"flat_amount":300}]} | 0=200 1=1200 10=10200 11=11000 12=11500 21=16300
 {"model":"package","unit_amount":10000,"per_units":10} | 121=130000
@@ -59,7 +59,7 @@ const EXPECTED: &str = r#"
 "#;
 
 #[tokio::test]
-async fn amounts_are_those_of_other_billing_systems() {
+async fn quotes_match_the_amounts_of_other_billing_systems() {
     let service = TestService::start().await;
     for row in EXPECTED.trim().lines() {
         let (fields, expected) = row.split_once(" | ").unwrap();
@@ -75,11 +75,11 @@ async fn amounts_are_those_of_other_billing_systems() {
 }
 
 #[tokio::test]
-async fn percentages_look_at_each_event() {
+async fn percentage_fees_are_bounded_per_event() {
     let service = TestService::start().await;
     let bounded = price(json!({"model": "percentage", "rate": 2.9, "fixed_amount": 30,
         "event_minimum": 50, "event_maximum": 500}));
-    // 29 + 30, 2.9 + 30 below the least, 2900 + 30 above the most
+    // 29 + 30; 2.9 + 30, below the minimum; 2900 + 30, above the maximum
     let usage = json!([{"meter": "m", "values": [1000, 100, 100_000]}]);
     let quote = quote(&service, &json!({"prices": [bounded], "usage": usage})).await;
     assert_eq!(quote["lines"][0]["amount"].to_string(), "609");
@@ -87,7 +87,7 @@ async fn percentages_look_at_each_event() {
 }
 
 #[tokio::test]
-async fn a_plan_is_quoted_by_slices_and_fees_and_in_another_currency() {
+async fn plans_are_quoted_by_slices_with_fees_in_any_currency() {
     let service = TestService::start().await;
     service
         .apply(json!({
@@ -129,7 +129,7 @@ async fn a_plan_is_quoted_by_slices_and_fees_and_in_another_currency() {
     assert_eq!(refused.json()["errors"][0]["pointer"], "/currency");
     service.put("/v1/rates", &json!({"from": "usd", "to": "kwd", "rate": "0.3"})).await;
     let in_dinars = quote(&service, &json!({"plan": "pro", "currency": "kwd", "usage": usage})).await;
-    // a cent is 3 thousandths
+    // one cent is three thousandths of a dinar
     assert_eq!(lines(&in_dinars), ["base 0 6000", "rest 8 24", "big 5 150"]);
     assert_eq!(in_dinars["exchange_rate"]["rate"].to_string(), "0.3");
     let free = quote(&service, &json!({"plan": "free", "currency": "usd", "usage": usage})).await;
@@ -137,7 +137,7 @@ async fn a_plan_is_quoted_by_slices_and_fees_and_in_another_currency() {
 }
 
 #[tokio::test]
-async fn bad_quotes_are_refused_by_name() {
+async fn invalid_quotes_are_refused_with_their_pointer() {
     let service =
         TestService::with_meters(json!([{"key": "m", "event_name": "e", "aggregation": "sum"}])).await;
     let one = |fields: Value| json!({"prices": [price(fields)], "usage": [{"meter": "m", "quantity": 1}]});
@@ -213,7 +213,7 @@ async fn bad_quotes_are_refused_by_name() {
 }
 
 #[tokio::test]
-async fn a_pricing_page_may_quote_and_set_nothing() {
+async fn publishable_keys_may_quote_but_set_nothing() {
     let service = TestService::start().await;
     let pk = service.engine.create_key(Environment::Test, KeyKind::Publishable, "page").await.unwrap();
     let send = async |method: Method, path: &str, body: &Value| {

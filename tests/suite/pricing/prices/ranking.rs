@@ -1,4 +1,4 @@
-//! Rankings: by usage, by cost, by nearness to a limit.
+//! Rankings: by usage, by cost, and by percentage of a limit.
 
 use axum::http::StatusCode;
 use serde_json::{Value, json};
@@ -71,7 +71,7 @@ async fn top(service: &TestService, query: &str, show: impl Fn(&Value) -> String
 }
 
 #[tokio::test]
-async fn by_usage_of_every_aggregation() {
+async fn rankings_by_usage_cover_every_aggregation() {
     let service = service().await;
     let cases = [
         ("sum", ["full 100", "member 100", "roomy 95", "deal 90", "free 90", "org 5", "boundless 1"]),
@@ -95,7 +95,7 @@ async fn by_usage_of_every_aggregation() {
 }
 
 #[tokio::test]
-async fn pages_go_on_where_the_last_one_ended() {
+async fn pages_continue_after_the_last_rank() {
     let service = service().await;
     let (mut found, mut query) = (Vec::new(), format!("/v1/usage/top?meter=sum&{MONTH}&limit=3"));
     loop {
@@ -114,7 +114,7 @@ async fn pages_go_on_where_the_last_one_ended() {
 }
 
 #[tokio::test]
-async fn by_cost_with_all_that_is_below_and_prices_of_their_own() {
+async fn rankings_by_cost_include_descendants_and_own_prices() {
     let service = service().await;
     let show = |r: &Value| {
         format!("{} {} {}", r["plan"].as_str().unwrap(), r["total"], r["currency"].as_str().unwrap())
@@ -123,7 +123,7 @@ async fn by_cost_with_all_that_is_below_and_prices_of_their_own() {
         if folded {
             service.fold().await;
         }
-        // two members seen, the last value 30; 105 units and the fee; 90 units at their own price
+        // two members and a last value of 30; 105 units and the fee; 90 units at their own price
         let expected = ["member levels 230 usd", "org pro 220 usd", "deal pro 100 usd", "idle pro 10 usd"];
         assert_eq!(top(&service, &format!("by=cost&{MONTH}"), show).await, expected);
     }
@@ -171,7 +171,7 @@ fn own(names: &[&str]) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn by_limit_in_percent_of_what_each_may_use() {
+async fn rankings_by_limit_use_the_percentage_of_each_quota() {
     let service = service().await;
     let show = |r: &Value| {
         format!("{} of {}: {} {}", r["used"], r["quota"], r["percent"], r["state"].as_str().unwrap())
@@ -189,7 +189,7 @@ async fn by_limit_in_percent_of_what_each_may_use() {
 }
 
 #[tokio::test]
-async fn bad_questions_are_refused_by_name() {
+async fn invalid_rankings_are_refused_with_their_pointer() {
     let service = service().await;
     let cases = [
         ("", "missing_parameter"),

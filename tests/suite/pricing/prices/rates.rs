@@ -1,4 +1,4 @@
-//! Exchange rates: set, replaced, in force.
+//! Exchange rates: setting, replacing and listing them.
 
 use axum::http::StatusCode;
 use serde_json::{Value, json};
@@ -18,7 +18,7 @@ async fn put(service: &TestService, body: Value) {
     assert_eq!(answer.status, StatusCode::OK, "{}", answer.text);
 }
 
-/// What a cent costs in yen at some time.
+/// Returns the cost of 100 cents in yen at an instant.
 async fn yen(service: &TestService, at: &str) -> String {
     let body = json!({"prices": [{"key": "p", "model": "flat", "currency": "usd", "amount": 100}], "currency": "jpy",
         "usage": [], "at": at});
@@ -27,12 +27,12 @@ async fn yen(service: &TestService, at: &str) -> String {
 }
 
 #[tokio::test]
-async fn the_latest_holds_and_those_before_are_kept() {
+async fn latest_exchange_rates_hold_and_earlier_ones_remain() {
     let service = TestService::start().await;
     put(&service, json!({"from": "usd", "to": "jpy", "rate": 150, "as_of": "2026-11-01T00:00:00Z"})).await;
     put(&service, json!({"rates": [{"from": "usd", "to": "jpy", "rate": 155}, {"from": "eur", "to": "usd", "rate": "1.08"}]})).await;
     assert_eq!(in_force(&service).await, ["eur usd 1.08", "usd jpy 155"]);
-    // one that begins to hold in a moment does not hold yet
+    // a rate from a moment ahead does not hold yet
     put(&service, json!({"from": "usd", "to": "jpy", "rate": 160, "as_of": "2026-11-20T12:05:00Z"})).await;
     assert_eq!(in_force(&service).await, ["eur usd 1.08", "usd jpy 155"]);
     let times = [
@@ -51,7 +51,7 @@ async fn the_latest_holds_and_those_before_are_kept() {
 }
 
 #[tokio::test]
-async fn rates_page_by_their_currencies() {
+async fn rates_page_by_currency_pair() {
     let service = TestService::start().await;
     let rates: Vec<Value> =
         ["usd", "gbp", "jpy", "chf"].map(|to| json!({"from": "eur", "to": to, "rate": 1})).into();
@@ -70,7 +70,7 @@ async fn rates_page_by_their_currencies() {
 }
 
 #[tokio::test]
-async fn bad_rates_are_refused_by_name_and_set_nothing() {
+async fn invalid_rates_are_refused_with_their_pointer_and_set_nothing() {
     let service = TestService::start().await;
     let good = json!({"from": "usd", "to": "eur", "rate": 0.9});
     let altered = |field: &str, value: Value| {

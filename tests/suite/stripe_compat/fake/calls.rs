@@ -1,4 +1,4 @@
-//! What holds for every call: keys, versions, idempotency, limits, faults.
+//! Rules for every call: keys, versions, idempotency, limits, faults.
 
 use std::time::{Duration, Instant};
 
@@ -12,7 +12,7 @@ use crate::support::stripe_fake::{Clock, Endpoint, Fault, Options, Overlap, Plan
 const EVENTS: &str = "/v1/billing/meter_events";
 
 #[tokio::test]
-async fn a_call_needs_the_key_and_a_form() {
+async fn calls_need_a_key_a_version_and_a_form() {
     let caller = Caller::start().await;
     let url = format!("{}/v1/billing/meters", caller.fake.url());
     let bare = || caller.client.get(&url).header("stripe-version", caller.version);
@@ -56,7 +56,7 @@ async fn an_idempotency_key_replays_the_first_answer_for_24_hours() {
     let long = "k".repeat(256);
     assert_eq!(caller.try_post(EVENTS, &long, &sent).await.unwrap().status, 400);
 
-    // neither the key nor the identifier is known after a day
+    // after a day neither the key nor the identifier is remembered
     caller.fake.advance(Duration::from_hours(23));
     let late = caller.try_post(EVENTS, "k", &sent).await.unwrap();
     assert_eq!((late.status, late.header("idempotent-replayed")), (200, None));
@@ -71,14 +71,14 @@ async fn a_failed_validation_leaves_the_key_unused() {
     assert_eq!(caller.try_post(EVENTS, "k", &sent).await.unwrap().code(), "no_meter");
     caller.fake.meter("images");
     assert_eq!(caller.try_post(EVENTS, "k", &sent).await.unwrap().status, 200);
-    // a duplicate was carried out, and is kept
+    // a duplicate was executed, so its answer is kept
     assert_eq!(caller.try_post(EVENTS, "l", &sent).await.unwrap().status, 400);
     let again = caller.try_post(EVENTS, "l", &sent).await.unwrap();
     assert_eq!((again.status, again.header("idempotent-replayed")), (400, Some("true")));
 }
 
 #[tokio::test]
-async fn a_key_serves_one_call_at_a_time() {
+async fn an_idempotency_key_serves_one_call_at_a_time() {
     let caller = Caller::with(Options { latency: Duration::from_millis(100), ..Options::default() }).await;
     let path = "/v1/billing/meters";
     let sent = [("display_name", "n"), ("event_name", "n"), ("default_aggregation[formula]", "sum")];
@@ -89,7 +89,7 @@ async fn a_key_serves_one_call_at_a_time() {
 }
 
 #[tokio::test]
-async fn calls_for_one_customer_and_meter_do_not_overlap() {
+async fn overlapping_calls_for_one_customer_and_meter_are_refused() {
     for (overlap, status, code) in [
         (Overlap::LockTimeout, 429, "lock_timeout"),
         (Overlap::Conflict, 409, "too_many_concurrent_requests"),
@@ -112,7 +112,7 @@ async fn calls_for_one_customer_and_meter_do_not_overlap() {
 }
 
 #[tokio::test]
-async fn the_account_has_a_rate() {
+async fn meter_events_have_a_rate_limit() {
     let caller = Caller::with(Options { calls_per_second: Some(3), ..Options::default() }).await;
     let mut limited = 0;
     for number in 0..6 {
@@ -124,7 +124,7 @@ async fn the_account_has_a_rate() {
     }
     assert!(limited >= 2, "{limited}");
     assert_eq!(caller.fake.answers(Endpoint::MeterEvents, Some(429)), limited);
-    // others have none
+    // other endpoints have no limit
     assert_eq!(caller.get("/v1/billing/meters").await.status, 200);
 }
 
@@ -156,13 +156,13 @@ async fn each_fault_has_its_documented_effect() {
             assert!(started.elapsed() >= delay);
         }
 
-        // the same key: kept errors stay, all else is as if nothing had been
+        // with the same key, kept errors stay, and every other call starts over
         let is_kept = matches!(fault, Fault::ErrorAfter | Fault::ErrorBeforeKept);
         let again = caller.try_post(EVENTS, &name, &fields(&name, "1")).await.unwrap();
         assert_eq!(again.status, if is_kept { 500 } else { 200 }, "{fault:?}");
         assert_eq!(again.header("idempotent-replayed").is_some(), is_kept || is_taken, "{fault:?}");
 
-        // a new key: what was taken is a duplicate
+        // with a new key, a recorded event is a duplicate
         let anew = caller.event(&name, "1").await;
         assert_eq!(anew.status, if fault == Fault::ErrorBeforeKept { 200 } else { 400 }, "{fault:?}");
     }
@@ -172,7 +172,7 @@ async fn each_fault_has_its_documented_effect() {
 }
 
 #[tokio::test]
-async fn faults_have_chances_that_a_seed_repeats() {
+async fn random_faults_repeat_with_the_same_seed() {
     let mut runs = Vec::new();
     for _ in 0..2 {
         let caller = Caller::start().await;
@@ -191,12 +191,12 @@ async fn faults_have_chances_that_a_seed_repeats() {
 }
 
 #[tokio::test]
-async fn a_running_clock_is_moved_and_set() {
+async fn a_running_clock_can_be_advanced_and_set() {
     let caller = Caller::with(Options { clock: Clock::Running(0), ..Options::default() }).await;
     let system = i64::try_from(std::time::UNIX_EPOCH.elapsed().unwrap().as_secs()).unwrap();
     caller.fake.advance(Duration::from_hours(24));
     assert!((0..60).contains(&(caller.fake.now() - system - 86_400)));
-    // whoever takes its webhooks lives now
+    // webhooks are signed at the system's time, because their receiver checks it
     let signed = caller.fake.signature("x");
     let signed: i64 = signed.split(',').next().unwrap().trim_start_matches("t=").parse().unwrap();
     assert!((0..60).contains(&(signed - system)));

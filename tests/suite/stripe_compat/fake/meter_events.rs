@@ -8,7 +8,7 @@ use super::{Answer, Caller, fields, noon};
 use crate::support::stripe_fake::{Options, unix};
 
 #[tokio::test]
-async fn an_event_is_taken_and_answered_as_stripe_does() {
+async fn an_event_is_recorded_with_stripes_answer() {
     let caller = Caller::start().await;
     let at = (noon() - 60).to_string();
     let mut sent = fields("a", "5").to_vec();
@@ -33,7 +33,7 @@ async fn an_event_is_taken_and_answered_as_stripe_does() {
 }
 
 #[tokio::test]
-async fn what_is_not_an_event_is_refused() {
+async fn invalid_events_are_refused() {
     let caller = Caller::start().await;
     let long = "x".repeat(101);
     let (too_old, oldest) = ((noon() - 35 * 86_400 - 1).to_string(), (noon() - 35 * 86_400).to_string());
@@ -77,7 +77,7 @@ async fn what_is_not_an_event_is_refused() {
 }
 
 #[tokio::test]
-async fn negative_values_only_where_they_are_asked_for() {
+async fn negative_values_need_an_option() {
     let caller = Caller::with(Options { negative_values: true, ..Options::default() }).await;
     assert_eq!(caller.event("a", "5").await.status, 200);
     assert_eq!(caller.event("b", "-2").await.status, 200);
@@ -85,7 +85,7 @@ async fn negative_values_only_where_they_are_asked_for() {
 }
 
 #[tokio::test]
-async fn an_identifier_is_taken_once_in_24_hours_and_then_again() {
+async fn an_identifier_counts_once_in_24_hours() {
     let caller = Caller::start().await;
     assert_eq!(caller.event("a", "5").await.status, 200);
     caller.fake.advance(Duration::from_secs(24 * 3600 - 1));
@@ -115,7 +115,7 @@ async fn an_adjustment_cancels_within_24_hours() {
     assert_eq!(answer.body["cancel"], json!({"identifier": "a"}));
     assert_eq!(cancel("tokens", "a").await.status, 400);
     assert_eq!(caller.total(), 7);
-    // what was canceled is not taken again
+    // a canceled event cannot be sent again
     assert_eq!(caller.event("a", "5").await.status, 400);
     caller.fake.advance(Duration::from_hours(24));
     assert_eq!(cancel("tokens", "b").await.status, 400);
@@ -125,7 +125,7 @@ async fn an_adjustment_cancels_within_24_hours() {
 }
 
 #[tokio::test]
-async fn meters_are_made_listed_and_archived() {
+async fn meters_can_be_created_listed_and_archived() {
     let caller = Caller::start().await;
     let made = [
         ("display_name", "Images"),
@@ -167,7 +167,7 @@ async fn meters_are_made_listed_and_archived() {
 }
 
 #[tokio::test]
-async fn the_latest_event_of_a_window_stands_for_all() {
+async fn windowed_meters_keep_the_latest_event_of_a_window() {
     let caller = Caller::start().await;
     caller.fake.meter_with("hourly", "sum", Some("hour"));
     caller.fake.meter_with("calls", "count", None);
@@ -185,7 +185,7 @@ async fn the_latest_event_of_a_window_stands_for_all() {
 }
 
 #[tokio::test]
-async fn summaries_are_aligned_grouped_paged_and_late() {
+async fn summaries_are_aligned_grouped_paged_and_delayed() {
     let lag = Duration::from_mins(5);
     let caller = Caller::with(Options { summary_lag: lag, ..Options::default() }).await;
     let meter = caller.fake.meter("images");

@@ -1,4 +1,4 @@
-//! Customers, prices, subscriptions, invoices and checkout, as time goes by.
+//! Customers, prices, subscriptions, invoices and checkout over time.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use crate::support::stripe_fake::{Clock, Options, Payments, StripeFake, unix};
 
 const DAY: Duration = Duration::from_hours(24);
 
-/// A fake with a customer and a monthly price; what was told so far is taken.
+/// Starts a fake with a customer and a monthly price, and takes the webhooks of both.
 async fn setup() -> (StripeFake, String, String) {
     let fake = StripeFake::start(Options::default()).await;
     let (customer, price) = (fake.customer(&[]), fake.price("pro", "month"));
@@ -17,7 +17,7 @@ async fn setup() -> (StripeFake, String, String) {
     (fake, customer, price)
 }
 
-/// What was told since, without the objects.
+/// Takes the webhooks since the last call and returns their types.
 fn told(fake: &StripeFake) -> Vec<String> {
     fake.take_webhooks().into_iter().map(|webhook| webhook.kind).collect()
 }
@@ -54,10 +54,10 @@ async fn a_renewal_rolls_the_period_from_its_anchor() {
     let event: Value = serde_json::from_str(&renewed[0].body).unwrap();
     let before = &event["data"]["previous_attributes"]["items"]["data"][0]["current_period_end"];
     assert_eq!((before, &event["created"]), (&json!(february), &json!(february)));
-    // the invoice waits an hour for late usage
+    // the invoice stays open for late usage for an hour
     fake.advance(Duration::from_hours(1));
     assert_eq!(told(&fake), PAID[1..]);
-    // a jump lets everything happen at its own moment
+    // a jump of the clock executes every event at its own time
     fake.set_clock(unix("2027-06-01T00:00:00Z"));
     assert_eq!(period(&fake, &id), (unix("2027-05-31T10:23:45Z"), unix("2027-06-30T10:23:45Z")));
     let moments: Vec<i64> = fake.take_webhooks().iter().map(|webhook| webhook.created).collect();
@@ -66,7 +66,7 @@ async fn a_renewal_rolls_the_period_from_its_anchor() {
 }
 
 #[tokio::test]
-async fn shapes_follow_the_version() {
+async fn objects_have_the_fields_of_the_version() {
     let mut caller = Caller::start().await;
     let price = caller.fake.price("pro", "month");
     caller.fake.pin_webhooks("2024-06-20");
@@ -88,7 +88,7 @@ async fn shapes_follow_the_version() {
         let old = caller.get(&invoice).await.body;
         assert_eq!((&old["subscription"], &old["parent"]), (&json!(id), &Value::Null));
     }
-    // the endpoint's own version decides for webhooks
+    // webhooks use the endpoint's own version
     let told = caller.fake.take_webhooks();
     let created = told.iter().find(|webhook| webhook.kind == "customer.subscription.created").unwrap();
     let created: Value = serde_json::from_str(&created.body).unwrap();
@@ -99,7 +99,7 @@ async fn shapes_follow_the_version() {
 }
 
 #[tokio::test]
-async fn an_end_is_now_or_with_the_period() {
+async fn a_subscription_ends_now_or_with_its_period() {
     let (fake, customer, price) = setup().await;
     let (one, two) = (fake.subscribe(&customer, &price, &[]), fake.subscribe(&customer, &price, &[]));
     told(&fake);
@@ -125,7 +125,7 @@ async fn an_end_is_now_or_with_the_period() {
 }
 
 #[tokio::test]
-async fn a_trial_is_announced_and_ends() {
+async fn the_end_of_a_trial_is_announced() {
     let (fake, customer, price) = setup().await;
     let id = fake.subscribe(&customer, &price, &[("trial_period_days", "14")]);
     assert_eq!(subscription(&fake, &id)["status"], "trialing");
@@ -155,7 +155,7 @@ async fn a_trial_is_announced_and_ends() {
 }
 
 #[tokio::test]
-async fn what_is_not_paid_is_past_due_until_it_is() {
+async fn a_subscription_is_past_due_until_its_invoice_is_paid() {
     let (fake, customer, price) = setup().await;
     let id = fake.subscribe(&customer, &price, &[]);
     fake.set_payments(&customer, Payments::Fail);
@@ -178,7 +178,7 @@ async fn what_is_not_paid_is_past_due_until_it_is() {
 }
 
 #[tokio::test]
-async fn a_subscription_changes_its_price() {
+async fn a_subscription_can_change_its_price() {
     let (fake, customer, price) = setup().await;
     let (better, yearly) = (fake.price("better", "month"), fake.price("yearly", "year"));
     let id = fake.subscribe(&customer, &price, &[("items[0][quantity]", "2")]);
@@ -190,7 +190,7 @@ async fn a_subscription_changes_its_price() {
     assert_eq!(to(&better)["items"]["data"][0]["price"]["id"], json!(better));
     assert_eq!(period(&fake, &id), before);
     told(&fake);
-    // another interval starts anew
+    // another interval starts a new period
     assert_eq!(to(&yearly)["billing_cycle_anchor"], now);
     assert_eq!(period(&fake, &id), (now, unix("2027-11-21T12:00:00Z")));
     assert_eq!(told(&fake), [&["customer.subscription.updated"], &PAID[..]].concat());
@@ -208,7 +208,7 @@ async fn a_subscription_changes_its_price() {
 }
 
 #[tokio::test]
-async fn usage_is_on_the_invoice() {
+async fn invoices_contain_usage() {
     let caller = Caller::start().await;
     let meter = caller.fake.meter("calls");
     let (customer, price) = (caller.fake.customer(&[]), caller.fake.metered_price(&meter, "month"));
@@ -261,7 +261,7 @@ async fn a_checkout_links_customer_subscription_and_reference() {
     assert_eq!((&made["customer"], &made["metadata"]["subject"]), (&session["customer"], &json!("user_42")));
     assert_eq!(fake.get(&format!("/v1/checkout/sessions/{}", session["id"].as_str().unwrap())), *session);
 
-    // by hand: the session's URL completes it
+    // a request to the session's URL completes the session
     let open = fake.post("/v1/checkout/sessions", &sent[..4]);
     let answer = reqwest::get(open["url"].as_str().unwrap()).await.unwrap();
     assert_eq!(answer.status(), 200);
@@ -269,7 +269,7 @@ async fn a_checkout_links_customer_subscription_and_reference() {
 }
 
 #[tokio::test]
-async fn objects_are_kept_listed_and_refused() {
+async fn objects_are_stored_listed_and_validated() {
     let caller = Caller::start().await;
     let (fake, customer) = (&caller.fake, caller.fake.customer(&[("email", "a@example.org")]));
     let price = fake.price("pro", "month");
@@ -312,7 +312,7 @@ async fn objects_are_kept_listed_and_refused() {
     assert_eq!(fake.get("/v1/prices?active=true")["data"], json!([]));
     assert_eq!(told(fake), ["product.updated", "price.updated"]);
 
-    // a customer takes its subscriptions along
+    // the deletion of a customer ends its subscriptions
     let delete = caller.request(reqwest::Method::DELETE, &format!("/v1/customers/{customer}"));
     assert_eq!(caller.try_send(delete).await.unwrap().body["deleted"], true);
     assert_eq!(told(fake), ["customer.subscription.deleted", "customer.deleted"]);
@@ -321,7 +321,7 @@ async fn objects_are_kept_listed_and_refused() {
 }
 
 #[tokio::test]
-async fn time_and_payments_can_be_moved_by_hand() {
+async fn control_routes_move_time_and_payments() {
     let (fake, customer, price) = setup().await;
     fake.subscribe(&customer, &price, &[]);
     let client = reqwest::Client::new();

@@ -1,4 +1,4 @@
-//! Webhooks and their signatures, thin events, and what happens between fake and receiver.
+//! Webhooks and their signatures, thin events, and delivery to a receiver.
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -13,7 +13,8 @@ use crate::support::stripe_fake::{Options, StripeFake, Webhook, shuffled, sign};
 
 type Received = Arc<Mutex<Vec<(String, String)>>>;
 
-/// A receiver that refuses the first so many; what it took: signatures and bodies.
+/// Starts a receiver that refuses the first `refusals` webhooks and keeps the signature and body of the
+/// others.
 async fn receiver(refusals: usize) -> (String, Received) {
     let received = Received::default();
     let (taking, left) = (Arc::clone(&received), Arc::new(Mutex::new(refusals)));
@@ -48,7 +49,7 @@ async fn wait_for(received: &Received, count: usize) {
 }
 
 #[test]
-fn signatures_are_stripes() {
+fn signatures_have_stripes_form() {
     let body = r#"{"id":"evt_1","object":"event"}"#;
     let v1 = "0c8670ed117751cc551a20e35839447075c42800ea3cf3e8a2fbda99cd1e6edd";
     assert_eq!(sign(&["whsec_test_secret"], 1_700_000_000, body), format!("t=1700000000,v1={v1}"));
@@ -57,7 +58,7 @@ fn signatures_are_stripes() {
 }
 
 #[tokio::test]
-async fn an_event_tells_what_changed_in_an_envelope() {
+async fn an_event_contains_the_object_and_its_previous_attributes() {
     let fake = StripeFake::start(Options { livemode: true, ..Options::default() }).await;
     let customer = fake.customer(&[("name", "Ada"), ("metadata[subject]", "user_42")]);
     fake.post(&format!("/v1/customers/{customer}"), &[("name", "Ada L."), ("metadata[subject]", "")]);
@@ -72,7 +73,7 @@ async fn an_event_tells_what_changed_in_an_envelope() {
     assert_eq!(fake.signature(&taken[1].body), sign(&["whsec_fake"], noon(), &taken[1].body));
     fake.set_webhook_secrets(&["whsec_new", "whsec_fake"]);
     assert_eq!(fake.signature("x"), sign(&["whsec_new", "whsec_fake"], noon(), "x"));
-    // what was taken is not there again, but remembered
+    // taken webhooks are not returned again, but stay listed
     assert_eq!(fake.take_webhooks(), []);
     assert_eq!(fake.webhooks(), taken);
 }
@@ -95,7 +96,7 @@ async fn a_test_delivers_in_any_order_and_any_number_of_times() {
 }
 
 #[tokio::test]
-async fn the_fake_delivers_by_itself_in_order_and_again() {
+async fn automatic_delivery_is_in_order_and_retried() {
     let (url, received) = receiver(1).await;
     let fake = StripeFake::start(Options { webhook_url: Some(url), ..Options::default() }).await;
     fake.set_silent(true);
@@ -106,13 +107,13 @@ async fn the_fake_delivers_by_itself_in_order_and_again() {
     fake.set_silent(false);
     wait_for(&received, 1).await;
     let (signature, body) = received.lock().unwrap()[0].clone();
-    // each time signed anew
+    // each delivery has a new signature
     assert_eq!(signature, sign(&["whsec_fake"], noon() + 72 * 3600, &body));
     assert_eq!(body, fake.webhooks()[0].body);
 }
 
 #[tokio::test]
-async fn thin_events_say_where_to_look() {
+async fn thin_events_refer_to_their_full_event() {
     let caller = Caller::with(Options { unknown_customers_reported: true, ..Options::default() }).await;
     assert_eq!(caller.event("a", "5").await.status, 200);
     assert_eq!(caller.total(), 0);

@@ -1,4 +1,4 @@
-//! `POST /v1/billing/meter_event_adjustments`: an event is canceled, within a day of its receipt.
+//! `POST /v1/billing/meter_event_adjustments`: cancels an event within a day of its receipt.
 
 use serde_json::{Value, json};
 

@@ -178,7 +178,7 @@ pub(super) fn price<'a>(state: &'a State, id: &str) -> Result<&'a Value, ApiErro
     state.prices.get(id).ok_or_else(|| ApiError::not_found("price", id))
 }
 
-/// None: it is paid once.
+/// Returns the interval of a price, or `None` if the price is paid once.
 pub(super) fn interval(price: &Value) -> Option<Interval> {
     let recurring = &price["recurring"];
     let unit = match recurring["interval"].as_str()? {

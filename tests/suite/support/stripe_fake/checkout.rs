@@ -1,4 +1,4 @@
-//! Checkout sessions: made by the application, completed by the customer.
+//! Checkout sessions: the application creates them, and the customer completes them.
 
 use serde_json::{Value, json};
 
@@ -12,7 +12,7 @@ use super::{catalog, customers, subscription_calls};
 #[derive(Debug, Clone)]
 pub(super) struct Session {
     pub(super) shown: Value,
-    /// The parameters of the subscription that it will make, but for the customer.
+    /// The parameters of the subscription to create, without the customer.
     subscription: Vec<(String, String)>,
     email: Option<String>,
 }
@@ -74,7 +74,7 @@ pub(super) fn get(state: &State, id: &str, form: Form) -> Result<Value, ApiError
     Ok(session.shown.clone())
 }
 
-/// What the customer does behind the session's URL.
+/// Completes a session, as the customer does at its URL.
 pub(super) fn complete(state: &mut State, id: &str) -> Result<Value, ApiError> {
     let session = state.sessions.get(id).cloned();
     let mut session = session.ok_or_else(|| ApiError::not_found("checkout.session", id))?;

@@ -1,4 +1,4 @@
-//! The fake's clock: it stands still until it is set, or it runs at a distance from the system's.
+//! The fake's clock: fixed until a test sets it, or running at an offset from the system's clock.
 
 use std::time::{Duration, UNIX_EPOCH};
 
@@ -8,16 +8,16 @@ pub(crate) const DAY: i64 = 24 * HOUR;
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Clock {
     Fixed(i64),
-    /// Seconds ahead of the system's.
+    /// Seconds ahead of the system's clock.
     Running(i64),
 }
 
-/// RFC 3339 as unix seconds.
+/// Parses an RFC 3339 time to Unix seconds.
 pub(crate) fn unix(text: &str) -> i64 {
-    text.parse::<jiff::Timestamp>().expect("a time as tests write it").as_second()
+    text.parse::<jiff::Timestamp>().expect("the time must be in RFC 3339 format").as_second()
 }
 
-/// Unix seconds as RFC 3339.
+/// Formats Unix seconds as RFC 3339.
 pub(super) fn rfc3339(at: i64) -> String {
     jiff::Timestamp::from_second(at).map_or_else(|_| String::new(), |at| at.to_string())
 }
@@ -42,8 +42,8 @@ impl Clock {
         }
     }
 
-    /// What webhooks are signed at: by the system's time however far ahead it runs, as Stripe's are for its
-    /// test clocks.
+    /// Returns the time for webhook signatures. A running clock gives the system's time, as Stripe's test
+    /// clocks do.
     pub(super) fn signing(self) -> i64 {
         match self {
             Self::Fixed(at) => at,

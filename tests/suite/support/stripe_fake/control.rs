@@ -1,5 +1,4 @@
-//! Routes that Stripe does not have, for whoever tries the fake by hand: time, payments,
-//! faults, checkout.
+//! Routes that Stripe does not have, for manual tests with the fake: time, payments, faults, checkout.
 
 use std::time::Duration;
 
@@ -14,10 +13,10 @@ use super::routes;
 use super::state::State;
 use super::subscriptions;
 
-/// How slow a slow answer is.
+/// Delay of a slow answer.
 const SLOW: Duration = Duration::from_secs(30);
 
-/// Whether a path needs no key.
+/// Returns whether a path needs no key.
 pub(super) fn is_control(path: &str) -> bool {
     path.starts_with("/fake/") || path.starts_with("/pay/")
 }
@@ -33,7 +32,7 @@ pub(super) fn answer(
         ("POST", ["fake", "advance"]) => {
             let seconds = form.integer("seconds")?.unwrap_or(0) + form.integer("days")?.unwrap_or(0) * 86_400;
             form.finish()?;
-            let seconds = u64::try_from(seconds).map_err(|_| ApiError::invalid("Time runs forward only."))?;
+            let seconds = u64::try_from(seconds).map_err(|_| ApiError::invalid("Time must not run back."))?;
             state.clock.advance(Duration::from_secs(seconds));
             state.settle();
             Ok(json!({"now": state.now()}))
@@ -70,7 +69,7 @@ pub(super) fn answer(
     }
 }
 
-/// What goes wrong with the next calls to meter events, or to all with `endpoint=any`.
+/// Reads a fault for the next calls to meter events, or to all endpoints with `endpoint=any`.
 fn read_fault(form: &mut Form) -> Result<(Endpoint, Fault, u32), ApiError> {
     let is_any = form.choice("endpoint", &["any", "meter_events"])?.as_deref() == Some("any");
     let fault = match form.required("fault", 50)?.as_str() {
@@ -83,13 +82,13 @@ fn read_fault(form: &mut Form) -> Result<(Endpoint, Fault, u32), ApiError> {
         "lock_timeout" => Fault::LockTimeout,
         "unauthorized" => Fault::Unauthorized,
         "slow" => Fault::Slow(SLOW),
-        other => return Err(ApiError::bad_param("fault", format!("There is no fault {other}."))),
+        other => return Err(ApiError::bad_param("fault", format!("Invalid fault: {other}"))),
     };
     let count = form.integer("count")?.and_then(|count| u32::try_from(count).ok()).unwrap_or(1);
     Ok((if is_any { Endpoint::Any } else { Endpoint::MeterEvents }, fault, count))
 }
 
-/// What every customer was billed, by meter.
+/// Lists the billed total of every customer and meter.
 fn totals(state: &State, form: Form) -> Result<Value, ApiError> {
     form.finish()?;
     let mut rows = Vec::new();

@@ -1,4 +1,4 @@
-//! Customers, and whether their payments succeed.
+//! Customers and the outcome of their payments.
 
 use serde_json::{Map, Value, json};
 
@@ -8,12 +8,12 @@ use super::routes::page;
 use super::state::State;
 use super::subscriptions;
 
-/// What becomes of a customer's payments.
+/// The outcome of a customer's payments.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Payments {
     Succeed,
     Fail,
-    /// There is no payment method.
+    /// The customer has no payment method.
     Missing,
 }
 
@@ -29,7 +29,8 @@ fn fill(customer: &mut Value, mut form: Form) -> Result<(), ApiError> {
     form.finish()
 }
 
-/// Stripe's way: named keys are set, keys with an empty text removed, all others kept.
+/// Merges metadata as Stripe does: sets the named keys, removes those with an empty text, and keeps all
+/// others.
 pub(super) fn merge_metadata(metadata: &mut Value, form: &mut Form) -> Result<(), ApiError> {
     let Some(named) = form.texts("metadata")? else { return Ok(()) };
     if !metadata.is_object() {
@@ -46,7 +47,7 @@ pub(super) fn merge_metadata(metadata: &mut Value, form: &mut Form) -> Result<()
     Ok(())
 }
 
-/// Refused where it was deleted.
+/// Returns a customer, or an error if it is missing or deleted.
 pub(super) fn existing<'a>(state: &'a State, id: &str) -> Result<&'a Value, ApiError> {
     let customer = state.customers.get(id).filter(|customer| customer["deleted"] != true);
     customer.ok_or_else(|| ApiError::not_found("customer", id))
@@ -79,7 +80,7 @@ pub(super) fn list(state: &State, mut form: Form) -> Result<Value, ApiError> {
     page(rows.cloned().collect(), form, "/v1/customers")
 }
 
-/// A deleted one still says so.
+/// Returns a customer; a deleted one is marked as deleted.
 pub(super) fn get(state: &State, id: &str, form: Form) -> Result<Value, ApiError> {
     form.finish()?;
     state.customers.get(id).cloned().ok_or_else(|| ApiError::not_found("customer", id))
@@ -94,7 +95,7 @@ pub(super) fn update(state: &mut State, id: &str, form: Form) -> Result<Value, A
     Ok(customer)
 }
 
-/// Ends the customer's subscriptions at once.
+/// Deletes a customer and ends its subscriptions at once.
 pub(super) fn delete(state: &mut State, id: &str, form: Form) -> Result<Value, ApiError> {
     form.finish()?;
     let customer = existing(state, id)?.clone();

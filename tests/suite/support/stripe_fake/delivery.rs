@@ -1,4 +1,4 @@
-//! Webhooks on their way: taken by a test in any order it likes, or sent by the fake itself.
+//! Delivery of webhooks: a test takes them in any order, or the fake sends them.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,40 +8,41 @@ use super::server::{Shared, StripeFake};
 use super::signatures::sign;
 use super::version::Version;
 
-/// How often the fake looks for what is due.
+/// Interval of the search for due webhooks.
 const INTERVAL: Duration = Duration::from_millis(100);
 const ANSWER_MAX: Duration = Duration::from_secs(10);
 
 impl StripeFake {
-    /// The version that payloads of events take from now on.
+    /// Pins the webhook endpoint to a version for future payloads.
     pub(crate) fn pin_webhooks(&self, version: &str) {
-        self.shared.lock().endpoint_version = Version::read(version).expect("a version of Stripe's");
+        self.shared.lock().endpoint_version = Version::read(version).expect("a valid API version");
     }
 
-    /// All there ever were.
+    /// Returns all webhooks since the start.
     pub(crate) fn webhooks(&self) -> Vec<Webhook> {
         self.shared.lock().outbox.all()
     }
 
-    /// Those that were not yet taken or delivered. Who takes none for days has days of silence.
+    /// Takes the webhooks that were not yet taken or delivered. A test that skips this call simulates an
+    /// outage of its endpoint.
     pub(crate) fn take_webhooks(&self) -> Vec<Webhook> {
         let mut state = self.shared.lock();
         state.settle();
         state.outbox.take()
     }
 
-    /// The secrets of the endpoint; several while they are rolled.
+    /// Sets the secrets of the endpoint; there are several while a secret is rotated.
     pub(crate) fn set_webhook_secrets(&self, secrets: &[&str]) {
         self.shared.lock().options.webhook_secrets =
             secrets.iter().map(|&secret| secret.to_owned()).collect();
     }
 
-    /// The header that goes with a body now; for another time or other secrets see `sign`.
+    /// Returns the signature header of a body at the current time. `sign` serves other times and secrets.
     pub(crate) fn signature(&self, body: &str) -> String {
         self.shared.signature(body)
     }
 
-    /// Sends each in this order, and answers the statuses; 0 where there was no answer.
+    /// Sends the webhooks in this order and returns the statuses, with 0 for a missing answer.
     pub(crate) async fn deliver(&self, url: &str, webhooks: &[Webhook]) -> Vec<u16> {
         let client = reqwest::Client::new();
         let mut statuses = Vec::new();
@@ -51,7 +52,7 @@ impl StripeFake {
         statuses
     }
 
-    /// While silent the fake sends nothing by itself; what happens meanwhile is sent afterwards.
+    /// Pauses or resumes automatic delivery; webhooks of a pause are sent afterwards.
     pub(crate) fn set_silent(&self, is_silent: bool) {
         self.shared.lock().is_silent = is_silent;
     }
@@ -70,7 +71,7 @@ async fn send(client: &reqwest::Client, url: &str, body: &str, signature: String
     request.send().await.map_or(0, |answer| answer.status().as_u16())
 }
 
-/// Sends by itself what is due, in order, and again what was not taken; lets time pass meanwhile.
+/// Sends due webhooks in order, retries refused ones, and lets time pass meanwhile.
 pub(super) async fn run(shared: Arc<Shared>, url: Option<String>) {
     let client = reqwest::Client::new();
     loop {

@@ -1,4 +1,4 @@
-//! Errors in Stripe's shapes.
+//! Errors in Stripe's form.
 
 use serde_json::{Map, Value, json};
 
@@ -10,7 +10,7 @@ pub(super) struct ApiError {
     message: String,
     param: Option<String>,
     pub(super) header: Option<(&'static str, &'static str)>,
-    /// Kept under the idempotency key: the call was carried out, and this came of it.
+    /// The answer is kept under the idempotency key, because the call was executed.
     pub(super) is_kept: bool,
 }
 

@@ -1,4 +1,4 @@
-//! `GET /v1/events`: what the webhooks told, for 30 days, for whoever missed them.
+//! `GET /v1/events`: the webhook events of the last 30 days, for receivers that missed some.
 
 use serde_json::Value;
 
@@ -11,7 +11,7 @@ use super::state::State;
 
 const KEPT: i64 = 30 * DAY;
 
-/// Snapshot events, newest first; thin ones are fetched elsewhere.
+/// Returns the kept snapshot events, newest first. Thin events have a separate route.
 fn kept(state: &State) -> impl Iterator<Item = &Webhook> {
     let since = state.now() - KEPT;
     state.outbox.newest_first().filter(move |it| it.created >= since && !state.reports.contains_key(&it.id))

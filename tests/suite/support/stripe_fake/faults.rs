@@ -1,14 +1,14 @@
-//! Faults on demand: each with a chance, or for the next calls.
+//! Faults on demand, with a probability or for the next calls.
 
 use std::time::Duration;
 
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
-/// Kinds of calls, for faults and for counting.
+/// Kinds of calls, for faults and for counts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Endpoint {
-    /// All of the others, for faults.
+    /// All endpoints, for faults.
     Any,
     MeterEvents,
     Adjustments,
@@ -25,15 +25,15 @@ impl Endpoint {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Fault {
-    /// The connection is reset before anything is done.
+    /// The connection is reset before the call is executed.
     ResetBefore,
-    /// The answer is lost: the connection is reset after all was done.
+    /// The answer is lost: the connection is reset after the call was executed.
     ResetAfter,
-    /// 500 with nothing done and nothing kept.
+    /// 500 without effect; the idempotency key keeps nothing.
     ErrorBefore,
-    /// 500 with nothing done, kept under the idempotency key.
+    /// 500 without effect, kept under the idempotency key.
     ErrorBeforeKept,
-    /// 500 after all was done, kept under the idempotency key.
+    /// 500 after the call was executed, kept under the idempotency key.
     ErrorAfter,
     /// 429 with this reason.
     RateLimited(&'static str),
@@ -41,11 +41,11 @@ pub(crate) enum Fault {
     LockTimeout,
     /// 401, as for a revoked key.
     Unauthorized,
-    /// The answer comes this long after all was done.
+    /// The answer is delayed by this time after the call was executed.
     Slow(Duration),
 }
 
-/// What goes wrong, and how often.
+/// The faults and their frequency.
 #[derive(Debug)]
 pub(crate) struct Plan {
     rng: StdRng,
@@ -54,19 +54,19 @@ pub(crate) struct Plan {
 }
 
 impl Plan {
-    /// Nothing goes wrong yet; the same seed lets the same calls fail.
+    /// Returns a plan without faults; the same seed makes the same calls fail.
     pub(crate) fn seeded(seed: u64) -> Self {
         Self { rng: StdRng::seed_from_u64(seed), chances: Vec::new(), next: Vec::new() }
     }
 
-    /// A call to the endpoint has the fault with this chance.
+    /// Adds a fault with a probability.
     #[must_use]
     pub(crate) fn chance(mut self, endpoint: Endpoint, fault: Fault, chance: f64) -> Self {
         self.chances.push((endpoint, fault, chance));
         self
     }
 
-    /// The next calls to the endpoint have the fault, before any chance is asked.
+    /// Adds a fault for the next calls to the endpoint, before random faults apply.
     #[must_use]
     pub(crate) fn next(mut self, endpoint: Endpoint, fault: Fault, count: u32) -> Self {
         self.push_next(endpoint, fault, count);

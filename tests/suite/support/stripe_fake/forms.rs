@@ -1,4 +1,4 @@
-//! Form-encoded parameters with bracketed keys, read strictly: what nobody asked for is refused.
+//! Form-encoded parameters with bracketed keys, parsed strictly: unknown parameters are refused.
 
 use std::collections::BTreeMap;
 
@@ -10,10 +10,10 @@ enum Node {
     Map(BTreeMap<String, Node>),
 }
 
-/// A level of the tree of parameters; reading a field takes it out.
+/// One nesting level of the parameters; reading a field removes it.
 #[derive(Debug, Default)]
 pub(super) struct Form {
-    /// Where it stands, such as `items[0]`.
+    /// The name of this level, such as `items[0]`.
     place: String,
     fields: BTreeMap<String, Node>,
 }
@@ -27,7 +27,7 @@ impl Form {
                 ApiError::bad_param(&key, format!("Invalid parameter: {key} is given twice"))
             })?;
         }
-        fields.remove("expand"); // every object is whole already
+        fields.remove("expand"); // all objects are expanded already
         Ok(Self { place: String::new(), fields })
     }
 
@@ -35,7 +35,7 @@ impl Form {
         if self.place.is_empty() { field.to_owned() } else { format!("{}[{field}]", self.place) }
     }
 
-    /// The text of a field, at most so many characters long.
+    /// Returns the text of a field, which may have at most `length_max` characters.
     pub(super) fn text(&mut self, field: &str, length_max: usize) -> Result<Option<String>, ApiError> {
         let name = self.name(field);
         match self.fields.remove(field) {
@@ -76,7 +76,7 @@ impl Form {
         Err(ApiError::bad_param(&name, message))
     }
 
-    /// Whether the field is there without anything in it, which is how a value is taken away.
+    /// Returns whether the field is present but empty, which is how Stripe's clients clear a value.
     pub(super) fn is_cleared(&mut self, field: &str) -> bool {
         let is_cleared = matches!(self.fields.get(field), Some(Node::Text(text)) if text.is_empty());
         if is_cleared {
@@ -94,7 +94,7 @@ impl Form {
         }
     }
 
-    /// The objects of a list, such as `items[0][price]`, in the order of their numbers.
+    /// Returns the objects of a list, such as `items[0][price]`, in the order of their numbers.
     pub(super) fn list(&mut self, field: &str) -> Result<Vec<Form>, ApiError> {
         let Some(mut list) = self.nested(field)? else { return Ok(Vec::new()) };
         let mut numbers = Vec::new();
@@ -110,7 +110,7 @@ impl Form {
         Ok(forms)
     }
 
-    /// A map of texts, such as `payload` and `metadata`.
+    /// Returns a map of texts, such as `payload` and `metadata`.
     pub(super) fn texts(&mut self, field: &str) -> Result<Option<BTreeMap<String, String>>, ApiError> {
         let Some(nested) = self.nested(field)? else { return Ok(None) };
         let place = nested.place;
@@ -121,7 +121,7 @@ impl Form {
         nested.fields.into_iter().map(text).collect::<Result<_, _>>().map(Some)
     }
 
-    /// Refuses what was not read.
+    /// Refuses fields that were not read.
     pub(super) fn finish(self) -> Result<(), ApiError> {
         match self.fields.keys().next() {
             None => Ok(()),
@@ -130,7 +130,7 @@ impl Form {
     }
 }
 
-/// `items[0][price]` in its parts.
+/// Splits a key such as `items[0][price]` into its parts.
 fn path(key: &str) -> Option<Vec<&str>> {
     let Some((first, rest)) = key.split_once('[') else { return Some(vec![key]) };
     let mut path = vec![first];
@@ -138,10 +138,10 @@ fn path(key: &str) -> Option<Vec<&str>> {
     Some(path)
 }
 
-/// None: it is there already, as a text or as an object.
+/// Inserts a text under a path, or returns `None` if the place is taken.
 fn insert(fields: &mut BTreeMap<String, Node>, path: &[&str], text: String) -> Option<()> {
     let (field, rest) = path.split_first()?;
-    // `expand[]` counts by itself
+    // `expand[]` is the next element
     let field = if field.is_empty() { fields.len().to_string() } else { (*field).to_owned() };
     if rest.is_empty() {
         return fields.insert(field, Node::Text(text)).is_none().then_some(());

@@ -1,4 +1,4 @@
-//! One call from arrival to answer: faults, the key, limits, the idempotency key, then the table of
+//! One call from arrival to answer: faults, the API key, limits, the idempotency key, then the table of
 //! routes.
 
 use std::sync::Arc;
@@ -21,12 +21,12 @@ use super::version::Version;
 
 const BODY_BYTES_MAX: usize = 1 << 20;
 
-/// A request that was read whole.
+/// A request with its whole body.
 #[derive(Debug)]
 pub(super) struct Call {
     pub(super) method: Method,
     pub(super) path: String,
-    /// The parameters as they came, of the query or of the body.
+    /// The parameters as received, from the query or from the body.
     pub(super) parameters: String,
     headers: HeaderMap,
 }
@@ -80,7 +80,7 @@ impl Call {
             query
         } else {
             let body =
-                to_bytes(body, BODY_BYTES_MAX).await.map_err(|_| ApiError::new(413, "Too much of a body"))?;
+                to_bytes(body, BODY_BYTES_MAX).await.map_err(|_| ApiError::new(413, "Body is too large"))?;
             let form = "application/x-www-form-urlencoded";
             let media_type = parts.headers.get("content-type").and_then(|value| value.to_str().ok());
             if !body.is_empty() && !media_type.is_some_and(|media_type| media_type.starts_with(form)) {
@@ -93,7 +93,7 @@ impl Call {
         Ok(Self { method: parts.method, path, parameters, headers: parts.headers })
     }
 
-    /// Without the network, for tests.
+    /// Builds a call without the network, for tests.
     pub(super) fn direct(method: Method, path: &str, parameters: String) -> Self {
         let (path, query) = path.split_once('?').unwrap_or((path, ""));
         let parameters = if query.is_empty() { parameters } else { query.to_owned() };
@@ -108,7 +108,7 @@ impl Call {
         routes::endpoint(&self.method, &self.path)
     }
 
-    /// Of POST alone; others take none.
+    /// Returns the idempotency key of a POST; other methods ignore it.
     pub(super) fn idempotency_key(&self) -> Option<&str> {
         self.header("idempotency-key").filter(|_| self.method == Method::POST)
     }
@@ -117,12 +117,12 @@ impl Call {
         Version::read(self.header("stripe-version").unwrap_or(default))
     }
 
-    /// What a key is bound to.
+    /// Returns the parts of a call that a retry with the same key must repeat.
     fn fingerprint(&self) -> String {
         format!("{} {} {}", self.method, self.path, self.parameters)
     }
 
-    /// As a bearer, or as the user of basic authentication.
+    /// Returns the API key: a bearer token, or the user name of basic authentication.
     fn api_key(&self) -> Option<String> {
         let (scheme, credential) = self.header("authorization")?.split_once(' ')?;
         if scheme.eq_ignore_ascii_case("bearer") {
@@ -157,9 +157,9 @@ pub(super) async fn handle(State(shared): State<Arc<Shared>>, request: Request) 
     response
 }
 
-/// Ends the connection with no answer: the task that serves it ends here, without a word.
+/// Ends the connection without an answer, by ending the task that serves it without a panic message.
 fn reset() -> ! {
-    std::panic::resume_unwind(Box::new("a reset was asked for"))
+    std::panic::resume_unwind(Box::new("the plan requires a reset"))
 }
 
 async fn take(shared: &Arc<Shared>, call: &Call, fault: Option<Fault>) -> Result<Answer, ApiError> {
@@ -223,7 +223,7 @@ pub(super) fn lock_timeout() -> ApiError {
     ApiError::new(429, message).with_code("lock_timeout")
 }
 
-/// An idempotency key while a call holds it; let go when the call ends, however it ends.
+/// An idempotency key held by a call. It is released when the call ends, even by a panic.
 struct HeldKey {
     shared: Arc<Shared>,
     key: Option<String>,

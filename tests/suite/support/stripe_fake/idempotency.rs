@@ -1,4 +1,4 @@
-//! Idempotency keys: the first answer of a call that was carried out, for 24 hours.
+//! Idempotency keys, which keep the first answer of an executed call for 24 hours.
 
 use std::collections::HashMap;
 
@@ -10,7 +10,7 @@ pub(super) const KEY_LENGTH_MAX: usize = 255;
 
 #[derive(Debug)]
 struct Kept {
-    /// Method, path and parameters.
+    /// Method, path and parameters of the call.
     call: String,
     at: i64,
     is_in_use: bool,
@@ -21,7 +21,7 @@ struct Kept {
 pub(super) struct Keys(HashMap<String, Kept>);
 
 impl Keys {
-    /// The kept answer; without one the key is now in use.
+    /// Returns the kept answer; without one, marks the key as in use.
     pub(super) fn take(&mut self, key: &str, call: &str, now: i64) -> Result<Option<Answer>, ApiError> {
         if self.0.get(key).is_some_and(|kept| !kept.is_in_use && now - kept.at >= DAY) {
             self.0.remove(key);
@@ -53,7 +53,7 @@ impl Keys {
         }
     }
 
-    /// The call that held it is over; a key without an answer was never used.
+    /// Releases the key at the end of its call. A key without an answer can be used again.
     pub(super) fn release(&mut self, key: &str) {
         if let Some(kept) = self.0.get_mut(key) {
             kept.is_in_use = false;

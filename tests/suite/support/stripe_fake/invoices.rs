@@ -1,4 +1,4 @@
-//! Invoices: opened, finalized, paid or not, with the link to their subscription in both shapes.
+//! Invoices from draft to payment, with the link to their subscription in both forms.
 
 use serde_json::{Map, Value, json};
 
@@ -11,9 +11,9 @@ use super::state::State;
 use super::subscriptions::{change, find};
 use super::version::Version;
 
-/// How long usage of the period may still arrive.
+/// Time in which late usage of the period may still arrive, in seconds.
 const GRACE: i64 = HOUR;
-/// Lines that an invoice shows of itself; the others are asked for.
+/// Number of lines in an invoice's JSON; further lines have a separate route.
 const LINES_SHOWN: usize = 10;
 
 #[derive(Debug, Clone)]
@@ -24,16 +24,16 @@ pub(super) struct Invoice {
     status: &'static str,
     reason: &'static str,
     created: i64,
-    /// The period whose usage it bills.
+    /// The period of the billed usage.
     period: (i64, i64),
     pub(super) finalize_at: Option<i64>,
     amount: i64,
     attempts: i64,
-    /// Since it is finalized.
+    /// The lines, fixed when the invoice is finalized.
     lines: Vec<Line>,
 }
 
-/// A price, how many of it, and for how much.
+/// An invoice line: price, quantity and amount.
 #[derive(Debug, Clone)]
 struct Line {
     item: String,
@@ -90,7 +90,7 @@ impl Invoice {
 }
 
 impl Invoice {
-    /// Of a draft: as they stand now.
+    /// Returns the lines; those of a draft are computed now.
     fn lines(&self, state: &State) -> Vec<Value> {
         let lines = if self.status == "draft" { lines(state, self) } else { self.lines.clone() };
         let currency = currency(state, &self.subscription);
@@ -146,7 +146,7 @@ impl State {
     }
 }
 
-/// The invoice of a new period; that of a renewal waits an hour for late usage.
+/// Opens the invoice of a new period; that of a renewal waits an hour for late usage.
 pub(super) fn open(state: &mut State, subscription: &str, reason: &'static str, at_once: bool) {
     let Ok(billed) = find(state, subscription).cloned() else { return };
     let (now, id) = (state.now(), state.next_id("in"));
@@ -185,8 +185,8 @@ pub(super) fn finalize(state: &mut State, id: &str) {
     collect(state, id);
 }
 
-/// The usage of the past period and what is paid ahead, line by line; nothing ahead while on trial or
-/// after the end.
+/// Computes the lines: usage of the past period, and fees in advance unless the subscription is on trial or
+/// has ended.
 fn lines(state: &State, invoice: &Invoice) -> Vec<Line> {
     let Ok(subscription) = find(state, &invoice.subscription) else { return Vec::new() };
     let is_free = subscription.status == "trialing" || subscription.has_ended();
@@ -225,7 +225,7 @@ fn currency(state: &State, subscription: &str) -> String {
     price.and_then(|price| price["currency"].as_str()).unwrap_or("usd").to_owned()
 }
 
-/// One attempt to be paid, and what it does to the subscription.
+/// Attempts to collect an invoice and updates the status of its subscription.
 fn collect(state: &mut State, id: &str) {
     let Some(invoice) = state.invoices.get(id).cloned() else { return };
     let is_paid = invoice.amount == 0 || state.can_pay(&invoice.customer);
@@ -300,7 +300,7 @@ pub(super) fn pay_call(
     Ok(paid)
 }
 
-/// What the present period would come to if it ended now; it has no id.
+/// Returns the invoice, without an id, that would be due if the current period ended now.
 pub(super) fn preview(state: &State, mut form: Form, version: &Version) -> Result<Value, ApiError> {
     let customer = form.text("customer", 5000)?;
     let subscription = form.required("subscription", 5000)?;

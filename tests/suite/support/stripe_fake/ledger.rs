@@ -1,4 +1,4 @@
-//! The events that were taken, and what they add up to.
+//! The recorded meter events and their totals.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -15,7 +15,7 @@ pub(crate) struct MeterEvent {
     pub(crate) timestamp: i64,
     pub(crate) received_at: i64,
     pub(crate) is_canceled: bool,
-    /// Why it does not count although it was answered with 200.
+    /// The reason for which the event does not count despite the answer 200.
     pub(crate) dropped: Option<&'static str>,
     pub(super) meter: String,
 }
@@ -41,25 +41,25 @@ impl Ledger {
         self.events.push(event);
     }
 
-    /// The latest event of the identifier, while it is remembered.
+    /// Returns the latest event of the identifier if it is less than a day old.
     pub(super) fn remembered(&mut self, identifier: &str, now: i64) -> Option<&mut MeterEvent> {
         let event = &mut self.events[*self.by_identifier.get(identifier)?];
         (now - event.received_at < DAY).then_some(event)
     }
 
-    /// All events that have the identifier: a second one is taken once the first is forgotten.
+    /// Drops all events of the identifier, which can be several: an identifier can be used again after a day.
     pub(super) fn drop_events(&mut self, identifier: &str, why: &'static str) {
         for event in self.events.iter_mut().filter(|event| event.identifier == identifier) {
             event.dropped = Some(why);
         }
     }
 
-    /// Meters and customers that have events.
+    /// Returns the pairs of meter and customer that have events.
     pub(super) fn lanes(&self) -> impl Iterator<Item = &(String, String)> {
         self.by_lane.keys()
     }
 
-    /// The meter's aggregate for a customer over `[from, to)`; none where there are no events.
+    /// Returns the meter's aggregate for a customer over `[from, to)`, or `None` without events.
     pub(super) fn aggregate(
         &self,
         meter: &Meter,
@@ -73,7 +73,7 @@ impl Ledger {
         };
         let mut events: Vec<&MeterEvent> =
             lane.iter().map(|index| &self.events[*index]).filter(within).collect();
-        // of events at one instant the last received is the latest
+        // of events with the same timestamp, the last received is the latest
         events.sort_by_key(|event| event.timestamp);
         if let Some(window) = meter.window {
             let latest = events.iter().map(|event| (event.timestamp.div_euclid(window), *event));

@@ -1,4 +1,4 @@
-//! `POST /v1/billing/meter_events`: what is checked before an event is taken.
+//! `POST /v1/billing/meter_events`: validates and records an event.
 
 use serde_json::{Value, json};
 

@@ -23,7 +23,7 @@ pub(super) struct Meter {
     pub(super) formula: Formula,
     pub(super) customer_key: String,
     pub(super) value_key: String,
-    /// Seconds within which the latest event stands for all.
+    /// Length in seconds of the window in which only the latest event counts.
     pub(super) window: Option<i64>,
     pub(super) deactivated_at: Option<i64>,
     created: i64,
@@ -42,7 +42,7 @@ impl Meters {
         self.0.iter_mut().find(|meter| meter.id == id).ok_or_else(|| ApiError::not_found("meter", id))
     }
 
-    /// The active one, where there is one.
+    /// Returns the active meter of an event name, else the first archived one.
     pub(super) fn by_event_name(&self, event_name: &str) -> Option<&Meter> {
         let mut named = self.0.iter().filter(|meter| meter.event_name == event_name);
         named.clone().find(|meter| meter.deactivated_at.is_none()).or_else(|| named.next())

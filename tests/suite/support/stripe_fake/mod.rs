@@ -1,8 +1,8 @@
-//! A stateful, strict fake of Stripe. It listens on a port of its own and keeps everything in
-//! memory: tests start one and ask it afterwards what was billed; `cargo run --example stripe_fake`
-//! serves the same to whoever has no account.
+//! A stateful, strict fake of Stripe. It listens on its own port and keeps everything in memory. Tests start
+//! one and ask it afterwards what was billed. `cargo run --example stripe_fake` serves it to developers
+//! without a Stripe account.
 //!
-//! Times are unix seconds by the fake's own clock, which a test sets.
+//! Times are Unix seconds by the fake's own clock, which a test sets.
 
 mod adjustments;
 mod catalog;
@@ -46,30 +46,30 @@ pub(crate) use outbox::{Webhook, shuffled};
 pub(crate) use server::StripeFake;
 pub(crate) use signatures::sign;
 
-/// What the fake is told when it starts.
+/// Settings of the fake.
 #[derive(Debug, Clone)]
 pub(crate) struct Options {
     pub(crate) api_key: String,
     pub(crate) livemode: bool,
     pub(crate) clock: Clock,
-    /// The account's version, for requests that name none.
+    /// The account's version, for requests without a version.
     pub(crate) api_version: String,
-    /// The version that the endpoint of the webhooks is pinned to.
+    /// The version to which the webhook endpoint is pinned.
     pub(crate) webhook_version: String,
     pub(crate) webhook_secrets: Vec<String>,
-    /// Where the fake sends its webhooks by itself; without one they wait to be taken.
+    /// The address to which the fake sends its webhooks. Without one, webhooks wait until a test takes them.
     pub(crate) webhook_url: Option<String>,
-    /// How long every call takes; calls that come at once overlap for as long.
+    /// The duration of every call, and so the time in which calls overlap.
     pub(crate) latency: Duration,
-    /// Calls a second on meter events; none: as many as come.
+    /// Limit of meter event calls per second; without one, calls are unlimited.
     pub(crate) calls_per_second: Option<u32>,
     /// The answer to overlapping calls for one customer and meter.
     pub(crate) overlap: Overlap,
-    /// Take events of negative value, as Stripe's first version may.
+    /// Accepts events of negative value, as the first version of Stripe's meters may.
     pub(crate) negative_values: bool,
-    /// Events of customers that do not exist are answered, not counted, and reported later.
+    /// Answers events of customers that do not exist with 200, does not count them, and reports them later.
     pub(crate) unknown_customers_reported: bool,
-    /// How long an event is missing from the summaries.
+    /// Delay until an event is in the summaries.
     pub(crate) summary_lag: Duration,
     pub(crate) tiers: TierLines,
 }
@@ -78,7 +78,7 @@ pub(crate) struct Options {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum TierLines {
     Together,
-    /// Each tier is a line of its own, and rounds by itself.
+    /// One line per tier, each rounded separately.
     Apart,
 }
 

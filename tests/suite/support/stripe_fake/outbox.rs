@@ -1,4 +1,4 @@
-//! What the fake has to tell: webhooks in the order of what happened.
+//! Webhooks to send, in the order of their events.
 
 use std::time::{Duration, Instant};
 
@@ -11,7 +11,7 @@ use super::state::State;
 
 const RETRY_MAX: Duration = Duration::from_mins(1);
 
-/// An event as it is sent; its body never changes, its signature is made anew each time.
+/// A webhook event. Its body never changes; each delivery has a new signature.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Webhook {
     pub(crate) id: String,
@@ -20,7 +20,7 @@ pub(crate) struct Webhook {
     pub(crate) body: String,
 }
 
-/// Each so many times, in an order that a seed repeats.
+/// Returns each webhook `times` times, in a random order that the seed repeats.
 pub(crate) fn shuffled(webhooks: &[Webhook], times: usize, seed: u64) -> Vec<Webhook> {
     let mut all: Vec<Webhook> = (0..times).flat_map(|_| webhooks.iter().cloned()).collect();
     all.shuffle(&mut StdRng::seed_from_u64(seed));
@@ -38,7 +38,7 @@ struct Queued {
 #[derive(Debug, Default)]
 pub(super) struct Outbox {
     queue: Vec<Queued>,
-    /// All before it are delivered.
+    /// The first webhook that is not delivered; all before it are.
     first_open: usize,
 }
 
@@ -55,7 +55,7 @@ impl Outbox {
         self.queue.iter().rev().map(|queued| &queued.webhook)
     }
 
-    /// All that are not delivered, which they are now.
+    /// Takes all webhooks that are not delivered, and marks them as delivered.
     pub(super) fn take(&mut self) -> Vec<Webhook> {
         let open = self.queue[self.first_open..].iter_mut().filter(|queued| !queued.is_delivered);
         let taken = open.map(|queued| {
@@ -67,7 +67,7 @@ impl Outbox {
         taken
     }
 
-    /// The next that is due, with its place.
+    /// Returns the next due webhook with its position.
     pub(super) fn due(&self) -> Option<(usize, Webhook)> {
         let now = Instant::now();
         let is_due = |queued: &Queued| !queued.is_delivered && queued.not_before.is_none_or(|at| at <= now);
@@ -90,10 +90,10 @@ impl Outbox {
 }
 
 impl State {
-    /// A snapshot event, in the version that the endpoint is pinned to.
+    /// Adds a snapshot event, in the endpoint's version.
     pub(super) fn emit(&mut self, kind: &str, object: &Value, previous: Option<Value>) {
         let (id, created) = (self.next_id("evt"), self.now());
-        self.settled_at = None; // what changed may have made something due
+        self.settled_at = None; // the change may have made other events due
         let mut data = Map::new();
         data.insert("object".to_owned(), object.clone());
         if let Some(previous) = previous {
@@ -113,7 +113,7 @@ impl State {
         self.outbox.push(Webhook { id, kind: kind.to_owned(), created, body: body.to_string() });
     }
 
-    /// A change of an object, told only where something changed.
+    /// Adds an event for a change of an object, unless nothing changed.
     pub(super) fn emit_change(&mut self, kind: &str, before: &Value, after: &Value) {
         if let Some(previous) = difference(before, after) {
             self.emit(kind, after, Some(previous));
@@ -121,7 +121,7 @@ impl State {
     }
 }
 
-/// What was, where it is no longer so.
+/// Returns the previous values of changed fields.
 fn difference(before: &Value, after: &Value) -> Option<Value> {
     let (before, after) = (before.as_object()?, after.as_object()?);
     let changed = |key: &String| before.get(key) != after.get(key);

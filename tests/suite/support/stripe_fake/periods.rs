@@ -1,4 +1,4 @@
-//! Billing periods: always counted from the anchor, so that the 31st comes back after February.
+//! Billing periods, always counted from the anchor, so that the 31st returns after February.
 
 use jiff::Span;
 use jiff::tz::TimeZone;
@@ -31,7 +31,7 @@ impl Interval {
         }
     }
 
-    /// Longer than any.
+    /// Returns an upper bound of the length, in seconds.
     fn longest(self) -> i64 {
         let days = match self.unit {
             Unit::Day => 1,
@@ -43,7 +43,7 @@ impl Interval {
     }
 }
 
-/// The start of the period of this number; beyond the calendar it is that of the anchor.
+/// Returns the start of the period of this number, or the anchor if the start is beyond the calendar.
 fn boundary(anchor: i64, interval: Interval, number: i64) -> i64 {
     let at = || -> Result<i64, jiff::Error> {
         let anchor = jiff::Timestamp::from_second(anchor)?.to_zoned(TimeZone::UTC);
@@ -52,7 +52,7 @@ fn boundary(anchor: i64, interval: Interval, number: i64) -> i64 {
     at().unwrap_or(anchor)
 }
 
-/// The period in which an instant lies.
+/// Returns the period that contains an instant.
 pub(super) fn around(anchor: i64, interval: Interval, at: i64) -> (i64, i64) {
     let mut number = (at - anchor).div_euclid(interval.longest());
     while boundary(anchor, interval, number + 1) <= at {

@@ -1,6 +1,6 @@
-//! What Stripe's prices make of a quantity, counted in billionths of a thousandth of a minor unit: the
-//! twelve decimals that its amounts may have. Nothing of the service is used here, so that agreeing with
-//! it says something (<https://docs.stripe.com/products-prices/pricing-models>).
+//! Rating by Stripe's prices. Amounts are integers in units of 10^-12 of a minor unit, because Stripe's
+//! amounts may have twelve decimals. This module uses no code of the service, so that it is an independent
+//! check (<https://docs.stripe.com/products-prices/pricing-models>).
 
 use serde_json::{Value, json};
 
@@ -11,7 +11,7 @@ use super::forms::Form;
 const DECIMALS: usize = 12;
 const ONE: i128 = 1_000_000_000_000;
 
-/// A line of an invoice: so many, for so much, not rounded yet.
+/// An invoice line: a quantity and an unrounded amount.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Rated {
     pub(super) quantity: i128,
@@ -19,7 +19,7 @@ pub(super) struct Rated {
 }
 
 impl Rated {
-    /// In minor units, half away from zero: "rounding occurs on the line item level".
+    /// Rounds to minor units, half away from zero: "rounding occurs on the line item level".
     pub(super) fn rounded(self) -> i64 {
         let away = if self.amount < 0 { -ONE / 2 } else { ONE / 2 };
         i64::try_from((self.amount + away) / ONE).unwrap_or(i64::MAX)
@@ -30,7 +30,7 @@ impl Rated {
     }
 }
 
-/// An amount of a price or a tier, whole or decimal, as both fields show it.
+/// Reads an amount of a price or a tier, whole or decimal, and returns both fields.
 pub(super) fn read_amount(form: &mut Form, name: &str) -> Result<(Value, Value), ApiError> {
     let whole = form.integer(name)?;
     let decimal = form.text(&format!("{name}_decimal"), 40)?;
@@ -50,7 +50,7 @@ pub(super) fn read_amount(form: &mut Form, name: &str) -> Result<(Value, Value),
     }
 }
 
-/// `tiers[0][up_to]=inf&tiers[0][unit_amount_decimal]=…`: rising, the last without end.
+/// Reads tiers (`tiers[0][up_to]=inf&tiers[0][unit_amount_decimal]=…`), which rise and end with `inf`.
 pub(super) fn read_tiers(form: &mut Form) -> Result<Vec<Value>, ApiError> {
     let mut tiers = Vec::new();
     let mut below = 0;
@@ -81,7 +81,7 @@ pub(super) fn read_tiers(form: &mut Form) -> Result<Vec<Value>, ApiError> {
     Ok(tiers)
 }
 
-/// The lines that a price makes of a quantity: one, or one for each tier reached.
+/// Rates a quantity. Returns one line, or one per reached tier.
 pub(super) fn rate(price: &Value, quantity: i128, of_tiers: TierLines) -> Vec<Rated> {
     let tiers = price["tiers"].as_array().map_or(&[][..], Vec::as_slice);
     let lines = match price["tiers_mode"].as_str() {
@@ -107,8 +107,8 @@ pub(super) fn rate(price: &Value, quantity: i128, of_tiers: TierLines) -> Vec<Ra
     lines.into_iter().reduce(Rated::with).into_iter().collect()
 }
 
-/// Walks down from the top: what lies above a bound is the tier's. The first tier's flat amount is due
-/// for no use, too.
+/// Rates from the highest tier down: usage above a tier's lower bound belongs to that tier. The first tier's
+/// flat amount is due even without usage.
 fn graduated(tiers: &[Value], quantity: i128) -> Vec<Rated> {
     let mut rest = quantity;
     let mut lines = Vec::new();

@@ -1,5 +1,5 @@
-//! What time does: trials end, periods turn over, subscriptions end, invoices are finalized, each at
-//! its own moment and in order, however far the clock jumps.
+//! The passage of time: trials and subscriptions end, periods are renewed, invoices are finalized. Each event
+//! happens at its own time and in order, even if the clock jumps.
 
 use super::clock::{DAY, HOUR};
 use super::customers::Payments;
@@ -11,7 +11,7 @@ use super::subscriptions::{Item, Subscription, change, snapshot};
 const INCOMPLETE_MAX: i64 = 23 * HOUR;
 const TRIAL_NOTICE: i64 = 3 * DAY;
 
-/// In the order in which they happen where they fall together.
+/// Due events, in the order in which simultaneous ones happen.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 enum Due {
     Finalize(String),
@@ -23,7 +23,7 @@ enum Due {
 }
 
 impl State {
-    /// Lets everything happen that is due by now.
+    /// Executes every event that is due by now.
     pub(super) fn settle(&mut self) {
         let now = self.clock.now();
         if self.settled_at == Some(now) {
@@ -73,7 +73,7 @@ fn happen(state: &mut State, due: Due) {
     match due {
         Due::Finalize(id) => invoices::finalize(state, &id),
         Due::Cancel(id) => {
-            // what was used in the last period is billed yet
+            // usage of the last period still has to be billed
             let is_metered =
                 subscriptions::find(state, &id).is_ok_and(|it| it.items.iter().any(Item::is_metered));
             subscriptions::end(state, &id);

@@ -1,5 +1,4 @@
-//! Thin events that report what became of meter events after they were answered with 200; their
-//! details are fetched.
+//! Thin events that report meter events which failed after the answer 200. A client fetches their details.
 
 use serde_json::{Value, json};
 
@@ -12,14 +11,14 @@ use super::state::State;
 const SAMPLES_MAX: usize = 5;
 
 impl StripeFake {
-    /// The events do not count after all, and a report says so.
+    /// Removes the events from the totals, and reports them.
     pub(crate) fn report_errors(&self, event_name: &str, code: &'static str, identifiers: &[&str]) {
         let mut state = self.shared.lock();
         let meter = state.meters.by_event_name(event_name).map(|meter| meter.id.clone());
         report(&mut state, meter.as_deref(), code, identifiers);
     }
 
-    /// The same for events without a meter.
+    /// Reports events without a meter.
     pub(crate) fn report_no_meter(&self, identifiers: &[&str]) {
         report(&mut self.shared.lock(), None, "no_meter", identifiers);
     }

@@ -86,7 +86,7 @@ pub(super) fn unknown(method: &str, path: &str) -> ApiError {
     ApiError::new(404, format!("Unrecognized request URL ({method}: {path})."))
 }
 
-/// A page of rows that each have an id, in their order.
+/// Returns a page of rows in their order; each row has an id.
 pub(super) fn page(mut rows: Vec<Value>, mut form: Form, url: &str) -> Result<Value, ApiError> {
     let limit = form.integer("limit")?.unwrap_or(10);
     let after = form.text("starting_after", 200)?;

@@ -1,4 +1,4 @@
-//! The fake as a test holds it: it listens until it is dropped.
+//! The handle of a test on the fake, which listens until the handle is dropped.
 
 use std::io;
 use std::net::SocketAddr;
@@ -35,7 +35,7 @@ pub(crate) struct StripeFake {
 }
 
 impl StripeFake {
-    /// On a free port.
+    /// Starts a fake on a free port.
     pub(crate) async fn start(options: Options) -> Self {
         Self::bind(SocketAddr::from(([127, 0, 0, 1], 0)), options).await.expect("a port is free")
     }
@@ -43,7 +43,7 @@ impl StripeFake {
     pub(crate) async fn bind(address: SocketAddr, options: Options) -> io::Result<Self> {
         let listener = TcpListener::bind(address).await?;
         let address = listener.local_addr()?;
-        // so that a connection that is dropped is reset
+        // a dropped connection is reset
         let listener = listener.tap_io(|stream| {
             stream.set_zero_linger().ok();
             stream.set_nodelay(true).ok();
@@ -62,7 +62,7 @@ impl StripeFake {
         format!("http://{}", self.address)
     }
 
-    // calls without the network, of which no fault, count or violation knows
+    // calls without the network, which skip faults, counts and violations
 
     pub(crate) fn get(&self, path: &str) -> Value {
         self.call(Method::GET, path, &[])
@@ -76,7 +76,7 @@ impl StripeFake {
         self.call(Method::DELETE, path, &[])
     }
 
-    /// Ends the test where the call is refused.
+    /// Executes a call, and panics if the call is refused.
     fn call(&self, method: Method, path: &str, fields: &[(&str, &str)]) -> Value {
         let parameters = form_urlencoded::Serializer::new(String::new()).extend_pairs(fields).finish();
         let answer = self.shared.lock().carry_out(&Call::direct(method, path, parameters));
@@ -89,7 +89,7 @@ impl StripeFake {
         self.shared.lock().now()
     }
 
-    /// All that is due by then happens at its own moment.
+    /// Sets the clock. Everything due until then happens at its own time.
     pub(crate) fn set_clock(&self, to: i64) {
         let mut state = self.shared.lock();
         state.clock.set(to);
@@ -108,14 +108,14 @@ impl StripeFake {
         self.shared.lock().faults = plan;
     }
 
-    /// Beside what else may go wrong.
+    /// Makes the next calls fail, before random faults apply.
     pub(crate) fn fail_next(&self, endpoint: Endpoint, fault: Fault, count: u32) {
         self.shared.lock().faults.push_next(endpoint, fault, count);
     }
 
     // meters and what was billed
 
-    /// A meter with the usual keys that sums; its id.
+    /// Creates a meter with the usual keys and the aggregation `sum`, and returns its id.
     pub(crate) fn meter(&self, event_name: &str) -> String {
         self.meter_with(event_name, "sum", None)
     }
@@ -130,7 +130,7 @@ impl StripeFake {
         id(&self.post("/v1/billing/meters", &fields))
     }
 
-    /// The aggregate of a customer's events over `[from, to)` of their timestamps; 0 without any.
+    /// Returns the aggregate of a customer's events with timestamps in `[from, to)`, or 0 without events.
     pub(crate) fn total(&self, customer: &str, event_name: &str, from: i64, to: i64) -> i128 {
         let state = self.shared.lock();
         let meter = state.meters.by_event_name(event_name);
@@ -138,41 +138,41 @@ impl StripeFake {
         total.unwrap_or(0)
     }
 
-    /// Every event that was taken, in the order of receipt, canceled ones too.
+    /// Returns every recorded event in the order of receipt, including canceled ones.
     pub(crate) fn events(&self) -> Vec<MeterEvent> {
         self.shared.lock().ledger.events.clone()
     }
 
-    // what the callers did
+    // the behaviour of the callers
 
-    /// Calls that arrived.
+    /// Returns the number of received calls.
     pub(crate) fn calls(&self, endpoint: Endpoint) -> u64 {
         self.shared.lock().traffic.arrived(endpoint)
     }
 
-    /// Calls that were answered with this status; none: that were given no answer.
+    /// Returns the number of calls answered with this status; `None` counts calls without an answer.
     pub(crate) fn answers(&self, endpoint: Endpoint, status: Option<u16>) -> u64 {
         self.shared.lock().traffic.answers(endpoint, status)
     }
 
-    /// The most calls for one customer and meter that were there at once.
+    /// Returns the highest number of concurrent calls for one customer and meter.
     pub(crate) fn most_in_flight(&self, customer: &str, event_name: &str) -> usize {
         let lane = (customer.to_owned(), event_name.to_owned());
         self.shared.lock().traffic.most_in_flight.get(&lane).copied().unwrap_or_default()
     }
 
-    /// The first requests as they came: method, path and parameters.
+    /// Returns the first requests as received: method, path and parameters.
     pub(crate) fn requests(&self) -> Vec<(String, String, String)> {
         self.shared.lock().traffic.requests.clone()
     }
 
-    /// What callers did that Metergate must never do.
+    /// Returns the callers' violations of Stripe's rules, which Metergate must never commit.
     pub(crate) fn violations(&self) -> Vec<String> {
         self.shared.lock().traffic.violations.clone()
     }
 }
 
-/// The id of an object.
+/// Returns the id of an object.
 pub(super) fn id(object: &Value) -> String {
     object["id"].as_str().unwrap_or_default().to_owned()
 }

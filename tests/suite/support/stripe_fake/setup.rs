@@ -1,11 +1,11 @@
-//! The objects of a test in one line each.
+//! Objects for tests, created in one line each.
 
 use super::customers::Payments;
 use super::server::{StripeFake, id};
 use super::{checkout, subscriptions};
 
 impl StripeFake {
-    /// A customer with these fields, such as `("metadata[subject]", "user_42")`; its id.
+    /// Creates a customer with these fields, such as `("metadata[subject]", "user_42")`, and returns its id.
     pub(crate) fn customer(&self, fields: &[(&str, &str)]) -> String {
         id(&self.post("/v1/customers", fields))
     }
@@ -14,7 +14,7 @@ impl StripeFake {
         self.shared.lock().payments.insert(customer.to_owned(), payments);
     }
 
-    /// A licensed price of 10.00 by interval (`month`) with a product of its own; its id.
+    /// Creates a licensed price of 10.00 per interval (`month`) with a new product, and returns its id.
     pub(crate) fn price(&self, name: &str, interval: &str) -> String {
         let fields = [
             ("currency", "usd"),
@@ -25,7 +25,7 @@ impl StripeFake {
         id(&self.post("/v1/prices", &fields))
     }
 
-    /// A metered price of 0.01 by interval for a meter's id; its id.
+    /// Creates a metered price of 0.01 per unit for a meter's id and an interval, and returns its id.
     pub(crate) fn metered_price(&self, meter: &str, interval: &str) -> String {
         let fields = [
             ("currency", "usd"),
@@ -38,23 +38,23 @@ impl StripeFake {
         id(&self.post("/v1/prices", &fields))
     }
 
-    /// A subscription with these fields beside; its id.
+    /// Creates a subscription with these additional fields, and returns its id.
     pub(crate) fn subscribe(&self, customer: &str, price: &str, fields: &[(&str, &str)]) -> String {
         let fields = [&[("customer", customer), ("items[0][price]", price)], fields].concat();
         id(&self.post("/v1/subscriptions", &fields))
     }
 
-    /// To status paused; `POST /v1/subscriptions/{id}/resume` ends it.
+    /// Sets the status to paused; `POST /v1/subscriptions/{id}/resume` ends the pause.
     pub(crate) fn pause(&self, subscription: &str) {
         subscriptions::pause(&mut self.shared.lock(), subscription);
     }
 
-    /// A status that Stripe comes to on its own, such as `unpaid` after the last attempt.
+    /// Sets a status that Stripe sets on its own, such as `unpaid` after the last attempt.
     pub(crate) fn set_status(&self, subscription: &str, status: &'static str) {
         subscriptions::change(&mut self.shared.lock(), subscription, |it| it.status = status);
     }
 
-    /// What the customer does behind the URL of a checkout session.
+    /// Completes a checkout session, as the customer does at its URL.
     pub(crate) fn complete_checkout(&self, session: &str) {
         checkout::complete(&mut self.shared.lock(), session).expect("an open session");
     }

@@ -1,4 +1,4 @@
-//! Everything the fake knows, behind one lock.
+//! The whole state of the fake, behind one lock.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -27,7 +27,7 @@ pub(super) struct State {
     pub(super) options: Options,
     pub(super) base_url: String,
     pub(super) clock: Clock,
-    /// Now, while what was due in the past happens.
+    /// The time of the past event that is being executed.
     pub(super) moment: Option<i64>,
     pub(super) settled_at: Option<i64>,
     pub(super) faults: Plan,
@@ -44,7 +44,7 @@ pub(super) struct State {
     pub(super) sessions: BTreeMap<String, Session>,
     pub(super) outbox: Outbox,
     pub(super) is_silent: bool,
-    /// The version that the endpoint of the webhooks is pinned to.
+    /// The version to which the webhook endpoint is pinned.
     pub(super) endpoint_version: Version,
     /// Thin events with their details.
     pub(super) reports: BTreeMap<String, Value>,
@@ -53,7 +53,7 @@ pub(super) struct State {
 
 impl State {
     pub(super) fn new(options: Options, base_url: String) -> Self {
-        let endpoint_version = Version::read(&options.webhook_version).expect("a version of Stripe's");
+        let endpoint_version = Version::read(&options.webhook_version).expect("a valid API version");
         Self {
             base_url,
             clock: options.clock,
@@ -88,13 +88,13 @@ impl State {
         self.payments.get(customer).is_none_or(|payments| *payments == Payments::Succeed)
     }
 
-    /// Ids rise, so that sorting by them is sorting by age.
+    /// Returns a new id. Ids rise, so that sorting by them is sorting by age.
     pub(super) fn next_id(&mut self, prefix: &str) -> String {
         self.last_id += 1;
         format!("{prefix}_fake{:08}", self.last_id)
     }
 
-    /// Notes a call, and draws what goes wrong with it.
+    /// Counts a call and chooses its fault.
     pub(super) fn arrive(&mut self, call: &Call) -> Option<Fault> {
         if is_control(&call.path) {
             return None;
@@ -103,7 +103,7 @@ impl State {
         self.faults.draw(call.endpoint())
     }
 
-    /// Carries a call out, after what was due before it.
+    /// Executes a call, after everything that was due before it.
     pub(super) fn carry_out(&mut self, call: &Call) -> Result<Value, ApiError> {
         self.settle();
         let answer = routes::answer(self, call);
@@ -111,7 +111,7 @@ impl State {
         answer
     }
 
-    /// Carries a call out with its fault, and keeps what came of it under its key.
+    /// Executes a call with its fault, and keeps the answer under its idempotency key.
     pub(super) fn process(&mut self, call: &Call, fault: Option<Fault>) -> Answer {
         let (answer, is_kept) = match fault {
             Some(Fault::ErrorBefore) => (Answer::internal(), false),

@@ -1,4 +1,4 @@
-//! Subscriptions are made, changed, canceled and resumed.
+//! Calls that create, change, cancel and resume subscriptions.
 
 use serde_json::{Value, json};
 
@@ -13,7 +13,7 @@ use super::subscriptions;
 use super::subscriptions::{Subscription, change, read_item, show, snapshot};
 use super::version::Version;
 
-/// Fields that change nothing here.
+/// Fields that have no effect in the fake.
 const IGNORED: [&str; 6] = [
     "collection_method",
     "currency",
@@ -150,7 +150,7 @@ pub(super) fn update(
     show(state, id, version)
 }
 
-/// Whether another interval makes the periods start anew.
+/// Updates the items, and returns whether a changed interval restarts the periods.
 fn update_items(state: &mut State, changed: &mut Subscription, forms: Vec<Form>) -> Result<bool, ApiError> {
     let mut must_restart = false;
     for mut form in forms {
@@ -238,7 +238,7 @@ pub(super) fn cancel(
     show(state, id, version)
 }
 
-/// Only from status paused.
+/// Resumes a paused subscription.
 pub(super) fn resume(
     state: &mut State,
     id: &str,

@@ -1,4 +1,4 @@
-//! Subscriptions: what they are, how they are shown, how they are found and ended.
+//! Subscriptions: their state, their JSON, lookups and ends.
 
 use serde_json::{Map, Value, json};
 
@@ -24,11 +24,11 @@ pub(super) struct Subscription {
     pub(super) ended_at: Option<i64>,
     pub(super) trial: Option<(i64, i64)>,
     pub(super) is_trial_end_told: bool,
-    /// What happens at the end of a trial where nothing can be paid: `create_invoice`, pause, cancel.
+    /// The action at the end of a trial without a payment method: `create_invoice`, `pause` or `cancel`.
     pub(super) without_payment: String,
     pub(super) metadata: Value,
     pub(super) description: Option<String>,
-    /// Whether invoices stay drafts.
+    /// The behaviour of a paused collection, under which invoices stay drafts.
     pub(super) pause_collection: Option<String>,
     pub(super) latest_invoice: Option<String>,
 }
@@ -54,12 +54,12 @@ impl Subscription {
         matches!(self.status, "canceled" | "incomplete_expired")
     }
 
-    /// When its first period ends.
+    /// Returns the end of the first period to end.
     pub(super) fn period_end(&self) -> Option<i64> {
         self.items.iter().map(|item| item.period.1).min()
     }
 
-    /// Counts every item's period from the anchor; before an anchor to come it starts now.
+    /// Counts every item's period from the anchor; if the anchor is in the future, the period starts now.
     pub(super) fn restart_periods(&mut self, now: i64) {
         for item in &mut self.items {
             let (start, end) = around(self.anchor, item.interval, now);
@@ -121,7 +121,7 @@ impl Subscription {
         put("metadata", json!({}));
         put("price", state.prices.get(&item.price).cloned().unwrap_or_default());
         put("subscription", json!(self.id));
-        // a metered item has none
+        // a metered item has no quantity
         if let Some(quantity) = item.quantity {
             put("quantity", json!(quantity));
         }
@@ -141,12 +141,12 @@ pub(super) fn show(state: &State, id: &str, version: &Version) -> Result<Value, 
     Ok(find(state, id)?.render(state, version))
 }
 
-/// As the endpoint of the webhooks sees it.
+/// Returns the JSON of a subscription in the webhook endpoint's version.
 pub(super) fn snapshot(state: &State, id: &str) -> Value {
     show(state, id, &state.endpoint_version).unwrap_or_default()
 }
 
-/// Changes one, and tells what changed.
+/// Changes a subscription and emits an event for the change.
 pub(super) fn change(state: &mut State, id: &str, change: impl FnOnce(&mut Subscription)) {
     let before = snapshot(state, id);
     if let Some(subscription) = state.subscriptions.get_mut(id) {
@@ -156,7 +156,7 @@ pub(super) fn change(state: &mut State, id: &str, change: impl FnOnce(&mut Subsc
     state.emit_change("customer.subscription.updated", &before, &after);
 }
 
-/// Ends one now.
+/// Ends a subscription now.
 pub(super) fn end(state: &mut State, id: &str) {
     let now = state.now();
     if let Some(subscription) = state.subscriptions.get_mut(id) {
@@ -174,7 +174,7 @@ pub(super) fn pause(state: &mut State, id: &str) {
     state.emit("customer.subscription.paused", &paused, None);
 }
 
-/// The ids of a customer's subscriptions that have not ended.
+/// Returns the ids of a customer's subscriptions that have not ended.
 pub(super) fn open_of(state: &State, customer: &str) -> Vec<String> {
     let open = |it: &&Subscription| it.customer == customer && !it.has_ended();
     state.subscriptions.values().filter(open).map(|it| it.id.clone()).collect()
@@ -217,7 +217,7 @@ pub(super) fn list(state: &State, mut form: Form, version: &Version) -> Result<V
     page(found.map(|it| it.render(state, version)).collect(), form, "/v1/subscriptions")
 }
 
-/// The items that a form names; every price must recur.
+/// Reads an item; its price must be recurring.
 pub(super) fn read_item(state: &mut State, price: &str, quantity: Option<i64>) -> Result<Item, ApiError> {
     let object = catalog::price(state, price)?;
     let interval = catalog::interval(object)

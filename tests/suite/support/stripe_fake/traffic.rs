@@ -1,4 +1,4 @@
-//! What is seen of the calls: how many, how many at once, how fast, and what they did wrong.
+//! Observations of the calls: their number, concurrency and rate, and violations of Stripe's rules.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -12,10 +12,10 @@ use super::http::{Call, lock_timeout, rate_limited};
 use super::server::Shared;
 use super::state::State;
 
-/// A customer and the name of a meter's events.
+/// A customer and the event name of a meter.
 type Lane = (String, String);
 
-/// Requests that are kept as they came.
+/// Limit of requests that are kept.
 const REQUESTS_KEPT_MAX: usize = 1_000;
 
 #[derive(Debug)]
@@ -25,12 +25,12 @@ pub(super) struct Traffic {
     in_flight: HashMap<Lane, usize>,
     pub(super) most_in_flight: HashMap<Lane, usize>,
     pub(super) violations: Vec<String>,
-    /// The first requests: method, path, and parameters as they came.
+    /// The first requests as received: method, path and parameters.
     pub(super) requests: Vec<(String, String, String)>,
     bucket: Option<Bucket>,
 }
 
-/// A token bucket that holds one second's worth, by the system's time.
+/// A token bucket of one second's calls, by the system's time.
 #[derive(Debug)]
 struct Bucket {
     per_second: f64,
@@ -53,7 +53,7 @@ impl Traffic {
         }
     }
 
-    /// None: the caller got no answer.
+    /// Counts an answer; `None` stands for a call without one.
     pub(super) fn count(&mut self, endpoint: Endpoint, status: Option<u16>) {
         *self.answers.entry((endpoint, status)).or_default() += 1;
     }
@@ -81,7 +81,7 @@ impl Traffic {
         Ok(())
     }
 
-    /// Counts a call, and looks for what every caller owes, whatever it asks for.
+    /// Counts a call and checks the rules that hold for every call.
     pub(super) fn inspect(&mut self, call: &Call) {
         *self.arrived.entry(call.endpoint()).or_default() += 1;
         if self.requests.len() < REQUESTS_KEPT_MAX {
@@ -99,7 +99,7 @@ impl Traffic {
     }
 }
 
-/// The one place for a call about a customer and a meter; free again when the call ends.
+/// The permission for one call about a customer and a meter; it is released when the call ends.
 pub(super) struct Slot {
     shared: Arc<Shared>,
     lane: Option<Lane>,

@@ -1,11 +1,11 @@
-//! API versions: which of two shapes an answer takes.
+//! API versions: they decide between the two forms of an answer.
 
 use super::errors::ApiError;
 
-/// Periods moved to the items of a subscription, and an invoice's link to its parent.
+/// The version that moved periods to the items of a subscription, and an invoice's link to its parent.
 const BASIL: &str = "2025-03-31";
 
-/// Such as `2026-07-29.dahlia`.
+/// An API version, such as `2026-07-29.dahlia`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Version(String);
 

@@ -27,7 +27,7 @@ fn catalog(plan_credits: &Value) -> Catalog {
     .unwrap()
 }
 
-/// A wallet of one subject, and the time.
+/// A wallet of one subject, with a clock.
 struct WalletRig {
     wallet: Wallet,
     catalog: Catalog,
@@ -69,7 +69,7 @@ impl WalletRig {
         self.wallet.parts(quantity, &of, &TentativeAmounts::new(), self.now)
     }
 
-    /// Spends as much as there is; how much that was.
+    /// Spends up to a quantity, as far as the grants go, and returns the spent quantity.
     fn burn(&mut self, quantity: &str) -> String {
         let parts = self.parts("m", quantity, json!({}));
         self.wallet.spend(&parts, &MeterKey::parse("m").unwrap(), (None, Uuid::nil()), self.now);
@@ -97,7 +97,7 @@ impl WalletRig {
 
 #[test]
 fn grants_burn_by_priority_then_expiry_then_age() {
-    // `CASES.md`: 100 and 100, use 120
+    // `CASES.md`: grants of 100 and 100, usage of 120
     let cases = [
         (json!({"priority": 1}), json!({"priority": 2}), ["0", "80"]),
         (json!({"priority": 2}), json!({"priority": 1}), ["80", "0"]),
@@ -137,7 +137,7 @@ fn grants_burn_by_priority_then_expiry_then_age() {
 }
 
 #[test]
-fn units_have_their_own_costs() {
+fn credit_units_charge_their_cost_per_meter_and_filter() {
     let mut rig = WalletRig::at("2026-02-01");
     rig.give(json!({"credit_unit": "u", "amount": 100}));
     rig.give(json!({"currency": "usd", "amount": 10, "priority": 1}));
@@ -149,11 +149,11 @@ fn units_have_their_own_costs() {
     assert_eq!(parts("m", "60", json!({})), ["100 for 50", "3.333333334 for 10"]);
     assert_eq!(parts("m", "6", json!({"model": "big"})), ["100 for 5", "0.333333334 for 1"]);
     assert_eq!(parts("m", "1000", json!({})), ["100 for 50", "10 for 30"]);
-    // a price by the package costs by what was used before
+    // the cost of a package price depends on earlier usage
     assert_eq!(parts("n", "5", json!({})), [] as [&str; 0]);
 }
 
-/// With a credit unit in which a unit of `m` costs so much.
+/// Returns a wallet in which one unit of `m` has the given cost in a credit unit.
 fn costing(cost: &str) -> WalletRig {
     let mut rig = WalletRig::at("2026-02-01");
     let unit = json!({"key": "u", "costs": [{"meter": "m", "cost": cost}]});
@@ -162,21 +162,22 @@ fn costing(cost: &str) -> WalletRig {
 }
 
 #[test]
-fn a_use_costs_the_same_over_one_grant_and_over_several() {
-    /// What a unit costs; grants, in credits or in units; uses, and what of each is covered; what is left.
+fn uses_cost_the_same_over_one_grant_and_over_several() {
+    /// The cost of a unit; the grants, in credits or units; the uses with their covered quantities; the
+    /// remainders.
     type Case<'a> = (&'a str, &'a [&'a str], &'a [(&'a str, &'a str)], &'a [&'a str]);
     let cases: [Case<'_>; 9] = [
         ("3", &["1", "1", "1"], &[("1", "1"), ("1", "0")], &["0", "0", "0"]),
         ("3", &["4", "4", "4"], &[("1", "1"), ("1", "1"), ("2", "2"), ("1", "0")], &["0", "0", "0"]),
         ("3", &["50", "50", "50"], &[("16", "16"), ("33", "33"), ("1", "1"), ("1", "0")], &["0", "0", "0"]),
         ("7", &["10", "10", "10"], &[("4", "4"), ("1", "0.285714285")], &["0", "0", "0"]),
-        // what is beyond them is told of once, and nothing is left
+        // a use beyond the grants spends them fully, and is covered in part
         ("3", &["1"], &[("1", "0.333333333")], &["0"]),
         ("3", &["1", "1"], &[("1", "0.666666666")], &["0", "0"]),
-        // units between: only the last of a use is cut, and where there is something to cut
+        // with grants in units between: only the last share of a use is rounded
         ("3", &["1", "m 1", "2"], &[("2", "2"), ("1", "0")], &["0", "0", "0"]),
         ("3", &["1", "m 1"], &[("1", "1"), ("1", "0.333333333")], &["0", "0"]),
-        // less than can be told of stays, and is burnt with the next
+        // an amount below one nano-unit stays and is spent with the next grant
         ("3", &["0.000000002", "0.000000001"], &[("1", "0.000000001")], &["0", "0"]),
     ];
     for (cost, grants, uses, left) in cases {
@@ -194,7 +195,7 @@ fn a_use_costs_the_same_over_one_grant_and_over_several() {
         }
         let remain: Vec<String> = ids.iter().map(|id| rig.left(*id)).collect();
         assert_eq!(remain, *left, "{cost} {grants:?}");
-        // the movements of a use tell of as many units as it has
+        // the quantities of the movements sum to the covered quantities
         let told = rig.wallet.movements().iter().filter_map(|moved| moved.cause.used.as_ref());
         let told = told.fold(Total::default(), |sum, (_, quantity)| sum + (*quantity).into());
         let covered = uses.iter().map(|(_, covered)| Total::from_decimal(covered).unwrap());
@@ -207,7 +208,7 @@ fn a_use_costs_the_same_over_one_grant_and_over_several() {
 
 #[test]
 fn recurring_grants_carry_over_what_their_rollover_allows() {
-    // `CASES.md`: grant 100 with rollover max 50, use 10, period turns
+    // `CASES.md`: a grant of 100 with a rollover of at most 50, usage of 10, end of the period
     let grant = |renews: bool, rollover: Value| json!({"meter": "m", "amount": 100, "period": "month", "renews": renews, "rollover": rollover});
     let cases = [
         (grant(false, json!({"max": 50})), "10", "50"),
@@ -223,11 +224,11 @@ fn recurring_grants_carry_over_what_their_rollover_allows() {
         rig.give(request.clone());
         rig.burn(used);
         rig.turn("2026-02-27T23:59:59Z");
-        assert_eq!(rig.said().len(), 2, "it has not turned yet: {request}");
+        assert_eq!(rig.said().len(), 2, "the period has not ended yet: {request}");
         rig.turn("2026-02-28");
         assert_eq!(rig.balance(), expected, "{request}");
     }
-    // what nobody looked at for months stands as if somebody had
+    // a wallet without readers for months equals one that was read each month
     let mut rig = WalletRig::at("2026-01-31");
     rig.give(json!({"meter": "m", "amount": 100, "period": "month", "rollover": {"max": 250},
                     "expires_at": "2026-12-01T00:00:00Z"}));
@@ -278,11 +279,11 @@ fn plan_grants_are_issued_once_per_period() {
     for (now, expected) in cases {
         assert_eq!(balance(&subscription, now), expected, "{now}");
     }
-    // the biller turns early: what it was is carried as at any turn
+    // the biller starts a period early: the unused credits carry over as at any period end
     subscription.cycle.anchor = at("2026-04-10");
     assert_eq!(balance(&subscription, "2026-04-10"), "150");
     assert_eq!(balance(&subscription, "2026-04-11"), "150");
-    // away for a while: nothing was given, and nothing is carried over that
+    // a paused subscription receives nothing and carries nothing over
     subscription.terms_since = at("2026-07-15");
     assert_eq!(balance(&subscription, "2026-07-16"), "100");
 }
@@ -321,7 +322,7 @@ fn refunds_refer_to_their_spend_and_voids_take_the_remainder() {
 }
 
 #[test]
-fn a_grant_takes_effect_when_it_says() {
+fn grants_take_effect_at_their_effective_time() {
     let mut rig = WalletRig::at("2026-02-01");
     let id = rig.give(json!({"meter": "m", "amount": 10, "effective_at": "2026-02-05T00:00:00Z"}));
     assert_eq!((rig.balance().as_str(), rig.burn("1").as_str()), ("0", "0"));
@@ -359,14 +360,14 @@ fn steps() -> impl Strategy<Value = Vec<WalletStep>> {
 }
 
 proptest! {
-    /// A balance covers as much, and a use takes as much of it, whether it was given at once or in several
-    /// grants; what is settled and what is given back of a hold is what was held, and as exact.
+    /// Coverage and cost do not depend on the number of grants that make up a balance. The settled and the
+    /// returned part of a hold sum to the held amount.
     #[test]
     fn coverage_does_not_depend_on_how_a_balance_is_split(
         cost in 1_i64..9_000_000_000, nanos in prop::collection::vec(1_i64..4_000_000_000_000, 1..6),
         asked in 1_i64..9_000_000_000_000, at in 0_i64..9_000_000_000_000, whole in any::<bool>(),
     ) {
-        // whole costs and whole units need no rounding at all
+        // whole costs and whole units need no rounding
         let step = if whole { 1_000_000_000 } else { 1 };
         let text = |nanos: i64| Total::from_nanos((nanos - nanos % step).max(step).into()).to_string();
         let balance = nanos.iter().fold(Total::default(), |sum, part| sum + Total::from_nanos((*part).into()));
@@ -390,8 +391,8 @@ proptest! {
         prop_assert!(apart <= i128::from(!whole), "{} {}", amount(&cut[0].0), amount(&cut[1].0));
     }
 
-    /// Whatever happens: no account of a grant falls below nothing, what each has is the sum of what moved,
-    /// and grants hold exactly what open reservations hold.
+    /// After any steps no account of a grant is negative, each balance is the sum of its movements, and
+    /// grants hold exactly the holds of open reservations.
     #[test]
     fn balances_equal_ledger_sums_and_are_never_negative(steps in steps()) {
         let mut rig = WalletRig::at("2026-01-31");
