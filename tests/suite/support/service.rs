@@ -24,6 +24,7 @@ use tokio::process::{Child, Command};
 use tower::ServiceExt;
 
 use super::cluster;
+use super::contract;
 use super::proxy::Proxy;
 
 pub(crate) const TEST_SECRET: &str = "the-secret-of-the-test-environment!!";
@@ -122,15 +123,16 @@ impl TestService {
         self.engine.apply_catalog(Environment::Test, catalog, false).await.unwrap();
     }
 
+    /// Sends a request and checks the answer against openapi.yaml.
     pub(crate) async fn send(&self, request: Request<Body>) -> Answer {
+        let (method, uri) = (request.method().clone(), request.uri().to_string());
         let response = self.front.clone().oneshot(request).await.unwrap();
         let (parts, body) = response.into_parts();
         let bytes = body.collect().await.unwrap().to_bytes();
-        Answer {
-            status: parts.status,
-            headers: parts.headers,
-            text: String::from_utf8_lossy(&bytes).into_owned(),
-        }
+        let text = String::from_utf8_lossy(&bytes).into_owned();
+        let answer = Answer { status: parts.status, headers: parts.headers, text };
+        contract::check(&method, &uri, &answer);
+        answer
     }
 
     pub(crate) fn request(&self, method: Method, path: &str) -> axum::http::request::Builder {
@@ -227,11 +229,14 @@ pub(crate) struct Caller {
 impl Caller {
     /// None: the connection broke before there was an answer.
     pub(crate) async fn try_send(&self, method: Method, path: &str, body: &Value) -> Option<Answer> {
-        let request = self.client.request(method, format!("{}{path}", self.base)).bearer_auth(&self.key);
+        let request =
+            self.client.request(method.clone(), format!("{}{path}", self.base)).bearer_auth(&self.key);
         let request = if body.is_null() { request } else { request.json(body) };
         let answer = request.send().await.ok()?;
         let (status, headers) = (answer.status(), answer.headers().clone());
-        Some(Answer { status, headers, text: answer.text().await.ok()? })
+        let answer = Answer { status, headers, text: answer.text().await.ok()? };
+        contract::check(&method, path, &answer);
+        Some(answer)
     }
 
     pub(crate) async fn send(&self, method: Method, path: &str, body: &Value) -> Answer {
