@@ -1,5 +1,5 @@
-//! What the tests stand on: a throwaway cluster for the run, a database of its own for each test,
-//! the service in process or as processes, a connection that can be cut, and a fake of Stripe.
+//! The equipment of the tests: a throwaway cluster per run, a database per test, the service in process or as a
+//! process, a check of answers against openapi.yaml, a proxy that can cut connections, and a fake of Stripe.
 
 pub(crate) mod cluster;
 pub(crate) mod contract;

@@ -1,5 +1,5 @@
-//! The service under test. In process: the real router on a real database, with a clock of the
-//! test's own and folding only when the test says so. As a process: the real binary.
+//! The service under test. In process: the real router on a real database, with a manual clock and folding on
+//! request. As a process: the real binary.
 
 use std::process::Stdio;
 use std::sync::Arc;
@@ -29,7 +29,7 @@ use super::proxy::Proxy;
 
 pub(crate) const TEST_SECRET: &str = "the-secret-of-the-test-environment!!";
 pub(crate) const LIVE_SECRET: &str = "the-secret-of-the-live-environment!!";
-/// What the clock of a test says until it is set.
+/// The initial time of a test's clock.
 pub(crate) const NOON: &str = "2026-11-20T12:00:00Z";
 
 pub(crate) fn at(text: &str) -> Timestamp {
@@ -56,7 +56,7 @@ impl Answer {
         serde_json::from_str(&self.text).unwrap_or_else(|why| panic!("{why}: {}", self.text))
     }
 
-    /// Whether it says that it was answered before.
+    /// Returns true if the answer is marked as a replay.
     pub(crate) fn is_replay(&self) -> bool {
         self.headers.contains_key("idempotent-replayed")
     }
@@ -87,7 +87,7 @@ impl TestService {
         Self::at_url(&cluster::database_url().await, engine_settings()).await
     }
 
-    /// With these meters in the test environment.
+    /// Starts the service with these meters in the test environment.
     pub(crate) async fn with_meters(meters: Value) -> Self {
         let service = Self::start().await;
         service.apply(json!({ "meters": meters })).await;
@@ -107,7 +107,7 @@ impl TestService {
         Self { engine, clock, url: url.to_owned(), key, front }
     }
 
-    /// With this catalog, a connection that can be cut, and callers that do not wait for long.
+    /// Starts the service with this catalog behind a proxy that can cut connections. Calls wait for at most 50 ms.
     pub(crate) async fn behind_proxy(catalog: Value) -> (Self, Proxy) {
         let url = cluster::database_url().await;
         let proxy = Proxy::start(&url);
@@ -131,7 +131,7 @@ impl TestService {
         let bytes = body.collect().await.unwrap().to_bytes();
         let text = String::from_utf8_lossy(&bytes).into_owned();
         let answer = Answer { status: parts.status, headers: parts.headers, text };
-        contract::check(&method, &uri, &answer);
+        contract::assert_documented(&method, &uri, &answer);
         answer
     }
 
@@ -178,14 +178,14 @@ impl TestService {
         self.send(request.body(Body::from(body.to_string())).unwrap()).await
     }
 
-    /// A token of an end user.
+    /// Returns an end-user token.
     pub(crate) fn token(subject: &str, scope: &str) -> String {
         let claims = json!({"sub": subject, "scope": scope, "aud": "metergate", "exp": 4_102_444_800_i64});
         let key = jsonwebtoken::EncodingKey::from_secret(TEST_SECRET.as_bytes());
         jsonwebtoken::encode(&jsonwebtoken::Header::default(), &claims, &key).unwrap()
     }
 
-    /// Records events that must all be accepted.
+    /// Records events, and asserts that each is accepted.
     pub(crate) async fn record(&self, events: &Value) {
         let answer = self.post("/v1/events?backfill=true", events).await;
         let expected = events.as_array().map_or(1, Vec::len);
@@ -193,14 +193,14 @@ impl TestService {
         assert_eq!(answer.json()["accepted"], expected, "{}", answer.text);
     }
 
-    /// The rows of a usage query.
+    /// Returns the rows of a usage query.
     pub(crate) async fn usage(&self, query: &str) -> Vec<Value> {
         let answer = self.get(&format!("/v1/usage?{query}")).await;
         assert_eq!(answer.status, StatusCode::OK, "{query}: {}", answer.text);
         answer.json()["data"].as_array().unwrap().clone()
     }
 
-    /// The values of a usage query, as written.
+    /// Returns the values of a usage query as JSON text.
     pub(crate) async fn values(&self, query: &str) -> Vec<String> {
         self.usage(query).await.iter().map(|row| row["value"].to_string()).collect()
     }
@@ -218,7 +218,7 @@ impl TestService {
     }
 }
 
-/// Calls a process with a key, as any client does.
+/// A client of a process, with a key.
 #[derive(Clone)]
 pub(crate) struct Caller {
     client: reqwest::Client,
@@ -227,7 +227,7 @@ pub(crate) struct Caller {
 }
 
 impl Caller {
-    /// None: the connection broke before there was an answer.
+    /// Sends a request and checks the answer against openapi.yaml. Returns `None` if the connection breaks first.
     pub(crate) async fn try_send(&self, method: Method, path: &str, body: &Value) -> Option<Answer> {
         let request =
             self.client.request(method.clone(), format!("{}{path}", self.base)).bearer_auth(&self.key);
@@ -235,7 +235,7 @@ impl Caller {
         let answer = request.send().await.ok()?;
         let (status, headers) = (answer.status(), answer.headers().clone());
         let answer = Answer { status, headers, text: answer.text().await.ok()? };
-        contract::check(&method, path, &answer);
+        contract::assert_documented(&method, path, &answer);
         Some(answer)
     }
 
@@ -256,14 +256,14 @@ impl Caller {
     }
 }
 
-/// The real binary, serving a database.
+/// A running process of the real binary.
 pub(crate) struct Process {
     pub(crate) child: Child,
     pub(crate) base: String,
 }
 
 impl Process {
-    /// Starts it on a free port, and waits until it listens.
+    /// Starts the binary on a free port, and waits until it listens.
     pub(crate) async fn start(url: &str) -> Self {
         Self::start_with(&[("DATABASE_URL", url)], &std::env::temp_dir()).await
     }
@@ -275,16 +275,16 @@ impl Process {
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).kill_on_drop(true);
         let mut child = command.spawn().unwrap();
         let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
-        let mut said = String::new();
+        let mut output = String::new();
         let address = loop {
-            let Some(line) = lines.next_line().await.unwrap() else { panic!("did not start: {said}") };
-            said.push_str(&line);
+            let Some(line) = lines.next_line().await.unwrap() else { panic!("did not start: {output}") };
+            output.push_str(&line);
             let line: Value = serde_json::from_str(&line).unwrap_or_default();
             if line["message"] == "listening" {
                 break line["address"].as_str().unwrap().to_owned();
             }
         };
-        // keep reading, so that it never waits for us
+        // the process would block on a full pipe
         tokio::spawn(async move { while let Ok(Some(_)) = lines.next_line().await {} });
         Self { child, base: format!("http://{address}") }
     }
@@ -293,12 +293,12 @@ impl Process {
         Caller { client: reqwest::Client::new(), base: self.base.clone(), key: key.to_owned() }
     }
 
-    /// `kill -9`.
+    /// Kills the process, as `kill -9` does.
     pub(crate) async fn kill(mut self) {
         self.child.kill().await.unwrap();
     }
 
-    /// Asks it to stop and waits; it must end well.
+    /// Asks the process to stop, and asserts that it exits with success.
     pub(crate) async fn stop(mut self) {
         let pid = self.child.id().unwrap().to_string();
         // the shell has its own `kill`; a small system may have no other
