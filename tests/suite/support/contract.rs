@@ -106,7 +106,7 @@ impl Contract {
 
     /// Validates an error that every route may answer.
     fn check_everywhere(&self, path: &str, answer: &Answer) -> Result<(), String> {
-        let body = answer.json();
+        let body = parse(answer)?;
         let (validator, code) = if path.starts_with("/v1/billing/") {
             (&self.stripe_error, None)
         } else {
@@ -137,11 +137,15 @@ impl Contract {
             return Ok(());
         }
         match content.get(media_type) {
-            Some(Some(validator)) => validate(validator, &answer.json()),
+            Some(Some(validator)) => validate(validator, &parse(answer)?),
             Some(None) => Ok(()),
             None => Err(format!("does not list the media type `{media_type}` of {}", answer.status)),
         }
     }
+}
+
+fn parse(answer: &Answer) -> Result<Value, String> {
+    serde_json::from_str(&answer.text).map_err(|why| format!("expects JSON: {why}"))
 }
 
 fn validate(validator: &Validator, body: &Value) -> Result<(), String> {
