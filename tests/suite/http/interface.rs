@@ -1,4 +1,4 @@
-//! The interface as a whole: its description, its documentation, what every answer carries.
+//! The HTTP interface as a whole: openapi.yaml, the documentation, and the headers and formats of answers.
 
 use std::collections::BTreeSet;
 
@@ -8,58 +8,91 @@ use metergate::http::{Access, routes};
 use serde_json::{Value, json};
 
 use crate::support::TestService;
-
-/// The description as JSON, by way of the reader that catalogs use.
-fn description() -> Value {
-    config::Config::builder()
-        .add_source(config::File::from_str(include_str!("../../../openapi.yaml"), config::FileFormat::Yaml))
-        .build()
-        .unwrap()
-        .try_deserialize()
-        .unwrap()
-}
+use crate::support::contract::{self, DOCUMENT};
 
 #[test]
-fn the_description_has_exactly_the_routes() {
-    let document = description();
-    let mut described = BTreeSet::new();
-    for (path, item) in document["paths"].as_object().unwrap() {
+fn the_document_lists_exactly_the_routes() {
+    let mut documented = BTreeSet::new();
+    for (path, item) in DOCUMENT["paths"].as_object().unwrap() {
         for method in ["get", "put", "post", "delete", "patch"] {
             if item.get(method).is_some() {
-                described.insert(format!("{} {path}", method.to_uppercase()));
+                documented.insert(format!("{} {path}", method.to_uppercase()));
             }
         }
     }
     let served: BTreeSet<String> =
         routes().iter().map(|route| format!("{} {}", route.method, route.path)).collect();
-    assert_eq!(described, served);
+    assert_eq!(documented, served);
 }
 
 #[test]
-fn every_operation_says_who_may_call_and_what_it_answers() {
-    let document = description();
+fn every_operation_documents_credentials_responses_and_path_parameters() {
     for route in routes() {
-        let operation = &document["paths"][route.path][route.method.as_str().to_lowercase()];
+        let item = &DOCUMENT["paths"][route.path];
+        let operation = &item[route.method.as_str().to_lowercase()];
         let name = format!("{} {}", route.method, route.path);
-        assert!(operation["operationid"].is_string() || operation["operationId"].is_string(), "{name}");
-        let security = operation["security"].as_array().unwrap_or_else(|| panic!("{name} names no security"));
+        assert!(operation["operationId"].is_string(), "{name}");
+        let security = operation["security"].as_array().unwrap_or_else(|| panic!("{name} lacks `security`"));
         let is_open = matches!(route.access, Access::Open | Access::Signed);
         assert_eq!(security.is_empty(), is_open, "{name}");
         let responses = operation["responses"].as_object().unwrap();
         assert!(responses.keys().any(|status| status.starts_with('2')), "{name}");
         assert_eq!(responses.contains_key("401"), !is_open, "{name}");
-        for parameter in route.path.split('/').filter_map(|part| part.strip_prefix('{')?.strip_suffix('}')) {
-            let text = operation.to_string() + &document["paths"][route.path].to_string();
-            assert!(
-                text.contains(&format!("\"{parameter}\"")) || text.contains("$ref"),
-                "{name}: {parameter}"
-            );
-        }
+        let parameters: BTreeSet<&str> = [&operation["parameters"], &item["parameters"]]
+            .into_iter()
+            .filter_map(|list| list.as_array())
+            .flatten()
+            .map(|parameter| match parameter["$ref"].as_str() {
+                Some(pointer) => DOCUMENT.pointer(pointer.trim_start_matches('#')).unwrap(),
+                None => parameter,
+            })
+            .filter(|parameter| parameter["in"] == "path")
+            .map(|parameter| parameter["name"].as_str().unwrap())
+            .collect();
+        let in_path: BTreeSet<&str> = route
+            .path
+            .split('/')
+            .filter_map(|part| part.strip_prefix('{')?.strip_suffix('}'))
+            .map(|part| part.trim_start_matches('*'))
+            .collect();
+        assert_eq!(parameters, in_path, "{name}");
     }
 }
 
 #[tokio::test]
-async fn operators_find_what_they_need() {
+async fn answers_outside_the_document_are_detected() {
+    let service =
+        TestService::with_meters(json!([{"key": "m", "event_name": "e", "aggregation": "sum"}])).await;
+    service.record(&json!({"id": "1", "event_name": "e", "subject": "s"})).await;
+    let path = "/v1/events/1";
+    let mut answer = service.get(path).await;
+    let documented = answer.json();
+    let mut check = |status: u16, body: &Value| {
+        answer.status = StatusCode::from_u16(status).unwrap();
+        answer.text = body.to_string();
+        contract::check(&Method::GET, path, &answer)
+    };
+    assert_eq!(check(200, &documented), Ok(()));
+    assert!(check(202, &documented).is_err());
+    // fields of a schema, of a schema that it composes, and of an object in a list
+    for pointer in ["/batch_id", "/subject", "/meters/0/folded"] {
+        let (parent, field) = pointer.rsplit_once('/').unwrap();
+        let mut body = documented.clone();
+        let object = body.pointer_mut(parent).unwrap().as_object_mut().unwrap();
+        let value = object.remove(field).unwrap();
+        assert!(check(200, &body).is_err(), "without {pointer}");
+        let mut body = documented.clone();
+        let object = body.pointer_mut(parent).unwrap().as_object_mut().unwrap();
+        object.insert("undocumented".to_owned(), value);
+        assert!(check(200, &body).is_err(), "with a field next to {pointer}");
+    }
+    let mut body = documented;
+    body["value"] = json!("1");
+    assert!(check(200, &body).is_err());
+}
+
+#[tokio::test]
+async fn open_routes_answer_without_a_credential() {
     let service = TestService::start().await;
     for (path, content_type, contains) in [
         ("/healthz", "application/json", "ok"),
@@ -76,18 +109,18 @@ async fn operators_find_what_they_need() {
 }
 
 #[tokio::test]
-async fn every_answer_carries_a_request_id() {
+async fn every_answer_has_a_request_id() {
     let service = TestService::start().await;
     let given =
         service.request(Method::GET, "/v1/meters").header("x-request-id", "abc-123").body(Body::empty());
     assert_eq!(service.send(given.unwrap()).await.headers["x-request-id"], "abc-123");
-    for path in ["/v1/meters", "/nothing", "/v1/usage"] {
+    for path in ["/v1/meters", "/unknown", "/v1/usage"] {
         let answer = service.get(path).await;
         assert_eq!(answer.headers["x-request-id"].len(), 36, "{path}");
     }
-    let indecent =
+    let invalid =
         service.request(Method::GET, "/v1/meters").header("x-request-id", "a b").body(Body::empty());
-    assert_ne!(service.send(indecent.unwrap()).await.headers["x-request-id"], "a b");
+    assert_ne!(service.send(invalid.unwrap()).await.headers["x-request-id"], "a b");
 }
 
 #[tokio::test]

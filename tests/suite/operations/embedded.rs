@@ -140,8 +140,8 @@ async fn an_invalid_setting_stops_the_start_and_is_named() {
         let mut command = Command::new(BINARY);
         command.current_dir(folder.path()).env_remove("DATABASE_URL").env(name, value).stdin(Stdio::null());
         let output = command.output().await.unwrap();
-        let output = String::from_utf8_lossy(&output.stderr).into_owned();
-        assert!(!output.status.success() && output.contains(named), "{name}: {output}");
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(!output.status.success() && text.contains(named), "{name}: {text}");
     }
 }
 

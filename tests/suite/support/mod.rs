@@ -1,7 +1,8 @@
-//! Shared support: a throwaway cluster per run, a database per test, the service in process or as a process,
-//! connections that can be cut, and a fake of Stripe.
+//! The equipment of the tests: a throwaway cluster per run, a database per test, the service in process or as a
+//! process, a check of answers against openapi.yaml, a proxy that can cut connections, and a fake of Stripe.
 
 pub(crate) mod cluster;
+pub(crate) mod contract;
 pub(crate) mod proxy;
 pub(crate) mod service;
 pub(crate) mod sources;

@@ -1,5 +1,5 @@
-//! The service under test. In process: the real router on a real database, with the test's own clock, folding
-//! only when the test calls it. As a process: the real binary.
+//! The service under test. In process: the real router on a real database, with a manual clock and folding on
+//! request. As a process: the real binary.
 
 use std::process::Stdio;
 use std::sync::Arc;
@@ -24,6 +24,7 @@ use tokio::process::{Child, Command};
 use tower::ServiceExt;
 
 use super::cluster;
+use super::contract;
 use super::proxy::Proxy;
 
 pub(crate) const TEST_SECRET: &str = "the-secret-of-the-test-environment!!";
@@ -55,7 +56,7 @@ impl Answer {
         serde_json::from_str(&self.text).unwrap_or_else(|why| panic!("{why}: {}", self.text))
     }
 
-    /// Returns whether the answer is marked as a replay.
+    /// Returns true if the answer is marked as a replay.
     pub(crate) fn is_replay(&self) -> bool {
         self.headers.contains_key("idempotent-replayed")
     }
@@ -86,7 +87,7 @@ impl TestService {
         Self::at_url(&cluster::database_url().await, engine_settings()).await
     }
 
-    /// Starts a service with these meters in the test environment.
+    /// Starts the service with these meters in the test environment.
     pub(crate) async fn with_meters(meters: Value) -> Self {
         let service = Self::start().await;
         service.apply(json!({ "meters": meters })).await;
@@ -106,7 +107,7 @@ impl TestService {
         Self { engine, clock, url: url.to_owned(), key, front }
     }
 
-    /// Starts a service with this catalog, a connection that can be cut, and a short wait for writers.
+    /// Starts the service with this catalog behind a proxy that can cut connections. Calls wait for at most 50 ms.
     pub(crate) async fn behind_proxy(catalog: Value) -> (Self, Proxy) {
         let url = cluster::database_url().await;
         let proxy = Proxy::start(&url);
@@ -122,15 +123,16 @@ impl TestService {
         self.engine.apply_catalog(Environment::Test, catalog, false).await.unwrap();
     }
 
+    /// Sends a request and checks the answer against openapi.yaml.
     pub(crate) async fn send(&self, request: Request<Body>) -> Answer {
+        let (method, uri) = (request.method().clone(), request.uri().to_string());
         let response = self.front.clone().oneshot(request).await.unwrap();
         let (parts, body) = response.into_parts();
         let bytes = body.collect().await.unwrap().to_bytes();
-        Answer {
-            status: parts.status,
-            headers: parts.headers,
-            text: String::from_utf8_lossy(&bytes).into_owned(),
-        }
+        let text = String::from_utf8_lossy(&bytes).into_owned();
+        let answer = Answer { status: parts.status, headers: parts.headers, text };
+        contract::assert_documented(&method, &uri, &answer);
+        answer
     }
 
     pub(crate) fn request(&self, method: Method, path: &str) -> axum::http::request::Builder {
@@ -176,14 +178,14 @@ impl TestService {
         self.send(request.body(Body::from(body.to_string())).unwrap()).await
     }
 
-    /// Signs a token of an end user.
+    /// Returns an end-user token.
     pub(crate) fn token(subject: &str, scope: &str) -> String {
         let claims = json!({"sub": subject, "scope": scope, "aud": "metergate", "exp": 4_102_444_800_i64});
         let key = jsonwebtoken::EncodingKey::from_secret(TEST_SECRET.as_bytes());
         jsonwebtoken::encode(&jsonwebtoken::Header::default(), &claims, &key).unwrap()
     }
 
-    /// Records events that must all be accepted.
+    /// Records events, and asserts that each is accepted.
     pub(crate) async fn record(&self, events: &Value) {
         let answer = self.post("/v1/events?backfill=true", events).await;
         let expected = events.as_array().map_or(1, Vec::len);
@@ -198,7 +200,7 @@ impl TestService {
         answer.json()["data"].as_array().unwrap().clone()
     }
 
-    /// Returns the values of a usage query, as written.
+    /// Returns the values of a usage query as JSON text.
     pub(crate) async fn values(&self, query: &str) -> Vec<String> {
         self.usage(query).await.iter().map(|row| row["value"].to_string()).collect()
     }
@@ -225,13 +227,16 @@ pub(crate) struct Caller {
 }
 
 impl Caller {
-    /// Returns `None` if the connection broke before the answer.
+    /// Sends a request and checks the answer against openapi.yaml. Returns `None` if the connection breaks first.
     pub(crate) async fn try_send(&self, method: Method, path: &str, body: &Value) -> Option<Answer> {
-        let request = self.client.request(method, format!("{}{path}", self.base)).bearer_auth(&self.key);
+        let request =
+            self.client.request(method.clone(), format!("{}{path}", self.base)).bearer_auth(&self.key);
         let request = if body.is_null() { request } else { request.json(body) };
         let answer = request.send().await.ok()?;
         let (status, headers) = (answer.status(), answer.headers().clone());
-        Some(Answer { status, headers, text: answer.text().await.ok()? })
+        let answer = Answer { status, headers, text: answer.text().await.ok()? };
+        contract::assert_documented(&method, path, &answer);
+        Some(answer)
     }
 
     pub(crate) async fn send(&self, method: Method, path: &str, body: &Value) -> Answer {
@@ -251,14 +256,14 @@ impl Caller {
     }
 }
 
-/// The real binary, serving a database.
+/// A running process of the real binary.
 pub(crate) struct Process {
     pub(crate) child: Child,
     pub(crate) base: String,
 }
 
 impl Process {
-    /// Starts the binary on a free port and waits until it listens.
+    /// Starts the binary on a free port, and waits until it listens.
     pub(crate) async fn start(url: &str) -> Self {
         Self::start_with(&[("DATABASE_URL", url)], &std::env::temp_dir()).await
     }
@@ -279,7 +284,7 @@ impl Process {
                 break line["address"].as_str().unwrap().to_owned();
             }
         };
-        // keeps reading, so that the process never blocks on its output
+        // the process would block on a full pipe
         tokio::spawn(async move { while let Ok(Some(_)) = lines.next_line().await {} });
         Self { child, base: format!("http://{address}") }
     }
@@ -288,7 +293,7 @@ impl Process {
         Caller { client: reqwest::Client::new(), base: self.base.clone(), key: key.to_owned() }
     }
 
-    /// Kills the process with `kill -9`.
+    /// Kills the process, as `kill -9` does.
     pub(crate) async fn kill(mut self) {
         self.child.kill().await.unwrap();
     }
