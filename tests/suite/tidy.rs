@@ -163,12 +163,13 @@ fn prose_uses_the_words_of_the_glossary() {
         if PAGES_ABOUT_WORDS.contains(&path.as_str()) {
             continue;
         }
+        let extension = Path::new(&path).extension().and_then(OsStr::to_str);
         let mut in_code = false;
         for (index, line) in text.lines().enumerate() {
-            if path.ends_with(".md") && line.trim_start().starts_with("```") {
+            if extension == Some("md") && line.trim_start().starts_with("```") {
                 in_code = !in_code;
             }
-            let prose = match Path::new(&path).extension().and_then(OsStr::to_str) {
+            let prose = match extension {
                 Some("sql") => line.split_once("--").map(|(_, comment)| comment),
                 Some("toml") => line.split_once('#').map(|(_, comment)| comment),
                 _ => Some(line).filter(|_| !in_code),
