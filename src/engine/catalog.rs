@@ -5,10 +5,10 @@ use std::collections::HashSet;
 use serde::Serialize;
 use uuid::Uuid;
 
-use super::change::ChangeTransaction;
-use super::error::EngineError;
 use super::exports;
-use super::services::{Engine, detached};
+use crate::engine::change::ChangeTransaction;
+use crate::engine::error::EngineError;
+use crate::engine::services::{Engine, detached};
 use crate::store::Scope;
 use crate::store::{self, StoreError};
 use metergate_domain::base::environment::Environment;

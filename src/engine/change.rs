@@ -3,7 +3,7 @@
 
 use sqlx::{PgPool, Postgres, Transaction};
 
-use super::clock::Clock;
+use crate::engine::clock::Clock;
 use crate::store::Scope;
 use crate::store::{self, StoreError, configuration};
 use metergate_domain::base::environment::Environment;

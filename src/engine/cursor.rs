@@ -5,7 +5,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::EngineError;
+use crate::engine::error::EngineError;
 use metergate_domain::base::fields::Violation;
 
 /// Returns the error for a cursor that no list returned.

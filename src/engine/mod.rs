@@ -2,33 +2,39 @@
 //! nothing of HTTP.
 
 pub mod access;
-mod catalog;
-mod change;
+pub(crate) mod catalog;
+pub(crate) mod change;
 pub mod clock;
-mod credits;
+pub(crate) mod credits;
 pub mod cursor;
-mod environment_cache;
+pub(crate) mod environment_cache;
 pub mod error;
-mod exports;
-mod gate;
-mod invoicing;
-mod page;
+pub(crate) mod exports;
+pub(crate) mod gate;
+pub(crate) mod invoicing;
+pub(crate) mod page;
 pub(crate) mod pricing;
-mod services;
-mod settings;
-mod snapshot;
+pub(crate) mod services;
+pub(crate) mod settings;
+pub(crate) mod snapshot;
 pub(crate) mod subjects;
 pub mod usage;
-mod webhooks;
-mod writers;
+pub(crate) mod webhooks;
+pub(crate) mod writers;
 
 pub use catalog::{Applied, CatalogView};
 pub use clock::Clock;
-pub use credits::{CreditsView, GrantView, MovementView};
+pub use credits::grants::GrantView;
+pub use credits::views::{CreditsView, MovementView};
 pub use error::EngineError;
-pub use exports::{Drift, Ran, Reconciled, ReconciledRow, ReconciliationQuery as ReconciliationQuestion};
-pub use gate::ReservationView;
-pub use invoicing::{BillingRun, ComparedInvoice, ComparedLine, ComparedTotal, InvoiceView};
+pub use exports::reconciliation::{
+    Drift, Reconciled, ReconciledRow, ReconciliationQuery as ReconciliationQuestion,
+};
+pub use exports::run::Ran;
+pub use gate::reservations::ReservationView;
+pub use invoicing::billing::BillingRun;
+pub use invoicing::comparing::{ComparedInvoice, ComparedLine, ComparedTotal};
+pub use invoicing::views::InvoiceView;
 pub use page::{Page, PageRequest};
 pub use pricing::costs::CostView;
 pub use services::Engine;
@@ -37,7 +43,8 @@ pub use subjects::subject::{SubjectChange, SubjectView};
 pub use subjects::subscriptions::SubscriptionView;
 pub use usage::events::{EventTrace, EventView, Voided};
 pub use usage::fold::Folded;
-pub use usage::ingest::{EventOutcome, RecordResult};
+pub use usage::ingest::prepared_event::EventOutcome;
+pub use usage::ingest::record::RecordResult;
 pub use usage::ranking::TopPage;
 pub use usage::report::{MeterUsage, Report, Viewer};
 pub use usage::stripe_compat::RecordedMeterEvent;
@@ -46,5 +53,3 @@ pub use usage::verify::Verdict;
 pub use crate::store::credits::notices::CreditNotice;
 pub use crate::store::exports::ExportRow;
 pub use crate::store::webhook_events::WebhookRow;
-
-use services::detached;

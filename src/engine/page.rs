@@ -3,7 +3,8 @@
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::{EngineError, cursor};
+use super::cursor;
+use crate::engine::error::EngineError;
 
 /// Some rows of a list, and the cursor of the rows after them.
 #[derive(Debug, Clone, Serialize)]

@@ -5,15 +5,17 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::Notify;
 
-use super::access::Gatekeeper;
-use super::clock::Clock;
-use super::environment_cache::EnvironmentCaches;
-use super::error::EngineError;
-use super::gate::Gate;
-use super::settings::EngineSettings;
-use super::usage::ingest::{IngestQueues, UnfoldedBacklogs, WriterContext};
-use super::writers::lane::WriterTasks;
-use super::writers::months::Months;
+use crate::engine::access::gatekeeper::Gatekeeper;
+use crate::engine::clock::Clock;
+use crate::engine::environment_cache::EnvironmentCaches;
+use crate::engine::error::EngineError;
+use crate::engine::gate::routing::Gate;
+use crate::engine::settings::EngineSettings;
+use crate::engine::usage::ingest::queues::IngestQueues;
+use crate::engine::usage::ingest::unfolded_backlog::UnfoldedBacklogs;
+use crate::engine::writers::context::WriterContext;
+use crate::engine::writers::lane::WriterTasks;
+use crate::engine::writers::months::Months;
 use crate::providers::Provider;
 use crate::providers::stripe::Stripe;
 use crate::store::Database;

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::access::tokens::TokenSettings;
+use crate::engine::access::tokens::TokenSettings;
 use crate::providers::stripe::StripeSettings;
 use metergate_domain::base::environment::Environment;
 

@@ -5,11 +5,14 @@ use std::sync::Arc;
 
 use uuid::Uuid;
 
-use super::credits::wallets::{HolderSubscriptions, WalletLoader, add_holder};
-use super::gate::counters::{CounterRequest, CounterRequests, count, request_counter, usage_query_for};
 use super::pricing::priced_usage;
 use super::usage::reader;
-use super::{Engine, EngineError};
+use crate::engine::credits::wallets::{HolderSubscriptions, WalletLoader, add_holder};
+use crate::engine::error::EngineError;
+use crate::engine::gate::counters::{
+    CounterRequest, CounterRequests, count, request_counter, usage_query_for,
+};
+use crate::engine::services::Engine;
 use crate::store::Scope;
 use crate::store::subjects::subject::Which;
 use crate::store::{self, StoreError};

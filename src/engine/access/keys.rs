@@ -9,8 +9,9 @@ use rand::distr::Alphanumeric;
 use serde::Serialize;
 use subtle::ConstantTimeEq;
 
-use super::{Principal, Role};
-use crate::engine::{Engine, EngineError};
+use super::gatekeeper::{Principal, Role};
+use crate::engine::error::EngineError;
+use crate::engine::services::Engine;
 use crate::store::api_keys::{self, ApiKey, NewApiKey};
 use crate::store::{Database, StoreError};
 use metergate_domain::base::environment::Environment;

@@ -14,8 +14,9 @@ use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Serialize};
 use tokio::sync::Mutex;
 
-use super::{Principal, Role};
-use crate::engine::{Engine, EngineError};
+use super::gatekeeper::{Principal, Role};
+use crate::engine::error::EngineError;
+use crate::engine::services::Engine;
 use metergate_domain::base::environment::Environment;
 use metergate_domain::base::names::SubjectId;
 

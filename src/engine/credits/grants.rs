@@ -6,7 +6,8 @@ use uuid::Uuid;
 
 use super::wallets::{HolderSubscriptions, LockedWallets, WalletLoader, add_holder};
 use crate::engine::environment_cache::EnvironmentCache;
-use crate::engine::{Engine, EngineError, detached};
+use crate::engine::error::EngineError;
+use crate::engine::services::{Engine, detached};
 use crate::store;
 use crate::store::Scope;
 use crate::store::credits::wallets::Changes;

@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use crate::engine::{Engine, EngineError, Page, PageRequest};
+use crate::engine::error::EngineError;
+use crate::engine::page::{Page, PageRequest};
+use crate::engine::services::Engine;
 use crate::store;
 use crate::store::Scope;
 use crate::store::credits::notices::{CreditNotice, NewNotice};

@@ -8,8 +8,10 @@ use uuid::Uuid;
 
 use super::grants::GrantView;
 use super::wallets::{HolderSubscriptions, WalletLoader, add_holder};
+use crate::engine::error::EngineError;
+use crate::engine::page::{Page, PageRequest};
+use crate::engine::services::Engine;
 use crate::engine::snapshot::ReadSnapshot;
-use crate::engine::{Engine, EngineError, Page, PageRequest};
 use crate::store::credits::ledger::LedgerRow;
 use crate::store::credits::{grants, ledger};
 use metergate_domain::base::environment::Environment;

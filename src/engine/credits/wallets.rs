@@ -7,8 +7,10 @@ use sqlx::{Connection, PgConnection};
 use uuid::Uuid;
 
 use super::notices;
-use crate::engine::subjects::subscriptions::carry_out_ends;
-use crate::engine::{Clock, Engine, EngineError, detached};
+use crate::engine::clock::Clock;
+use crate::engine::error::EngineError;
+use crate::engine::services::{Engine, detached};
+use crate::engine::subjects::subscription_changes::carry_out_ends;
 use crate::store::Scope;
 use crate::store::credits::wallets::{self, Changes, ExpiredCreditLineRow};
 use crate::store::subjects::subject::Which;

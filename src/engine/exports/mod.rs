@@ -5,16 +5,14 @@
 //! One process at a time sends for an environment. If two ever do, the stored state and the provider's
 //! memory of identifiers prevent double counting.
 
-mod accumulate;
-mod create;
-mod delivery_lookup;
-mod exported_meters;
-mod outbox;
-mod rate_limit;
-mod reconciliation;
-mod run;
-mod sending;
+pub(crate) mod accumulate;
+pub(crate) mod create;
+pub(crate) mod delivery_lookup;
+pub(crate) mod exported_meters;
+pub(crate) mod outbox;
+pub(crate) mod rate_limit;
+pub(crate) mod reconciliation;
+pub(crate) mod run;
+pub(crate) mod sending;
 
 pub(crate) use outbox::{of_event, revive_readdressed};
-pub use reconciliation::{Drift, Reconciled, ReconciledRow, ReconciliationQuery};
-pub use run::Ran;

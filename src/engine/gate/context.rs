@@ -3,10 +3,12 @@
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
+use super::calls::Call;
 use super::counters::{CounterRequest, CounterRequests, request_counter};
-use super::{Call, Findings};
+use super::processor::Findings;
 use crate::engine::subjects::resolution::{Arrivals, SubjectPaths, find_paths};
-use crate::engine::writers::{BatchTransaction, Interrupt, Prerequisite, Recheck};
+use crate::engine::writers::prerequisite::{Interrupt, Prerequisite, Recheck};
+use crate::engine::writers::transaction::BatchTransaction;
 use crate::store;
 use metergate_domain::base::fields::Violations;
 use metergate_domain::base::limits::SWEEP_RESERVATIONS_MAX;

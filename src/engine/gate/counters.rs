@@ -12,10 +12,11 @@ use sqlx::{Connection, PgConnection};
 use uuid::Uuid;
 
 use crate::engine::credits::recording::Tracked;
+use crate::engine::error::EngineError;
 use crate::engine::pricing::priced_usage;
+use crate::engine::services::Engine;
 use crate::engine::usage::reader;
-use crate::engine::writers::BatchTransaction;
-use crate::engine::{Engine, EngineError};
+use crate::engine::writers::transaction::BatchTransaction;
 use crate::store::Scope;
 use crate::store::gate::counters::{CounterColumns, CounterRow, WantedCounter};
 use crate::store::gate::hold_lines::LineColumns;

@@ -13,12 +13,13 @@ use std::time::{Duration, Instant};
 use sqlx::PgConnection;
 use uuid::Uuid;
 
+use super::calls::{Call, Reply};
 use super::cap_headroom::{KnownCaps, LastSeenCounters, MetCap};
 use super::locked::note_metrics;
-use super::{Call, GateProcessor, Reply};
+use super::processor::GateProcessor;
 use crate::engine::environment_cache::EnvironmentCache;
-use crate::engine::usage::ingest::WriterContext;
-use crate::engine::writers::Attempt;
+use crate::engine::writers::context::WriterContext;
+use crate::engine::writers::processor::Attempt;
 use crate::store::Scope;
 use crate::store::StoreError;
 use crate::store::gate::fast_path::{

@@ -10,9 +10,10 @@ use std::sync::Arc;
 use quick_cache::sync::Cache;
 use uuid::Uuid;
 
-use super::{Call, GateProcessor};
+use super::calls::Call;
+use super::processor::GateProcessor;
 use crate::engine::environment_cache::EnvironmentCaches;
-use crate::engine::usage::ingest::WriterContext;
+use crate::engine::writers::context::WriterContext;
 use crate::engine::writers::lane::{Lane, WriterTasks};
 use metergate_domain::base::environment::Environment;
 use metergate_domain::base::limits::{GATE_WRITERS, TRANSACTION_CALLS_MAX};

@@ -8,8 +8,9 @@ use uuid::Uuid;
 
 use super::drafting::InvoiceDraft;
 use super::plan_history::PlanHistory;
-use super::{Engine, EngineError};
-use crate::engine::detached;
+use crate::engine::error::EngineError;
+use crate::engine::services::Engine;
+use crate::engine::services::detached;
 use crate::store::Scope;
 use crate::store::invoicing::{DraftOpening, FinalInvoice, Payer};
 use crate::store::{self, StoreError};

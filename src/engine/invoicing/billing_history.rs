@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use sqlx::PgConnection;
 
-use super::EngineError;
 use super::plan_history::PlanHistory;
+use crate::engine::error::EngineError;
 use crate::store;
 use crate::store::invoicing::Payer;
 use crate::store::subjects::subscriptions::HistoryRow;

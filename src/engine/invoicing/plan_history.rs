@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use sqlx::PgConnection;
 
-use super::EngineError;
+use crate::engine::error::EngineError;
 use crate::store;
 use crate::store::Scope;
 use metergate_domain::base::environment::Environment;

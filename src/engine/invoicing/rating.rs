@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 
 use sqlx::PgConnection;
 
-use super::{EngineError, invoice_number};
+use super::views::invoice_number;
+use crate::engine::error::EngineError;
 use crate::engine::usage::reader::read_each;
 use crate::store::invoicing::InvoiceRow;
 use crate::store::usage::fees::{SliceFee, fees};

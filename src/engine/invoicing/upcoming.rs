@@ -4,7 +4,9 @@ use uuid::Uuid;
 
 use super::billing_history::BillingHistory;
 use super::plan_history::PlanHistory;
-use super::{Engine, EngineError, InvoiceView, payer_of};
+use super::views::{InvoiceView, payer_of};
+use crate::engine::error::EngineError;
+use crate::engine::services::Engine;
 use crate::store;
 use crate::store::Scope;
 use crate::store::invoicing::Payer;

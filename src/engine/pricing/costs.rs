@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::Serialize;
 use sqlx::PgConnection;
 
-use crate::engine::EngineError;
+use crate::engine::error::EngineError;
 use crate::engine::usage::reader::read_each;
 use crate::store::usage::fees::{SliceFee, fees};
 use crate::store::usage::{AggregatesByGroup, HolderColumns, MeterQuery, RollupCoverage, UsageScope};

@@ -5,9 +5,11 @@ use std::sync::Arc;
 use serde::Serialize;
 
 use crate::engine::change::ChangeTransaction;
+use crate::engine::environment_cache;
+use crate::engine::error::EngineError;
+use crate::engine::services::{Engine, detached};
 use crate::engine::snapshot::ReadSnapshot;
 use crate::engine::usage::report::Viewer;
-use crate::engine::{Engine, EngineError, detached, environment_cache};
 use crate::store::subjects::subject::Which;
 use crate::store::{self, StoreError};
 use metergate_domain::base::environment::Environment;

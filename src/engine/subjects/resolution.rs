@@ -9,7 +9,8 @@ use uuid::Uuid;
 
 use crate::engine::change::ChangeTransaction;
 use crate::engine::clock::Clock;
-use crate::engine::writers::{BatchTransaction, Prerequisite};
+use crate::engine::writers::prerequisite::Prerequisite;
+use crate::engine::writers::transaction::BatchTransaction;
 use crate::store::Scope;
 use crate::store::subjects::subject::Which;
 use crate::store::subjects::subscriptions::Newcomer;

@@ -4,11 +4,11 @@
 use serde::Serialize;
 use serde_json::Value;
 
+use super::subscription_changes::{SubscriptionTransaction, subscription_and_path};
 use crate::engine::change::ChangeTransaction;
 use crate::engine::error::EngineError;
 use crate::engine::services::{Engine, detached};
 pub(crate) use crate::engine::subjects::subscription_changes::carry_out_ends;
-use crate::engine::subjects::subscription_changes::{SubscriptionTransaction, subscription_and_path};
 use crate::store;
 use crate::store::Scope;
 use crate::store::subjects::subscriptions::{HistoryRow, SubscriptionRow};

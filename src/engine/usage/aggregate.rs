@@ -1,7 +1,8 @@
 //! Answers usage queries, each from one snapshot.
 
 use super::reader::answer;
-use crate::engine::{Engine, EngineError};
+use crate::engine::error::EngineError;
+use crate::engine::services::Engine;
 use crate::store;
 use crate::store::Scope;
 use metergate_domain::base::environment::Environment;

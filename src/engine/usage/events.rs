@@ -13,7 +13,7 @@ use crate::engine::error::EngineError;
 use crate::engine::gate::counters::{Additions, Reader, Sign};
 use crate::engine::page::{Page, PageRequest};
 use crate::engine::services::{Engine, detached};
-use crate::engine::writers::BatchTransaction;
+use crate::engine::writers::transaction::BatchTransaction;
 use crate::store;
 use crate::store::Scope;
 use crate::store::configuration::open_recording;

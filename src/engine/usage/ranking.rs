@@ -5,9 +5,10 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
+use crate::engine::error::EngineError;
 use crate::engine::pricing::costs::Look;
+use crate::engine::services::Engine;
 use crate::engine::snapshot::ReadSnapshot;
-use crate::engine::{Engine, EngineError};
 use crate::store;
 use crate::store::gate::counters::QuotaOf;
 use crate::store::subjects::subscriptions::Holder;

@@ -2,7 +2,7 @@
 
 use sqlx::PgConnection;
 
-use crate::engine::EngineError;
+use crate::engine::error::EngineError;
 use crate::store::Scope;
 use crate::store::usage::{AggregatesByGroup, MeterQuery, RollupCoverage, UsageScope};
 use crate::store::{self, StoreError};

@@ -6,9 +6,10 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
+use crate::engine::error::EngineError;
 use crate::engine::pricing::costs::{CostView, Look};
+use crate::engine::services::Engine;
 use crate::engine::snapshot::ReadSnapshot;
-use crate::engine::{Engine, EngineError};
 use crate::store;
 use metergate_domain::base::environment::Environment;
 use metergate_domain::base::names::{ItemKey, MeterKey, PlanKey, SubjectId};

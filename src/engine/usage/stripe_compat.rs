@@ -6,7 +6,7 @@ use std::sync::Arc;
 use uuid::Uuid;
 
 use super::events::Voided;
-use super::ingest::{EventOutcome, Times, new_id};
+use super::ingest::prepared_event::{EventOutcome, Times, new_id};
 use crate::engine::change::ChangeTransaction;
 use crate::engine::error::EngineError;
 use crate::engine::services::{Engine, detached};

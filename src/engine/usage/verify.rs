@@ -2,8 +2,9 @@
 
 use uuid::Uuid;
 
+use crate::engine::error::EngineError;
 use crate::engine::gate::counters::{self, CounterRequest};
-use crate::engine::{Engine, EngineError};
+use crate::engine::services::Engine;
 use crate::store::Scope;
 use crate::store::subjects::subject::Which;
 use crate::store::usage::verify::{Definition, Differences};

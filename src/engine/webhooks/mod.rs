@@ -2,19 +2,19 @@
 //! at a time claims an event, and the result follows from the provider's latest state, whatever the
 //! order of arrival.
 
-mod apply_subscription;
-mod fetch;
-mod mapping;
-mod meter_errors;
-mod packs;
-mod worker;
+pub(crate) mod apply_subscription;
+pub(crate) mod fetch;
+pub(crate) mod mapping;
+pub(crate) mod meter_errors;
+pub(crate) mod packs;
+pub(crate) mod worker;
 
 use serde_json::Value;
 use serde_json::value::RawValue;
 
-use super::error::EngineError;
-use super::page::{Page, PageRequest};
-use super::services::Engine;
+use crate::engine::error::EngineError;
+use crate::engine::page::{Page, PageRequest};
+use crate::engine::services::Engine;
 use crate::providers::stripe::signature::{Age, Signature};
 use crate::providers::stripe::webhook::{self, Topic};
 use crate::store::Scope;

@@ -7,9 +7,9 @@ use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::task::JoinHandle;
 
 use super::health::LaneHealth;
+use super::processor::{BatchProcessor, Weight};
 use super::queue::{Job, Queue};
 use super::writer::Writer;
-use super::{BatchProcessor, Weight};
 use crate::engine::error::EngineError;
 use crate::store::Database;
 use metergate_domain::base::limits::{QUEUE_BYTES_MAX, QUEUE_ITEMS_MAX};

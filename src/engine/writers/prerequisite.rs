@@ -2,10 +2,10 @@
 
 use uuid::Uuid;
 
-use super::Attempt;
+use super::context::WriterContext;
+use super::processor::Attempt;
 use crate::engine::subjects::resolution;
-use crate::engine::subjects::subscriptions::carry_out_ends;
-use crate::engine::usage::ingest::WriterContext;
+use crate::engine::subjects::subscription_changes::carry_out_ends;
 use crate::store::Scope;
 use crate::store::{StoreError, transaction};
 use metergate_domain::base::window::Span;

@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 
-use super::BatchProcessor;
+use super::processor::BatchProcessor;
 use crate::engine::error::EngineError;
 
 /// The work of a call, and the channel for its answer.

@@ -6,13 +6,13 @@ use std::time::Duration;
 
 use sqlx::PgConnection;
 
+use super::context::WriterContext;
 use super::lane::{Lane, WriterTasks};
 use super::months::Months;
-use super::{Attempt, BatchProcessor, Weight};
+use super::processor::{Attempt, BatchProcessor, Weight};
 use crate::embedded::{Cluster, ServerPurpose};
-use crate::engine::EngineError;
 use crate::engine::clock::{Clock, Offset};
-use crate::engine::usage::ingest::WriterContext;
+use crate::engine::error::EngineError;
 use crate::store::{Database, StoreError};
 use metergate_domain::base::environment::Environment;
 

@@ -9,8 +9,8 @@ use futures_util::FutureExt;
 use sqlx::PgConnection;
 
 use super::health::RunningWriter;
+use super::processor::{Attempt, BatchProcessor};
 use super::queue::{Job, Queue};
-use super::{Attempt, BatchProcessor};
 use crate::engine::error::EngineError;
 use crate::store::Scope;
 use crate::store::{Database, StoreError};
