@@ -44,12 +44,13 @@ pub use subjects::subscriptions::SubscriptionView;
 pub use usage::events::{EventTrace, EventView, Voided};
 pub use usage::fold::Folded;
 pub use usage::ingest::prepared_event::EventOutcome;
-pub use usage::ingest::record::RecordResult;
+pub use usage::ingest::prepared_event::RecordResult;
 pub use usage::ranking::TopPage;
 pub use usage::report::{MeterUsage, Report, Viewer};
 pub use usage::stripe_compat::RecordedMeterEvent;
 pub use usage::verify::Verdict;
 
+use crate::engine::exports::reconciliation::ReconciliationQuery;
 pub use crate::store::credits::notices::CreditNotice;
 pub use crate::store::exports::ExportRow;
 pub use crate::store::webhook_events::WebhookRow;

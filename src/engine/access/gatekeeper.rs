@@ -1,34 +1,15 @@
 //! The check of a credential, and what it may do.
 
+use super::principal::Principal;
 use super::tokens::TokenVerifier;
 use crate::engine::access::keys;
 use crate::engine::error::EngineError;
 use crate::engine::settings::EngineSettings;
 use crate::store::Database;
-use metergate_domain::base::environment::Environment;
 use metergate_domain::base::limits::CREDENTIAL_CHARS_MAX;
-use metergate_domain::base::names::SubjectId;
 use moka::future::Cache;
 use secrecy::SecretString;
 use std::sync::Arc;
-
-/// A caller with a valid credential.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Principal {
-    pub environment: Environment,
-    pub role: Role,
-}
-
-/// The rights of a caller.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Role {
-    /// The application, with all rights.
-    Secret,
-    /// A web page of the application, which may read plans and quotes but no subject.
-    Publishable,
-    /// An end user, who may read their own subject within the scopes.
-    EndUser { subject: SubjectId, scopes: Vec<String> },
-}
 
 /// The most look-up results in memory.
 pub(super) const VERDICTS_MAX: u64 = 10_000;

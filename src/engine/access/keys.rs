@@ -4,21 +4,17 @@
 //! identifier and a BLAKE3 digest of the whole key. A fast hash is enough, because a random secret
 //! cannot be guessed.
 
-use rand::RngExt;
-use rand::distr::Alphanumeric;
 use serde::Serialize;
 use subtle::ConstantTimeEq;
 
-use super::gatekeeper::{Principal, Role};
-use crate::engine::error::EngineError;
-use crate::engine::services::Engine;
-use crate::store::api_keys::{self, ApiKey, NewApiKey};
+use super::principal::{Principal, Role};
+use crate::store::api_keys::{self};
 use crate::store::{Database, StoreError};
 use metergate_domain::base::environment::Environment;
 
 pub(super) const PREFIX: &str = "mg_";
-const ID_CHARS: usize = 12;
-const PROOF_CHARS: usize = 32;
+pub(super) const ID_CHARS: usize = 12;
+pub(super) const PROOF_CHARS: usize = 32;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
@@ -28,53 +24,18 @@ pub enum KeyKind {
 }
 
 impl KeyKind {
-    fn as_str(self) -> &'static str {
+    pub(super) fn as_str(self) -> &'static str {
         match self {
             Self::Secret => "secret",
             Self::Publishable => "publishable",
         }
     }
 
-    fn tag(self) -> &'static str {
+    pub(super) fn tag(self) -> &'static str {
         match self {
             Self::Secret => "sk",
             Self::Publishable => "pk",
         }
-    }
-}
-
-impl Engine {
-    /// Creates a key. Only this answer contains the whole key.
-    pub async fn create_key(
-        &self,
-        environment: Environment,
-        kind: KeyKind,
-        name: &str,
-    ) -> Result<String, EngineError> {
-        let mut rng = rand::rng();
-        let mut characters = |count: usize| -> String {
-            (&mut rng).sample_iter(Alphanumeric).take(count).map(char::from).collect()
-        };
-        let (id, proof) = (characters(ID_CHARS), characters(PROOF_CHARS));
-        let key = format!("{PREFIX}{}_{environment}_{id}{proof}", kind.tag());
-        let (kind, digest) = (kind.as_str(), &digest(&key));
-        let written = NewApiKey { id: &id, environment, kind, name, digest };
-        api_keys::insert(self.database().pool(), written).await?;
-        Ok(key)
-    }
-
-    pub async fn list_keys(&self) -> Result<Vec<ApiKey>, EngineError> {
-        Ok(api_keys::list(self.database().pool()).await?)
-    }
-
-    /// Revokes a key, given by its id or as the whole key.
-    pub async fn revoke_key(&self, id_or_key: &str) -> Result<(), EngineError> {
-        let id = parse(id_or_key).map_or(id_or_key, |(_, _, id)| id);
-        if api_keys::revoke(self.database().pool(), id).await? {
-            return Ok(());
-        }
-        let detail = "no key has this id; run `metergate keys list` to see the keys".to_owned();
-        Err(EngineError::NotFound { code: "key_not_found", detail })
     }
 }
 
@@ -83,7 +44,7 @@ pub(super) fn digest(key: &str) -> [u8; 32] {
 }
 
 /// Splits a key into kind, environment and id.
-fn parse(key: &str) -> Option<(KeyKind, Environment, &str)> {
+pub(super) fn parse(key: &str) -> Option<(KeyKind, Environment, &str)> {
     let rest = key.strip_prefix(PREFIX)?;
     let (tag, rest) = rest.split_once('_')?;
     let (environment, rest) = rest.split_once('_')?;

@@ -9,14 +9,13 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use jsonwebtoken::jwk::{AlgorithmParameters, JwkSet};
-use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation};
+use jsonwebtoken::{Algorithm, DecodingKey, Validation};
 use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Serialize};
 use tokio::sync::Mutex;
 
-use super::gatekeeper::{Principal, Role};
+use super::principal::{Principal, Role};
 use crate::engine::error::EngineError;
-use crate::engine::services::Engine;
 use metergate_domain::base::environment::Environment;
 use metergate_domain::base::names::SubjectId;
 
@@ -41,21 +40,21 @@ pub struct TokenSettings {
 }
 
 #[derive(Debug, Deserialize, Serialize)]
-struct Claims {
-    sub: String,
-    exp: i64,
+pub(super) struct Claims {
+    pub(super) sub: String,
+    pub(super) exp: i64,
     #[serde(default)]
-    scope: ScopeClaim,
+    pub(super) scope: ScopeClaim,
     /// The environment, if given; it must be the one of the key that verified the token.
     #[serde(skip_serializing_if = "Option::is_none")]
-    environment: Option<Environment>,
-    aud: serde_json::Value,
+    pub(super) environment: Option<Environment>,
+    pub(super) aud: serde_json::Value,
 }
 
 /// Scopes separated by spaces, as in RFC 8693, or as a list.
 #[derive(Debug, Deserialize, Serialize)]
 #[serde(untagged)]
-enum ScopeClaim {
+pub(super) enum ScopeClaim {
     Words(String),
     List(Vec<String>),
 }
@@ -241,35 +240,4 @@ fn pick(keys: &JwkSet, algorithm: Algorithm, kid: Option<&str>) -> Option<BoundK
         None => fitting.next().filter(|_| fitting.next().is_none())?,
     };
     Some(BoundKey { algorithm, key: DecodingKey::from_jwk(jwk).ok()? })
-}
-
-impl Engine {
-    /// Creates a token for tests, signed with the environment's HS256 secret.
-    pub fn mint_token(
-        &self,
-        environment: Environment,
-        subject: &SubjectId,
-        scope: &str,
-        expires_at_seconds: i64,
-    ) -> Result<String, EngineError> {
-        let settings = self.inner.settings.tokens.iter().find(|(of, _)| *of == environment).map(|(_, s)| s);
-        let Some((secret, audience)) = settings.and_then(|s| Some((s.hs256_secret.as_ref()?, &s.audience)))
-        else {
-            let detail = format!(
-                "a secret to sign with is required; set METERGATE__AUTH__{}__HS256_SECRET",
-                environment.as_str().to_uppercase()
-            );
-            return Err(EngineError::NotFound { code: "no_token_secret", detail });
-        };
-        let claims = Claims {
-            sub: subject.to_string(),
-            exp: expires_at_seconds,
-            scope: ScopeClaim::Words(scope.to_owned()),
-            environment: Some(environment),
-            aud: serde_json::Value::String(audience.clone()),
-        };
-        let key = EncodingKey::from_secret(secret.expose_secret().as_bytes());
-        jsonwebtoken::encode(&Header::new(Algorithm::HS256), &claims, &key)
-            .map_err(|why| EngineError::Internal(format!("the token cannot be signed: {why}")))
-    }
 }

@@ -1,7 +1,10 @@
 //! Prepaid credits: granting, voiding and showing them.
 
 pub(crate) mod grants;
+pub(crate) mod notice_list;
 pub(crate) mod notices;
 pub(crate) mod recording;
+pub(crate) mod tracked;
 pub(crate) mod views;
+pub(crate) mod wallet_upkeep;
 pub(crate) mod wallets;

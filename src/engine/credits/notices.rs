@@ -2,16 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use crate::engine::error::EngineError;
-use crate::engine::page::{Page, PageRequest};
-use crate::engine::services::Engine;
-use crate::store;
-use crate::store::Scope;
-use crate::store::credits::notices::{CreditNotice, NewNotice};
-use metergate_domain::base::environment::Environment;
+use crate::store::credits::notices::NewNotice;
 use metergate_domain::base::quantity::Total;
 use metergate_domain::base::timestamp::Timestamp;
-use metergate_domain::credits::notice::{NoticeFilter, NoticeKind};
+use metergate_domain::credits::notice::NoticeKind;
 use metergate_domain::credits::offers::CreditAlert;
 use metergate_domain::credits::unit::Unit;
 
@@ -47,25 +41,4 @@ pub(super) fn due(
         }
     }
     found
-}
-
-impl Engine {
-    /// Returns a page of notices, the latest first.
-    pub async fn list_notices(
-        &self,
-        environment: Environment,
-        filter: &NoticeFilter,
-        page: &PageRequest,
-    ) -> Result<Page<CreditNotice>, EngineError> {
-        let before = page.before_number()?;
-        let mut connection = self.database().pool().acquire().await?;
-        let rows = store::credits::notices::list(
-            &mut Scope::new(&mut connection, environment),
-            filter,
-            before,
-            page.rows_max(),
-        )
-        .await?;
-        Ok(Page::from_rows(rows, page.limit, |row| row.id))
-    }
 }

@@ -1,6 +1,7 @@
 //! Credits of recorded usage. Usage above a quota spends credits, and a voided event returns them. Both
 //! happen after the counters are written, under their locks.
 
+use crate::engine::credits::tracked::Tracked;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
@@ -29,17 +30,6 @@ use metergate_domain::gate::request::OnExpiry;
 use metergate_domain::gate::reservation::Moment;
 use metergate_domain::gate::state::{Counter, GateState, PaidShare};
 use metergate_domain::pricing::amount::Amount;
-
-/// An event as counted by one meter.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Tracked<'a> {
-    pub(crate) path: &'a Path,
-    pub(crate) stored: &'a StoredMeter,
-    pub(crate) properties: &'a Properties,
-    pub(crate) quantity: Quantity,
-    pub(crate) at: Timestamp,
-    pub(crate) event: Uuid,
-}
 
 impl WalletLoader<'_> {
     /// Covers recorded usage above quotas, event by event. `rows` are the counters after the events; the

@@ -6,15 +6,12 @@
 //! usage that they committed before.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::Duration;
 
-use sqlx::{Connection, PgConnection};
+use sqlx::PgConnection;
 use uuid::Uuid;
 
-use crate::engine::credits::recording::Tracked;
-use crate::engine::error::EngineError;
+use crate::engine::credits::tracked::Tracked;
 use crate::engine::pricing::priced_usage;
-use crate::engine::services::Engine;
 use crate::engine::usage::reader;
 use crate::engine::writers::transaction::BatchTransaction;
 use crate::store::Scope;
@@ -22,8 +19,7 @@ use crate::store::gate::counters::{CounterColumns, CounterRow, WantedCounter};
 use crate::store::gate::hold_lines::LineColumns;
 use crate::store::transaction;
 use crate::store::usage::{MeterQuery, UsageScope};
-use crate::store::{self, Database, StoreError};
-use metergate_domain::base::environment::Environment;
+use crate::store::{self, StoreError};
 use metergate_domain::base::limits::USAGE_ROWS_MAX;
 use metergate_domain::base::quantity::Total;
 use metergate_domain::base::timestamp::Timestamp;
@@ -67,26 +63,6 @@ pub(crate) fn request_counter<'a>(
     let counter = counter_source.uses_counter().then(|| counter_source.counter_at(at))??;
     counter_requests.entry(counter.key).or_insert(CounterRequest { counter_source, counter });
     Some(counter.key)
-}
-
-/// A connection that reads committed data during a transaction of another connection.
-#[derive(Debug)]
-pub(crate) struct Reader {
-    database: Database,
-    connection: Option<PgConnection>,
-}
-
-impl Reader {
-    pub(crate) fn new(database: Database) -> Self {
-        Self { database, connection: None }
-    }
-
-    async fn connected(&mut self) -> Result<PgConnection, StoreError> {
-        match self.connection.take() {
-            Some(connection) => Ok(connection),
-            None => self.database.connect_writer().await,
-        }
-    }
 }
 
 /// Creates the missing ones of the needed counters, except in closed periods.
@@ -412,29 +388,5 @@ impl<'a> Additions<'a> {
             return Ok(Vec::new());
         }
         store::gate::counters::add_used(scope, &given).await
-    }
-}
-
-/// The time that counters are kept after their reservations can no longer be extended.
-const KEPT_MAX: Duration = Duration::from_hours(24);
-/// The most counters that one transaction drops.
-const DROPPED_MAX: i64 = 5_000;
-
-impl Engine {
-    /// Drops some counters of old periods without hold lines. Returns whether there may be more.
-    pub async fn drop_old_counters(&self, environment: Environment) -> Result<bool, EngineError> {
-        let mut connection = self.database().pool().acquire().await?;
-        let now = self.inner.clock.now(environment, store::usage::now(&mut connection).await?);
-        let before = now.saturating_sub(self.inner.settings.event_age_max + KEPT_MAX);
-        if !store::gate::counters::has_old(&mut Scope::new(&mut connection, environment), before).await? {
-            return Ok(false);
-        }
-        // A writer may be about to add to these counters, so the lock excludes all writers.
-        let mut transaction = connection.begin().await?;
-        let scope = &mut Scope::new(&mut transaction, environment);
-        store::configuration::lock_alone(scope).await?;
-        let dropped = store::gate::counters::delete_old(scope, before, DROPPED_MAX).await?;
-        transaction.commit().await?;
-        Ok(dropped >= DROPPED_MAX.unsigned_abs())
     }
 }

@@ -8,7 +8,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use sqlx::PgConnection;
 use uuid::Uuid;
@@ -18,13 +18,10 @@ use super::cap_headroom::{KnownCaps, LastSeenCounters, MetCap};
 use super::locked::note_metrics;
 use super::processor::GateProcessor;
 use crate::engine::environment_cache::EnvironmentCache;
-use crate::engine::writers::context::WriterContext;
 use crate::engine::writers::processor::Attempt;
 use crate::store::Scope;
 use crate::store::StoreError;
-use crate::store::gate::fast_path::{
-    self, CounterIncrease, Done, FastBatch, HeldLine, HoldConditions, StatementClock,
-};
+use crate::store::gate::fast_path::{self, CounterIncrease, Done, FastBatch, HeldLine, HoldConditions};
 use metergate_domain::base::quantity::{Quantity, Total};
 use metergate_domain::base::timestamp::Timestamp;
 use metergate_domain::gate::calls::{CallOutcome, GateAnswer};
@@ -35,80 +32,6 @@ use metergate_domain::gate::path::Path;
 use metergate_domain::gate::request::{HoldRequest, Reserve};
 use metergate_domain::gate::reservation::{Moment, NewReservation, holds};
 use metergate_domain::gate::state::{Counter, GateState, HoldLine, HoldLineKey};
-
-/// The most batches that take the locked path after a batch that did not fit.
-const DOUBTED_MAX: u32 = 64;
-
-/// The id and the time of the next batch.
-#[derive(Debug, Clone, Copy)]
-struct NextBatch {
-    batch_id: i64,
-    /// The time by the server's clock; `read_at` is the local instant of that reading.
-    now: Timestamp,
-    read_at: Instant,
-}
-
-impl NextBatch {
-    fn reckoned(&self, clock: StatementClock) -> Timestamp {
-        clock.fixed.unwrap_or_else(|| self.now.saturating_add(self.read_at.elapsed()))
-    }
-}
-
-/// The memory of a writer for the fast path.
-#[derive(Debug, Default)]
-pub(super) struct FastPath {
-    next: Option<NextBatch>,
-    seen: LastSeenCounters,
-    caps: KnownCaps,
-    /// The number of batches that still take the locked path; `doubts` is the number after the last
-    /// failure.
-    doubted: u32,
-    doubts: u32,
-}
-
-impl FastPath {
-    /// Notes the counters of caps after a batch on the locked path.
-    pub(super) fn note<'k>(&self, counters: impl Iterator<Item = (&'k CounterKey, &'k Counter)>) {
-        for (key, counter) in counters {
-            self.seen.note(*key, counter.level, Total::default());
-        }
-    }
-
-    async fn next(
-        &mut self,
-        scope: &mut Scope<'_>,
-        writer_context: &WriterContext,
-    ) -> Result<NextBatch, StoreError> {
-        if let Some(next) = self.next {
-            return Ok(next);
-        }
-        let (batch_id, now) = fast_path::next_batch(scope.connection).await?;
-        let now = writer_context.clock.now(scope.environment, now);
-        Ok(*self.next.insert(NextBatch { batch_id, now, read_at: Instant::now() }))
-    }
-
-    /// Returns whether a batch takes the locked path because an earlier batch did not fit.
-    fn is_doubted(&mut self) -> bool {
-        let is_doubted = self.doubted > 0;
-        self.doubted = self.doubted.saturating_sub(1);
-        is_doubted
-    }
-
-    fn doubt(&mut self) {
-        self.doubts = (self.doubts * 2 + 1).min(DOUBTED_MAX);
-        self.doubted = self.doubts;
-    }
-
-    fn succeed(&mut self, batch: &FastBatch<'_>, done: &Done) {
-        self.next = Some(NextBatch { batch_id: done.next_batch_id, now: done.at, read_at: Instant::now() });
-        (self.doubted, self.doubts) = (0, 0);
-        for ((key, addition), level) in batch.counters.iter().zip(&done.levels) {
-            if addition.of_price {
-                self.seen.note(*key, *level, addition.added);
-            }
-        }
-    }
-}
 
 /// Attempts a batch. Returns none, without any effect, if the batch has to take the locked path.
 pub(super) async fn attempt(

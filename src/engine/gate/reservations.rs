@@ -1,8 +1,8 @@
 //! Reserving, settling and reading reservations: the use cases.
 
+use super::calls::Call;
+use super::calls::Reply;
 use crate::engine::error::EngineError;
-use crate::engine::gate::calls::Call;
-use crate::engine::gate::calls::Reply;
 use crate::engine::page::{Page, PageRequest};
 use crate::engine::services::Engine;
 use crate::engine::usage::ingest::prepared_event::new_id;

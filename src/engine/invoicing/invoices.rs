@@ -1,12 +1,12 @@
 //! Reading invoices, and drafting those that are due: the use cases.
 
 use super::drafting::InvoiceDraft;
+use super::views::InvoiceView;
+use super::views::ProviderView;
+use super::views::invoice_number;
+use super::views::status;
 use crate::engine::error::EngineError;
-use crate::engine::invoicing::views::InvoiceView;
-use crate::engine::invoicing::views::ProviderView;
-use crate::engine::invoicing::views::invoice_number;
 use crate::engine::invoicing::views::not_found;
-use crate::engine::invoicing::views::status;
 use crate::engine::page::{Page, PageRequest};
 use crate::engine::services::Engine;
 use crate::store;

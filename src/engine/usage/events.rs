@@ -6,13 +6,14 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 use uuid::Uuid;
 
-use crate::engine::credits::recording::Tracked;
+use crate::engine::credits::tracked::Tracked;
 use crate::engine::credits::wallets::WalletLoader;
 use crate::engine::environment_cache::CacheUpdates;
 use crate::engine::error::EngineError;
-use crate::engine::gate::counters::{Additions, Reader, Sign};
+use crate::engine::gate::counters::{Additions, Sign};
 use crate::engine::page::{Page, PageRequest};
 use crate::engine::services::{Engine, detached};
+use crate::engine::writers::reader::Reader;
 use crate::engine::writers::transaction::BatchTransaction;
 use crate::store;
 use crate::store::Scope;

@@ -1,6 +1,7 @@
 //! The webhook worker: claims due events and applies each. Events about one subscription are applied
 //! together, after one fetch of its state.
 
+use crate::engine::catalog::Applied;
 use std::collections::BTreeMap;
 use std::time::Duration;
 

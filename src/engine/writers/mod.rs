@@ -8,13 +8,16 @@
 //! all lanes. A panic fails only the calls of its batch; the writer restarts with a new connection and a
 //! new processor. A lane without a running writer is dead, and `/readyz` names it.
 
+pub(crate) mod carry_out;
 pub(crate) mod context;
 pub(crate) mod health;
+pub(crate) mod interrupt;
 pub(crate) mod lane;
 pub(crate) mod months;
 pub(crate) mod prerequisite;
 pub(crate) mod processor;
 pub(crate) mod queue;
+pub(crate) mod reader;
 #[cfg(test)]
 mod tests;
 pub(crate) mod transaction;

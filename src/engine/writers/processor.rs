@@ -1,7 +1,7 @@
 //! Work that writers settle: the trait of a kind of work, and the end of an attempt.
 
 use super::context::WriterContext;
-use crate::engine::writers::prerequisite::Prerequisite;
+use super::prerequisite::Prerequisite;
 use crate::store::StoreError;
 use metergate_domain::base::environment::Environment;
 use sqlx::PgConnection;

@@ -1,7 +1,7 @@
 //! The open transaction of a batch.
 
+use super::reader::Reader;
 use crate::engine::environment_cache::{CacheUpdates, EnvironmentCache};
-use crate::engine::gate::counters::Reader;
 use crate::store::Scope;
 use metergate_domain::base::timestamp::Timestamp;
 

@@ -3,6 +3,7 @@
 
 pub(crate) mod batch;
 pub(crate) mod prepared_event;
+pub(crate) mod processor;
 pub(crate) mod queues;
 pub(crate) mod record;
 pub(crate) mod unfolded_backlog;

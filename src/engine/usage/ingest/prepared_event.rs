@@ -4,6 +4,7 @@ use metergate_domain::base::fields::Violation;
 use metergate_domain::base::names::EventId;
 use metergate_domain::base::quantity::Quantity;
 use metergate_domain::base::timestamp::Timestamp;
+use metergate_domain::gate::decision::LimitState;
 use metergate_domain::usage::event::{Event, Properties, event_key, key_is_id};
 use uuid::Uuid;
 
@@ -78,4 +79,14 @@ pub(crate) fn new_id() -> EventId {
         Ok(id) => id,
         Err(_) => unreachable!("a UUID is a valid id"),
     }
+}
+
+/// The outcomes of the events of a call.
+#[derive(Debug, Clone)]
+pub struct RecordResult {
+    pub outcomes: Vec<EventOutcome>,
+    /// The limits that apply to the events, if the call asked for them.
+    pub limits: Option<Vec<LimitState>>,
+    /// The times of a single event, new or repeated.
+    pub times: Option<Times>,
 }

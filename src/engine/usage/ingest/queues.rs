@@ -1,34 +1,19 @@
 //! The queues of events: a lane for single events, and one for bulk.
 
-use crate::engine::gate::counters::Reader;
+use super::prepared_event::PreparedEvent;
+use super::prepared_event::RecordResult;
 use crate::engine::usage::ingest::batch;
-use crate::engine::usage::ingest::prepared_event::PreparedEvent;
-use crate::engine::usage::ingest::record::RecordResult;
+use crate::engine::usage::ingest::processor::IngestProcessor;
+use crate::engine::usage::ingest::processor::IngestRequest;
 use crate::engine::writers::context::WriterContext;
+use crate::engine::writers::interrupt::Interrupt;
 use crate::engine::writers::lane::{Lane, WriterTasks};
-use crate::engine::writers::prerequisite::Interrupt;
 use crate::engine::writers::processor::{Attempt, BatchProcessor, Weight};
+use crate::engine::writers::reader::Reader;
 use crate::store::StoreError;
 use metergate_domain::base::environment::Environment;
 use metergate_domain::base::limits::TRANSACTION_EVENTS_MAX;
 use sqlx::PgConnection;
-
-/// The events of one call.
-#[derive(Debug)]
-pub(crate) struct IngestRequest {
-    pub(super) events: Vec<PreparedEvent>,
-    pub(super) backfill: bool,
-    /// Whether the call asks for the limits that apply to its event.
-    pub(super) with_limits: bool,
-}
-
-/// The processor that records the calls of a batch.
-#[derive(Debug)]
-pub(crate) struct IngestProcessor {
-    pub(super) environment: Environment,
-    pub(super) writer_context: WriterContext,
-    pub(super) reader: Reader,
-}
 
 impl BatchProcessor for IngestProcessor {
     type Work = IngestRequest;

@@ -1,27 +1,16 @@
 //! Recording events: the use case.
 
+use super::prepared_event::EventOutcome;
+use super::prepared_event::PreparedEvent;
+use super::prepared_event::RecordResult;
+use super::processor::IngestRequest;
+use super::unfolded_backlog::UnfoldedBacklog;
 use crate::engine::error::EngineError;
 use crate::engine::services::Engine;
 use crate::engine::snapshot::TrackedUse;
-use crate::engine::usage::ingest::prepared_event::EventOutcome;
-use crate::engine::usage::ingest::prepared_event::PreparedEvent;
-use crate::engine::usage::ingest::prepared_event::Times;
-use crate::engine::usage::ingest::queues::IngestRequest;
-use crate::engine::usage::ingest::unfolded_backlog::UnfoldedBacklog;
 use metergate_domain::base::environment::Environment;
-use metergate_domain::gate::decision::LimitState;
 use metergate_domain::usage::event::Event;
 use std::time::Duration;
-
-/// The outcomes of the events of a call.
-#[derive(Debug, Clone)]
-pub struct RecordResult {
-    pub outcomes: Vec<EventOutcome>,
-    /// The limits that apply to the events, if the call asked for them.
-    pub limits: Option<Vec<LimitState>>,
-    /// The times of a single event, new or repeated.
-    pub times: Option<Times>,
-}
 
 /// The longest wait for limits that need a look-up after recording.
 pub(super) const LIMITS_MAX: Duration = Duration::from_secs(2);
