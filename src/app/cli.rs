@@ -6,7 +6,7 @@ use std::time::Duration;
 use clap::{Parser, Subcommand, ValueEnum};
 
 use crate::engine::access::keys::KeyKind;
-use metergate_domain::base::environment::Environment;
+use metergate_domain::base::Environment;
 
 /// Usage metering and limits for services that bill with Stripe, in one binary on PostgreSQL
 #[derive(Debug, Parser)]

@@ -12,7 +12,7 @@ use super::serve::migrate;
 use super::settings::Settings;
 use super::{logging, serve};
 use crate::engine::{Clock, Engine, EngineError};
-use metergate_domain::base::environment::Environment;
+use metergate_domain::base::Environment;
 use metergate_domain::base::names::SubjectId;
 use metergate_domain::catalog::Catalog;
 

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use super::output::{format_errors, print_line};
 use crate::engine::Engine;
 use crate::engine::access::keys::KeyKind;
-use metergate_domain::base::environment::Environment;
+use metergate_domain::base::Environment;
 use metergate_domain::catalog::Catalog;
 
 /// The catalog to apply, if this file exists; else the one compiled in.

@@ -18,7 +18,7 @@ use crate::engine::clock::Offset;
 use crate::http::HttpSettings;
 use crate::jobs::JobSchedule;
 use crate::providers::stripe::{StripeAccount, StripeSettings, environment_of};
-use metergate_domain::base::environment::Environment;
+use metergate_domain::base::Environment;
 
 /// An edited copy of the defaults, in the working directory; optional.
 const FILE: &str = "config/default.yaml";

@@ -11,13 +11,10 @@ use crate::engine::error::EngineError;
 use crate::engine::services::{Engine, detached};
 use crate::store::Scope;
 use crate::store::{self, StoreError};
-use metergate_domain::base::environment::Environment;
-use metergate_domain::base::timestamp::Timestamp;
-use metergate_domain::catalog::Catalog;
-use metergate_domain::catalog::diff::{CatalogChange, CatalogUse};
-use metergate_domain::catalog::plan::Limit;
+use metergate_domain::base::{Environment, Timestamp};
+use metergate_domain::catalog::{Catalog, CatalogChange, CatalogUse, Limit};
 use metergate_domain::credits;
-use metergate_domain::credits::unit::Unit;
+use metergate_domain::credits::Unit;
 use metergate_domain::gate::counted_prices;
 
 /// The changes that applying a catalog made, or would make in a dry run.

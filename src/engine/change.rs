@@ -6,8 +6,7 @@ use sqlx::{PgPool, Postgres, Transaction};
 use crate::engine::clock::Clock;
 use crate::store::Scope;
 use crate::store::{self, StoreError, configuration};
-use metergate_domain::base::environment::Environment;
-use metergate_domain::base::timestamp::Timestamp;
+use metergate_domain::base::{Environment, Timestamp};
 use metergate_domain::catalog::Catalog;
 
 /// A transaction that holds the configuration lock.

@@ -5,8 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use crate::store::gate::fast_path;
-use metergate_domain::base::environment::Environment;
-use metergate_domain::base::timestamp::Timestamp;
+use metergate_domain::base::{Environment, Timestamp};
 
 /// A clock for both environments.
 #[derive(Debug, Clone)]

@@ -6,7 +6,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::engine::error::EngineError;
-use metergate_domain::base::fields::Violation;
+use metergate_domain::base::Violation;
 
 /// Returns the error for a cursor that no list returned.
 pub fn unknown() -> EngineError {
@@ -29,7 +29,7 @@ pub fn read<T: DeserializeOwned>(cursor: &str) -> Result<T, EngineError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use metergate_domain::base::timestamp::Timestamp;
+    use metergate_domain::base::Timestamp;
     use uuid::Uuid;
 
     #[test]

@@ -10,10 +10,8 @@ use quick_cache::sync::Cache;
 use crate::store::Scope;
 use crate::store::configuration::Versions;
 use crate::store::{self, StoreError};
-use metergate_domain::base::environment::Environment;
-use metergate_domain::gate::catalog_index::CatalogIndex;
-use metergate_domain::gate::counter::CounterKey;
-use metergate_domain::gate::path::Path;
+use metergate_domain::base::Environment;
+use metergate_domain::gate::{CatalogIndex, CounterKey, Path};
 
 /// The most subjects, and the most paths, in a cache.
 const PATHS_MAX: usize = 200_000;

@@ -4,7 +4,7 @@
 use std::borrow::Cow;
 
 use crate::store::StoreError;
-use metergate_domain::base::fields::{Violation, Violations};
+use metergate_domain::base::{Violation, Violations};
 
 /// An error of a use case.
 #[derive(Debug, thiserror::Error)]

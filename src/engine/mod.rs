@@ -50,7 +50,6 @@ pub use usage::report::{MeterUsage, Report, Viewer};
 pub use usage::stripe_compat::RecordedMeterEvent;
 pub use usage::verify::Verdict;
 
-use crate::engine::exports::reconciliation::ReconciliationQuery;
 pub use crate::store::credits::notices::CreditNotice;
 pub use crate::store::exports::ExportRow;
 pub use crate::store::webhook_events::WebhookRow;

@@ -19,7 +19,7 @@ use crate::engine::writers::months::Months;
 use crate::providers::Provider;
 use crate::providers::stripe::Stripe;
 use crate::store::Database;
-use metergate_domain::base::environment::Environment;
+use metergate_domain::base::Environment;
 
 /// The application layer with all use cases. Cheap to clone.
 #[derive(Debug, Clone)]

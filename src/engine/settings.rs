@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::engine::access::tokens::TokenSettings;
 use crate::providers::stripe::StripeSettings;
-use metergate_domain::base::environment::Environment;
+use metergate_domain::base::Environment;
 
 /// The settings of the engine, equal for both environments.
 #[derive(Debug, Clone)]

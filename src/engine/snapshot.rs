@@ -16,21 +16,15 @@ use crate::engine::services::Engine;
 use crate::store::Scope;
 use crate::store::subjects::subject::Which;
 use crate::store::{self, StoreError};
-use metergate_domain::base::environment::Environment;
 use metergate_domain::base::names::{EventName, MeterKey, SubjectId};
-use metergate_domain::base::quantity::{Quantity, Total};
-use metergate_domain::base::timestamp::Timestamp;
-use metergate_domain::catalog::meter::Aggregation;
-use metergate_domain::gate::applicable_cap::{ApplicableCap, CounterSource};
-use metergate_domain::gate::calls::{CallOutcome, GateAnswer};
-use metergate_domain::gate::catalog_index::{ApplicableLimit, CatalogIndex};
-use metergate_domain::gate::counter::CounterKey;
-use metergate_domain::gate::decision::LimitState;
-use metergate_domain::gate::path::{Path, PathSubject};
-use metergate_domain::gate::request::Reserve;
-use metergate_domain::gate::reservation::{Moment, holds};
-use metergate_domain::gate::state::{Counter, GateState};
-use metergate_domain::usage::event::{Event, Properties};
+use metergate_domain::base::{Environment, Quantity, Timestamp, Total};
+use metergate_domain::catalog::Aggregation;
+use metergate_domain::gate::reservation::holds;
+use metergate_domain::gate::{
+    ApplicableCap, ApplicableLimit, CallOutcome, CatalogIndex, Counter, CounterKey, CounterSource,
+    GateAnswer, GateState, LimitState, Moment, Path, PathSubject, Reserve,
+};
+use metergate_domain::usage::{Event, Properties};
 
 /// An event for which limit states are shown.
 #[derive(Debug)]

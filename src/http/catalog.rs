@@ -13,9 +13,7 @@ use super::query::FromQuery;
 use super::query::Parameters;
 use super::state::Api;
 use crate::engine::{Applied, CatalogView, Page, PageRequest, cursor};
-use metergate_domain::catalog::Catalog;
-use metergate_domain::catalog::meter::Meter;
-use metergate_domain::catalog::plan::Plan;
+use metergate_domain::catalog::{Catalog, Meter, Plan};
 
 pub(super) struct DryRun(bool);
 

@@ -13,8 +13,7 @@ use super::query::FromQuery;
 use super::query::Parameters;
 use super::state::Api;
 use crate::engine::{CreditNotice, CreditsView, GrantView, MovementView, Page, PageRequest};
-use metergate_domain::credits::grant::{Request, VoidRequest};
-use metergate_domain::credits::notice::{NoticeFilter, NoticeKind};
+use metergate_domain::credits::{NoticeFilter, NoticeKind, Request, VoidRequest};
 
 pub(super) async fn grant(
     State(api): State<Api>,

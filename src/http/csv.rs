@@ -6,8 +6,8 @@ use axum::response::{IntoResponse, Response};
 
 use super::problem::Problem;
 use crate::engine::{EngineError, InvoiceView, Report};
-use metergate_domain::base::quantity::Total;
-use metergate_domain::usage::query::{UsageQuery, UsageRow};
+use metergate_domain::base::Total;
+use metergate_domain::usage::{UsageQuery, UsageRow};
 
 /// Writes one CSV line per row; each dimension has a column of its name.
 pub(super) fn usage(query: &UsageQuery, rows: &[UsageRow]) -> Result<Response, Problem> {

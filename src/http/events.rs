@@ -16,12 +16,11 @@ use super::query::FromQuery;
 use super::query::Parameters;
 use super::state::Api;
 use crate::engine::{EventOutcome, EventTrace, EventView, Page, PageRequest};
-use metergate_domain::base::fields::{Parsed, Violation};
 use metergate_domain::base::limits::{BATCH_EVENTS_MAX, NDJSON_EVENTS_MAX};
-use metergate_domain::base::names::{EventId, EventName, EventSource};
-use metergate_domain::gate::decision::LimitState;
-use metergate_domain::gate::request::Release;
-use metergate_domain::usage::event::{Event, EventFilter};
+use metergate_domain::base::names::{EventId, EventName};
+use metergate_domain::base::{EventSource, Parsed, Violation};
+use metergate_domain::gate::{LimitState, Release};
+use metergate_domain::usage::{Event, EventFilter};
 
 #[derive(Serialize)]
 pub(super) struct RecordingAnswer {

@@ -12,7 +12,7 @@ use super::query::FromQuery;
 use super::query::Parameters;
 use super::state::Api;
 use crate::engine::{ExportRow, Page, PageRequest, Ran, ReconciliationQuestion};
-use metergate_domain::base::window::Span;
+use metergate_domain::base::Span;
 use metergate_domain::exports::{ExportFilter, ExportStatus};
 
 impl FromQuery for ExportFilter {

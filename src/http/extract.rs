@@ -16,13 +16,13 @@ use super::problem::Problem;
 use super::query::{FromQuery, Parameters};
 use crate::engine::access::{Principal, Role};
 use crate::engine::{SubjectChange, Viewer};
-use metergate_domain::base::fields::{Parsed, Violation, received};
+use metergate_domain::base::fields::received;
 use metergate_domain::base::names::{EventId, SubjectId};
-use metergate_domain::credits::grant::{Request as GrantRequest, VoidRequest};
-use metergate_domain::gate::request::{Commit, Extend, Release, Reserve};
-use metergate_domain::pricing::cap::SpendCap;
-use metergate_domain::pricing::quote::QuoteRequest;
-use metergate_domain::subjects::subscription::SubscriptionParams;
+use metergate_domain::base::{Parsed, Violation};
+use metergate_domain::credits::{Request as GrantRequest, VoidRequest};
+use metergate_domain::gate::{Commit, Extend, Release, Reserve};
+use metergate_domain::pricing::{QuoteRequest, SpendCap};
+use metergate_domain::subjects::SubscriptionParams;
 
 /// The caller, identified by the guard of the route.
 #[derive(Debug)]

@@ -16,13 +16,10 @@ use super::problem::Problem;
 use super::query;
 use super::query::Parameters;
 use super::state::Api;
-use metergate_domain::base::fields::Violation;
 use metergate_domain::base::limits::METER_DIMENSIONS_MAX;
-use metergate_domain::base::quantity::Total;
-use metergate_domain::base::timestamp::{MICROS_PER_SECOND, Timestamp};
-use metergate_domain::gate::calls::{CallOutcome, GateAnswer};
-use metergate_domain::gate::decision::{Denial, LimitState, Reason};
-use metergate_domain::gate::request::Reserve;
+use metergate_domain::base::timestamp::MICROS_PER_SECOND;
+use metergate_domain::base::{Timestamp, Total, Violation};
+use metergate_domain::gate::{CallOutcome, Denial, GateAnswer, LimitState, Reason, Reserve};
 
 const REASON: HeaderName = HeaderName::from_static("x-metergate-reason");
 const RESERVATION: HeaderName = HeaderName::from_static("x-metergate-reservation-id");

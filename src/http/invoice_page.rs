@@ -7,9 +7,8 @@ use axum::http::header;
 use axum::response::{Html, IntoResponse, Response};
 
 use crate::engine::InvoiceView;
-use metergate_domain::invoicing::line::{InvoiceLine, InvoiceLineKind, LineTier};
-use metergate_domain::pricing::amount::{Amount, MinorUnits};
-use metergate_domain::pricing::currency::Currency;
+use metergate_domain::invoicing::{InvoiceLine, InvoiceLineKind, LineTier};
+use metergate_domain::pricing::{Amount, Currency, MinorUnits};
 
 const STYLE: &str = include_str!("invoice_page.css");
 /// A policy under which the page runs and fetches nothing, even if an escape were missing.

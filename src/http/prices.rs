@@ -9,8 +9,7 @@ use super::extract::{Caller, JsonOf, NoQuery, QueryOf};
 use super::problem::Problem;
 use super::state::Api;
 use crate::engine::{Page, PageRequest};
-use metergate_domain::pricing::exchange::ExchangeRate;
-use metergate_domain::pricing::quote::QuoteRequest;
+use metergate_domain::pricing::{ExchangeRate, QuoteRequest};
 
 #[derive(Serialize)]
 pub(super) struct RatesSet {

@@ -12,8 +12,9 @@ use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 
 use crate::engine::EngineError;
-use metergate_domain::base::fields::{Violation, Violations, received};
-use metergate_domain::gate::reservation::Refusal;
+use metergate_domain::base::fields::received;
+use metergate_domain::base::{Violation, Violations};
+use metergate_domain::gate::Refusal;
 
 pub(super) const MEDIA_TYPE: &str = "application/problem+json";
 /// The `Retry-After` of a problem, in seconds.

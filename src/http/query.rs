@@ -6,11 +6,10 @@ use std::ops::{Deref, DerefMut};
 use axum::http::Uri;
 
 use crate::engine::PageRequest;
-use metergate_domain::base::fields::{self, NamedValues, Parsed, Parser, Violation, received};
+use metergate_domain::base::fields::{self, received};
 use metergate_domain::base::limits::{PAGE_ROWS_DEFAULT, PAGE_ROWS_MAX};
 use metergate_domain::base::names::SubjectId;
-use metergate_domain::base::timestamp::Timestamp;
-use metergate_domain::base::window::Span;
+use metergate_domain::base::{NamedValues, Parsed, Parser, Span, Timestamp, Violation};
 
 /// The parameters of a query, in order.
 #[derive(Debug)]

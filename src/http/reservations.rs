@@ -14,12 +14,11 @@ use super::query::Parameters;
 use super::state::Api;
 use crate::engine::{Page, PageRequest, ReservationView};
 use metergate_domain::base::names::{EventId, MeterKey};
-use metergate_domain::base::quantity::Quantity;
-use metergate_domain::base::timestamp::Timestamp;
-use metergate_domain::gate::calls::{CallOutcome, GateAnswer};
-use metergate_domain::gate::decision::{Denier, LimitState, Reason};
-use metergate_domain::gate::request::{Commit, Extend, Release, Reserve};
-use metergate_domain::gate::reservation::{Hold, Reservation, ReservationFilter, ReservationStatus};
+use metergate_domain::base::{Quantity, Timestamp};
+use metergate_domain::gate::{
+    CallOutcome, Commit, Denier, Extend, GateAnswer, Hold, LimitState, Reason, Release, Reservation,
+    ReservationFilter, ReservationStatus, Reserve,
+};
 
 #[derive(Serialize)]
 struct HeldHold<'a> {

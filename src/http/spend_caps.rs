@@ -7,7 +7,7 @@ use serde::Serialize;
 use super::extract::{Caller, JsonOf, NoQuery, SubjectPath};
 use super::problem::Problem;
 use super::state::Api;
-use metergate_domain::pricing::cap::SpendCap;
+use metergate_domain::pricing::SpendCap;
 
 pub(super) async fn put(
     State(api): State<Api>,

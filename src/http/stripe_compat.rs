@@ -12,8 +12,8 @@ use super::extract::{Caller, NoQuery, idempotency_key, with_replay_header};
 use super::problem::Problem;
 use super::state::Api;
 use super::stripe_forms;
-use metergate_domain::base::environment::Environment;
-use metergate_domain::usage::stripe_compat::{Adjustment, MeterEvent};
+use metergate_domain::base::Environment;
+use metergate_domain::usage::{Adjustment, MeterEvent};
 
 pub(super) async fn record(
     State(api): State<Api>,

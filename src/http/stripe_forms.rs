@@ -7,7 +7,7 @@ use serde_json::{Map, Value};
 
 use super::body;
 use super::problem::Problem;
-use metergate_domain::base::fields::Violation;
+use metergate_domain::base::Violation;
 use metergate_domain::base::limits::{FORM_FIELDS_MAX, FORM_LEVELS_MAX};
 
 const MEDIA_TYPE: &str = "application/x-www-form-urlencoded";

@@ -11,7 +11,7 @@ use super::query::Parameters;
 use super::state::Api;
 use crate::engine::SubscriptionView;
 use metergate_domain::base::names::PlanKey;
-use metergate_domain::subjects::subscription::{End, SubscriptionParams};
+use metergate_domain::subjects::{End, SubscriptionParams};
 
 pub(super) async fn put(
     State(api): State<Api>,

@@ -16,14 +16,11 @@ use super::state::Api;
 use super::{accept, csv};
 use crate::engine::access::Role;
 use crate::engine::{PageRequest, TopPage};
-use metergate_domain::base::fields::{Parsed, Violation};
 use metergate_domain::base::limits::{FILTER_VALUES_MAX, METER_DIMENSIONS_MAX, USAGE_SUBJECTS_MAX};
 use metergate_domain::base::names::{MeterKey, SubjectId};
-use metergate_domain::base::timestamp::Timestamp;
-use metergate_domain::base::window::{Span, Window, Zone};
-use metergate_domain::pricing::currency::Currency;
-use metergate_domain::usage::query::{GroupBySubject, Subjects, UsageQuery, UsageRow};
-use metergate_domain::usage::ranking::{RankBy, RankPageRequest};
+use metergate_domain::base::{Parsed, Span, Timestamp, Violation, Window, Zone};
+use metergate_domain::pricing::Currency;
+use metergate_domain::usage::{GroupBySubject, RankBy, RankPageRequest, Subjects, UsageQuery, UsageRow};
 
 #[derive(Serialize)]
 struct Usage<'a> {

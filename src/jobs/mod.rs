@@ -13,7 +13,7 @@ use tokio::time::{Instant, sleep_until};
 pub use schedule::JobSchedule;
 
 use crate::engine::{Engine, EngineError};
-use metergate_domain::base::environment::Environment;
+use metergate_domain::base::Environment;
 
 /// Interval of the job that expires reservations and credits.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(1);

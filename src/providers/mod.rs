@@ -9,8 +9,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 
-use metergate_domain::base::timestamp::Timestamp;
-use metergate_domain::base::window::Span;
+use metergate_domain::base::{Span, Timestamp};
 
 /// A quantity on its way to a provider. Its content never changes after the first delivery attempt.
 #[derive(Debug, Clone, PartialEq, Eq)]

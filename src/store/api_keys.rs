@@ -4,8 +4,7 @@ use serde::Serialize;
 use sqlx::{FromRow, PgPool, Row};
 
 use super::StoreError;
-use metergate_domain::base::environment::Environment;
-use metergate_domain::base::timestamp::Timestamp;
+use metergate_domain::base::{Environment, Timestamp};
 
 /// A stored API key without its secret.
 #[derive(Debug, Clone, FromRow, Serialize)]

@@ -9,10 +9,9 @@ use uuid::Uuid;
 
 use super::StoreError;
 use crate::store::scope::Scope;
-use metergate_domain::base::timestamp::Timestamp;
-use metergate_domain::catalog::Catalog;
-use metergate_domain::catalog::meter::{Meter, StoredMeter};
-use metergate_domain::gate::counter::EffectiveFrom;
+use metergate_domain::base::Timestamp;
+use metergate_domain::catalog::{Catalog, Meter, StoredMeter};
+use metergate_domain::gate::EffectiveFrom;
 
 /// Returns the catalog in force and its version; without one, an empty catalog and version 0.
 pub async fn current(scope: &mut Scope<'_>) -> Result<(Catalog, i64), StoreError> {

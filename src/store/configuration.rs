@@ -6,7 +6,7 @@ use sqlx::Row;
 
 use super::error::StoreError;
 use crate::store::scope::Scope;
-use metergate_domain::base::timestamp::Timestamp;
+use metergate_domain::base::Timestamp;
 
 /// First half of the key of the advisory lock; the second half is the environment.
 pub(super) const LOCK: i32 = 0x4d47_0001;

@@ -11,12 +11,9 @@ use uuid::Uuid;
 use super::StoreError;
 use crate::store::scope::Scope;
 use metergate_domain::base::names::{StripeCustomerId, SubjectId};
-use metergate_domain::base::timestamp::Timestamp;
-use metergate_domain::base::window::Span;
-use metergate_domain::invoicing::InvoiceFilter;
-use metergate_domain::invoicing::line::{InvoiceLine, RatingTerms};
-use metergate_domain::pricing::amount::MinorUnits;
-use metergate_domain::pricing::currency::Currency;
+use metergate_domain::base::{Span, Timestamp};
+use metergate_domain::invoicing::{InvoiceFilter, InvoiceLine, RatingTerms};
+use metergate_domain::pricing::{Currency, MinorUnits};
 
 /// The first half of the advisory lock's key. The second half is the environment.
 const LOCK: i32 = 0x4d47_0009;

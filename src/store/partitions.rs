@@ -4,8 +4,8 @@
 use sqlx::{Connection, PgConnection};
 
 use super::error::StoreError;
-use metergate_domain::base::timestamp::Timestamp;
-use metergate_domain::base::window::{Span, utc_month};
+use metergate_domain::base::window::utc_month;
+use metergate_domain::base::{Span, Timestamp};
 
 /// The key of the advisory lock for creating partitions.
 const LOCK: i64 = 0x4d47_0002;

@@ -1,6 +1,6 @@
 //! A connection together with the environment that its statements read and write.
 
-use metergate_domain::base::environment::Environment;
+use metergate_domain::base::Environment;
 use sqlx::PgConnection;
 
 /// The place of work of a query: one environment, on one connection.

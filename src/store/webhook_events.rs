@@ -7,7 +7,7 @@ use sqlx::{FromRow, PgConnection};
 
 use super::StoreError;
 use crate::store::scope::Scope;
-use metergate_domain::base::timestamp::Timestamp;
+use metergate_domain::base::Timestamp;
 use metergate_domain::webhook::{WebhookNotice, WebhookStatus};
 
 /// A received webhook event.

@@ -9,8 +9,7 @@ mod random;
 mod refunds;
 
 use axum::http::StatusCode;
-use metergate_domain::base::environment::Environment;
-use metergate_domain::base::quantity::Total;
+use metergate_domain::base::{Environment, Total};
 use metergate_domain::catalog::Catalog;
 use serde_json::{Value, json};
 

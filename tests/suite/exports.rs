@@ -13,7 +13,7 @@ mod shapes;
 use axum::http::StatusCode;
 use metergate::engine::Ran;
 use metergate::providers::stripe::{StripeAccount, StripeSettings};
-use metergate_domain::base::environment::Environment;
+use metergate_domain::base::Environment;
 use secrecy::SecretString;
 use serde_json::{Value, json};
 

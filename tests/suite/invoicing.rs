@@ -14,7 +14,7 @@ use axum::http::StatusCode;
 use metergate::engine::BillingRun;
 use metergate::engine::EngineSettings;
 use metergate::providers::stripe::{StripeAccount, StripeSettings};
-use metergate_domain::base::environment::Environment;
+use metergate_domain::base::Environment;
 use secrecy::SecretString;
 use serde_json::{Value, json};
 

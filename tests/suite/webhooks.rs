@@ -9,7 +9,7 @@ use axum::body::Body;
 use axum::http::{Method, Request, StatusCode};
 use metergate::engine::EngineSettings;
 use metergate::providers::stripe::{StripeAccount, StripeSettings};
-use metergate_domain::base::environment::Environment;
+use metergate_domain::base::Environment;
 use secrecy::SecretString;
 use serde_json::{Value, json};
 

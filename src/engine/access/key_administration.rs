@@ -6,7 +6,7 @@ use super::keys::{ID_CHARS, PREFIX, PROOF_CHARS, parse};
 use crate::engine::error::EngineError;
 use crate::engine::services::Engine;
 use crate::store::api_keys::{self, ApiKey, NewApiKey};
-use metergate_domain::base::environment::Environment;
+use metergate_domain::base::Environment;
 use rand::RngExt;
 use rand::distr::Alphanumeric;
 

@@ -10,7 +10,7 @@ use subtle::ConstantTimeEq;
 use super::principal::{Principal, Role};
 use crate::store::api_keys::{self};
 use crate::store::{Database, StoreError};
-use metergate_domain::base::environment::Environment;
+use metergate_domain::base::Environment;
 
 pub(super) const PREFIX: &str = "mg_";
 pub(super) const ID_CHARS: usize = 12;

@@ -8,5 +8,3 @@ pub(crate) mod token_minting;
 pub mod tokens;
 
 pub use principal::{Principal, Role};
-
-pub use principal::{Principal, Role};

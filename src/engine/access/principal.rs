@@ -1,6 +1,6 @@
 //! The caller that a credential stands for.
 
-use metergate_domain::base::environment::Environment;
+use metergate_domain::base::Environment;
 use metergate_domain::base::names::SubjectId;
 
 /// A caller with a valid credential.

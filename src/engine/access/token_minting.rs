@@ -4,7 +4,7 @@ use super::tokens::{Claims, ScopeClaim};
 use crate::engine::error::EngineError;
 use crate::engine::services::Engine;
 use jsonwebtoken::{Algorithm, EncodingKey, Header};
-use metergate_domain::base::environment::Environment;
+use metergate_domain::base::Environment;
 use metergate_domain::base::names::SubjectId;
 use secrecy::ExposeSecret;
 

@@ -16,7 +16,7 @@ use tokio::sync::Mutex;
 
 use super::principal::{Principal, Role};
 use crate::engine::error::EngineError;
-use metergate_domain::base::environment::Environment;
+use metergate_domain::base::Environment;
 use metergate_domain::base::names::SubjectId;
 
 /// The shortest HS256 secret; a shorter one could be guessed from one token.

@@ -13,20 +13,13 @@ use crate::store::Scope;
 use crate::store::credits::wallets::Changes;
 use crate::store::credits::{grants, ledger, wallets};
 use crate::store::subjects::subject::Which;
-use metergate_domain::base::environment::Environment;
-use metergate_domain::base::fields::{Parsed, Violation, received};
+use metergate_domain::base::fields::received;
 use metergate_domain::base::limits::CREDIT_GRANTS_OPEN_MAX;
 use metergate_domain::base::names::SubjectId;
-use metergate_domain::base::period::Period;
-use metergate_domain::base::quantity::{Quantity, Total};
-use metergate_domain::base::timestamp::Timestamp;
-use metergate_domain::credits::grant::{GrantSource, Request, VoidRequest};
-use metergate_domain::credits::recurrence::Rollover;
-use metergate_domain::credits::unit::Unit;
+use metergate_domain::base::{Environment, Parsed, Period, Quantity, Timestamp, Total, Violation};
 use metergate_domain::credits::wallet::{GrantBalance, GrantState};
-use metergate_domain::credits::{catalog, cost};
-use metergate_domain::gate::catalog_index::CatalogIndex;
-use metergate_domain::gate::path::PathSubject;
+use metergate_domain::credits::{GrantSource, Request, Rollover, Unit, VoidRequest, catalog, cost};
+use metergate_domain::gate::{CatalogIndex, PathSubject};
 
 /// A grant with its remaining balance.
 #[derive(Debug, Clone, Serialize)]

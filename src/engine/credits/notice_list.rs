@@ -6,8 +6,8 @@ use crate::engine::services::Engine;
 use crate::store;
 use crate::store::Scope;
 use crate::store::credits::notices::CreditNotice;
-use metergate_domain::base::environment::Environment;
-use metergate_domain::credits::notice::NoticeFilter;
+use metergate_domain::base::Environment;
+use metergate_domain::credits::NoticeFilter;
 
 impl Engine {
     /// Returns a page of notices, the latest first.

@@ -3,11 +3,8 @@
 use std::collections::BTreeMap;
 
 use crate::store::credits::notices::NewNotice;
-use metergate_domain::base::quantity::Total;
-use metergate_domain::base::timestamp::Timestamp;
-use metergate_domain::credits::notice::NoticeKind;
-use metergate_domain::credits::offers::CreditAlert;
-use metergate_domain::credits::unit::Unit;
+use metergate_domain::base::{Timestamp, Total};
+use metergate_domain::credits::{CreditAlert, NoticeKind, Unit};
 
 /// Returns the notices for balances that fell below the threshold of an alert.
 pub(super) fn due(

@@ -9,9 +9,8 @@ use sqlx::PgConnection;
 use uuid::Uuid;
 
 use super::wallets::{HolderSubscriptions, LockedWallets, WalletLoader, add_holder};
-use metergate_domain::credits::accounts::Cause;
+use metergate_domain::credits::Cause;
 use metergate_domain::credits::cost::share;
-use metergate_domain::usage::event::Properties;
 
 use crate::engine::gate::counters::Additions;
 use crate::store::Scope;
@@ -20,16 +19,11 @@ use crate::store::credits::{grants, ledger};
 use crate::store::gate::counters::CounterRow;
 use crate::store::{self, StoreError};
 use metergate_domain::base::names::MeterKey;
-use metergate_domain::base::quantity::{Quantity, Total};
-use metergate_domain::base::timestamp::Timestamp;
-use metergate_domain::catalog::meter::StoredMeter;
-use metergate_domain::gate::counter::CounterKey;
-use metergate_domain::gate::credit_coverage::{Recorder, RequestedUse};
-use metergate_domain::gate::path::Path;
-use metergate_domain::gate::request::OnExpiry;
-use metergate_domain::gate::reservation::Moment;
-use metergate_domain::gate::state::{Counter, GateState, PaidShare};
-use metergate_domain::pricing::amount::Amount;
+use metergate_domain::base::{Quantity, Timestamp, Total};
+use metergate_domain::gate::{
+    Counter, CounterKey, GateState, Moment, OnExpiry, PaidShare, Path, Recorder, RequestedUse,
+};
+use metergate_domain::pricing::Amount;
 
 impl WalletLoader<'_> {
     /// Covers recorded usage above quotas, event by event. `rows` are the counters after the events; the

@@ -14,14 +14,11 @@ use crate::engine::services::Engine;
 use crate::engine::snapshot::ReadSnapshot;
 use crate::store::credits::ledger::LedgerRow;
 use crate::store::credits::{grants, ledger};
-use metergate_domain::base::environment::Environment;
 use metergate_domain::base::names::SubjectId;
-use metergate_domain::base::quantity::{Quantity, Total};
-use metergate_domain::base::timestamp::Timestamp;
-use metergate_domain::credits::accounts::{LedgerAccount, MovementKind};
-use metergate_domain::credits::unit::Unit;
+use metergate_domain::base::{Environment, Quantity, Timestamp, Total};
 use metergate_domain::credits::wallet::{GrantState, Wallet};
-use metergate_domain::gate::path::PathSubject;
+use metergate_domain::credits::{LedgerAccount, MovementKind, Unit};
+use metergate_domain::gate::PathSubject;
 
 #[derive(Debug, Clone, Serialize)]
 pub struct CreditsView {

@@ -10,7 +10,7 @@ use crate::store::Scope;
 use crate::store::credits::wallets::{self, Changes};
 use crate::store::subjects::subject::Which;
 use crate::store::{self};
-use metergate_domain::base::environment::Environment;
+use metergate_domain::base::Environment;
 use metergate_domain::base::limits::CREDIT_SWEEP_WALLETS_MAX;
 use sqlx::Connection;
 

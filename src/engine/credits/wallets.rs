@@ -11,18 +11,12 @@ use crate::engine::clock::Clock;
 use crate::store::Scope;
 use crate::store::credits::wallets::{self, Changes, ExpiredCreditLineRow};
 use crate::store::{self, StoreError};
-use metergate_domain::base::environment::Environment;
-use metergate_domain::base::quantity::Total;
-use metergate_domain::base::timestamp::Timestamp;
-use metergate_domain::catalog::plan::Plan;
-use metergate_domain::credits::grant_lifecycle::GrantSchedule;
-use metergate_domain::credits::unit::Unit;
+use metergate_domain::base::{Environment, Timestamp, Total};
+use metergate_domain::catalog::Plan;
 use metergate_domain::credits::wallet::{ExpiredCreditLine, Wallet};
-use metergate_domain::gate::catalog_index::CatalogIndex;
-use metergate_domain::gate::path::PathSubject;
-use metergate_domain::gate::request::OnExpiry;
-use metergate_domain::gate::state::CreditLineKey;
-use metergate_domain::subjects::subscription::Subscription;
+use metergate_domain::credits::{GrantSchedule, Unit};
+use metergate_domain::gate::{CatalogIndex, CreditLineKey, OnExpiry, PathSubject};
+use metergate_domain::subjects::Subscription;
 
 /// The subjects with credits to read, with their subscriptions.
 pub(crate) type HolderSubscriptions = BTreeMap<i64, Option<Subscription>>;

@@ -11,8 +11,8 @@ use crate::store::exports::gauges::{self, HourlyGauge};
 use crate::store::exports::parts::{self, BucketPart, CustomerPart, ExportValue};
 use crate::store::exports::sums::{self, HourlySum};
 use crate::store::usage::fold::MeterBatches;
-use metergate_domain::base::timestamp::Timestamp;
-use metergate_domain::catalog::meter::StripeFormula;
+use metergate_domain::base::Timestamp;
+use metergate_domain::catalog::StripeFormula;
 use metergate_domain::exports::Bucket;
 
 /// A fold listener that accumulates usage for exports.

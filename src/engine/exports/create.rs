@@ -16,9 +16,8 @@ use crate::store::exports::parts::MeterBucket;
 use crate::store::exports::sums::{self, DueBucket};
 use crate::store::exports::{ExportRow, NewExport};
 use crate::store::{self, StoreError};
-use metergate_domain::base::environment::Environment;
-use metergate_domain::base::timestamp::Timestamp;
-use metergate_domain::catalog::meter::{Aggregation, StoredMeter, StripeFormula, StripeMeter};
+use metergate_domain::base::{Environment, Timestamp};
+use metergate_domain::catalog::{Aggregation, StoredMeter, StripeFormula, StripeMeter};
 use metergate_domain::exports::{Bucket, ExportDraft, ExportStatus, Units, level_draft, settle};
 
 /// The name of the only provider.

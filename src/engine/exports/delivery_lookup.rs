@@ -9,8 +9,7 @@ use crate::engine::error::EngineError;
 use crate::providers::{Provider, SummaryQuery, SummaryWindow};
 use crate::store;
 use crate::store::exports::{DELIVERY_UNKNOWN, ExportRow};
-use metergate_domain::base::timestamp::Timestamp;
-use metergate_domain::base::window::Span;
+use metergate_domain::base::{Span, Timestamp};
 use metergate_domain::exports::Units;
 
 /// The outcome of a call with a lost answer, according to the provider's sums.

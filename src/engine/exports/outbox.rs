@@ -13,10 +13,8 @@ use crate::providers::Failure;
 use crate::store::Scope;
 use crate::store::exports::{ExportCursor, ExportRow, Revival};
 use crate::store::{self, StoreError};
-use metergate_domain::base::environment::Environment;
-use metergate_domain::base::timestamp::Timestamp;
-use metergate_domain::catalog::Catalog;
-use metergate_domain::catalog::meter::StripeMeter;
+use metergate_domain::base::{Environment, Timestamp};
+use metergate_domain::catalog::{Catalog, StripeMeter};
 use metergate_domain::exports::{EXPORT_AGE_MAX, ExportFilter, ExportStatus};
 
 impl Engine {

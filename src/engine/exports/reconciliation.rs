@@ -13,12 +13,11 @@ use crate::providers::{Provider, Summary, SummaryQuery, SummaryWindow};
 use crate::store;
 use crate::store::Scope;
 use crate::store::exports::reconciliation::{Checked, Sums, UnitsAt};
-use metergate_domain::base::environment::Environment;
-use metergate_domain::base::fields::{Violation, received};
+use metergate_domain::base::fields::received;
 use metergate_domain::base::limits::RECONCILED_WINDOWS_MAX;
-use metergate_domain::base::timestamp::{MICROS_PER_HOUR, Timestamp};
-use metergate_domain::base::window::Span;
-use metergate_domain::catalog::meter::StripeFormula;
+use metergate_domain::base::timestamp::MICROS_PER_HOUR;
+use metergate_domain::base::{Environment, Span, Timestamp, Violation};
+use metergate_domain::catalog::StripeFormula;
 use metergate_domain::exports::Units;
 
 /// The parameters of a comparison by hours or days, in UTC.

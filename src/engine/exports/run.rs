@@ -13,7 +13,7 @@ use crate::engine::services::{Engine, detached};
 use crate::engine::usage::fold::Folded;
 use crate::store::Scope;
 use crate::store::{self, StoreError};
-use metergate_domain::base::environment::Environment;
+use metergate_domain::base::Environment;
 
 /// The result of a run, and the exports that remain.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]

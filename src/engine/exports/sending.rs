@@ -19,8 +19,7 @@ use crate::providers::{DeliveryResult, OutgoingMeterEvent, Provider, Retryable};
 use crate::store::Scope;
 use crate::store::exports::{Dead, Deferred, ExportRow, Outcomes};
 use crate::store::{self, StoreError};
-use metergate_domain::base::environment::Environment;
-use metergate_domain::base::timestamp::Timestamp;
+use metergate_domain::base::{Environment, Timestamp};
 use metergate_domain::exports::{ExportStatus, backoff};
 
 /// The most exports that are read at once.

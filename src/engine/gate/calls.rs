@@ -1,7 +1,6 @@
 //! Calls on reservations, and the replies of writers.
 
-use metergate_domain::gate::calls::GateAnswer;
-use metergate_domain::gate::request::{Commit, Extend, Release, Reserve};
+use metergate_domain::gate::{Commit, Extend, GateAnswer, Release, Reserve};
 use uuid::Uuid;
 
 /// A call of the gate.

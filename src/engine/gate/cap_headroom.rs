@@ -7,13 +7,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use quick_cache::sync::Cache;
 
-use metergate_domain::base::quantity::Total;
-use metergate_domain::base::timestamp::Timestamp;
-use metergate_domain::gate::applicable_cap::{ApplicableCap, CounterSource};
-use metergate_domain::gate::catalog_index::CatalogIndex;
-use metergate_domain::gate::counter::CounterKey;
-use metergate_domain::gate::counter::CounterState;
-use metergate_domain::gate::path::Path;
+use metergate_domain::base::{Timestamp, Total};
+use metergate_domain::gate::{ApplicableCap, CatalogIndex, CounterKey, CounterSource, CounterState, Path};
 
 /// The most counters of caps that a writer remembers.
 const COUNTERS_MAX: usize = 100_000;

@@ -11,15 +11,12 @@ use crate::engine::writers::interrupt::Interrupt;
 use crate::engine::writers::prerequisite::{Prerequisite, Recheck};
 use crate::engine::writers::transaction::BatchTransaction;
 use crate::store;
-use metergate_domain::base::fields::Violations;
 use metergate_domain::base::limits::SWEEP_RESERVATIONS_MAX;
-use metergate_domain::base::timestamp::Timestamp;
-use metergate_domain::gate::applicable_cap::{ApplicableCap, CounterSource, PricedUsage};
-use metergate_domain::gate::catalog_index::{ApplicableLimit, CatalogIndex};
-use metergate_domain::gate::counter::CounterKey;
-use metergate_domain::gate::path::Path;
-use metergate_domain::gate::request::{HoldRequest, Reserve};
-use metergate_domain::gate::reservation::Reservation;
+use metergate_domain::base::{Timestamp, Violations};
+use metergate_domain::gate::{
+    ApplicableCap, ApplicableLimit, CatalogIndex, CounterKey, CounterSource, HoldRequest, Path, PricedUsage,
+    Reservation, Reserve,
+};
 
 /// A call and its violations of the catalog.
 pub(super) struct CheckedCall<'w> {

@@ -4,7 +4,7 @@ use crate::engine::error::EngineError;
 use crate::engine::services::Engine;
 use crate::store::Scope;
 use crate::store::{self};
-use metergate_domain::base::environment::Environment;
+use metergate_domain::base::Environment;
 use sqlx::Connection;
 use std::time::Duration;
 

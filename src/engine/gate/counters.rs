@@ -21,18 +21,14 @@ use crate::store::transaction;
 use crate::store::usage::{MeterQuery, UsageScope};
 use crate::store::{self, StoreError};
 use metergate_domain::base::limits::USAGE_ROWS_MAX;
-use metergate_domain::base::quantity::Total;
-use metergate_domain::base::timestamp::Timestamp;
-use metergate_domain::base::window::Span;
-use metergate_domain::catalog::meter::StoredMeter;
+use metergate_domain::base::{Span, Timestamp, Total};
+use metergate_domain::catalog::StoredMeter;
 use metergate_domain::credits::coverage::covered;
-use metergate_domain::gate::applicable_cap::CounterSource;
-use metergate_domain::gate::catalog_index::{ApplicableLimit, CatalogIndex};
-use metergate_domain::gate::counter::CounterState;
-use metergate_domain::gate::counter::{CounterKey, CounterPeriod};
-use metergate_domain::gate::reservation::Reservation;
-use metergate_domain::gate::state::{Counter, HoldLine, HoldLineKey};
-use metergate_domain::usage::query::{GroupBySubject, Subjects, UsageQuery};
+use metergate_domain::gate::{
+    ApplicableLimit, CatalogIndex, Counter, CounterKey, CounterPeriod, CounterSource, CounterState, HoldLine,
+    HoldLineKey, Reservation,
+};
+use metergate_domain::usage::{GroupBySubject, Subjects, UsageQuery};
 
 /// A needed counter and its source.
 #[derive(Debug, Clone, Copy)]

@@ -7,13 +7,10 @@ use super::context::{BatchContext, CheckedCall, requests};
 use crate::engine::credits::wallets::{HolderSubscriptions, LockedWallets, WalletLoader, add_holder};
 use crate::store::StoreError;
 use crate::store::credits::wallets::Changes;
+use metergate_domain::base::Timestamp;
 use metergate_domain::base::names::MeterKey;
-use metergate_domain::base::timestamp::Timestamp;
-use metergate_domain::gate::catalog_index::CatalogIndex;
-use metergate_domain::gate::path::Path;
-use metergate_domain::gate::reservation::Reservation;
-use metergate_domain::gate::state::{Credits, GateState};
-use metergate_domain::usage::event::Properties;
+use metergate_domain::gate::{CatalogIndex, Credits, GateState, Path, Reservation};
+use metergate_domain::usage::Properties;
 
 /// The wallets that a batch uses; none if it needs none.
 pub(super) struct BatchWallets<'a> {

@@ -22,16 +22,13 @@ use crate::engine::writers::processor::Attempt;
 use crate::store::Scope;
 use crate::store::StoreError;
 use crate::store::gate::fast_path::{self, CounterIncrease, Done, FastBatch, HeldLine, HoldConditions};
-use metergate_domain::base::quantity::{Quantity, Total};
-use metergate_domain::base::timestamp::Timestamp;
-use metergate_domain::gate::calls::{CallOutcome, GateAnswer};
-use metergate_domain::gate::catalog_index::CatalogIndex;
-use metergate_domain::gate::counter::CounterKey;
-use metergate_domain::gate::decision::{GrantMode, precheck};
-use metergate_domain::gate::path::Path;
-use metergate_domain::gate::request::{HoldRequest, Reserve};
-use metergate_domain::gate::reservation::{Moment, NewReservation, holds};
-use metergate_domain::gate::state::{Counter, GateState, HoldLine, HoldLineKey};
+use metergate_domain::base::{Quantity, Timestamp, Total};
+use metergate_domain::gate::decision::precheck;
+use metergate_domain::gate::reservation::holds;
+use metergate_domain::gate::{
+    CallOutcome, CatalogIndex, Counter, CounterKey, GateAnswer, GateState, GrantMode, HoldLine, HoldLineKey,
+    HoldRequest, Moment, NewReservation, Path, Reserve,
+};
 
 /// Attempts a batch. Returns none, without any effect, if the batch has to take the locked path.
 pub(super) async fn attempt(

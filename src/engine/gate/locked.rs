@@ -28,14 +28,10 @@ use crate::store::gate::counters::{CounterRow, id_of};
 use crate::store::gate::gate_writes::GateWrites;
 use crate::store::usage::events::{EventColumns, KeyColumns};
 use crate::store::{self, StoreError};
-use metergate_domain::base::digest::Digest;
-use metergate_domain::base::timestamp::Timestamp;
-use metergate_domain::gate::calls::CallOutcome;
-use metergate_domain::gate::counter::CounterKey;
-use metergate_domain::gate::request::OnExpiry;
-use metergate_domain::gate::reservation::Moment;
-use metergate_domain::gate::state::PathRecord;
-use metergate_domain::gate::state::{Counter, GateState, ReservationChange};
+use metergate_domain::base::{Digest, Timestamp};
+use metergate_domain::gate::{
+    CallOutcome, Counter, CounterKey, GateState, Moment, OnExpiry, PathRecord, ReservationChange,
+};
 
 pub(super) async fn attempt(
     processor: &mut GateProcessor,

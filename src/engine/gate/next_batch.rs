@@ -5,10 +5,8 @@ use crate::engine::writers::context::WriterContext;
 use crate::store::Scope;
 use crate::store::StoreError;
 use crate::store::gate::fast_path::{self, Done, FastBatch, StatementClock};
-use metergate_domain::base::quantity::Total;
-use metergate_domain::base::timestamp::Timestamp;
-use metergate_domain::gate::counter::CounterKey;
-use metergate_domain::gate::state::Counter;
+use metergate_domain::base::{Timestamp, Total};
+use metergate_domain::gate::{Counter, CounterKey};
 use std::time::Instant;
 
 /// The most batches that take the locked path after a batch that did not fit.

@@ -5,7 +5,7 @@ use super::next_batch::FastPath;
 use crate::engine::writers::context::WriterContext;
 use crate::engine::writers::prerequisite::Recheck;
 use crate::engine::writers::reader::Reader;
-use metergate_domain::base::environment::Environment;
+use metergate_domain::base::Environment;
 use std::collections::{BTreeMap, BTreeSet};
 use uuid::Uuid;
 

@@ -9,15 +9,12 @@ use crate::engine::usage::ingest::prepared_event::new_id;
 use crate::store::Scope;
 use crate::store::gate::reservations::{PageOf, ReservationCursor};
 use crate::store::{self};
-use metergate_domain::base::environment::Environment;
 use metergate_domain::base::limits::SWEEP_RESERVATIONS_MAX;
-use metergate_domain::base::names::{EventId, EventSource, MeterKey};
-use metergate_domain::base::quantity::Quantity;
-use metergate_domain::base::timestamp::Timestamp;
-use metergate_domain::gate::calls::GateAnswer;
-use metergate_domain::gate::request::{Commit, Extend, OnExpiry, Release, Reserve};
-use metergate_domain::gate::reservation::{
-    Moment, Refusal, Reservation, ReservationFilter, ReservationStatus,
+use metergate_domain::base::names::{EventId, MeterKey};
+use metergate_domain::base::{Environment, EventSource, Quantity, Timestamp};
+use metergate_domain::gate::{
+    Commit, Extend, GateAnswer, Moment, OnExpiry, Refusal, Release, Reservation, ReservationFilter,
+    ReservationStatus, Reserve,
 };
 use metergate_domain::usage::event::event_key;
 use serde::Serialize;

@@ -15,7 +15,7 @@ use super::processor::GateProcessor;
 use crate::engine::environment_cache::EnvironmentCaches;
 use crate::engine::writers::context::WriterContext;
 use crate::engine::writers::lane::{Lane, WriterTasks};
-use metergate_domain::base::environment::Environment;
+use metergate_domain::base::Environment;
 use metergate_domain::base::limits::{GATE_WRITERS, TRANSACTION_CALLS_MAX};
 
 /// The most reservations with a remembered writer, for the calls that end them.

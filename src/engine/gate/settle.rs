@@ -12,8 +12,8 @@ use crate::engine::writers::prerequisite::Prerequisite;
 use crate::engine::writers::processor::{Attempt, BatchProcessor, Weight};
 use crate::engine::writers::reader::Reader;
 use crate::store::{self, StoreError};
-use metergate_domain::base::environment::Environment;
-use metergate_domain::gate::calls::CallOutcome;
+use metergate_domain::base::Environment;
+use metergate_domain::gate::CallOutcome;
 use sqlx::PgConnection;
 use std::collections::BTreeMap;
 

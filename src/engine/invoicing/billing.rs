@@ -14,10 +14,10 @@ use crate::engine::services::detached;
 use crate::store::Scope;
 use crate::store::invoicing::{DraftOpening, FinalInvoice, Payer};
 use crate::store::{self, StoreError};
-use metergate_domain::base::environment::Environment;
+use metergate_domain::base::Environment;
 use metergate_domain::base::limits::INVOICES_PER_LOOK_MAX;
 use metergate_domain::invoicing::line::total;
-use metergate_domain::pricing::currency::Currency;
+use metergate_domain::pricing::Currency;
 
 /// The counts of a billing round.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]

@@ -12,11 +12,8 @@ use crate::store::invoicing::Payer;
 use crate::store::subjects::subscriptions::HistoryRow;
 use metergate_domain::base::limits::INVOICE_TURNS_MAX;
 use metergate_domain::base::names::PlanKey;
-use metergate_domain::base::period::Cycle;
-use metergate_domain::base::timestamp::Timestamp;
-use metergate_domain::base::window::Span;
-use metergate_domain::invoicing::mapping::Mappings;
-use metergate_domain::invoicing::timeline::{BillingPeriod, OwnPricing, PlanChange, Timeline};
+use metergate_domain::base::{Cycle, Span, Timestamp};
+use metergate_domain::invoicing::{BillingPeriod, Mappings, OwnPricing, PlanChange, Timeline};
 use metergate_domain::subjects::subscription::{read_commitments, read_prices};
 
 fn unreadable(what: impl std::fmt::Debug) -> EngineError {

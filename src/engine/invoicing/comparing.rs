@@ -15,12 +15,11 @@ use crate::providers::{Bill, BillLine, Failure, Provider};
 use crate::store;
 use crate::store::Scope;
 use crate::store::invoicing::InvoiceRow;
-use metergate_domain::base::environment::Environment;
+use metergate_domain::base::Environment;
 use metergate_domain::base::names::SubjectId;
-use metergate_domain::catalog::meter::StoredMeter;
-use metergate_domain::invoicing::line::{InvoiceLine, RatingTerms};
-use metergate_domain::pricing::amount::MinorUnits;
-use metergate_domain::pricing::currency::Currency;
+use metergate_domain::catalog::StoredMeter;
+use metergate_domain::invoicing::{InvoiceLine, RatingTerms};
+use metergate_domain::pricing::{Currency, MinorUnits};
 
 #[derive(Debug, Clone, Serialize)]
 pub struct ComparedInvoice {

@@ -14,12 +14,9 @@ use crate::store;
 use crate::store::Scope;
 use crate::store::invoicing::{DraftOpening, InvoiceRow, Payer};
 use crate::store::usage::customer_usage::CustomerScope;
-use metergate_domain::base::environment::Environment;
-use metergate_domain::base::timestamp::Timestamp;
-use metergate_domain::base::window::Span;
-use metergate_domain::invoicing::line::{InvoiceLine, RatingTerms};
-use metergate_domain::invoicing::timeline::BillingPeriod;
-use metergate_domain::pricing::currency::Currency;
+use metergate_domain::base::{Environment, Span, Timestamp};
+use metergate_domain::invoicing::{BillingPeriod, InvoiceLine, RatingTerms};
+use metergate_domain::pricing::Currency;
 
 /// The longest time that a voiding transaction may run after it read the clock.
 const VOIDS_MARGIN: Duration = Duration::from_hours(1);

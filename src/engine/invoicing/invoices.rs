@@ -12,10 +12,9 @@ use crate::engine::services::Engine;
 use crate::store;
 use crate::store::Scope;
 use crate::store::invoicing::{InvoiceRow, Numbered};
-use metergate_domain::base::environment::Environment;
-use metergate_domain::base::timestamp::Timestamp;
-use metergate_domain::invoicing::InvoiceFilter;
-use metergate_domain::invoicing::line::{RatingTerms, total};
+use metergate_domain::base::{Environment, Timestamp};
+use metergate_domain::invoicing::line::total;
+use metergate_domain::invoicing::{InvoiceFilter, RatingTerms};
 use uuid::Uuid;
 
 impl Engine {

@@ -7,14 +7,11 @@ use sqlx::PgConnection;
 use crate::engine::error::EngineError;
 use crate::store;
 use crate::store::Scope;
-use metergate_domain::base::environment::Environment;
+use metergate_domain::base::Environment;
 use metergate_domain::base::names::PlanKey;
-use metergate_domain::catalog::Catalog;
-use metergate_domain::catalog::plan::Plan;
-use metergate_domain::invoicing::line::RatingTerms;
-use metergate_domain::invoicing::timeline::{OwnPricing, PlanChange, PlanInterval};
-use metergate_domain::pricing::currency::Currency;
-use metergate_domain::pricing::price::Price;
+use metergate_domain::catalog::{Catalog, Plan};
+use metergate_domain::invoicing::{OwnPricing, PlanChange, PlanInterval, RatingTerms};
+use metergate_domain::pricing::{Currency, Price};
 use metergate_domain::subjects::subscription::{commitment_of, prices_of};
 
 /// The plans of an environment, including those that left the catalog.

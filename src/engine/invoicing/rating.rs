@@ -10,17 +10,12 @@ use crate::engine::usage::reader::read_each;
 use crate::store::invoicing::InvoiceRow;
 use crate::store::usage::fees::{SliceFee, fees};
 use crate::store::usage::{MeterQuery, RollupCoverage, UsageScope};
-use metergate_domain::base::environment::Environment;
-use metergate_domain::base::window::Span;
-use metergate_domain::catalog::meter::StoredMeter;
-use metergate_domain::invoicing::line::{
-    BilledAmount, InvoiceLine, InvoiceLineKey, InvoiceLineKind, RatingTerms, total,
-};
-use metergate_domain::pricing::currency::Currency;
-use metergate_domain::pricing::price::Price;
-use metergate_domain::pricing::price_book::PriceBook;
-use metergate_domain::pricing::rating::RatedQuantity;
-use metergate_domain::usage::query::UsageQuery;
+use metergate_domain::base::{Environment, Span};
+use metergate_domain::catalog::StoredMeter;
+use metergate_domain::invoicing::line::total;
+use metergate_domain::invoicing::{BilledAmount, InvoiceLine, InvoiceLineKey, InvoiceLineKind, RatingTerms};
+use metergate_domain::pricing::{Currency, Price, PriceBook, RatedQuantity};
+use metergate_domain::usage::UsageQuery;
 
 /// Rates the recorded usage of a customer.
 #[derive(Debug, Clone, Copy)]

@@ -10,9 +10,8 @@ use crate::engine::services::Engine;
 use crate::store;
 use crate::store::Scope;
 use crate::store::invoicing::Payer;
-use metergate_domain::base::environment::Environment;
 use metergate_domain::base::names::SubjectId;
-use metergate_domain::base::timestamp::Timestamp;
+use metergate_domain::base::{Environment, Timestamp};
 
 impl Engine {
     /// Returns the draft of the running period for a subject's customer.

@@ -4,11 +4,9 @@ use crate::engine::error::EngineError;
 use crate::store;
 use crate::store::Scope;
 use crate::store::invoicing::{InvoiceRow, Payer};
-use metergate_domain::base::timestamp::Timestamp;
-use metergate_domain::base::window::Span;
-use metergate_domain::invoicing::line::InvoiceLine;
-use metergate_domain::pricing::amount::MinorUnits;
-use metergate_domain::pricing::currency::Currency;
+use metergate_domain::base::{Span, Timestamp};
+use metergate_domain::invoicing::InvoiceLine;
+use metergate_domain::pricing::{Currency, MinorUnits};
 use serde::Serialize;
 use uuid::Uuid;
 

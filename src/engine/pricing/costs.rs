@@ -11,23 +11,14 @@ use crate::engine::error::EngineError;
 use crate::engine::usage::reader::read_each;
 use crate::store::usage::fees::{SliceFee, fees};
 use crate::store::usage::{AggregatesByGroup, HolderColumns, MeterQuery, RollupCoverage, UsageScope};
-use metergate_domain::base::environment::Environment;
 use metergate_domain::base::names::MeterKey;
-use metergate_domain::base::quantity::Total;
-use metergate_domain::base::timestamp::Timestamp;
-use metergate_domain::base::window::Span;
-use metergate_domain::catalog::meter::{Aggregation, StoredMeter};
-use metergate_domain::pricing::amount::MinorUnits;
-use metergate_domain::pricing::cost_basis::CostBasis;
-use metergate_domain::pricing::currency::Currency;
-use metergate_domain::pricing::exchange::ExchangeRate;
-use metergate_domain::pricing::line::RatedLine;
-use metergate_domain::pricing::parts::{MeterTotal, RatedUsage};
-use metergate_domain::pricing::period_costs::PeriodCosts;
-use metergate_domain::pricing::price::Price;
-use metergate_domain::pricing::price_book::PriceBook;
-use metergate_domain::pricing::quote::Unpriced;
-use metergate_domain::usage::query::UsageQuery;
+use metergate_domain::base::{Environment, Span, Timestamp, Total};
+use metergate_domain::catalog::{Aggregation, StoredMeter};
+use metergate_domain::pricing::{
+    CostBasis, Currency, ExchangeRate, MeterTotal, MinorUnits, PeriodCosts, Price, PriceBook, RatedLine,
+    RatedUsage, Unpriced,
+};
+use metergate_domain::usage::UsageQuery;
 
 /// The cost of usage by price, in the requested currency.
 #[derive(Debug, Clone, Serialize)]

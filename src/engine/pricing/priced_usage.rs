@@ -7,13 +7,11 @@ use crate::store::Scope;
 use crate::store::StoreError;
 use crate::store::usage::MeterQuery;
 use crate::store::usage::fees::{Fee, SliceFee, fees};
-use metergate_domain::base::quantity::Total;
-use metergate_domain::base::window::Span;
-use metergate_domain::catalog::meter::StoredMeter;
-use metergate_domain::gate::applicable_cap::PricedUsage;
-use metergate_domain::gate::counted_prices::CapMeasure;
-use metergate_domain::pricing::price::Price;
-use metergate_domain::usage::query::{Subjects, UsageQuery};
+use metergate_domain::base::{Span, Total};
+use metergate_domain::catalog::StoredMeter;
+use metergate_domain::gate::{CapMeasure, PricedUsage};
+use metergate_domain::pricing::Price;
+use metergate_domain::usage::{Subjects, UsageQuery};
 
 /// Returns the usage that a price rates in a period, by the subject and all its descendants.
 pub(crate) async fn used(

@@ -9,10 +9,8 @@ use crate::engine::page::{Page, PageRequest};
 use crate::engine::services::{Engine, detached};
 use crate::store::Scope;
 use crate::store::{self, configuration};
-use metergate_domain::base::environment::Environment;
-use metergate_domain::pricing::currency::Currency;
-use metergate_domain::pricing::exchange::ExchangeRate;
-use metergate_domain::pricing::quote::{Quote, QuoteRequest};
+use metergate_domain::base::Environment;
+use metergate_domain::pricing::{Currency, ExchangeRate, Quote, QuoteRequest};
 
 impl Engine {
     /// Rates given quantities.

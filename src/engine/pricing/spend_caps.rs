@@ -12,21 +12,11 @@ use crate::engine::snapshot::ReadSnapshot;
 use crate::engine::usage::report::Viewer;
 use crate::store::subjects::subject::Which;
 use crate::store::{self, StoreError};
-use metergate_domain::base::environment::Environment;
-use metergate_domain::base::fields::Violation;
 use metergate_domain::base::names::SubjectId;
-use metergate_domain::base::period::Cycle;
-use metergate_domain::base::timestamp::Timestamp;
-use metergate_domain::base::window::Span;
-use metergate_domain::gate::applicable_cap::CounterSource;
-use metergate_domain::gate::catalog_index::CatalogIndex;
-use metergate_domain::gate::counter::EffectiveFrom;
+use metergate_domain::base::{Cycle, Environment, Span, Timestamp, Violation};
 use metergate_domain::gate::decision::resets_at;
-use metergate_domain::gate::path::CapTerms;
-use metergate_domain::gate::path::Path;
-use metergate_domain::pricing::amount::Amount;
-use metergate_domain::pricing::cap::SpendCap;
-use metergate_domain::pricing::exchange::ExchangeRate;
+use metergate_domain::gate::{CapTerms, CatalogIndex, CounterSource, EffectiveFrom, Path};
+use metergate_domain::pricing::{Amount, ExchangeRate, SpendCap};
 
 /// The spend caps of a subject and of its plan.
 #[derive(Debug, Clone, Serialize)]

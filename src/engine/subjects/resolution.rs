@@ -16,7 +16,7 @@ use crate::store::subjects::subject::Which;
 use crate::store::subjects::subscriptions::Newcomer;
 use crate::store::usage::events::KeyRow;
 use crate::store::{self, StoreError};
-use metergate_domain::gate::path::Path;
+use metergate_domain::gate::Path;
 
 /// Paths by subject.
 pub(crate) type SubjectPaths = HashMap<String, Arc<Path>>;

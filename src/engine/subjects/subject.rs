@@ -10,11 +10,10 @@ use crate::engine::services::{Engine, detached};
 use crate::store::Scope;
 use crate::store::subjects::subject::SubjectRow;
 use crate::store::{self, StoreError};
-use metergate_domain::base::environment::Environment;
-use metergate_domain::base::fields::{self, ObjectParser, Parsed, Violation};
+use metergate_domain::base::fields::{self};
 use metergate_domain::base::limits::METADATA_BYTES_MAX;
 use metergate_domain::base::names::{StripeCustomerId, SubjectId};
-use metergate_domain::base::timestamp::Timestamp;
+use metergate_domain::base::{Environment, ObjectParser, Parsed, Timestamp, Violation};
 use metergate_domain::subjects::tree::validate_parent;
 
 /// A change of a subject. An outer `None` keeps a field, an inner `None` clears it.

@@ -10,16 +10,12 @@ use crate::store::Scope;
 use crate::store::subjects::subject::Which;
 use crate::store::subjects::subscriptions::{Holder, NewChange};
 use crate::store::{self, StoreError, configuration};
-use metergate_domain::base::environment::Environment;
 use metergate_domain::base::names::{PlanKey, SubjectId};
-use metergate_domain::base::timestamp::Timestamp;
+use metergate_domain::base::{Environment, Timestamp};
 use metergate_domain::catalog::Catalog;
-use metergate_domain::gate::catalog_index::CatalogIndex;
-use metergate_domain::gate::counter::CounterKey;
-use metergate_domain::gate::path::{Path, PathSubject};
-use metergate_domain::subjects::subscription::{
-    End, Subscription, SubscriptionChangeKind, SubscriptionParams, SubscriptionStatus,
-};
+use metergate_domain::gate::{CatalogIndex, CounterKey, Path, PathSubject};
+use metergate_domain::subjects::subscription::{SubscriptionChangeKind, SubscriptionStatus};
+use metergate_domain::subjects::{End, Subscription, SubscriptionParams};
 
 /// The most ends in one transaction.
 const ENDS_MAX: i64 = 1_000;

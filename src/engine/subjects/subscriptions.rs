@@ -12,16 +12,13 @@ pub(crate) use crate::engine::subjects::subscription_changes::carry_out_ends;
 use crate::store;
 use crate::store::Scope;
 use crate::store::subjects::subscriptions::{HistoryRow, SubscriptionRow};
-use metergate_domain::base::environment::Environment;
-use metergate_domain::base::fields::Violation;
 use metergate_domain::base::limits::HISTORY_ROWS_MAX;
 use metergate_domain::base::names::{PlanKey, SubjectId};
-use metergate_domain::base::timestamp::Timestamp;
-use metergate_domain::base::window::Span;
-use metergate_domain::gate::path::Path;
-use metergate_domain::pricing::commitment::Commitment;
-use metergate_domain::pricing::price::Price;
-use metergate_domain::subjects::subscription::{End, Subscription, SubscriptionParams, SubscriptionStatus};
+use metergate_domain::base::{Environment, Span, Timestamp, Violation};
+use metergate_domain::gate::Path;
+use metergate_domain::pricing::{Commitment, Price};
+use metergate_domain::subjects::subscription::SubscriptionStatus;
+use metergate_domain::subjects::{End, Subscription, SubscriptionParams};
 
 /// A subscription as shown in answers.
 #[derive(Debug, Clone, Serialize)]

@@ -5,10 +5,10 @@ use crate::engine::error::EngineError;
 use crate::engine::services::Engine;
 use crate::store;
 use crate::store::Scope;
-use metergate_domain::base::environment::Environment;
-use metergate_domain::base::fields::{Violation, received};
-use metergate_domain::catalog::meter::StoredMeter;
-use metergate_domain::usage::query::{UsageQuery, UsageRow};
+use metergate_domain::base::fields::received;
+use metergate_domain::base::{Environment, Violation};
+use metergate_domain::catalog::StoredMeter;
+use metergate_domain::usage::{UsageQuery, UsageRow};
 
 impl Engine {
     /// Answers a usage query. The meter and its dimensions must be in the catalog.

@@ -22,13 +22,13 @@ use crate::store::exports::ExportRow;
 use crate::store::subjects::subject::Which;
 use crate::store::usage::event_list::{EventCursor, EventRow, PageOfEvents};
 use crate::store::usage::voids::NewVoid;
-use metergate_domain::base::environment::Environment;
-use metergate_domain::base::names::{EventId, EventSource, MeterKey};
-use metergate_domain::base::quantity::Quantity;
-use metergate_domain::base::timestamp::Timestamp;
-use metergate_domain::catalog::meter::{StoredMeter, dimension_value};
-use metergate_domain::gate::catalog_index::CatalogIndex;
-use metergate_domain::usage::event::{EventFilter, Properties, event_key};
+use metergate_domain::base::names::{EventId, MeterKey};
+use metergate_domain::base::{Environment, EventSource, Quantity, Timestamp};
+use metergate_domain::catalog::StoredMeter;
+use metergate_domain::catalog::meter::dimension_value;
+use metergate_domain::gate::CatalogIndex;
+use metergate_domain::usage::event::event_key;
+use metergate_domain::usage::{EventFilter, Properties};
 
 /// A recorded event.
 #[derive(Debug, Clone, Serialize)]

@@ -11,9 +11,9 @@ use crate::store::Scope;
 use crate::store::usage::fold;
 use crate::store::usage::fold::MeterBatches;
 use crate::store::{self, StoreError};
-use metergate_domain::base::environment::Environment;
+use metergate_domain::base::Environment;
 use metergate_domain::base::limits::{DIMENSION_SETS_PER_METER_MAX, FOLD_BATCHES_MAX, FOLD_EVENTS_MAX};
-use metergate_domain::catalog::meter::StoredMeter;
+use metergate_domain::catalog::StoredMeter;
 
 /// The pause between the end of a day and its rollup, because most late events arrive within it.
 const DAY_REST: Duration = Duration::from_hours(1);

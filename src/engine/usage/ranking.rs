@@ -13,25 +13,16 @@ use crate::store;
 use crate::store::gate::counters::QuotaOf;
 use crate::store::subjects::subscriptions::Holder;
 use crate::store::usage::{HolderColumns, MeterQuery, UsageScope};
-use metergate_domain::base::environment::Environment;
-use metergate_domain::base::fields::Violation;
 use metergate_domain::base::limits::{TOP_UNRANKED_MAX, USAGE_ROWS_MAX};
 use metergate_domain::base::names::{ItemKey, MeterKey, PlanKey};
-use metergate_domain::base::quantity::{Quantity, Total};
-use metergate_domain::base::timestamp::Timestamp;
-use metergate_domain::base::window::Span;
-use metergate_domain::catalog::meter::StoredMeter;
-use metergate_domain::gate::catalog_index::CatalogIndex;
-use metergate_domain::gate::counted_prices::CountedPrices;
+use metergate_domain::base::{Environment, Quantity, Span, Timestamp, Total, Violation};
+use metergate_domain::catalog::StoredMeter;
 use metergate_domain::gate::decision::resets_at;
-use metergate_domain::pricing::amount::MinorUnits;
-use metergate_domain::pricing::cost_basis::CostBasis;
-use metergate_domain::pricing::currency::Currency;
-use metergate_domain::pricing::exchange::ExchangeRate;
-use metergate_domain::pricing::parts::RatedUsage;
+use metergate_domain::gate::{CatalogIndex, CountedPrices};
 use metergate_domain::pricing::price_book::nearest_to;
-use metergate_domain::usage::query::{Aggregate, GroupBySubject, UsageQuery, UsageState, percent};
-use metergate_domain::usage::ranking::{RankBy, RankPageRequest};
+use metergate_domain::pricing::{CostBasis, Currency, ExchangeRate, MinorUnits, RatedUsage};
+use metergate_domain::usage::query::percent;
+use metergate_domain::usage::{Aggregate, GroupBySubject, RankBy, RankPageRequest, UsageQuery, UsageState};
 
 /// A page of a ranking, the largest values first.
 #[derive(Debug, Serialize)]

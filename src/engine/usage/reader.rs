@@ -6,11 +6,10 @@ use crate::engine::error::EngineError;
 use crate::store::Scope;
 use crate::store::usage::{AggregatesByGroup, MeterQuery, RollupCoverage, UsageScope};
 use crate::store::{self, StoreError};
-use metergate_domain::base::quantity::Total;
-use metergate_domain::base::timestamp::Timestamp;
-use metergate_domain::base::window::Span;
-use metergate_domain::catalog::meter::StoredMeter;
-use metergate_domain::usage::query::{Subjects, UsageQuery, UsageRow, rows};
+use metergate_domain::base::{Span, Timestamp, Total};
+use metergate_domain::catalog::StoredMeter;
+use metergate_domain::usage::query::rows;
+use metergate_domain::usage::{Subjects, UsageQuery, UsageRow};
 
 /// The most queries in one statement.
 const QUERIES_TOGETHER_MAX: usize = 16;

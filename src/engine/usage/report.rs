@@ -11,28 +11,21 @@ use crate::engine::pricing::costs::{CostView, Look};
 use crate::engine::services::Engine;
 use crate::engine::snapshot::ReadSnapshot;
 use crate::store;
-use metergate_domain::base::environment::Environment;
 use metergate_domain::base::names::{ItemKey, MeterKey, PlanKey, SubjectId};
-use metergate_domain::base::quantity::{Quantity, Total};
-use metergate_domain::base::timestamp::Timestamp;
-use metergate_domain::base::window::{Span, utc_month};
-use metergate_domain::catalog::meter::StoredMeter;
-use metergate_domain::catalog::plan::Enforcement;
-use metergate_domain::gate::applicable_cap::CounterSource;
-use metergate_domain::gate::catalog_index::{ApplicableLimit, CatalogIndex};
-use metergate_domain::gate::counter::CounterKey;
-use metergate_domain::gate::counter::CounterState;
-use metergate_domain::gate::decision::LimitState;
-use metergate_domain::gate::state::Counter;
-use metergate_domain::pricing::amount::MinorUnits;
-use metergate_domain::pricing::cost_basis::CostBasis;
-use metergate_domain::pricing::currency::Currency;
-use metergate_domain::pricing::forecast::Method;
-use metergate_domain::pricing::parts::{MeterTotal, RatedUsage};
-use metergate_domain::pricing::period_costs::{Calendar, Day, Forecast, PeriodCosts};
-use metergate_domain::pricing::price_book::{PriceBook, nearest_to};
+use metergate_domain::base::window::utc_month;
+use metergate_domain::base::{Environment, Quantity, Span, Timestamp, Total};
+use metergate_domain::catalog::{Enforcement, StoredMeter};
+use metergate_domain::gate::{
+    ApplicableLimit, CatalogIndex, Counter, CounterKey, CounterSource, CounterState, LimitState,
+};
+use metergate_domain::pricing::price_book::nearest_to;
+use metergate_domain::pricing::{
+    Calendar, CostBasis, Currency, Day, Forecast, MeterTotal, Method, MinorUnits, PeriodCosts, PriceBook,
+    RatedUsage,
+};
 use metergate_domain::subjects::subscription::SubscriptionStatus;
-use metergate_domain::usage::query::{UsageState, percent};
+use metergate_domain::usage::UsageState;
+use metergate_domain::usage::query::percent;
 
 /// The current period of a subject: limits, meters, cost, trend and forecast.
 #[derive(Debug, Serialize)]

@@ -14,13 +14,12 @@ use crate::engine::subjects::subject::{existing, move_under, set_customer};
 use crate::store::Scope;
 use crate::store::subjects::subject::Which;
 use crate::store::{self, configuration};
-use metergate_domain::base::environment::Environment;
-use metergate_domain::base::fields::Violation;
 use metergate_domain::base::names::{EventId, StripeCustomerId, SubjectId};
-use metergate_domain::base::timestamp::Timestamp;
-use metergate_domain::gate::catalog_index::CatalogIndex;
-use metergate_domain::usage::event::{Event, validate_time};
-use metergate_domain::usage::stripe_compat::{Adjustment, MeterEvent, ParsedMeterEvent, meter, source};
+use metergate_domain::base::{Environment, Timestamp, Violation};
+use metergate_domain::gate::CatalogIndex;
+use metergate_domain::usage::event::validate_time;
+use metergate_domain::usage::stripe_compat::{meter, source};
+use metergate_domain::usage::{Adjustment, Event, MeterEvent, ParsedMeterEvent};
 
 /// A recorded meter event, new or repeated.
 #[derive(Debug, Clone)]

@@ -9,10 +9,8 @@ use crate::store::Scope;
 use crate::store::subjects::subject::Which;
 use crate::store::usage::verify::{Definition, Differences};
 use crate::store::{self, StoreError};
-use metergate_domain::base::environment::Environment;
-use metergate_domain::base::timestamp::Timestamp;
-use metergate_domain::gate::applicable_cap::{ApplicableCap, CounterSource, PricedUsage};
-use metergate_domain::gate::catalog_index::CatalogIndex;
+use metergate_domain::base::{Environment, Timestamp};
+use metergate_domain::gate::{ApplicableCap, CatalogIndex, CounterSource, PricedUsage};
 
 /// The result of a recount.
 #[derive(Debug, Default)]

@@ -11,10 +11,10 @@ use crate::store::Scope;
 use crate::store::subjects::stripe_subscriptions::{ProviderSubscriptionRow, SubscriptionOwner, Unmapped};
 use crate::store::subjects::{stripe_customers, stripe_subscriptions};
 use crate::store::{self, webhook_events};
-use metergate_domain::base::environment::Environment;
+use metergate_domain::base::Environment;
 use metergate_domain::base::names::SubjectId;
+use metergate_domain::subjects::End;
 use metergate_domain::subjects::provider_subscription::leading;
-use metergate_domain::subjects::subscription::End;
 use metergate_domain::webhook::WebhookStatus;
 
 impl Engine {

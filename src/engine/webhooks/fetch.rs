@@ -12,11 +12,10 @@ use crate::store::subjects::stripe_customers;
 use crate::store::subjects::stripe_subscriptions::ProviderSubscriptionRow;
 use crate::store::webhook_events::SubscriptionTypes;
 use crate::store::{self, webhook_events};
-use metergate_domain::base::environment::Environment;
 use metergate_domain::base::limits::WEBHOOK_TIES_MAX;
 use metergate_domain::base::names::SubjectId;
-use metergate_domain::base::timestamp::Timestamp;
-use metergate_domain::subjects::provider_subscription::ProviderSubscription;
+use metergate_domain::base::{Environment, Timestamp};
+use metergate_domain::subjects::ProviderSubscription;
 use metergate_domain::subjects::subscription::SubscriptionStatus;
 
 /// The result of a fetch.

@@ -12,9 +12,8 @@ use crate::providers::stripe::webhook;
 use crate::store::Scope;
 use crate::store::subjects::{stripe_customers, stripe_subscriptions};
 use crate::store::{self, StoreError};
-use metergate_domain::base::environment::Environment;
 use metergate_domain::base::names::SubjectId;
-use metergate_domain::base::timestamp::Timestamp;
+use metergate_domain::base::{Environment, Timestamp};
 
 impl Engine {
     /// Maps the customer of a checkout to the subject in `client_reference_id`.

@@ -6,7 +6,7 @@ use super::worker::WebhookOutcome;
 use crate::engine::error::EngineError;
 use crate::engine::services::Engine;
 use crate::providers::stripe::webhook;
-use metergate_domain::base::environment::Environment;
+use metergate_domain::base::Environment;
 
 impl Engine {
     /// Fetches a report, and marks its exports as dead.

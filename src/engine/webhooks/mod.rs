@@ -20,7 +20,7 @@ use crate::providers::stripe::webhook::{self, Topic};
 use crate::store::Scope;
 use crate::store::webhook_events::{Arrival, WebhookRow};
 use crate::store::{self, webhook_events};
-use metergate_domain::base::environment::Environment;
+use metergate_domain::base::Environment;
 use metergate_domain::base::limits::{WEBHOOK_DELETES_MAX, WEBHOOK_KEPT, WEBHOOK_UNDONE_KEPT};
 use metergate_domain::webhook::{WebhookNotice, WebhookStatus};
 

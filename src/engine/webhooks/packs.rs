@@ -11,12 +11,9 @@ use crate::providers::stripe::webhook::{self, Purchase};
 use crate::providers::stripe::{Client, Fault};
 use crate::store;
 use crate::store::Scope;
-use metergate_domain::base::environment::Environment;
 use metergate_domain::base::names::SubjectId;
-use metergate_domain::base::quantity::{Quantity, Total};
-use metergate_domain::credits::grant::{GrantSource, Request};
-use metergate_domain::credits::offers::CreditPack;
-use metergate_domain::credits::recurrence::Rollover;
+use metergate_domain::base::{Environment, Quantity, Total};
+use metergate_domain::credits::{CreditPack, GrantSource, Request, Rollover};
 
 impl Engine {
     /// Grants the credits of a purchase. None: the purchase has no credit packs.

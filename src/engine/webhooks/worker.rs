@@ -1,7 +1,6 @@
 //! The webhook worker: claims due events and applies each. Events about one subscription are applied
 //! together, after one fetch of its state.
 
-use crate::engine::catalog::Applied;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -17,11 +16,10 @@ use crate::store::Scope;
 use crate::store::subjects::{stripe_customers, stripe_subscriptions};
 use crate::store::webhook_events::ClaimedEvent;
 use crate::store::{self, StoreError, webhook_events};
-use metergate_domain::base::environment::Environment;
 use metergate_domain::base::limits::{
     WEBHOOK_ATTEMPTS_MAX, WEBHOOK_FETCHES_MAX, WEBHOOK_LEASE, WEBHOOK_PAUSE_MAX, WEBHOOK_ROUND_EVENTS_MAX,
 };
-use metergate_domain::base::timestamp::Timestamp;
+use metergate_domain::base::{Environment, Timestamp};
 use metergate_domain::webhook::WebhookStatus;
 
 /// The result of an event.

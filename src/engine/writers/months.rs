@@ -6,8 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use sqlx::PgConnection;
 
 use crate::store::{StoreError, partitions};
-use metergate_domain::base::timestamp::Timestamp;
-use metergate_domain::base::window::Span;
+use metergate_domain::base::{Span, Timestamp};
 
 /// The months with partitions, shared by all writers.
 #[derive(Debug, Clone, Default)]

@@ -2,7 +2,7 @@
 
 use uuid::Uuid;
 
-use metergate_domain::base::window::Span;
+use metergate_domain::base::Span;
 
 /// The reason for another attempt at a batch.
 #[derive(Debug)]

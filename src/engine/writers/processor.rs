@@ -3,7 +3,7 @@
 use super::context::WriterContext;
 use super::prerequisite::Prerequisite;
 use crate::store::StoreError;
-use metergate_domain::base::environment::Environment;
+use metergate_domain::base::Environment;
 use sqlx::PgConnection;
 
 /// The share of a queue that a piece of work takes.

@@ -14,7 +14,7 @@ use crate::embedded::{Cluster, ServerPurpose};
 use crate::engine::clock::{Clock, Offset};
 use crate::engine::error::EngineError;
 use crate::store::{Database, StoreError};
-use metergate_domain::base::environment::Environment;
+use metergate_domain::base::Environment;
 
 const WAIT_MAX: Duration = Duration::from_secs(30);
 

@@ -3,7 +3,7 @@
 use super::reader::Reader;
 use crate::engine::environment_cache::{CacheUpdates, EnvironmentCache};
 use crate::store::Scope;
-use metergate_domain::base::timestamp::Timestamp;
+use metergate_domain::base::Timestamp;
 
 /// The open transaction of a batch, with the data that is valid in it.
 pub(crate) struct BatchTransaction<'a> {

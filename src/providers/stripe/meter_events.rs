@@ -2,7 +2,7 @@
 
 use super::client::{Client, Fault};
 use crate::providers::{DeliveryResult, OutgoingMeterEvent, Retryable};
-use metergate_domain::base::timestamp::Timestamp;
+use metergate_domain::base::Timestamp;
 
 /// The beginning of Stripe's message about a duplicate, which has no error code.
 const ALREADY_THERE: &str = "An event already exists with identifier";

@@ -17,7 +17,7 @@ use secrecy::{ExposeSecret, SecretString};
 pub use client::{API_VERSION, Client, Fault};
 
 use super::{Bill, DeliveryResult, Failure, OutgoingMeterEvent, Provider, Summary, SummaryQuery};
-use metergate_domain::base::environment::Environment;
+use metergate_domain::base::Environment;
 
 /// Stripe's own limits for meter events: a thousand per second on a live account, and the basic limit
 /// in a sandbox (<https://docs.stripe.com/rate-limits>). The values are slightly lower, because clocks

@@ -4,7 +4,7 @@
 use serde_json::Value;
 
 use super::webhook::{SUBSCRIPTION_DELETED, subscription_of};
-use metergate_domain::base::timestamp::Timestamp;
+use metergate_domain::base::Timestamp;
 
 /// The most events of one second for which all orders are tried.
 const CHAINED_MAX: usize = 12;

@@ -5,8 +5,8 @@ use hmac::{Hmac, KeyInit, Mac};
 use secrecy::{ExposeSecret, SecretString};
 use sha2::Sha256;
 
+use metergate_domain::base::Timestamp;
 use metergate_domain::base::limits::WEBHOOK_AGE_MAX;
-use metergate_domain::base::timestamp::Timestamp;
 
 /// The most signatures of one header that are checked; Stripe sends one for each active secret.
 const SIGNATURES_MAX: usize = 16;

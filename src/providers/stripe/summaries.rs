@@ -8,8 +8,7 @@ use serde_json::Value;
 use super::client::{Client, Fault};
 use super::meter_events::seconds;
 use crate::providers::{Failure, Summary, SummaryQuery, SummaryWindow};
-use metergate_domain::base::timestamp::Timestamp;
-use metergate_domain::base::window::Span;
+use metergate_domain::base::{Span, Timestamp};
 
 /// Meter ids by event name. They never change, and Stripe allows few reads.
 #[derive(Debug, Default)]

@@ -6,9 +6,8 @@ use serde_json::Value;
 use crate::providers::Failure;
 use metergate_domain::base::limits::WEBHOOK_NAME_CHARS_MAX;
 use metergate_domain::base::names::SubjectId;
-use metergate_domain::base::timestamp::Timestamp;
-use metergate_domain::base::window::Span;
-use metergate_domain::subjects::provider_subscription::ProviderSubscription;
+use metergate_domain::base::{Span, Timestamp};
+use metergate_domain::subjects::ProviderSubscription;
 use metergate_domain::subjects::subscription::SubscriptionStatus;
 use metergate_domain::webhook::{WebhookInvoice, WebhookNotice};
 

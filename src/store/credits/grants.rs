@@ -10,12 +10,9 @@ use uuid::Uuid;
 
 use crate::store::StoreError;
 use crate::store::scope::Scope;
-use metergate_domain::base::quantity::Total;
-use metergate_domain::base::timestamp::Timestamp;
-use metergate_domain::credits::grant::{Grant, GrantSource};
-use metergate_domain::credits::recurrence::{Recurrence, Rollover};
-use metergate_domain::credits::unit::Unit;
+use metergate_domain::base::{Timestamp, Total};
 use metergate_domain::credits::wallet::{GrantBalance, GrantState};
+use metergate_domain::credits::{Grant, GrantSource, Recurrence, Rollover, Unit};
 
 fn unreadable(what: impl std::fmt::Debug) -> StoreError {
     StoreError::Refused(sqlx::Error::Decode(format!("a stored grant cannot be read: {what:?}").into()))

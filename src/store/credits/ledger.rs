@@ -6,11 +6,9 @@ use uuid::Uuid;
 
 use crate::store::StoreError;
 use crate::store::scope::Scope;
-use metergate_domain::base::quantity::{Quantity, Total};
-use metergate_domain::base::timestamp::Timestamp;
-use metergate_domain::credits::accounts::MovementKind;
-use metergate_domain::credits::unit::Unit;
-use metergate_domain::gate::state::PaidShare;
+use metergate_domain::base::{Quantity, Timestamp, Total};
+use metergate_domain::credits::{MovementKind, Unit};
+use metergate_domain::gate::PaidShare;
 
 /// A row of the ledger.
 #[derive(Debug, Clone, FromRow)]

@@ -6,10 +6,8 @@ use sqlx::FromRow;
 use crate::store::StoreError;
 use crate::store::scope::Scope;
 use metergate_domain::base::names::SubjectId;
-use metergate_domain::base::quantity::{Quantity, Total};
-use metergate_domain::base::timestamp::Timestamp;
-use metergate_domain::credits::notice::{NoticeFilter, NoticeKind};
-use metergate_domain::credits::unit::Unit;
+use metergate_domain::base::{Quantity, Timestamp, Total};
+use metergate_domain::credits::{NoticeFilter, NoticeKind, Unit};
 
 /// A notice to insert.
 #[derive(Debug, Clone)]

@@ -11,11 +11,9 @@ use super::grants::state_code;
 use crate::store::StoreError;
 use crate::store::gate::hold_lines::on_expiry_code;
 use crate::store::scope::Scope;
-use metergate_domain::base::quantity::{Quantity, Total};
-use metergate_domain::base::timestamp::Timestamp;
+use metergate_domain::base::{Quantity, Timestamp, Total};
 use metergate_domain::credits::wallet::{ExpiredCreditLine, Wallet};
-use metergate_domain::gate::request::OnExpiry;
-use metergate_domain::gate::state::{CreditLine, CreditLineKey, PaidShare};
+use metergate_domain::gate::{CreditLine, CreditLineKey, OnExpiry, PaidShare};
 
 /// Inserts missing wallets. `subject_ids` must ascend, so that concurrent inserts cannot deadlock.
 pub async fn insert_missing(scope: &mut Scope<'_>, subject_ids: &[i64]) -> Result<(), StoreError> {

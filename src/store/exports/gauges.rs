@@ -9,9 +9,8 @@ use crate::store::StoreError;
 use crate::store::scope::Scope;
 use crate::store::usage::UsageScope;
 use crate::store::usage::measures::{MeasureScope, Measures};
-use metergate_domain::base::timestamp::Timestamp;
-use metergate_domain::base::window::Span;
-use metergate_domain::catalog::meter::{Aggregation, StoredMeter};
+use metergate_domain::base::{Span, Timestamp};
+use metergate_domain::catalog::{Aggregation, StoredMeter};
 use metergate_domain::exports::Units;
 
 /// The sort key of a gauge value, with the value itself as the last element.

@@ -11,9 +11,8 @@ use uuid::Uuid;
 
 use super::StoreError;
 use crate::store::scope::Scope;
-use metergate_domain::base::timestamp::Timestamp;
-use metergate_domain::base::window::Span;
-use metergate_domain::catalog::meter::StripeMeter;
+use metergate_domain::base::{Span, Timestamp};
+use metergate_domain::catalog::StripeMeter;
 use metergate_domain::exports::{ExportFilter, ExportStatus};
 use parts::MeterBucket;
 

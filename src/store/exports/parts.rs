@@ -7,9 +7,8 @@ use crate::store::StoreError;
 use crate::store::usage::UsageScope;
 use crate::store::usage::fold::MeterBatches;
 use crate::store::usage::measures::{MeasureScope, Measures};
-use metergate_domain::base::timestamp::Timestamp;
-use metergate_domain::base::window::Span;
-use metergate_domain::catalog::meter::StoredMeter;
+use metergate_domain::base::{Span, Timestamp};
+use metergate_domain::catalog::StoredMeter;
 use metergate_domain::exports::{Bucket, Units};
 
 /// The start of a measure's hour.

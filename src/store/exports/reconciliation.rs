@@ -6,8 +6,7 @@ use sqlx::{PgConnection, Row};
 use super::parts::read_units;
 use crate::store::StoreError;
 use crate::store::scope::Scope;
-use metergate_domain::base::timestamp::Timestamp;
-use metergate_domain::base::window::Span;
+use metergate_domain::base::{Span, Timestamp};
 use metergate_domain::exports::Units;
 
 /// Units at a time.

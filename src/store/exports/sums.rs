@@ -9,10 +9,8 @@ use sqlx::{PgConnection, Postgres, QueryBuilder, Row};
 use super::parts::{BucketPart, ExportValue, MeterBucket, read_units};
 use crate::store::StoreError;
 use crate::store::scope::Scope;
-use metergate_domain::base::period::Cycle;
-use metergate_domain::base::timestamp::Timestamp;
-use metergate_domain::base::window::Span;
-use metergate_domain::catalog::meter::StoredMeter;
+use metergate_domain::base::{Cycle, Span, Timestamp};
+use metergate_domain::catalog::StoredMeter;
 use metergate_domain::exports::{UnexportedUsage, Units};
 
 /// A sum of usage, in the provider's units.

@@ -9,13 +9,9 @@ use uuid::Uuid;
 use crate::store::StoreError;
 use crate::store::scope::Scope;
 use metergate_domain::base::names::{ItemKey, PlanKey};
-use metergate_domain::base::quantity::{Quantity, Total};
-use metergate_domain::base::timestamp::Timestamp;
-use metergate_domain::base::window::Span;
-use metergate_domain::gate::counter::CounterState;
-use metergate_domain::gate::counter::{CounterKey, CounterPeriod};
-use metergate_domain::gate::state::Counter;
-use metergate_domain::usage::ranking::RankPageRequest;
+use metergate_domain::base::{Quantity, Span, Timestamp, Total};
+use metergate_domain::gate::{Counter, CounterKey, CounterPeriod, CounterState};
+use metergate_domain::usage::RankPageRequest;
 
 /// A counter that should exist.
 #[derive(Debug, Clone, Copy)]

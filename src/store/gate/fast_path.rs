@@ -11,12 +11,8 @@ use super::reservations::{id_beside_key, kept};
 use crate::store::StoreError;
 use crate::store::configuration::{LOCK, Versions};
 use crate::store::scope::Scope;
-use metergate_domain::base::quantity::{Quantity, Total};
-use metergate_domain::base::timestamp::Timestamp;
-use metergate_domain::gate::counter::CounterKey;
-use metergate_domain::gate::counter::CounterState;
-use metergate_domain::gate::request::OnExpiry;
-use metergate_domain::gate::reservation::NewReservation;
+use metergate_domain::base::{Quantity, Timestamp, Total};
+use metergate_domain::gate::{CounterKey, CounterState, NewReservation, OnExpiry};
 
 /// The constraints that a taken id violates. The violation rolls back the whole batch.
 const TAKEN: [&str; 2] = ["reservations_pk", "hold_lines_pk"];

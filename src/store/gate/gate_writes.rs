@@ -8,9 +8,8 @@ use super::hold_lines::{LineColumns, on_expiry_code};
 use super::reservations::{EncodedReservation, StateColumns, id_beside_key};
 use crate::store::StoreError;
 use crate::store::scope::Scope;
-use metergate_domain::base::timestamp::Timestamp;
-use metergate_domain::gate::reservation::Reservation;
-use metergate_domain::gate::state::HoldLineKey;
+use metergate_domain::base::Timestamp;
+use metergate_domain::gate::{HoldLineKey, Reservation};
 
 /// The changes of a batch of the gate.
 #[derive(Debug, Default)]

@@ -9,11 +9,8 @@ use uuid::Uuid;
 use super::counters::CounterRow;
 use crate::store::StoreError;
 use crate::store::scope::Scope;
-use metergate_domain::base::quantity::{Quantity, Total};
-use metergate_domain::base::timestamp::Timestamp;
-use metergate_domain::gate::counter::CounterKey;
-use metergate_domain::gate::request::OnExpiry;
-use metergate_domain::gate::state::{Counter, HoldLine, HoldLineKey};
+use metergate_domain::base::{Quantity, Timestamp, Total};
+use metergate_domain::gate::{Counter, CounterKey, HoldLine, HoldLineKey, OnExpiry};
 
 pub(crate) fn on_expiry_of(code: i16) -> OnExpiry {
     if code == 1 { OnExpiry::Commit } else { OnExpiry::Release }

@@ -12,13 +12,12 @@ use crate::store::StoreError;
 use crate::store::scope::Scope;
 use crate::store::usage::query::push_paths;
 use metergate_domain::base::names::MeterKey;
-use metergate_domain::base::quantity::Quantity;
-use metergate_domain::base::timestamp::Timestamp;
-use metergate_domain::credits::coverage::{CoverageShare, CreditCoverage};
+use metergate_domain::base::{Quantity, Timestamp};
 use metergate_domain::credits::wallet::GrantShare;
-use metergate_domain::gate::reservation::{Hold, LastCall, Reservation, ReservationStatus};
-use metergate_domain::pricing::amount::Amount;
-use metergate_domain::usage::event::Properties;
+use metergate_domain::credits::{CoverageShare, CreditCoverage};
+use metergate_domain::gate::{Hold, LastCall, Reservation, ReservationStatus};
+use metergate_domain::pricing::Amount;
+use metergate_domain::usage::Properties;
 
 /// A hold as it is stored.
 #[derive(Serialize)]

@@ -4,11 +4,9 @@ use sqlx::Row;
 
 use crate::store::StoreError;
 use crate::store::scope::Scope;
+use metergate_domain::base::Timestamp;
 use metergate_domain::base::limits::RATES_OF_PAIR_MAX;
-use metergate_domain::base::timestamp::Timestamp;
-use metergate_domain::pricing::amount::Amount;
-use metergate_domain::pricing::currency::Currency;
-use metergate_domain::pricing::exchange::{ExchangeRate, Rates};
+use metergate_domain::pricing::{Amount, Currency, ExchangeRate, Rates};
 
 /// Reads the latest rates of each pair of currencies.
 pub async fn all(scope: &mut Scope<'_>) -> Result<Rates, StoreError> {

@@ -7,10 +7,9 @@ use sqlx::types::Json;
 
 use crate::store::StoreError;
 use crate::store::scope::Scope;
-use metergate_domain::base::timestamp::Timestamp;
-use metergate_domain::gate::counter::EffectiveFrom;
-use metergate_domain::gate::path::CapTerms;
-use metergate_domain::pricing::cap::SpendCap;
+use metergate_domain::base::Timestamp;
+use metergate_domain::gate::{CapTerms, EffectiveFrom};
+use metergate_domain::pricing::SpendCap;
 
 #[derive(Deserialize)]
 struct Stored {

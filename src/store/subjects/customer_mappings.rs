@@ -3,8 +3,8 @@
 use sqlx::{PgConnection, Row};
 
 use crate::store::StoreError;
-use metergate_domain::base::timestamp::Timestamp;
-use metergate_domain::invoicing::mapping::{Mapping, Mappings};
+use metergate_domain::base::Timestamp;
+use metergate_domain::invoicing::{Mapping, Mappings};
 
 /// Records a subject's present customer and the end of the earlier mapping. The caller holds the
 /// configuration lock.

@@ -4,7 +4,7 @@ use sqlx::FromRow;
 
 use crate::store::StoreError;
 use crate::store::scope::Scope;
-use metergate_domain::base::timestamp::Timestamp;
+use metergate_domain::base::Timestamp;
 use metergate_domain::webhook::WebhookInvoice;
 
 #[derive(Debug, Clone, Default, FromRow)]

@@ -7,11 +7,9 @@ use uuid::Uuid;
 
 use crate::store::StoreError;
 use crate::store::scope::Scope;
-use metergate_domain::base::fields;
 use metergate_domain::base::names::{PlanKey, SubjectId};
-use metergate_domain::base::timestamp::Timestamp;
-use metergate_domain::base::window::Span;
-use metergate_domain::subjects::provider_subscription::ProviderSubscription;
+use metergate_domain::base::{Span, Timestamp, fields};
+use metergate_domain::subjects::ProviderSubscription;
 use metergate_domain::subjects::subscription::SubscriptionStatus;
 
 /// A stored subscription of the provider. `settled` means that it needs no further look; `governs`

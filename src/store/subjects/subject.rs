@@ -8,9 +8,9 @@ use sqlx::{FromRow, PgConnection, Row};
 
 use crate::store::StoreError;
 use crate::store::scope::Scope;
+use metergate_domain::base::Timestamp;
 use metergate_domain::base::names::SubjectId;
-use metergate_domain::base::timestamp::Timestamp;
-use metergate_domain::gate::path::{Path, PathSubject};
+use metergate_domain::gate::{Path, PathSubject};
 
 #[derive(Debug, Clone, FromRow)]
 pub struct SubjectRow {

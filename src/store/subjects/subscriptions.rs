@@ -11,13 +11,11 @@ use uuid::Uuid;
 
 use crate::store::StoreError;
 use crate::store::scope::Scope;
-use metergate_domain::base::fields;
 use metergate_domain::base::names::PlanKey;
-use metergate_domain::base::period::Cycle;
-use metergate_domain::base::timestamp::Timestamp;
-use metergate_domain::base::window::Span;
+use metergate_domain::base::{Cycle, Span, Timestamp, fields};
+use metergate_domain::subjects::Subscription;
 use metergate_domain::subjects::subscription::{
-    Subscription, SubscriptionChangeKind, SubscriptionStatus, read_commitments, read_overrides, read_prices,
+    SubscriptionChangeKind, SubscriptionStatus, read_commitments, read_overrides, read_prices,
 };
 
 /// The columns of a subscription, under the alias `sub`.

@@ -5,9 +5,7 @@ use sqlx::PgConnection;
 
 use crate::store::StoreError;
 use crate::store::scope::Scope;
-use metergate_domain::base::environment::Environment;
-use metergate_domain::base::timestamp::Timestamp;
-use metergate_domain::base::window::Span;
+use metergate_domain::base::{Environment, Span, Timestamp};
 
 /// A customer, the paths of its usage, and a time span.
 #[derive(Debug, Clone, Copy)]

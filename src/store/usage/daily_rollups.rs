@@ -9,9 +9,8 @@ use super::measures::{join_columns, rollup_column};
 use super::rollup_resolution::RollupResolution;
 use crate::store::StoreError;
 use crate::store::scope::Scope;
-use metergate_domain::base::timestamp::Timestamp;
-use metergate_domain::base::window::Span;
-use metergate_domain::catalog::meter::{Aggregation, StoredMeter};
+use metergate_domain::base::{Span, Timestamp};
+use metergate_domain::catalog::{Aggregation, StoredMeter};
 
 /// Returns the end of the days with rollups by meter. A meter without daily rollups is missing.
 pub async fn until(scope: &mut Scope<'_>) -> Result<HashMap<i32, Timestamp>, StoreError> {

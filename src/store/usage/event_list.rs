@@ -7,9 +7,9 @@ use uuid::Uuid;
 use crate::store::StoreError;
 use crate::store::scope::Scope;
 use crate::store::usage::query::push_paths;
+use metergate_domain::base::Timestamp;
 use metergate_domain::base::names::EventName;
-use metergate_domain::base::timestamp::Timestamp;
-use metergate_domain::usage::event::EventFilter;
+use metergate_domain::usage::EventFilter;
 
 /// A stored event.
 #[derive(Debug, Clone, sqlx::FromRow)]

@@ -4,8 +4,7 @@ use uuid::Uuid;
 
 use crate::store::StoreError;
 use crate::store::scope::Scope;
-use metergate_domain::base::quantity::Quantity;
-use metergate_domain::base::timestamp::Timestamp;
+use metergate_domain::base::{Quantity, Timestamp};
 
 /// The keys of a batch as columns, in ascending order of the key.
 #[derive(Debug, Default)]

@@ -11,10 +11,9 @@ use super::query::{Dimensions, MeterQuery};
 use super::reader::read_key;
 use super::rollups::{group_columns, push_groups, push_subjects};
 use crate::store::StoreError;
-use metergate_domain::gate::counted_prices::CapMeasure;
-use metergate_domain::pricing::amount::Amount;
-use metergate_domain::pricing::price::{Model, Price};
-use metergate_domain::usage::query::Group;
+use metergate_domain::gate::CapMeasure;
+use metergate_domain::pricing::{Amount, Model, Price};
+use metergate_domain::usage::Group;
 
 /// A percentage of each event's value plus a fixed amount, within bounds.
 #[derive(Debug, Clone, Copy)]

@@ -10,12 +10,11 @@ use crate::store::usage::UsageScope;
 use crate::store::usage::daily_rollups;
 use crate::store::usage::measures::{MeasureScope, Measures, join_columns, made_of, rollup_column};
 use crate::store::usage::rollup_resolution::RollupResolution;
-use metergate_domain::base::environment::Environment;
 use metergate_domain::base::limits::DIMENSION_SETS_PER_METER_MAX;
 use metergate_domain::base::names::PropertyName;
-use metergate_domain::base::timestamp::{MICROS_PER_HOUR, Timestamp};
-use metergate_domain::base::window::Span;
-use metergate_domain::catalog::meter::{Aggregation, StoredMeter};
+use metergate_domain::base::timestamp::MICROS_PER_HOUR;
+use metergate_domain::base::{Environment, Span, Timestamp};
+use metergate_domain::catalog::{Aggregation, StoredMeter};
 
 const LOCK: i32 = 0x4d47_0003;
 

@@ -14,10 +14,8 @@
 use sqlx::{Postgres, QueryBuilder};
 
 use super::query::{Dimensions, MeterQuery, UsageScope};
-use metergate_domain::base::environment::Environment;
-use metergate_domain::base::timestamp::Timestamp;
-use metergate_domain::base::window::Span;
-use metergate_domain::catalog::meter::{Aggregation, Meter, StoredMeter};
+use metergate_domain::base::{Environment, Span, Timestamp};
+use metergate_domain::catalog::{Aggregation, Meter, StoredMeter};
 
 /// The events to read.
 #[derive(Debug, Clone)]

@@ -6,11 +6,9 @@ use sqlx::{Postgres, QueryBuilder};
 use super::measures::{LIVE, NOT_UNFOLDED, columns, made_of, push_dimension, push_number, rollup_column};
 use super::query::{Dimensions, MeterQuery, PlannedQuery, UsageScope};
 use crate::store::StoreError;
-use metergate_domain::base::environment::Environment;
-use metergate_domain::base::timestamp::Timestamp;
-use metergate_domain::base::window::Span;
-use metergate_domain::catalog::meter::{Aggregation, Meter};
-use metergate_domain::usage::read_plan::PartialHour;
+use metergate_domain::base::{Environment, Span, Timestamp};
+use metergate_domain::catalog::{Aggregation, Meter};
+use metergate_domain::usage::PartialHour;
 
 /// The events that the queries read, by event name and scope.
 #[derive(Debug, Default)]

@@ -6,12 +6,9 @@ use sqlx::{Postgres, QueryBuilder, Row};
 
 use crate::store::StoreError;
 use crate::store::scope::Scope;
-use metergate_domain::base::environment::Environment;
-use metergate_domain::base::timestamp::Timestamp;
-use metergate_domain::base::window::Span;
-use metergate_domain::catalog::meter::StoredMeter;
-use metergate_domain::usage::query::{GroupBySubject, UsageQuery, UsageSlice};
-use metergate_domain::usage::read_plan::{Reading, Rollups};
+use metergate_domain::base::{Environment, Span, Timestamp};
+use metergate_domain::catalog::StoredMeter;
+use metergate_domain::usage::{GroupBySubject, Reading, Rollups, UsageQuery, UsageSlice};
 
 /// The ranges in which rollups agree with the events of a snapshot.
 #[derive(Debug, Default)]

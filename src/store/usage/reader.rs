@@ -10,11 +10,9 @@ use super::query::PlannedQuery;
 use super::rollups::push_question;
 use crate::store::StoreError;
 use metergate_domain::base::limits::USAGE_ROWS_MAX;
-use metergate_domain::base::quantity::Total;
-use metergate_domain::base::timestamp::Timestamp;
-use metergate_domain::catalog::meter::Aggregation;
-use metergate_domain::usage::query::{Aggregate, Group};
-use metergate_domain::usage::ranking::RankPageRequest;
+use metergate_domain::base::{Timestamp, Total};
+use metergate_domain::catalog::Aggregation;
+use metergate_domain::usage::{Aggregate, Group, RankPageRequest};
 
 /// Begins a read snapshot, in which several statements see the same data.
 pub async fn snapshot(pool: &PgPool) -> Result<Transaction<'static, Postgres>, StoreError> {

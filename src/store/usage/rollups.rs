@@ -8,10 +8,9 @@ use super::partial_hours::PartialHours;
 use super::query::{Dimensions, HolderColumns, MeterQuery, PlannedQuery, UnfoldedRange, push_paths};
 use super::rollup_resolution::RollupResolution;
 use crate::store::StoreError;
-use metergate_domain::base::window::Span;
-use metergate_domain::catalog::meter::Aggregation;
-use metergate_domain::usage::query::{GroupBySubject, UsageQuery};
-use metergate_domain::usage::read_plan::PartialHour;
+use metergate_domain::base::Span;
+use metergate_domain::catalog::Aggregation;
+use metergate_domain::usage::{GroupBySubject, PartialHour, UsageQuery};
 
 /// Writes a query, without a limit of rows.
 pub(super) fn push_question(

@@ -8,10 +8,8 @@ use crate::store::StoreError;
 use crate::store::scope::Scope;
 use crate::store::usage::measures::{MeasureScope, Measures, made_of, rollup_column};
 use crate::store::usage::rollup_resolution::RollupResolution;
-use metergate_domain::base::environment::Environment;
-use metergate_domain::base::timestamp::Timestamp;
-use metergate_domain::base::window::Span;
-use metergate_domain::catalog::meter::{Aggregation, Filter, StoredMeter};
+use metergate_domain::base::{Environment, Span, Timestamp};
+use metergate_domain::catalog::{Aggregation, Filter, StoredMeter};
 
 /// The differences that are described. All differences are counted.
 const SHOWN: i64 = 20;

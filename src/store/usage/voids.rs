@@ -4,7 +4,8 @@ use uuid::Uuid;
 
 use crate::store::StoreError;
 use crate::store::scope::Scope;
-use metergate_domain::base::timestamp::{MICROS_PER_HOUR, Timestamp};
+use metergate_domain::base::Timestamp;
+use metergate_domain::base::timestamp::MICROS_PER_HOUR;
 
 /// A stored void.
 #[derive(Debug, Clone, sqlx::FromRow)]

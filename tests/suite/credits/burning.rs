@@ -1,7 +1,7 @@
 //! Limits that credits extend: the quota is used first, then the grants, and no balance is negative.
 
 use axum::http::{Method, StatusCode};
-use metergate_domain::base::quantity::Total;
+use metergate_domain::base::Total;
 use serde_json::{Value, json};
 
 use super::{balance, granted, ledger, moved, start};

@@ -2,7 +2,7 @@
 //! reservation after it. Results do not depend on when due changes are applied.
 
 use axum::http::StatusCode;
-use metergate_domain::base::environment::Environment;
+use metergate_domain::base::Environment;
 use proptest::prelude::*;
 use proptest::strategy::ValueTree;
 use proptest::test_runner::{Config, TestRunner};

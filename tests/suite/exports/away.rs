@@ -1,7 +1,7 @@
 //! Stripe is unavailable for thirty hours, longer than it remembers identifiers. In the end no usage is
 //! billed twice, and none is missing.
 
-use metergate_domain::base::environment::Environment;
+use metergate_domain::base::Environment;
 use serde_json::{Value, json};
 
 use super::{METER, Pair, meters};

@@ -14,7 +14,8 @@ use std::time::{Duration, Instant};
 
 use axum::http::{Method, StatusCode};
 use futures::future::join_all;
-use metergate_domain::base::timestamp::{MICROS_PER_HOUR, MICROS_PER_SECOND, Timestamp};
+use metergate_domain::base::Timestamp;
+use metergate_domain::base::timestamp::{MICROS_PER_HOUR, MICROS_PER_SECOND};
 use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
 use rand::{RngExt, SeedableRng};

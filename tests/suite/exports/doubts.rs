@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use metergate::providers::Failure;
-use metergate_domain::base::environment::Environment;
+use metergate_domain::base::Environment;
 use serde_json::{Value, json};
 
 use super::{METER, Pair, meters, ran};

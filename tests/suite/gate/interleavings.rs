@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use axum::http::{Method, StatusCode};
 use futures::future::join_all;
-use metergate_domain::base::environment::Environment;
+use metergate_domain::base::Environment;
 use serde_json::{Value, json};
 use sqlx::{Connection, PgConnection};
 

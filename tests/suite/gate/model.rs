@@ -13,7 +13,7 @@ use axum::body::Body;
 use futures::future::join_all;
 use jiff::Timestamp;
 use metergate::engine::{Engine, EngineError};
-use metergate_domain::base::environment::Environment;
+use metergate_domain::base::Environment;
 use proptest::prelude::*;
 use proptest::sample::Index;
 use serde_json::{Value, json};

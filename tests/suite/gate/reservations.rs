@@ -2,7 +2,7 @@
 
 use axum::http::{Method, StatusCode};
 use metergate::engine::access::keys::KeyKind;
-use metergate_domain::base::environment::Environment;
+use metergate_domain::base::Environment;
 use serde_json::{Value, json};
 
 use crate::support::cluster::sqlx_execute;

@@ -5,7 +5,7 @@ use axum::http::{Method, Request, StatusCode};
 use jsonwebtoken::{Algorithm, EncodingKey, Header};
 use metergate::engine::access::keys::KeyKind;
 use metergate::http::{Access, routes};
-use metergate_domain::base::environment::Environment;
+use metergate_domain::base::Environment;
 use serde_json::{Value, json};
 
 use crate::support::TestService;

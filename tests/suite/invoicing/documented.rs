@@ -1,6 +1,6 @@
 //! The documented example equals the answer of the service.
 
-use metergate_domain::base::environment::Environment;
+use metergate_domain::base::Environment;
 use metergate_domain::catalog::Catalog;
 use serde_json::{Value, json};
 

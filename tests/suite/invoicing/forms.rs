@@ -3,7 +3,7 @@
 use axum::body::Body;
 use axum::http::{Method, StatusCode};
 use metergate::engine::access::keys::KeyKind;
-use metergate_domain::base::environment::Environment;
+use metergate_domain::base::Environment;
 use serde_json::json;
 
 use super::{Books, get};

@@ -1,6 +1,6 @@
 //! Numbering: once, in order, without gaps, and permanent.
 
-use metergate_domain::base::environment::Environment;
+use metergate_domain::base::Environment;
 use serde_json::json;
 
 use super::{Books, END, all_told, get, told};

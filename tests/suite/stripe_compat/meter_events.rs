@@ -5,7 +5,7 @@ use axum::http::{Method, Request, StatusCode};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use metergate::engine::access::keys::KeyKind;
-use metergate_domain::base::environment::Environment;
+use metergate_domain::base::Environment;
 use metergate_domain::catalog::Catalog;
 use serde_json::{Value, json};
 

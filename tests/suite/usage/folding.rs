@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use metergate_domain::base::quantity::Total;
+use metergate_domain::base::Total;
 use proptest::prelude::*;
 use serde_json::{Value, json};
 

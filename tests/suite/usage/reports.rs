@@ -1,7 +1,7 @@
 //! Reports of late, voided and multi-dimensional usage over several subjects. In every state of
 //! folding, a report from rollups must match a report from events alone.
 
-use metergate_domain::base::environment::Environment;
+use metergate_domain::base::Environment;
 use proptest::prelude::*;
 use serde_json::{Value, json};
 

@@ -1,6 +1,6 @@
 //! Fetching with an API key: few requests, patient retries, and any number of replicas.
 
-use metergate_domain::base::environment::Environment;
+use metergate_domain::base::Environment;
 use serde_json::json;
 
 use super::{Rig, settings};

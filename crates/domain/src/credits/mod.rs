@@ -12,3 +12,13 @@ pub mod offers;
 pub mod recurrence;
 pub mod unit;
 pub mod wallet;
+
+pub use accounts::{Cause, LedgerAccount, Movement, MovementKind};
+pub use cost::{CostedUse, CountedLimit, RateStep, UnitRate};
+pub use coverage::{CoverageShare, CreditCoverage};
+pub use grant::{Grant, GrantSource, Request, VoidRequest};
+pub use grant_lifecycle::GrantSchedule;
+pub use notice::{NoticeFilter, NoticeKind};
+pub use offers::{CreditAlert, CreditPack, PlanCredits};
+pub use recurrence::{Recurrence, Rollover};
+pub use unit::{Cost, CreditUnit, Unit};

@@ -24,3 +24,21 @@ pub mod state;
 mod cap_cases;
 #[cfg(test)]
 mod cases;
+
+pub use applicable_cap::{ApplicableCap, CounterSource, PricedUsage};
+pub use calls::{CallOutcome, GateAnswer};
+pub use catalog_index::{ApplicableLimit, CatalogIndex, LimitTerms};
+pub use counted_prices::{CapMeasure, CountedPrices, CountedSlice};
+pub use counter::{CounterKey, CounterPeriod, CounterState, EffectiveFrom};
+pub use credit_coverage::{Recorder, RequestedUse};
+pub use decision::{CapDenier, Denial, Denier, GrantMode, LimitDenier, LimitState, Reason};
+pub use path::{CapTerms, Path, PathSubject};
+pub use request::{Commit, Extend, HoldRequest, MeterAmount, OnExpiry, Release, RequestedValue, Reserve};
+pub use reservation::{
+    CommitResult, Hold, LastCall, Moment, NewReservation, Objection, Record, Refusal, Reservation,
+    ReservationFilter, ReservationStatus,
+};
+pub use state::{
+    Counter, CreditLine, CreditLineKey, Credits, GateState, HoldLine, HoldLineKey, LineChange, PaidShare,
+    PathRecord, ReservationChange,
+};

@@ -5,6 +5,12 @@ pub mod line;
 pub mod mapping;
 pub mod timeline;
 
+pub use line::{
+    BilledAmount, InvoiceLine, InvoiceLineKey, InvoiceLineKind, LinePeriod, LineTier, RatingTerms,
+};
+pub use mapping::{Mapping, Mappings};
+pub use timeline::{BillingPeriod, OwnPricing, PlanChange, PlanInterval, Timeline};
+
 use crate::base::names::{StripeCustomerId, SubjectId};
 
 /// The filter of a list of invoices.

@@ -18,3 +18,18 @@ pub mod price;
 pub mod price_book;
 pub mod quote;
 pub mod rating;
+
+pub use amount::{Amount, MinorUnits};
+pub use cap::SpendCap;
+pub use commitment::Commitment;
+pub use cost_basis::CostBasis;
+pub use currency::Currency;
+pub use exchange::{ExchangeRate, Rates};
+pub use forecast::{Method, Outlook, Series};
+pub use line::{Bound, LineModel, RatedLine, TierLine};
+pub use parts::{MeterTotal, RatedUsage};
+pub use period_costs::{Calendar, Day, Forecast, PeriodCosts};
+pub use price::{Model, ModelName, Price, RateTier, Round, StripePriceId, Tier};
+pub use price_book::{PriceBook, RatedSlice};
+pub use quote::{Basis, Quote, QuoteRequest, QuotedUse, Unpriced};
+pub use rating::RatedQuantity;

@@ -3,3 +3,6 @@
 pub mod provider_subscription;
 pub mod subscription;
 pub mod tree;
+
+pub use provider_subscription::ProviderSubscription;
+pub use subscription::{End, Subscription, SubscriptionParams, UnknownWord};

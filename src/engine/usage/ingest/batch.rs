@@ -24,11 +24,8 @@ use crate::store::configuration::begin_recording;
 use crate::store::gate::counters::CounterRow;
 use crate::store::usage::events::{EventColumns, KeyColumns, KeyRow};
 use crate::store::{self, StoreError};
-use metergate_domain::base::fields::Violation;
-use metergate_domain::base::timestamp::Timestamp;
-use metergate_domain::gate::catalog_index::CatalogIndex;
-use metergate_domain::gate::decision::LimitState;
-use metergate_domain::gate::path::Path;
+use metergate_domain::base::{Timestamp, Violation};
+use metergate_domain::gate::{CatalogIndex, LimitState, Path};
 use metergate_domain::usage::event::validate_time;
 
 /// An event of the batch with its checks.

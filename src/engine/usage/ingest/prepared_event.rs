@@ -1,11 +1,10 @@
 //! Events with their fingerprints, ready to be recorded, and the outcomes of recording them.
 
-use metergate_domain::base::fields::Violation;
 use metergate_domain::base::names::EventId;
-use metergate_domain::base::quantity::Quantity;
-use metergate_domain::base::timestamp::Timestamp;
-use metergate_domain::gate::decision::LimitState;
-use metergate_domain::usage::event::{Event, Properties, event_key, key_is_id};
+use metergate_domain::base::{Quantity, Timestamp, Violation};
+use metergate_domain::gate::LimitState;
+use metergate_domain::usage::event::{event_key, key_is_id};
+use metergate_domain::usage::{Event, Properties};
 use uuid::Uuid;
 
 /// The outcome of one event.

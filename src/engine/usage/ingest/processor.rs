@@ -1,17 +1,10 @@
 //! The processor of events, and the work that it settles.
 
 use super::prepared_event::PreparedEvent;
-use super::prepared_event::RecordResult;
-use crate::engine::usage::ingest::batch;
 use crate::engine::writers::context::WriterContext;
-use crate::engine::writers::interrupt::Interrupt;
-use crate::engine::writers::lane::{Lane, WriterTasks};
-use crate::engine::writers::processor::{Attempt, BatchProcessor, Weight};
+use crate::engine::writers::processor::BatchProcessor;
 use crate::engine::writers::reader::Reader;
-use crate::store::StoreError;
-use metergate_domain::base::environment::Environment;
-use metergate_domain::base::limits::TRANSACTION_EVENTS_MAX;
-use sqlx::PgConnection;
+use metergate_domain::base::Environment;
 
 /// The events of one call.
 #[derive(Debug)]

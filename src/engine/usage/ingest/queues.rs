@@ -11,7 +11,7 @@ use crate::engine::writers::lane::{Lane, WriterTasks};
 use crate::engine::writers::processor::{Attempt, BatchProcessor, Weight};
 use crate::engine::writers::reader::Reader;
 use crate::store::StoreError;
-use metergate_domain::base::environment::Environment;
+use metergate_domain::base::Environment;
 use metergate_domain::base::limits::TRANSACTION_EVENTS_MAX;
 use sqlx::PgConnection;
 

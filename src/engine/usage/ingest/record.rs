@@ -8,8 +8,8 @@ use super::unfolded_backlog::UnfoldedBacklog;
 use crate::engine::error::EngineError;
 use crate::engine::services::Engine;
 use crate::engine::snapshot::TrackedUse;
-use metergate_domain::base::environment::Environment;
-use metergate_domain::usage::event::Event;
+use metergate_domain::base::Environment;
+use metergate_domain::usage::Event;
 use std::time::Duration;
 
 /// The longest wait for limits that need a look-up after recording.

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tokio::sync::Notify;
 
-use metergate_domain::base::environment::Environment;
+use metergate_domain::base::Environment;
 use metergate_domain::base::limits::UNFOLDED_EVENTS_MAX;
 
 /// The longest wait of a writer for the fold. It slows recording down but does not stop it.

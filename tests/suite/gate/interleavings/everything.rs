@@ -4,8 +4,7 @@
 use axum::body::Body;
 use axum::http::Method;
 use futures::future::join_all;
-use metergate_domain::base::environment::Environment;
-use metergate_domain::base::timestamp::Timestamp;
+use metergate_domain::base::{Environment, Timestamp};
 use serde_json::{Value, json};
 use sqlx::{Connection, PgConnection};
 
