@@ -281,7 +281,6 @@ fn circles(imports: &BTreeMap<String, BTreeSet<String>>) -> BTreeSet<BTreeSet<St
 }
 
 #[test]
-#[ignore = "some circles remain"]
 fn files_do_not_import_each_other_in_circles() {
     let sources = sources();
     let modules = Modules::of(&sources);

@@ -53,7 +53,7 @@ fn limits_with_credit_overage<'p>(limits: &[(ApplicableLimit<'p>, CounterState)]
 /// Returns the part of a use above the quota, at most the whole use. Earlier use above the quota has
 /// consumed the quota and needs no credits. For a zero-value use, returns the smallest unit once the quota
 /// is exceeded.
-pub(super) fn shortfall(found: &ApplicableLimit<'_>, level: CounterState, more: Quantity) -> Quantity {
+pub fn shortfall(found: &ApplicableLimit<'_>, level: CounterState, more: Quantity) -> Quantity {
     let Some(quota) = found.quota() else { return Quantity::default() };
     let above = level.used + level.held - level.covered - quota.into();
     if above > Total::default() {

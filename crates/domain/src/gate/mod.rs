@@ -20,11 +20,6 @@ pub mod request;
 pub mod reservation;
 pub mod state;
 
-#[cfg(test)]
-mod cap_cases;
-#[cfg(test)]
-mod cases;
-
 pub use applicable_cap::{ApplicableCap, CounterSource, PricedUsage};
 pub use calls::{CallOutcome, GateAnswer};
 pub use catalog_index::{ApplicableLimit, CatalogIndex, LimitTerms};

@@ -3,8 +3,6 @@
 
 pub mod amount;
 pub mod cap;
-#[cfg(test)]
-mod cases;
 pub mod commitment;
 pub mod cost_basis;
 pub mod currency;

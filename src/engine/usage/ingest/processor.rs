@@ -2,7 +2,6 @@
 
 use super::prepared_event::PreparedEvent;
 use crate::engine::writers::context::WriterContext;
-use crate::engine::writers::processor::BatchProcessor;
 use crate::engine::writers::reader::Reader;
 use metergate_domain::base::Environment;
 

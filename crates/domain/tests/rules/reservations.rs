@@ -20,25 +20,25 @@ use std::time::Duration;
 use serde_json::{Map, Value, json};
 use uuid::Uuid;
 
-use super::calls::{CallOutcome, GateAnswer};
-use super::catalog_index::{ApplicableLimit, CatalogIndex};
-use super::counter::CounterState;
-use super::counter::{CounterKey, CounterPeriod, EffectiveFrom};
-use super::credit_coverage::shortfall;
-use super::decision::{Denial, Denier, GrantMode, LimitState, Reason, granted};
-use super::path::{Path, PathSubject};
-use super::request::{Commit, Extend, OnExpiry, Release, Reserve};
-use super::reservation::{Hold, Moment, Record, Reservation, ReservationStatus, holds};
-use super::state::{Counter, GateState, HoldLine, HoldLineKey, ReservationChange};
-use crate::base::digest::Digest;
-use crate::base::fields::Violation;
-use crate::base::names::{MeterKey, PlanKey, SubjectId};
-use crate::base::quantity::{Quantity, Total};
-use crate::base::timestamp::{MICROS_PER_SECOND, Timestamp};
-use crate::catalog::Catalog;
-use crate::catalog::meter::StoredMeter;
-use crate::pricing::exchange::Rates;
-use crate::subjects::subscription::{Subscription, SubscriptionParams};
+use metergate_domain::base::digest::Digest;
+use metergate_domain::base::fields::Violation;
+use metergate_domain::base::names::{MeterKey, PlanKey, SubjectId};
+use metergate_domain::base::quantity::{Quantity, Total};
+use metergate_domain::base::timestamp::{MICROS_PER_SECOND, Timestamp};
+use metergate_domain::catalog::Catalog;
+use metergate_domain::catalog::meter::StoredMeter;
+use metergate_domain::gate::calls::{CallOutcome, GateAnswer};
+use metergate_domain::gate::catalog_index::{ApplicableLimit, CatalogIndex};
+use metergate_domain::gate::counter::CounterState;
+use metergate_domain::gate::counter::{CounterKey, CounterPeriod, EffectiveFrom};
+use metergate_domain::gate::credit_coverage::shortfall;
+use metergate_domain::gate::decision::{Denial, Denier, GrantMode, LimitState, Reason, granted};
+use metergate_domain::gate::path::{Path, PathSubject};
+use metergate_domain::gate::request::{Commit, Extend, OnExpiry, Release, Reserve};
+use metergate_domain::gate::reservation::{Hold, Moment, Record, Reservation, ReservationStatus, holds};
+use metergate_domain::gate::state::{Counter, GateState, HoldLine, HoldLineKey, ReservationChange};
+use metergate_domain::pricing::exchange::Rates;
+use metergate_domain::subjects::subscription::{Subscription, SubscriptionParams};
 
 /// Noon of the day before the last day of a month.
 const START: &str = "2026-01-30T12:00:00Z";
@@ -214,7 +214,9 @@ impl World {
                     key: Uuid::from_u128(self.events.len() as u128),
                     meter: MeterKey::parse(meter.as_str().unwrap()).unwrap(),
                     quantity: quantity(value.as_str().unwrap()),
-                    properties: crate::usage::event::Properties::stored(body.get("properties").cloned()),
+                    properties: metergate_domain::usage::event::Properties::stored(
+                        body.get("properties").cloned(),
+                    ),
                 };
                 self.events.push((path_id(subject), self.clock(), record));
                 // Other tests show that recording updates counters; here the counters are set.

@@ -7,24 +7,24 @@ use std::time::Duration;
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
-use super::applicable_cap::CounterSource;
-use super::catalog_index::CatalogIndex;
-use super::decision::Denier;
-use super::path::{Path, PathSubject};
-use super::request::Reserve;
-use super::reservation::Moment;
-use super::state::GateState;
-use crate::base::names::{MeterKey, PlanKey, SubjectId};
-use crate::base::quantity::Quantity;
-use crate::base::timestamp::Timestamp;
-use crate::catalog::Catalog;
-use crate::catalog::meter::{Meter, StoredMeter};
-use crate::pricing::amount::Amount;
-use crate::pricing::exchange::Rates;
-use crate::pricing::price::Price;
-use crate::pricing::rating::RatedQuantity;
-use crate::subjects::subscription::Subscription;
-use crate::usage::event::Properties;
+use metergate_domain::base::names::{MeterKey, PlanKey, SubjectId};
+use metergate_domain::base::quantity::Quantity;
+use metergate_domain::base::timestamp::Timestamp;
+use metergate_domain::catalog::Catalog;
+use metergate_domain::catalog::meter::{Meter, StoredMeter};
+use metergate_domain::gate::applicable_cap::CounterSource;
+use metergate_domain::gate::catalog_index::CatalogIndex;
+use metergate_domain::gate::decision::Denier;
+use metergate_domain::gate::path::{Path, PathSubject};
+use metergate_domain::gate::request::Reserve;
+use metergate_domain::gate::reservation::Moment;
+use metergate_domain::gate::state::GateState;
+use metergate_domain::pricing::amount::Amount;
+use metergate_domain::pricing::exchange::Rates;
+use metergate_domain::pricing::price::Price;
+use metergate_domain::pricing::rating::RatedQuantity;
+use metergate_domain::subjects::subscription::Subscription;
+use metergate_domain::usage::event::Properties;
 
 fn noon() -> Timestamp {
     Timestamp::parse("2026-11-20T12:00:00Z").unwrap()

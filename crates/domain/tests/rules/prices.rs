@@ -3,11 +3,11 @@
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
-use super::amount::{Amount, MinorUnits};
-use super::line::RatedLine;
-use super::price::Price;
-use super::rating::RatedQuantity;
-use crate::base::quantity::{Quantity, Total};
+use metergate_domain::base::quantity::{Quantity, Total};
+use metergate_domain::pricing::amount::{Amount, MinorUnits};
+use metergate_domain::pricing::line::RatedLine;
+use metergate_domain::pricing::price::Price;
+use metergate_domain::pricing::rating::RatedQuantity;
 
 fn price(mut fields: Value) -> Price {
     for (name, value) in [("key", "p"), ("meter", "m"), ("currency", "usd")] {
