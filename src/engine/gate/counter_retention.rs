@@ -1,4 +1,4 @@
-//! Dropping counters whose periods are over: the job.
+//! Dropping the counters of periods that are over: the job.
 
 use crate::engine::error::EngineError;
 use crate::engine::services::Engine;

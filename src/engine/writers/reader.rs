@@ -1,4 +1,4 @@
-//! A connection of a writer that reads what is committed, beside its open transaction.
+//! A connection of a writer that reads what is committed, apart from its open transaction.
 
 use crate::store::{Database, StoreError};
 use sqlx::PgConnection;
