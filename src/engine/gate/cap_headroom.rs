@@ -78,7 +78,7 @@ impl CapsOnPath {
     }
 }
 
-/// The caps that a writer met under one version of the catalog.
+/// The caps that a writer has tested under one version of the catalog.
 #[derive(Debug)]
 pub(super) struct KnownCaps {
     version: i64,

@@ -1,4 +1,4 @@
-//! Dropping counters whose periods are over: the job.
+//! The job that drops the counters of ended periods.
 
 use crate::engine::error::EngineError;
 use crate::engine::services::Engine;

@@ -38,7 +38,7 @@ pub struct ComparedInvoice {
 #[derive(Debug, Clone, Serialize)]
 pub struct ComparedProvider {
     pub name: &'static str,
-    /// The id of the provider's invoice; none: a preview of its next one.
+    /// The id of the provider's invoice. None means a preview of its next invoice.
     pub invoice: Option<String>,
     pub status: String,
     pub currency: String,

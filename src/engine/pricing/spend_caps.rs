@@ -41,7 +41,7 @@ pub struct CapView {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub exchange_rate: Option<ExchangeRate>,
     pub period_start: Timestamp,
-    /// The end of the period; none: it never ends.
+    /// The end of the period. None means that the period never ends.
     pub resets_at: Option<Timestamp>,
 }
 

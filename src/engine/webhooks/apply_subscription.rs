@@ -174,8 +174,8 @@ async fn lead(
     Ok(stripe_subscriptions::set_governing(connection, subject_id, id, terms, &plan.key).await?)
 }
 
-/// Applies the next subscription of a subject that lost one; without another one, ends the subject's
-/// own.
+/// Applies the next subscription of a subject that lost its leading subscription. Without a next one,
+/// ends the subject's own subscription.
 async fn take_leave(
     change: &mut SubscriptionTransaction<'_>,
     subject_id: i64,

@@ -16,7 +16,7 @@ use metergate_domain::base::{Environment, Quantity, Total};
 use metergate_domain::credits::{CreditPack, GrantSource, Request, Rollover};
 
 impl Engine {
-    /// Grants the credits of a purchase. None: the purchase has no credit packs.
+    /// Grants the credits of a purchase. Returns none if the purchase has no credit packs.
     pub(super) async fn grant_packs(
         &self,
         environment: Environment,

@@ -1,4 +1,4 @@
-//! A connection of a writer that reads what is committed, beside its open transaction.
+//! A second connection of a writer: it reads committed data while the transaction of the writer is open.
 
 use crate::store::{Database, StoreError};
 use sqlx::PgConnection;

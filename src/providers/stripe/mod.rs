@@ -86,7 +86,7 @@ pub struct Stripe {
 }
 
 impl Stripe {
-    /// Connects to the account of an environment. None: the environment has no key.
+    /// Connects to the account of an environment. Returns none if the environment has no key.
     pub fn of(settings: &StripeSettings, environment: Environment) -> Result<Option<Self>, reqwest::Error> {
         let Some(key) = settings.account(environment).and_then(|account| account.api_key.clone()) else {
             return Ok(None);

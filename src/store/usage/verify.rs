@@ -168,7 +168,7 @@ impl RollupTable<'_> {
     }
 }
 
-/// A definition of limits that has counters.
+/// A definition of limits for which counters exist.
 #[derive(Debug)]
 pub struct Definition<'a> {
     pub id: Uuid,

@@ -76,7 +76,7 @@ pub struct Limit {
     pub timezone: Zone,
     pub enforcement: Enforcement,
     pub overage: Overage,
-    /// The rule of this limit; none is the rule of its plan.
+    /// The rule of this limit. None means the rule of its plan.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub on_plan_change: Option<OnPlanChange>,
 }

@@ -113,8 +113,8 @@ impl Catalog {
         credits::validate_overage(meter, limit).or_else(|| meter.validate_filter(&limit.filter))
     }
 
-    /// Returns why prices of a plan or a subscription do not fit, each under its index. The prices
-    /// `beside` are rated together with them.
+    /// Returns the violations of the prices of a plan or a subscription, each under its index. The
+    /// prices `beside` are rated together with these.
     pub fn validate_prices(&self, prices: &[Price], beside: &[&Price]) -> Vec<Violation> {
         let violation = |(place, price): (usize, &Price)| {
             let others = beside.iter().copied().chain(&prices[..place]);

@@ -73,7 +73,7 @@ pub struct Reserve {
     pub id: Option<EventId>,
     pub subject: SubjectId,
     pub asks: Vec<HoldRequest>,
-    /// Whether the request has its one hold at the top level.
+    /// True if the request gives its only hold at the top level.
     pub is_short: bool,
     pub ttl_seconds: u32,
     pub on_expiry: OnExpiry,

@@ -57,7 +57,7 @@ impl Properties {
         &self.0
     }
 
-    /// Returns the properties with others added, which take precedence.
+    /// Returns the properties merged with other properties, which take precedence.
     pub fn merged(&self, over: &Self) -> Parsed<Self> {
         let mut map = self.0.clone();
         map.extend(over.0.clone());
@@ -191,7 +191,7 @@ fn canonical_uuid_v7(id: &str) -> Option<Uuid> {
     (uuid.get_version_num() == 7 && uuid.get_variant() == Variant::RFC4122).then_some(uuid)
 }
 
-/// Returns the violation of an event's time that cannot be recorded now.
+/// Returns a violation if an event of this time cannot be recorded now.
 pub fn validate_time(
     timestamp: Timestamp,
     now: Timestamp,
