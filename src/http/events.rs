@@ -128,7 +128,7 @@ async fn record_many(
     Ok(RecordingAnswer { accepted, duplicates, rejected, limits })
 }
 
-/// Counts events that are rejected before they reach the engine.
+/// Adds to the metrics events that are rejected before they reach the engine.
 pub(super) fn count_unreadable(events: usize) {
     metrics::counter!("metergate_events_total", "outcome" => "rejected").increment(events as u64);
 }

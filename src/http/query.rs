@@ -68,7 +68,7 @@ impl Parameters {
         self.0.finish()
     }
 
-    /// Returns the values if all of them were parsed and no parameter is left over.
+    /// Returns the values if all of them were parsed and every parameter was used.
     pub(super) fn finish_with<T: fields::ParsedValues>(self, values: T) -> Parsed<T::Values> {
         self.0.finish_with(values)
     }

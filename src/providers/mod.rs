@@ -140,11 +140,11 @@ pub trait Provider: Debug + Send + Sync {
 
     async fn deliver(&self, event: &OutgoingMeterEvent) -> DeliveryResult;
 
-    /// Takes a delivered meter event back.
+    /// Cancels a delivered meter event.
     async fn cancel(&self, event: &OutgoingMeterEvent) -> DeliveryResult;
 
-    /// Reads the usage of a customer on a meter, by the timestamps of the meter events. None: the
-    /// provider does not know the meter.
+    /// Reads the usage of a customer on a meter, by the timestamps of the meter events. Returns none if
+    /// the provider does not know the meter.
     async fn summaries(&self, query: SummaryQuery<'_>) -> Result<Option<Vec<Summary>>, Failure>;
 
     /// Reads an invoice. Returns none if the provider does not know it.

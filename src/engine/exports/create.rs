@@ -1,5 +1,5 @@
 //! Creates exports of accumulated usage. An export is written with its final content. Sums and gauges
-//! differ in what is due and in the exported value; the other steps are the same.
+//! differ in the due buckets and in the exported value; the other steps are the same.
 
 use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;

@@ -28,7 +28,8 @@ const TOGETHER_MAX: i64 = 2_000;
 const CALLS_MAX: usize = 64;
 /// The most outcomes in one write. Outcomes that a crash loses are sent again.
 const OUTCOMES_MAX: usize = 200;
-/// The number of failed look-ups in a row after which no more are made: each may time out.
+/// The number of failed look-ups in a row after which the round stops looking up, because each may time
+/// out.
 const QUESTIONS_FAILED_MAX: usize = 3;
 /// The shortest pause before the same run sends a failed export again.
 const PAUSE: Duration = Duration::from_millis(500);

@@ -127,7 +127,8 @@ pub(super) struct MetCap<'p> {
 }
 
 impl MetCap<'_> {
-    /// Returns the counters of the cap. Returns none if it counts gauges, which are read under locks.
+    /// Returns the counters of the cap. Returns none if the cap counts gauges, which are read under
+    /// locks.
     pub(super) fn counters(&self) -> Option<&[CounterKey]> {
         let cap = self.on_path.caps.get(self.place).filter(|cap| cap.uses_counter)?;
         Some(&cap.counters)

@@ -63,7 +63,7 @@ pub struct ComparedLine {
 pub struct ComparedTotal {
     pub ours: MinorUnits,
     pub theirs: MinorUnits,
-    /// Our amount minus theirs.
+    /// Our amount minus the amount of the biller.
     pub difference: MinorUnits,
 }
 

@@ -19,8 +19,8 @@ pub use client::{API_VERSION, Client, Fault};
 use super::{Bill, DeliveryResult, Failure, OutgoingMeterEvent, Provider, Summary, SummaryQuery};
 use metergate_domain::base::Environment;
 
-/// Stripe's own limits for meter events: a thousand per second on a live account, and the basic limit
-/// in a sandbox (<https://docs.stripe.com/rate-limits>). The values are slightly lower, because clocks
+/// Stripe's own limits for meter events: a thousand per second on a live account, and the basic limit in
+/// a sandbox (<https://docs.stripe.com/rate-limits>). The constants are slightly lower, because clocks
 /// differ.
 const CALLS_PER_SECOND_LIVE: u32 = 960;
 const CALLS_PER_SECOND_TEST: u32 = 24;

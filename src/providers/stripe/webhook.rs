@@ -154,8 +154,8 @@ pub struct Purchase {
     pub has_more: bool,
 }
 
-/// Reads the purchase of a checkout. Returns none if the checkout is not paid, or if the invoices of its
-/// subscription are paid instead.
+/// Reads the purchase of a checkout. Returns none if the checkout is not paid. Also returns none for a
+/// subscription without an invoice: the later invoice is the purchase.
 pub fn bought_by_checkout(object: &Value) -> Option<Purchase> {
     let is_paid = matches!(object["payment_status"].as_str(), Some("paid" | "no_payment_required"));
     let invoice = id_of(&object["invoice"]);

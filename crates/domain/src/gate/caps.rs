@@ -190,8 +190,8 @@ impl GateState<'_> {
     }
 }
 
-/// Returns the largest multiple of a step, up to a bound, that fits. One step must fit. Every smaller
-/// multiple of a fitting one must fit.
+/// Returns the largest multiple of a step, up to a bound, that fits. The caller ensures that one step
+/// fits, and that every multiple below a fitting multiple fits.
 fn largest_multiple_that_fits(step: Quantity, bound: Quantity, fits: impl Fn(Quantity) -> bool) -> Quantity {
     let multiple = |n: i128| Total::from_nanos(n * step.nanos()).quantity();
     let (mut fitting, mut passing) = (1, bound.nanos() / step.nanos() + 1);

@@ -118,7 +118,7 @@ impl PriceBook {
     }
 }
 
-/// Returns the book of the requested currency, else the first.
+/// Returns the book of the requested currency, otherwise the first book.
 pub fn nearest_to<T: AsRef<PriceBook>>(books: &[T], currency: Option<Currency>) -> Option<&T> {
     books.iter().find(|book| Some(book.as_ref().currency) == currency).or_else(|| books.first())
 }
