@@ -89,7 +89,7 @@ pub(super) async fn record(
     Ok(Json(RecordingAnswer { accepted, duplicates, rejected: Vec::new(), limits: recorded.limits }))
 }
 
-/// Records the valid events of a batch and rejects each invalid one on its own.
+/// Records the valid events of a batch, and rejects the invalid ones.
 async fn record_many(
     api: &Api,
     caller: &Caller,

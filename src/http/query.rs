@@ -127,7 +127,7 @@ impl Parameters {
         if let (Some(from), Some(to)) = (from, to)
             && from > to
         {
-            let detail = format!("must not be after `to`; got {from}, which is after {to}");
+            let detail = format!("must not be after `to`, which is {to}; got {from}");
             self.add_error(Violation::new("invalid_range", detail).under("from"));
         }
     }

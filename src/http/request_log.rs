@@ -100,7 +100,7 @@ impl RequestMetrics {
     }
 }
 
-/// Returns the caller's request id if it is short printable ASCII, else a new one.
+/// Returns the caller's request id if it is short printable ASCII, otherwise a new one.
 fn request_id(request: &Request) -> HeaderValue {
     let is_usable = |value: &&HeaderValue| {
         let bytes = value.as_bytes();

@@ -41,13 +41,13 @@ impl LastSeenCounters {
 pub(super) struct CapsOnPath {
     pub(super) from: Timestamp,
     pub(super) until: Timestamp,
-    /// In the order of the applicable caps of the path.
+    /// The caps of the path, in the order of its applicable caps.
     caps: Vec<KnownCap>,
 }
 
 #[derive(Debug)]
 struct KnownCap {
-    /// In the order of the cap's priced usages.
+    /// The counters of the cap, in the order of its priced usages.
     counters: Vec<CounterKey>,
     /// False if the cap counts gauges, which are read under locks.
     uses_counter: bool,

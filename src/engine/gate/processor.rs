@@ -42,7 +42,7 @@ pub(crate) struct GateProcessor {
     pub(super) writer_context: WriterContext,
     pub(super) reader: Reader,
     pub(super) findings: Findings,
-    /// The replies of batches without an answer to their commit.
+    /// The replies of batches that got no answer to their commit.
     pub(super) unconfirmed_replies: BTreeMap<i64, Vec<Reply>>,
     pub(super) fast_path: FastPath,
 }

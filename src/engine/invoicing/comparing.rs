@@ -1,5 +1,5 @@
 //! Comparison of an invoice with the biller's, line by line. A price matches the biller's price that it
-//! names, else the price that bills its exported meter.
+//! names, otherwise the price that bills its exported meter.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;

@@ -1,4 +1,4 @@
-//! Fetches the present state of a subscription: from the provider if there is an API key, else from the
+//! Fetches the present state of a subscription: from the provider if there is an API key, otherwise from the
 //! latest payloads.
 
 use serde_json::Value;

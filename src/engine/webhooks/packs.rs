@@ -100,7 +100,7 @@ async fn lines(client: &Client, purchase: &Purchase) -> Result<Option<Vec<Value>
     }
 }
 
-/// Finds the buyer: the subject of the checkout, else the subject of the customer.
+/// Finds the buyer: the subject of the checkout, otherwise the subject of the customer.
 async fn buyer(scope: &mut Scope<'_>, purchase: &Purchase) -> Result<Option<SubjectId>, EngineError> {
     if let Some(subject) = &purchase.subject {
         return Ok(Some(subject.clone()));

@@ -37,7 +37,7 @@ pub struct Fault {
     pub failure: Failure,
     /// The pause that `Retry-After` asks for.
     pub after: Option<Duration>,
-    /// Whether the call may have been carried out.
+    /// True if Stripe may have carried out the call.
     pub may_be_done: bool,
     /// True if the answer looks like Stripe's own; an answer of a proxy does not.
     pub is_stripes: bool,

@@ -251,7 +251,7 @@ pub struct Deferred {
     pub next_attempt_at: Timestamp,
     /// The time since which the outcome is unknown, if it is.
     pub unknown_since: Option<Timestamp>,
-    /// Whether the attempt counts towards the pause.
+    /// True if the attempt counts towards the pause.
     pub counts: bool,
 }
 

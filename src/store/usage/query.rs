@@ -166,7 +166,7 @@ pub struct MeterQuery<'a> {
     /// The subjects that rows show, by number. None means the subjects of the query.
     pub holders: Option<&'a HolderColumns>,
     pub bounds: &'a [Timestamp],
-    /// Whether the query is frequent, so that its plan is kept.
+    /// True if the query is frequent, so that its plan is kept.
     pub is_usual: bool,
 }
 

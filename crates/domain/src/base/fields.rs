@@ -20,7 +20,7 @@ pub struct Violation {
     pub detail: String,
 }
 
-/// At least one violation, so that a refusal always has a reason.
+/// Violations, at least one, so that a refusal always has a reason.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(transparent)]
 pub struct Violations(Vec<Violation>);

@@ -234,7 +234,8 @@ impl Meter {
         let stripe = fields.optional("stripe", StripeMeter::read);
         if has_repeats(&dimensions) {
             fields.add_error(
-                Violation::new("duplicate_key", "must name each dimension once").under("dimensions"),
+                Violation::new("duplicate_key", "must name each dimension once; remove the duplicate")
+                    .under("dimensions"),
             );
         }
         if dimensions.iter().any(|d| d.as_str() == "subject") {

@@ -63,10 +63,22 @@ impl Catalog {
         let meter_keys: Vec<&MeterKey> = self.meters.iter().map(|meter| &meter.key).collect();
         let plan_keys: Vec<&PlanKey> = self.plans.iter().map(|plan| &plan.key).collect();
         if has_repeats(&meter_keys) {
-            violations.push(Violation::new("duplicate_key", "must use each key once").under("meters"));
+            violations.push(
+                Violation::new(
+                    "duplicate_key",
+                    "must not contain two meters with one key; rename or remove one",
+                )
+                .under("meters"),
+            );
         }
         if has_repeats(&plan_keys) {
-            violations.push(Violation::new("duplicate_key", "must use each key once").under("plans"));
+            violations.push(
+                Violation::new(
+                    "duplicate_key",
+                    "must not contain two plans with one key; rename or remove one",
+                )
+                .under("plans"),
+            );
         }
         let unknown_plan = |key: &PlanKey| {
             Violation::new("unknown_plan", format!("must be the key of a plan in the catalog; got `{key}`"))

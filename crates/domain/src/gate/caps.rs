@@ -1,5 +1,5 @@
-//! The test against spend caps. No part of the held and requested quantities may cost more than a cap when
-//! it is used. Recorded usage may pass a cap, as it may pass a quota.
+//! The test against spend caps. No part of the held and requested quantities may cost more than a cap
+//! when it is used. Recorded usage may exceed a cap, as it may exceed a quota.
 
 use super::applicable_cap::{ApplicableCap, PricedUsage};
 use super::counter::CounterKey;
@@ -83,7 +83,7 @@ impl GateState<'_> {
         Ok(growths.into_iter().map(|growth| growth.to).collect())
     }
 
-    /// Returns the caps that some growths would pass.
+    /// Returns the caps that some growths would exceed.
     pub(super) fn caps_passed(
         &self,
         path: &Path,
@@ -151,7 +151,7 @@ impl GateState<'_> {
         counter.and_then(|counter| Some(counter.becomes? - counter.level.used)).unwrap_or_default()
     }
 
-    /// Returns the caps that even the least requested quantities would pass.
+    /// Returns the caps that even the least requested quantities would exceed.
     fn cap_deniers(
         &self,
         applicable_caps: &[ApplicableCap<'_>],

@@ -244,8 +244,8 @@ fn prices_beside<'a>(plan: &'a Plan, own: &[Price]) -> Vec<&'a Price> {
     plan.prices.iter().filter(|price| own.iter().all(|other| other.key != price.key)).collect()
 }
 
-/// Returns the prices of a plan, each replaced by the own price of equal key, followed by the other own
-/// prices.
+/// Returns the prices of a plan and a subscription. An own price replaces the plan's price with the same
+/// key; the other own prices follow.
 pub fn prices_of<'a>(plan: Option<&'a Plan>, own: &'a [Price]) -> Cow<'a, [Price]> {
     let listed = plan.map_or(&[][..], |plan| &plan.prices);
     if own.is_empty() {
@@ -258,7 +258,7 @@ pub fn prices_of<'a>(plan: Option<&'a Plan>, own: &'a [Price]) -> Cow<'a, [Price
     Cow::Owned(prices)
 }
 
-/// Returns the commitment of a currency: the subscription's own, else its plan's.
+/// Returns the commitment of a currency: the subscription's own, otherwise its plan's.
 pub fn commitment_of<'a>(
     plan: Option<&'a Plan>,
     own: &'a [Commitment],

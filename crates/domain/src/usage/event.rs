@@ -73,14 +73,14 @@ impl Properties {
 /// when it is recorded.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Event {
-    /// Without it, the service creates an id.
+    /// The id. None means that the service creates one.
     pub id: Option<EventId>,
     pub source: EventSource,
     pub event_name: EventName,
     pub subject: SubjectId,
     pub value: Quantity,
     pub properties: Properties,
-    /// Without it, the time of receipt.
+    /// The time of use. None means the time of receipt.
     pub timestamp: Option<Timestamp>,
     /// The fingerprint that identifies a repeat, if the caller sent another format than this one.
     pub statement: Option<Uuid>,
