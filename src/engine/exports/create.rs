@@ -180,8 +180,8 @@ impl Accumulated for SumExports<'_> {
     }
 }
 
-/// Cancels exports of a bucket after its sum has decreased, so that the corrected sum can be sent.
-/// Returns false if no export can be canceled; the excess is then subtracted from future usage.
+/// Deletes or cancels exports of a bucket after its sum has decreased, so that the corrected sum can be
+/// sent. Returns false if no export can be taken back; the excess is then subtracted from future usage.
 async fn take_back(
     connection: &mut PgConnection,
     due: &DueBucket,

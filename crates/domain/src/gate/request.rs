@@ -233,7 +233,7 @@ fn read_amounts(fields: &mut ObjectParser, name: &str) -> Vec<MeterAmount> {
     let meters: Vec<&MeterKey> = amounts.iter().map(|amount| &amount.meter).collect();
     if has_repeats(&meters) {
         fields.add_error(
-            Violation::new("duplicate_meter", "must name each meter once; merge the values of one meter")
+            Violation::new("duplicate_meter", "must name each meter once; merge the entries of one meter")
                 .under(name),
         );
     }
