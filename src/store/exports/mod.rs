@@ -271,7 +271,7 @@ pub async fn note_outcomes(
     outcomes: &Outcomes,
     now: Timestamp,
 ) -> Result<(), StoreError> {
-    // an export refused after its delivery stays dead, whatever a later answer is
+    // an export refused after its delivery stays dead, regardless of later answers
     sqlx::query(
         "update exports set status = 'delivered', delivered_at = $2, last_error = null, unknown_since = null
          where id = any($1) and (status = 'pending' or status = 'dead' and delivered_at is null)",

@@ -174,7 +174,7 @@ pub struct Definition<'a> {
     pub id: Uuid,
     pub stored: &'a StoredMeter,
     pub filter: &'a Filter,
-    /// The plans with such a limit.
+    /// The plans with a limit of this definition.
     pub plans: Vec<String>,
 }
 

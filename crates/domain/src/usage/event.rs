@@ -82,7 +82,7 @@ pub struct Event {
     pub properties: Properties,
     /// The time of use. None means the time of receipt.
     pub timestamp: Option<Timestamp>,
-    /// The fingerprint that identifies a repeat, if the caller sent another format than this one.
+    /// The fingerprint that identifies a repeat, if the caller sent the event in another format.
     pub statement: Option<Uuid>,
 }
 
