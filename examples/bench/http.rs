@@ -128,7 +128,7 @@ pub(crate) struct Expected {
 /// The rule for the start of the next turn.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Pace {
-    /// After the answer to the last turn, for a duration.
+    /// A pause after the answer to the last turn.
     Answered(Duration),
     /// A number of turns per second, independent of answers.
     PerSecond(f64),

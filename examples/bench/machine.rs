@@ -47,7 +47,7 @@ const CHILDREN: usize = 13;
 const TICKS_PER_SECOND: f64 = 100.0;
 
 /// Returns the processor time of a server, including its ended processes, and of an optional other
-/// process, in seconds. None: the kernel does not provide it.
+/// process, in seconds. Returns none if the kernel does not provide it.
 pub(crate) fn cpu_seconds(data: &Path, other: Option<u32>) -> Option<f64> {
     let pid_file = std::fs::read_to_string(data.join("postmaster.pid")).ok()?;
     let postmaster: u32 = pid_file.lines().next()?.trim().parse().ok()?;

@@ -113,7 +113,7 @@ pub(crate) struct Pgbench {
 }
 
 impl Pgbench {
-    /// Finds `pgbench`. None: it is not installed.
+    /// Finds `pgbench`. Returns none if it is not installed.
     pub(crate) fn find(cluster: &Cluster, folder: &Path) -> anyhow::Result<Option<Self>> {
         let on_path = std::env::var_os("PATH").map(|path| std::env::split_paths(&path).collect::<Vec<_>>());
         let debian = std::fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();

@@ -17,8 +17,8 @@ pub(crate) const AS_METERGATE: &str = "as-metergate";
 const READY_MAX: Duration = Duration::from_mins(2);
 const STOP_MAX: Duration = Duration::from_secs(40);
 
-/// Runs this program as the `metergate` command. It ends with the benchmark that started it, however
-/// that ends.
+/// Runs this program as the `metergate` command, which ends with the benchmark that started it, also
+/// after a crash.
 pub(crate) async fn be_metergate(arguments: impl Iterator<Item = String>) -> anyhow::Result<ExitCode> {
     std::thread::spawn(|| {
         std::io::copy(&mut std::io::stdin(), &mut std::io::sink()).ok();

@@ -16,7 +16,7 @@ use metergate_domain::base::Environment;
 use metergate_domain::base::names::SubjectId;
 use metergate_domain::catalog::Catalog;
 
-/// Longest wait of a command for the database; it is shorter than that of the service.
+/// Longest wait of a command for the database, shorter than the wait of the service.
 const DATABASE_WAIT_MAX: Duration = Duration::from_secs(5);
 /// Longest wait of a healthcheck for an answer.
 const HEALTHCHECK_MAX: Duration = Duration::from_secs(3);

@@ -33,7 +33,7 @@ impl DatabaseHandle {
         }
     }
 
-    /// Opens the database for a command: uses the embedded server of a running service, else starts it.
+    /// Opens the database for a command: uses the embedded server of a running service, otherwise starts it.
     pub(super) async fn join(settings: &mut Settings) -> anyhow::Result<Self> {
         if settings.database_url.is_none()
             && let Some(url) = running_url(&settings.postgres.folder, EMBEDDED_DATABASE).await

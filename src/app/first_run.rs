@@ -8,7 +8,7 @@ use crate::engine::access::keys::KeyKind;
 use metergate_domain::base::Environment;
 use metergate_domain::catalog::Catalog;
 
-/// The catalog to apply, if this file exists; else the one compiled in.
+/// The catalog to apply, if this file exists. Otherwise the compiled-in catalog.
 const CATALOG_FILE: &str = "config/catalog.yaml";
 const SAMPLE_CATALOG: &str = include_str!("../../config/catalog.yaml");
 

@@ -272,7 +272,7 @@ fn duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::E
         .map_err(|_| de::Error::custom(format!("must be a duration such as 60s, 15m or 1h; got `{text}`")))
 }
 
-/// Reads a duration, else a cron expression.
+/// Reads a duration, otherwise a cron expression.
 fn schedule<'de, D: Deserializer<'de>>(deserializer: D) -> Result<JobSchedule, D::Error> {
     let text = String::deserialize(deserializer)?;
     JobSchedule::parse(&text).map_err(|_| {

@@ -1,5 +1,5 @@
-//! Search for the server programs: in the configured folder, on the PATH, in the folders of Debian and
-//! Homebrew. If none are found, they are downloaded once.
+//! Searches for the server programs: in the configured folder, on the PATH, in the folders of Debian and
+//! Homebrew. If none are found, downloads them once.
 
 use std::fs;
 use std::path::{Path, PathBuf};

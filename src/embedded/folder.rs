@@ -24,8 +24,9 @@ impl Postmaster {
         Some(Self { pid: line(1).parse().ok()?, socket: PathBuf::from(line(5)), ready: line(8) == "ready" })
     }
 
-    /// Returns whether the process is the server of this data folder, rather than another one that got the
-    /// same number later. A server's working directory is its data folder. Without /proc, returns true.
+    /// Returns whether the process is the server of this data folder, and not another process that later
+    /// got the same number. The working directory of a server is its data folder. Without /proc, returns
+    /// true.
     pub(super) fn is_alive(&self, data: &Path) -> bool {
         if !Path::new("/proc/self").exists() {
             return true;

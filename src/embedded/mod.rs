@@ -1,10 +1,10 @@
 //! A private PostgreSQL in a folder of the service, used if `DATABASE_URL` is not set, and the throwaway
 //! clusters of the tests.
 //!
-//! The server needs no root; started by root, it runs as `postgres`, else as `nobody`. It listens on a Unix
-//! socket, not on a port. Data survives restarts, and the server stops with the program. If the program dies
-//! without stopping it (`kill -9` included), a guardian process stops the server, so that the next start
-//! finds the folder free. PostgreSQL does its own crash recovery.
+//! The server needs no root. If root starts it, it runs as `postgres` or, without such an account, as
+//! `nobody`. It listens on a Unix socket, not on a port. Data survives restarts, and the server stops with
+//! the program. If the program dies without stopping the server (`kill -9` included), a guardian process
+//! stops it, so that the next start finds the folder free. PostgreSQL does its own crash recovery.
 
 mod account;
 mod binaries;

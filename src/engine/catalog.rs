@@ -21,7 +21,7 @@ use metergate_domain::gate::counted_prices;
 #[derive(Debug, Clone, Serialize)]
 pub struct Applied {
     pub dry_run: bool,
-    /// The version in force afterwards, which rises only with a change.
+    /// The version in force after the change. It rises only if something changed.
     pub version: i64,
     pub changes: Vec<CatalogChange>,
 }

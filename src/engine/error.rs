@@ -9,7 +9,7 @@ use metergate_domain::base::{Violation, Violations};
 /// An error of a use case.
 #[derive(Debug, thiserror::Error)]
 pub enum EngineError {
-    /// A request of unproven origin, refused before it is parsed.
+    /// A request without proof of its sender, refused before it is parsed.
     #[error("{detail}")]
     Untrusted { code: &'static str, detail: &'static str },
     /// A request that was parsed but breaks rules, with all violations.

@@ -33,7 +33,7 @@ impl PageRequest {
         Ok(self.place()?.unwrap_or(i64::MAX))
     }
 
-    /// Returns how many rows to ask for: one more than the page shows.
+    /// Returns the number of rows to ask for: one more than the page shows.
     pub(crate) fn rows_max(&self) -> u32 {
         self.limit.saturating_add(1)
     }

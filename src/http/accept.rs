@@ -45,7 +45,8 @@ impl<'a> Range<'a> {
         Some(Self { media_type, weight: weight.map_or(Some(1000), thousandths)? })
     }
 
-    /// Returns how exactly the range names the offer, or `None` if the range does not match.
+    /// Returns the exactness with which the range names the offer, or `None` if the range does not
+    /// match.
     fn exactness(&self, offer: &str) -> Option<u8> {
         if self.media_type.eq_ignore_ascii_case(offer) {
             return Some(2);

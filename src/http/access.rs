@@ -26,11 +26,11 @@ pub enum Access {
     Gateway,
     /// A secret key from one of Stripe's SDKs, which may send it as the user name of basic credentials.
     StripeSdk,
-    /// Also publishable keys.
+    /// A secret or publishable key.
     Publishable,
-    /// Also end-user tokens, for their own subject, with the scope `usage:read`.
+    /// A secret key, or an end-user token with the scope `usage:read` for its own subject.
     EndUser,
-    /// Also end-user tokens with the scope `caps:write`, for payers.
+    /// A secret key, or an end-user token with the scope `caps:write` for its own subject.
     Payer,
 }
 

@@ -89,7 +89,7 @@ pub(super) async fn record(
     Ok(Json(RecordingAnswer { accepted, duplicates, rejected: Vec::new(), limits: recorded.limits }))
 }
 
-/// Records the valid events of a batch and rejects each invalid one on its own.
+/// Records the valid events of a batch, and rejects the invalid ones.
 async fn record_many(
     api: &Api,
     caller: &Caller,
@@ -128,7 +128,7 @@ async fn record_many(
     Ok(RecordingAnswer { accepted, duplicates, rejected, limits })
 }
 
-/// Counts events that are rejected before they reach the engine.
+/// Adds to the metrics events that are rejected before they reach the engine.
 pub(super) fn count_unreadable(events: usize) {
     metrics::counter!("metergate_events_total", "outcome" => "rejected").increment(events as u64);
 }

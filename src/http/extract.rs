@@ -266,7 +266,7 @@ impl HasId for GrantRequest {
     }
 }
 
-/// The parsed JSON body of a request; its id may be in the `Idempotency-Key` header instead.
+/// The parsed JSON body of a request. The `Idempotency-Key` header may replace the id in the body.
 #[derive(Debug)]
 pub(super) struct IdentifiedJson<T>(pub(super) T);
 

@@ -68,7 +68,7 @@ impl Parameters {
         self.0.finish()
     }
 
-    /// Returns the values if all of them were parsed and no parameter is left over.
+    /// Returns the values if all of them were parsed and every parameter was used.
     pub(super) fn finish_with<T: fields::ParsedValues>(self, values: T) -> Parsed<T::Values> {
         self.0.finish_with(values)
     }
@@ -127,7 +127,7 @@ impl Parameters {
         if let (Some(from), Some(to)) = (from, to)
             && from > to
         {
-            let detail = format!("must not be after `to`; got {from}, which is after {to}");
+            let detail = format!("must not be after `to`, which is {to}; got {from}");
             self.add_error(Violation::new("invalid_range", detail).under("from"));
         }
     }

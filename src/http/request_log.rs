@@ -16,7 +16,7 @@ use super::stripe_errors;
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const REQUEST_ID_CHARS_MAX: usize = 128;
 
-/// The route of a request: the route's guard sets it, and the log reads it afterwards.
+/// The route of a request. The guard of the route sets it, and the log reads it.
 #[derive(Debug, Clone, Default)]
 struct RouteName(Arc<OnceLock<&'static str>>);
 
@@ -100,7 +100,7 @@ impl RequestMetrics {
     }
 }
 
-/// Returns the caller's request id if it is short printable ASCII, else a new one.
+/// Returns the caller's request id if it is short printable ASCII, otherwise a new one.
 fn request_id(request: &Request) -> HeaderValue {
     let is_usable = |value: &&HeaderValue| {
         let bytes = value.as_bytes();

@@ -35,7 +35,7 @@ struct Error<'a> {
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Reads {
     None,
-    /// Answers to an SDK on a path that does not exist: the SDK would take a problem for a result.
+    /// Answers to an SDK on a path that does not exist. The SDK would read a problem as a result.
     Nowhere,
     All,
 }
@@ -101,8 +101,8 @@ fn kind(problem: &Problem) -> &'static str {
     }
 }
 
-/// Returns Stripe's code if it has one. Returns `None` for errors that Stripe sends without a code, else our
-/// code.
+/// Returns Stripe's code if it has one. Returns none for errors that Stripe sends without a code.
+/// Otherwise returns our code.
 fn code(problem: &Problem) -> Option<&'static str> {
     Some(match problem.code {
         "missing_field" | "missing_parameter" => "parameter_missing",

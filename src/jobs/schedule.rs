@@ -19,7 +19,7 @@ pub enum JobSchedule {
 pub struct NoSchedule;
 
 impl JobSchedule {
-    /// Parses a duration, else a cron expression.
+    /// Parses a duration, otherwise a cron expression.
     pub fn parse(text: &str) -> Result<Self, NoSchedule> {
         if let Ok(length) = humantime::parse_duration(text) {
             return if length.is_zero() { Err(NoSchedule) } else { Ok(Self::Every(length)) };

@@ -60,7 +60,7 @@ impl DeliveryResult {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Retryable {
     pub failure: Failure,
-    /// Whether the provider may have taken it.
+    /// True if the provider may have taken the delivery.
     pub may_be_taken: bool,
     /// The pause that the provider asks for.
     pub after: Option<Duration>,
@@ -135,21 +135,21 @@ pub trait Provider: Debug + Send + Sync {
     /// Returns the time for which the provider certainly remembers an identifier.
     fn remembers_for(&self) -> Duration;
 
-    /// Returns the time after a delivery in which the meter event can be taken back.
+    /// Returns the time after a delivery in which the provider can cancel the meter event.
     fn cancels_for(&self) -> Duration;
 
     async fn deliver(&self, event: &OutgoingMeterEvent) -> DeliveryResult;
 
-    /// Takes a delivered meter event back.
+    /// Cancels a delivered meter event.
     async fn cancel(&self, event: &OutgoingMeterEvent) -> DeliveryResult;
 
-    /// Reads the usage of a customer on a meter, by the timestamps of the meter events. None: the
-    /// provider does not know the meter.
+    /// Reads the usage of a customer on a meter, by the timestamps of the meter events. Returns none if
+    /// the provider does not know the meter.
     async fn summaries(&self, query: SummaryQuery<'_>) -> Result<Option<Vec<Summary>>, Failure>;
 
-    /// Reads an invoice. None: the provider does not know the invoice.
+    /// Reads an invoice. Returns none if the provider does not know it.
     async fn invoice(&self, id: &str) -> Result<Option<Bill>, Failure>;
 
-    /// Previews the next invoice of a subscription. None: no invoice will follow.
+    /// Previews the next invoice of a subscription. Returns none if no invoice will follow.
     async fn preview(&self, customer: &str, subscription: &str) -> Result<Option<Bill>, Failure>;
 }

@@ -13,7 +13,7 @@ use metergate_domain::base::Timestamp;
 use metergate_domain::catalog::{Catalog, Meter, StoredMeter};
 use metergate_domain::gate::EffectiveFrom;
 
-/// Returns the catalog in force and its version; without one, an empty catalog and version 0.
+/// Returns the catalog in force and its version. Without a catalog, returns an empty one and version 0.
 pub async fn current(scope: &mut Scope<'_>) -> Result<(Catalog, i64), StoreError> {
     let row: Option<(Json<Value>, i64)> = sqlx::query_as(
         "select document, version from catalogs where environment = $1 order by version desc limit 1",

@@ -24,7 +24,7 @@ pub enum StoreError {
     /// A migration failed, or a migration that was applied has changed.
     #[error("the migrations do not match the database: {0}")]
     Migration(#[source] sqlx::migrate::MigrateError),
-    /// The schema comes from a build that this one cannot follow.
+    /// The schema comes from a build that this build cannot continue.
     #[error(
         "the database has schema version {version}: {reason}; set DATABASE_URL to a new, empty database \
          or, for the embedded PostgreSQL, METERGATE__POSTGRES__FOLDER to a new folder, or run the build \

@@ -3,7 +3,7 @@
 use metergate_domain::base::Environment;
 use sqlx::PgConnection;
 
-/// The place of work of a query: one environment, on one connection.
+/// The environment and the connection of a query.
 #[derive(Debug)]
 pub struct Scope<'c> {
     pub connection: &'c mut PgConnection,

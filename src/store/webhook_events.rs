@@ -15,7 +15,7 @@ use metergate_domain::webhook::{WebhookNotice, WebhookStatus};
 pub struct Arrival<'a> {
     pub notice: &'a WebhookNotice,
     pub payload: &'a RawValue,
-    /// Whether the event can have an effect.
+    /// True if the event can have an effect.
     pub matters: bool,
 }
 

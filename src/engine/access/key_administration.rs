@@ -1,4 +1,4 @@
-//! Creating, listing and revoking keys: the use cases.
+//! Creates, lists and revokes keys: the use cases.
 
 use super::keys::KeyKind;
 use super::keys::digest;

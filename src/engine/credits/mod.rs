@@ -1,4 +1,4 @@
-//! Prepaid credits: granting, voiding and showing them.
+//! Prepaid credits: grants, voids and views of them.
 
 pub(crate) mod grants;
 pub(crate) mod notice_list;

@@ -95,7 +95,7 @@ impl WalletLoader<'_> {
         locked_wallets.write(connection, self, &holders, Changes { paid, ..Changes::default() }).await
     }
 
-    /// Returns the subjects with a passed limit that credits extend.
+    /// Returns the subjects with an exceeded limit that credits extend.
     fn over_quota<'t>(
         self,
         rows: &[CounterRow],

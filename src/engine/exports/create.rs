@@ -1,5 +1,5 @@
 //! Creates exports of accumulated usage. An export is written with its final content. Sums and gauges
-//! differ in what is due and in the exported value; the other steps are the same.
+//! differ in the due buckets and in the exported value; the other steps are the same.
 
 use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
@@ -43,7 +43,7 @@ struct Rules {
     /// Buckets that ended by then are due.
     ended_by: Timestamp,
     late_grace: Duration,
-    /// The time in which the provider takes deliveries back; none without a provider.
+    /// The time in which the provider cancels deliveries. None without a provider.
     cancels_for: Option<Duration>,
 }
 
@@ -55,7 +55,7 @@ struct ExportWrites {
     exported: Vec<DueBucket>,
     /// The unexported remainders, by customer and meter.
     remainders: BTreeMap<(i64, i32), Units>,
-    /// Exports that the provider is asked to take back.
+    /// Exports that the provider is asked to cancel.
     to_cancel: Vec<Uuid>,
     /// Unsent exports that are deleted.
     withdrawn: Vec<Uuid>,
@@ -92,7 +92,7 @@ impl ExportWrites {
 
 /// A kind of accumulated usage.
 trait Accumulated {
-    /// Locks some of the due usage, and returns the rows to write. None: no usage is due.
+    /// Locks some of the due usage, and returns the rows to write. Returns none if no usage is due.
     async fn settle_due(
         &self,
         connection: &mut PgConnection,
@@ -180,8 +180,8 @@ impl Accumulated for SumExports<'_> {
     }
 }
 
-/// Takes back exports of a bucket with a smaller sum, so that the corrected sum can be sent. Returns
-/// false if no export can be taken back; the excess is then subtracted from future usage.
+/// Deletes or cancels exports of a bucket after its sum has decreased, so that the corrected sum can be
+/// sent. Returns false if no export can be taken back; the excess is then subtracted from future usage.
 async fn take_back(
     connection: &mut PgConnection,
     due: &DueBucket,
@@ -287,7 +287,7 @@ impl GaugeExports<'_> {
 enum TakeBack {
     /// The export was never sent, so it is deleted.
     Withdraw,
-    /// The provider takes it back, after its delivery is confirmed.
+    /// The provider cancels the export after its delivery is confirmed.
     Cancel,
     Impossible,
 }

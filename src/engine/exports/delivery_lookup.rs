@@ -1,4 +1,4 @@
-//! Looks up exports with an unknown outcome, once the provider may have forgotten their identifiers: a
+//! Looks up exports with an unknown outcome, once the provider may have forgotten their identifiers. A
 //! repeated call could then count twice. The provider's own summaries show the outcome.
 
 use std::time::Duration;
@@ -40,8 +40,8 @@ fn minute_of(at: Timestamp) -> Span {
     Span { from, to: from.saturating_add(Duration::from_micros(MINUTE.unsigned_abs())) }
 }
 
-/// Reads both sums of an export's minute, or returns the status if it is known without them. The sums
-/// are stable: exports of one customer and meter are sent one at a time.
+/// Reads both sums of an export's minute, or returns the status if it is known without the sums. The
+/// sums are stable: exports of one customer and meter are sent one at a time.
 async fn minute_sums(
     connection: &mut PgConnection,
     provider: &dyn Provider,

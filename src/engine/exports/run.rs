@@ -125,7 +125,7 @@ impl Engine {
             if folded.events == 0 {
                 // another process is folding
                 if tokio::time::Instant::now() > deadline {
-                    return Err(EngineError::unavailable("folding did not finish in time; try again"));
+                    return Err(EngineError::unavailable("folding did not finish in time"));
                 }
                 tokio::time::sleep(LOCK_PAUSE).await;
             }

@@ -28,7 +28,8 @@ const TOGETHER_MAX: i64 = 2_000;
 const CALLS_MAX: usize = 64;
 /// The most outcomes in one write. Outcomes that a crash loses are sent again.
 const OUTCOMES_MAX: usize = 200;
-/// The number of failed look-ups in a row after which no more are made: each may time out.
+/// The number of failed look-ups in a row after which the round stops looking up, because each may time
+/// out.
 const QUESTIONS_FAILED_MAX: usize = 3;
 /// The shortest pause before the same run sends a failed export again.
 const PAUSE: Duration = Duration::from_millis(500);
@@ -104,8 +105,8 @@ impl<'a> Sender<'a> {
         Ok(self.clock.now(self.environment, store::usage::now(connection).await?))
     }
 
-    /// Looks up exports after the provider may have forgotten their identifiers. Returns the other
-    /// exports, and those that the provider did not take.
+    /// Looks up exports with identifiers that the provider may have forgotten. Returns the exports to
+    /// send: all others, and those that the provider did not take.
     async fn settle_forgotten(
         &mut self,
         connection: &mut PgConnection,
@@ -149,8 +150,8 @@ impl<'a> Sender<'a> {
         Ok(rows)
     }
 
-    /// Sends exports and cancelations. Returns refused cancelations that an earlier call with a lost
-    /// answer may have done, with the reasons.
+    /// Sends exports and cancelations. Returns the refused cancelations, with the reasons, if an earlier
+    /// call with a lost answer may have carried them out.
     async fn send(
         &mut self,
         connection: &mut PgConnection,
@@ -195,7 +196,7 @@ impl<'a> Sender<'a> {
         Ok(refused)
     }
 
-    /// Looks up refused cancelations that an earlier call may have done.
+    /// Looks up refused cancelations that an earlier call may have carried out.
     async fn settle_refused_cancelations(
         &mut self,
         connection: &mut PgConnection,
@@ -279,7 +280,7 @@ impl<'a> Sender<'a> {
     }
 }
 
-/// Sends an export, or takes it back. None: the slots are closed, so nothing more is sent.
+/// Sends or cancels an export. Returns none if the slots are closed, so that nothing more is sent.
 async fn call(
     provider: Arc<dyn Provider>,
     rate_limit: Arc<RateLimit>,

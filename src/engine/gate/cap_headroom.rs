@@ -41,13 +41,13 @@ impl LastSeenCounters {
 pub(super) struct CapsOnPath {
     pub(super) from: Timestamp,
     pub(super) until: Timestamp,
-    /// In the order of the applicable caps of the path.
+    /// The caps of the path, in the order of its applicable caps.
     caps: Vec<KnownCap>,
 }
 
 #[derive(Debug)]
 struct KnownCap {
-    /// In the order of the cap's priced usages.
+    /// The counters of the cap, in the order of its priced usages.
     counters: Vec<CounterKey>,
     /// False if the cap counts gauges, which are read under locks.
     uses_counter: bool,
@@ -78,7 +78,7 @@ impl CapsOnPath {
     }
 }
 
-/// The caps that a writer met under one version of the catalog.
+/// The caps that a writer has tested under one version of the catalog.
 #[derive(Debug)]
 pub(super) struct KnownCaps {
     version: i64,
@@ -127,7 +127,8 @@ pub(super) struct MetCap<'p> {
 }
 
 impl MetCap<'_> {
-    /// Returns the counters of the cap. Returns none if it counts gauges, which are read under locks.
+    /// Returns the counters of the cap. Returns none if the cap counts gauges, which are read under
+    /// locks.
     pub(super) fn counters(&self) -> Option<&[CounterKey]> {
         let cap = self.on_path.caps.get(self.place).filter(|cap| cap.uses_counter)?;
         Some(&cap.counters)

@@ -61,7 +61,7 @@ pub(crate) fn request_counter<'a>(
     Some(counter.key)
 }
 
-/// Creates the missing ones of the needed counters, except in closed periods.
+/// Creates the needed counters that are missing, except in closed periods.
 pub(crate) async fn make_missing(
     transaction: &mut BatchTransaction<'_>,
     counter_requests: &CounterRequests<'_>,

@@ -1,4 +1,4 @@
-//! The credits of a batch: wallets that extend limits, and wallets that reservations hold credits of.
+//! The credits of a batch: wallets that extend limits, and wallets with credits that reservations hold.
 
 use sqlx::PgConnection;
 use uuid::Uuid;
@@ -12,7 +12,7 @@ use metergate_domain::base::names::MeterKey;
 use metergate_domain::gate::{CatalogIndex, Credits, GateState, Path, Reservation};
 use metergate_domain::usage::Properties;
 
-/// The wallets that a batch uses; none if it needs none.
+/// The wallets that a batch uses. None if it uses no wallets.
 pub(super) struct BatchWallets<'a> {
     wallet_loader: WalletLoader<'a>,
     holders: HolderSubscriptions,

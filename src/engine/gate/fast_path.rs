@@ -174,7 +174,7 @@ impl<'w, 'p> GatePlan<'w, 'p> {
         }
     }
 
-    /// Returns the batch of some calls. Returns none if they have to be decided under locks.
+    /// Builds the batch of some calls. Returns none if the calls must be decided under locks.
     fn batch(
         mut self,
         work: &[&'w Call],
@@ -250,8 +250,8 @@ impl<'w, 'p> GatePlan<'w, 'p> {
         Some(())
     }
 
-    /// Adds all counters of a cap, since its cost needs them all locked. `met` has the counters of the caps
-    /// before.
+    /// Adds all counters of a cap, since its cost needs them all locked. `met` has the counters of the
+    /// caps added so far.
     fn add_cap(
         &mut self,
         key: Uuid,
@@ -287,7 +287,7 @@ impl<'w, 'p> GatePlan<'w, 'p> {
         self.lines.push(line);
     }
 
-    /// Bounds the counters of caps by their headroom.
+    /// Sets the headroom of the caps as the upper bounds of their counters.
     fn bound_by_caps(&mut self, seen: &LastSeenCounters) -> Option<()> {
         for cap in &self.caps {
             let added =

@@ -14,9 +14,9 @@ use uuid::Uuid;
 pub(super) struct Findings {
     /// Reservations that must be expired before others can be decided.
     pub(super) expired_to_commit: Vec<Uuid>,
-    /// True if reservations to make may exist already, so they are read first.
+    /// True if new reservations may exist already, so the next attempt reads them first.
     pub(super) check_existing: bool,
-    /// Derived ids of events that other events have taken.
+    /// Ids that commits derived for their events, but that other events have taken.
     pub(super) conflicting_event_ids: BTreeSet<Uuid>,
 }
 
@@ -42,7 +42,7 @@ pub(crate) struct GateProcessor {
     pub(super) writer_context: WriterContext,
     pub(super) reader: Reader,
     pub(super) findings: Findings,
-    /// The replies of batches without an answer to their commit.
+    /// The replies of batches that got no answer to their commit.
     pub(super) unconfirmed_replies: BTreeMap<i64, Vec<Reply>>,
     pub(super) fast_path: FastPath,
 }

@@ -1,4 +1,4 @@
-//! Reserving, settling and reading reservations: the use cases.
+//! Makes, settles and reads reservations: the use cases.
 
 use super::calls::Call;
 use super::calls::Reply;

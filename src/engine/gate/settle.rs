@@ -1,4 +1,4 @@
-//! Settling batches of calls: by the fast path, or else by the locked one.
+//! Settles batches of calls: by the fast path, otherwise by the locked path.
 
 use super::calls::{Call, Reply};
 use super::next_batch::FastPath;

@@ -1,5 +1,5 @@
 //! Comparison of an invoice with the biller's, line by line. A price matches the biller's price that it
-//! names, else the price that bills its exported meter.
+//! names, otherwise the price that bills its exported meter.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -38,7 +38,7 @@ pub struct ComparedInvoice {
 #[derive(Debug, Clone, Serialize)]
 pub struct ComparedProvider {
     pub name: &'static str,
-    /// The id of the provider's invoice; none: a preview of its next one.
+    /// The id of the provider's invoice. None means a preview of its next invoice.
     pub invoice: Option<String>,
     pub status: String,
     pub currency: String,
@@ -63,7 +63,7 @@ pub struct ComparedLine {
 pub struct ComparedTotal {
     pub ours: MinorUnits,
     pub theirs: MinorUnits,
-    /// Our amount minus theirs.
+    /// Our amount minus the amount of the biller.
     pub difference: MinorUnits,
 }
 

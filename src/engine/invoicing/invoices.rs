@@ -1,4 +1,4 @@
-//! Reading invoices, and drafting those that are due: the use cases.
+//! Reads invoices, and drafts those that are due: the use cases.
 
 use super::drafting::InvoiceDraft;
 use super::views::InvoiceView;

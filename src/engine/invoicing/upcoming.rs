@@ -43,8 +43,8 @@ impl Engine {
         Err(EngineError::NotFound { code: "no_upcoming_invoice", detail })
     }
 
-    /// Returns the draft to show among those of a period, which has one per currency. The currency of the
-    /// prices in force wins, then the first draft with lines.
+    /// Returns the draft to show. A period has one draft per currency: the currency of the prices in
+    /// force wins, then the first draft with lines.
     async fn first(
         &self,
         scope: &mut Scope<'_>,

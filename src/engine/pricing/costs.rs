@@ -68,7 +68,7 @@ pub(crate) type UsageParts<'a> = BTreeMap<(Option<String>, usize), RatedUsage<'a
 pub(crate) struct Look<'l, 'a> {
     pub(crate) environment: Environment,
     pub(crate) paths: &'l [i64],
-    /// The columns that separate the holders of the paths; none: all paths count together.
+    /// The columns that separate the holders of the paths. None means that all paths count together.
     pub(crate) holders: Option<&'l HolderColumns>,
     pub(crate) bounds: &'l [Timestamp],
     /// The index of the bound from which gauges are read; earlier parts have only sums and counts.

@@ -1,4 +1,4 @@
-//! Spend caps of subjects: replacing them, and showing them with the spent amount.
+//! Replaces the spend caps of subjects, and shows them with the spent amount.
 
 use std::sync::Arc;
 
@@ -37,11 +37,11 @@ pub struct CapView {
     /// The most that the held quantities may cost.
     pub held: Option<Amount>,
     pub remaining: Option<Amount>,
-    /// The rate from the currency of the prices to that of the cap, if they differ.
+    /// The rate from the currency of the prices to the currency of the cap, if they differ.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub exchange_rate: Option<ExchangeRate>,
     pub period_start: Timestamp,
-    /// The end of the period; none: it never ends.
+    /// The end of the period. None means that the period never ends.
     pub resets_at: Option<Timestamp>,
 }
 

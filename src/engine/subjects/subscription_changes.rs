@@ -73,8 +73,8 @@ impl<'c> SubscriptionTransaction<'c> {
         Ok((member, Some(current)))
     }
 
-    /// Refuses own prices if their currency has no exchange rate to the currency of a spend cap: the
-    /// cap could not compare them.
+    /// Refuses own prices if their currency has no exchange rate to the currency of a spend cap: the cap
+    /// could not compare the costs.
     pub(crate) async fn validate_incomparable(
         &mut self,
         member: &PathSubject,

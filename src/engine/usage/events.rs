@@ -70,7 +70,7 @@ pub struct MeterTrace {
     pub value: Quantity,
     pub group: Map<String, Value>,
     pub hour: Timestamp,
-    /// Whether the rollup contains the event. Until then, reads add the event itself.
+    /// True if the rollup contains the event. Until then, reads add the event itself.
     pub folded: bool,
 }
 

@@ -22,7 +22,7 @@ const DAY_REST: Duration = Duration::from_hours(1);
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Folded {
     pub events: i64,
-    /// Whether the transaction reached its limit, so that there may be more to fold.
+    /// True if the transaction reached its limit, so that there may be more to fold.
     pub is_full: bool,
 }
 

@@ -30,7 +30,7 @@ pub struct TopPage {
     pub by: &'static str,
     pub data: Vec<Ranked>,
     pub next_cursor: Option<String>,
-    /// In a ranking by cost: the subjects with prices that cannot be converted to its currency.
+    /// The subjects with prices that cannot be converted to the currency of a ranking by cost.
     #[serde(skip_serializing_if = "Unranked::is_empty")]
     pub unranked: Unranked,
 }

@@ -106,7 +106,7 @@ pub(crate) async fn paths(scope: &mut Scope<'_>, query: &UsageQuery) -> Result<O
     found.await.map(Some)
 }
 
-/// Returns the scope of some paths, or of all without paths.
+/// Returns the scope of the given paths, or of all paths if none are given.
 pub(crate) fn usage_scope(paths: Option<&[i64]>) -> UsageScope<'_> {
     paths.map_or(UsageScope::All, UsageScope::Paths)
 }

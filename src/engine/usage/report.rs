@@ -63,7 +63,7 @@ pub struct LimitUsage {
     pub quota: Option<Quantity>,
     pub used: Total,
     pub held: Total,
-    /// If credits extend the limit: the part of `used` and `held` that they pay for.
+    /// The part of `used` and `held` that credits pay for, if they extend the limit.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub covered: Option<Total>,
     pub remaining: Option<Total>,

@@ -272,7 +272,7 @@ fn in_their_words(mut violation: Violation) -> Violation {
     violation
 }
 
-/// Counts an event that is rejected before it reaches a writer.
+/// Adds to the metrics an event that is rejected before it reaches a writer.
 fn count_refused(error: &EngineError) {
     if matches!(error, EngineError::Invalid(_)) {
         metrics::counter!("metergate_events_total", "outcome" => "rejected").increment(1);

@@ -1,5 +1,6 @@
-//! Applies the provider's subscriptions: finds the subject of each and the leading one of a subject,
-//! and changes the subject's own subscription. All changes hold the configuration lock.
+//! Applies the provider's subscriptions: finds the subject of each subscription and the leading
+//! subscription of each subject. Then changes the subject's own subscription. All changes hold the
+//! configuration lock.
 
 use super::fetch::FetchedSubscription;
 use super::mapping::map_within;
@@ -119,8 +120,8 @@ fn known(name: String) -> Result<SubjectId, EngineError> {
     SubjectId::parse(name).map_err(|why| EngineError::Internal(why.to_string()))
 }
 
-/// Finds the subject of a subscription: by the mapping of its customer, else by metadata or checkout,
-/// else the earlier subject.
+/// Finds the subject of a subscription: by the mapping of its customer, otherwise by metadata or
+/// checkout, otherwise the earlier subject.
 async fn subject_of(
     change: &mut SubscriptionTransaction<'_>,
     row: &ProviderSubscriptionRow,
@@ -174,8 +175,8 @@ async fn lead(
     Ok(stripe_subscriptions::set_governing(connection, subject_id, id, terms, &plan.key).await?)
 }
 
-/// Applies the next subscription of a subject that lost one; without another one, ends the subject's
-/// own.
+/// Applies the next subscription of a subject that lost its leading subscription. Without a next one,
+/// ends the subject's own subscription.
 async fn take_leave(
     change: &mut SubscriptionTransaction<'_>,
     subject_id: i64,

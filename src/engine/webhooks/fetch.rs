@@ -1,4 +1,4 @@
-//! Fetches the present state of a subscription: from the provider if there is an API key, else from the
+//! Fetches the present state of a subscription: from the provider if there is an API key, otherwise from the
 //! latest payloads.
 
 use serde_json::Value;
@@ -109,8 +109,8 @@ impl Engine {
     }
 
     /// Handles a subscription that the provider does not know. If its customer is deleted, the
-    /// subscription has ended, whatever a payload shows. Otherwise the key belongs to another account,
-    /// and the signed payloads count.
+    /// subscription has ended, even if a payload shows otherwise. If not, the key belongs to another
+    /// account, and the signed payloads count.
     async fn on_missing(
         &self,
         environment: Environment,

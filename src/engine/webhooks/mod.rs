@@ -1,5 +1,5 @@
-//! Webhooks of the provider. They are stored and answered at once; workers apply them later. One worker
-//! at a time claims an event, and the result follows from the provider's latest state, whatever the
+//! Webhooks of the provider. Receipt stores an event and answers at once; workers apply the event later.
+//! One worker at a time claims an event. The result follows from the provider's latest state, in any
 //! order of arrival.
 
 pub(crate) mod apply_subscription;

@@ -16,7 +16,7 @@ use metergate_domain::base::{Environment, Quantity, Total};
 use metergate_domain::credits::{CreditPack, GrantSource, Request, Rollover};
 
 impl Engine {
-    /// Grants the credits of a purchase. None: the purchase has no credit packs.
+    /// Grants the credits of a purchase. Returns none if the purchase has no credit packs.
     pub(super) async fn grant_packs(
         &self,
         environment: Environment,
@@ -100,7 +100,7 @@ async fn lines(client: &Client, purchase: &Purchase) -> Result<Option<Vec<Value>
     }
 }
 
-/// Finds the buyer: the subject of the checkout, else the subject of the customer.
+/// Finds the buyer: the subject of the checkout, otherwise the subject of the customer.
 async fn buyer(scope: &mut Scope<'_>, purchase: &Purchase) -> Result<Option<SubjectId>, EngineError> {
     if let Some(subject) = &purchase.subject {
         return Ok(Some(subject.clone()));

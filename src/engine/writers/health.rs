@@ -4,7 +4,7 @@ use std::any::Any;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-/// The number of running writers of a lane. A lane without one cannot answer calls.
+/// The number of running writers of a lane. A lane without a running writer cannot answer calls.
 #[derive(Debug)]
 pub(super) struct LaneHealth {
     name: String,

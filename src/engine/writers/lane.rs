@@ -49,8 +49,8 @@ impl<T: BatchProcessor> Lane<T> {
         }
     }
 
-    /// Queues work and waits for its reply. Fails with an internal error if the writer panics. The work may
-    /// be committed then, and a retry with the same ids is safe.
+    /// Queues work and waits for its reply. Fails with an internal error if the writer panics: the work
+    /// may be committed, and a retry with the same ids is safe.
     pub(crate) async fn submit(&self, work: T::Work, wait_max: Duration) -> Result<T::Reply, EngineError> {
         let answered = self.enqueue(work, Instant::now() + wait_max)?;
         answered

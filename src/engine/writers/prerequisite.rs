@@ -22,10 +22,10 @@ pub(crate) enum Prerequisite {
 pub(crate) enum Recheck {
     /// No period ended during the wait for locks.
     Time,
-    /// The reservations to make do not exist yet.
+    /// The ids of the new reservations are free.
     Reservations,
     /// No reservation with a charge at its expiry has expired, except those in the batch.
     Expired(Vec<Uuid>),
-    /// The ids of the events to record are free.
+    /// The ids of the events that a commit records are free.
     EventIds(Vec<Uuid>),
 }

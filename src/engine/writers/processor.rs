@@ -41,8 +41,8 @@ pub(crate) trait BatchProcessor: Sized + Send + 'static {
     /// Waits until the processor should take more work.
     fn rest(&self) -> impl Future<Output = ()> + Send;
 
-    /// Attempts to commit work in one transaction. `uncertain` lists the earlier attempts at the same work
-    /// without an answer to their commit.
+    /// Attempts to commit work in one transaction. `uncertain` lists earlier attempts at the same work
+    /// that got no answer to their commit.
     fn attempt(
         &mut self,
         connection: &mut PgConnection,

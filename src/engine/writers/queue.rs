@@ -33,7 +33,7 @@ impl<T: BatchProcessor> Job<T> {
     }
 }
 
-/// A queue that several writers share; one takes a batch at a time.
+/// A queue that several writers share. One writer takes a batch at a time.
 #[derive(Debug)]
 pub(super) struct Queue<T: BatchProcessor> {
     jobs: tokio::sync::Mutex<mpsc::UnboundedReceiver<Job<T>>>,

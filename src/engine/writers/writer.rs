@@ -167,7 +167,7 @@ impl<T: BatchProcessor> Writer<T> {
 fn drop_overdue<T: BatchProcessor>(jobs: &mut Vec<Job<T>>) {
     let now = Instant::now();
     for job in jobs.extract_if(.., |job| job.deadline < now) {
-        job.answer(Err(EngineError::unavailable("no writer was free before the deadline; retry")));
+        job.answer(Err(EngineError::unavailable("no writer was free before the deadline")));
     }
 }
 

@@ -18,7 +18,7 @@ const CONNECT_MAX: Duration = Duration::from_secs(5);
 const MESSAGE_CHARS_MAX: usize = 500;
 /// The most rows of a page.
 const PAGE_MAX: usize = 100;
-/// The most pages of a list, more than any list here has.
+/// The most pages of a list. No list of this service has so many.
 const PAGES_MAX: usize = 50;
 
 /// The client of an account. `Debug` hides its key.
@@ -37,9 +37,9 @@ pub struct Fault {
     pub failure: Failure,
     /// The pause that `Retry-After` asks for.
     pub after: Option<Duration>,
-    /// Whether the call may have been carried out.
+    /// True if Stripe may have carried out the call.
     pub may_be_done: bool,
-    /// Whether the answer looks like Stripe's own. Proxies answer, too.
+    /// True if the answer looks like Stripe's own; an answer of a proxy does not.
     pub is_stripes: bool,
 }
 

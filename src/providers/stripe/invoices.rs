@@ -10,7 +10,7 @@ use uuid::Uuid;
 use super::client::{Client, Fault};
 use crate::providers::{Bill, BillLine, Failure};
 
-/// The meters' event names by price, which never change at Stripe. None: a price without a meter.
+/// The event names of meters by price, which never change at Stripe. None means a price without a meter.
 #[derive(Debug, Default)]
 pub(super) struct MeterNames(Mutex<HashMap<String, Option<String>>>);
 

@@ -19,8 +19,8 @@ pub use client::{API_VERSION, Client, Fault};
 use super::{Bill, DeliveryResult, Failure, OutgoingMeterEvent, Provider, Summary, SummaryQuery};
 use metergate_domain::base::Environment;
 
-/// Stripe's own limits for meter events: a thousand per second on a live account, and the basic limit
-/// in a sandbox (<https://docs.stripe.com/rate-limits>). The values are slightly lower, because clocks
+/// Stripe's own limits for meter events: a thousand per second on a live account, and the basic limit in
+/// a sandbox (<https://docs.stripe.com/rate-limits>). The constants are slightly lower, because clocks
 /// differ.
 const CALLS_PER_SECOND_LIVE: u32 = 960;
 const CALLS_PER_SECOND_TEST: u32 = 24;
@@ -86,7 +86,7 @@ pub struct Stripe {
 }
 
 impl Stripe {
-    /// Connects to the account of an environment. None: the environment has no key.
+    /// Connects to the account of an environment. Returns none if the environment has no key.
     pub fn of(settings: &StripeSettings, environment: Environment) -> Result<Option<Self>, reqwest::Error> {
         let Some(key) = settings.account(environment).and_then(|account| account.api_key.clone()) else {
             return Ok(None);

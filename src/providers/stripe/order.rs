@@ -133,7 +133,7 @@ mod tests {
                 ],
                 "e1",
             ),
-            // an end counts, whatever its time
+            // an end counts, regardless of its time
             (
                 vec![
                     event("e1", "updated", 9, "active", was("past_due")),

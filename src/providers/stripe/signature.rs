@@ -29,7 +29,7 @@ pub enum Age {
 }
 
 impl Signature {
-    /// Parses a header; none if it does not have Stripe's form. Schemes other than `v1` are ignored.
+    /// Parses a header. Returns none if it does not have Stripe's form. Ignores schemes other than `v1`.
     pub fn parse(header: &str) -> Option<Self> {
         let (mut spelled, mut v1) = (None, Vec::new());
         for part in header.split(',') {

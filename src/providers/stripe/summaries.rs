@@ -55,7 +55,7 @@ fn why(fault: Fault) -> Failure {
     fault.failure
 }
 
-/// Finds the meter with an event name; an active one goes before an inactive one.
+/// Finds the meter with an event name. An active meter precedes an inactive one.
 async fn meter_id(client: &Client, event_name: &str) -> Result<Option<String>, Fault> {
     let is_it = |meter: &Value| meter["event_name"] == event_name;
     for status in ["active", "inactive"] {

@@ -46,7 +46,7 @@ pub const SUBSCRIPTION_DELETED: &str = "customer.subscription.deleted";
 pub const INVOICE_PAID: &str = "invoice.paid";
 pub const CUSTOMER_DELETED: &str = "customer.deleted";
 
-/// Reads the fields of an event on arrival. None: the value is not an event.
+/// Reads the fields of an event on arrival. Returns none if the value is not an event.
 pub fn notice(event: &Value) -> Option<WebhookNotice> {
     let kind = name(&event["type"]).unwrap_or_default();
     let object = &event["data"]["object"];
@@ -89,7 +89,7 @@ fn subject(value: &Value) -> Option<SubjectId> {
     SubjectId::parse(value.as_str()?).ok()
 }
 
-/// Reads a subscription. None: the object is not one, or its status is unknown.
+/// Reads a subscription. Returns none if the object is not a subscription, or its status is unknown.
 pub fn subscription(object: &Value) -> Option<ProviderSubscription> {
     let status = object["status"].as_str()?;
     let (_, status) = SubscriptionStatus::WORDS.iter().find(|(word, _)| *word == status)?;
@@ -123,7 +123,7 @@ fn period(object: &Value) -> Option<Span> {
     (!span.is_empty()).then_some(span)
 }
 
-/// Reads the subscription of an event. A deleted one has ended, whatever its status.
+/// Reads the subscription of an event. A deleted subscription has ended, regardless of its status.
 pub fn subscription_of(event: &Value) -> Option<ProviderSubscription> {
     let mut billed = subscription(&event["data"]["object"])?;
     if event["type"] == SUBSCRIPTION_DELETED && !billed.is_over() {
@@ -149,11 +149,13 @@ pub struct Purchase {
     pub subject: Option<SubjectId>,
     /// The quantity of each price in the event.
     pub items: Vec<(String, i64)>,
-    /// Whether the event lacks lines: an invoice event has the first ones, a checkout event none.
+    /// True if the event lacks lines. An invoice event has only the first lines; a checkout event has
+    /// none.
     pub has_more: bool,
 }
 
-/// Reads the purchase of a checkout. None: it is not paid, or its subscription's invoices are.
+/// Reads the purchase of a checkout. Returns none if the checkout is not paid. Also returns none for a
+/// subscription without an invoice: the later invoice is the purchase.
 pub fn bought_by_checkout(object: &Value) -> Option<Purchase> {
     let is_paid = matches!(object["payment_status"].as_str(), Some("paid" | "no_payment_required"));
     let invoice = id_of(&object["invoice"]);
@@ -224,7 +226,7 @@ pub fn customer(object: &Value) -> Option<Customer> {
     })
 }
 
-/// Reads an invoice. None: it lacks an id, a customer or a creation time.
+/// Reads an invoice. Returns none if the invoice lacks an id, a customer or a creation time.
 pub fn invoice(object: &Value) -> Option<WebhookInvoice> {
     let parent = &object["parent"]["subscription_details"]["subscription"];
     Some(WebhookInvoice {

@@ -19,10 +19,10 @@ pub type Mark = Vec<Units>;
 /// A gauge of a customer.
 #[derive(Debug, Clone)]
 pub struct HourlyGauge {
-    /// The greatest mark of live values; none without a live value.
+    /// The greatest mark of live values. None without a live value.
     pub mark: Option<Mark>,
-    /// Whether a value was voided. If so, the mark replaces the earlier one; otherwise the greater mark
-    /// stays.
+    /// True if a value was voided. Then the new mark replaces the earlier one; otherwise the greater
+    /// mark stays.
     pub voided: bool,
 }
 

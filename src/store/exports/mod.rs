@@ -46,10 +46,10 @@ pub struct ExportRow {
     pub carried_from: Option<Timestamp>,
     #[serde(skip)]
     pub unknown_since: Option<Timestamp>,
-    /// Whether the provider is asked to take it back; false after the provider refused.
+    /// True if the provider is asked to cancel the export; false after a refusal.
     #[serde(skip)]
     pub cancel_wanted: Option<bool>,
-    /// Whether it sets a gauge, so that a second delivery does no harm.
+    /// True if the export sets a gauge, so that a second delivery does no harm.
     #[serde(skip)]
     pub is_gauge: bool,
     pub created_at: Timestamp,
@@ -170,8 +170,9 @@ pub async fn want_cancel(
     Ok(())
 }
 
-/// Returns the due exports and cancelations, at most the first per customer and provider's meter, as
-/// our meters may share one. `except` names exports that were just tried; later ones wait for them.
+/// Returns the due exports and cancelations, at most the first per customer and provider's meter.
+/// Several of our meters may share a meter of the provider. `except` names exports that were just tried;
+/// later exports of the same customer and meter wait for them.
 pub async fn due(
     scope: &mut Scope<'_>,
     due_by: Timestamp,
@@ -197,7 +198,7 @@ pub async fn due(
     Ok(rows)
 }
 
-/// Clears the doubt about exports that the provider did not take, according to its sums.
+/// Clears the unknown outcome of exports. The provider's sums show that it did not take them.
 pub async fn note_not_taken(connection: &mut PgConnection, ids: &[Uuid]) -> Result<(), StoreError> {
     sqlx::query("update exports set unknown_since = null where id = any($1) and status = 'pending'")
         .bind(ids)
@@ -206,7 +207,7 @@ pub async fn note_not_taken(connection: &mut PgConnection, ids: &[Uuid]) -> Resu
     Ok(())
 }
 
-/// Marks exports, before they are sent, as possibly taken from now on.
+/// Marks exports as possibly taken from now on. Callers mark exports before they send them.
 pub async fn note_attempts(
     connection: &mut PgConnection,
     ids: &[Uuid],
@@ -250,7 +251,7 @@ pub struct Deferred {
     pub next_attempt_at: Timestamp,
     /// The time since which the outcome is unknown, if it is.
     pub unknown_since: Option<Timestamp>,
-    /// Whether the attempt counts towards the pause.
+    /// True if the attempt counts towards the pause.
     pub counts: bool,
 }
 
@@ -270,7 +271,7 @@ pub async fn note_outcomes(
     outcomes: &Outcomes,
     now: Timestamp,
 ) -> Result<(), StoreError> {
-    // an export refused after its delivery stays dead, whatever a later answer is
+    // an export refused after its delivery stays dead, regardless of later answers
     sqlx::query(
         "update exports set status = 'delivered', delivered_at = $2, last_error = null, unknown_since = null
          where id = any($1) and (status = 'pending' or status = 'dead' and delivered_at is null)",
@@ -432,7 +433,8 @@ pub const DELIVERY_UNKNOWN: &str = "fate_unknown";
 #[derive(Debug, Clone, Copy)]
 pub struct Revival<'a> {
     pub meter_id: i32,
-    /// One export; none means all but those with an unknown outcome.
+    /// The only export to make pending. None means all dead exports except those with an unknown
+    /// outcome.
     pub only: Option<Uuid>,
     pub stripe: &'a StripeMeter,
     pub now: Timestamp,

@@ -16,8 +16,8 @@ pub async fn commit(connection: &mut PgConnection, batch_id: i64) -> Result<(), 
     Ok(())
 }
 
-/// Returns whether a batch was committed. Waits for a batch that is still running. A batch reported as
-/// uncommitted can never commit later.
+/// Returns whether a batch was committed. Waits for a batch that is still running. A batch that is
+/// reported as uncommitted can never commit later.
 pub async fn was_committed(connection: &mut PgConnection, batch_id: i64) -> Result<bool, StoreError> {
     sqlx::query(
         "insert into gate_batches (batch_id, settled) values ($1, false)

@@ -81,7 +81,7 @@ pub struct FastBatch<'a> {
     /// The span of time in which the plan of the batch is valid.
     pub from: Option<Timestamp>,
     pub until: Option<Timestamp>,
-    /// In the order of their keys.
+    /// The counters in the order of their keys.
     pub counters: Vec<(CounterKey, CounterIncrease)>,
     pub lines: Vec<HeldLine>,
     pub made: Vec<NewReservation<'a>>,

@@ -1,4 +1,4 @@
-//! Rows of exchange rates, each with the time from which it holds. Rates are never deleted.
+//! Rows of exchange rates, each with the time from which it is in effect. Rates are never deleted.
 
 use sqlx::Row;
 
@@ -35,7 +35,8 @@ pub async fn all(scope: &mut Scope<'_>) -> Result<Rates, StoreError> {
     Ok(rates.into_iter().collect())
 }
 
-/// Stores rates; each replaces one of the same currencies and time. The caller holds the configuration lock.
+/// Stores rates. A rate replaces the rate of the same currencies and time. The caller holds the
+/// configuration lock.
 pub async fn put(scope: &mut Scope<'_>, rates: &[ExchangeRate]) -> Result<(), StoreError> {
     let codes =
         |of: fn(&ExchangeRate) -> Currency| rates.iter().map(|rate| of(rate).code()).collect::<Vec<_>>();

@@ -76,7 +76,7 @@ fn unreadable(what: impl std::fmt::Debug) -> StoreError {
     ))
 }
 
-/// Reads the columns. None: a left join found no subscription.
+/// Reads the columns. Returns none if a left join found no subscription.
 pub(crate) fn read(row: &PgRow) -> Result<Option<Subscription>, StoreError> {
     let Some(plan): Option<String> = row.try_get("plan")? else { return Ok(None) };
     let key = |plan: String| PlanKey::parse(plan).map_err(unreadable);

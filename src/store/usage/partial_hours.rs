@@ -22,13 +22,13 @@ struct PartialHourSpan<'a> {
     scope: UsageScope<'a>,
     /// The spans in order, without duplicates.
     spans: Vec<Span>,
-    /// Between two bounds, no query distinguishes times.
+    /// The times at which queries split their rows. No query distinguishes times between two bounds.
     bounds: Vec<Timestamp>,
     texts: Vec<Text>,
     /// One meter for each aggregation and property.
     meters: Vec<&'a Meter>,
     by_path: bool,
-    /// Whether a query subtracts events from rollups, which contain only folded events.
+    /// True if a query subtracts events from rollups, which contain only folded events.
     has_cuts: bool,
 }
 

@@ -163,10 +163,10 @@ pub struct MeterQuery<'a> {
     pub stored: &'a StoredMeter,
     pub query: &'a UsageQuery,
     pub scope: UsageScope<'a>,
-    /// The subjects that rows show, by number; none to follow the query.
+    /// The subjects that rows show, by number. None means the subjects of the query.
     pub holders: Option<&'a HolderColumns>,
     pub bounds: &'a [Timestamp],
-    /// Whether the query is frequent, so that its plan is kept.
+    /// True if the query is frequent, so that its plan is kept.
     pub is_usual: bool,
 }
 
@@ -228,7 +228,7 @@ impl Dimensions {
     }
 
     /// Returns the position of a dimension in the column, counted from 1. A missing dimension is an
-    /// error, because another in its place would lead to a wrong price.
+    /// error: the value of another dimension would lead to a wrong price.
     pub(super) fn place(&self, name: &str) -> Result<usize, StoreError> {
         let place = self.0.iter().position(|known| known == name).map(|place| place + 1);
         place.ok_or_else(|| {

@@ -168,13 +168,13 @@ impl RollupTable<'_> {
     }
 }
 
-/// A definition of limits that has counters.
+/// A definition of limits for which counters exist.
 #[derive(Debug)]
 pub struct Definition<'a> {
     pub id: Uuid,
     pub stored: &'a StoredMeter,
     pub filter: &'a Filter,
-    /// The plans with such a limit.
+    /// The plans with a limit of this definition.
     pub plans: Vec<String>,
 }
 

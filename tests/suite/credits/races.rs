@@ -70,7 +70,7 @@ async fn concurrent_holds_spend_three_grants_exactly() {
     }
 }
 
-/// Each unit of a tier is sold once, whichever caller takes it.
+/// Each unit of a tier is sold once, to any of the callers.
 #[tokio::test]
 async fn concurrent_uses_pay_the_price_of_their_own_units() {
     let service = start().await;

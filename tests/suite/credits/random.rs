@@ -1,5 +1,5 @@
-//! Random steps in any order. The balances equal the ledger and are never negative. A check decides as the
-//! reservation after it. Results do not depend on when due changes are applied.
+//! Random steps in any order. The balances equal the ledger and are never negative. A check decides like
+//! the reservation after it. Results do not depend on when due changes are applied.
 
 use axum::http::StatusCode;
 use metergate_domain::base::Environment;

@@ -219,8 +219,8 @@ async fn trace_invoices_match_stripe_to_the_cent() {
     pair.books.service.verify().await;
 }
 
-/// Returns the whole trace if the file exists, else the sample. It is moved to begin one minute into the
-/// period.
+/// Returns the whole trace if the file exists, otherwise the sample. Moves the trace to begin one minute
+/// into the period.
 fn trace() -> (Vec<replay::TraceEvent>, u64, u64) {
     let home = Path::new(env!("CARGO_MANIFEST_DIR"));
     let whole = ["../shared/data/azure_llm_code_2023.csv", "/work/shared/data/azure_llm_code_2023.csv"];

@@ -25,8 +25,8 @@ async fn send(service: &TestService, id: &str) -> Answer {
     service.post("/v1/events", &json!({"id": id, "event_name": "e", "subject": "s", "value": 3})).await
 }
 
-/// Records the first event. The service behind the proxy waits for a writer for moments only, and a writer connects at
-/// its first batch, so the call is repeated until it is recorded.
+/// Records the first event. Behind the proxy, a call waits for a writer only briefly, and a writer
+/// connects at its first batch. So the call is repeated until it is recorded.
 async fn record_first(service: &TestService, id: &str) {
     while send(service, id).await.status != StatusCode::OK {}
 }
@@ -193,8 +193,8 @@ async fn the_service_reconnects_after_a_server_restart() {
     server.stop().await;
 }
 
-/// Shows that acknowledged calls survive a crash. A killed backend makes the server recover: unsynced data is
-/// lost and transaction ids are reused, so that an acknowledgement must not depend on them.
+/// Shows that acknowledged calls survive a crash. A killed backend makes the server recover: unsynced
+/// data is lost and transaction ids are reused. An acknowledgement must not depend on either.
 #[tokio::test]
 async fn server_crashes_lose_no_acknowledged_calls() {
     let (_folder, server, url) = cluster::server_of_its_own().await;

@@ -20,7 +20,7 @@ pub struct Violation {
     pub detail: String,
 }
 
-/// At least one violation, so that a refusal always has a reason.
+/// Violations, at least one, so that a refusal always has a reason.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(transparent)]
 pub struct Violations(Vec<Violation>);
@@ -44,7 +44,7 @@ impl Violation {
         if found.is_empty() { Ok(()) } else { Err(Violations(found)) }
     }
 
-    /// Returns the violation with its pointer seen from the enclosing object.
+    /// Puts the name of a field, or an index, before the pointer.
     #[must_use]
     pub fn under(mut self, name: &str) -> Self {
         let escaped = name.replace('~', "~0").replace('/', "~1");
@@ -59,7 +59,7 @@ impl Violations {
         &self.0[0]
     }
 
-    /// Returns the violations with their pointers seen from the enclosing object.
+    /// Puts the name of a field, or an index, before every pointer.
     #[must_use]
     pub fn under(self, name: &str) -> Self {
         Self(self.0.into_iter().map(|violation| violation.under(name)).collect())

@@ -143,7 +143,7 @@ impl Total {
     }
 }
 
-// a quantity has 94 bits, so sums of ten thousand million of the largest quantities fit; larger sums
+// a quantity has 94 bits, so sums of 10^10 of the largest quantities fit; larger sums
 // saturate instead of overflowing
 impl Add for Total {
     type Output = Self;

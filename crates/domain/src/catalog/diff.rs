@@ -176,8 +176,8 @@ impl Catalog {
     }
 }
 
-/// Returns why a meter must not change. A meter may gain dimensions and a `stripe` block, and change
-/// its display fields.
+/// Returns a violation if a meter must not change. A meter may gain dimensions and a `stripe` block, and
+/// change its display fields.
 fn validate_meter_change(present: &Meter, next: &Meter) -> Option<Violation> {
     if !present.same_counting(next) {
         let detail = format!(

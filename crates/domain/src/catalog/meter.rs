@@ -211,7 +211,7 @@ pub struct Meter {
 pub const VALUE: &str = "value";
 
 impl Meter {
-    /// Returns why a filter does not fit: a filter may name dimensions of the meter only.
+    /// Returns a violation if a filter names a property that is not a dimension of the meter.
     pub(crate) fn validate_filter(&self, filter: &Filter) -> Option<Violation> {
         let is_dimension = |name: &str| self.dimensions.iter().any(|known| known.as_str() == name);
         let unknown = filter.iter().map(|(name, _)| name).find(|name| !is_dimension(name))?;
@@ -234,7 +234,8 @@ impl Meter {
         let stripe = fields.optional("stripe", StripeMeter::read);
         if has_repeats(&dimensions) {
             fields.add_error(
-                Violation::new("duplicate_key", "must name each dimension once").under("dimensions"),
+                Violation::new("duplicate_key", "must name each dimension once; remove the duplicate")
+                    .under("dimensions"),
             );
         }
         if dimensions.iter().any(|d| d.as_str() == "subject") {
@@ -274,7 +275,7 @@ impl Meter {
         self.value_property.as_ref().map(PropertyName::as_str).filter(|name| *name != VALUE)
     }
 
-    /// Returns why an event that the meter counts is not valid: its property must be a number.
+    /// Returns a violation if an event that the meter counts has a value that is not a number.
     pub fn refuses(&self, properties: &Properties) -> Option<Violation> {
         if !self.aggregation.needs_number() || !self.filter.admits(properties) {
             return None;

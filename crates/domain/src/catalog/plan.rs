@@ -76,7 +76,7 @@ pub struct Limit {
     pub timezone: Zone,
     pub enforcement: Enforcement,
     pub overage: Overage,
-    /// The rule of this limit; none is the rule of its plan.
+    /// The rule of this limit. None means the rule of its plan.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub on_plan_change: Option<OnPlanChange>,
 }
@@ -179,15 +179,19 @@ impl Plan {
             }
         }
         let keys: [(&str, &str, Vec<&ItemKey>); 3] = [
-            ("limits", "must use each key of a limit once", limits.iter().map(|limit| &limit.key).collect()),
+            (
+                "limits",
+                "must not contain two limits with one key; rename or remove one",
+                limits.iter().map(|limit| &limit.key).collect(),
+            ),
             (
                 "spend_caps",
-                "must use each key of a spend cap once",
+                "must not contain two spend caps with one key; rename or remove one",
                 spend_caps.iter().map(|cap| &cap.key).collect(),
             ),
             (
                 "credit_grants",
-                "must use each key of a credit grant once",
+                "must not contain two credit grants with one key; rename or remove one",
                 credit_grants.iter().map(|c| &c.key).collect(),
             ),
         ];

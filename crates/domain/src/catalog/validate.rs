@@ -63,10 +63,22 @@ impl Catalog {
         let meter_keys: Vec<&MeterKey> = self.meters.iter().map(|meter| &meter.key).collect();
         let plan_keys: Vec<&PlanKey> = self.plans.iter().map(|plan| &plan.key).collect();
         if has_repeats(&meter_keys) {
-            violations.push(Violation::new("duplicate_key", "must use each key once").under("meters"));
+            violations.push(
+                Violation::new(
+                    "duplicate_key",
+                    "must not contain two meters with one key; rename or remove one",
+                )
+                .under("meters"),
+            );
         }
         if has_repeats(&plan_keys) {
-            violations.push(Violation::new("duplicate_key", "must use each key once").under("plans"));
+            violations.push(
+                Violation::new(
+                    "duplicate_key",
+                    "must not contain two plans with one key; rename or remove one",
+                )
+                .under("plans"),
+            );
         }
         let unknown_plan = |key: &PlanKey| {
             Violation::new("unknown_plan", format!("must be the key of a plan in the catalog; got `{key}`"))
@@ -113,8 +125,8 @@ impl Catalog {
         credits::validate_overage(meter, limit).or_else(|| meter.validate_filter(&limit.filter))
     }
 
-    /// Returns why prices of a plan or a subscription do not fit, each under its index. The prices
-    /// `beside` are rated together with them.
+    /// Returns the violations of the prices of a plan or a subscription, each under its index. The
+    /// prices `beside` are rated together with these.
     pub fn validate_prices(&self, prices: &[Price], beside: &[&Price]) -> Vec<Violation> {
         let violation = |(place, price): (usize, &Price)| {
             let others = beside.iter().copied().chain(&prices[..place]);

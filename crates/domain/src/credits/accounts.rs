@@ -15,12 +15,12 @@ pub enum LedgerAccount {
     /// The source of grants; its balance is negative.
     Issued,
     Available,
-    /// Held for open reservations.
+    /// The amount held for open reservations.
     Held,
     Spent,
     Expired,
     Voided,
-    /// In transit from one period of a recurring grant to the next.
+    /// The amount in transit from one period of a recurring grant to the next.
     Carried,
     /// The source of usage above a quota that no credits covered, in units of its meter. The other side is
     /// `Uncovered`.

@@ -30,14 +30,14 @@ pub struct CostedUse<'a> {
     pub books: &'a [&'a PriceBook],
     pub meter: &'a MeterKey,
     pub properties: &'a Properties,
-    /// The usage that each passed limit has counted before the units to pay for.
+    /// The usage that each exceeded limit has counted before the first unit that credits cover.
     pub counted: &'a [CountedLimit<'a>],
     pub at: Timestamp,
 }
 
 impl CostedUse<'_> {
-    /// Returns the cost of the next units, after `further` units that grants already cover. None if a grant
-    /// in the unit does not pay for them.
+    /// Returns the cost of the next units, after `further` units that grants already cover. Returns none
+    /// if a grant in the unit does not pay for them.
     pub fn step(&self, unit: &Unit, further: &Amount) -> Option<RateStep> {
         let rate = match unit {
             Unit::Meter(meter) => (meter == self.meter).then_some(UnitRate::One)?,
@@ -92,7 +92,7 @@ pub struct CountedLimit<'a> {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RateStep {
     pub rate: UnitRate,
-    /// The number of these units; none if all further units cost the same.
+    /// The number of units at this rate. None means all further units.
     pub units: Option<Amount>,
 }
 
@@ -135,8 +135,8 @@ fn counts_along(limit: &Limit, price: &Price, book: &PriceBook) -> bool {
 }
 
 impl RateStep {
-    /// Returns the cost of the next units at a price, after `further` units that grants already cover. None
-    /// if they are free, or if their cost depends on usage that no limit counts.
+    /// Returns the cost of the next units at a price, after `further` units that grants already cover.
+    /// Returns none if the units are free, or if their cost depends on usage that no limit counts.
     pub fn at(
         price: &Price,
         book: &PriceBook,

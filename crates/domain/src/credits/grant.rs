@@ -51,7 +51,7 @@ pub struct Grant {
     /// The priority; the lowest number is spent first.
     pub priority: i32,
     pub effective_at: Timestamp,
-    /// The expiry; none: never.
+    /// The expiry. None means that the grant never expires.
     pub expires_at: Option<Timestamp>,
     pub source: GrantSource,
     pub external_ref: Option<String>,

@@ -98,7 +98,7 @@ impl Wallet {
         Some(schedule.successor(end))
     }
 
-    /// Ends a grant and moves what rolls over into its successor.
+    /// Ends a grant, and moves the balance that rolls over into its successor.
     fn end(&mut self, index: usize, successor: Option<Successor>, at: Timestamp) {
         let unused = self.grant_balances[index].available;
         let grant = self.grant_balances[index].grant.clone();

@@ -43,7 +43,7 @@ impl Rollover {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Recurrence {
     pub period: Period,
-    /// True if each period adds the amount again; else only the rest carries over.
+    /// True if each period adds the amount again. False if only the rollover carries over.
     pub renews: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub anchor: Option<Timestamp>,

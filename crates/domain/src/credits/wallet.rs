@@ -128,7 +128,7 @@ pub struct Wallet {
     /// The available balance by unit.
     balances: BTreeMap<Unit, Total>,
     movements: Vec<Movement>,
-    /// Grants that due changes created here and that are not stored yet.
+    /// Grants that due changes created in this wallet and that are not stored yet.
     pub(super) made: BTreeSet<Uuid>,
     pub(super) changed: BTreeSet<Uuid>,
 }

@@ -33,7 +33,7 @@ pub struct ApplicableCap<'a> {
     holder: &'a PathSubject,
     subscription: &'a Subscription,
     assigned: AssignedSince,
-    /// Whether the member has no usage older than the cap and its prices.
+    /// True if the member has no usage older than the cap and its prices.
     has_no_earlier_usage: bool,
     /// The conversion from the currency of the prices to the currency of the cap.
     exchange: Exchange<'a>,
@@ -320,7 +320,7 @@ impl CatalogIndex {
         applicable_caps
     }
 
-    /// Returns the caps of a subject: those of its plan and its own.
+    /// Returns the caps of a subject: the caps of its plan and its own caps.
     pub fn caps_on<'a>(&'a self, member: &'a PathSubject) -> impl Iterator<Item = &'a CapTerms> {
         let of_plan = member.subscription.as_ref().map_or(&[][..], |own| self.caps_of(&own.plan));
         of_plan.iter().chain(&member.caps)

@@ -1,5 +1,5 @@
-//! The test against spend caps. No part of the held and requested quantities may cost more than a cap when
-//! it is used. Recorded usage may pass a cap, as it may pass a quota.
+//! The test against spend caps. No part of the held and requested quantities may cost more than a cap
+//! when it is used. Recorded usage may exceed a cap, as it may exceed a quota.
 
 use super::applicable_cap::{ApplicableCap, PricedUsage};
 use super::counter::CounterKey;
@@ -83,7 +83,7 @@ impl GateState<'_> {
         Ok(growths.into_iter().map(|growth| growth.to).collect())
     }
 
-    /// Returns the caps that some growths would pass.
+    /// Returns the caps that some growths would exceed.
     pub(super) fn caps_passed(
         &self,
         path: &Path,
@@ -151,7 +151,7 @@ impl GateState<'_> {
         counter.and_then(|counter| Some(counter.becomes? - counter.level.used)).unwrap_or_default()
     }
 
-    /// Returns the caps that even the least requested quantities would pass.
+    /// Returns the caps that even the least requested quantities would exceed.
     fn cap_deniers(
         &self,
         applicable_caps: &[ApplicableCap<'_>],
@@ -190,8 +190,8 @@ impl GateState<'_> {
     }
 }
 
-/// Returns the largest multiple of a step, up to a bound, that fits. One step must fit. Every smaller
-/// multiple of a fitting one must fit.
+/// Returns the largest multiple of a step, up to a bound, that fits. The caller ensures that one step
+/// fits, and that every multiple below a fitting multiple fits.
 fn largest_multiple_that_fits(step: Quantity, bound: Quantity, fits: impl Fn(Quantity) -> bool) -> Quantity {
     let multiple = |n: i128| Total::from_nanos(n * step.nanos()).quantity();
     let (mut fitting, mut passing) = (1, bound.nanos() / step.nanos() + 1);

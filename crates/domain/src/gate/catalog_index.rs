@@ -142,8 +142,8 @@ impl CatalogIndex {
         keys.iter().filter_map(|key| self.meters.get(key))
     }
 
-    /// Returns the first meter with this Stripe event name, or else the first meter with this own event
-    /// name.
+    /// Returns the first meter with this Stripe event name, otherwise the first meter with this event
+    /// name of its own.
     pub fn meter_in_stripe(&self, event_name: &str) -> Option<&StoredMeter> {
         let named = self.by_stripe_name.get(event_name).and_then(|key| self.meters.get(key));
         named.or_else(|| self.meters_of(event_name).next())

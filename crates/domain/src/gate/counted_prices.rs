@@ -27,7 +27,8 @@ pub enum CapMeasure {
     Quantity,
     /// The fee of each event, in minor units, rounded up to the digits of a quantity.
     Fees,
-    /// The part of each event's fee above the plain percentage of its value, rounded up likewise.
+    /// The part of each event's fee above the plain percentage of its value, rounded up to the digits of
+    /// a quantity.
     Excess,
 }
 
@@ -168,8 +169,8 @@ impl CountedSlice<'_> {
         }
     }
 
-    /// Returns the most that a hold of this quantity can add to the counter, whichever part is used as one
-    /// event.
+    /// Returns the most that a hold of this quantity can add to the counter, if any part of it is used
+    /// as one event.
     pub fn measure_held(&self, measure: CapMeasure, quantity: Quantity) -> Total {
         match measure {
             _ if quantity.is_zero() => Total::default(),

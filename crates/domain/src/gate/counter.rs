@@ -31,7 +31,7 @@ pub struct CounterPeriod {
     /// The period. Usage before `since` is not counted.
     pub period: Span,
     pub since: Timestamp,
-    /// Whether a missing counter is zero during its period.
+    /// True if a missing counter is zero during its period.
     pub starts_at_zero: bool,
 }
 
@@ -65,7 +65,7 @@ impl EffectiveFrom {
     /// A value earlier than every other.
     pub const ALWAYS: Self = Self { at: Timestamp::MIN, version: i64::MIN };
 
-    /// Returns the later of two, when both are in effect.
+    /// Returns the later of two starts: both are then in effect.
     #[must_use]
     pub fn later(self, other: Self) -> Self {
         Self { at: self.at.max(other.at), version: self.version.max(other.version) }

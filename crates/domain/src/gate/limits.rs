@@ -52,7 +52,7 @@ impl<'a> GateState<'a> {
         }
     }
 
-    /// Returns the limits that even the smallest quantity of a request would pass. Limits that credits
+    /// Returns the limits that even the smallest quantity of a request would exceed. Limits that credits
     /// extend are left out.
     pub(super) fn deniers(
         &self,

@@ -73,7 +73,7 @@ pub struct Reserve {
     pub id: Option<EventId>,
     pub subject: SubjectId,
     pub asks: Vec<HoldRequest>,
-    /// Whether the request has its one hold at the top level.
+    /// True if the request gives its only hold at the top level.
     pub is_short: bool,
     pub ttl_seconds: u32,
     pub on_expiry: OnExpiry,
@@ -109,7 +109,10 @@ impl Reserve {
         let dry_run = fields.optional("dry_run", fields::boolean);
         let meters: Vec<&MeterKey> = asks.iter().map(|ask| &ask.meter).collect();
         if has_repeats(&meters) {
-            fields.add_error(Violation::new("duplicate_meter", "must name each meter once").under("holds"));
+            fields.add_error(
+                Violation::new("duplicate_meter", "must name each meter once; merge the holds of one meter")
+                    .under("holds"),
+            );
         }
         let subject = fields.finish_with(subject)?;
         Ok(Self {
@@ -229,7 +232,10 @@ fn read_amounts(fields: &mut ObjectParser, name: &str) -> Vec<MeterAmount> {
     });
     let meters: Vec<&MeterKey> = amounts.iter().map(|amount| &amount.meter).collect();
     if has_repeats(&meters) {
-        fields.add_error(Violation::new("duplicate_meter", "must name each meter once").under(name));
+        fields.add_error(
+            Violation::new("duplicate_meter", "must name each meter once; merge the entries of one meter")
+                .under(name),
+        );
     }
     amounts
 }

@@ -92,7 +92,7 @@ pub struct Reservation {
     pub last_call: Option<LastCall>,
 }
 
-/// A reservation to make, before its creation time is known.
+/// A new reservation, before its creation time is known.
 #[derive(Debug, Clone)]
 pub struct NewReservation<'a> {
     pub key: Uuid,
@@ -139,7 +139,7 @@ pub struct LastCall {
     pub events: Vec<Uuid>,
 }
 
-/// An event that a commit is to record.
+/// An event that a commit will record.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Record {
     pub key: Uuid,
@@ -271,7 +271,7 @@ impl Reservation {
     }
 
     /// Returns the reservation after its expiry, with the events that the expiry records. Returns none
-    /// before the expiry, and after another end.
+    /// before the expiry, and if the reservation has ended otherwise.
     pub fn expired(&self, moment: Moment<'_>) -> Option<(Self, Vec<Record>)> {
         if self.status != ReservationStatus::Held || moment.now < self.expires_at {
             return None;
@@ -425,8 +425,8 @@ impl Reservation {
         }
     }
 
-    /// Returns the reservation with another expiry and other totals. The caller must test them against the
-    /// counters.
+    /// Returns the reservation with a new expiry and new totals. The caller must test the totals against
+    /// the counters.
     pub fn extend(&self, call: &Extend, terms: &CatalogIndex, moment: Moment<'_>) -> Result<Self, Objection> {
         self.validate_amounts(&call.holds, "holds", terms)?;
         match self.status(moment.now) {

@@ -8,7 +8,7 @@ use crate::base::window::Span;
 pub struct Mapping {
     pub customer_id: i64,
     pub from: Timestamp,
-    /// The end of the mapping; none: it still holds.
+    /// The end of the mapping. None means that it still holds.
     pub until: Option<Timestamp>,
 }
 

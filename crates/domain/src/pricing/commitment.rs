@@ -101,8 +101,8 @@ fn line(bound: Bound, amount: &MinorUnits, difference: MinorUnits) -> RatedLine 
     }
 }
 
-/// Returns the violations of a list of commitments, each under its index. Each needs a currency of its own in
-/// which there are prices.
+/// Returns the violations of a list of commitments, each under its index. Each commitment needs its own
+/// currency, in which there are prices.
 pub fn validate_commitments<'p>(
     commitments: &[Commitment],
     prices: impl Iterator<Item = &'p Price> + Clone,

@@ -35,7 +35,7 @@ impl ExchangeRate {
 }
 
 impl ExchangeRate {
-    /// Reads a rate from a request; without `as_of` it holds from now.
+    /// Reads a rate from a request. Without `as_of` the rate is in effect from now.
     pub fn read(value: Value, now: Timestamp) -> Parsed<Self> {
         let mut fields = ObjectParser::new(value)?;
         let from = fields.required("from", Currency::read);

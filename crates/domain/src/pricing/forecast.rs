@@ -41,7 +41,7 @@ pub struct Outlook {
 pub struct Series {
     /// The use of each UTC day before today, the oldest first.
     pub days: [Amount; HISTORY_DAYS],
-    /// Whether anything was used before the days of history.
+    /// True if anything was used before the days of history.
     pub has_earlier: bool,
     pub so_far: Amount,
 }

@@ -55,8 +55,8 @@ impl Fraction {
         }
     }
 
-    /// Applies an operation to machine integers if both operands and the result fit, else to integers of any
-    /// length.
+    /// Applies an operation to machine integers if both operands and the result fit. Otherwise applies
+    /// it to integers of any length.
     fn with(
         &self,
         other: &Self,

@@ -22,7 +22,7 @@ pub struct RatedLine {
     /// The exact amount in minor units.
     pub amount: Amount,
     pub rounded_amount: MinorUnits,
-    /// The parts of the tiers of a tiered price; none for others.
+    /// The parts of the tiers of a tiered price. None for other prices.
     pub tiers: Vec<TierLine>,
     /// The amount that a minimum or a maximum of the price adds or takes off.
     #[serde(skip_serializing_if = "Amount::is_zero")]

@@ -54,7 +54,7 @@ impl MeterTotal {
 /// The usage found in one part of a range.
 #[derive(Debug, Clone, Default)]
 pub struct RatedUsage<'a> {
-    /// The usage by meter, whichever price rates it.
+    /// The usage by meter, regardless of the price that rates it.
     pub meters: BTreeMap<&'a MeterKey, MeterTotal>,
     /// The usage that each price rates.
     pub priced: BTreeMap<&'a ItemKey, MeterTotal>,

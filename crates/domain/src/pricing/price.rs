@@ -22,7 +22,7 @@ use crate::usage::query::UsageSlice;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Price {
     pub key: ItemKey,
-    /// The meter; none: a fee for the plan as a whole.
+    /// The meter. None means a fee for the plan as a whole.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub meter: Option<MeterKey>,
     #[serde(skip_serializing_if = "Filter::is_empty")]
@@ -30,7 +30,7 @@ pub struct Price {
     #[serde(flatten)]
     pub model: Model,
     pub currency: Currency,
-    /// The start of the span of usage that the price rates; none: unbounded, as is a missing `effective_to`.
+    /// The start of the span of usage that the price rates. None means unbounded, as in `effective_to`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub effective_from: Option<Timestamp>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -130,7 +130,8 @@ pub enum Round {
     Down,
 }
 
-/// A tier: from above the previous tier's bound up to and including `up_to`; none: unbounded.
+/// A tier. It begins above the bound of the previous tier and includes `up_to`. Without `up_to` it is
+/// unbounded.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Tier {
     pub up_to: Option<Quantity>,

@@ -118,7 +118,7 @@ impl PriceBook {
     }
 }
 
-/// Returns the book of the requested currency, else the first.
+/// Returns the book of the requested currency, otherwise the first book.
 pub fn nearest_to<T: AsRef<PriceBook>>(books: &[T], currency: Option<Currency>) -> Option<&T> {
     books.iter().find(|book| Some(book.as_ref().currency) == currency).or_else(|| books.first())
 }
@@ -151,8 +151,9 @@ impl<'a> RatedSlice<'a> {
         names.collect::<BTreeSet<_>>().into_iter().collect()
     }
 
-    /// Cuts a period wherever the price or a rival starts or ends, and returns the parts in which the price
-    /// is in force. Rivals do not cut gauges (`adds_up` is false), because gauges are not shared with them.
+    /// Cuts a period at each start and end of the price and its rivals. Returns the parts in which the
+    /// price is in force. Rivals do not cut gauges (`adds_up` is false), because gauges are not shared
+    /// with them.
     pub fn segments(&self, period: Span, adds_up: bool) -> Vec<Span> {
         let prices = self.rivals().filter(|_| adds_up).chain([self.price]);
         let edges = prices.flat_map(|price| [price.effective_from, price.effective_to]).flatten();

@@ -28,10 +28,10 @@ use crate::usage::event::Properties;
 #[derive(Debug, Clone)]
 pub struct QuoteRequest {
     pub basis: Basis,
-    /// The currency of the quote; none: the currency of the first price.
+    /// The currency of the quote. None means the currency of the first price.
     pub currency: Option<Currency>,
     pub usage: Vec<QuotedUse>,
-    /// The instant at which the prices must be in force; none: now.
+    /// The instant at which the prices must be in force. None means now.
     pub at: Option<Timestamp>,
 }
 

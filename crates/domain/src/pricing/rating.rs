@@ -68,8 +68,8 @@ impl Price {
         self.within_bounds(used, rated)
     }
 
-    /// Returns the highest cost of any quantity between two quantities. A larger quantity of a volume price
-    /// may cost less, so the end of each tier is tried.
+    /// Returns the highest cost of any quantity between two quantities. Tries the end of each tier,
+    /// because a larger quantity of a volume price may cost less.
     pub fn highest_cost(&self, used: &RatedQuantity, at_most: &RatedQuantity) -> Amount {
         let mut highest = self.cost(used).max(self.cost(at_most));
         if let Model::Volume { tiers } = &self.model {
@@ -96,7 +96,7 @@ impl Price {
         self.maximum_amount.clone().map_or(amount.clone(), |most| amount.min(most))
     }
 
-    /// Returns the amount before the minimum and maximum of the line, with the tiers that it consists of.
+    /// Returns the amount before the minimum and maximum of the line, and its tiers.
     fn rated(&self, used: &RatedQuantity) -> (Amount, Vec<TierLine>) {
         if !self.charge_when_unused && Self::is_unused(used) {
             return (Amount::default(), Vec::new());
@@ -135,7 +135,7 @@ impl Price {
         }
     }
 
-    /// Returns the quantity to charge, without the free units. A negative quantity is given back in full.
+    /// Returns the quantity to charge, without the free units. A negative quantity is credited in full.
     fn charged(&self, quantity: Total) -> Amount {
         let charged = quantity - self.free_units.into();
         Amount::of(if quantity < Total::default() { quantity } else { charged.or_zero() })

@@ -122,7 +122,7 @@ fn digest(said: &impl Serialize) -> Uuid {
     Digest::default().bytes(&serde_json::to_vec(said).unwrap_or_default()).finish()
 }
 
-/// Returns the leading one of a subject's subscriptions.
+/// Returns the leading subscription of a subject.
 pub fn leading<T>(all: &[T], billed: impl Fn(&T) -> &ProviderSubscription) -> Option<&T> {
     all.iter().max_by(|a, b| billed(a).rank().cmp(&billed(b).rank()))
 }

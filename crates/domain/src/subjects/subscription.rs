@@ -126,9 +126,9 @@ pub struct Subscription {
     pub status: SubscriptionStatus,
     pub cycle: Cycle,
     pub ends_at: Option<Timestamp>,
-    /// The plan after the end; none is the fallback plan of its plan.
+    /// The plan after the end. None means the fallback plan of the present plan.
     pub fallback_plan: Option<PlanKey>,
-    /// The subject's own quotas by limit key; none is unlimited.
+    /// The subject's own quotas by limit key. None means unlimited.
     pub overrides: BTreeMap<ItemKey, Option<Quantity>>,
     /// The subject's own prices. One with the key of a plan's price replaces that price; others are
     /// added.
@@ -138,8 +138,8 @@ pub struct Subscription {
     pub commitments: Vec<Commitment>,
     /// The time since which plan, periods and prices are unchanged.
     pub terms_since: Timestamp,
-    /// The configuration version at its creation, if nothing was recorded for the subject before and
-    /// its terms have not changed since.
+    /// The configuration version at the creation of the subscription. Set only if nothing was recorded
+    /// for the subject before, and plan, periods and prices are unchanged since.
     pub pristine_version: Option<i64>,
     /// Start of counting by limit definition; earlier usage is not counted.
     pub resets: BTreeMap<Uuid, Timestamp>,
@@ -244,8 +244,8 @@ fn prices_beside<'a>(plan: &'a Plan, own: &[Price]) -> Vec<&'a Price> {
     plan.prices.iter().filter(|price| own.iter().all(|other| other.key != price.key)).collect()
 }
 
-/// Returns the prices of a plan, each replaced by the own price of equal key, followed by the other own
-/// prices.
+/// Returns the prices of a plan and a subscription. An own price replaces the plan's price with the same
+/// key; the other own prices follow.
 pub fn prices_of<'a>(plan: Option<&'a Plan>, own: &'a [Price]) -> Cow<'a, [Price]> {
     let listed = plan.map_or(&[][..], |plan| &plan.prices);
     if own.is_empty() {
@@ -258,7 +258,7 @@ pub fn prices_of<'a>(plan: Option<&'a Plan>, own: &'a [Price]) -> Cow<'a, [Price
     Cow::Owned(prices)
 }
 
-/// Returns the commitment of a currency: the subscription's own, else its plan's.
+/// Returns the commitment of a currency: the subscription's own, otherwise its plan's.
 pub fn commitment_of<'a>(
     plan: Option<&'a Plan>,
     own: &'a [Commitment],
@@ -376,7 +376,7 @@ impl Subscription {
         prices_of(catalog.plan(&self.plan), &self.prices)
     }
 
-    /// Returns the commitment of its bill in a currency.
+    /// Returns the commitment for the bill of the subscription in a currency.
     pub fn commitment<'a>(&'a self, catalog: &'a Catalog, currency: Currency) -> Option<&'a Commitment> {
         commitment_of(catalog.plan(&self.plan), &self.commitments, currency)
     }

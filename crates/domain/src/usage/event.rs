@@ -57,7 +57,7 @@ impl Properties {
         &self.0
     }
 
-    /// Returns the properties with others added, which take precedence.
+    /// Returns the properties merged with other properties, which take precedence.
     pub fn merged(&self, over: &Self) -> Parsed<Self> {
         let mut map = self.0.clone();
         map.extend(over.0.clone());
@@ -73,16 +73,16 @@ impl Properties {
 /// when it is recorded.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Event {
-    /// Without it, the service creates an id.
+    /// The id. None means that the service creates one.
     pub id: Option<EventId>,
     pub source: EventSource,
     pub event_name: EventName,
     pub subject: SubjectId,
     pub value: Quantity,
     pub properties: Properties,
-    /// Without it, the time of receipt.
+    /// The time of use. None means the time of receipt.
     pub timestamp: Option<Timestamp>,
-    /// The fingerprint that identifies a repeat, if the caller sent another format than this one.
+    /// The fingerprint that identifies a repeat, if the caller sent the event in another format.
     pub statement: Option<Uuid>,
 }
 
@@ -191,7 +191,7 @@ fn canonical_uuid_v7(id: &str) -> Option<Uuid> {
     (uuid.get_version_num() == 7 && uuid.get_variant() == Variant::RFC4122).then_some(uuid)
 }
 
-/// Returns the violation of an event's time that cannot be recorded now.
+/// Returns a violation if an event of this time cannot be recorded now.
 pub fn validate_time(
     timestamp: Timestamp,
     now: Timestamp,

@@ -29,7 +29,7 @@ pub enum Subjects {
     Listed(SubjectNames),
 }
 
-/// At least one subject name.
+/// Subject names, at least one.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SubjectNames(Vec<String>);
 
@@ -67,7 +67,7 @@ pub struct UsageQuery {
     pub filter: BTreeMap<String, Vec<String>>,
     /// The slices that rows are split into, in addition to the groups. Empty if rows are not split.
     pub slices: Vec<UsageSlice>,
-    /// For `unique_count`: whether `sum` contains the number of members that no earlier window has.
+    /// True if `sum` contains the number of members that no earlier window has. Only for `unique_count`.
     pub tells_new: bool,
     pub fill: bool,
 }

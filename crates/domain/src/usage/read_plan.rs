@@ -10,7 +10,7 @@ pub struct Rollups<'a> {
     pub gaps: &'a [Span],
     /// The end of the days that have rollups; none if no day has one.
     pub days_until: Option<Timestamp>,
-    /// Whether the values of events can be subtracted from a rollup.
+    /// True if the values of events can be subtracted from a rollup.
     pub subtract: bool,
 }
 

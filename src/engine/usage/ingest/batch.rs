@@ -32,7 +32,7 @@ use metergate_domain::usage::event::validate_time;
 struct Candidate<'a> {
     event: &'a PreparedEvent,
     occurred_at: Timestamp,
-    /// Whether the event is history, which no biller gets.
+    /// True if the event is history, which is not exported to the biller.
     backfill: bool,
     /// The reason to reject the event, unless it is a repeat.
     objection: Option<Violation>,

@@ -10,7 +10,7 @@ use metergate_domain::base::Environment;
 pub(crate) struct IngestRequest {
     pub(crate) events: Vec<PreparedEvent>,
     pub(crate) backfill: bool,
-    /// Whether the call asks for the limits that apply to its event.
+    /// True if the call asks for the limits that apply to its event.
     pub(crate) with_limits: bool,
 }
 

@@ -9,7 +9,7 @@ use tokio::sync::Notify;
 use metergate_domain::base::Environment;
 use metergate_domain::base::limits::UNFOLDED_EVENTS_MAX;
 
-/// The longest wait of a writer for the fold. It slows recording down but does not stop it.
+/// The longest wait of a writer for the fold. The wait slows recording down but does not stop it.
 const WAIT_MAX: Duration = Duration::from_secs(1);
 
 /// The backlogs of both environments. Neither slows the other.

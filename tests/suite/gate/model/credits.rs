@@ -96,7 +96,7 @@ pub(super) struct Given {
 #[derive(Debug, Clone)]
 pub(super) struct Paid {
     who: usize,
-    /// In the order in which the grants are used.
+    /// The parts, in the order in which the grants are used.
     parts: Vec<Part>,
     /// The covered quantity of each counter.
     spared: Vec<(Tally, i64)>,

@@ -42,7 +42,7 @@ impl Meters {
         self.0.iter_mut().find(|meter| meter.id == id).ok_or_else(|| ApiError::not_found("meter", id))
     }
 
-    /// Returns the active meter of an event name, else the first archived one.
+    /// Returns the active meter of an event name, otherwise the first archived one.
     pub(super) fn by_event_name(&self, event_name: &str) -> Option<&Meter> {
         let mut named = self.0.iter().filter(|meter| meter.event_name == event_name);
         named.clone().find(|meter| meter.deactivated_at.is_none()).or_else(|| named.next())
