@@ -9,13 +9,12 @@ use metergate::embedded::Cluster;
 use metergate::store::partitions;
 use sqlx::{Connection as _, PgConnection};
 
-use crate::Arguments;
-use crate::copy;
 use crate::events::{self, EVENT_NAME};
 use crate::http::{self, Connection, Expected, Load};
 use crate::report::{Table, milliseconds, thousands, whole};
 use crate::service::{Service, command};
 use crate::stage::{self, SINGLE_ACCEPTED, admin};
+use crate::{Arguments, copy};
 
 const DATABASE: &str = "reported";
 const SUBJECT: &str = "reported";

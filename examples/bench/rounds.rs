@@ -9,11 +9,10 @@ use metergate::embedded::Cluster;
 
 use crate::gate::{self, Gate};
 use crate::ingest::{self, Ingest};
-use crate::large;
 use crate::report::{Table, milliseconds};
 use crate::service::{Service, command};
 use crate::stage::Stage;
-use crate::{Arguments, Part, events, holds};
+use crate::{Arguments, Part, events, holds, large};
 
 const IDLE: Duration = Duration::from_secs(5);
 const STARTS: usize = 5;

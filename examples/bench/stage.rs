@@ -7,12 +7,11 @@ use anyhow::{Context, ensure};
 use metergate::embedded::Cluster;
 use sqlx::{Connection as _, PgConnection};
 
-use crate::events;
 use crate::http::{self, Connection, Expected, Load, Measured};
-use crate::machine;
 use crate::pgbench::{Pgbench, RESERVE_SCHEMA, Script};
 use crate::report::{Series, float};
 use crate::service::{Service, command};
+use crate::{events, machine};
 
 const DATABASE: &str = "metered";
 const BASELINE: &str = "baseline";

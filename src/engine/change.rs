@@ -4,8 +4,7 @@
 use sqlx::{PgPool, Postgres, Transaction};
 
 use crate::engine::clock::Clock;
-use crate::store::Scope;
-use crate::store::{self, StoreError, configuration};
+use crate::store::{self, Scope, StoreError, configuration};
 use metergate_domain::base::{Environment, Timestamp};
 use metergate_domain::catalog::Catalog;
 

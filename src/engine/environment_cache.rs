@@ -7,9 +7,8 @@ use std::sync::{Arc, PoisonError, RwLock};
 
 use quick_cache::sync::Cache;
 
-use crate::store::Scope;
 use crate::store::configuration::Versions;
-use crate::store::{self, StoreError};
+use crate::store::{self, Scope, StoreError};
 use metergate_domain::base::Environment;
 use metergate_domain::gate::{CatalogIndex, CounterKey, Path};
 

@@ -13,9 +13,8 @@ use crate::engine::gate::counters::{
     CounterRequest, CounterRequests, count, request_counter, usage_query_for,
 };
 use crate::engine::services::Engine;
-use crate::store::Scope;
 use crate::store::subjects::subject::Which;
-use crate::store::{self, StoreError};
+use crate::store::{self, Scope, StoreError};
 use metergate_domain::base::names::{EventName, MeterKey, SubjectId};
 use metergate_domain::base::{Environment, Quantity, Timestamp, Total};
 use metergate_domain::catalog::Aggregation;

@@ -1,7 +1,6 @@
 //! Request bodies: bounded after decompression, parsed once.
 
-use axum::body::HttpBody;
-use axum::body::{Body, Bytes};
+use axum::body::{Body, Bytes, HttpBody};
 use axum::http::{HeaderMap, StatusCode, header};
 use http_body_util::BodyExt;
 use serde_json::Value;

@@ -9,8 +9,7 @@ use super::extract::{
     Caller, GrantPath, IdentifiedJson, JsonOf, NoQuery, QueryOf, SubjectPath, with_replay_header,
 };
 use super::problem::Problem;
-use super::query::FromQuery;
-use super::query::Parameters;
+use super::query::{FromQuery, Parameters};
 use super::state::Api;
 use crate::engine::{CreditNotice, CreditsView, GrantView, MovementView, Page, PageRequest};
 use metergate_domain::credits::{NoticeFilter, NoticeKind, Request, VoidRequest};

@@ -8,13 +8,11 @@ use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use super::body;
 use super::extract::{Caller, IdPath, JsonOf, QueryOf, idempotency_key, with_replay_header};
 use super::problem::Problem;
-use super::query;
-use super::query::FromQuery;
-use super::query::Parameters;
+use super::query::{FromQuery, Parameters};
 use super::state::Api;
+use super::{body, query};
 use crate::engine::{EventOutcome, EventTrace, EventView, Page, PageRequest};
 use metergate_domain::base::limits::{BATCH_EVENTS_MAX, NDJSON_EVENTS_MAX};
 use metergate_domain::base::names::{EventId, EventName};

@@ -9,8 +9,7 @@ use uuid::Uuid;
 
 use super::extract::{Caller, IdPath, QueryOf, SubjectPath};
 use super::problem::Problem;
-use super::query::FromQuery;
-use super::query::Parameters;
+use super::query::{FromQuery, Parameters};
 use super::state::Api;
 use super::{accept, csv, invoice_page};
 use crate::engine::{InvoiceView, Page, PageRequest};

@@ -1,10 +1,9 @@
 //! Routes for operators and tools: health, metrics, and the `OpenAPI` document.
 
-use axum::Json;
-use axum::Router;
 use axum::extract::State;
 use axum::http::header;
 use axum::response::{IntoResponse, Response};
+use axum::{Json, Router};
 use serde_json::json;
 use utoipa_swagger_ui::{Config, SwaggerUi};
 

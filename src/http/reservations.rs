@@ -9,8 +9,7 @@ use serde_json::{Map, Value};
 
 use super::extract::{Caller, IdPath, IdentifiedJson, JsonOf, NoQuery, QueryOf, with_replay_header};
 use super::problem::Problem;
-use super::query::FromQuery;
-use super::query::Parameters;
+use super::query::{FromQuery, Parameters};
 use super::state::Api;
 use crate::engine::{Page, PageRequest, ReservationView};
 use metergate_domain::base::names::{EventId, MeterKey};

@@ -5,8 +5,7 @@ use axum::extract::State;
 
 use super::extract::{Caller, JsonOf, NoQuery, QueryOf, SubjectPath};
 use super::problem::Problem;
-use super::query::FromQuery;
-use super::query::Parameters;
+use super::query::{FromQuery, Parameters};
 use super::state::Api;
 use crate::engine::{Page, PageRequest, SubjectChange, SubjectView};
 use metergate_domain::base::names::SubjectId;

@@ -11,8 +11,7 @@ mod numbering;
 mod statuses;
 
 use axum::http::StatusCode;
-use metergate::engine::BillingRun;
-use metergate::engine::EngineSettings;
+use metergate::engine::{BillingRun, EngineSettings};
 use metergate::providers::stripe::{StripeAccount, StripeSettings};
 use metergate_domain::base::Environment;
 use secrecy::SecretString;

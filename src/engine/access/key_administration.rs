@@ -1,8 +1,6 @@
 //! Creates, lists and revokes keys: the use cases.
 
-use super::keys::KeyKind;
-use super::keys::digest;
-use super::keys::{ID_CHARS, PREFIX, PROOF_CHARS, parse};
+use super::keys::{ID_CHARS, KeyKind, PREFIX, PROOF_CHARS, digest, parse};
 use crate::engine::error::EngineError;
 use crate::engine::services::Engine;
 use crate::store::api_keys::{self, ApiKey, NewApiKey};

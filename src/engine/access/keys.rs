@@ -8,7 +8,7 @@ use serde::Serialize;
 use subtle::ConstantTimeEq;
 
 use super::principal::{Principal, Role};
-use crate::store::api_keys::{self};
+use crate::store::api_keys;
 use crate::store::{Database, StoreError};
 use metergate_domain::base::Environment;
 

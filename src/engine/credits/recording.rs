@@ -13,11 +13,10 @@ use metergate_domain::credits::Cause;
 use metergate_domain::credits::cost::share;
 
 use crate::engine::gate::counters::Additions;
-use crate::store::Scope;
 use crate::store::credits::wallets::Changes;
 use crate::store::credits::{grants, ledger};
 use crate::store::gate::counters::CounterRow;
-use crate::store::{self, StoreError};
+use crate::store::{self, Scope, StoreError};
 use metergate_domain::base::names::MeterKey;
 use metergate_domain::base::{Quantity, Timestamp, Total};
 use metergate_domain::gate::{

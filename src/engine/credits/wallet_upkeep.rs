@@ -1,15 +1,12 @@
 //! Keeping wallets up to date: the job.
 
-use super::wallets::HolderSubscriptions;
-use super::wallets::WalletLoader;
-use super::wallets::add_holder;
+use super::wallets::{HolderSubscriptions, WalletLoader, add_holder};
 use crate::engine::error::EngineError;
 use crate::engine::services::{Engine, detached};
 use crate::engine::subjects::subscription_changes::carry_out_ends;
-use crate::store::Scope;
 use crate::store::credits::wallets::{self, Changes};
 use crate::store::subjects::subject::Which;
-use crate::store::{self};
+use crate::store::{self, Scope};
 use metergate_domain::base::Environment;
 use metergate_domain::base::limits::CREDIT_SWEEP_WALLETS_MAX;
 use sqlx::Connection;

@@ -8,9 +8,8 @@ use uuid::Uuid;
 
 use super::notices;
 use crate::engine::clock::Clock;
-use crate::store::Scope;
 use crate::store::credits::wallets::{self, Changes, ExpiredCreditLineRow};
-use crate::store::{self, StoreError};
+use crate::store::{self, Scope, StoreError};
 use metergate_domain::base::{Environment, Timestamp, Total};
 use metergate_domain::catalog::Plan;
 use metergate_domain::credits::wallet::{ExpiredCreditLine, Wallet};

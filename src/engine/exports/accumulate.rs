@@ -5,12 +5,11 @@ use std::collections::BTreeMap;
 use sqlx::PgConnection;
 
 use crate::engine::usage::fold::FoldListener;
-use crate::store::Scope;
-use crate::store::StoreError;
 use crate::store::exports::gauges::{self, HourlyGauge};
 use crate::store::exports::parts::{self, BucketPart, CustomerPart, ExportValue};
 use crate::store::exports::sums::{self, HourlySum};
 use crate::store::usage::fold::MeterBatches;
+use crate::store::{Scope, StoreError};
 use metergate_domain::base::Timestamp;
 use metergate_domain::catalog::StripeFormula;
 use metergate_domain::exports::Bucket;

@@ -11,8 +11,7 @@ use super::sending::Sender;
 use crate::engine::error::EngineError;
 use crate::engine::services::{Engine, detached};
 use crate::engine::usage::fold::Folded;
-use crate::store::Scope;
-use crate::store::{self, StoreError};
+use crate::store::{self, Scope, StoreError};
 use metergate_domain::base::Environment;
 
 /// The result of a run, and the exports that remain.

@@ -16,9 +16,8 @@ use super::rate_limit::RateLimit;
 use crate::engine::clock::Clock;
 use crate::engine::error::EngineError;
 use crate::providers::{DeliveryResult, OutgoingMeterEvent, Provider, Retryable};
-use crate::store::Scope;
 use crate::store::exports::{Dead, Deferred, ExportRow, Outcomes};
-use crate::store::{self, StoreError};
+use crate::store::{self, Scope, StoreError};
 use metergate_domain::base::{Environment, Timestamp};
 use metergate_domain::exports::{ExportStatus, backoff};
 

@@ -2,8 +2,7 @@
 
 use crate::engine::error::EngineError;
 use crate::engine::services::Engine;
-use crate::store::Scope;
-use crate::store::{self};
+use crate::store::{self, Scope};
 use metergate_domain::base::Environment;
 use sqlx::Connection;
 use std::time::Duration;

@@ -22,12 +22,11 @@ use crate::engine::writers::interrupt::Interrupt;
 use crate::engine::writers::prerequisite::{Prerequisite, Recheck};
 use crate::engine::writers::processor::Attempt;
 use crate::engine::writers::transaction::BatchTransaction;
-use crate::store::Scope;
 use crate::store::configuration::begin_recording;
 use crate::store::gate::counters::{CounterRow, id_of};
 use crate::store::gate::gate_writes::GateWrites;
 use crate::store::usage::events::{EventColumns, KeyColumns};
-use crate::store::{self, StoreError};
+use crate::store::{self, Scope, StoreError};
 use metergate_domain::base::{Digest, Timestamp};
 use metergate_domain::gate::{
     CallOutcome, Counter, CounterKey, GateState, Moment, OnExpiry, PathRecord, ReservationChange,

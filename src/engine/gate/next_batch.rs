@@ -2,9 +2,8 @@
 
 use super::cap_headroom::{KnownCaps, LastSeenCounters};
 use crate::engine::writers::context::WriterContext;
-use crate::store::Scope;
-use crate::store::StoreError;
 use crate::store::gate::fast_path::{self, Done, FastBatch, StatementClock};
+use crate::store::{Scope, StoreError};
 use metergate_domain::base::{Timestamp, Total};
 use metergate_domain::gate::{Counter, CounterKey};
 use std::time::Instant;

@@ -1,14 +1,12 @@
 //! Makes, settles and reads reservations: the use cases.
 
-use super::calls::Call;
-use super::calls::Reply;
+use super::calls::{Call, Reply};
 use crate::engine::error::EngineError;
 use crate::engine::page::{Page, PageRequest};
 use crate::engine::services::Engine;
 use crate::engine::usage::ingest::prepared_event::new_id;
-use crate::store::Scope;
 use crate::store::gate::reservations::{PageOf, ReservationCursor};
-use crate::store::{self};
+use crate::store::{self, Scope};
 use metergate_domain::base::limits::SWEEP_RESERVATIONS_MAX;
 use metergate_domain::base::names::{EventId, MeterKey};
 use metergate_domain::base::{Environment, EventSource, Quantity, Timestamp};

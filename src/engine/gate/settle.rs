@@ -2,10 +2,8 @@
 
 use super::calls::{Call, Reply};
 use super::next_batch::FastPath;
-use super::processor::Findings;
-use super::processor::GateProcessor;
-use crate::engine::gate::fast_path;
-use crate::engine::gate::locked;
+use super::processor::{Findings, GateProcessor};
+use crate::engine::gate::{fast_path, locked};
 use crate::engine::writers::context::WriterContext;
 use crate::engine::writers::interrupt::Interrupt;
 use crate::engine::writers::prerequisite::Prerequisite;

@@ -7,8 +7,7 @@ use std::sync::Arc;
 use serde::Serialize;
 use uuid::Uuid;
 
-use super::views::InvoiceView;
-use super::views::not_found;
+use super::views::{InvoiceView, not_found};
 use crate::engine::error::EngineError;
 use crate::engine::services::Engine;
 use crate::providers::{Bill, BillLine, Failure, Provider};

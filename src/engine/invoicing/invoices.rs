@@ -1,10 +1,7 @@
 //! Reads invoices, and drafts those that are due: the use cases.
 
 use super::drafting::InvoiceDraft;
-use super::views::InvoiceView;
-use super::views::ProviderView;
-use super::views::invoice_number;
-use super::views::status;
+use super::views::{InvoiceView, ProviderView, invoice_number, status};
 use crate::engine::error::EngineError;
 use crate::engine::invoicing::views::not_found;
 use crate::engine::page::{Page, PageRequest};

@@ -3,10 +3,9 @@
 use std::collections::BTreeMap;
 
 use crate::engine::usage::reader;
-use crate::store::Scope;
-use crate::store::StoreError;
 use crate::store::usage::MeterQuery;
 use crate::store::usage::fees::{Fee, SliceFee, fees};
+use crate::store::{Scope, StoreError};
 use metergate_domain::base::{Span, Total};
 use metergate_domain::catalog::StoredMeter;
 use metergate_domain::gate::{CapMeasure, PricedUsage};

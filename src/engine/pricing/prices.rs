@@ -7,8 +7,7 @@ use crate::engine::cursor;
 use crate::engine::error::EngineError;
 use crate::engine::page::{Page, PageRequest};
 use crate::engine::services::{Engine, detached};
-use crate::store::Scope;
-use crate::store::{self, configuration};
+use crate::store::{self, Scope, configuration};
 use metergate_domain::base::Environment;
 use metergate_domain::pricing::{Currency, ExchangeRate, Quote, QuoteRequest};
 

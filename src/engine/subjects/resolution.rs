@@ -11,11 +11,10 @@ use crate::engine::change::ChangeTransaction;
 use crate::engine::clock::Clock;
 use crate::engine::writers::prerequisite::Prerequisite;
 use crate::engine::writers::transaction::BatchTransaction;
-use crate::store::Scope;
 use crate::store::subjects::subject::Which;
 use crate::store::subjects::subscriptions::Newcomer;
 use crate::store::usage::events::KeyRow;
-use crate::store::{self, StoreError};
+use crate::store::{self, Scope, StoreError};
 use metergate_domain::gate::Path;
 
 /// Paths by subject.

@@ -7,10 +7,9 @@ use sqlx::PgConnection;
 
 use crate::engine::error::EngineError;
 use crate::engine::services::Engine;
-use crate::store::Scope;
 use crate::store::usage::fold;
 use crate::store::usage::fold::MeterBatches;
-use crate::store::{self, StoreError};
+use crate::store::{self, Scope, StoreError};
 use metergate_domain::base::Environment;
 use metergate_domain::base::limits::{DIMENSION_SETS_PER_METER_MAX, FOLD_BATCHES_MAX, FOLD_EVENTS_MAX};
 use metergate_domain::catalog::StoredMeter;

@@ -3,9 +3,8 @@
 use sqlx::PgConnection;
 
 use crate::engine::error::EngineError;
-use crate::store::Scope;
 use crate::store::usage::{AggregatesByGroup, MeterQuery, RollupCoverage, UsageScope};
-use crate::store::{self, StoreError};
+use crate::store::{self, Scope, StoreError};
 use metergate_domain::base::{Span, Timestamp, Total};
 use metergate_domain::catalog::StoredMeter;
 use metergate_domain::usage::query::rows;

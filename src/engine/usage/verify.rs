@@ -5,10 +5,9 @@ use uuid::Uuid;
 use crate::engine::error::EngineError;
 use crate::engine::gate::counters::{self, CounterRequest};
 use crate::engine::services::Engine;
-use crate::store::Scope;
 use crate::store::subjects::subject::Which;
 use crate::store::usage::verify::{Definition, Differences};
-use crate::store::{self, StoreError};
+use crate::store::{self, Scope, StoreError};
 use metergate_domain::base::{Environment, Timestamp};
 use metergate_domain::gate::{ApplicableCap, CatalogIndex, CounterSource, PricedUsage};
 

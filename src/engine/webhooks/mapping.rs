@@ -9,9 +9,8 @@ use crate::engine::error::EngineError;
 use crate::engine::services::Engine;
 use crate::engine::subjects::subject::{existing, set_customer};
 use crate::providers::stripe::webhook;
-use crate::store::Scope;
 use crate::store::subjects::{stripe_customers, stripe_subscriptions};
-use crate::store::{self, StoreError};
+use crate::store::{self, Scope, StoreError};
 use metergate_domain::base::names::SubjectId;
 use metergate_domain::base::{Environment, Timestamp};
 

@@ -12,10 +12,9 @@ use crate::engine::error::EngineError;
 use crate::engine::services::Engine;
 use crate::providers::stripe::Fault;
 use crate::providers::stripe::webhook::{self, Topic};
-use crate::store::Scope;
 use crate::store::subjects::{stripe_customers, stripe_subscriptions};
 use crate::store::webhook_events::ClaimedEvent;
-use crate::store::{self, StoreError, webhook_events};
+use crate::store::{self, Scope, StoreError, webhook_events};
 use metergate_domain::base::limits::{
     WEBHOOK_ATTEMPTS_MAX, WEBHOOK_FETCHES_MAX, WEBHOOK_LEASE, WEBHOOK_PAUSE_MAX, WEBHOOK_ROUND_EVENTS_MAX,
 };

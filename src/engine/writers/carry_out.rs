@@ -4,8 +4,7 @@ use super::context::WriterContext;
 use super::prerequisite::Prerequisite;
 use crate::engine::subjects::resolution;
 use crate::engine::subjects::subscription_changes::carry_out_ends;
-use crate::store::Scope;
-use crate::store::{StoreError, transaction};
+use crate::store::{Scope, StoreError, transaction};
 
 impl Prerequisite {
     /// Rolls back the open transaction, then does the work in separate transactions.

@@ -1,7 +1,6 @@
 //! Reasons that stop an attempt before its commit.
 
-use super::prerequisite::Prerequisite;
-use super::prerequisite::Recheck;
+use super::prerequisite::{Prerequisite, Recheck};
 use super::processor::Attempt;
 use crate::store::StoreError;
 

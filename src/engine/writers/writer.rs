@@ -12,8 +12,7 @@ use super::health::RunningWriter;
 use super::processor::{Attempt, BatchProcessor};
 use super::queue::{Job, Queue};
 use crate::engine::error::EngineError;
-use crate::store::Scope;
-use crate::store::{Database, StoreError};
+use crate::store::{Database, Scope, StoreError};
 
 /// The most attempts after a deadlock or a lock timeout.
 const CONFLICTS_MAX: u32 = 3;

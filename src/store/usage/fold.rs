@@ -6,10 +6,9 @@ use sqlx::{PgConnection, QueryBuilder, Row};
 
 use crate::store::StoreError;
 use crate::store::scope::Scope;
-use crate::store::usage::UsageScope;
-use crate::store::usage::daily_rollups;
 use crate::store::usage::measures::{MeasureScope, Measures, join_columns, made_of, rollup_column};
 use crate::store::usage::rollup_resolution::RollupResolution;
+use crate::store::usage::{UsageScope, daily_rollups};
 use metergate_domain::base::limits::DIMENSION_SETS_PER_METER_MAX;
 use metergate_domain::base::names::PropertyName;
 use metergate_domain::base::timestamp::MICROS_PER_HOUR;

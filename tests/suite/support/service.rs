@@ -22,9 +22,8 @@ use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, Command};
 use tower::ServiceExt;
 
-use super::cluster;
-use super::contract;
 use super::proxy::Proxy;
+use super::{cluster, contract};
 
 pub(crate) const TEST_SECRET: &str = "the-secret-of-the-test-environment!!";
 pub(crate) const LIVE_SECRET: &str = "the-secret-of-the-live-environment!!";

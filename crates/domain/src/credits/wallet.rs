@@ -9,8 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use uuid::Uuid;
 
 use super::accounts::{Cause, LedgerAccount, Movement, MovementKind};
-use super::cost::RateStep;
-use super::cost::{CostedUse, share};
+use super::cost::{CostedUse, RateStep, share};
 use super::grant::Grant;
 use super::unit::Unit;
 use crate::base::names::MeterKey;

@@ -2,8 +2,7 @@
 //! when it is used. Recorded usage may exceed a cap, as it may exceed a quota.
 
 use super::applicable_cap::{ApplicableCap, PricedUsage};
-use super::counter::CounterKey;
-use super::counter::CounterState;
+use super::counter::{CounterKey, CounterState};
 use super::credit_coverage::RequestedUse;
 use super::decision::{CapDenier, Denier, GrantMode, resets_at};
 use super::path::Path;

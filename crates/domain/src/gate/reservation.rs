@@ -8,8 +8,9 @@ use serde::Serialize;
 use uuid::Uuid;
 
 use super::catalog_index::CatalogIndex;
-use super::request::Reserve;
-use super::request::{Commit, Extend, HoldRequest, MeterAmount, OnExpiry, Release, validate_amounts};
+use super::request::{
+    Commit, Extend, HoldRequest, MeterAmount, OnExpiry, Release, Reserve, validate_amounts,
+};
 use crate::base::fields::{Violation, Violations};
 use crate::base::names::{MeterKey, SubjectId};
 use crate::base::quantity::Quantity;

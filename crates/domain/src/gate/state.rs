@@ -8,8 +8,7 @@ use std::sync::Arc;
 use uuid::Uuid;
 
 use super::catalog_index::CatalogIndex;
-use super::counter::CounterKey;
-use super::counter::CounterState;
+use super::counter::{CounterKey, CounterState};
 use super::path::Path;
 use super::request::OnExpiry;
 use super::reservation::{Moment, Record, Reservation};

@@ -12,8 +12,7 @@ use crate::base::quantity::Total;
 use crate::base::window::Span;
 use crate::pricing::amount::MinorUnits;
 use crate::pricing::commitment::Commitment;
-use crate::pricing::line::Bound;
-use crate::pricing::line::{LineModel, RatedLine};
+use crate::pricing::line::{Bound, LineModel, RatedLine};
 use crate::pricing::price::Price;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

@@ -6,16 +6,15 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::amount::MinorUnits;
-use super::commitment;
 use super::commitment::Commitment;
 use super::cost_basis::CostBasis;
 use super::currency::Currency;
 use super::exchange::{ExchangeRate, Rates};
 use super::line::RatedLine;
 use super::price::Price;
-use super::price_book;
 use super::price_book::{PriceBook, nearest_to};
 use super::rating::RatedQuantity;
+use super::{commitment, price_book};
 use crate::base::fields::{self, ObjectParser, Parsed, Violation};
 use crate::base::limits::{CATALOG_ITEMS_MAX, QUOTE_VALUES_MAX};
 use crate::base::names::{MeterKey, PlanKey};

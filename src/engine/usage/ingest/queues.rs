@@ -1,10 +1,8 @@
 //! The queues of events: a lane for single events, and one for bulk.
 
-use super::prepared_event::PreparedEvent;
-use super::prepared_event::RecordResult;
+use super::prepared_event::{PreparedEvent, RecordResult};
 use crate::engine::usage::ingest::batch;
-use crate::engine::usage::ingest::processor::IngestProcessor;
-use crate::engine::usage::ingest::processor::IngestRequest;
+use crate::engine::usage::ingest::processor::{IngestProcessor, IngestRequest};
 use crate::engine::writers::context::WriterContext;
 use crate::engine::writers::interrupt::Interrupt;
 use crate::engine::writers::lane::{Lane, WriterTasks};

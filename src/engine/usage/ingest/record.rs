@@ -1,8 +1,6 @@
 //! Recording events: the use case.
 
-use super::prepared_event::EventOutcome;
-use super::prepared_event::PreparedEvent;
-use super::prepared_event::RecordResult;
+use super::prepared_event::{EventOutcome, PreparedEvent, RecordResult};
 use super::processor::IngestRequest;
 use super::unfolded_backlog::UnfoldedBacklog;
 use crate::engine::error::EngineError;

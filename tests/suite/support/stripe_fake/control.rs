@@ -4,14 +4,12 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use super::checkout;
 use super::customers::Payments;
 use super::errors::ApiError;
 use super::faults::{Endpoint, Fault};
 use super::forms::Form;
-use super::routes;
 use super::state::State;
-use super::subscriptions;
+use super::{checkout, routes, subscriptions};
 
 /// Delay of a slow answer.
 const SLOW: Duration = Duration::from_secs(30);

@@ -3,10 +3,9 @@
 
 use super::clock::{DAY, HOUR};
 use super::customers::Payments;
-use super::invoices;
 use super::state::State;
-use super::subscriptions;
 use super::subscriptions::{Item, Subscription, change, snapshot};
+use super::{invoices, subscriptions};
 
 const INCOMPLETE_MAX: i64 = 23 * HOUR;
 const TRIAL_NOTICE: i64 = 3 * DAY;

@@ -4,7 +4,6 @@ use std::collections::{BTreeMap, HashMap};
 
 use serde_json::Value;
 
-use super::Options;
 use super::checkout::Session;
 use super::clock::Clock;
 use super::control::is_control;
@@ -17,10 +16,10 @@ use super::invoices::Invoice;
 use super::ledger::Ledger;
 use super::meters::Meters;
 use super::outbox::Outbox;
-use super::routes;
 use super::subscriptions::Subscription;
 use super::traffic::Traffic;
 use super::version::Version;
+use super::{Options, routes};
 
 #[derive(Debug)]
 pub(super) struct State {

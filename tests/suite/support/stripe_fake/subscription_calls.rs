@@ -3,15 +3,13 @@
 use serde_json::{Value, json};
 
 use super::clock::DAY;
-use super::customers;
 use super::customers::merge_metadata;
 use super::errors::ApiError;
 use super::forms::Form;
-use super::invoices;
 use super::state::State;
-use super::subscriptions;
 use super::subscriptions::{Subscription, change, read_item, show, snapshot};
 use super::version::Version;
+use super::{customers, invoices, subscriptions};
 
 /// Fields that have no effect in the fake.
 const IGNORED: [&str; 6] = [
