@@ -98,15 +98,15 @@ pub(crate) async fn rate(url: &str, rows: usize) -> anyhow::Result<f64> {
 }
 
 /// The statement that sets the counters of subjects with copied events.
-const RECOUNT: &str = "update counters set used = told.used from (
+const RECOUNT: &str = "update counters set used = counted.used from (
     select c.id, sum(e.sign * e.value) as used
     from subjects s
     join counters c on c.subject_id = s.id
     join events e on e.path_id = s.path_id
         and e.occurred_at >= greatest(c.period_start, c.since) and e.occurred_at < c.period_end
     where s.environment = 0 and s.subject like $1
-    group by c.id) told
- where told.id = counters.id";
+    group by c.id) counted
+ where counted.id = counters.id";
 
 /// Fills a database with events of a time range, in order of time, and updates the counters.
 pub(crate) async fn fill(
