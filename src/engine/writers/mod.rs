@@ -4,7 +4,7 @@
 //! commit, commits it in one transaction, and answers the calls. No timer is involved: an idle writer
 //! starts at once.
 //!
-//! A [`BatchProcessor`] defines the work of a lane. Queues, bounds, retries and answers are the same for
+//! A [`processor::BatchProcessor`] defines the work of a lane. Queues, bounds, retries and answers are the same for
 //! all lanes. A panic fails only the calls of its batch; the writer restarts with a new connection and a
 //! new processor. A lane without a running writer is dead, and `/readyz` names it.
 
