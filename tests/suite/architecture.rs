@@ -7,6 +7,8 @@ use std::path::Path;
 
 use sha2::{Digest, Sha384};
 
+use crate::support::sources;
+
 /// Layers from the outside inwards, each with the layers that it may use.
 const LAYERS: [(&str, &[&str]); 8] = [
     ("app", &["http", "jobs", "engine", "providers", "store", "domain", "embedded"]),
@@ -38,29 +40,16 @@ struct Source {
     code: String,
 }
 
-/// Returns every file below `src` that is not a test.
+/// Returns every file of the service and of the domain crate that is not a test.
 fn sources() -> Vec<Source> {
-    fn collect(folder: &Path, root: &Path, found: &mut Vec<Source>) {
-        for entry in fs::read_dir(folder).unwrap() {
-            let path = entry.unwrap().path();
-            if path.is_dir() {
-                collect(&path, root, found);
-            } else if path.extension().is_some_and(|extension| extension == "rs") {
-                let text = fs::read_to_string(&path).unwrap();
-                let path = path.strip_prefix(root).unwrap().display().to_string();
-                found.push(Source { path, code: code_of(&text) });
-            }
-        }
-    }
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let mut found = Vec::new();
-    collect(&root.join("src"), &root.join("src"), &mut found);
     // the domain is a separate crate, so Cargo keeps it free of the other layers
-    let mut domain = Vec::new();
-    collect(&root.join("crates/domain/src"), &root.join("crates/domain/src"), &mut domain);
-    found.extend(
-        domain.into_iter().map(|source| Source { path: format!("domain/{}", source.path), ..source }),
-    );
+    let path_in_layers = |path: &str| match path.strip_prefix("crates/domain/src/") {
+        Some(path) => Some(format!("domain/{path}")),
+        None => path.strip_prefix("src/").map(str::to_owned),
+    };
+    let source =
+        |file: sources::Source| Some(Source { path: path_in_layers(&file.path)?, code: code_of(&file.text) });
+    let mut found: Vec<Source> = sources::rust_sources().into_iter().filter_map(source).collect();
     let test_files = test_files(&found);
     found.retain(|source| !test_files.contains(&source.path));
     assert!(found.len() > 100, "only {} files were found", found.len());
